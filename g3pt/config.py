@@ -1,0 +1,200 @@
+"""Model and training configurations, and the presets as one table each.
+
+A configuration is a frozen dataclass that refuses values it cannot mean. Derived values are properties; the presets
+are rows, so that two sizes can be compared by eye. What the paper gives and what is ours is said beside each field.
+
+Source: G3PT (arXiv 2409.06322); CVQ's L = 2304, C = 512, 12 + 16 layers and 8192 codes are the paper's.
+Ours: every other number, the presets below `paper`, and all schedules of scales (the paper gives the first scale, 1,
+and the total, 2408; `paper` uses the one sum of squares that fits both).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CVQConfig:
+    """The tokenizer: point encoder, Cross-scale Querying Transformer (CQT), quantiser, occupancy decoder."""
+
+    scales: tuple[int, ...]  # tokens per scale, coarse to fine; the last equals the number of latents L
+    width: int  # D, of latents and of every layer
+    num_heads: int
+    encoder_layers: int  # self-attention layers after the cross-attention from the points
+    decoder_layers: int  # self-attention layers before the query points' cross-attention
+    latent_queries: Literal["anchored", "learned"] = "anchored"  # learned: the paper's
+    quantizer: Literal["fsq", "lfq"] = "fsq"  # lfq: the paper's
+    fsq_levels: tuple[int, ...] = (8, 8, 5, 5, 5)
+    lfq_bits: int = 13
+    num_fourier: int = 8  # frequencies of the point embedding
+    num_points: int = 2048  # surface points read per object and step
+    num_sharp_points: int = 0  # points on sharp edges read beside them
+    num_encode_points: int = 8192  # surface points read when codes are written for good
+    num_volume_queries: int = 1024  # occupancy queries per object and step, uniform in the box
+    num_near_queries: int = 1024  # and near the surface
+    near_weight: float = 0.25  # of the near-surface loss against the volume's
+    latent_weight: float = 1.0  # of the pyramid's loss on the latents
+    commitment_weight: float = 0.1  # pulls the encoder towards what the pyramid can express
+    code_weight: float = 0.05  # LFQ: entropy pressure; FSQ needs none
+    continuous_share: float = 0.3  # phase A: share of the steps without a quantiser
+    pyramid_share: float = 0.08  # phase A2: share of the steps that train only the pyramid, on frozen latents
+    stat_momentum: float = 0.03  # of the running per-position statistics before the quantiser
+    stat_freeze_share: float = 0.1  # last share of the steps, in which those statistics stand still
+    checkpoint_layers: bool = False  # recompute activations in the backward pass
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(int(t) for t in self.scales))
+        object.__setattr__(self, "fsq_levels", tuple(int(v) for v in self.fsq_levels))
+        _require(len(self.scales) >= 1 and min(self.scales) >= 1, f"scales must be positive, got {self.scales}")
+        _require(list(self.scales) == sorted(self.scales), f"scales must not shrink, got {self.scales}")
+        _require(self.width % self.num_heads == 0, f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        _require(self.latent_queries in ("anchored", "learned"), f"unknown latent_queries {self.latent_queries!r}")
+        _require(self.quantizer in ("fsq", "lfq"), f"unknown quantizer {self.quantizer!r}")
+        _require(1 <= self.lfq_bits <= 16, f"lfq_bits must be 1 to 16 (codes are stored as uint16), got {self.lfq_bits}")
+        _require(min(self.fsq_levels) >= 2, f"fsq_levels must be at least 2, got {self.fsq_levels}")
+        _require(self.num_codes <= 65536, f"{self.num_codes} codes do not fit uint16")
+        shares = self.continuous_share + self.pyramid_share + self.stat_freeze_share
+        _require(0 <= shares <= 1, f"continuous, pyramid and freeze shares add up to {shares}, more than the whole run")
+
+    @property
+    def num_latents(self) -> int:
+        """L."""
+        return self.scales[-1]
+
+    @property
+    def num_tokens(self) -> int:
+        """S, tokens of all scales."""
+        return sum(self.scales)
+
+    @property
+    def num_codes(self) -> int:
+        """V, values of one token."""
+        return math.prod(self.fsq_levels) if self.quantizer == "fsq" else 2**self.lfq_bits
+
+    @property
+    def code_levels(self) -> tuple[int, ...]:
+        """Values of each digit of a code: FSQ's levels, or 2 for each LFQ bit."""
+        return self.fsq_levels if self.quantizer == "fsq" else (2,) * self.lfq_bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class CARConfig:
+    """The generator: a block-causal transformer over the tokens of all scales, and its two conditions."""
+
+    depth: int
+    width: int
+    num_heads: int
+    head: Literal["digits", "joint"] = "digits"  # digits: one softmax per digit or bit of a code; joint: the paper's V
+    scale_loss_power: float = 0.5  # weight of scale k is T_k ** -power, normalised: fine scales do not swamp the sum
+    code_noise: float = 0.0  # share of coarse input tokens replaced while training (self-correction; ours, off)
+    drop_text: float = 0.1  # share of training objects that lose their text, independently of
+    drop_image: float = 0.3  # the share that loses its image
+    text_encoder: str = "small"  # "small": trained here, jointly; else a hub id or a folder of CLIPTextModel
+    text_revision: str | None = None
+    image_encoder: str = "small"  # "small": trained here, jointly; else a hub id or a folder of Dinov2Model
+    image_revision: str | None = None
+    image_size: int = 56  # pixels, both sides, of what the image encoder reads
+    checkpoint_layers: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.width % self.num_heads == 0, f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        _require(self.depth >= 1, f"depth must be at least 1, got {self.depth}")
+        _require(self.head in ("digits", "joint"), f"unknown head {self.head!r}")
+        for name in ("drop_text", "drop_image", "code_noise"):
+            _require(0 <= getattr(self, name) <= 1, f"{name} must be a share in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One optimisation run: AdamW, warm-up and cosine to zero, clipping, an exponential average of the weights."""
+
+    steps: int  # optimiser steps
+    batch_size: int  # objects per step over all workers
+    learning_rate: float
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    seed: int = 0
+    log_every: int = 20  # steps
+    eval_every: int = 200  # steps
+    checkpoint_every: int = 100  # steps
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        _require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        _require(self.precision in ("fp32", "bf16"), f"unknown precision {self.precision!r}")
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """Build the configuration `cls` from parsed JSON; an unknown key is a ValueError that names it."""
+    known = {f.name for f in fields(cls)}
+    unknown = sorted(set(values) - known)
+    _require(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+PAPER_SCALES = (1, 4, 9, 16, 25, 49, 2304)  # sums to the paper's 2408; the split is ours
+# fmt: off
+CVQ_PRESETS: dict[str, tuple[CVQConfig, TrainConfig]] = {
+    "nano":  (CVQConfig(scales=(1, 4, 9, 16, 32, 64), width=64, num_heads=4, encoder_layers=1, decoder_layers=2,
+                        num_points=1024, num_encode_points=4096, num_volume_queries=256, num_near_queries=256),
+              TrainConfig(steps=1800, batch_size=16, learning_rate=2e-3, ema_decay=0.99)),
+    "micro": (CVQConfig(scales=(1, 4, 9, 16, 32, 64, 128), width=128, num_heads=4, encoder_layers=2, decoder_layers=4,
+                        num_points=2048, num_volume_queries=512, num_near_queries=512),
+              TrainConfig(steps=20_000, batch_size=32, learning_rate=1e-3)),
+    "small": (CVQConfig(scales=(1, 4, 9, 16, 36, 81, 182, 512), width=256, num_heads=8, encoder_layers=4, decoder_layers=6,
+                        num_points=8192, num_sharp_points=2048, num_encode_points=16384,
+                        num_volume_queries=2048, num_near_queries=2048),
+              TrainConfig(steps=60_000, batch_size=64, learning_rate=4e-4, precision="bf16", ema_decay=0.9995)),
+    "base":  (CVQConfig(scales=(1, 4, 9, 16, 36, 81, 182, 410, 1024), width=384, num_heads=6, encoder_layers=8, decoder_layers=12,
+                        num_points=16384, num_sharp_points=4096, num_encode_points=16384,
+                        num_volume_queries=4096, num_near_queries=4096, checkpoint_layers=True),
+              TrainConfig(steps=60_000, batch_size=128, learning_rate=2e-4, precision="bf16", ema_decay=0.9999)),
+    "paper": (CVQConfig(scales=PAPER_SCALES, width=512, num_heads=8, encoder_layers=12, decoder_layers=16,
+                        latent_queries="learned", quantizer="lfq",
+                        num_points=16384, num_sharp_points=0, num_encode_points=16384,
+                        num_volume_queries=8192, num_near_queries=8192, checkpoint_layers=True),
+              TrainConfig(steps=60_000, batch_size=256, learning_rate=1e-4, precision="bf16", ema_decay=0.9999)),
+}
+# `pico`, `nano`, `mini` and `micro` are the sizes that the CPU sweep of the demo trains.
+CAR_PRESETS: dict[str, tuple[CARConfig, TrainConfig]] = {
+    "pico":  (CARConfig(depth=1, width=32, num_heads=2),   TrainConfig(steps=600, batch_size=32, learning_rate=4e-3, ema_decay=0.99)),
+    "nano":  (CARConfig(depth=4, width=128, num_heads=4),  TrainConfig(steps=1200, batch_size=32, learning_rate=2e-3, ema_decay=0.99)),
+    "mini":  (CARConfig(depth=2, width=64, num_heads=2),   TrainConfig(steps=600, batch_size=32, learning_rate=3e-3, ema_decay=0.99)),
+    "micro": (CARConfig(depth=6, width=192, num_heads=6),  TrainConfig(steps=10_000, batch_size=64, learning_rate=1e-3)),
+    "small": (CARConfig(depth=8, width=384, num_heads=6),  TrainConfig(steps=50_000, batch_size=128, learning_rate=4e-4, precision="bf16")),
+    "base":  (CARConfig(depth=12, width=512, num_heads=8), TrainConfig(steps=100_000, batch_size=256, learning_rate=2e-4, precision="bf16")),
+    "0.1B":  (CARConfig(depth=12, width=768, num_heads=12, text_encoder="openai/clip-vit-large-patch14", image_encoder="facebook/dinov2-large", image_size=224),
+              TrainConfig(steps=200_000, batch_size=256, learning_rate=2e-4, precision="bf16", ema_decay=0.9999)),
+    "0.5B":  (CARConfig(depth=20, width=1152, num_heads=18, text_encoder="openai/clip-vit-large-patch14", image_encoder="facebook/dinov2-large", image_size=224, checkpoint_layers=True),
+              TrainConfig(steps=200_000, batch_size=512, learning_rate=1.5e-4, precision="bf16", ema_decay=0.9999)),
+    "1.5B":  (CARConfig(depth=24, width=1856, num_heads=29, text_encoder="openai/clip-vit-large-patch14", image_encoder="facebook/dinov2-large", image_size=224, checkpoint_layers=True),
+              TrainConfig(steps=200_000, batch_size=1024, learning_rate=1e-4, precision="bf16", ema_decay=0.9999)),
+}
+# fmt: on
+
+
+def cvq_preset(name: str) -> tuple[CVQConfig, TrainConfig]:
+    """The tokenizer preset `name`; an unknown one is a ValueError that lists the known."""
+    return _lookup(CVQ_PRESETS, name)
+
+
+def car_preset(name: str) -> tuple[CARConfig, TrainConfig]:
+    """The generator preset `name`; an unknown one is a ValueError that lists the known."""
+    return _lookup(CAR_PRESETS, name)
+
+
+def _lookup(table: dict[str, Any], name: str) -> Any:
+    _require(name in table, f"unknown preset {name!r}; choose one of {', '.join(table)}")
+    return table[name]
