@@ -1,0 +1,129 @@
+"""What every command shares: typed flags from a frozen dataclass, exit codes, and the last line `result: PATH`.
+
+How: `main(flags_class, run, example=...)` parses kebab-case flags with tyro, calls `run(flags)` and exits:
+0 done / 1 failed / 2 bad usage or bad input (one line on stderr) / 130 interrupted. While `run` works, stdout points at
+stderr, so that Ray's and the workers' prints cannot follow the result line; with `--dry-run` stdout stays, for the plan.
+A flag class may check itself in `__post_init__`: its ValueError is bad usage too.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from pipelines.errors import UsageError, one_line
+
+Flags = TypeVar("Flags")
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(
+    flags_class: type[Flags],
+    run: Callable[[Flags], str | None],
+    *,
+    example: str,
+    args: Sequence[str] | None = None,
+) -> NoReturn:
+    """Parse `args` (default sys.argv), call `run(flags)`, print `result: PATH` when it returns one, exit with the code.
+
+    `example` is a command line that --help shows. The docstring of `flags_class` is the command's description.
+    """
+    flags = parse(flags_class, example=example, args=args)
+    result = None
+    try:
+        with stdout_to_stderr(enabled=not getattr(flags, "dry_run", False)):
+            result = run(flags)
+    except UsageError as error:
+        die(usage_message(error))
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command resumes: {this_command()}", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except Exception as error:  # the outermost frame of a program: report, then a failing exit code
+        traceback.print_exception(error)
+        print(f"failed: {type(error).__name__}: {one_line(error)[:400]}", file=sys.stderr)
+        raise SystemExit(EXIT_FAILED) from None
+    if result is not None:
+        print(f"result: {result}", flush=True)
+    raise SystemExit(0)
+
+
+def parse(flags_class: type[Flags], *, example: str, args: Sequence[str] | None = None) -> Flags:
+    """The flags, or exit 2 with one line on stderr (tyro's framed message squeezed), or exit 0 after --help."""
+    import tyro
+
+    description = f"{flags_class.__doc__}\n\nExample: {example}"
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(flags_class, description=description, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+    except ValueError as error:
+        die(one_line(error))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        die(squeeze(complaint.getvalue()))
+
+
+def squeeze(framed: str) -> str:
+    """One line from tyro's multi-line framed message: no borders, no colour, no pointer to --help at the end."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", framed)
+    text = re.sub(r"[│╭╮╰╯─┌┐└┘]+", " ", text)
+    text = re.sub(r"For full helptext, (run|see).*", "", " ".join(text.split()))
+    text = re.sub(r"^(Parsing error|Required options|Value error) ?(Error parsing \w+: )?", "", text)
+    return text.strip() + " (see --help)"
+
+
+def usage_message(error: UsageError) -> str:
+    """The message alone, also when Ray wrapped the error in a task's traceback."""
+    cause = getattr(error, "cause", None)
+    return one_line(cause if isinstance(cause, UsageError) else error)
+
+
+def die(message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(EXIT_USAGE)
+
+
+def this_command() -> str:
+    """The command line as typed, quoted for a shell."""
+    return shlex.join(["python", *sys.argv])
+
+
+def absolute(path: str) -> str:
+    """A path that survives Ray's change of working directory: absolute if local, unchanged if a URI such as s3://."""
+    return path if "://" in path else str(Path(path).expanduser().resolve())
+
+
+@contextlib.contextmanager
+def stdout_to_stderr(enabled: bool = True) -> Iterator[None]:
+    """Send all that is printed, by Python or by a child process, to stderr inside the block."""
+    if not enabled:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        if _is_real_stdout():
+            sys.stdout.flush()
+            saved = os.dup(1)
+            os.dup2(2, 1)
+            stack.callback(_restore_stdout, saved)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
+
+
+def _is_real_stdout() -> bool:
+    try:
+        return sys.stdout.fileno() == 1
+    except (OSError, ValueError, AttributeError):  # a test's capture, or a closed stream
+        return False
+
+
+def _restore_stdout(saved: int) -> None:
+    os.dup2(saved, 1)
+    os.close(saved)

@@ -1,0 +1,75 @@
+"""The only `ray.init` of the project: join the cluster that was asked for, or start a small private one.
+
+How: `--ray-address`, else RAY_ADDRESS (set by `ray job submit`), else a local cluster of this process. A local cluster
+has an explicit number of CPUs, no dashboard and a bounded object store, so that it starts in seconds. Every worker gets
+one compute thread (two torch threads beside another busy core were measured ten times slower than one) and the
+repository on its PYTHONPATH.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OBJECT_STORE_BYTES = 512 * 2**20  # shared memory of a local cluster: datasets at laptop scale pass through in shards
+WORKER_ENV = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_TRAIN_ENABLE_V2": "1",
+}
+
+
+def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_slots: float | None = None) -> None:
+    """Connect this process to Ray once; a second call keeps the first connection.
+
+    num_cpus and sweep_slots (a logical resource that admits Tune trials) size a local cluster and are ignored otherwise.
+    """
+    quiet_environment()
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, object] = {}
+    if address == "local":
+        cpus = num_cpus or available_cpus()
+        options = {
+            "num_cpus": cpus,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "resources": {"sweep_slot": sweep_slots or float(cpus)},
+        }
+        # Ray announces at every start that a local cluster asks for a token; README says so once.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    ray.init(address=address, runtime_env={"env_vars": worker_env()}, logging_level=logging.WARNING, **options)
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local one ends with it."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def worker_env() -> dict[str, str]:
+    """Environment of every worker: one thread each, and this repository importable."""
+    inherited = os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join(part for part in (str(REPOSITORY), inherited) if part)
+    passed_on = {key: os.environ[key] for key in ("MLFLOW_TRACKING_URI", "CUBLAS_WORKSPACE_CONFIG") if key in os.environ}
+    return {**WORKER_ENV, **passed_on, "PYTHONPATH": path}
+
+
+def quiet_environment() -> None:
+    """Settings that Ray reads when it is imported or started: set before, and only where the user set nothing."""
+    defaults = {**WORKER_ENV, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_TQDM_PATCH_PRINT": "0"}
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+
+
+def available_cpus() -> int:
+    """CPUs this process may use, at least two: Ray needs a slot for a coordinator beside one that works."""
+    return max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 2))
