@@ -69,6 +69,11 @@ class CVQConfig:
         return self.scales[-1]
 
     @property
+    def num_scales(self) -> int:
+        """How many scales."""
+        return len(self.scales)
+
+    @property
     def num_tokens(self) -> int:
         """S, tokens of all scales."""
         return sum(self.scales)

@@ -1,0 +1,205 @@
+"""CVQ, the tokenizer: surface points -> latents -> codes of S scales -> latents -> occupancy.
+
+Training has three phases in one run (`set_phase`): A, the plain autoencoder without the pyramid of scales; A2, the
+pyramid alone on frozen latents, quantised from its first step; B, everything together. In B the decoder reads
+canvas + latents - stop_gradient(latents) and the pyramid reads stop_gradient(latents): a straight-through step around the whole
+pyramid, so that the encoder keeps an autoencoder's gradient and isn't bent to please the pyramid (LOG.md).
+
+Source: G3PT, CVQ (cross-attention encoder, CQT, self-attention decoder, occupancy of query points; two-phase training).
+Ours: phase A2; the straight-through step around the pyramid; latent queries anchored to places (`latent_queries='anchored'`).
+
+Shapes: B batch, P surface points, Q query points, L latents, T tokens of a scale, S tokens of all scales, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from g3pt.checkpoint import Pretrained
+from g3pt.config import CVQConfig
+from g3pt.cqt import CQT, make_anchors
+from g3pt.layers import CrossBlock, FourierPoints, SelfBlock, run_blocks
+
+Phase = Literal["continuous", "pyramid", "joint"]
+
+
+class Encoder(nn.Module):
+    """Surface points with normals -> L latents: cross-attention from the points, then self-attention."""
+
+    def __init__(self, config: CVQConfig, anchors_L3: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = FourierPoints(config.width, config.num_fourier, num_features=6)
+        self.sharp_offset = nn.Parameter(torch.zeros(config.width)) if config.num_sharp_points else None
+        self.register_buffer("anchors_L3", anchors_L3)
+        self.queries = nn.Parameter(torch.randn(config.num_latents, config.width) * 0.02)
+        self.cross = CrossBlock(config.width, config.num_heads)
+        self.blocks = nn.ModuleList(SelfBlock(config.width, config.num_heads) for _ in range(config.encoder_layers))
+
+    def forward(self, surface_BP6: Tensor, sharp_BP6: Tensor | None = None) -> Tensor:
+        points_BPD = self.embed(surface_BP6)
+        queries_BLD = self.queries.expand(len(surface_BP6), -1, -1)
+        if self.config.latent_queries == "anchored":
+            queries_BLD = queries_BLD + gather(points_BPD, self._nearest(surface_BP6))
+        if self.sharp_offset is not None:
+            if sharp_BP6 is None:
+                raise ValueError(f"this tokenizer reads {self.config.num_sharp_points} sharp points beside the surface, got none")
+            points_BPD = torch.cat([points_BPD, self.embed(sharp_BP6) + self.sharp_offset], dim=1)
+        x_BLD = run_blocks(self.blocks, self.cross(queries_BLD, points_BPD), self.config.checkpoint_layers)
+        return F.layer_norm(x_BLD.float(), x_BLD.shape[-1:])  # fixed scale for everything after
+
+    @torch.no_grad()
+    def _nearest(self, surface_BP6: Tensor) -> Tensor:
+        """Index (B, L) of the surface point nearest to each anchor."""
+        points_BP3 = surface_BP6[..., :3].float()
+        anchors = self.anchors_L3.expand(len(points_BP3), -1, -1)
+        score = points_BP3.square().sum(-1)[:, None] - 2 * torch.bmm(anchors, points_BP3.transpose(1, 2))
+        return score.argmin(-1)
+
+
+class Decoder(nn.Module):
+    """Latents -> self-attention -> occupancy logits of query points by cross-attention."""
+
+    def __init__(self, config: CVQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.places = nn.Parameter(torch.randn(config.num_latents, config.width) * 0.02)
+        self.project = nn.Linear(config.width, config.width)
+        self.blocks = nn.ModuleList(SelfBlock(config.width, config.num_heads) for _ in range(config.decoder_layers))
+        self.embed = FourierPoints(config.width, config.num_fourier, num_features=3)
+        self.cross = CrossBlock(config.width, config.num_heads)
+        self.norm, self.head = nn.LayerNorm(config.width), nn.Linear(config.width, 1)
+
+    def latents(self, canvas_BLD: Tensor) -> Tensor:
+        """The self-attention part, computed once per object."""
+        return run_blocks(self.blocks, self.project(canvas_BLD) + self.places, self.config.checkpoint_layers)
+
+    def logits(self, latents_BLD: Tensor, points_BQ3: Tensor) -> Tensor:
+        """Occupancy logits (B, Q), positive inside."""
+        return self.head(self.norm(self.cross(self.embed(points_BQ3), latents_BLD))).squeeze(-1)
+
+
+class CVQ(nn.Module, Pretrained):
+    """The tokenizer. `encode` and `decode_latents` are deterministic in evaluation mode."""
+
+    kind = "cvq"
+    config_class = CVQConfig
+
+    def __init__(self, config: CVQConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            anchors_L3 = make_anchors(config.num_latents)
+            self.encoder = Encoder(config, anchors_L3)
+            self.cqt = CQT(config, anchors_L3, torch.Generator().manual_seed(seed))
+            self.decoder = Decoder(config)
+        self.register_buffer("latent_mean_LD", torch.zeros(config.num_latents, config.width))
+        self.register_buffer("has_base", torch.zeros((), dtype=torch.bool))
+        self.phase: Phase = "joint"
+        self.statistics_frozen = False
+
+    def set_phase(self, step: int, num_steps: int) -> bool:
+        """Choose the phase of optimiser step `step` of `num_steps`; True if the set of trained tensors changed."""
+        start_pyramid = round(self.config.continuous_share * num_steps)
+        start_joint = start_pyramid + round(self.config.pyramid_share * num_steps)
+        phase: Phase = "continuous" if step < start_pyramid else "pyramid" if step < start_joint else "joint"
+        self.statistics_frozen = step >= round((1 - self.config.stat_freeze_share) * num_steps)
+        if phase != "continuous" and start_pyramid > 0 and not self.has_base:
+            self.cqt.base.data.copy_(self.latent_mean_LD)
+            self.has_base.fill_(True)
+        changed, self.phase = phase != self.phase, phase
+        self.encoder.requires_grad_(phase != "pyramid")
+        self.decoder.requires_grad_(phase != "pyramid")
+        self.cqt.requires_grad_(phase != "continuous")
+        return changed
+
+    def forward(self, batch: dict[str, Tensor], step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training loss of this phase and its parts, from surface_BP6, points_BQ3, occupancy_BQ, near_BQ (and sharp_BP6)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.phase != "pyramid"):
+            latents_BLD = self.encoder(batch["surface_BP6"], batch.get("sharp_BP6"))
+        if self.phase == "continuous":
+            self._track_mean(latents_BLD.detach())
+            return self._occupancy_loss(latents_BLD, batch)
+        output = self.cqt(latents_BLD.detach(), frozen=self.statistics_frozen)
+        pyramid_loss, logs = self._pyramid_loss(output, latents_BLD.detach())
+        if self.phase == "pyramid":
+            return pyramid_loss, logs
+        canvas_BLD = output.canvases_BLD[-1]
+        loss, occupancy_logs = self._occupancy_loss(canvas_BLD + latents_BLD - latents_BLD.detach(), batch)
+        commitment = F.mse_loss(latents_BLD, canvas_BLD.detach())
+        loss = loss + pyramid_loss + self.config.commitment_weight * commitment
+        return loss, occupancy_logs | logs | {"loss_commitment": commitment.detach()}
+
+    def _track_mean(self, latents_BLD: Tensor) -> None:
+        if self.training:
+            self.latent_mean_LD.lerp_(latents_BLD.mean(0), 0.02)
+
+    def _occupancy_loss(self, canvas_BLD: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        logits_BQ = self.decoder.logits(self.decoder.latents(canvas_BLD), batch["points_BQ3"])
+        loss_BQ = F.binary_cross_entropy_with_logits(logits_BQ.float(), batch["occupancy_BQ"].float(), reduction="none")
+        near_BQ = batch["near_BQ"]
+        volume, near = loss_BQ[~near_BQ].mean(), loss_BQ[near_BQ].mean()
+        logs = {"loss_volume": volume.detach(), "loss_near": near.detach()}
+        return volume + self.config.near_weight * near, logs
+
+    def _pyramid_loss(self, output, latents_BLD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over scales of mse(canvas, latents) over the scale's amplitude, plus the quantiser's own loss."""
+        variance = latents_BLD.var(0).mean() if len(latents_BLD) > 1 else latents_BLD.new_ones(())
+        losses, logs = [], {}
+        for scale, canvas_BLD in enumerate(output.canvases_BLD):
+            error = F.mse_loss(canvas_BLD.float(), latents_BLD)
+            losses.append(error / (self.cqt.sigma[scale].square() + 1e-3))
+            logs[f"residual_ratio_scale_{scale + 1}"] = (error / variance).detach()
+        quantizer_loss = torch.stack(output.losses).mean()
+        loss_latent = torch.stack(losses).mean()
+        logs |= {"loss_latent": loss_latent.detach(), "loss_quantizer": quantizer_loss.detach()}
+        return self.config.latent_weight * loss_latent + self.config.code_weight * quantizer_loss, logs
+
+    @torch.no_grad()
+    def encode(self, surface_BP6: Tensor, sharp_BP6: Tensor | None = None, num_scales: int | None = None) -> Tensor:
+        """Surface points -> codes (B, S) int64, scales coarse to fine (the first `num_scales` only, if given)."""
+        output = self.cqt(self.encoder(surface_BP6, sharp_BP6), frozen=True, num_scales=num_scales)
+        return torch.cat(output.codes_BT, dim=1)
+
+    def canvas_start(self, batch_size: int) -> Tensor:
+        """The empty canvas, (B, L, D)."""
+        return self.cqt.canvas_start(batch_size)
+
+    def canvas_add(self, canvas_BLD: Tensor, codes_BT: Tensor, scale: int) -> Tensor:
+        """The canvas after `scale`'s codes are spread over it. Scales are numbered from 0."""
+        return canvas_BLD + self.cqt.spread(self.cqt.quantizer.values(codes_BT), scale)
+
+    def align(self, canvas_BLD: Tensor, scale: int) -> Tensor:
+        """The canvas brought to `scale`'s tokens, (B, T, D): what CAR reads before it predicts them."""
+        return self.cqt.align(canvas_BLD, scale)
+
+    def canvas(self, codes_BS: Tensor) -> Tensor:
+        """The canvas of all the whole scales that `codes_BS` holds."""
+        canvas_BLD, start = self.canvas_start(len(codes_BS)), 0
+        for scale, num_tokens in enumerate(self.config.scales):
+            if start == codes_BS.shape[1]:
+                break
+            if start + num_tokens > codes_BS.shape[1]:
+                raise ValueError(f"{codes_BS.shape[1]} codes end inside scale {scale + 1} of {self.config.scales}")
+            canvas_BLD = self.canvas_add(canvas_BLD, codes_BS[:, start : start + num_tokens], scale)
+            start += num_tokens
+        return canvas_BLD
+
+    def decode_latents(self, codes_BS: Tensor, num_scales: int | None = None) -> Tensor:
+        """Codes -> what `occupancy_logits` reads, (B, L, D); from the first `num_scales` scales only, if given."""
+        used = sum(self.config.scales[:num_scales]) if num_scales is not None else self.config.num_tokens
+        return self.decoder.latents(self.canvas(codes_BS[:, :used]))
+
+    def occupancy_logits(self, latents_BLD: Tensor, points_BQ3: Tensor) -> Tensor:
+        """Logits (B, Q) of the points being inside; points in [-1, 1]."""
+        return self.decoder.logits(latents_BLD, points_BQ3)
+
+
+def gather(x_BND: Tensor, index_BT: Tensor) -> Tensor:
+    """Rows of x by index, (B, T, D)."""
+    return x_BND.gather(1, index_BT[..., None].expand(-1, -1, x_BND.shape[-1]))
