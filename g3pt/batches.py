@@ -1,0 +1,86 @@
+"""Training batches whose content depends only on (seed, samples seen), so that a resumed run continues them exactly.
+
+Objects are visited in an order shuffled anew each epoch from (seed, epoch); a batch may span two epochs. Worker r of w takes every w-th
+object of each global batch. Points within an object are drawn from (seed, sample number).
+
+Shapes: N objects, P surface points, Q query points; tensors with suffix B are batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from g3pt.config import CVQConfig
+
+
+def sample_order(num_objects: int, seed: int, epoch: int) -> np.ndarray:
+    """The order (num_objects,) of one epoch."""
+    return np.random.default_rng([seed, epoch, num_objects]).permutation(num_objects)
+
+
+def batch_indices(num_objects: int, batch_size: int, seed: int, start_sample: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Endlessly: (sample numbers, object indices) of this worker's share of each global batch, from `start_sample` on."""
+    if batch_size % world_size:
+        raise ValueError(f"global batch {batch_size} is not a multiple of {world_size} workers")
+    if num_objects < 1:
+        raise ValueError("no object to train on: the split has no row with status ok")
+    orders: dict[int, np.ndarray] = {}
+    while True:
+        samples = np.arange(start_sample + rank, start_sample + batch_size, world_size)
+        epochs = samples // num_objects
+        for epoch in set(epochs.tolist()) - set(orders):
+            orders = {e: o for e, o in orders.items() if e >= epochs[0]} | {epoch: sample_order(num_objects, seed, epoch)}
+        yield samples, np.array([orders[int(e)][s % num_objects] for e, s in zip(epochs, samples, strict=True)])
+        start_sample += batch_size
+
+
+def window(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` consecutive rows from a random start, around the end: stored points are independent draws, so a window is a sample."""
+    if count > len(values):
+        raise ValueError(f"asked for {count} points of {len(values)} stored; preprocess with more or lower the preset's count")
+    start = int(rng.integers(len(values)))
+    return np.take(values, np.arange(start, start + count), axis=0, mode="wrap")
+
+
+class SurfaceBatches:
+    """CVQ's batches from arrays of one split: `surface`, `sharp`, `near_points`, `volume_points` and unpacked occupancies."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], config: CVQConfig, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.arrays, self.config, self.batch_size, self.seed = arrays, config, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+
+    def __call__(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
+        """Batches from sample `start_sample` on, without end."""
+        num_objects = len(self.arrays["surface"])
+        for samples, indices in batch_indices(num_objects, self.batch_size, self.seed, start_sample, self.rank, self.world_size):
+            rows = [self._object(int(i), int(s)) for s, i in zip(samples, indices, strict=True)]
+            yield {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+
+    def _object(self, index: int, sample: int) -> dict[str, np.ndarray]:
+        config, rng = self.config, np.random.default_rng([self.seed, sample])
+        surface = window(self.arrays["surface"][index], config.num_points, rng)
+        pools = [("volume", config.num_volume_queries), ("near", config.num_near_queries)]
+        points, inside = [], []
+        for pool, count in pools:
+            stored = self.arrays[f"{pool}_points"][index]
+            rows = rng.integers(len(stored), size=count)
+            points.append(stored[rows])
+            inside.append(unpack_rows(self.arrays[f"{pool}_occupancy"][index], rows))
+        batch = {
+            "surface_BP6": surface.astype(np.float32),
+            "points_BQ3": np.concatenate(points).astype(np.float32),
+            "occupancy_BQ": np.concatenate(inside),
+            "near_BQ": np.repeat([False, True], [count for _, count in pools]),
+        }
+        if config.num_sharp_points:
+            batch["sharp_BP6"] = window(self.arrays["sharp"][index], config.num_sharp_points, rng).astype(np.float32)
+        return batch
+
+
+def unpack_rows(packed: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Bits `rows` of a little-endian packed array, as booleans."""
+    return (packed[rows >> 3] >> (rows & 7).astype(np.uint8) & 1).astype(bool)
