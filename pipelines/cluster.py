@@ -59,8 +59,7 @@ def worker_env() -> dict[str, str]:
     """Environment of every worker: one thread each, and this repository importable."""
     inherited = os.environ.get("PYTHONPATH", "")
     path = os.pathsep.join(part for part in (str(REPOSITORY), inherited) if part)
-    passed_on = {key: os.environ[key] for key in ("MLFLOW_TRACKING_URI", "CUBLAS_WORKSPACE_CONFIG") if key in os.environ}
-    return {**WORKER_ENV, **passed_on, "PYTHONPATH": path}
+    return {**WORKER_ENV, "PYTHONPATH": path}
 
 
 def quiet_environment() -> None:

@@ -1,0 +1,35 @@
+# make demo   the whole pipeline at toy size, with its report      (15 minutes on 2 cores after the installation)
+# make test   the fast and the slow tests                          (15 minutes on 2 cores)
+# make soak   the long fault runs, 20 kills a stage                (by hand)
+# make lint   ruff
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test fast soak lint clean
+demo: $(STAMP)
+	$(VENV)/bin/python jobs/quickstart.py
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest -m "not soak"
+
+fast: $(STAMP)
+	$(VENV)/bin/python -m pytest -m "not slow and not soak"
+
+soak: $(STAMP)
+	$(VENV)/bin/python -m pytest -m soak
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+
+clean:
+	rm -rf $(VENV) out
+
+# The stamp is newer than both files only when an installation went through, so a broken one is taken up again.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 on PATH; set PYTHON=..." >&2; exit 2; }
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	touch $@

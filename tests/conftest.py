@@ -1,0 +1,62 @@
+"""One thread per process, no Ray or MLflow of the machine, no network habits: every test starts from the same ground."""
+
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+    os.environ.pop(name, None)
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    NUMBA_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    DO_NOT_TRACK="true",
+    HF_HUB_OFFLINE="1",
+    RAY_USAGE_STATS_ENABLED="0",
+    # A token of our own in the environment: a local Ray would otherwise write one into the home directory.
+    RAY_AUTH_MODE="token",
+    RAY_AUTH_TOKEN=secrets.token_hex(32),
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    """Two torch threads beside another busy core were measured ten times slower than one."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the working tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One private local Ray of two CPUs, shared by the slow tests of a session."""
+    from pipelines import cluster
+
+    cluster.connect("local", num_cpus=2)
+    yield
+    cluster.disconnect()
+
+
+@pytest.fixture(scope="session")
+def real_meshes() -> Path:
+    """The folder of real objects that G3PT_MESHES names (it holds meshes/ and hostile/), or a skip."""
+    folder = os.environ.get("G3PT_MESHES")
+    if not folder:
+        pytest.skip("G3PT_MESHES is not set: no real meshes on this machine")
+    return Path(folder)
