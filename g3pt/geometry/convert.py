@@ -1,0 +1,132 @@
+"""One mesh to the tensors of one dataset row: solid, surface points, query points, labels, quality figures.
+
+Labels are computed at the stored float16 points against the solid itself. `num_faces` and `was_watertight` describe
+the mesh as given; `num_components`, `volume` and `surface_area` describe the solid; `chamfer_to_input` is the mean of
+both directed mean nearest distances between 4096 samples of each, in the solid's box.
+
+Shapes: P surface points, Ps sharp points, Q query points.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from g3pt.geometry.watertight import METHODS, Solid
+
+_CHAMFER_POINTS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """What a mesh becomes: grid resolution, method, and how many points of each kind."""
+
+    resolution: int = 256
+    watertight: str = "narrowband"
+    num_surface: int = 16384
+    num_sharp: int = 4096
+    num_queries: int = 32768
+    near_sigmas: tuple[float, ...] = (0.001, 0.005, 0.02)
+
+    def __post_init__(self) -> None:
+        if self.resolution < 16:
+            raise ValueError(f"resolution must be at least 16, not {self.resolution}")
+        if self.watertight not in METHODS:
+            raise ValueError(f"watertight must be one of {METHODS}, not {self.watertight!r}")
+        if self.num_queries <= 0 or self.num_queries % 8:
+            raise ValueError(f"num_queries must be a positive multiple of 8, not {self.num_queries}")
+        for name in ("num_surface", "num_sharp"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if not self.near_sigmas or min(self.near_sigmas) <= 0.0:
+            raise ValueError(f"near_sigmas must be positive, not {self.near_sigmas}")
+
+
+def mesh_to_tensors(vertices: np.ndarray, faces: np.ndarray, config: ConvertConfig, seed: int) -> dict:
+    """Row values of one mesh (V, 3), (F, 3); the same arguments give the same bytes.
+
+    Keys: surface, sharp, eval_surface (P, 6) and near_points, volume_points (Q, 3) float16; near_occupancy,
+    volume_occupancy uint8 (Q / 8,) packed little; num_faces, num_components, was_watertight, volume, surface_area,
+    chamfer_to_input; scale, offset (3,) with solid = input * scale + offset; solid (vertices, faces).
+    Raises MeshError when the mesh can't become a solid.
+    """
+    from g3pt.geometry.labels import inside
+    from g3pt.geometry.surface import sample_sharp, sample_surface
+    from g3pt.geometry.watertight import watertight
+
+    solid = watertight(vertices, faces, config.resolution, config.watertight)
+    streams = [np.random.default_rng([seed, k]) for k in range(6)]
+    surface = sample_surface(solid.vertices, solid.faces, config.num_surface, streams[0])
+    sharp = sample_sharp(solid.vertices, solid.faces, config.num_sharp, streams[1])
+    eval_surface = sample_surface(solid.vertices, solid.faces, config.num_surface, streams[2])
+    near = near_points(solid, config, streams[3]).astype(np.float16)
+    volume = streams[4].uniform(-1.0, 1.0, (config.num_queries, 3)).astype(np.float16)
+    labels = inside(solid.vertices, solid.faces, np.concatenate([near, volume]))
+    return {
+        "surface": surface.astype(np.float16),
+        "sharp": sharp.astype(np.float16),
+        "eval_surface": eval_surface.astype(np.float16),
+        "near_points": near,
+        "volume_points": volume,
+        "near_occupancy": np.packbits(labels[: config.num_queries], bitorder="little"),
+        "volume_occupancy": np.packbits(labels[config.num_queries :], bitorder="little"),
+        "num_faces": len(faces),
+        "was_watertight": is_watertight(vertices, faces),
+        "chamfer_to_input": _chamfer_to_input(solid, vertices, faces, streams[5]),
+        **_solid_figures(solid),
+        "scale": solid.scale,
+        "offset": solid.offset,
+        "solid": (solid.vertices, solid.faces),
+    }
+
+
+def near_points(solid: Solid, config: ConvertConfig, rng: np.random.Generator) -> np.ndarray:
+    """Points (Q, 3) scattered about the surface, an equal share for each sigma, held in [-1, 1]^3."""
+    from g3pt.geometry.surface import sample_surface
+
+    points = sample_surface(solid.vertices, solid.faces, config.num_queries, rng)[:, :3]
+    sigmas = np.resize(config.near_sigmas, config.num_queries)[:, None]
+    return np.clip(points + sigmas * rng.standard_normal(points.shape), -1.0, 1.0)
+
+
+def is_watertight(vertices: np.ndarray, faces: np.ndarray) -> bool:
+    """Whether, after equal vertices are merged, every edge belongs to exactly two faces that run it in opposite ways."""
+    from g3pt.geometry._kernels import edge_neighbours
+
+    _, merged = np.unique(np.asarray(vertices, dtype=np.float64), axis=0, return_inverse=True)
+    faces = merged.reshape(-1)[np.asarray(faces)]
+    faces = faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])]
+    if len(faces) == 0 or (edge_neighbours(faces, len(vertices)) < 0).any():
+        return False
+    directed = np.concatenate([faces[:, [k, (k + 1) % 3]] for k in range(3)])
+    keys = directed[:, 0] * np.int64(len(vertices)) + directed[:, 1]
+    return len(np.unique(keys)) == len(keys)
+
+
+def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:
+    """Volume enclosed by a closed surface, positive when its faces point outward."""
+    a, b, c = (vertices[faces[:, k]] for k in range(3))
+    return float(np.einsum("fd,fd->", a, np.cross(b, c)) / 6.0)
+
+
+def _solid_figures(solid: Solid) -> dict:
+    from g3pt.geometry._kernels import component_labels
+    from g3pt.geometry.surface import face_normals
+
+    labels = component_labels(solid.faces, len(solid.vertices))
+    return {
+        "num_components": len(np.unique(labels[solid.faces[:, 0]])),
+        "volume": signed_volume(solid.vertices, solid.faces),
+        "surface_area": float(face_normals(solid.vertices, solid.faces)[1].sum()),
+    }
+
+
+def _chamfer_to_input(solid: Solid, vertices: np.ndarray, faces: np.ndarray, rng: np.random.Generator) -> float:
+    from scipy.spatial import cKDTree
+
+    from g3pt.geometry.surface import sample_surface
+
+    ours = sample_surface(solid.vertices, solid.faces, _CHAMFER_POINTS, rng)[:, :3]
+    placed = np.asarray(vertices, dtype=np.float64) * solid.scale + solid.offset
+    theirs = sample_surface(placed, np.asarray(faces), _CHAMFER_POINTS, rng)[:, :3]
+    forth, back = cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]
+    return float((forth.mean() + back.mean()) / 2)

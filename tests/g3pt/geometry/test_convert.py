@@ -1,0 +1,129 @@
+"""Rows of known shapes: labels against an independent oracle, sampling, determinism, figures."""
+
+import numpy as np
+import pytest
+import trimesh
+
+from g3pt.geometry.convert import ConvertConfig, is_watertight, mesh_to_tensors
+from g3pt.geometry.labels import inside
+from g3pt.geometry.surface import face_normals, sample_sharp, sample_surface
+from g3pt.geometry.watertight import BOX, watertight
+
+CONFIG = ConvertConfig(resolution=48, num_surface=512, num_sharp=256, num_queries=1024)
+
+
+def knot() -> trimesh.Trimesh:
+    """A shape with concave regions and a hole: a torus through a box."""
+    return trimesh.util.concatenate([trimesh.creation.torus(1.0, 0.3), trimesh.creation.box((0.5, 2.5, 0.4))])
+
+
+def winding_number(triangles: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Generalised winding number by solid angles (Van Oosterom and Strackee), an oracle unlike the ray parity."""
+    total = np.zeros(len(points))
+    for a, b, c in triangles:
+        a, b, c = a - points, b - points, c - points
+        la, lb, lc = (np.linalg.norm(v, axis=1) for v in (a, b, c))
+        top = np.einsum("nd,nd->n", a, np.cross(b, c))
+        dot = lambda p, q: np.einsum("nd,nd->n", p, q)  # noqa: E731
+        total += 2 * np.arctan2(top, la * lb * lc + dot(a, b) * lc + dot(b, c) * la + dot(c, a) * lb)
+    return total / (4 * np.pi)
+
+
+def test_labels_agree_with_the_winding_number() -> None:
+    shape = knot()
+    solid = watertight(shape.vertices, shape.faces, 24)
+    rng = np.random.default_rng(0)
+    near = sample_surface(solid.vertices, solid.faces, 400, rng)[:, :3] + 0.01 * rng.standard_normal((400, 3))
+    points = np.concatenate([near, rng.uniform(-1, 1, (400, 3))]).astype(np.float16)
+    expected = winding_number(solid.vertices[solid.faces], points.astype(np.float64)) > 0.5
+    assert 100 < expected.sum() < 700
+    np.testing.assert_array_equal(inside(solid.vertices, solid.faces, points), expected)
+
+
+def test_labels_where_rays_meet_edges_and_corners() -> None:
+    cube = trimesh.creation.box((1, 1, 1))
+    ticks = np.array([-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75])
+    points = np.stack(np.meshgrid(ticks, ticks, ticks, indexing="ij"), axis=-1).reshape(-1, 3)
+    found = inside(cube.vertices, cube.faces, points)
+    clear = np.abs(np.abs(points) - 0.5).min(axis=1) > 0  # not exactly on a face's plane
+    np.testing.assert_array_equal(found[clear], (np.abs(points) < 0.5).all(axis=1)[clear])
+    ball = trimesh.creation.icosphere(3)
+    radii = np.array([0.0, 0.5, 0.9, 1.1, 1.5])
+    vertices = np.asarray(ball.vertices)[:, None] * radii[:, None]  # straight above and below vertices
+    expected = np.broadcast_to(radii < 1, vertices.shape[:2])
+    np.testing.assert_array_equal(inside(ball.vertices, ball.faces, vertices.reshape(-1, 3)), expected.reshape(-1))
+
+
+def test_same_arguments_same_bytes_and_seeds_differ() -> None:
+    shape = knot()
+    rows = [mesh_to_tensors(shape.vertices, shape.faces, CONFIG, seed) for seed in (7, 7, 8)]
+    for key, value in rows[0].items():
+        if key != "solid":
+            np.testing.assert_array_equal(value, rows[1][key], err_msg=key)
+    for key in ("surface", "sharp", "eval_surface", "near_points", "volume_points"):
+        assert not np.array_equal(rows[0][key], rows[2][key])
+    assert not np.array_equal(rows[0]["surface"], rows[0]["eval_surface"])
+
+
+def test_shapes_types_and_labels_of_a_row() -> None:
+    cube = trimesh.creation.box((1, 1, 1))
+    row = mesh_to_tensors(cube.vertices, cube.faces, CONFIG, 0)
+    shapes = {"surface": (512, 6), "eval_surface": (512, 6), "sharp": (256, 6), "near_points": (1024, 3), "volume_points": (1024, 3)}
+    for key, shape in shapes.items():
+        assert row[key].shape == shape and row[key].dtype == np.float16, key
+    assert row["near_occupancy"].shape == row["volume_occupancy"].shape == (128,)
+    occupancy = np.unpackbits(row["volume_occupancy"], bitorder="little").astype(bool)
+    distance = np.abs(row["volume_points"].astype(float)).max(axis=1)
+    assert occupancy[distance < 0.85].all() and not occupancy[distance > 0.951].any()
+    share = np.unpackbits(row["near_occupancy"]).mean()
+    assert 0.4 < share < 0.6
+    assert row["was_watertight"] is True and row["num_components"] == 1 and row["num_faces"] == 12
+    assert abs(row["surface_area"] - 6 * (2 * BOX) ** 2) < 0.03 * row["surface_area"]
+    assert 0.5 * 2 / 48 < row["chamfer_to_input"] < 3 * 2 / 48
+
+
+def test_surface_samples_are_uniform_and_lie_on_the_mesh() -> None:
+    # Two squares, one four times the other's area, at different heights.
+    vertices = np.array([[0, 0, 0], [2, 0, 0], [2, 2, 0], [0, 2, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]], dtype=float)
+    faces = np.array([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
+    points = sample_surface(vertices, faces, 5000, np.random.default_rng(0))
+    assert abs((points[:, 2] == 0).mean() - 0.8) < 0.01
+    np.testing.assert_allclose(points[points[:, 2] == 0, :2].mean(axis=0), 1.0, atol=0.03)
+    np.testing.assert_allclose(points[:, 3:], [[0, 0, 1]] * 5000)
+
+
+def test_sharp_samples_lie_on_edges_and_fall_back_when_there_are_none() -> None:
+    cube = trimesh.creation.box((2, 2, 2))
+    vertices, faces = np.asarray(cube.vertices), np.asarray(cube.faces)
+    sharp = sample_sharp(vertices, faces, 600, np.random.default_rng(0))
+    assert (np.isclose(np.abs(sharp[:, :3]), 1.0).sum(axis=1) >= 2).all()
+    np.testing.assert_allclose(np.linalg.norm(sharp[:, 3:], axis=1), 1.0)
+    assert (np.einsum("nd,nd->n", sharp[:, :3], sharp[:, 3:]) > 0).all()
+    ball = trimesh.creation.icosphere(4)
+    smooth = sample_sharp(np.asarray(ball.vertices), np.asarray(ball.faces), 600, np.random.default_rng(0))
+    np.testing.assert_allclose(np.linalg.norm(smooth[:, :3], axis=1), 1.0, atol=0.01)
+
+
+def test_watertight_flag_merges_equal_vertices_and_sees_holes_and_flips() -> None:
+    cube = trimesh.creation.box((1, 1, 1))
+    soup = np.asarray(cube.triangles).reshape(-1, 3)
+    faces = np.arange(36).reshape(-1, 3)
+    assert is_watertight(soup, faces)
+    assert not is_watertight(soup, faces[1:])
+    flipped = faces.copy()
+    flipped[0] = flipped[0, ::-1]
+    assert not is_watertight(soup, flipped)
+
+
+def test_normals_of_degenerate_faces_are_zero_not_nan() -> None:
+    normals, areas = face_normals(np.zeros((3, 3)), np.array([[0, 1, 2]]))
+    np.testing.assert_array_equal(normals, 0.0)
+    assert areas[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    "change", [{"resolution": 4}, {"watertight": "magic"}, {"num_queries": 12}, {"num_surface": 0}, {"near_sigmas": ()}]
+)
+def test_config_refuses_bad_values(change: dict) -> None:
+    with pytest.raises(ValueError):
+        ConvertConfig(**change)
