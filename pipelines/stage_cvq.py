@@ -1,0 +1,79 @@
+"""The tokenizer's training run: surfaces and occupancies of a dataset, diagnostics per scale, an export with its sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from g3pt import records
+from g3pt.batches import SurfaceBatches
+from g3pt.config import CVQConfig, TrainConfig, from_dict
+from g3pt.diagnostics import diagnose
+from g3pt.tokenizer import CVQ
+
+if TYPE_CHECKING:
+    from pipelines.runs import RunSpec
+
+TRAIN_COLUMNS = ("surface", "near_points", "volume_points", "near_occupancy", "volume_occupancy")
+EVAL_COLUMNS = ("surface", "eval_surface", "volume_points", "volume_occupancy")
+EVAL_OBJECTS = 128  # validation objects that the running diagnostics read
+
+
+class CVQStage:
+    """CVQ over one dataset; see `pipelines.stages.Stage`. `spec.config` has model, train, dataset and licenses."""
+
+    def __init__(self, spec: RunSpec, rank: int, world_size: int) -> None:
+        self.spec = spec
+        self.config: CVQConfig = from_dict(CVQConfig, spec.config["model"])
+        self.train_config: TrainConfig = from_dict(TrainConfig, spec.config["train"])
+        self.model = CVQ(self.config, seed=self.train_config.seed)
+        self.arrays = self._load("train", TRAIN_COLUMNS)
+        if not len(self.arrays["surface"]):
+            raise ValueError(f"{spec.paths['data']}: its train split has no object with status ok and an allowed licence")
+        self._batches = SurfaceBatches(self.arrays, self.config, self.train_config.batch_size, self.train_config.seed, rank, world_size)
+        self._eval_arrays: dict[str, dict[str, Any]] = {}
+
+    def _load(self, split: str, columns: tuple[str, ...]) -> dict[str, Any]:
+        columns += ("sharp",) * bool(self.config.num_sharp_points)
+        return records.load_arrays(self.spec.paths["data"], split, columns, licenses=self.spec.config.get("licenses") or None)
+
+    def batches(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
+        """Batches from a sample on."""
+        return self._batches(start_sample)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Diagnostics over the first validation objects, prefixed `val_`."""
+        return self._diagnose(model, "val", EVAL_OBJECTS)
+
+    def final(self, model: nn.Module) -> dict[str, float]:
+        """The same over all test objects, prefixed `test_`."""
+        return self._diagnose(model, "test", None)
+
+    def _diagnose(self, model: nn.Module, split: str, limit: int | None) -> dict[str, float]:
+        if split not in self._eval_arrays:
+            arrays = self._load(split, EVAL_COLUMNS)
+            self._eval_arrays[split] = {name: values[:limit] for name, values in arrays.items()}
+        arrays = self._eval_arrays[split]
+        if not len(arrays["surface"]):
+            return {}
+        assert isinstance(model, CVQ)
+        device = next(model.parameters()).device
+        return {f"{split}_{name}": value for name, value in diagnose(model, arrays, device).items()}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the model and the ids, licences and authors that it was trained on."""
+        assert isinstance(model, CVQ)
+        model.save_pretrained(folder, extra={"trained_on": trained_on(self.spec), "run": self.spec.config})
+
+
+def trained_on(spec: RunSpec) -> list[dict[str, str]]:
+    """id, licence and author of each training object, in order of id."""
+    licenses = spec.config.get("licenses") or None
+    rows = records.read_rows(spec.paths["data"], ["id", "license", "author"], split="train")
+    kept = [row for row in rows if licenses is None or row["license"] in licenses]
+    return sorted(kept, key=lambda row: row["id"])
+
+
