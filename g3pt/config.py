@@ -97,13 +97,15 @@ class CARConfig:
     width: int
     num_heads: int
     head: Literal["digits", "joint"] = "digits"  # digits: one softmax per digit or bit of a code; joint: the paper's V
-    scale_loss_power: float = 0.5  # weight of scale k is T_k ** -power, normalised: fine scales do not swamp the sum
-    code_noise: float = 0.0  # share of coarse input tokens replaced while training (self-correction; ours, off)
+    factor_values: int = 8  # digits head: neighbouring digits share a softmax while it has at most so many values
+    scale_loss_power: float = 0.5  # a token of scale k weighs T_k ** -power: fine scales do not swamp the sum
+    code_noise: float = 0.0  # share of input codes replaced at random while training (targets unchanged; ours, off)
+    progressive_share: float = 0.0  # share of the steps, at the start, that train only the coarser half of the scales
     drop_text: float = 0.1  # share of training objects that lose their text, independently of
     drop_image: float = 0.3  # the share that loses its image
     text_encoder: str = "small"  # "small": trained here, jointly; else a hub id or a folder of CLIPTextModel
     text_revision: str | None = None
-    image_encoder: str = "small"  # "small": trained here, jointly; else a hub id or a folder of Dinov2Model
+    image_encoder: str = "small"  # "none", "small": trained here, jointly; else a hub id or a folder of Dinov2Model
     image_revision: str | None = None
     image_size: int = 56  # pixels, both sides, of what the image encoder reads
     checkpoint_layers: bool = False
@@ -112,7 +114,8 @@ class CARConfig:
         _require(self.width % self.num_heads == 0, f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         _require(self.depth >= 1, f"depth must be at least 1, got {self.depth}")
         _require(self.head in ("digits", "joint"), f"unknown head {self.head!r}")
-        for name in ("drop_text", "drop_image", "code_noise"):
+        _require(self.factor_values >= 2, f"factor_values must be at least 2, got {self.factor_values}")
+        for name in ("drop_text", "drop_image", "code_noise", "progressive_share"):
             _require(0 <= getattr(self, name) <= 1, f"{name} must be a share in [0, 1], got {getattr(self, name)}")
 
 

@@ -1,0 +1,227 @@
+"""The two conditions of the generator: a text becomes one vector, an image becomes a row of tokens.
+
+Both encoders are transformers' own classes, CLIPTextModel and Dinov2Model. `small` builds a small one with fresh weights
+that is trained jointly with the generator and travels in its export; any other name is a hub id (or a folder) that is
+loaded with `from_pretrained`, frozen, and only named in the export, with its revision.
+
+Source: G3PT (arXiv 2409.06322): CLIP text embedding, DINOv2 patch tokens (ViT-L/14).
+Ours: the small encoders, the byte-level tokenizer beside them, the cropping of images, and the class token, which is
+kept as one more image token.
+Shapes: B batch, M condition tokens (bytes of a text, patches of an image), C width of an encoder, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SMALL = "small"
+NONE = "none"
+PAD, BEGIN, END = 256, 257, 258  # beside the 256 bytes
+SMALL_TEXT: dict[str, Any] = {
+    "vocab_size": 259,
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "projection_dim": 96,
+    "pad_token_id": PAD,
+    "bos_token_id": BEGIN,
+    "eos_token_id": END,
+}
+SMALL_IMAGE: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "mlp_ratio": 2,
+    "patch_size": 14,
+    "use_mask_token": False,  # it would be a parameter that nothing ever uses
+}
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # what DINOv2 was trained with
+IMAGE_STD = (0.229, 0.224, 0.225)
+BORDER_TOLERANCE = 12  # of 255: a border this even is taken for a background
+
+
+class ByteTokenizer:
+    """UTF-8 bytes between BEGIN and END, padded to the longest text of the batch; the vocabulary needs no file."""
+
+    def __init__(self, max_length: int = SMALL_TEXT["max_position_embeddings"]) -> None:
+        self.max_length = max_length
+
+    def __call__(self, texts: Sequence[str], cut: bool = False) -> tuple[Tensor, Tensor]:
+        """Texts to (ids int64 (B, M), mask int64 (B, M)); a text that does not fit is a ValueError, or is cut."""
+        room = self.max_length - 2
+        encoded = [text.encode("utf-8") for text in texts]
+        longest = max(len(e) for e in encoded)
+        if longest > room and not cut:
+            raise ValueError(f"text of {longest} bytes does not fit the text encoder's {room}")
+        rows = [[BEGIN, *e[:room], END] for e in encoded]
+        width = max(len(r) for r in rows)
+        ids_BM = torch.tensor([r + [PAD] * (width - len(r)) for r in rows], dtype=torch.int64)
+        return ids_BM, (ids_BM != PAD).long()
+
+    @staticmethod
+    def decode(ids_M: Tensor) -> str:
+        """The text of one row of ids."""
+        return bytes(i for i in ids_M.tolist() if i < 256).decode("utf-8", errors="replace")
+
+
+class HubTokenizer:
+    """The tokenizer that belongs to a pretrained text encoder, with ByteTokenizer's interface."""
+
+    def __init__(self, name: str, revision: str | None) -> None:
+        from transformers import AutoTokenizer
+
+        self.inner = AutoTokenizer.from_pretrained(name, revision=revision)
+
+    def __call__(self, texts: Sequence[str], cut: bool = False) -> tuple[Tensor, Tensor]:
+        out = self.inner(list(texts), padding=True, truncation=cut, return_tensors="pt")
+        room = self.inner.model_max_length
+        if out["input_ids"].shape[1] > room:
+            raise ValueError(f"text of {out['input_ids'].shape[1]} tokens does not fit the text encoder's {room}")
+        return out["input_ids"], out["attention_mask"]
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text tower; its output at the end token is the condition."""
+
+    def __init__(self, name: str = SMALL, revision: str | None = None, small: dict[str, Any] | None = None) -> None:
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        super().__init__()
+        self.trained_here = name == SMALL
+        if self.trained_here:
+            self.tokenizer: ByteTokenizer | HubTokenizer = ByteTokenizer((small or SMALL_TEXT)["max_position_embeddings"])
+            self.model = CLIPTextModel(CLIPTextConfig(**(small or SMALL_TEXT)))
+            _freeze_key_biases(self.model)
+        else:
+            self.tokenizer = HubTokenizer(name, revision)
+            self.model = CLIPTextModel.from_pretrained(name, revision=revision).requires_grad_(False).eval()
+        self.revision = getattr(self.model.config, "_commit_hash", None) or revision
+
+    @property
+    def width(self) -> int:
+        """C."""
+        return self.model.config.hidden_size
+
+    def forward(self, ids_BM: Tensor, mask_BM: Tensor) -> Tensor:
+        """Token ids and mask to one vector (B, C)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained_here):
+            return self.model(input_ids=ids_BM, attention_mask=mask_BM).pooler_output
+
+
+class ImageEncoder(nn.Module):
+    """DINOv2; class token and patch tokens are the condition."""
+
+    def __init__(
+        self, name: str = SMALL, revision: str | None = None, size: int = 56, small: dict[str, Any] | None = None
+    ) -> None:
+        from transformers import AutoModel, Dinov2Config, Dinov2Model
+
+        super().__init__()
+        self.trained_here = name == SMALL
+        self.size = size
+        if self.trained_here:
+            self.model = Dinov2Model(Dinov2Config(image_size=size, **(small or SMALL_IMAGE)))
+            _freeze_key_biases(self.model)
+        else:
+            self.model = AutoModel.from_pretrained(name, revision=revision).requires_grad_(False).eval()
+            if not isinstance(self.model, Dinov2Model):
+                raise ValueError(f"image encoder {name!r} is a {type(self.model).__name__}, not a Dinov2Model")
+        self.revision = getattr(self.model.config, "_commit_hash", None) or revision
+        if size % self.model.config.patch_size:
+            raise ValueError(f"image_size {size} is not a multiple of the encoder's patch, {self.model.config.patch_size}")
+
+    @property
+    def width(self) -> int:
+        """C."""
+        return self.model.config.hidden_size
+
+    @property
+    def num_tokens(self) -> int:
+        """M: patches and the class token."""
+        return (self.size // self.model.config.patch_size) ** 2 + 1
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Normalised pixels to tokens (B, M, C)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained_here):
+            return self.model(pixel_values=images_B3HW).last_hidden_state
+
+
+def _freeze_key_biases(model: nn.Module) -> None:
+    """Softmax is blind to the bias of the keys: its gradient is rounding noise, so it stays at its zero."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("k_proj.bias"):
+            parameter.requires_grad_(False)
+
+
+def prepare_image(image: Any, size: int, margin: float = 0.05) -> Tensor:
+    """Any PIL image, encoded bytes or path to normalised pixels float32 (3, size, size).
+
+    The object (alpha, else what differs from an even border, else everything) is cut out as a square with `margin` of its
+    side around it and laid on white. A picture in which nothing is visible is a ValueError.
+    """
+    from PIL import Image
+
+    picture = _open(image)
+    left, top, right, bottom = _visible_box(picture)
+    side = max(right - left, bottom - top)
+    side += 2 * round(margin * side)
+    canvas = Image.new("RGBA", (side, side), (255, 255, 255, 255))
+    cut = picture.crop((left, top, right, bottom))
+    canvas.alpha_composite(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
+    small = canvas.convert("RGB").resize((size, size), Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC)
+    pixels_HW3 = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(size, size, 3).float() / 255
+    mean, std = torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD)
+    return ((pixels_HW3 - mean) / std).permute(2, 0, 1).contiguous()
+
+
+def _open(image: Any) -> Any:
+    """A PIL image in RGBA, upright."""
+    import io
+
+    from PIL import Image, ImageOps
+
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        image = Image.open(io.BytesIO(bytes(image)))
+    elif isinstance(image, (str, Path)):
+        image = Image.open(image)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bits(image)
+    if image.mode == "CMYK":
+        image = image.convert("RGB")
+    return image.convert("RGBA")
+
+
+def _to_8_bits(image: Any) -> Any:
+    """16-bit, integer and float greyscale, stretched to 8 bits (PIL's own conversion clips)."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    return Image.fromarray(((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8))
+
+
+def _visible_box(picture: Any) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the object in an RGBA picture."""
+    import numpy as np
+
+    pixels = np.asarray(picture).astype(np.int16)
+    visible = pixels[..., 3] > 8
+    if not visible.any():
+        raise ValueError("image is fully transparent")
+    if visible.all():
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])[:, :3]
+        background = np.median(border, axis=0)
+        if np.abs(border - background).max() <= BORDER_TOLERANCE:
+            different = np.abs(pixels[..., :3] - background).max(axis=-1) > BORDER_TOLERANCE
+            visible = different if different.any() else visible
+    rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
