@@ -244,6 +244,7 @@ def write_shard(
     folder.mkdir(parents=True, exist_ok=True)
     rows = sorted(rows, key=lambda row: row["id"])
     data = parquet_bytes(rows_to_table(rows, config))
+    (folder / f"{shard_name(index)}.json").unlink(missing_ok=True)  # an old sidecar must never stand beside a new parquet
     write_atomic(folder / f"{shard_name(index)}.parquet", data)
     sidecar = {
         "schema_version": SCHEMA_VERSION,
@@ -256,6 +257,7 @@ def write_shard(
         "failures": dict(sorted(Counter(failure_reason(row) for row in rows if row["status"] != "ok").items())),
         "content": {row["id"]: row["content_sha256"] for row in rows},
         "seconds": {name: round(value, 3) for name, value in sorted((seconds or {}).items())},
+        "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     write_atomic(folder / f"{shard_name(index)}.json", json.dumps(sidecar, indent=1).encode("utf-8"))

@@ -1,0 +1,12 @@
+"""Meshes or procedural shapes to a dataset of sharded Parquet: python jobs/preprocess.py --help"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipelines.cli import main  # noqa: E402
+from pipelines.preprocess import PreprocessConfig, preprocess  # noqa: E402
+
+if __name__ == "__main__":
+    main(PreprocessConfig, preprocess, example="python jobs/preprocess.py --source shapes --limit 300 --resolution 64 --output out/shapes")
