@@ -1,0 +1,318 @@
+"""Training runs under Ray Train: start, stop, start again, and the same weights come out.
+
+How: `train_run` makes RUNS/<name>/, opens its MLflow run, and gives the work to Ray Train; each worker calls `work`, a plain
+function around `g3pt.training.fit`. Rank 0 writes checkpoints (whole or not at all), the ledger, the export. A run that was
+killed anywhere continues from its newest readable checkpoint when the same command starts again; ledger records past the
+checkpoint are dropped first. `_SUCCESS` is written last, and a run that has it is left alone.
+Ours: own checkpoint files instead of Ray's, so that a run has one format with and without Ray, and a resumed run needs
+nothing but its folder. The last record of the ledger waits for the test metrics, so that each step stays once.
+"""
+
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from pipelines import cluster
+from pipelines.errors import UsageError
+from pipelines.runs import Ledger, Mirror, Record, RunSpec, Tracking, best_effort, tracking_uri
+
+BUILD_STAGE = "pipelines.stages:build_stage"
+KEEP_CHECKPOINTS = 2
+LOCK_WAIT_S = 60.0  # for a worker of a killed run to disappear
+MAX_FAILURES = 3
+
+
+# --- the driver -------------------------------------------------------------------------------------------------------
+
+
+def train_run(
+    spec: RunSpec,
+    output: str | Path,
+    *,
+    num_workers: int = 1,
+    ray_address: str | None = None,
+    device: str = "auto",
+    parent: str | None = None,
+    build: str = BUILD_STAGE,
+) -> Path:
+    """Train `spec` below `output`, or go on with it, or see that it is finished; the run's folder.
+
+    num_workers 0 trains in this process without Ray (unit tests). `build` names the function that makes the stage.
+    """
+    run_dir = prepare_run(spec, output)
+    if is_finished(run_dir):
+        print(f"{spec.name}: finished already", flush=True)
+        return run_dir
+    with tracked(spec, run_dir, output, parent):
+        if num_workers == 0:
+            work({"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build})
+        else:
+            cluster.connect(ray_address)
+            ray_train(spec, run_dir, num_workers, device, build)
+    return run_dir
+
+
+def prepare_run(spec: RunSpec, output: str | Path) -> Path:
+    """The run's folder with its config.json; made if missing."""
+    if "://" in str(output):
+        raise UsageError(f"{output}: runs on an object store are not built yet; use a local or shared folder")
+    from g3pt.checkpoint import write_json
+
+    run_dir = Path(output).absolute() / spec.name
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / "config.json", spec.to_dict())
+    return run_dir
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the run has its `_SUCCESS`."""
+    return (run_dir / "_SUCCESS").exists()
+
+
+@contextlib.contextmanager
+def tracked(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None) -> Iterator[str | None]:
+    """The run's MLflow run, copied from the ledger inside the block, closed after it; the run's id or None without MLflow."""
+    tracking = best_effort("opening the store", lambda: Tracking(tracking_uri(output)))
+    run_id = tracking and best_effort("opening the run", lambda: _open_mlflow_run(tracking, spec, run_dir, parent))
+    if not tracking or not run_id:
+        yield None
+        return
+    status = "FAILED"
+    try:
+        with Mirror(tracking, run_id, Ledger(run_dir / "metrics.jsonl")):
+            yield run_id
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if status == "FINISHED":
+            artifacts = [run_dir / "config.json", run_dir / "export" / "config.json"]
+            best_effort("logging artifacts", lambda: tracking.log_artifacts(run_id, [p for p in artifacts if p.exists()]))
+        best_effort("closing the run", lambda: tracking.close_run(run_id, status))
+
+
+def _open_mlflow_run(tracking: Tracking, spec: RunSpec, run_dir: Path, parent: str | None) -> str:
+    """Resume the MLflow run that mlflow.json names, else make one and note it there."""
+    from g3pt.checkpoint import write_json
+
+    note = run_dir / "mlflow.json"
+    known = json.loads(note.read_text()).get("run_id") if note.exists() else None
+    experiment = "g3pt/scaling" if parent else f"g3pt/{spec.stage}"
+    params = {"preset": spec.preset, "seed": spec.seed, **spec.config}
+    tags = {"g3pt.stage": spec.stage, "g3pt.preset": spec.preset, "g3pt.run": spec.name, "g3pt.run_dir": str(run_dir)}
+    run_id = tracking.open_run(experiment, spec.name, params, tags, parent, known)
+    if run_id != known:
+        write_json(note, {"run_id": run_id, "tracking_uri": tracking.uri})
+        if "data" in spec.paths:
+            tracking.log_dataset(run_id, Path(spec.paths["data"]).name, str(spec.config.get("dataset", "unknown")), spec.paths["data"])
+    return run_id
+
+
+def ray_train(spec: RunSpec, run_dir: Path, num_workers: int, device: str = "auto", build: str = BUILD_STAGE) -> None:
+    """`work` on `num_workers` Ray Train workers; a lost worker restarts the group from the newest checkpoint."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    use_gpu = wants_gpu(device)
+    scratch = run_dir / "ray"  # Train's own bookkeeping; ours needs none of it
+    trainer = TorchTrainer(
+        ray_work,
+        train_loop_config={"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build},
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        # A name of its own each time: Train would silently resume an older one.
+        run_config=RunConfig(name=uuid.uuid4().hex, storage_path=str(scratch), failure_config=FailureConfig(max_failures=MAX_FAILURES)),
+    )
+    trainer.fit()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def wants_gpu(device: str) -> bool:
+    """`gpu`, `cpu`, or `auto`: a GPU if the cluster has any."""
+    if device not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"--device must be auto, cpu or gpu, got {device!r}")
+    import ray
+
+    return device == "gpu" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+
+
+# --- a worker ---------------------------------------------------------------------------------------------------------
+
+
+def ray_work(config: dict[str, Any]) -> None:
+    """Train's entry on each worker: `work` with this worker's rank, device and data-parallel wrapper."""
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    torch.set_num_threads(1)
+    context, device = ray.train.get_context(), get_device()
+    ranks = {"rank": context.get_world_rank(), "world_size": context.get_world_size()}
+    work(config, **ranks, device=device, wrap=data_parallel(device) if ranks["world_size"] > 1 else None)
+
+
+def data_parallel(device: Any) -> Callable[[Any], Any]:
+    """Wraps a model in DDP; every parameter that wants a gradient must get one in each step."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    return lambda model: DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: Any = "cpu", wrap: Callable[[Any], Any] | None = None) -> None:
+    """One worker of one run, from wherever the run stands to its end. Only rank 0 writes."""
+    from g3pt.training import fit
+
+    spec, run_dir = RunSpec.from_dict(config["spec"]), Path(config["run_dir"])
+    with run_lock(run_dir) if rank == 0 else contextlib.nullcontext():
+        stage = resolve(config["build"])(spec, rank, world_size)
+        state = load_checkpoint(run_dir / "checkpoints")
+        journal = Journal(spec.name, Ledger(run_dir / "metrics.jsonl"), stage.train_config, state) if rank == 0 else None
+        model = fit(
+            model=stage.model,
+            batches=stage.batches,
+            config=stage.train_config,
+            report=journal.report if journal else _ignore,
+            save=journal.save if journal else None,
+            resume=state and state["fit"],
+            evaluate=stage.evaluate,
+            device=device,
+            wrap=wrap,
+            rank=rank,
+        )
+        if journal:
+            journal.finish(stage.final(model))
+            export(stage, model, run_dir)
+
+
+def _ignore(_: Record) -> None:
+    """The report of a worker that is not rank 0."""
+
+
+class Journal:
+    """Rank 0's ledger and checkpoints. The last record is held back, in the checkpoint too, until the test metrics join it."""
+
+    def __init__(self, name: str, ledger: Ledger, config: Any, state: dict[str, Any] | None) -> None:
+        self.name, self.ledger = name, ledger
+        self.checkpoints = ledger.path.parent / "checkpoints"
+        self.last_step = config.steps * config.batch_size
+        self.held: Record | None = state["held"] if state else None
+        start = state["step"] if state else 0
+        # At the end, the final record is in the ledger already if only the export was interrupted: it is made again.
+        dropped = ledger.truncate_after(start - 1 if start == self.last_step else start)
+        if state or dropped:
+            print(f"{name}: resumes at {start} samples ({dropped} later ledger records dropped)", flush=True)
+
+    def report(self, record: Record) -> None:
+        """Keep one record of `fit`."""
+        record = {**record, "time": time.time()}
+        show(self.name, record, self.last_step)
+        if record["step"] >= self.last_step:
+            self.held = record
+        else:
+            self.ledger.append([record])
+
+    def save(self, state: dict[str, Any], step: int) -> None:
+        """Write a checkpoint and drop old ones."""
+        save_checkpoint(self.checkpoints, {"step": step, "held": self.held, "fit": state})
+
+    def finish(self, final: Record) -> None:
+        """The last record, test metrics in it."""
+        assert self.held is not None, f"{self.name}: no record of the last step"
+        self.ledger.append([{**self.held, **final}])
+
+
+def show(name: str, record: Record, last_step: float) -> None:
+    """One progress line a person can follow."""
+    shown = {key: record[key] for key in ("loss", "val_loss", "val_iou", "val_ce", "samples_per_second") if key in record}
+    numbers = " ".join(f"{key} {value:.4g}" for key, value in shown.items())
+    print(f"{name}: {100 * record['step'] / last_step:3.0f}% {int(record['step'])} samples {numbers}", file=sys.stderr, flush=True)
+
+
+def export(stage: Any, model: Any, run_dir: Path) -> None:
+    """The finished model as RUN/export, whole or not at all, then `_SUCCESS`."""
+    temporary, target = run_dir / ".export", run_dir / "export"
+    shutil.rmtree(temporary, ignore_errors=True)
+    stage.export(model, temporary)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    with open(run_dir / "_SUCCESS", "w") as file:
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """The object that `module:attribute` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+@contextlib.contextmanager
+def run_lock(run_dir: Path) -> Iterator[IO[str]]:
+    """Alone with the run: two processes on one run would write each step twice. Waits for a dying predecessor."""
+    with open(run_dir / ".lock", "w") as file:
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UsageError(f"{run_dir}: another process is working on this run") from None
+                time.sleep(0.2)
+        yield file
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
+    """`step-<samples>.pt`: temporary name, fsync, rename; the newest KEEP_CHECKPOINTS stay."""
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{state['step']:012d}.pt"
+    temporary = folder / f".{target.name}.{os.getpid()}"
+    with open(temporary, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+    _sync_folder(folder)
+    for old in checkpoints(folder)[KEEP_CHECKPOINTS:]:
+        old.unlink()
+    return target
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The newest readable state, or None. An unreadable file (a disk that filled up, say) is named and passed over."""
+    import torch
+
+    for path in checkpoints(folder):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises whatever its unpickler met: RuntimeError, EOFError, UnpicklingError, ...
+            print(f"warning: skipped the unreadable checkpoint {path.name}: {type(error).__name__}", file=sys.stderr)
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint files, newest first."""
+    return sorted(folder.glob("step-*.pt"), reverse=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

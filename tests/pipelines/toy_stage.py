@@ -1,0 +1,70 @@
+"""A stage of a few numbers that trains in milliseconds: for tests of the machinery around `fit`."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from g3pt.config import TrainConfig, from_dict
+from pipelines.runs import RunSpec
+
+
+class ToyModel(nn.Module):
+    """y = A x + b with dropout, so that the random state of each step matters."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        nn.init.constant_(self.linear.weight, 0.1)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        x_BD = nn.functional.dropout(batch["x_BD"], 0.2)
+        loss = (self.linear(x_BD) - batch["x_BD"].flip(1)).square().mean()
+        return loss, {"mse": loss.detach()}
+
+
+class ToyStage:
+    """config["toy"]: width, and optional sleep_s a step and kill_at (a sample at which the process dies once)."""
+
+    def __init__(self, spec: RunSpec, rank: int, world_size: int) -> None:
+        self.toy, self.rank, self.world_size = spec.config["toy"], rank, world_size
+        self.train_config = from_dict(TrainConfig, spec.config["train"])
+        self.model = ToyModel(self.toy["width"])
+        self.paths = spec.paths
+
+    def batches(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
+        size = self.train_config.batch_size
+        while True:
+            self._maybe_die(start_sample)
+            time.sleep(self.toy.get("sleep_s", 0))
+            samples = range(start_sample + self.rank, start_sample + size, self.world_size)
+            rows = [torch.rand(self.toy["width"], generator=torch.Generator().manual_seed(s)) for s in samples]
+            yield {"x_BD": torch.stack(rows)}
+            start_sample += size
+
+    def _maybe_die(self, sample: int) -> None:
+        mark = Path(self.paths.get("mark", "/nonexistent/mark"))
+        if sample == self.toy.get("kill_at") and mark.parent.exists() and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), 9)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {"val_loss": float(model.linear.bias.detach().square().sum())}
+
+    def final(self, model: nn.Module) -> dict[str, float]:
+        return {"test_ce": 2.0 + 10.0 / self.toy["width"]}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True)
+        save_file(dict(model.state_dict()), folder / "model.safetensors")
+        (folder / "config.json").write_text('{"kind": "toy"}')
+
+
+def build_stage(spec: RunSpec, rank: int = 0, world_size: int = 1) -> ToyStage:
+    return ToyStage(spec, rank, world_size)
