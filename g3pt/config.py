@@ -175,6 +175,7 @@ CVQ_PRESETS: dict[str, tuple[CVQConfig, TrainConfig]] = {
                         num_volume_queries=8192, num_near_queries=8192, checkpoint_layers=True),
               TrainConfig(steps=60_000, batch_size=256, learning_rate=1e-4, precision="bf16", ema_decay=0.9999)),
 }
+# From 0.1B on, VAR's rule: width = 64 x depth, heads = depth; 18 x depth x width^2 parameters without embeddings and head.
 # `pico`, `nano`, `mini` and `micro` are the sizes that the CPU sweep of the demo trains.
 CAR_PRESETS: dict[str, tuple[CARConfig, TrainConfig]] = {
     "pico":  (CARConfig(depth=1, width=32, num_heads=2),   TrainConfig(steps=600, batch_size=32, learning_rate=4e-3, ema_decay=0.99)),
@@ -183,11 +184,11 @@ CAR_PRESETS: dict[str, tuple[CARConfig, TrainConfig]] = {
     "micro": (CARConfig(depth=6, width=192, num_heads=6),  TrainConfig(steps=10_000, batch_size=64, learning_rate=1e-3)),
     "small": (CARConfig(depth=8, width=384, num_heads=6),  TrainConfig(steps=50_000, batch_size=128, learning_rate=4e-4, precision="bf16")),
     "base":  (CARConfig(depth=12, width=512, num_heads=8), TrainConfig(steps=100_000, batch_size=256, learning_rate=2e-4, precision="bf16")),
-    "0.1B":  (CARConfig(depth=12, width=768, num_heads=12, text_encoder="openai/clip-vit-large-patch14", image_encoder="facebook/dinov2-large", image_size=224),
+    "0.1B":  (CARConfig(depth=11, width=704, num_heads=11, text_encoder="openai/clip-vit-large-patch14", image_encoder="facebook/dinov2-large", image_size=224),
               TrainConfig(steps=200_000, batch_size=256, learning_rate=2e-4, precision="bf16", ema_decay=0.9999)),
-    "0.5B":  (CARConfig(depth=20, width=1152, num_heads=18, text_encoder="openai/clip-vit-large-patch14", image_encoder="facebook/dinov2-large", image_size=224, checkpoint_layers=True),
+    "0.5B":  (CARConfig(depth=19, width=1216, num_heads=19, text_encoder="openai/clip-vit-large-patch14", image_encoder="facebook/dinov2-large", image_size=224, checkpoint_layers=True),
               TrainConfig(steps=200_000, batch_size=512, learning_rate=1.5e-4, precision="bf16", ema_decay=0.9999)),
-    "1.5B":  (CARConfig(depth=24, width=1856, num_heads=29, text_encoder="openai/clip-vit-large-patch14", image_encoder="facebook/dinov2-large", image_size=224, checkpoint_layers=True),
+    "1.5B":  (CARConfig(depth=27, width=1728, num_heads=27, text_encoder="openai/clip-vit-large-patch14", image_encoder="facebook/dinov2-large", image_size=224, checkpoint_layers=True),
               TrainConfig(steps=200_000, batch_size=1024, learning_rate=1e-4, precision="bf16", ema_decay=0.9999)),
 }
 # fmt: on
