@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -395,6 +396,7 @@ def map_on_ray(tasks: list[ShardTask], config: PreprocessConfig) -> Iterator[dic
     connect(config.ray_address)
     import ray
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own progress line says it
     ray.data.DataContext.get_current().enable_progress_bars = False
     arguments = json.dumps(asdict(config))
     items = [{"task": task.to_json(), "config": arguments} for task in tasks]
