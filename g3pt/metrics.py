@@ -72,7 +72,9 @@ def normal_consistency(surface_A6: np.ndarray, surface_C6: np.ndarray) -> float:
     return surface_metrics(surface_A6, surface_C6, ())["normal_consistency"]
 
 
-def surface_metrics(surface_A6: np.ndarray, surface_C6: np.ndarray, thresholds: Sequence[float] = F_THRESHOLDS) -> dict[str, float]:
+def surface_metrics(
+    surface_A6: np.ndarray, surface_C6: np.ndarray, thresholds: Sequence[float] = F_THRESHOLDS
+) -> dict[str, float]:
     """All surface metrics of two sampled surfaces with normals, by two tree queries instead of one pair a metric."""
     points_A3, points_C3 = surface_A6[:, :3], surface_C6[:, :3]
     distance_A, index_A = nearest(points_A3, points_C3)
@@ -90,7 +92,12 @@ def surface_metrics(surface_A6: np.ndarray, surface_C6: np.ndarray, thresholds: 
 
 
 def nearest_objects(
-    clouds_N: Sequence[np.ndarray], library_N: Sequence[np.ndarray], *, coarse: int = 192, keep: int = 16, exclude: Sequence[int] | None = None
+    clouds_N: Sequence[np.ndarray],
+    library_N: Sequence[np.ndarray],
+    *,
+    coarse: int = 192,
+    keep: int = 16,
+    exclude: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each cloud (points (A, 3)) the index of the nearest library cloud by Chamfer and that distance.
 
@@ -147,7 +154,12 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
 
 
 def bootstrap_interval(
-    values: np.ndarray, statistic: Callable[[np.ndarray], float] = np.mean, *, num_resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+    values: np.ndarray,
+    statistic: Callable[[np.ndarray], float] = np.mean,
+    *,
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic over objects."""
     array = np.asarray(values, dtype=np.float64)

@@ -36,13 +36,21 @@ class Shape:
 def shape_ids() -> list[str]:
     """All ids, the same number in each family but for a remainder."""
     counts = [NUM_SHAPES // len(FAMILIES) + (k < NUM_SHAPES % len(FAMILIES)) for k in range(len(FAMILIES))]
-    return [f"shapes/{family}-{index:05d}" for family, count in zip(FAMILIES, counts, strict=True) for index in range(count)]
+    return [
+        f"shapes/{family}-{index:05d}" for family, count in zip(FAMILIES, counts, strict=True) for index in range(count)
+    ]
 
 
 def parse_id(shape_id: str) -> tuple[str, int]:
     """The family and index of an id; ValueError for anything else."""
     stem, _, index = shape_id.removeprefix("shapes/").partition("-")
-    if not shape_id.startswith("shapes/") or stem not in ALL or len(index) != 5 or not index.isascii() or not index.isdigit():
+    if (
+        not shape_id.startswith("shapes/")
+        or stem not in ALL
+        or len(index) != 5
+        or not index.isascii()
+        or not index.isdigit()
+    ):
         raise ValueError(f"not a shape id: {shape_id!r} (expected shapes/<family>-<five digits>)")
     return stem, int(index)
 

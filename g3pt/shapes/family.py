@@ -39,6 +39,11 @@ class Family:
     template: str
     build: Callable[[SimpleNamespace], list[Part]]
 
+    def __post_init__(self) -> None:
+        clash = set(self.slots) & set(self.ranges)
+        if clash:
+            raise ValueError(f"{self.name}: {sorted(clash)} name both a slot and a range")
+
     def caption(self, values: dict[str, str]) -> str:
         """The caption of these slot values."""
         return self.template.format(**values)

@@ -32,11 +32,14 @@ def loft(rings: Sequence[np.ndarray]) -> Part:
     ring = np.arange(num_points)
     following = (ring + 1) % num_points
     last = (num_rings - 1) * num_points
-    faces = np.concatenate([
-        quads[:, [0, 1, 2]], quads[:, [0, 2, 3]],
-        np.stack([np.full(num_points, start), following, ring], axis=-1),
-        np.stack([np.full(num_points, end), last + ring, last + following], axis=-1),
-    ])
+    faces = np.concatenate(
+        [
+            quads[:, [0, 1, 2]],
+            quads[:, [0, 2, 3]],
+            np.stack([np.full(num_points, start), following, ring], axis=-1),
+            np.stack([np.full(num_points, end), last + ring, last + following], axis=-1),
+        ]
+    )
     vertices = np.concatenate([rings_array.reshape(-1, 3), rings_array[:1].mean(axis=1), rings_array[-1:].mean(axis=1)])
     return _outward(vertices, faces)
 
@@ -60,7 +63,9 @@ def block(low: Point, high: Point) -> Part:
     return box(tuple((low_array + high_array) / 2), tuple(high_array - low_array))
 
 
-def frustum(centre_low: Point, size_low: tuple[float, float], centre_high: Point, size_high: tuple[float, float]) -> Part:
+def frustum(
+    centre_low: Point, size_low: tuple[float, float], centre_high: Point, size_high: tuple[float, float]
+) -> Part:
     """A four-sided part between two horizontal rectangles (size = x, z)."""
     ring = np.array([[-1, 0, -1], [1, 0, -1], [1, 0, 1], [-1, 0, 1]]) / 2
     low = ring * (size_low[0], 0, size_low[1]) + np.asarray(centre_low)
@@ -104,7 +109,14 @@ def lathe(profile: Sequence[tuple[float, float]], segments: int = 24, centre: tu
     angle = np.pi / segments + np.arange(segments) * (2 * np.pi / segments)
     stretch = np.sqrt(2.0) if segments == 4 else 1.0
     rings = [
-        np.stack([centre[0] + stretch * radius * np.cos(angle), np.full(segments, y), centre[1] + stretch * radius * np.sin(angle)], axis=-1)
+        np.stack(
+            [
+                centre[0] + stretch * radius * np.cos(angle),
+                np.full(segments, y),
+                centre[1] + stretch * radius * np.sin(angle),
+            ],
+            axis=-1,
+        )
         for radius, y in profile
     ]
     return loft(rings)

@@ -32,7 +32,11 @@ def test_chamfer_and_f_score_equal_brute_force() -> None:
 def test_identical_surfaces_are_perfect() -> None:
     plane = _grid_plane(0.0)
     assert metrics.surface_metrics(plane, plane) == {
-        "chamfer": 0.0, "chamfer_squared": 0.0, "f_score_0.01": 1.0, "f_score_0.02": 1.0, "normal_consistency": 1.0,
+        "chamfer": 0.0,
+        "chamfer_squared": 0.0,
+        "f_score_0.01": 1.0,
+        "f_score_0.02": 1.0,
+        "normal_consistency": 1.0,
     }
 
 
