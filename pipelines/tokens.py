@@ -1,0 +1,145 @@
+"""Codes of a whole dataset, written once by a frozen tokenizer: `DATASET/derived/tokens-<export hash>/shard-*.parquet`.
+
+Each shard is one task of a Ray Data pool of actors that hold the tokenizer; a shard that is there and was made from its
+source as it stands is skipped, so the same call resumes. The work itself, `encode_shard`, is a plain function.
+
+Ours: objects are encoded in batches of one fixed size (the last one filled up), from the first stored points, so that codes
+depend on neither worker count nor neighbours.
+Shapes: B batch, P surface points, S tokens of all scales.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from g3pt import records
+from g3pt.checkpoint import export_hash, read_export_config
+from g3pt.records import DatasetInfo
+from pipelines.errors import bad_input
+
+ENCODE_BATCH = 16
+
+
+def tokens_kind(tokenizer: str | Path) -> str:
+    """The derived table's name: tokens-<first 8 hex digits of the export's hash>."""
+    return f"tokens-{export_hash(tokenizer)[:8]}"
+
+
+def encode_dataset(
+    data: str | Path, tokenizer: str | Path, *, num_workers: int = 2, ray_address: str | None = None, use_ray: bool = True
+) -> str:
+    """Encode every `ok` object of a dataset; gives the derived kind. Without Ray the shards are done here, in turn."""
+    with bad_input():
+        info = records.open_dataset(data)
+        if read_export_config(tokenizer)["kind"] != "cvq":
+            raise ValueError(f"{tokenizer}: not a tokenizer")
+        kind = tokens_kind(tokenizer)
+        _check_points(info, tokenizer)
+    todo = [index for index in sorted(info.shards) if not records.derived_is_current(info, kind, index)]
+    print(f"tokens: {len(info.shards) - len(todo)} of {len(info.shards)} shards finished before, {len(todo)} to do", file=sys.stderr)
+    if todo and use_ray:
+        _encode_with_ray(info, tokenizer, todo, num_workers, ray_address)
+    elif todo:
+        encoder = ShardEncoder(str(info.path), str(tokenizer))
+        for index in todo:
+            encoder.encode(index)
+    return kind
+
+
+def _check_points(info: DatasetInfo, tokenizer: str | Path) -> None:
+    config = read_export_config(tokenizer)["model"]
+    for name, stored in (("num_encode_points", info.config.num_surface), ("num_sharp_points", info.config.num_sharp)):
+        if config[name] > stored:
+            raise ValueError(f"the tokenizer reads {name} = {config[name]}, dataset {info.path} stores {stored} per object")
+
+
+def _encode_with_ray(info: DatasetInfo, tokenizer: str | Path, todo: list[int], num_workers: int, ray_address: str | None) -> None:
+    import ray
+
+    from pipelines import cluster
+
+    cluster.connect(ray_address)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    workers = max(1, min(num_workers, len(todo)))
+    shards = ray.data.from_items([{"shard": index} for index in todo]).repartition(len(todo))
+    done = shards.map_batches(
+        ShardEncoder,
+        fn_constructor_args=(str(info.path), str(Path(tokenizer).resolve())),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=1,
+    )
+    total = sum(int(row["objects"]) for row in done.iter_rows())
+    print(f"tokens: {total} objects encoded", file=sys.stderr)
+
+
+class ShardEncoder:
+    """A tokenizer held by one worker; called with a batch of shard numbers it writes their derived tables."""
+
+    def __init__(self, data: str, tokenizer: str) -> None:
+        import torch
+
+        from g3pt.tokenizer import CVQ
+
+        torch.set_num_threads(1)
+        self.info, self.kind = records.open_dataset(data), tokens_kind(tokenizer)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = CVQ.from_pretrained(tokenizer).to(self.device)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Ray Data's interface: {'shard': (n,)} -> {'shard', 'objects'}."""
+        return {"shard": batch["shard"], "objects": np.array([self.encode(int(i)) for i in batch["shard"]])}
+
+    def encode(self, index: int) -> int:
+        """Write one shard's codes; the number of objects in it."""
+        ids, codes_NS = encode_shard(self.model, self.info, index)
+        records.write_derived(self.info, self.kind, index, codes_table(ids, codes_NS))
+        return len(ids)
+
+
+def encode_shard(model: Any, info: DatasetInfo, index: int) -> tuple[list[str], np.ndarray]:
+    """(ids, codes uint16 (N, S)) of the `ok` rows of one shard."""
+    config = model.config
+    columns = ["id", "surface"] + ["sharp"] * bool(config.num_sharp_points)
+    rows = list(records.read_rows(info, columns, shards=[index]))
+    codes = np.zeros((len(rows), config.num_tokens), np.uint16)
+    for start in range(0, len(rows), ENCODE_BATCH):
+        part = rows[start : start + ENCODE_BATCH]
+        codes[start : start + len(part)] = _encode_rows(model, part)[: len(part)]
+    return [row["id"] for row in rows], codes
+
+
+def _encode_rows(model: Any, rows: list[dict[str, Any]]) -> np.ndarray:
+    """Codes of up to ENCODE_BATCH rows, filled up to that number with the last one."""
+    import torch
+
+    config, device = model.config, next(model.parameters()).device
+    rows = rows + rows[-1:] * (ENCODE_BATCH - len(rows))
+
+    def points(name: str, count: int) -> torch.Tensor:
+        stacked = np.stack([row[name][:count] for row in rows]).astype(np.float32)
+        return torch.from_numpy(stacked).to(device)
+
+    surface_BP6 = points("surface", config.num_encode_points)
+    sharp_BP6 = points("sharp", config.num_sharp_points) if config.num_sharp_points else None
+    return model.encode(surface_BP6, sharp_BP6).cpu().numpy().astype(np.uint16)
+
+
+def codes_table(ids: list[str], codes_NS: np.ndarray) -> pa.Table:
+    """The derived table: `id`, and `codes` as a tensor column of uint16 (S,)."""
+    kind = pa.fixed_shape_tensor(pa.uint16(), (codes_NS.shape[1],))
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(codes_NS.reshape(-1), pa.uint16()), type=kind.storage_type)
+    codes = pa.ExtensionArray.from_storage(kind, storage)
+    return pa.table({"id": pa.array(ids, pa.string()), "codes": codes})
+
+
+def load_codes(info: DatasetInfo, kind: str) -> dict[str, np.ndarray]:
+    """id -> codes uint16 (S,) of the whole dataset."""
+    table = records.read_derived(info, kind)
+    codes = records.column_values(table["codes"].combine_chunks())
+    return dict(zip(table["id"].to_pylist(), codes, strict=True))

@@ -1,0 +1,82 @@
+import dataclasses
+
+import pytest
+import torch
+from tests.pipelines.toy_data import TOY, write_toy_dataset, write_toy_tokenizer
+
+from g3pt.car import G3PT
+from g3pt.config import CARConfig, TrainConfig
+from g3pt.training import fit
+from pipelines import tokens
+from pipelines.runs import RunSpec
+from pipelines.stage_car import CARStage
+
+MODEL = CARConfig(depth=1, width=32, num_heads=2, image_size=28)
+TRAIN = TrainConfig(steps=30, batch_size=8, learning_rate=3e-3, warmup_steps=2, ema_decay=0.8, log_every=10, eval_every=30)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("car")
+    info = write_toy_dataset(folder / "data", count=60)
+    tokenizer = write_toy_tokenizer(folder / "tokenizer")
+    tokens.encode_dataset(info.path, tokenizer, use_ray=False)
+    return {"data": str(info.path), "tokenizer": str(tokenizer)}
+
+
+def stage(paths, rank=0, world_size=1, **changes) -> CARStage:
+    config = {"model": dataclasses.asdict(dataclasses.replace(MODEL, **changes)), "train": dataclasses.asdict(TRAIN)}
+    return CARStage(RunSpec(stage="car", preset="toy", seed=0, config=config, paths=paths), rank, world_size)
+
+
+def test_batches_follow_from_the_sample_number(paths):
+    one = stage(paths).batches(0)
+    first, second = next(one), next(one)
+    resumed = next(stage(paths).batches(8))
+    assert all(torch.equal(second[name], resumed[name]) for name in second)
+    assert not torch.equal(first["codes_BS"], second["codes_BS"])
+
+
+def test_workers_share_the_global_batch(paths):
+    whole = next(stage(paths).batches(0))
+    halves = [next(stage(paths, rank, 2).batches(0)) for rank in range(2)]
+    for rank, half in enumerate(halves):
+        assert torch.equal(half["codes_BS"], whole["codes_BS"][rank::2])
+        assert torch.equal(half["images_B3HW"], whole["images_B3HW"][rank::2])
+
+
+def test_training_lowers_the_cross_entropy_and_repeats_bitwise(paths, tmp_path):
+    weights = []
+    for _ in range(2):
+        run, records_seen = stage(paths), []
+        fit(model=run.model, batches=run.batches, config=run.train_config, report=records_seen.append, evaluate=run.evaluate)
+        weights.append({name: p.clone() for name, p in run.model.named_parameters()})
+    assert records_seen[-1]["ce"] < records_seen[0]["ce"] - 0.3
+    assert {"val_ce", "val_ce_scale_4", "val_ce_image", "val_ce_unconditional"} <= records_seen[-1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    final = run.final(run.model)
+    assert {"test_ce", "test_ce_scale_1", "test_objects"} <= final.keys()
+    run.export(run.model, tmp_path / "export")
+    again = G3PT.from_pretrained(tmp_path / "export")
+    assert run.final(again)["test_ce"] == pytest.approx(final["test_ce"], abs=1e-6)
+
+
+def test_without_views_there_is_no_image_encoder(paths, tmp_path):
+    info = write_toy_dataset(tmp_path / "data", count=20, config=dataclasses.replace(TOY, num_views=0))
+    tokens.encode_dataset(info.path, paths["tokenizer"], use_ray=False)
+    run = stage(paths | {"data": str(info.path)})
+    batch = next(run.batches(0))
+    assert run.model.image is None and "images_B3HW" not in batch
+    assert torch.isfinite(run.model(batch)[0])
+    assert run.model.config.image_encoder == "none"
+
+
+def test_noise_on_the_codes_makes_inputs_anew(paths):
+    assert "aligned_BTA" in next(stage(paths).batches(0))
+    assert "aligned_BTA" not in next(stage(paths, code_noise=0.2).batches(0))
+
+
+def test_missing_codes_are_named(paths, tmp_path):
+    info = write_toy_dataset(tmp_path / "data", count=10)
+    with pytest.raises(ValueError, match="missing or older than its shard"):
+        stage(paths | {"data": str(info.path)})

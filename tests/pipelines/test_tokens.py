@@ -1,0 +1,91 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
+
+from g3pt import records
+from g3pt.checkpoint import export_hash
+from g3pt.tokenizer import CVQ
+from pipelines import tokens
+from pipelines.errors import UsageError
+
+
+@pytest.fixture
+def made(tmp_path):
+    return write_toy_dataset(tmp_path / "data"), write_toy_tokenizer(tmp_path / "tokenizer")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.parquet"))}
+
+
+def test_codes_are_those_of_the_tokenizer_for_every_ok_object(made):
+    info, tokenizer = made
+    kind = tokens.encode_dataset(info.path, tokenizer, use_ray=False)
+    assert kind == f"tokens-{export_hash(tokenizer)[:8]}"
+    codes = tokens.load_codes(info, kind)
+    rows = {row["id"]: row for row in records.read_rows(info, ["id", "surface"])}
+    assert codes.keys() == rows.keys() and len(codes) == 52
+    model = CVQ.from_pretrained(tokenizer)
+    for object_id in list(rows)[:5]:
+        surface = torch.from_numpy(rows[object_id]["surface"][None, :64].astype(np.float32))
+        assert codes[object_id].tolist() == model.encode(surface)[0].tolist()
+    file = pq.read_schema(records.derived_path(info, kind, 0))
+    assert file.field("codes").type == pa.fixed_shape_tensor(pa.uint16(), (18,))
+
+
+def test_finished_shards_are_skipped_and_a_missing_one_comes_back_identical(made, monkeypatch):
+    info, tokenizer = made
+    kind = tokens.encode_dataset(info.path, tokenizer, use_ray=False)
+    folder = info.path / "derived" / kind
+    before = hashes(folder)
+    done = []
+    original = tokens.encode_shard
+    monkeypatch.setattr(tokens, "encode_shard", lambda model, data, index: done.append(index) or original(model, data, index))
+    tokens.encode_dataset(info.path, tokenizer, use_ray=False)
+    assert done == []
+    (folder / "shard-00001.parquet").unlink()
+    tokens.encode_dataset(info.path, tokenizer, use_ray=False)
+    assert done == [1] and hashes(folder) == before
+
+
+def test_a_shard_without_ok_objects_gives_an_empty_table(made, tmp_path):
+    table = tokens.codes_table([], np.zeros((0, 18), np.uint16))
+    assert table.num_rows == 0 and table.schema.field("codes").type.shape == [18]
+
+
+def test_an_object_has_the_same_codes_whatever_its_neighbours(made):
+    info, tokenizer = made
+    model = CVQ.from_pretrained(tokenizer)
+    rows = list(records.read_rows(info, ["id", "surface"], shards=[0]))
+    together = tokens._encode_rows(model, rows[:9])
+    for i in (0, 4, 8):
+        assert np.array_equal(tokens._encode_rows(model, rows[i : i + 1])[0], together[i])
+
+
+def test_bad_input_is_one_clear_line(made, tmp_path):
+    info, tokenizer = made
+    with pytest.raises(UsageError, match="no dataset at"):
+        tokens.encode_dataset(tmp_path / "nowhere", tokenizer, use_ray=False)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    with pytest.raises(UsageError, match="not finished"):
+        tokens.encode_dataset(info.path, tmp_path / "run", use_ray=False)
+    few = write_toy_dataset(tmp_path / "few", count=4, num_shards=1, config=records.RecordConfig(num_surface=32, num_sharp=8, num_queries=64))
+    with pytest.raises(UsageError, match="num_encode_points = 64.* stores 32"):
+        tokens.encode_dataset(few.path, tokenizer, use_ray=False)
+
+
+@pytest.mark.slow
+def test_ray_writes_the_same_files(made, tmp_path, ray_cluster):
+    info, tokenizer = made
+    kind = tokens.encode_dataset(info.path, tokenizer, use_ray=False)
+    alone = hashes(info.path / "derived" / kind)
+    other = write_toy_dataset(tmp_path / "again")
+    tokens.encode_dataset(other.path, tokenizer, num_workers=2)
+    assert hashes(other.path / "derived" / kind) == alone
