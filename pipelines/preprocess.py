@@ -311,36 +311,29 @@ def warm_up() -> None:
     mesh_to_tensors(corners, faces, ConvertConfig(resolution=16, num_surface=8, num_sharp=8, num_queries=8), 0)
 
 
-def probe_renderer() -> pa.Table:
-    """Whether views can be rendered on this machine: a table with the reason why not, or an empty text."""
-    from g3pt.geometry.render import renderer_available
+def warm_up_with_views() -> None:
+    """`warm_up`, and start the renderer."""
+    import numpy as np
 
-    return pa.table({"reason": [renderer_available() or ""]})
+    from g3pt.geometry.render import render_views
 
-
-def renderer_problem() -> str | None:
-    """Why no renderer starts here, None if one does. Tried in a child: a broken driver may crash."""
-    box = Sandbox(timeout_s=60.0)
-    try:
-        result = box.call("pipelines.preprocess:probe_renderer", {})
-    finally:
-        box.close()
-    return result.table["reason"][0].as_py() or None if result.status == "ok" else result.error
+    warm_up()
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], dtype=np.float64)
+    render_views(corners, np.array([[0, 1, 2]]), 1, 16, 0)
 
 
 # -------------------------------------------------------------------------------------------------------------- shard
 
-_sandboxes: dict[tuple[float, float], Sandbox] = {}
+_sandboxes: dict[tuple[float, float, str], Sandbox] = {}
 
 
 def _sandbox(config: PreprocessConfig) -> Sandbox:
     """This process's child for these limits: it lives on from shard to shard."""
-    limits = (config.time_limit_s, config.memory_limit_gb)
-    if limits not in _sandboxes:
+    key = (config.time_limit_s, config.memory_limit_gb, "warm_up_with_views" if config.views else "warm_up")
+    if key not in _sandboxes:
         close_sandboxes()
-        warm = "pipelines.preprocess:warm_up"
-        _sandboxes[limits] = Sandbox(timeout_s=limits[0], memory_limit_gb=limits[1], warm_up=warm)
-    return _sandboxes[limits]
+        _sandboxes[key] = Sandbox(timeout_s=key[0], memory_limit_gb=key[1], warm_up=f"{__name__}:{key[2]}")
+    return _sandboxes[key]
 
 
 def close_sandboxes() -> None:
@@ -396,8 +389,8 @@ def map_on_ray(tasks: list[ShardTask], config: PreprocessConfig) -> Iterator[dic
     connect(config.ray_address)
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own progress line says it
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own progress line says it
     arguments = json.dumps(asdict(config))
     items = [{"task": task.to_json(), "config": arguments} for task in tasks]
     # Without the repartition Ray fuses a small read with the map into one task: no parallelism, nothing saved before a failure.
@@ -464,7 +457,9 @@ def _input_exists(config: PreprocessConfig) -> bool:
 
 
 def _check_renderer(config: PreprocessConfig) -> None:
-    problem = renderer_problem()
+    from g3pt.geometry.render import renderer_available
+
+    problem = renderer_available()
     if problem:
         raise UsageError(f"--views {config.views}: no renderer starts here ({problem}); leave --views out")
 
