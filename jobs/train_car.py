@@ -1,0 +1,12 @@
+"""Train the generator CAR: python jobs/train_car.py --help"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipelines.cli import main  # noqa: E402
+from pipelines.training_jobs import TrainCARFlags, train_car  # noqa: E402
+
+if __name__ == "__main__":
+    main(TrainCARFlags, train_car, example="python jobs/train_car.py --data out/shapes --tokenizer out/runs/cvq-nano-s0-XXXXXXXX --output out/runs --preset nano")

@@ -1,0 +1,188 @@
+"""The two training commands: flags to a checked `RunSpec`, then `pipelines.train.train_run`.
+
+All that can be wrong with a command is found here, before Ray starts: an unknown preset, a dataset of another schema or with
+too few points, an unfinished tokenizer run. `--dry-run` prints the plan and needs neither data nor tokenizer.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.cli import absolute
+from pipelines.errors import UsageError, bad_input
+from pipelines.runs import RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags:
+    """Flags of both training commands."""
+
+    data: str
+    """DATASET folder, as jobs/preprocess.py made it"""
+    output: str
+    """RUNS folder; the run gets a folder of its own below it"""
+    preset: str = "nano"
+    """model size; --dry-run prints its parameters"""
+    steps: int | None = None
+    """optimiser steps; default the preset's"""
+    batch_size: int | None = None
+    """objects per step over all workers; default the preset's"""
+    num_workers: int = 1
+    """Ray Train workers, one process and one CPU or GPU each"""
+    seed: int = 0
+    """of weights, order and noise"""
+    licenses: str | None = None
+    """train only on objects with one of these licences, comma-separated; default all"""
+    device: str = "auto"
+    """auto (a GPU if the cluster has one), cpu or gpu"""
+    ray_address: str | None = None
+    """Ray cluster to join, `auto` for a running one; default RAY_ADDRESS, else a local one"""
+    dry_run: bool = False
+    """print the plan and the preset's parameters, write nothing"""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "num_workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCVQFlags(TrainFlags):
+    """Train the tokenizer CVQ: point cloud to codes of several scales and back to occupancy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCARFlags(TrainFlags):
+    """Train the generator CAR on a tokenizer's codes; encodes the dataset first where that was not done yet."""
+
+    tokenizer: str
+    """finished CVQ run, or its export"""
+
+
+def train_cvq(flags: TrainCVQFlags) -> str | None:
+    """Train CVQ; the run's folder, or None for a dry run."""
+    from g3pt.config import cvq_preset
+
+    with bad_input():
+        model, train = cvq_preset(flags.preset)
+    train = _varied(train, flags)
+    if flags.dry_run:
+        return _print_plan("cvq", flags, model, train, count_cvq(model))
+    return _train(cvq_spec(flags.data, flags.preset, model, train, _licenses(flags)), flags)
+
+
+def train_car(flags: TrainCARFlags) -> str | None:
+    """Train CAR; the run's folder, or None for a dry run."""
+    from g3pt.config import car_preset
+
+    with bad_input():
+        model, train = car_preset(flags.preset)
+    train = _varied(train, flags)
+    if flags.dry_run:
+        return _print_plan("car", flags, model, train, count_car(model))
+    spec = car_spec(flags.data, flags.tokenizer, flags.preset, model, train, _licenses(flags))
+    encode(spec, flags.num_workers, flags.ray_address)
+    return _train(spec, flags)
+
+
+def cvq_spec(data: str, preset: str, model: Any, train: Any, licenses: list[str] | None = None) -> RunSpec:
+    """The identity of a CVQ run, its data checked."""
+    info = open_data(data)
+    for name, stored in (
+        ("num_points", info.config.num_surface),
+        ("num_encode_points", info.config.num_surface),
+        ("num_sharp_points", info.config.num_sharp),
+    ):
+        if getattr(model, name) > stored:
+            raise UsageError(f"preset {preset} reads {name} = {getattr(model, name)}, dataset {info.path} stores {stored} per object")
+    return _spec("cvq", preset, model, train, info, licenses)
+
+
+def car_spec(data: str, tokenizer: str, preset: str, model: Any, train: Any, licenses: list[str] | None = None) -> RunSpec:
+    """The identity of a CAR run, its data and tokenizer checked."""
+    from g3pt.checkpoint import export_hash, read_export_config
+
+    info = open_data(data)
+    with bad_input():
+        kind = read_export_config(tokenizer)["kind"]
+        if kind != "cvq":
+            raise ValueError(f"{tokenizer}: holds a {kind!r} model; --tokenizer takes a finished CVQ run")
+        upstream = export_hash(tokenizer)
+    return _spec("car", preset, model, train, info, licenses, tokenizer={"path": absolute(tokenizer), "hash": upstream})
+
+
+def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None) -> None:
+    """The dataset's codes by the run's tokenizer; what is there already is skipped."""
+    from pipelines.tokens import encode_dataset
+
+    encode_dataset(spec.paths["data"], spec.paths["tokenizer"], num_workers=max(1, num_workers), ray_address=ray_address)
+
+
+def open_data(data: str) -> Any:
+    """The dataset's DatasetInfo; bad input ends here with one line."""
+    from g3pt.records import open_dataset
+
+    with bad_input():
+        info = open_dataset(data)
+    if not info.splits.get("train"):
+        raise UsageError(f"{info.path}: its train split has no object with status ok")
+    return info
+
+
+def count_cvq(model: Any) -> dict[str, int]:
+    """Parameters of a tokenizer."""
+    from g3pt.tokenizer import CVQ
+
+    return {"parameters": sum(p.numel() for p in CVQ(model).parameters()), "tokens": model.num_tokens, "codes": model.num_codes}
+
+
+def count_car(model: Any) -> dict[str, int]:
+    """Parameters of a generator's transformer without embeddings and heads; no memory is taken for them."""
+    import torch
+
+    from g3pt.car import CAR
+    from g3pt.config import cvq_preset
+
+    with torch.device("meta"):
+        car = CAR(model, cvq_preset("nano")[0], text_width=model.width, image_width=None)
+    return {"parameters_no_embed": car.num_params_no_embed}
+
+
+def _spec(stage: str, preset: str, model: Any, train: Any, info: Any, licenses: list[str] | None, tokenizer: dict[str, str] | None = None) -> RunSpec:
+    config = {"model": dataclasses.asdict(model), "train": dataclasses.asdict(train), "dataset": info.fingerprint}
+    paths = {"data": absolute(str(info.path))}
+    if licenses:
+        config["licenses"] = licenses
+    if tokenizer:
+        config["tokenizer"], paths["tokenizer"] = tokenizer["hash"], tokenizer["path"]
+    return RunSpec(stage=stage, preset=preset, seed=train.seed, config=config, paths=paths)
+
+
+def _varied(train: Any, flags: TrainFlags) -> Any:
+    """The preset's TrainConfig with the flags' changes."""
+    changes = {name: getattr(flags, name) for name in ("steps", "batch_size") if getattr(flags, name) is not None}
+    varied = dataclasses.replace(train, seed=flags.seed, **changes)
+    if varied.batch_size % flags.num_workers:
+        raise UsageError(f"--batch-size {varied.batch_size} is not a multiple of --num-workers {flags.num_workers}")
+    return varied
+
+
+def _licenses(flags: TrainFlags) -> list[str] | None:
+    return sorted({part.strip() for part in flags.licenses.split(",") if part.strip()}) if flags.licenses else None
+
+
+def _train(spec: RunSpec, flags: TrainFlags) -> str:
+    from pipelines.train import train_run
+
+    run_dir = train_run(spec, absolute(flags.output), num_workers=flags.num_workers, ray_address=flags.ray_address, device=flags.device)
+    return str(run_dir)
+
+
+def _print_plan(stage: str, flags: TrainFlags, model: Any, train: Any, counts: dict[str, int]) -> None:
+    print(f"{stage} {flags.preset}: " + ", ".join(f"{key} {value:,}" for key, value in counts.items()))
+    print(f"model: {model}")
+    print(f"train: {train}")
+    print(f"samples: {train.steps * train.batch_size:,} on {flags.num_workers} worker(s)")
+    print(f"data: {flags.data}{'' if Path(flags.data).exists() else ' (does not exist yet)'}; output below {flags.output}")
