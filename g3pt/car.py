@@ -401,7 +401,12 @@ class G3PT(nn.Module, Pretrained):
     ) -> Tensor:
         """One prompt and one seed a row -> codes int64 (B, S). Rows go through in batches of exactly `batch` (the last
         is filled up), so that a row's arithmetic, and with it its codes, doesn't depend on how many rows there are."""
-        text_BC, image_BMC = self.encode_prompts(texts, images)
+        return self.sample_encoded(*self.encode_prompts(texts, images), seeds, settings, batch)
+
+    def sample_encoded(
+        self, text_BC: Tensor, image_BMC: Tensor | None, seeds: Sequence[int], settings: SampleConfig | None = None, batch: int = 8
+    ) -> Tensor:
+        """`sample_codes` for conditions that `encode_prompts` gave."""
         rows = []
         for start in range(0, len(seeds), batch):
             index = [min(start + i, len(seeds) - 1) for i in range(batch)]

@@ -1,0 +1,456 @@
+"""Prompts to meshes: a Ray Data batch job that writes one mesh and one small record per sample, and a manifest at the end.
+
+A sample is a prompt with a seed and settings; their hash, with the model's, is its identity. Its mesh is renamed into
+place, then its record (`samples/<name>.json`); a run started again skips the samples whose record has the same
+identity and whose mesh has the recorded sha256, so nothing is made twice. Batches of samples go to a pool of actors that
+hold the model. A bad prompt is a failed row of `manifest.parquet`, never the end of the job.
+
+Ours: samples of one batch share the guidance; a sample's codes do not depend on its batch (`G3PT.sample_codes`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from g3pt.checkpoint import export_hash, read_export_config, write_json
+from g3pt.conditions import NONE
+from g3pt.records import parquet_bytes, write_atomic
+from g3pt.sampling import SampleConfig
+from pipelines.errors import UsageError, bad_input, one_line
+
+BATCH = 8  # samples that pass through the model together
+COARSE_CELLS = 32  # of the first grid of the iso-surface: the resolution is this times a power of two
+MAX_NUM = 100_000
+PROGRESS_EVERY_S = 2.0
+MANIFEST = pa.schema(
+    [("sample", pa.string()), ("id", pa.string()), ("text", pa.string()), ("image", pa.string()), ("seed", pa.int64())]
+    + [("cfg", pa.float64()), ("cfg_schedule", pa.string()), ("top_k", pa.int64()), ("top_p", pa.float64())]
+    + [("temperature", pa.float64()), ("resolution", pa.int64()), ("model", pa.string()), ("model_hash", pa.string())]
+    + [("file", pa.string()), ("sha256", pa.string()), ("vertices", pa.int64()), ("faces", pa.int64())]
+    + [("seconds", pa.float64()), ("tokens_per_s", pa.float64()), ("status", pa.string()), ("error", pa.string())]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Generate meshes from a text, an image, or a file of prompts.
+
+    Starting the same command again makes only what is missing.
+    """
+
+    model: str
+    """A finished run of train_car, or an exported generator."""
+    output: str
+    """Folder for meshes and manifest.parquet."""
+    text: str | None = None
+    """What to make, in words; may be given together with --image."""
+    image: str | None = None
+    """A picture of what to make (alpha, or an even border, is background)."""
+    prompts: str | None = None
+    """A .jsonl or .parquet file with id, text, image, seed, cfg, n; image paths are relative to it, inside its folder."""
+    num: int = 1
+    """Samples per prompt, with seeds rising by one."""
+    seed: int = 0
+    """Seed of a prompt's first sample."""
+    cfg: float = SampleConfig.cfg
+    """Strength of guidance; 0 is none."""
+    cfg_schedule: Literal["ramp", "constant"] = "ramp"
+    """Guidance rising from 0 at the coarsest scale, or the same at all."""
+    top_k: int = SampleConfig.top_k
+    """Keep the K likeliest values of each code digit; 0 keeps all."""
+    top_p: float = SampleConfig.top_p
+    """Keep the likeliest values that together have this probability."""
+    temperature: float = SampleConfig.temperature
+    """Below 1 sharpens, above 1 flattens the choice."""
+    resolution: int = 128
+    """Cells along the box of the extracted surface: 32, 64, 128, 256, ..."""
+    format: Literal["glb", "obj", "ply", "stl"] = "glb"
+    """Mesh file format."""
+    num_workers: int | None = None
+    """Batches made at a time; default: as many as the cluster has CPUs."""
+    ray_address: str | None = None
+    """Ray cluster to use, for instance auto; default RAY_ADDRESS, else a local one."""
+    dry_run: bool = False
+    """Print the plan and write nothing."""
+
+    def __post_init__(self) -> None:
+        if self.prompts is not None and (self.text is not None or self.image is not None):
+            raise ValueError("--prompts cannot be combined with --text or --image")
+        if self.prompts is None and self.text is None and self.image is None:
+            raise ValueError("one of --text, --image, --prompts is required")
+        if self.prompts is not None and Path(self.prompts).suffix not in (".jsonl", ".parquet"):
+            raise ValueError(f"--prompts must be a .jsonl or .parquet file, got {self.prompts!r}")
+        if self.text is not None and not self.text.strip():
+            raise ValueError("--text is empty")
+        if not 1 <= self.num <= MAX_NUM:
+            raise ValueError(f"--num must be 1 to {MAX_NUM}, got {self.num}")
+        if not 0 <= self.seed < 2**62:
+            raise ValueError(f"--seed must be 0 to 2^62, got {self.seed}")
+        cells = self.resolution // COARSE_CELLS
+        if cells < 1 or COARSE_CELLS * (1 << (cells.bit_length() - 1)) != self.resolution:
+            raise ValueError(f"--resolution must be {COARSE_CELLS} times a power of two, got {self.resolution}")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ValueError(f"--num-workers must be positive, got {self.num_workers}")
+        self.sampling  # noqa: B018 (checks its own numbers)
+
+    @property
+    def sampling(self) -> SampleConfig:
+        """How codes are drawn."""
+        return SampleConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SampleConfig)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One mesh to make; `error` is set where the prompt cannot be used."""
+
+    id: str
+    text: str | None
+    image: str | None  # as the prompt has it
+    image_path: str | None = None  # absolute
+    image_sha256: str | None = None
+    seed: int = 0
+    cfg: float = 0.0
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """File name without suffix: the id made safe, and the seed."""
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", self.id).strip("._")[:80]
+        if safe != self.id:
+            safe += "-" + hashlib.sha256(self.id.encode()).hexdigest()[:8]
+        return f"{safe}-s{self.seed}"
+
+
+def generate(config: GenerateConfig, *, use_ray: bool = True) -> str | None:
+    """Run the job; gives the output folder (None for a dry run). Without Ray the batches are made here, in turn."""
+    if "://" in config.output:
+        raise UsageError(f"{config.output}: object stores are not built yet, give a local path")
+    samples = plan(config)
+    good = [s for s in samples if s.error is None]
+    if config.dry_run:
+        print(f"plan: {len(good)} samples of {len({s.id for s in samples})} prompts ({len(samples) - len(good)} bad rows)")
+        print(f"      model {config.model}, {config.sampling}, resolution {config.resolution}, to {config.output}/*.{config.format}")
+        return None
+    if not good:
+        raise UsageError(f"no usable prompt: {samples[0].error}" if samples else f"{config.prompts}: no prompts in it")
+    with bad_input():
+        values = read_export_config(config.model)
+        if values["kind"] != "car":
+            raise ValueError(f"{config.model}: holds a {values['kind']!r} model, not a generator (car)")
+        if config.image is not None and values["model"]["image_encoder"] == NONE:
+            raise ValueError(f"{config.model}: this generator was trained without images")
+        model_hash = export_hash(config.model)
+    output = Path(config.output).expanduser().resolve()
+    for folder in (output, output / "samples"):
+        folder.mkdir(parents=True, exist_ok=True)
+    todo = [s for s in good if not is_done(output, s, identity(config, s, model_hash))]
+    print(f"generate: {len(good)} samples, {len(good) - len(todo)} made before, {len(samples) - len(good)} bad rows", file=sys.stderr)
+    started = time.perf_counter()
+    _make(config, output, todo, model_hash, use_ray)
+    rows = manifest_rows(config, output, samples, model_hash)
+    write_atomic(output / "manifest.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST)))
+    _finish(config, output, rows, len(todo), time.perf_counter() - started)
+    return str(output)
+
+
+# ---------------------------------------------------------------------------------------------------------------- plan
+
+
+def plan(config: GenerateConfig) -> list[Sample]:
+    """All samples in order; rows of a prompts file that cannot be used are samples with an `error`."""
+    if config.prompts is None:
+        with bad_input():
+            path = None if config.image is None else Path(config.image).expanduser().resolve(strict=True)
+            rows = [_sample(config, "sample", config.text, config.image, path, config.seed, config.cfg)]
+            if rows[0].error:
+                raise ValueError(rows[0].error)
+        return _repeat(rows[0], config.num)
+    samples = [s for number, row in enumerate(read_prompts(config.prompts)) for s in _row_samples(config, number, row)]
+    repeated = [name for name, count in Counter(s.name for s in samples).items() if count > 1]
+    if repeated:
+        raise UsageError(f"{config.prompts}: {repeated[0]!r} comes more than once (same id and seed)")
+    return samples
+
+
+def read_prompts(path: str) -> Iterator[dict[str, Any]]:
+    """Rows of a prompts file; a line that is no JSON object comes as {'_error': reason}."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UsageError(f"{path}: no such file")
+    if file.suffix == ".parquet":
+        try:
+            yield from pq.read_table(file).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UsageError(f"{path}: not a readable parquet file: {one_line(error)}") from error
+        return
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text: {error}") from error
+    for line in filter(str.strip, lines):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            row = {"_error": f"not JSON: {error}"}
+        yield row if isinstance(row, dict) else {"_error": f"not a JSON object: {line[:60]}"}
+
+
+def _row_samples(config: GenerateConfig, number: int, row: dict[str, Any]) -> list[Sample]:
+    """The samples of one row, or one failed sample that says what is wrong with it."""
+    object_id = str(row.get("id") if row.get("id") not in (None, "") else f"prompt-{number:05d}")
+    try:
+        if row.get("_error"):
+            raise ValueError(row["_error"])
+        seed = _integer(row, "seed", config.seed, 0, 2**62)
+        count = _integer(row, "n", config.num, 1, MAX_NUM)
+        cfg = config.cfg if row.get("cfg") is None else float(row["cfg"])
+        dataclasses.replace(config.sampling, cfg=cfg)
+        text, image = row.get("text") or None, row.get("image") or None
+        if text is None and image is None:
+            raise ValueError("neither text nor image")
+        if not all(isinstance(v, str) for v in (text or "", image or "")):
+            raise ValueError("text and image must be strings")
+        path = None if image is None else inside_folder(Path(config.prompts or "").expanduser().parent, image)
+        return _repeat(_sample(config, object_id, text, image, path, seed, cfg), count)
+    except (ValueError, TypeError, OSError) as error:
+        seed = row["seed"] if isinstance(row.get("seed"), int) else config.seed
+        return [Sample(id=object_id, text=str(row.get("text") or ""), image=str(row.get("image") or ""), seed=seed,
+                       error=f"bad-prompt: {one_line(error)}")]  # fmt: skip
+
+
+def _integer(row: dict[str, Any], name: str, default: int, low: int, high: int) -> int:
+    value = default if row.get(name) is None else row[name]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+    return value
+
+
+def inside_folder(folder: Path, image: str) -> Path:
+    """The file that `image` names relative to `folder`; a ValueError if it is missing or lies outside, links included."""
+    folder = folder.resolve()
+    path = (folder / image).resolve()
+    if not path.is_relative_to(folder):
+        raise ValueError(f"image {image!r} leaves the folder of the prompts")
+    if not path.is_file():
+        raise ValueError(f"image {image!r} is missing")
+    return path
+
+
+def _sample(config: GenerateConfig, object_id: str, text: str | None, image: str | None, path: Path | None, seed: int, cfg: float) -> Sample:
+    digest = None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+    return Sample(id=object_id, text=text, image=image, image_path=path and str(path), image_sha256=digest, seed=seed, cfg=cfg)
+
+
+def _repeat(sample: Sample, count: int) -> list[Sample]:
+    return [dataclasses.replace(sample, seed=sample.seed + i) for i in range(count)]
+
+
+def identity(config: GenerateConfig, sample: Sample, model_hash: str) -> str:
+    """sha256 of all that fixes a sample's mesh."""
+    values = {"prompt": [sample.text, sample.image_sha256], "seed": sample.seed, "model": model_hash, "resolution": config.resolution,
+              "format": config.format, "sampling": dataclasses.asdict(dataclasses.replace(config.sampling, cfg=sample.cfg))}  # fmt: skip
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def is_done(output: Path, sample: Sample, wanted: str) -> bool:
+    """Whether this very sample was made before and its mesh is as it was."""
+    record = read_record(output, sample)
+    if record is None or record["identity"] != wanted or record["status"] != "ok":
+        return False
+    file = output / record["file"]
+    return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == record["sha256"]
+
+
+def read_record(output: Path, sample: Sample) -> dict[str, Any] | None:
+    """The record of a sample made before; None if there is none that can be read."""
+    try:
+        return json.loads((output / "samples" / f"{sample.name}.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------------------- work
+
+
+def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: str, use_ray: bool) -> None:
+    if not todo:
+        return
+    arguments = (dataclasses.asdict(config) | {"output": str(output), "model": _absolute_model(config.model)}, model_hash)
+    if not use_ray:
+        maker = SampleMaker(*arguments)
+        for batch in batches(todo, BATCH):
+            maker.make(batch)
+        return
+    import ray
+
+    from pipelines import cluster
+
+    cluster.connect(config.ray_address)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    workers = config.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    size = max(1, min(BATCH, -(-len(todo) // workers)))
+    items = [{"samples": json.dumps([dataclasses.asdict(s) for s in batch])} for batch in batches(todo, size)]
+    workers = min(workers, len(items))
+    made = ray.data.from_items(items).repartition(len(items)).map_batches(
+        SampleMaker, fn_constructor_args=arguments, batch_size=1, compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=1
+    )
+    _report_progress(made.iter_rows(), len(todo))
+
+
+def _absolute_model(model: str) -> str:
+    return str(Path(model).expanduser().resolve()) if Path(model).expanduser().exists() else model
+
+
+def _report_progress(rows: Iterator[dict[str, Any]], total: int) -> None:
+    done, shown = 0, time.perf_counter()
+    for row in rows:
+        done += int(row["made"])
+        if time.perf_counter() - shown > PROGRESS_EVERY_S:
+            print(f"generate: {done} of {total}", file=sys.stderr)
+            shown = time.perf_counter()
+
+
+def batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
+    """Consecutive samples of one guidance, at most `size` together."""
+    batch: list[Sample] = []
+    for sample in samples:
+        if batch and (len(batch) == size or (sample.cfg > 0, sample.cfg) != (batch[0].cfg > 0, batch[0].cfg)):
+            yield batch
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield batch
+
+
+class SampleMaker:
+    """A generator held by one worker; makes batches of samples and writes their meshes and records."""
+
+    def __init__(self, config: dict[str, Any], model_hash: str) -> None:
+        import torch
+
+        from g3pt.car import G3PT
+
+        torch.set_num_threads(1)
+        self.config, self.model_hash = GenerateConfig(**config), model_hash
+        self.output = Path(self.config.output)
+        self.model = G3PT.from_pretrained(self.config.model).to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Ray Data's interface: {'samples': JSON lists} -> {'made': counts}."""
+        made = [self.make([Sample(**s) for s in json.loads(text)]) for text in batch["samples"]]
+        return {"made": made}
+
+    def make(self, samples: list[Sample]) -> int:
+        """Make one batch; how many samples have a record now."""
+        import torch
+
+        started, encoded, kept = time.perf_counter(), [], []
+        for sample in samples:
+            try:
+                encoded.append(self.model.encode_prompts([sample.text], [sample.image_path]))
+                kept.append(sample)
+            except (ValueError, OSError) as error:  # PIL's UnidentifiedImageError is an OSError
+                self._record(sample, status="failed", error=f"bad-prompt: {one_line(error)}")
+        if kept:
+            settings = dataclasses.replace(self.config.sampling, cfg=kept[0].cfg)
+            text_BC = torch.cat([text for text, _ in encoded])
+            image_BMC = torch.cat([image for _, image in encoded]) if encoded[0][1] is not None else None
+            codes_BS = self.model.sample_encoded(text_BC, image_BMC, [s.seed for s in kept], settings, BATCH)
+            seconds = time.perf_counter() - started
+            for sample, codes_S in zip(kept, codes_BS, strict=True):
+                self._decode(sample, codes_S, seconds / len(kept))
+        return len(samples)
+
+    def _decode(self, sample: Sample, codes_S: Any, sampling_seconds: float) -> None:
+        """Codes to the sample's mesh file and record."""
+        from g3pt.geometry.isosurface import EmptyField, FullField, write_mesh
+
+        started, file = time.perf_counter(), f"{sample.name}.{self.config.format}"
+        speed = {"tokens_per_s": len(codes_S) / sampling_seconds}
+        try:
+            vertices, faces = self.model.decode_mesh(codes_S, self.config.resolution)
+        except (EmptyField, FullField) as error:
+            seconds = sampling_seconds + time.perf_counter() - started
+            self._record(sample, status="failed", error=f"{error.status}: {one_line(error)}", seconds=seconds, **speed)
+            return
+        write_mesh(self.output / file, vertices, faces)
+        digest = hashlib.sha256((self.output / file).read_bytes()).hexdigest()
+        seconds = sampling_seconds + time.perf_counter() - started
+        self._record(sample, status="ok", error="", file=file, sha256=digest, vertices=len(vertices), faces=len(faces),
+                     seconds=seconds, **speed)  # fmt: skip
+
+    def _record(self, sample: Sample, **found: Any) -> None:
+        values = {"identity": identity(self.config, sample, self.model_hash), **found}
+        write_json(self.output / "samples" / f"{sample.name}.json", values)
+
+
+# -------------------------------------------------------------------------------------------------------------- result
+
+
+def manifest_rows(config: GenerateConfig, output: Path, samples: list[Sample], model_hash: str) -> list[dict[str, Any]]:
+    """A row per sample, from the records."""
+    settings = dataclasses.asdict(config.sampling)
+    shared = {"resolution": config.resolution, "model": config.model, "model_hash": model_hash}
+    empty = {"file": "", "sha256": "", "vertices": 0, "faces": 0, "seconds": 0.0, "tokens_per_s": 0.0}
+    rows = []
+    for sample in samples:
+        prompt = {"sample": sample.name, "id": sample.id, "text": sample.text or "", "image": sample.image or "", "seed": sample.seed}
+        found = {"status": "failed", "error": sample.error}
+        if sample.error is None:
+            record = read_record(output, sample)
+            if record is None or record["identity"] != identity(config, sample, model_hash):
+                record = {"status": "failed", "error": "lost: the worker that had it left no record"}
+            found = {name: value for name, value in record.items() if name != "identity"}
+        rows.append(prompt | settings | shared | {"cfg": sample.cfg} | empty | found)
+    return rows
+
+
+def _finish(config: GenerateConfig, output: Path, rows: list[dict[str, Any]], made: int, seconds: float) -> None:
+    """Summary on stderr, the run in MLflow, and an error if nothing came out."""
+    from pipelines.runs import log_finished_run
+
+    ok = [row for row in rows if row["status"] == "ok"]
+    reasons = Counter(row["error"].split(":")[0] for row in rows if row["status"] != "ok")
+    print(f"generate: {len(ok)} ok, {len(rows) - len(ok)} failed {dict(reasons) or ''}, {seconds:.1f} s", file=sys.stderr)
+    metrics = {"samples": len(rows), "samples_ok": len(ok), "made_now": made, "seconds": seconds,
+               "seconds_per_sample": sum(r["seconds"] for r in ok) / max(1, len(ok)),
+               "tokens_per_s": sum(r["tokens_per_s"] for r in ok) / max(1, len(ok))}  # fmt: skip
+    params = dataclasses.asdict(config) | {"model_hash": rows[0]["model_hash"]}
+    picture = _picture(output, ok)
+    artifacts = [output / "manifest.parquet"] + ([picture] if picture else [])
+    log_finished_run("g3pt/generate", f"generate-{rows[0]['model_hash'][:8]}", params, metrics, artifacts, output=output)
+    if not ok:
+        raise RuntimeError(f"no sample came out; the first failed with {rows[0]['error']}")
+
+
+def _picture(output: Path, ok: list[dict[str, Any]]) -> Path | None:
+    """A contact sheet of the first meshes, if a renderer starts here."""
+    from g3pt.geometry.render import contact_sheet, renderer_available
+
+    reason = renderer_available()
+    if reason or not ok:
+        print(f"generate: no picture ({reason or 'nothing to show'})", file=sys.stderr)
+        return None
+    import trimesh
+
+    shown = []
+    for row in ok[:16]:
+        mesh = trimesh.load(output / row["file"], force="mesh", process=False)
+        shown.append((mesh.vertices, mesh.faces, f"{row['text'] or row['image']} s{row['seed']}"[:40]))
+    contact_sheet(shown, output / "samples.png", columns=4)
+    return output / "samples.png"

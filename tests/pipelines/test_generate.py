@@ -1,0 +1,231 @@
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tests.g3pt.tiny import tiny_g3pt
+
+from g3pt.car import G3PT
+from pipelines import generate as job
+from pipelines import runs
+from pipelines.errors import UsageError
+from pipelines.generate import GenerateConfig, generate
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """An untrained generator whose decoder's level is set so that its meshes have a surface."""
+    made = tiny_g3pt().eval()
+    head = made.tokenizer.decoder.head
+    with torch.no_grad():
+        head.weight.mul_(20)
+        codes = made.sample_codes(["a chair"], [None], [0])
+        points = torch.rand(1, 4000, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        head.bias.sub_(made.tokenizer.occupancy_logits(made.tokenizer.decode_latents(codes), points).median())
+    return made.save_pretrained(tmp_path_factory.mktemp("model") / "export")
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch, request):
+    """No renderer and no MLflow where a test isn't about them: both take seconds to start."""
+    monkeypatch.setattr(job, "_picture", lambda output, ok: None)
+    if "mlflow" not in request.node.name:
+        monkeypatch.setattr(runs, "log_finished_run", lambda *arguments, **options: None)
+
+
+def settings(model: Path, folder: Path, **changes) -> GenerateConfig:
+    values = {"model": str(model), "output": str(folder / "out"), "resolution": 32, "cfg": 1.0}
+    return GenerateConfig(**(values | changes))
+
+
+def manifest(folder: Path) -> list[dict]:
+    return pq.read_table(folder / "out" / "manifest.parquet").to_pylist()
+
+
+def write_prompts(folder: Path, rows: list) -> str:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    return str(folder / "prompts.jsonl")
+
+
+def png(path: Path) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGBA", (20, 20), (200, 30, 30, 255)).save(path)
+
+
+def test_text_to_meshes_with_a_manifest(model, tmp_path):
+    import trimesh
+
+    assert generate(settings(model, tmp_path, text="a chair", num=3, seed=5), use_ray=False) == str(tmp_path / "out")
+    rows = manifest(tmp_path)
+    assert [(r["text"], r["seed"], r["status"]) for r in rows] == [("a chair", s, "ok") for s in (5, 6, 7)]
+    assert len({r["sha256"] for r in rows}) == 3
+    for row in rows:
+        file = tmp_path / "out" / row["file"]
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == row["sha256"]
+        mesh = trimesh.load(file, force="mesh", process=False)
+        assert len(mesh.faces) == row["faces"] > 0
+        assert row["seconds"] > 0 and row["tokens_per_s"] > 0 and row["cfg"] == 1.0
+
+
+@pytest.mark.parametrize("format", ["obj", "ply", "stl"])
+def test_other_formats_open(model, tmp_path, format):
+    import trimesh
+
+    generate(settings(model, tmp_path, text="a chair", format=format), use_ray=False)
+    assert len(trimesh.load(tmp_path / "out" / f"sample-s0.{format}", force="mesh").faces) > 0
+
+
+def test_the_same_prompt_and_seed_give_the_same_mesh_whatever_the_batch(model, tmp_path):
+    prompts = write_prompts(tmp_path, [{"id": f"p{i}", "text": t} for i, t in enumerate(["a boat", "a chair", "a tall car"])])
+    generate(settings(model, tmp_path, prompts=prompts), use_ray=False)
+    together = {r["text"]: r["sha256"] for r in manifest(tmp_path)}
+    generate(settings(model, tmp_path, text="a chair"), use_ray=False)
+    assert manifest(tmp_path)[0]["sha256"] == together["a chair"]
+
+
+def test_a_run_started_again_makes_only_what_is_missing(model, tmp_path, monkeypatch):
+    config = settings(model, tmp_path, text="a chair", num=3)
+    generate(config, use_ray=False)
+    before, made = manifest(tmp_path), []
+    original = job.SampleMaker.make
+    monkeypatch.setattr(job.SampleMaker, "make", lambda self, batch: made.extend(s.name for s in batch) or original(self, batch))
+    generate(config, use_ray=False)
+    assert made == []
+    (tmp_path / "out" / before[1]["file"]).write_bytes(b"torn")
+    (tmp_path / "out" / "samples" / "sample-s2.json").unlink()
+    generate(config, use_ray=False)
+    assert made == ["sample-s1", "sample-s2"]
+    assert [r["sha256"] for r in manifest(tmp_path)] == [r["sha256"] for r in before]
+    made.clear()
+    generate(dataclasses.replace(config, temperature=0.5), use_ray=False)
+    assert len(made) == 3
+
+
+def test_bad_rows_become_failed_rows(model, tmp_path):
+    png(tmp_path / "outside.png")
+    folder = tmp_path / "prompts"
+    png(folder / "images" / "good.png")
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    rows = [
+        {"id": "good", "text": "a chair", "n": 2, "seed": 3, "cfg": 0},
+        {"id": "picture", "image": "images/good.png"},
+        {"id": "outside", "image": "../outside.png"},
+        {"id": "absolute", "image": str(tmp_path / "outside.png")},
+        {"id": "link", "image": "link.png"},
+        {"id": "missing", "image": "nowhere.png"},
+        {"id": "broken", "image": "broken.png"},
+        {"id": "nothing"},
+        {"id": "guidance", "text": "a chair", "cfg": -1},
+        {"id": "count", "text": "a chair", "n": 0},
+        {"id": "long", "text": "x" * 300},
+        "{not json",
+        {"id": "a/b c", "text": "a boat"},
+    ]
+    generate(settings(model, tmp_path, prompts=write_prompts(folder, rows)), use_ray=False)
+    found = {(r["id"], r["seed"]): r for r in manifest(tmp_path)}
+    status = {key: r["status"] for key, r in found.items()}
+    good = {("good", 3), ("good", 4), ("picture", 0), ("a/b c", 0)}
+    assert {key for key, value in status.items() if value == "ok"} == good
+    assert found["good", 3]["cfg"] == 0
+    for name, reason in [("outside", "leaves the folder"), ("absolute", "leaves the folder"), ("link", "leaves the folder"),
+                         ("missing", "is missing"), ("broken", "cannot identify"), ("nothing", "neither text nor image"),
+                         ("guidance", "cfg must be"), ("count", "n must be"), ("long", "does not fit"),
+                         ("prompt-00011", "not JSON")]:  # fmt: skip
+        assert reason in found[name, 0]["error"] and found[name, 0]["error"].startswith("bad-prompt: "), name
+    file = found["a/b c", 0]["file"]
+    assert "/" not in file and (tmp_path / "out" / file).is_file()
+
+
+def test_prompts_from_parquet(model, tmp_path):
+    pq.write_table(pa.table({"id": ["a", "b"], "text": ["a chair", None], "seed": [1, None]}), tmp_path / "prompts.parquet")
+    generate(settings(model, tmp_path, prompts=str(tmp_path / "prompts.parquet")), use_ray=False)
+    assert [(r["id"], r["seed"], r["status"]) for r in manifest(tmp_path)] == [("a", 1, "ok"), ("b", 0, "failed")]
+
+
+def test_an_empty_solid_is_a_failed_row(model, tmp_path, monkeypatch):
+    from g3pt.geometry.isosurface import EmptyField
+
+    original, calls = G3PT.decode_mesh, []
+
+    def decode(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise EmptyField("nothing inside")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(G3PT, "decode_mesh", decode)
+    generate(settings(model, tmp_path, text="a chair", num=2), use_ray=False)
+    assert [r["error"] for r in manifest(tmp_path)] == ["empty-field: nothing inside", ""]
+
+
+def test_mlflow_holds_the_run(model, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    generate(settings(model, tmp_path, text="a chair", num=2), use_ray=False)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("g3pt/generate")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED" and run.data.metrics["samples_ok"] == 2
+    assert run.data.params["text"] == "a chair" and run.data.metrics["tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "one of --text"),
+        ({"text": "a", "prompts": "p.jsonl"}, "cannot be combined"),
+        ({"prompts": "p.csv"}, "must be a .jsonl"),
+        ({"text": " "}, "--text is empty"),
+        ({"text": "a", "num": 0}, "--num must be"),
+        ({"text": "a", "resolution": 100}, "--resolution must be 32 times a power of two, got 100"),
+        ({"text": "a", "top_p": 0.0}, "top_p must be"),
+    ],
+)
+def test_impossible_flags_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        settings(tmp_path / "none", tmp_path, **changes)
+
+
+def test_bad_input_is_one_clear_line(model, tmp_path):
+    from tests.pipelines.toy_data import write_toy_tokenizer
+
+    with pytest.raises(UsageError, match="neither a finished run nor"):
+        (tmp_path / "empty").mkdir()
+        generate(settings(tmp_path / "empty", tmp_path, text="a chair"), use_ray=False)
+    with pytest.raises(UsageError, match="not a generator"):
+        generate(settings(write_toy_tokenizer(tmp_path / "cvq"), tmp_path, text="a chair"), use_ray=False)
+    with pytest.raises(UsageError, match="no such file"):
+        generate(settings(model, tmp_path, prompts=str(tmp_path / "none.jsonl")), use_ray=False)
+    with pytest.raises(UsageError, match="more than once"):
+        generate(settings(model, tmp_path, prompts=write_prompts(tmp_path, [{"id": "a", "text": "x"}] * 2)), use_ray=False)
+    with pytest.raises(UsageError, match="no usable prompt: bad-prompt"):
+        generate(settings(model, tmp_path, prompts=write_prompts(tmp_path, [{"id": "a"}])), use_ray=False)
+    with pytest.raises(UsageError, match="nowhere.png"):
+        generate(settings(model, tmp_path, image=str(tmp_path / "nowhere.png")), use_ray=False)
+
+
+def test_dry_run_needs_no_model_and_writes_nothing(tmp_path, capsys):
+    config = settings(tmp_path / "later", tmp_path, text="a chair", num=4, dry_run=True)
+    assert generate(config, use_ray=False) is None
+    assert "4 samples" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_command_on_ray_writes_what_the_plain_function_writes(model, tmp_path, repository):
+    generate(settings(model, tmp_path / "alone", text="a chair", num=3), use_ray=False)
+    command = [sys.executable, "jobs/generate.py", "--model", str(model), "--output", str(tmp_path / "out"), "--text", "a chair"]
+    command += ["--num", "3", "--resolution", "32", "--cfg", "1.0", "--num-workers", "2"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == f"result: {tmp_path / 'out'}"
+    assert [r["sha256"] for r in manifest(tmp_path)] == [r["sha256"] for r in manifest(tmp_path / "alone")]
