@@ -244,7 +244,9 @@ def write_shard(
     folder.mkdir(parents=True, exist_ok=True)
     rows = sorted(rows, key=lambda row: row["id"])
     data = parquet_bytes(rows_to_table(rows, config))
-    (folder / f"{shard_name(index)}.json").unlink(missing_ok=True)  # an old sidecar must never stand beside a new parquet
+    (folder / f"{shard_name(index)}.json").unlink(
+        missing_ok=True
+    )  # an old sidecar must never stand beside a new parquet
     write_atomic(folder / f"{shard_name(index)}.parquet", data)
     sidecar = {
         "schema_version": SCHEMA_VERSION,
@@ -273,7 +275,9 @@ def failure_reason(row: Mapping[str, Any]) -> str:
 def parquet_bytes(table: pa.Table) -> bytes:
     """A table as a Parquet file in memory: the same table gives the same bytes on the same versions."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=ROWS_PER_GROUP, compression="zstd", compression_level=3, use_dictionary=False)
+    pq.write_table(
+        table, sink, row_group_size=ROWS_PER_GROUP, compression="zstd", compression_level=3, use_dictionary=False
+    )
     return sink.getvalue().to_pybytes()
 
 
@@ -288,7 +292,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_dataset(
-    folder: Path, config: RecordConfig, settings: Mapping[str, Any], num_shards: int, shards: Mapping[int, Mapping[str, Any]]
+    folder: Path,
+    config: RecordConfig,
+    settings: Mapping[str, Any],
+    num_shards: int,
+    shards: Mapping[int, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Write dataset.json from the sidecars of all shards (index -> sidecar). `settings` is what the config hash covers."""
     content: dict[str, str] = {}
@@ -357,7 +365,9 @@ def open_dataset(path: str | Path) -> DatasetInfo:
         raise ValueError(f"{file} is not readable JSON: {error}") from error
     version = found.get("schema_version") if isinstance(found, dict) else None
     if version != SCHEMA_VERSION:
-        raise ValueError(f"dataset {folder} has schema version {version!r}; this program reads version {SCHEMA_VERSION}")
+        raise ValueError(
+            f"dataset {folder} has schema version {version!r}; this program reads version {SCHEMA_VERSION}"
+        )
     try:
         return _dataset_info(folder.resolve(), found)
     except (KeyError, TypeError, ValueError) as error:
@@ -417,7 +427,9 @@ def _shard_rows(path: Path, columns: Sequence[str], split: str | None, status: s
             yield from _batch_rows(batch, columns, split, status)
 
 
-def _batch_rows(batch: pa.RecordBatch, columns: Sequence[str], split: str | None, status: str | None) -> Iterator[dict[str, Any]]:
+def _batch_rows(
+    batch: pa.RecordBatch, columns: Sequence[str], split: str | None, status: str | None
+) -> Iterator[dict[str, Any]]:
     splits, statuses = batch.column("split").to_pylist(), batch.column("status").to_pylist()
     values = {name: column_values(batch.column(name)) for name in columns}
     for row in range(batch.num_rows):

@@ -9,4 +9,8 @@ from pipelines.cli import main  # noqa: E402
 from pipelines.preprocess import PreprocessConfig, preprocess  # noqa: E402
 
 if __name__ == "__main__":
-    main(PreprocessConfig, preprocess, example="python jobs/preprocess.py --source shapes --limit 300 --resolution 64 --output out/shapes")
+    main(
+        PreprocessConfig,
+        preprocess,
+        example="python jobs/preprocess.py --source shapes --limit 300 --resolution 64 --output out/shapes",
+    )

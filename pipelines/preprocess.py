@@ -22,10 +22,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from g3pt import records
 from g3pt.geometry.convert import ConvertConfig
+from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
 from pipelines.sandbox import Sandbox
 from pipelines.sources import SourceObject, inputs_hash, list_objects
@@ -167,7 +169,11 @@ class Plan:
         todo = sum(len(task.objects) for task in self.tasks)
         reasons = Counter(task.reason for task in self.tasks)
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        said = [f"{self.num_finished} objects in {len(self.current)} shards are finished and skipped"] if self.current else []
+        said = (
+            [f"{self.num_finished} objects in {len(self.current)} shards are finished and skipped"]
+            if self.current
+            else []
+        )
         if self.tasks:
             said.append(f"{todo} objects in {len(self.tasks)} shards to convert ({why})")
         if self.extra:
@@ -264,11 +270,11 @@ def _converted_row(source: SourceObject, settings: PreprocessConfig) -> dict[str
     from g3pt.geometry.convert import mesh_to_tensors
 
     seed = object_seed(source.id, settings.seed)
-    vertices, faces, up_axis = _load(source, settings)
+    vertices, faces, about = _load(source, settings)
     found = mesh_to_tensors(vertices, faces, settings.convert, seed)
     solid_vertices, solid_faces = found.pop("solid")
     row = records.empty_row(source.id, settings.record) | source.columns() | found
-    row |= {"status": "ok", "up_axis": up_axis}
+    row |= about | {"status": "ok"}
     if settings.views:
         row["views"], row["view_cameras"] = _views(solid_vertices, solid_faces, settings, seed)
     if settings.keep_solid:
@@ -276,20 +282,24 @@ def _converted_row(source: SourceObject, settings: PreprocessConfig) -> dict[str
     return row
 
 
-def _load(source: SourceObject, settings: PreprocessConfig) -> tuple[Any, Any, str]:
+def _load(source: SourceObject, settings: PreprocessConfig) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+    """Vertices, faces, and the columns that are known only now."""
     if source.source == "shapes":
         from g3pt.shapes import make_shape
 
         shape = make_shape(source.id, settings.seed)
-        return shape.vertices, shape.faces, "y"
+        about = {"up_axis": "y", "caption": shape.caption, "caption_source": "template", "category": shape.family}
+        return shape.vertices, shape.faces, about
     from g3pt.geometry.load import load_mesh
 
     root = Path(settings.input)
     mesh = load_mesh(root / source.path, root)
-    return mesh.vertices, mesh.faces, mesh.up_axis
+    return mesh.vertices, mesh.faces, {"up_axis": mesh.up_axis}
 
 
-def _views(vertices: Any, faces: Any, settings: PreprocessConfig, seed: int) -> tuple[list[bytes], Any]:
+def _views(
+    vertices: np.ndarray, faces: np.ndarray, settings: PreprocessConfig, seed: int
+) -> tuple[list[bytes], np.ndarray]:
     from g3pt.geometry.render import render_views
 
     return render_views(vertices, faces, settings.views, settings.view_size, seed)
@@ -302,8 +312,6 @@ def object_seed(object_id: str, seed: int) -> int:
 
 def warm_up() -> None:
     """Import and compile what a conversion needs, on a small mesh: it must not count against the first object."""
-    import numpy as np
-
     from g3pt.geometry.convert import mesh_to_tensors
 
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float64)
@@ -313,8 +321,6 @@ def warm_up() -> None:
 
 def warm_up_with_views() -> None:
     """`warm_up`, and start the renderer."""
-    import numpy as np
-
     from g3pt.geometry.render import render_views
 
     warm_up()
@@ -364,7 +370,9 @@ def process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
     return {"index": task.index, "sidecar": sidecar}
 
 
-def _row(item: SourceObject, status: str, error: str, table: pa.Table | None, record: records.RecordConfig) -> dict[str, Any]:
+def _row(
+    item: SourceObject, status: str, error: str, table: pa.Table | None, record: records.RecordConfig
+) -> dict[str, Any]:
     if table is None:
         return records.empty_row(item.id, record) | item.columns() | {"status": status, "error": error}
     return {name: records.column_values(table[name].combine_chunks())[0] for name in table.column_names}
@@ -403,7 +411,10 @@ def map_on_ray(tasks: list[ShardTask], config: PreprocessConfig) -> Iterator[dic
 
 def _process_batch(batch: dict[str, Any]) -> dict[str, list[str]]:
     pairs = zip(batch["task"], batch["config"], strict=True)
-    done = [process_shard(ShardTask.from_json(str(task)), PreprocessConfig(**json.loads(str(config)))) for task, config in pairs]
+    done = [
+        process_shard(ShardTask.from_json(str(task)), PreprocessConfig(**json.loads(str(config))))
+        for task, config in pairs
+    ]
     return {"done": [json.dumps(item) for item in done]}
 
 
@@ -420,7 +431,10 @@ def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray) -> str
     objects = list_objects(config.source, config.input, config.limit, config.seed)
     plan = make_plan(config, objects)
     said = "plan" if config.dry_run else "preprocess"
-    print(f"{said}: {len(objects)} objects of --source {config.source} -> {config.output} ({plan.num_shards} shards)", flush=True)
+    print(
+        f"{said}: {len(objects)} objects of --source {config.source} -> {config.output} ({plan.num_shards} shards)",
+        flush=True,
+    )
     for line in plan.lines():
         print(f"  {line}", flush=True)
     if config.dry_run:
@@ -439,7 +453,7 @@ def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray) -> str
 def _absolute(config: PreprocessConfig) -> PreprocessConfig:
     """Local paths made absolute: Ray changes its workers' working directory."""
     paths = {"output": config.output, "input": config.input}
-    fixed = {name: str(Path(path).expanduser().absolute()) for name, path in paths.items() if path and "://" not in path}
+    fixed = {name: absolute(path) for name, path in paths.items() if path}
     return PreprocessConfig(**{field.name: getattr(config, field.name) for field in fields(config)} | fixed)
 
 
@@ -510,10 +524,15 @@ def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
 
 
-def _report(config: PreprocessConfig, plan: Plan, shards: dict[int, dict], summary: dict[str, Any], seconds: float) -> None:
+def _report(
+    config: PreprocessConfig, plan: Plan, shards: dict[int, dict], summary: dict[str, Any], seconds: float
+) -> None:
     """Say what the dataset holds, and log the run to MLflow if anything was done."""
     done = [value for task in plan.tasks for value in shards[task.index]["seconds"].values()]
-    print(f"dataset: {_counted(summary['counts'])}; splits {_counted(summary['splits'])}; {len(shards)} shards", flush=True)
+    print(
+        f"dataset: {_counted(summary['counts'])}; splits {_counted(summary['splits'])}; {len(shards)} shards",
+        flush=True,
+    )
     if summary["failures"]:
         print(f"  not ok: {_counted(summary['failures'])}", flush=True)
     if not done:
@@ -521,7 +540,10 @@ def _report(config: PreprocessConfig, plan: Plan, shards: dict[int, dict], summa
     metrics = {f"count_{name.replace('-', '_')}": float(count) for name, count in summary["counts"].items()}
     metrics |= {"objects_done": float(len(done)), "wall_seconds": seconds}
     metrics |= {"mean_object_seconds": sum(done) / len(done), "max_object_seconds": max(done)}
-    print(f"  {metrics['mean_object_seconds']:.2f} s per object (mean), {max(done):.2f} s at most, {seconds:.0f} s in all", flush=True)
+    print(
+        f"  {metrics['mean_object_seconds']:.2f} s per object (mean), {max(done):.2f} s at most, {seconds:.0f} s in all",
+        flush=True,
+    )
     _log_run(config, metrics, summary)
 
 
@@ -536,5 +558,6 @@ def _log_run(config: PreprocessConfig, metrics: dict[str, float], summary: dict[
         metrics=metrics,
         artifacts=[Path(config.output) / "dataset.json"],
         tags={"stage": "preprocess"},
+        dataset=(Path(config.output).name, summary["fingerprint"], config.output),
         output=config.output,
     )

@@ -77,7 +77,9 @@ class Sandbox:
             reply = read_frame(child.stdout, started + self.timeout_s)
         except TimeoutError:
             self.close()
-            return Result(status="timeout", error=f"timeout: over {self.timeout_s:g} s", seconds=time.monotonic() - started)
+            return Result(
+                status="timeout", error=f"timeout: over {self.timeout_s:g} s", seconds=time.monotonic() - started
+            )
         except (EOFError, BrokenPipeError):
             return self._died(time.monotonic() - started)
         return self._answer(reply, time.monotonic() - started)
@@ -105,7 +107,7 @@ class Sandbox:
         return self._child
 
     def _start(self) -> None:
-        self._stderr = tempfile.TemporaryFile(mode="ab+")  # append mode: truncating it between calls is safe
+        self._stderr = tempfile.TemporaryFile(mode="ab+")  # noqa: SIM115 (append mode: may be truncated between calls)
         command = [sys.executable, "-m", "pipelines.sandbox", "--memory-limit-gb", str(self.memory_limit_gb)]
         command += ["--parent-pid", str(os.getpid())] + (["--warm-up", self.warm_up] if self.warm_up else [])
         self._child = subprocess.Popen(
@@ -133,7 +135,9 @@ class Sandbox:
         if code == -signal.SIGKILL or "bad_alloc" in words or "Cannot allocate memory" in words:
             return Result(status="out-of-memory", error="out-of-memory: the child was killed", seconds=seconds)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return Result(status="failed", error=f"crash: the child ended with {how}{': ' + words if words else ''}", seconds=seconds)
+        return Result(
+            status="failed", error=f"crash: the child ended with {how}{': ' + words if words else ''}", seconds=seconds
+        )
 
     def _last_words(self) -> str:
         self._stderr.seek(0)

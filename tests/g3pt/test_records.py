@@ -41,7 +41,9 @@ ROWS = {
 CASES = pytest.mark.parametrize("rows", list(ROWS.values()), ids=list(ROWS))
 
 
-def write(folder: Path, rows: list[dict], config: records.RecordConfig = SMALL, num_shards: int = 1) -> records.DatasetInfo:
+def write(
+    folder: Path, rows: list[dict], config: records.RecordConfig = SMALL, num_shards: int = 1
+) -> records.DatasetInfo:
     settings = {"test": 1}
     shards = {}
     for index in range(num_shards):

@@ -30,7 +30,12 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def start(tmp_path: Path, *more: str, **flags: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*command(**flags), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(tmp_path), cwd=tmp_path
+        [*command(**flags), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(tmp_path),
+        cwd=tmp_path,
     )
 
 
@@ -63,7 +68,9 @@ def test_a_dry_run_prints_its_plan_on_stdout(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_twice_then_finished_equals_an_uninterrupted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_twice_then_finished_equals_an_uninterrupted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/whole.db")
     preprocess(PreprocessConfig(output=str(tmp_path / "whole"), **SHAPES), map_here)
     whole = records.open_dataset(tmp_path / "whole")

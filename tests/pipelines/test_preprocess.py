@@ -1,7 +1,9 @@
 """Preprocessing without Ray: what is stale is redone, what is finished is kept, bad input is one clear line or one row."""
 
+import csv
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -36,7 +38,9 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     from pipelines import runs
 
     calls: list[dict] = []
-    monkeypatch.setattr(runs, "log_finished_run", lambda experiment, name, **more: calls.append({"experiment": experiment, **more}))
+    monkeypatch.setattr(
+        runs, "log_finished_run", lambda experiment, name, **more: calls.append({"experiment": experiment, **more})
+    )
     return calls
 
 
@@ -56,7 +60,13 @@ def meshes(tmp_path: Path) -> Path:
 
 
 def config(tmp_path: Path, **change: object) -> PreprocessConfig:
-    known = {"source": "dir", "input": str(tmp_path / "meshes"), "output": str(tmp_path / "data"), "num_shards": 3, **SMALL}
+    known = {
+        "source": "dir",
+        "input": str(tmp_path / "meshes"),
+        "output": str(tmp_path / "data"),
+        "num_shards": 3,
+        **SMALL,
+    }
     return PreprocessConfig(**known | change)
 
 
@@ -105,7 +115,9 @@ def test_finished_shards_are_skipped_and_nothing_is_logged_twice(
     assert len(logged) == 1
 
 
-def test_changed_settings_make_every_shard_stale(tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_settings_make_every_shard_stale(
+    tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = run(config(tmp_path))
     second = run(config(tmp_path, seed=1))
     assert "6 objects in 3 shards to convert (3 stale: settings changed)" in capsys.readouterr().out
@@ -114,7 +126,9 @@ def test_changed_settings_make_every_shard_stale(tmp_path: Path, meshes: Path, c
     assert run(config(tmp_path)).fingerprint == first.fingerprint
 
 
-def test_a_changed_input_makes_only_its_shard_stale(tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_input_makes_only_its_shard_stale(
+    tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = run(config(tmp_path))
     before = written(first)
     write_box(meshes / "box2.obj", height=9.0)
@@ -216,7 +230,18 @@ def test_a_manifest_names_the_objects(tmp_path: Path, meshes: Path) -> None:
     )
     write_box(tmp_path / "outside.obj")
     info = run(config(tmp_path))
-    columns = ["id", "path", "caption", "caption_source", "license", "author", "category", "source_url", "status", "error"]
+    columns = [
+        "id",
+        "path",
+        "caption",
+        "caption_source",
+        "license",
+        "author",
+        "category",
+        "source_url",
+        "status",
+        "error",
+    ]
     rows = {row["id"]: row for row in records.read_rows(info, columns, status=None)}
     assert set(rows) == {"one", "box3.obj", "gone", "outside"}
     assert rows["one"]["caption"] == "a box, small" and rows["one"]["caption_source"] == "manifest"
@@ -247,10 +272,17 @@ def test_a_manifest_names_the_objects(tmp_path: Path, meshes: Path) -> None:
 def test_bad_usage_is_one_line_and_writes_nothing(tmp_path: Path, meshes: Path, change: dict, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("")
-    for name, text in (("twice", "path,id\nx.obj,a\ny.obj,a\n"), ("no-path", "id,file\na,x.obj\n"), ("no-rows", "path,id\n")):
+    for name, text in (
+        ("twice", "path,id\nx.obj,a\ny.obj,a\n"),
+        ("no-path", "id,file\na,x.obj\n"),
+        ("no-rows", "path,id\n"),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.csv").write_text(text)
-    absolute = {key: str(tmp_path / value) if value and key != "source" and ":" not in value else value for key, value in change.items()}
+    absolute = {
+        key: str(tmp_path / value) if value and key != "source" and ":" not in value else value
+        for key, value in change.items()
+    }
     with pytest.raises(UsageError) as raised:
         preprocess(config(tmp_path, **absolute), run_kept)
     assert message in str(raised.value) and "\n" not in str(raised.value)
@@ -268,12 +300,22 @@ def test_a_dataset_of_another_schema_is_refused_and_left_alone(tmp_path: Path, m
 
 
 def test_numbers_are_checked_when_flags_are_parsed(tmp_path: Path) -> None:
-    for change in ({"limit": 0}, {"num_shards": -1}, {"num_queries": 12}, {"resolution": 4}, {"views": -1}, {"seed": -1}, {"timeout_s": 0}):
+    for change in (
+        {"limit": 0},
+        {"num_shards": -1},
+        {"num_queries": 12},
+        {"resolution": 4},
+        {"views": -1},
+        {"seed": -1},
+        {"timeout_s": 0},
+    ):
         with pytest.raises(ValueError, match=str(next(iter(change.values())))):
             config(tmp_path, **change)
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert preprocess(config(tmp_path, dry_run=True), run_kept) is None
     assert "6 objects in 3 shards to convert (3 new)" in capsys.readouterr().out
     assert preprocess(config(tmp_path, input=str(tmp_path / "later"), dry_run=True), run_kept) is None
@@ -284,7 +326,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, meshes: Pa
 def test_limit_takes_the_smallest_hashes_whatever_else_is_there() -> None:
     ids = [f"x{number}" for number in range(50)]
     few = sources.limited(ids, 5)
-    assert len(few) == 5 and set(few) <= set(sources.limited(ids[::-1], 9)) and sources.limited(ids, None) == sorted(ids)
+    assert (
+        len(few) == 5 and set(few) <= set(sources.limited(ids[::-1], 9)) and sources.limited(ids, None) == sorted(ids)
+    )
 
 
 def test_the_content_of_a_gltf_includes_its_buffers_but_never_files_outside(tmp_path: Path) -> None:
@@ -310,6 +354,22 @@ def test_sizes_of_shards_follow_the_number_of_objects() -> None:
 def test_progress_says_rate_failures_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     progress = stage.Progress(20)
     progress.add({"rows": 10, "failures": {"timeout": 1, "failed/corrupt": 2}})
-    assert progress.line(5.0) == "10/20 objects, 2.0 objects/s, 3 failures (failed/corrupt 2, timeout 1), about 5 s left"
+    assert (
+        progress.line(5.0) == "10/20 objects, 2.0 objects/s, 3 failures (failed/corrupt 2, timeout 1), about 5 s left"
+    )
     progress.add({"rows": 10, "failures": {}})
     assert "20/20 objects" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("G3PT_MESHES" not in os.environ, reason="G3PT_MESHES names no folder of real meshes")
+def test_hostile_files_are_refused_or_converted_and_nothing_stops_the_batch(tmp_path: Path) -> None:
+    folder = Path(os.environ["G3PT_MESHES"]) / "hostile"
+    info = run(config(tmp_path, input=str(folder), num_shards=None))
+    with open(folder / "manifest.csv", newline="", encoding="utf-8") as file:
+        expected = {row["id"]: row["expected"] for row in csv.DictReader(file)}
+    found = {row["id"]: row for row in records.read_rows(info, ["id", "status", "error"], status=None)}
+    assert set(found) == set(expected)
+    assert not [row for name, row in found.items() if expected[name] == "load" and row["status"] != "ok"]
+    assert not [name for name, row in found.items() if expected[name] == "reject" and row["status"] == "ok"]
+    assert all(": " in row["error"] for row in found.values() if row["status"] != "ok")

@@ -98,7 +98,9 @@ box.call("sandbox_victims:hang", {})
 
 def test_a_child_ends_with_its_parent_even_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
     path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+    )
     child_pid = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
