@@ -95,35 +95,42 @@ def nearest_objects(
     clouds_N: Sequence[np.ndarray],
     library_N: Sequence[np.ndarray],
     *,
+    num_queries: int = 2048,
     coarse: int = 192,
     keep: int = 16,
     exclude: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each cloud (points (A, 3)) the index of the nearest library cloud by Chamfer and that distance.
 
-    How: Chamfer of the first `coarse` points, by one matrix product with the whole library, ranks the library; the first `keep` are
-    compared exactly. Points within a cloud must be in random order. `exclude[i]` is a library index never given for cloud i
-    (-1: none), so that a set can be searched in itself.
+    How: Chamfer of the first `coarse` points, by one matrix product with the whole library, ranks the library; for the first
+    `keep` the first `num_queries` points of each side look for their nearest among all points of the other: dense targets keep the
+    distance of equal surfaces near 0. Points within a cloud must be in random order. `exclude[i]` is a library index never
+    given for cloud i (-1: none), so that a set can be searched in itself.
     """
     from scipy.spatial import cKDTree
 
     if not len(library_N):
         raise ValueError("the library of objects is empty")
     library = [_checked(cloud) for cloud in library_N]
-    coarse = min(coarse, *(len(cloud) for cloud in library))
+    clouds = [_checked(cloud) for cloud in clouds_N]
+    coarse = min(coarse, *(len(cloud) for cloud in library + clouds))
     coarse_NC3 = np.stack([cloud[:coarse] for cloud in library]).astype(np.float32)
-    trees = [cKDTree(cloud) for cloud in library]
-    indices, distances = np.empty(len(clouds_N), dtype=np.int64), np.empty(len(clouds_N))
-    for row, raw in enumerate(clouds_N):
-        cloud = _checked(raw)
+    trees: dict[int, cKDTree] = {}  # built when first needed
+    indices, distances = np.empty(len(clouds), dtype=np.int64), np.empty(len(clouds))
+    for row, cloud in enumerate(clouds):
         tree = cKDTree(cloud)
         rank = _coarse_chamfer(cloud[:coarse].astype(np.float32), coarse_NC3)
         if exclude is not None and exclude[row] >= 0:
             rank[exclude[row]] = np.inf
-        candidates = [k for k in np.argsort(rank, kind="stable")[:keep] if np.isfinite(rank[k])]
+        candidates = [k for k in np.argsort(rank, kind="stable")[:keep].tolist() if np.isfinite(rank[k])]
         if not candidates:
             raise ValueError(f"no library object is left for cloud {row}")
-        exact = [(trees[k].query(cloud)[0].mean() + tree.query(library[k])[0].mean()) / 2 for k in candidates]
+        exact = []
+        for k in candidates:
+            if k not in trees:
+                trees[k] = cKDTree(library[k])
+            there, back = trees[k].query(cloud[:num_queries])[0], tree.query(library[k][:num_queries])[0]
+            exact.append((there.mean() + back.mean()) / 2)
         indices[row], distances[row] = candidates[int(np.argmin(exact))], min(exact)
     return indices, distances
 

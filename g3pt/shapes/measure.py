@@ -335,7 +335,7 @@ def _hammer(r: Ruler) -> dict[str, str]:
 def _axe(r: Ruler) -> dict[str, str]:
     num_x, num_y, _ = r.grid.shape
     depth = r.widths(2)
-    thickness = depth[int(0.7 * num_y) :].max()
+    thickness = depth[int(0.5 * num_y) :].max()
     front = r.grid.any(axis=2)
     axis = np.flatnonzero(front[:, int(0.25 * num_y)]).mean()
     blade = front.sum(axis=1)[int(axis + 0.6 * (num_x - axis)) :]

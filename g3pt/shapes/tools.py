@@ -55,7 +55,7 @@ def _axe(a: SimpleNamespace) -> list[Part]:
     parts = [tube([(0, 0, 0), (0, top, 0)], a.grip, 16)]
     if a.end == "a knob":
         parts.append(ball((0, a.knob * 0.8, 0), (a.knob, a.knob, a.knob)))
-    centre = top - a.blade * a.place
+    centre = top - a.blade * a.place - a.drop
     heights = (a.neck / 2, a.neck / 2 + (a.blade / 2 - a.neck / 2) * 0.55, a.blade / 2)
     for side in (-1, 1) if a.count == "a double" else (1,):
         rings = []
@@ -92,10 +92,11 @@ AXE = Family(
     ranges={
         "extent": By("length", {"long": (1.8, 2.0), "short": (1.15, 1.3)}),
         "grip": (0.08, 0.11),
-        "reach": (0.42, 0.6),
-        "neck": (0.2, 0.28),
-        "bow": (0.14, 0.22),
+        "reach": (0.4, 0.68),
+        "neck": (0.18, 0.34),
+        "bow": (0.13, 0.28),
         "knob": (0.16, 0.19),
+        "drop": By("length", {"long": (0.0, 0.45), "short": (0.0, 0.14)}),
         "blade": By("width", {"wide": (0.66, 0.78), "narrow": (0.34, 0.4)}),
         "place": (0.5, 0.56),
     },

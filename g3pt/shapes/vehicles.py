@@ -44,7 +44,7 @@ CAR = Family(
     ranges={
         "extent": By("length", {"long": (2.15, 2.4), "short": (1.5, 1.65)}),
         "width": (0.88, 1.0),
-        "body": (0.3, 0.42),
+        "body": (0.28, 0.48),
         "cabin_length": (0.38, 0.46),
         "cabin_height": By("size", {"tall": (0.52, 0.68), "low": (0.24, 0.31)}),
         "wheel": By("wheels", {"large wheels": (0.29, 0.34), "small wheels": (0.16, 0.2)}),

@@ -131,7 +131,7 @@ def _teapot(a: SimpleNamespace) -> list[Part]:
             )
         ]
     parts.append(ball((0, a.height + a.knob * 0.6, 0), (a.knob, a.knob, a.knob)))
-    parts.append(lathe([(a.knob * 0.7, a.height - 0.05), (a.knob * 0.7, a.height + a.knob * 0.5)]))
+    parts.append(lathe([(a.knob * 0.7, a.height - 0.12), (a.knob * 0.7, a.height + a.knob * 0.5)]))
     start, end = a.radius * 0.6, a.radius + a.reach
     parts.append(tube([(start, a.height * a.root, 0), (end, a.height * a.rise, 0)], [a.pipe * 1.35, a.pipe], 14))
     if a.handle == "side":
