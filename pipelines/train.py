@@ -90,12 +90,12 @@ def tracked(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None
     try:
         with Mirror(tracking, run_id, Ledger(run_dir / "metrics.jsonl")):
             yield run_id
-        status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        if status == "FINISHED":
+        if is_finished(run_dir):
+            status = "FINISHED"
             artifacts = [run_dir / "config.json", run_dir / "export" / "config.json"]
             best_effort("logging artifacts", lambda: tracking.log_artifacts(run_id, [p for p in artifacts if p.exists()]))
         best_effort("closing the run", lambda: tracking.close_run(run_id, status))
@@ -119,14 +119,17 @@ def _open_mlflow_run(tracking: Tracking, spec: RunSpec, run_dir: Path, parent: s
 
 
 def ray_train(spec: RunSpec, run_dir: Path, num_workers: int, device: str = "auto", build: str = BUILD_STAGE) -> None:
-    """`work` on `num_workers` Ray Train workers; a lost worker restarts the group from the newest checkpoint."""
+    """`work` on `num_workers` Ray Train workers; a lost worker restarts the group from the newest checkpoint.
+
+    num_workers 0 is Train's local mode: in this process, on the CPU.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = wants_gpu(device)
+    use_gpu = num_workers > 0 and wants_gpu(device)
     scratch = run_dir / "ray"  # Train's own bookkeeping; ours needs none of it
     trainer = TorchTrainer(
-        ray_work,
+        ray_work if num_workers else work,
         train_loop_config={"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build},
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),

@@ -1,0 +1,16 @@
+"""Train CAR at several sizes and fit its scaling law: python jobs/scaling_sweep.py --help"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipelines.cli import main  # noqa: E402
+from pipelines.sweep import SweepFlags, scaling_sweep  # noqa: E402
+
+if __name__ == "__main__":
+    main(
+        SweepFlags,
+        scaling_sweep,
+        example="python jobs/scaling_sweep.py --data out/shapes --tokenizer out/runs/cvq-nano-s0-XXXXXXXX --output out/study --steps 150",
+    )

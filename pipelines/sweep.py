@@ -1,0 +1,286 @@
+"""A scaling study: one CAR run for each size and seed, Ray Tune over Ray Train, then the law through their test losses.
+
+How: every run is an ordinary run of `pipelines.train` below STUDY/runs, so a killed study goes on where it stood and finished
+runs are kept. Tune only decides what runs when: a trial holds no CPU or GPU itself, since Train reserves those for its workers
+(both would wait for each other for ever), but `sweep_slot`s where the cluster has them, one for each worker. No trial is
+stopped early: a point of the fit is a run that ended. The driver mirrors every run to MLflow as a child of the study's.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import cluster, train
+from pipelines.cli import absolute
+from pipelines.errors import UsageError, bad_input
+from pipelines.runs import Ledger, RunSpec, Tracking, best_effort, tracking_uri
+from pipelines.training_jobs import car_spec, count_car, encode, open_data
+
+DEFAULT_SIZES = "pico,mini,nano,micro"
+TRIAL_RETRIES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFlags:
+    """Train CAR at several sizes on the same data and fit the scaling law of its test cross-entropy."""
+
+    data: str
+    """DATASET folder"""
+    tokenizer: str
+    """finished CVQ run, or its export"""
+    output: str
+    """STUDY folder: study.json, points.csv, fit.json, curve.png, runs/"""
+    sizes: str = DEFAULT_SIZES
+    """CAR presets, comma-separated; the fit wants at least three, below six it is a demonstration"""
+    seeds: str = "0"
+    """seeds of each size, comma-separated"""
+    steps: int | None = None
+    """optimiser steps of every run; default each preset's own"""
+    batch_size: int | None = None
+    """objects per step over all workers of a run; default each preset's own"""
+    num_workers: int = 1
+    """Ray Train workers of each run; 0 trains inside the trial's own process (least start-up, CPU only)"""
+    max_concurrent: int | None = None
+    """runs at once; default as many as the cluster has CPUs (or GPUs) for"""
+    device: str = "auto"
+    """auto (a GPU if the cluster has one), cpu or gpu"""
+    ray_address: str | None = None
+    """Ray cluster to join, `auto` for a running one; default RAY_ADDRESS, else a local one"""
+    dry_run: bool = False
+    """print the plan, write nothing"""
+
+
+def scaling_sweep(flags: SweepFlags) -> str | None:
+    """Run the study; its folder, or None for a dry run."""
+    rows = plan(flags)
+    if flags.dry_run:
+        for size, model, config in rows:
+            print(f"{size} seed {config.seed}: {count_car(model)['parameters_no_embed']:,} parameters, {config.steps * config.batch_size:,} samples")
+        return None
+    if "://" in flags.output:
+        raise UsageError(f"{flags.output}: studies on an object store are not built yet; use a local or shared folder")
+    specs = [car_spec(flags.data, flags.tokenizer, size, model, config) for size, model, config in rows]
+    return str(run_study(specs, Path(absolute(flags.output)), flags))
+
+
+def plan(flags: SweepFlags) -> list[tuple[str, Any, Any]]:
+    """(size, CARConfig, TrainConfig) of each run, largest first: the longest run starts first."""
+    from g3pt.config import car_preset
+
+    with bad_input():
+        sizes = {size: car_preset(size) for size in flags.sizes.split(",")}
+        seeds = [int(seed) for seed in flags.seeds.split(",")]
+        changes = {name: getattr(flags, name) for name in ("steps", "batch_size") if getattr(flags, name) is not None}
+        rows = [(size, model, dataclasses.replace(config, seed=seed, **changes)) for size, (model, config) in sizes.items() for seed in seeds]
+    return sorted(rows, key=lambda row: -count_car(row[1])["parameters_no_embed"])
+
+
+def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
+    """Train what is not finished, then write points, fit and curve."""
+    from g3pt.checkpoint import write_json
+
+    study.mkdir(parents=True, exist_ok=True)
+    write_json(study / "study.json", {"runs": [spec.to_dict() for spec in specs], "flags": dataclasses.asdict(flags)})
+    encode(specs[0], max(1, flags.num_workers), flags.ray_address)
+    with _parent_run(study, flags) as parent:
+        train_all(specs, study, flags, parent)
+        unfinished = [spec.name for spec in specs if not train.is_finished(study / "runs" / spec.name)]
+        if unfinished:
+            raise RuntimeError(f"{len(unfinished)} of {len(specs)} runs did not finish: {', '.join(unfinished)}; the same command goes on with them")
+        points = collect(specs, study)
+        write_points(points, study / "points.csv")
+        fit_and_draw(points, study)
+        _log_study(study, parent)
+    return study
+
+
+def train_all(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: tuple[Tracking, str] | None, build: str = train.BUILD_STAGE) -> None:
+    """All unfinished runs through Tune, mirrored to MLflow by this driver meanwhile."""
+    todo = []
+    for spec in specs:
+        run_dir = train.prepare_run(spec, study / "runs")
+        if train.is_finished(run_dir):
+            print(f"{spec.name}: finished already", flush=True)
+        else:
+            todo.append({"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build})
+    if not todo:
+        return
+    cluster.connect(flags.ray_address)
+    with contextlib.ExitStack() as stack:
+        for item in todo:
+            run_dir = Path(item["run_dir"])
+            # The store is the study's: beside STUDY, not beside STUDY/runs.
+            stack.enter_context(train.tracked(RunSpec.from_dict(item["spec"]), run_dir, study, parent[1] if parent else None))
+        tune(todo, study, flags)
+
+
+def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> None:
+    """One Tune trial for each item; Ray's own files go once all is done."""
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    from ray import tune as ray_tune
+
+    resources, concurrent = trial_resources(flags)
+    scratch = study / "ray"
+    tuner = ray_tune.Tuner(
+        ray_tune.with_resources(ray_tune.with_parameters(trial, todo=todo, num_workers=flags.num_workers, device=flags.device), resources),
+        param_space={"index": ray_tune.grid_search(list(range(len(todo))))},
+        tune_config=ray_tune.TuneConfig(max_concurrent_trials=flags.max_concurrent or concurrent),
+        run_config=ray_tune.RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=str(scratch),
+            failure_config=ray_tune.FailureConfig(max_failures=TRIAL_RETRIES),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def trial_resources(flags: SweepFlags) -> tuple[dict[str, float], int]:
+    """What a trial itself holds, and how many may run at once on the cluster as it stands."""
+    import ray
+
+    have = ray.cluster_resources()
+    unit = "GPU" if flags.num_workers and train.wants_gpu(flags.device) else "CPU"
+    concurrent = max(1, int(have.get(unit, 1)) // max(1, flags.num_workers))
+    if flags.num_workers == 0:
+        return {"CPU": 1}, concurrent
+    if have.get("sweep_slot", 0) >= flags.num_workers:
+        return {"CPU": 0, "sweep_slot": float(flags.num_workers)}, concurrent
+    return {"CPU": 0}, concurrent
+
+
+def trial(config: dict[str, int], *, todo: list[dict[str, Any]], num_workers: int, device: str) -> dict[str, float]:
+    """One run inside a Tune trial, on Ray Train workers of its own or, with none, in Train's local mode in this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    item = todo[config["index"]]
+    train.ray_train(RunSpec.from_dict(item["spec"]), Path(item["run_dir"]), num_workers, device, item["build"])
+    return {"done": 1.0}
+
+
+# --- points, fit, curve -------------------------------------------------------------------------------------------------
+
+
+def collect(specs: Sequence[RunSpec], study: Path) -> list[dict[str, Any]]:
+    """One point for each run, from the last record of its ledger, smallest size first."""
+    points = [point(spec, Ledger(study / "runs" / spec.name / "metrics.jsonl").read()[-1]) for spec in specs]
+    return sorted(points, key=lambda row: (row["params_no_embed"], row["seed"]))
+
+
+def point(spec: RunSpec, last: dict[str, float]) -> dict[str, Any]:
+    """The row of points.csv; flops are 6 N for each token and sample, forward and backward."""
+    from g3pt.checkpoint import read_export_config
+    from g3pt.config import CARConfig, from_dict
+
+    params = count_car(from_dict(CARConfig, spec.config["model"]))["parameters_no_embed"]
+    samples = int(last["step"])
+    tokens = sum(read_export_config(spec.paths["tokenizer"])["model"]["scales"])
+    tests = {key: value for key, value in last.items() if key == "test_ce" or key.startswith("test_ce_scale_")}
+    return {
+        "size": spec.preset,
+        "params_no_embed": params,
+        "flops": 6 * params * tokens * samples,
+        "seed": spec.seed,
+        "samples": samples,
+        "epochs": round(samples / open_data(spec.paths["data"]).splits["train"], 4),
+        "lr": spec.config["train"]["learning_rate"],
+        "test_ce": tests.pop("test_ce"),
+        **dict(sorted(tests.items(), key=lambda pair: int(pair[0].rpartition("_")[2]))),
+    }
+
+
+def write_points(points: Sequence[dict[str, Any]], path: Path) -> None:
+    """points.csv, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(points[0]))
+        writer.writeheader()
+        writer.writerows(points)
+    os.replace(temporary, path)
+
+
+def fit_and_draw(points: Sequence[dict[str, Any]], study: Path) -> None:
+    """fit.json and curve.png."""
+    from g3pt.checkpoint import write_json
+    from g3pt.scaling import report
+
+    found = report([p["params_no_embed"] for p in points], [p["test_ce"] for p in points])
+    write_json(study / "fit.json", found)
+    draw(points, found, study / "curve.png")
+
+
+def draw(points: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) -> None:
+    """Test loss against parameters, both laws through the points, and how far to trust them."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from g3pt.scaling import PowerLaw
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    size = np.array([p["params_no_embed"] for p in points], float)
+    axes.loglog(size, [p["test_ce"] for p in points], "o", color="black", label="runs")
+    line = np.geomspace(size.min() / 1.3, size.max() * 1.3, 200)
+    for name, style, label in (("power_law_with_floor", "-", "E + A N^-α"), ("pure_power_law", "--", "A N^-α")):
+        if found[name]:
+            law = PowerLaw(**{f.name: found[name][f.name] for f in dataclasses.fields(PowerLaw)})
+            low, high = found[name]["interval_95"]["exponent"]
+            axes.loglog(line, law(line), style, label=f"{label}: α {law.exponent:.3f} [{low:.3f}, {high:.3f}], E {law.irreducible:.3g}")
+    axes.set_xlabel("parameters N, without embeddings and head")
+    axes.set_ylabel("test cross-entropy, nats a token")
+    axes.set_title(f"{found['num_sizes']} sizes: {found['status']}")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+# --- the study in MLflow -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _parent_run(study: Path, flags: SweepFlags) -> Any:
+    """(tracking, run id) of the study's own MLflow run, None without MLflow."""
+    opened = best_effort("opening the study's run", lambda: _open_parent(study, flags))
+    status = "FAILED"
+    try:
+        yield opened
+        status = "FINISHED"
+    finally:
+        if opened:
+            best_effort("closing the study's run", lambda: opened[0].close_run(opened[1], status))
+
+
+def _open_parent(study: Path, flags: SweepFlags) -> tuple[Tracking, str]:
+    from g3pt.checkpoint import write_json
+
+    tracking, note = Tracking(tracking_uri(study)), study / "mlflow.json"
+    known = json.loads(note.read_text())["run_id"] if note.exists() else None
+    params = {name: getattr(flags, name) for name in ("data", "tokenizer", "sizes", "seeds", "steps", "batch_size")}
+    run_id = tracking.open_run("g3pt/scaling", study.name, params, {"g3pt.stage": "scaling", "g3pt.run_dir": str(study)}, resume_id=known)
+    write_json(note, {"run_id": run_id, "tracking_uri": tracking.uri})
+    return tracking, run_id
+
+
+def _log_study(study: Path, parent: tuple[Tracking, str] | None) -> None:
+    """The fit's numbers and the study's files on the parent run."""
+    if parent is None:
+        return
+    tracking, run_id = parent
+    found = json.loads((study / "fit.json").read_text())
+    laws = {name: found[name] for name in ("power_law_with_floor", "pure_power_law") if found[name]}
+    numbers = {f"{name}.{key}": law[key] for name, law in laws.items() for key in ("irreducible", "coefficient", "exponent")}
+    best_effort("logging the fit", lambda: tracking.log_records(run_id, [{"step": 0, **numbers}]))
+    files = [study / name for name in ("study.json", "points.csv", "fit.json", "curve.png")]
+    best_effort("logging the study's files", lambda: tracking.log_artifacts(run_id, files))
