@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 FORMATS = ("glb", "obj", "ply", "stl")
+MIN_COARSE = 32  # a part apart from the rest and thinner than 2 / 32 can hide between the first grid's points
 
 
 class EmptyField(ValueError):
@@ -30,17 +31,19 @@ class FullField(ValueError):
 
 
 def extract(
-    field: Callable[[np.ndarray], np.ndarray], resolution: int = 128, coarse: int = 32, level: float = 0.0,
+    field: Callable[[np.ndarray], np.ndarray], resolution: int = 128, coarse: int | None = None, level: float = 0.0,
     chunk: int = 65536,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Surface where `field` equals `level`: vertices (V, 3) float32 in [-1, 1]^3, faces (F, 3) int64, facing outward.
 
     field: points (N, 3) float32 -> values (N,), above `level` inside; called on at most `chunk` points at a time.
-    coarse: cells a side of the first grid; resolution must be coarse * 2^k (coarse = resolution decodes densely).
+    coarse: cells a side of the first grid; resolution must be coarse * 2^k (coarse = resolution decodes densely). By
+    default the smallest such of at least MIN_COARSE.
     A solid that touches the box is closed there. Raises EmptyField, FullField; ValueError for non-finite values.
     """
     from skimage.measure import marching_cubes
 
+    coarse = default_coarse(resolution) if coarse is None else coarse
     grid = coarse_to_fine(field, resolution, coarse, level, chunk)
     inside = grid > 0
     if not inside.any():
@@ -51,6 +54,14 @@ def extract(
     vertices, faces, _, _ = marching_cubes(closed, 0.0, gradient_direction="ascent")
     vertices = np.clip((vertices.astype(np.float64) - 1.0) * (2.0 / resolution) - 1.0, -1.0, 1.0)
     return vertices.astype(np.float32), faces.astype(np.int64)
+
+
+def default_coarse(resolution: int) -> int:
+    """Smallest resolution / 2^k that is whole and at least MIN_COARSE; the resolution itself when there is none."""
+    coarse = resolution
+    while coarse % 2 == 0 and coarse // 2 >= MIN_COARSE:
+        coarse //= 2
+    return coarse
 
 
 def coarse_to_fine(

@@ -104,8 +104,8 @@ def _plotter(size: int) -> "object":
 
     vtk.vtkLogger.SetStderrVerbosity(vtk.vtkLogger.VERBOSITY_OFF)  # it warns of a missing display before it falls back
     plotter = pyvista.Plotter(off_screen=True, window_size=(size, size), lighting="none")
-    key = pyvista.Light(position=(0.4, 0.7, 1.0), light_type="camera light", intensity=1.0)
-    fill = pyvista.Light(position=(-0.9, 0.1, 0.5), light_type="camera light", intensity=0.5)
+    key = pyvista.Light(position=(0.4, 0.7, 1.0), light_type="camera light", intensity=0.9)
+    fill = pyvista.Light(position=(-0.9, 0.1, 0.5), light_type="camera light", intensity=0.4)
     plotter.add_light(key)
     plotter.add_light(fill)
     return plotter
@@ -117,7 +117,7 @@ def _images(vertices: np.ndarray, faces: np.ndarray, cameras: np.ndarray, size: 
 
     plotter = _plotter(size)
     mesh = pyvista.PolyData.from_regular_faces(np.asarray(vertices, dtype=np.float32), np.asarray(faces))
-    actor = plotter.add_mesh(mesh, color=_COLOUR, ambient=0.2, smooth_shading=False, reset_camera=False, render=False)
+    actor = plotter.add_mesh(mesh, color=_COLOUR, ambient=0.15, smooth_shading=False, reset_camera=False, render=False)
     images = []
     for camera in cameras.astype(np.float64):
         plotter.camera.position, plotter.camera.focal_point = camera[:3, 3], (0.0, 0.0, 0.0)

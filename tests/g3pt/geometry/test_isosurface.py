@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from g3pt.geometry.isosurface import EmptyField, FullField, clean, extract, write_mesh
+from g3pt.geometry.isosurface import EmptyField, FullField, clean, default_coarse, extract, write_mesh
 
 
 def sphere(points: np.ndarray) -> np.ndarray:
@@ -52,6 +52,11 @@ def test_coarse_to_fine_equals_dense_with_fewer_points(field) -> None:
     np.testing.assert_array_equal(meshes[16][0], meshes[64][0])
     np.testing.assert_array_equal(meshes[16][1], meshes[64][1])
     assert counts[64] == 65**3 and counts[16] < 0.5 * counts[64]
+
+
+@pytest.mark.parametrize(("resolution", "coarse"), [(128, 32), (256, 32), (96, 48), (100, 50), (31, 31), (63, 63)])
+def test_any_resolution_has_a_first_grid(resolution: int, coarse: int) -> None:
+    assert default_coarse(resolution) == coarse
 
 
 def test_torus_keeps_its_hole_and_level_moves_the_surface() -> None:

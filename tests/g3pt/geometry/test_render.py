@@ -68,7 +68,8 @@ def test_a_missing_renderer_is_a_reason_not_a_crash(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(render, "_PROBE", "import sys; sys.exit('no driver')")
     reason = render.renderer_available.__wrapped__()
     assert reason is not None and "no driver" in reason
-    monkeypatch.setattr(render, "_PROBE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(render, "_PROBE", "import time; time.sleep(60)")
+    monkeypatch.setattr(render, "_PROBE_TIMEOUT_S", 0.2)
     assert "did not answer" in render.renderer_available.__wrapped__()
 
 
