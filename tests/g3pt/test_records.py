@@ -270,3 +270,18 @@ def test_derived_tables_join_by_id_and_know_when_they_are_stale(tmp_path: Path) 
         records.read_derived(changed, "tokens-12345678")
     with pytest.raises(ValueError, match="needs an id column"):
         records.write_derived(info, "tokens-12345678", 0, pa.table({"codes": [1]}))
+
+
+def test_an_old_sidecar_never_stands_beside_a_new_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records.write_shard(tmp_path, 0, [ok_row("a")], SMALL)
+    kept = records.write_atomic
+
+    def dies_at_the_sidecar(path: Path, data: bytes) -> None:
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        kept(path, data)
+
+    monkeypatch.setattr(records, "write_atomic", dies_at_the_sidecar)
+    with pytest.raises(KeyboardInterrupt):
+        records.write_shard(tmp_path, 0, [ok_row("b")], SMALL)
+    assert (tmp_path / "shard-00000.parquet").exists() and not (tmp_path / "shard-00000.json").exists()
