@@ -503,18 +503,23 @@ class Progress:
     def __init__(self, total: int) -> None:
         self.total, self.done, self.failures = total, 0, Counter[str]()
         self.started = self.said = time.monotonic()
+        self.first: tuple[int, float] | None = (
+            None  # objects and time of the first shard: before it, workers were starting
+        )
 
     def add(self, sidecar: dict[str, Any]) -> None:
         """Count a finished shard and say so if it is time."""
         self.done += sidecar["rows"]
         self.failures.update(sidecar["failures"])
+        self.first = self.first or (self.done, time.monotonic())
         if self.done == self.total or time.monotonic() - self.said >= PROGRESS_EVERY_S:
             self.said = time.monotonic()
-            print(f"  {self.line(self.said - self.started)}", flush=True)
+            print(f"  {self.line(self.said)}", flush=True)
 
-    def line(self, seconds: float) -> str:
-        """The progress after so many seconds."""
-        rate = self.done / max(seconds, 1e-9)
+    def line(self, now: float) -> str:
+        """The progress at a time of the monotonic clock. The rate leaves out the workers' start, once that is possible."""
+        counted, since = self.first if self.first and self.first[0] < self.done else (0, self.started)
+        rate = (self.done - counted) / max(now - since, 1e-9)
         left = (self.total - self.done) / rate if rate else 0.0
         failed = f"{sum(self.failures.values())} failures" + (f" ({_counted(self.failures)})" if self.failures else "")
         return f"{self.done}/{self.total} objects, {rate:.1f} objects/s, {failed}, about {left:.0f} s left"

@@ -353,10 +353,12 @@ def test_sizes_of_shards_follow_the_number_of_objects() -> None:
 
 def test_progress_says_rate_failures_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     progress = stage.Progress(20)
-    progress.add({"rows": 10, "failures": {"timeout": 1, "failed/corrupt": 2}})
-    assert (
-        progress.line(5.0) == "10/20 objects, 2.0 objects/s, 3 failures (failed/corrupt 2, timeout 1), about 5 s left"
-    )
+    progress.add({"rows": 5, "failures": {"timeout": 1, "failed/corrupt": 2}})
+    failures = "3 failures (failed/corrupt 2, timeout 1)"
+    assert progress.line(progress.started + 10.0) == f"5/20 objects, 0.5 objects/s, {failures}, about 30 s left"
+    progress.add({"rows": 5, "failures": {}})
+    progress.first = (5, progress.started + 100.0)  # the workers took their time to start
+    assert progress.line(progress.started + 102.0) == f"10/20 objects, 2.5 objects/s, {failures}, about 4 s left"
     progress.add({"rows": 10, "failures": {}})
     assert "20/20 objects" in capsys.readouterr().out
 
