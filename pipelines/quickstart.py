@@ -1,0 +1,275 @@
+"""The whole pipeline at toy size, on one laptop: shapes -> dataset -> CVQ -> codes -> CAR -> meshes -> evaluation -> size sweep.
+
+Every stage is the very function that its own command calls, in one process with one local Ray cluster. A stage that is
+finished is skipped when the same command starts again. What came out is told in OUTPUT/summary.md and in pictures beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.cli import absolute
+from pipelines.errors import UsageError
+from pipelines.runs import Ledger
+
+PROMPTS = (
+    "a tall chair with a solid back and four legs",
+    "a low round table with a central foot",
+    "a long low bench with a back and a solid base",
+    "a short lamp with a wide ball shade and a square base",
+    "a small mug",
+    "a long truck",
+    "a boat with a sail",
+    "a hammer with a thick handle",
+)
+RESOLUTION = 64  # cells a side, of the solids and of the generated meshes
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartFlags:
+    """Run the whole pipeline on procedural shapes: about 15 minutes on 2 cores, no network, no GPU."""
+
+    output: str = "out/demo"
+    """folder for everything; starting again goes on with it"""
+    num_shapes: int = 1000
+    """objects to make and train on"""
+    cvq_steps: int | None = None
+    """optimiser steps of the tokenizer; default the preset's"""
+    car_steps: int | None = None
+    """optimiser steps of the generator; default the preset's"""
+    sweep_steps: int = 150
+    """optimiser steps of each run of the size sweep"""
+    sizes: str = "pico,femto,mini,milli"
+    """generator presets of the size sweep"""
+    num_samples: int = 200
+    """samples that the evaluation of the generator draws"""
+    seed: int = 0
+    """of shapes, weights, order and sampling"""
+
+
+@dataclass
+class Demo:
+    """Where the demo stands: its flags, folders, and the seconds of each stage."""
+
+    flags: QuickstartFlags
+    root: Path
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    results: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def data(self) -> str:
+        """The dataset's folder."""
+        return str(self.root / "shapes")
+
+    @property
+    def runs(self) -> str:
+        """The training runs' folder."""
+        return str(self.root / "runs")
+
+
+def quickstart(flags: QuickstartFlags) -> str:
+    """All stages in turn; the folder of the results."""
+    from pipelines import cluster
+
+    demo = Demo(flags, Path(absolute(flags.output)))
+    demo.root.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    print(f"g3pt demo in {demo.root}: {len(STAGES)} stages; Ctrl-C is safe, the same command goes on", file=sys.stderr)
+    cluster.connect()
+    for number, (title, stage) in enumerate(STAGES, start=1):
+        print(f"\n[{number}/{len(STAGES)}] {title}", file=sys.stderr, flush=True)
+        begun = time.monotonic()
+        result = stage(demo)
+        if result is None:
+            raise UsageError(f"stage {title!r} gave no result")
+        demo.results[stage.__name__] = result
+        demo.seconds[title] = time.monotonic() - begun
+        print(f"      {demo.seconds[title]:.0f} s -> {result}", file=sys.stderr, flush=True)
+    demo.seconds["all"] = time.monotonic() - started
+    print("\n" + write_summary(demo), file=sys.stderr)
+    return str(demo.root)
+
+
+# ------------------------------------------------------------------------------------------------------------- stages
+
+
+def make_shapes(demo: Demo) -> str | None:
+    """Procedural objects to Parquet, one rendered view each where a renderer starts."""
+    from g3pt.geometry.render import renderer_available
+    from pipelines.preprocess import PreprocessConfig, preprocess
+
+    missing = renderer_available()
+    if missing:
+        print(f"views skipped: {missing}", file=sys.stderr)
+    config = PreprocessConfig(
+        source="shapes", output=demo.data, limit=demo.flags.num_shapes, num_shards=max(2, demo.flags.num_shapes // 32), resolution=RESOLUTION,
+        views=0 if missing else 1, view_size=64, num_surface=4096, num_sharp=512, num_queries=8192, seed=demo.flags.seed,
+    )  # fmt: skip
+    return preprocess(config)
+
+
+def train_tokenizer(demo: Demo) -> str | None:
+    """CVQ of preset nano."""
+    from pipelines.training_jobs import TrainCVQFlags, train_cvq
+
+    return train_cvq(TrainCVQFlags(data=demo.data, output=demo.runs, preset="nano", steps=demo.flags.cvq_steps, seed=demo.flags.seed))
+
+
+def encode_tokens(demo: Demo) -> str | None:
+    """Codes of the whole dataset by the frozen tokenizer."""
+    from pipelines.tokens import encode_dataset
+
+    kind = encode_dataset(demo.data, demo.results["train_tokenizer"])
+    return str(Path(demo.data) / "derived" / kind)
+
+
+def train_generator(demo: Demo) -> str | None:
+    """CAR of preset nano with its small text and image encoders."""
+    from pipelines.training_jobs import TrainCARFlags, train_car
+
+    tokenizer, seed = demo.results["train_tokenizer"], demo.flags.seed
+    return train_car(TrainCARFlags(data=demo.data, tokenizer=tokenizer, output=demo.runs, preset="nano", steps=demo.flags.car_steps, seed=seed))
+
+
+def generate_meshes(demo: Demo) -> str | None:
+    """A few prompts to GLB files."""
+    from pipelines.generate import GenerateConfig, generate
+
+    prompts = demo.root / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"id": f"prompt-{i}", "text": text, "seed": i}) + "\n" for i, text in enumerate(PROMPTS)))
+    model = demo.results["train_generator"]
+    return generate(GenerateConfig(model=model, output=str(demo.root / "meshes"), prompts=str(prompts), resolution=RESOLUTION))
+
+
+def evaluate_tokenizer(demo: Demo) -> str | None:
+    """Reconstruction of the test split."""
+    return _evaluate(demo, demo.results["train_tokenizer"], "tokenizer.json")
+
+
+def evaluate_generator(demo: Demo) -> str | None:
+    """Samples of prompts, half of them unseen, against the training objects."""
+    return _evaluate(demo, demo.results["train_generator"], "generator.json")
+
+
+def _evaluate(demo: Demo, model: str, name: str) -> str | None:
+    from pipelines.evaluate import EvaluateFlags, evaluate
+
+    num_samples, output = demo.flags.num_samples, str(demo.root / "evaluation" / name)
+    return evaluate(EvaluateFlags(model=model, data=demo.data, output=output, resolution=RESOLUTION, num_samples=num_samples, num_workers=2))
+
+
+def sweep_sizes(demo: Demo) -> str | None:
+    """One CAR a size on the same tokens, and the law through their losses."""
+    from pipelines.sweep import SweepFlags, scaling_sweep
+
+    tokenizer, steps = demo.results["train_tokenizer"], demo.flags.sweep_steps
+    return scaling_sweep(
+        SweepFlags(data=demo.data, tokenizer=tokenizer, output=str(demo.root / "study"), sizes=demo.flags.sizes, steps=steps, num_workers=0)
+    )
+
+
+def draw_curves(demo: Demo) -> str | None:
+    """Loss and quality while training, as one picture."""
+    target = demo.root / "curves.png"
+    plot_curves(demo.results["train_tokenizer"], demo.results["train_generator"], target)
+    return str(target)
+
+
+STAGES: tuple[tuple[str, Callable[[Demo], str | None]], ...] = (
+    ("shapes to Parquet (Ray Data)", make_shapes),
+    ("train the tokenizer CVQ (Ray Train)", train_tokenizer),
+    ("encode tokens (Ray Data)", encode_tokens),
+    ("train the generator CAR (Ray Train)", train_generator),
+    ("generate meshes (Ray Data)", generate_meshes),
+    ("evaluate the tokenizer", evaluate_tokenizer),
+    ("evaluate the generator", evaluate_generator),
+    ("sweep sizes and fit (Ray Tune)", sweep_sizes),
+    ("draw curves", draw_curves),
+)
+
+# ------------------------------------------------------------------------------------------------------------ summary
+
+
+def plot_curves(tokenizer_run: str, generator_run: str, target: Path) -> None:
+    """Validation IoU by number of scales, and the generator's cross-entropies, against samples seen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cvq, car = (Ledger(Path(run) / "metrics.jsonl").read() for run in (tokenizer_run, generator_run))
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    scales = sorted((key for key in cvq[-1] if key.startswith("val_iou_scale_")), key=_scale_number)
+    for key in ["val_iou_continuous", *scales]:
+        rows = [row for row in cvq if key in row]
+        label = "continuous" if key == "val_iou_continuous" else f"first {_scale_number(key)} scales"
+        left.plot([row["step"] for row in rows], [row[key] for row in rows], "--" if label == "continuous" else "-", label=label)
+    left.set(title="CVQ: reconstruction of unseen shapes", xlabel="samples seen", ylabel="volume IoU")
+    for key, label in (("ce", "train"), ("val_ce", "validation"), ("val_ce_unconditional", "validation, no prompt")):
+        rows = [row for row in car if key in row]
+        right.plot([row["step"] for row in rows], [row[key] for row in rows], label=label)
+    right.set(title="CAR: cross-entropy", xlabel="samples seen", ylabel="nats a token")
+    for axes in (left, right):
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.savefig(target, dpi=110)
+
+
+def _scale_number(key: str) -> int:
+    return int(key.rpartition("_")[2])
+
+
+def write_summary(demo: Demo) -> str:
+    """OUTPUT/summary.md: what was made, how good it is, how long it took; gives its text."""
+    tokenizer = json.loads(Path(demo.results["evaluate_tokenizer"]).read_text())
+    generator = json.loads(Path(demo.results["evaluate_generator"]).read_text())
+    study = Path(demo.results["sweep_sizes"])
+    fit = json.loads((study / "fit.json").read_text())
+    dataset = json.loads((Path(demo.data) / "dataset.json").read_text())
+    lines = ["# g3pt demo", "", "Toy size: procedural shapes, models of under a million parameters, minutes of training on a CPU.", ""]
+    lines += ["| what | value |", "|---|---|"]
+    lines += [f"| objects (train / val / test) | {' / '.join(str(n) for n in dataset['splits'].values())}; {dataset['counts']} |"]
+    lines += [f"| {name} | {value} |" for name, value in metric_rows(tokenizer["metrics"], generator["metrics"])]
+    lines += [f"| scaling, {fit['num_sizes']} sizes | {fit['status']}; pure power law exponent {_exponent(fit)} |", ""]
+    lines += ["The text encoder was trained here on the captions of these shapes: its vocabulary is closed.", ""]
+    lines += ["| stage | seconds |", "|---|---|", *(f"| {title} | {seconds:.0f} |" for title, seconds in demo.seconds.items()), ""]
+    lines += ["Pictures: " + ", ".join(f"[{p.name}]({p.relative_to(demo.root)})" for p in pictures(demo)), ""]
+    lines += ["How each number was made stands in `evaluation/*.json` under `protocol`.", f"Runs: `mlflow ui --backend-store-uri sqlite:///{demo.root}/mlflow.db`"]
+    text = "\n".join(lines) + "\n"
+    (demo.root / "summary.md").write_text(text)
+    return text
+
+
+def metric_rows(tokenizer: dict[str, Any], generator: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows of the summary that come from the two evaluations."""
+    num_scales = sum(key.startswith("iou_first_") for key in tokenizer)
+    first, lost = ([tokenizer[name.format(k)] for k in range(1, num_scales + 1)] for name in ("iou_first_{}_scales", "iou_drop_shuffled_scale_{}"))
+    low, high = generator["family_accuracy_interval_95"]
+    return [
+        ("tokenizer, test split: volume IoU / near-surface IoU", f"{tokenizer['iou_volume']:.3f} / {tokenizer['iou_near']:.3f}"),
+        ("Chamfer / F-score at 0.02", f"{tokenizer['chamfer']:.4f} / {tokenizer['f_score_0.02']:.3f}"),
+        ("IoU by number of scales", " ".join(f"{value:.3f}" for value in first)),
+        ("IoU lost when one scale's codes are another object's", " ".join(f"{value:.3f}" for value in lost)),
+        ("generator: samples of the prompted family", f"{generator['family_accuracy']:.3f} ({low:.3f} to {high:.3f}), chance {generator['family_chance']:.3f}"),
+        ("the same, prompts never trained on", f"{generator['family_accuracy_unseen']:.3f}"),
+        ("nearest training object, median Chamfer", f"{generator['nearest_chamfer_median']:.4f}; test objects {generator['held_out_nearest_chamfer_median']:.4f}"),
+    ]  # fmt: skip
+
+
+def _exponent(fit: dict[str, Any]) -> str:
+    law = fit["pure_power_law"]
+    low, high = law["interval_95"]["exponent"]
+    return f"{law['exponent']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def pictures(demo: Demo) -> list[Path]:
+    """The PNG files that were made."""
+    found = [demo.root / "curves.png", *sorted((demo.root / "evaluation").glob("*.png")), demo.root / "study" / "curve.png"]
+    return [path for path in found if path.is_file()]

@@ -1,0 +1,194 @@
+"""CVQ: codes round-trip, scales build on each other, point order is irrelevant, everything trains, one batch is learnt."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from g3pt.batches import SurfaceBatches
+from g3pt.config import CVQConfig, TrainConfig, cvq_preset, from_dict
+from g3pt.diagnostics import diagnose, entropy_bits, expected_distinct
+from g3pt.tokenizer import CVQ
+from g3pt.training import fit
+
+TINY = CVQConfig(
+    scales=(1, 3, 6, 8), width=16, num_heads=2, encoder_layers=1, decoder_layers=1, num_points=128, num_encode_points=128,
+    num_volume_queries=128, num_near_queries=128,
+)  # fmt: skip
+
+
+def spheres(count: int, num_points: int = 256, num_queries: int = 512) -> dict[str, np.ndarray]:
+    """Balls of different radius and centre as the arrays of a split."""
+    rng = np.random.default_rng(0)
+    radius, centre = rng.uniform(0.3, 0.8, (count, 1, 1)), rng.uniform(-0.15, 0.15, (count, 1, 3))
+
+    def surface() -> np.ndarray:
+        normal = rng.normal(size=(count, num_points, 3))
+        normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+        return np.concatenate([centre + radius * normal, normal], axis=-1).astype(np.float16)
+
+    arrays = {"surface": surface(), "eval_surface": surface(), "sharp": surface()[:, :64]}
+    pools = {"volume": rng.uniform(-1, 1, (count, num_queries, 3)), "near": surface()[:, rng.integers(num_points, size=num_queries), :3]}
+    pools["near"] = pools["near"] + rng.normal(0, 0.05, pools["near"].shape)
+    for name, points in pools.items():
+        arrays[f"{name}_points"] = points.astype(np.float16)
+        inside = np.linalg.norm(arrays[f"{name}_points"] - centre, axis=-1) < radius[..., 0]
+        arrays[f"{name}_occupancy"] = np.packbits(inside, axis=-1, bitorder="little")
+    return arrays
+
+
+def first_batch(config: CVQConfig, size: int = 4) -> dict[str, torch.Tensor]:
+    return next(SurfaceBatches(spheres(size), config, size, seed=0)(0))
+
+
+@pytest.fixture
+def model() -> CVQ:
+    torch.manual_seed(0)
+    model = CVQ(TINY)
+    torch.nn.init.normal_(model.cqt.last_up.weight, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("quantizer", ["fsq", "lfq"])
+def test_codes_rebuild_the_canvas_that_encoding_ended_with(quantizer: str) -> None:
+    model = CVQ(dataclasses.replace(TINY, quantizer=quantizer)).eval()
+    batch = first_batch(TINY)
+    latents_BLD = model.encoder(batch["surface_BP6"])
+    output = model.cqt(latents_BLD, frozen=True)
+    codes_BS = model.encode(batch["surface_BP6"])
+    assert codes_BS.shape == (4, TINY.num_tokens) and int(codes_BS.max()) < model.config.num_codes
+    assert torch.allclose(model.canvas(codes_BS), output.canvases_BLD[-1], atol=1e-5)
+
+
+def test_the_first_scales_do_not_depend_on_later_ones(model: CVQ) -> None:
+    model.eval()
+    codes_BS = model.encode(first_batch(TINY)["surface_BP6"])
+    changed_BS = codes_BS.clone()
+    changed_BS[:, 4:] = 0
+    assert torch.equal(model.decode_latents(codes_BS, num_scales=2), model.decode_latents(changed_BS, num_scales=2))
+    assert not torch.equal(model.decode_latents(codes_BS), model.decode_latents(changed_BS))
+    assert torch.equal(model.encode(first_batch(TINY)["surface_BP6"], num_scales=2), codes_BS[:, :4])
+
+
+def test_codes_that_end_inside_a_scale_are_refused(model: CVQ) -> None:
+    with pytest.raises(ValueError, match="inside scale 2"):
+        model.canvas(torch.zeros(1, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("latent_queries", ["anchored", "learned"])
+def test_the_order_of_the_points_is_irrelevant(latent_queries: str) -> None:
+    model = CVQ(dataclasses.replace(TINY, latent_queries=latent_queries)).eval()
+    surface_BP6 = first_batch(TINY)["surface_BP6"]
+    shuffled_BP6 = surface_BP6[:, torch.randperm(surface_BP6.shape[1])]
+    assert torch.allclose(model.encoder(surface_BP6), model.encoder(shuffled_BP6), atol=1e-4)
+
+
+@pytest.mark.parametrize(("quantizer", "latent_queries", "num_sharp"), [("fsq", "anchored", 0), ("lfq", "learned", 32)])
+def test_every_parameter_moves_within_five_steps(quantizer: str, latent_queries: str, num_sharp: int) -> None:
+    config = dataclasses.replace(
+        TINY, quantizer=quantizer, latent_queries=latent_queries, num_sharp_points=num_sharp, continuous_share=0.0, pyramid_share=0.0
+    )
+    model = CVQ(config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train = TrainConfig(steps=5, batch_size=4, learning_rate=1e-3, ema_decay=0.0, warmup_steps=1, weight_decay=0.0)
+    fit(model=model, batches=SurfaceBatches(spheres(8), config, 4, seed=0), config=train, report=lambda _: None)
+    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert still == []
+
+
+def test_phases_train_what_they_should(model: CVQ) -> None:
+    config = dataclasses.replace(TINY, continuous_share=0.5, pyramid_share=0.2)
+    model = CVQ(config)
+    trained = {}
+    for step in (0, 50, 70):
+        model.set_phase(step, 100)
+        model.zero_grad()
+        model(first_batch(config), step)[0].backward()
+        trained[model.phase] = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {"continuous": {"encoder", "decoder"}, "pyramid": {"cqt"}, "joint": {"encoder", "decoder", "cqt"}}
+    assert torch.equal(model.cqt.base.data, model.latent_mean_LD) and bool(model.has_base)
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one_in_every_phase() -> None:
+    train = TrainConfig(steps=12, batch_size=4, learning_rate=1e-3, checkpoint_every=1, log_every=3, eval_every=6)
+    config = dataclasses.replace(TINY, continuous_share=0.34, pyramid_share=0.25)
+    arrays, states = spheres(8), {}
+
+    def run(resume: dict | None) -> tuple[CVQ, list[dict]]:
+        records: list[dict] = []
+
+        def save(state: dict, step: int) -> None:
+            if resume is None:
+                states[step] = {k: {n: _copy(v) for n, v in s.items()} if isinstance(s, dict) else s for k, s in state.items()}
+
+        model = CVQ(config)
+        fit(model=model, batches=SurfaceBatches(arrays, config, 4, 0), config=train, report=records.append, save=save, resume=resume)
+        return model, records
+
+    whole, records = run(None)
+    for done in (2, 4, 6, 7, 10):
+        again, later = run(states[done * 4])
+        for (name, a), b in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
+            assert torch.equal(a, b), f"{name} differs after resuming at step {done}"
+        assert later[-1]["step"] == records[-1]["step"] == 48
+
+
+def _copy(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {k: _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list) else value
+
+
+@pytest.mark.slow
+def test_four_spheres_are_learnt_and_each_scale_helps() -> None:
+    """Overfit: codes of all scales rebuild four balls, coarse ones alone do worse, diagnostics are sane."""
+    arrays = spheres(4)
+    train = TrainConfig(steps=400, batch_size=4, learning_rate=4e-3, ema_decay=0.95)
+    model = CVQ(TINY)
+    fit(model=model, batches=SurfaceBatches(arrays, TINY, 4, 0), config=train, report=lambda _: None)
+    found = diagnose(model, arrays)
+    assert found["iou"] > 0.85 and found["iou"] > found["iou_scale_1"] - 0.01
+    assert found["residual_ratio_scale_4"] < found["residual_ratio_scale_1"]
+    assert 0 < found["utilisation_scale_4"] < 1.1 and 0 < found["agreement_scale_1"] <= 1.0
+
+
+def test_entropy_and_expected_distinct_have_known_values() -> None:
+    assert entropy_bits(torch.arange(16).repeat(3), 16) == pytest.approx(4.0)
+    assert entropy_bits(torch.zeros(5, dtype=torch.int64), 16) == 0.0
+    assert expected_distinct(1, 100) == pytest.approx(1.0) and 99.9 < expected_distinct(2000, 100) <= 100
+
+
+def test_an_export_loads_as_it_was(model: CVQ, tmp_path) -> None:
+    model.eval()
+    surface_BP6 = first_batch(TINY)["surface_BP6"]
+    again = CVQ.from_pretrained(model.save_pretrained(tmp_path / "export"))
+    assert torch.equal(again.encode(surface_BP6), model.encode(surface_BP6)) and again.config == model.config
+    assert sorted(p.name for p in (tmp_path / "export").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_from_pretrained_names_what_is_wrong(tmp_path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match="not finished"):
+        CVQ.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no such folder"):
+        CVQ.from_pretrained(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"scales": (4, 1)}, "shrink"), ({"num_heads": 3}, "16"), ({"quantizer": "vq"}, "'vq'"), ({"lfq_bits": 17}, "17")],
+)
+def test_configs_refuse_what_they_cannot_mean(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **changes)
+
+
+def test_presets_are_known_by_name_and_the_papers_adds_up() -> None:
+    assert cvq_preset("paper")[0].num_tokens == 2408 and cvq_preset("paper")[0].num_codes == 8192
+    with pytest.raises(ValueError, match="nano, micro, small, base, paper"):
+        cvq_preset("huge")
+    with pytest.raises(ValueError, match="widht"):
+        from_dict(CVQConfig, {"widht": 3})
