@@ -1,0 +1,16 @@
+"""Evaluate a finished tokenizer or generator against a dataset: python jobs/evaluate.py --help"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipelines.cli import main  # noqa: E402
+from pipelines.evaluate import EvaluateFlags, evaluate  # noqa: E402
+
+if __name__ == "__main__":
+    main(
+        EvaluateFlags,
+        evaluate,
+        example="python jobs/evaluate.py --model out/runs/cvq-nano-s0-1a2b3c4d --data out/shapes --output out/cvq.json",
+    )

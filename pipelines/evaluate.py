@@ -1,0 +1,199 @@
+"""How good a finished run is: a tokenizer by what it reconstructs, a generator by what it makes from prompts.
+
+How: the export's kind chooses. The work per object or per batch of samples is a plain class with one method
+(`pipelines.evaluate_cvq`, `pipelines.evaluate_car`), called in this process or, with `--num-workers`, in Ray actors; the results are
+the same. The JSON holds the protocol (box, points, thresholds, mean or sum, seeds) beside the numbers; pictures lie beside it.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.cli import absolute
+from pipelines.errors import UsageError, bad_input
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFlags:
+    """Evaluate a finished tokenizer (reconstruction) or generator (samples of prompts) against a dataset."""
+
+    model: str
+    """A finished run's folder or an exported model."""
+    data: str
+    """The dataset's folder."""
+    output: str
+    """The JSON file to write; pictures are written beside it."""
+    split: str = "test"
+    """The split that is evaluated: train, val or test."""
+    limit: int = 0
+    """Objects of the split to use, by id; 0 for all."""
+    num_samples: int = 200
+    """Generator: samples, with seeds from --seed on; half of their prompts are absent from training."""
+    seed: int = 0
+    """First seed of the samples; also seeds surface sampling and the shuffled codes."""
+    resolution: int = 128
+    """Cells a side of the iso-surface grid: 32, 64, 128, 256..."""
+    num_queries: int = 8192
+    """Tokenizer: stored query points of each kind used for IoU, at most."""
+    cfg: float | None = None
+    """Generator: guidance; the sampler's own default if not given."""
+    top_k: int | None = None
+    """Generator: values of a code factor kept; the sampler's own default if not given."""
+    top_p: float | None = None
+    """Generator: probability kept; the sampler's own default if not given."""
+    temperature: float | None = None
+    """Generator: softmax temperature; the sampler's own default if not given."""
+    num_pictures: int = 12
+    """Objects in the contact sheet; 0 for none."""
+    num_workers: int = 0
+    """Ray actors; 0 works in this process."""
+    ray_address: str | None = None
+    """Ray cluster to join (auto, or an address); RAY_ADDRESS or a local one if not given."""
+    dry_run: bool = False
+    """Print the plan and write nothing."""
+
+    def __post_init__(self) -> None:
+        if self.split not in ("train", "val", "test"):
+            raise ValueError(f"--split must be train, val or test, got {self.split!r}")
+        if Path(self.output).suffix != ".json":
+            raise ValueError(f"--output must end in .json, got {self.output!r}")
+        for name, least in (
+            ("limit", 0),
+            ("num_samples", 2),
+            ("num_queries", 8),
+            ("num_pictures", 0),
+            ("num_workers", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        if self.resolution < 32 or self.resolution & (self.resolution - 1):
+            raise ValueError(f"--resolution must be 32, 64, 128, ..., got {self.resolution}")
+
+
+def evaluate(flags: EvaluateFlags) -> str | None:
+    """Run the evaluation that fits the model; gives the path of the JSON."""
+    if flags.dry_run:
+        print(f"would evaluate {flags.model} on split {flags.split} of {flags.data} and write {flags.output}")
+        return None
+    from g3pt.checkpoint import export_hash, find_export, read_export_config
+    from g3pt.records import open_dataset
+
+    output = Path(absolute(flags.output))
+    if "://" in flags.output:
+        raise UsageError(f"{flags.output}: evaluation writes local files only, object stores are not built yet")
+    with bad_input():
+        export = find_export(flags.model).resolve()
+        kind = read_export_config(export)["kind"]
+        info = open_dataset(flags.data)
+        if not info.splits.get(flags.split):
+            raise ValueError(f"dataset {info.path} has no object in split {flags.split!r}")
+    run = _stage(kind)
+    started = time.monotonic()
+    found = run(flags, export, info)
+    report = {
+        "kind": kind,
+        "model": {"path": str(export), "export_sha256": export_hash(export)},
+        "dataset": {"path": str(info.path), "fingerprint": info.fingerprint, "split": flags.split},
+        "flags": asdict(flags),
+        "seconds": round(time.monotonic() - started, 1),
+        "protocol": found["protocol"],
+        "metrics": found["metrics"],
+        "objects": found["objects"],
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    pictures = draw_pictures(found["pictures"], output.with_suffix(".png"), flags.num_pictures, found["columns"])
+    write_report(output, report)
+    print_table(found["table"])
+    _log(flags, output, report, [output, *pictures])
+    return str(output)
+
+
+def _stage(kind: str) -> Callable[..., dict[str, Any]]:
+    if kind == "cvq":
+        from pipelines.evaluate_cvq import evaluate_tokenizer
+
+        return evaluate_tokenizer
+    if kind == "car":
+        from pipelines.evaluate_car import evaluate_generator
+
+        return evaluate_generator
+    raise UsageError(f"can't evaluate a model of kind {kind!r}")
+
+
+def map_work(
+    worker: type, arguments: Sequence[Any], items: Sequence[Any], flags: EvaluateFlags, label: str
+) -> list[Any]:
+    """`worker(*arguments).run(item)` for each item, in order; here or in Ray actors."""
+    if flags.num_workers == 0:
+        here = worker(*arguments)
+        return _counted((here.run(item) for item in items), len(items), label)
+    import ray
+    from ray.util import ActorPool
+
+    from pipelines import cluster
+
+    cluster.connect(flags.ray_address)
+    remote = ray.remote(num_cpus=1)(worker)
+    pool = ActorPool([remote.remote(*arguments) for _ in range(min(flags.num_workers, len(items)))])
+    return _counted(pool.map(lambda actor, item: actor.run.remote(item), items), len(items), label)
+
+
+def _counted(results: Iterable[Any], total: int, label: str) -> list[Any]:
+    """The results as a list, with a progress line about every five seconds."""
+    kept: list[Any] = []
+    said = time.monotonic()
+    for result in results:
+        kept.append(result)
+        if time.monotonic() - said > 5 or len(kept) == total:
+            said = time.monotonic()
+            print(f"evaluate: {label} {len(kept)} of {total}", file=sys.stderr)
+    return kept
+
+
+def draw_pictures(items: list[tuple[Any, Any, str]], path: Path, wanted: int, columns: int) -> list[Path]:
+    """The contact sheet of (vertices, faces, title), if a renderer starts."""
+    if not wanted or not items:
+        return []
+    from g3pt.geometry.render import contact_sheet, renderer_available
+
+    reason = renderer_available()
+    if reason is not None:
+        print(f"evaluate: pictures skipped: {reason}", file=sys.stderr)
+        return []
+    contact_sheet(items, path, columns=columns)
+    return [path]
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Strict JSON (no NaN), complete or not at all."""
+    from g3pt.records import write_atomic
+
+    write_atomic(path, json.dumps(report, indent=1, allow_nan=False).encode("utf-8"))
+
+
+def print_table(rows: list[tuple[str, str]]) -> None:
+    """Two columns, for people."""
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"  {name:<{width}}  {value}" for name, value in rows))
+
+
+def _log(flags: EvaluateFlags, output: Path, report: dict[str, Any], artifacts: list[Path]) -> None:
+    from pipelines.runs import log_finished_run
+
+    log_finished_run(
+        "g3pt/evaluate",
+        output.stem,
+        {
+            **{k: v for k, v in asdict(flags).items() if k not in ("ray_address", "dry_run")},
+            "export_sha256": report["model"]["export_sha256"],
+        },
+        {name: value for name, value in report["metrics"].items() if isinstance(value, (int, float))},
+        artifacts,
+        {"kind": report["kind"]},
+        (Path(report["dataset"]["path"]).name, report["dataset"]["fingerprint"], report["dataset"]["path"]),
+        output=output,
+    )

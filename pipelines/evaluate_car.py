@@ -1,0 +1,271 @@
+"""Generation from prompts: is a sample of the prompted family, and is it more than a copy of a training object?
+
+How: samples with consecutive seeds, none left out. Half of the prompts are captions of the training split, half are absent from it (from
+the evaluated split, then unseen attribute combinations). Each sample's surface is searched among the training objects by Chamfer:
+the nearest one's family is the verdict, its distance is compared with the same distance of the evaluated split's own objects.
+Ours: the protocol, stated in every report. Legend: N objects or samples.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from g3pt import metrics, records, shapes
+from g3pt.records import DatasetInfo
+from pipelines.errors import UsageError
+
+BATCH = 8  # the sampler's own batch size, so that codes equal those of `generate`
+NUM_QUERIES = 2048
+
+
+def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str, Any]:
+    """Metrics, protocol, table, rows and pictures."""
+    from pipelines.evaluate import map_work
+
+    train = records.load_arrays(info, "train", ("id", "caption", "category", "eval_surface"))
+    held = records.load_arrays(info, flags.split, ("id", "caption", "category", "eval_surface"))
+    held = {name: values[: flags.limit or None] for name, values in held.items()}
+    if not train["id"]:
+        raise UsageError(f"dataset {info.path} has no training object to compare samples with")
+    prompts = choose_prompts(train, held, flags.num_samples, flags.seed)
+    batches = [
+        {
+            "prompts": prompts[k : k + BATCH],
+            "seeds": list(range(flags.seed + k, flags.seed + min(k + BATCH, len(prompts)))),
+            "start": k,
+        }
+        for k in range(0, len(prompts), BATCH)
+    ]
+    arguments = (str(export), settings(flags), flags.resolution, info.config.num_surface, flags.num_pictures)
+    samples = [
+        sample
+        for part in map_work(Sampler, arguments, batches, flags, f"batches of {BATCH} samples")
+        for sample in part
+    ]
+    return score(flags, info, train, held, samples)
+
+
+def settings(flags: Any) -> dict[str, Any]:
+    """The sampling flags that were given; the rest is the sampler's default."""
+    return {
+        name: getattr(flags, name)
+        for name in ("cfg", "top_k", "top_p", "temperature")
+        if getattr(flags, name) is not None
+    }
+
+
+def choose_prompts(train: dict[str, Any], held: dict[str, Any], count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` prompts, alternately seen in training and absent from it; {text, family, unseen}. All seen if none can be absent."""
+    family_of = {
+        caption: category
+        for part in (train, held)
+        for caption, category in zip(part["caption"], part["category"], strict=True)
+        if caption
+    }
+    seen = sorted({caption for caption in train["caption"] if caption})
+    if not seen:
+        raise UsageError("the training split has no captions: nothing to prompt the generator with")
+    unseen = sorted({caption for caption in held["caption"] if caption} - set(seen))
+    procedural = set(seen) <= set(shapes.all_captions())
+    random = np.random.default_rng(seed)
+    seen = [seen[k] for k in random.permutation(len(seen))]
+    unseen = [unseen[k] for k in random.permutation(len(unseen))]
+    half = count // 2
+    if procedural and len(unseen) < half:
+        more = [c for c in shapes.unseen_captions(seen, len(shapes.all_captions()), seed) if c not in unseen]
+        unseen += list(dict.fromkeys(more))[: half - len(unseen)]
+    prompts = []
+    for k in range(count):
+        pool, is_unseen = (unseen, True) if k % 2 and unseen else (seen, False)
+        text = pool[k // 2 % len(pool)]
+        prompts.append(
+            {
+                "text": text,
+                "family": shapes.caption_family(text) if procedural else family_of[text],
+                "unseen": is_unseen,
+            }
+        )
+    return prompts
+
+
+class Sampler:
+    """A generator held by one worker; `run` makes the samples of one batch."""
+
+    def __init__(
+        self, export: str, values: dict[str, Any], resolution: int, num_points: int, num_pictures: int
+    ) -> None:
+        import torch
+
+        from g3pt.car import G3PT
+        from g3pt.sampling import SampleConfig
+
+        self.model = G3PT.from_pretrained(export).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.settings = SampleConfig(**values)
+        self.resolution, self.num_points, self.num_pictures = resolution, num_points, num_pictures
+
+    def run(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """One dict a sample: prompt, seed, status, points (P, 3), and the mesh where a picture is wanted."""
+        import torch
+
+        texts = [prompt["text"] for prompt in batch["prompts"]]
+        with torch.inference_mode():
+            codes_BS = self.model.sample_codes(texts, [None] * len(texts), batch["seeds"], self.settings, batch=BATCH)
+            return [self._sample(batch, k, codes_S) for k, codes_S in enumerate(codes_BS)]
+
+    def _sample(self, batch: dict[str, Any], k: int, codes_S: Any) -> dict[str, Any]:
+        from g3pt.geometry.surface import sample_surface
+        from pipelines.evaluate_cvq import decode_mesh, logits
+
+        latents_BLD = self.model.tokenizer.decode_latents(codes_S[None])
+        vertices, faces, status = decode_mesh(
+            lambda points: logits(self.model.tokenizer, latents_BLD, points), self.resolution
+        )
+        points = None
+        if len(faces):
+            points = sample_surface(vertices, faces, self.num_points, np.random.default_rng(batch["seeds"][k]))[
+                :, :3
+            ].astype(np.float32)
+        mesh = (vertices, faces) if batch["start"] + k < self.num_pictures else None
+        return {**batch["prompts"][k], "seed": batch["seeds"][k], "status": status, "points": points, "mesh": mesh}
+
+
+def score(
+    flags: Any, info: DatasetInfo, train: dict[str, Any], held: dict[str, Any], samples: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Search samples and held-out objects among the training objects, and sum up."""
+    library = [cloud[:, :3].astype(np.float32) for cloud in train["eval_surface"]]
+    solid = [sample for sample in samples if sample["points"] is not None]
+    indices, distances = metrics.nearest_objects([s["points"] for s in solid], library, num_queries=NUM_QUERIES)
+    for sample, index, distance in zip(solid, indices, distances, strict=True):
+        sample |= {
+            "nearest": train["id"][index],
+            "nearest_family": train["category"][index],
+            "chamfer": float(distance),
+        }
+    held_clouds = [cloud[:, :3].astype(np.float32) for cloud in held["eval_surface"]]
+    own = {object_id: k for k, object_id in enumerate(train["id"])}
+    held_index, held_distance = metrics.nearest_objects(
+        held_clouds, library, num_queries=NUM_QUERIES, exclude=[own.get(i, -1) for i in held["id"]]
+    )
+    objects = [
+        {
+            name: sample.get(name)
+            for name in ("text", "family", "unseen", "seed", "status", "nearest", "nearest_family", "chamfer")
+        }
+        for sample in samples
+    ]
+    summary = summarise(objects, train["category"])
+    agree = [train["category"][k] == category for k, category in zip(held_index, held["category"], strict=True)]
+    summary |= {
+        "held_out_nearest_chamfer_median": float(np.median(held_distance)),
+        "held_out_nearest_family_accuracy": float(np.mean(agree)),
+        "num_held_out": len(held_distance),
+        "nearest_chamfer_of_a_copy": copy_distance(info, train["id"]),
+    }
+    if summary["nearest_chamfer_median"] is not None:
+        summary["nearest_chamfer_ratio"] = (
+            summary["nearest_chamfer_median"] / summary["held_out_nearest_chamfer_median"]
+        )
+    pictures = [(*sample["mesh"], sample["text"][:42]) for sample in samples if sample["mesh"] is not None]
+    return {
+        "protocol": protocol(flags, info, samples),
+        "metrics": summary,
+        "objects": objects,
+        "pictures": pictures,
+        "columns": 4,
+        "table": table(summary),
+    }
+
+
+def copy_distance(info: DatasetInfo, ids: list[str], count: int = 16) -> float:
+    """The Chamfer that an exact copy would have: two independent samples of the same training surfaces, median."""
+    wanted, found = set(ids[:count]), []
+    for row in records.read_rows(info, ["id", "surface", "eval_surface"], "train"):
+        if row["id"] in wanted:
+            _, distance = metrics.nearest_objects(
+                [row["surface"][:, :3]], [row["eval_surface"][:, :3]], num_queries=NUM_QUERIES
+            )
+            found.append(distance[0])
+    return float(np.median(found))
+
+
+def summarise(objects: list[dict[str, Any]], train_families: list[str]) -> dict[str, Any]:
+    """Family accuracy with chance and Wilson's interval, for all, seen and unseen prompts; nearest-training distances."""
+    distances = [o["chamfer"] for o in objects if o["chamfer"] is not None]
+    found: dict[str, Any] = {
+        "num_samples": len(objects),
+        "num_without_mesh": sum(o["status"] != "ok" for o in objects),
+        "nearest_chamfer_median": float(np.median(distances)) if distances else None,
+        "nearest_chamfer_median_interval_95": list(metrics.bootstrap_interval(np.array(distances), np.median))
+        if distances
+        else None,
+    }
+    shares = {family: train_families.count(family) / len(train_families) for family in set(train_families)}
+    for name, part in (
+        ("", objects),
+        ("_seen", [o for o in objects if not o["unseen"]]),
+        ("_unseen", [o for o in objects if o["unseen"]]),
+    ):
+        labelled = [o for o in part if o["family"]]
+        found[f"num_labelled{name}"] = len(labelled)
+        if not labelled:  # a dataset without categories: no verdict
+            found |= {
+                f"family_accuracy{name}": None,
+                f"family_accuracy{name}_interval_95": None,
+                f"family_chance{name}": None,
+            }
+            continue
+        right = sum(o["nearest_family"] == o["family"] for o in labelled)
+        low, high = metrics.wilson_interval(right, len(labelled))
+        chance = float(np.mean([shares.get(o["family"], 0.0) for o in labelled]))
+        found |= {
+            f"family_accuracy{name}": right / len(labelled),
+            f"family_accuracy{name}_interval_95": [low, high],
+            f"family_chance{name}": chance,
+        }
+    if found["family_accuracy"] is not None:
+        found["family_accuracy_low_over_chance"] = found["family_accuracy_interval_95"][0] / found["family_chance"]
+    return found
+
+
+def protocol(flags: Any, info: DatasetInfo, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """How each number was made."""
+    return {
+        **{name: metrics.PROTOCOL[name] for name in ("box", "chamfer")},
+        "task": "generation from text; samples uncurated, none left out, not moved or scaled before comparison",
+        "prompts": f"{sum(not s['unseen'] for s in samples)} captions of the training split, {sum(s['unseen'] for s in samples)} absent from it, in turn",
+        "seeds": [samples[0]["seed"], samples[-1]["seed"]],
+        "sampling": settings(flags) or "the sampler's defaults",
+        "iso_surface": f"logit 0 on a grid of {flags.resolution} cells a side, floaters below 1 % of the area removed",
+        "surface_points": f"{NUM_QUERIES} of a side look for their nearest among all {info.config.num_surface} of the other",
+        "family_accuracy": "share of samples whose nearest training object by Chamfer is of the prompted family; no mesh counts as wrong",
+        "chance": "the training split's share of the prompted family, mean over prompts (a nearest object drawn at random)",
+        "interval": "Wilson, 95 %; medians: 95 % percentile bootstrap, 1000 resamples, seed 0",
+        "nearest_search": "192 points a side rank all training objects, the first 16 are compared in full",
+        "held_out": f"objects of split {flags.split!r}, searched among training objects in the same way; nearest_chamfer_of_a_copy is the floor",
+        "dataset_settings": info.settings,
+    }
+
+
+def table(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows that people read."""
+
+    def accuracy(name: str) -> str:
+        if found[f"family_accuracy{name}"] is None:
+            return "no prompt has a family"
+        low, high = found[f"family_accuracy{name}_interval_95"]
+        return f"{found[f'family_accuracy{name}']:.3f} ({low:.3f} to {high:.3f}), chance {found[f'family_chance{name}']:.3f}"
+
+    median = "none" if found["nearest_chamfer_median"] is None else f"{found['nearest_chamfer_median']:.4f}"
+    return [
+        ("samples", f"{found['num_samples']} ({found['num_without_mesh']} without a mesh)"),
+        ("family of nearest training object", accuracy("")),
+        ("  prompts seen in training", accuracy("_seen")),
+        ("  prompts absent from training", accuracy("_unseen")),
+        ("  the same for held-out objects", f"{found['held_out_nearest_family_accuracy']:.3f}"),
+        (
+            "nearest training Chamfer, median",
+            f"{median}; held-out objects {found['held_out_nearest_chamfer_median']:.4f}; a copy {found['nearest_chamfer_of_a_copy']:.4f}",
+        ),
+    ]

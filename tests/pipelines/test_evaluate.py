@@ -1,0 +1,252 @@
+"""Evaluation: an oracle scores perfectly, copies and wrong families are seen, untrained models run through, refusals are one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from g3pt import metrics, records, shapes
+from pipelines import evaluate_car, evaluate_cvq
+from pipelines.errors import UsageError
+from pipelines.evaluate import EvaluateFlags, evaluate
+
+FAMILIES = ("bench", "hammer", "vase")
+COUNTS = {"train": 4, "test": 2}
+CONFIG = records.RecordConfig(num_surface=1024, num_sharp=64, num_queries=1024)
+
+
+def _flags(data: Path, model: Path, output: Path, **changes: Any) -> EvaluateFlags:
+    values: dict[str, Any] = dict(num_samples=8, resolution=32, num_pictures=0, num_queries=512)
+    return EvaluateFlags(model=str(model), data=str(data), output=str(output), **(values | changes))
+
+
+@pytest.fixture(autouse=True)
+def no_tracking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh MLflow store takes seconds: one test, marked slow, looks at it."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr("pipelines.evaluate._log", lambda *arguments: None)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real solids of three families: four training and two test objects each."""
+    from g3pt.geometry.convert import ConvertConfig, mesh_to_tensors
+
+    config = ConvertConfig(resolution=48, num_surface=1024, num_sharp=64, num_queries=1024)
+    rows = []
+    for family in FAMILIES:
+        wanted = dict(COUNTS)
+        for index in range(200):
+            object_id = f"shapes/{family}-{index:05d}"
+            if wanted.get(records.split_of(object_id), 0) > 0:
+                wanted[records.split_of(object_id)] -= 1
+                shape = shapes.make_shape(object_id)
+                tensors = mesh_to_tensors(shape.vertices, shape.faces, config, index)
+                row = records.empty_row(object_id, CONFIG)
+                row |= {name: tensors[name] for name in CONFIG.tensors}
+                rows.append(row | {"status": "ok", "caption": shape.caption, "category": family})
+    folder = tmp_path_factory.mktemp("evaluate") / "shapes"
+    sidecar = records.write_shard(folder, 0, rows, CONFIG)
+    records.write_dataset(folder, CONFIG, {"resolution": 48}, 1, {0: sidecar})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Untrained models."""
+    from tests.g3pt.tiny import tiny_g3pt, tiny_tokenizer
+
+    folder = tmp_path_factory.mktemp("exports")
+    return {"cvq": tiny_tokenizer().save_pretrained(folder / "cvq"), "car": tiny_g3pt().save_pretrained(folder / "car")}
+
+
+def test_an_oracle_tokenizer_is_perfect(
+    dataset: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits of the true solid give IoU 1 and a mesh within a grid cell; the scores are computed from the logits, not from labels."""
+    from g3pt.geometry.labels import inside
+    from g3pt.geometry.watertight import watertight
+
+    true = {}
+    for row in records.read_rows(dataset, ["id"], "test"):
+        shape = shapes.make_shape(row["id"])
+        true[row["id"]] = watertight(shape.vertices, shape.faces, 48)
+    current: dict[str, Any] = {}
+    real_run = evaluate_cvq.Reconstructor._run
+    monkeypatch.setattr(
+        evaluate_cvq.Reconstructor,
+        "_run",
+        lambda self, item: (current.update(id=item["row"]["id"]), real_run(self, item))[1],
+    )
+
+    def oracle(model: Any, latents: Any, points: np.ndarray) -> np.ndarray:
+        solid = true[current["id"]]
+        return np.where(inside(solid.vertices, solid.faces, points), 1.0, -1.0)
+
+    monkeypatch.setattr(evaluate_cvq, "logits", oracle)
+    output = evaluate(_flags(dataset, exports["cvq"], tmp_path / "cvq.json", resolution=64))
+    found = json.loads(Path(output).read_text())["metrics"]
+    assert found["num_objects"] == 6 and found["num_without_mesh"] == 0
+    assert found["iou_volume"] == found["iou_near"] == 1.0
+    pairs = records.load_arrays(dataset, "test", ("surface", "eval_surface"))
+    copies = [metrics.surface_metrics(a, b) for a, b in zip(pairs["surface"], pairs["eval_surface"], strict=True)]
+    for name in ("chamfer", "normal_consistency"):  # two samples of one solid: what sampling alone gives
+        assert found[name] == pytest.approx(np.mean([copy[name] for copy in copies]), rel=0.1)
+    assert found["iou_drop_shuffled_scale_1"] == 0.0, "the oracle does not read codes"
+
+
+def test_an_untrained_tokenizer_is_scored_by_its_own_logits(
+    dataset: Path, exports: dict[str, Path], tmp_path: Path
+) -> None:
+    from g3pt.tokenizer import CVQ
+
+    output = evaluate(_flags(dataset, exports["cvq"], tmp_path / "cvq.json", num_queries=1024))
+    report = json.loads(Path(output).read_text())
+    assert {"chamfer", "iou", "query_points", "aggregation", "box", "seed"} <= set(report["protocol"])
+    assert report["kind"] == "cvq" and len(report["objects"]) == 6
+    model = CVQ.from_pretrained(exports["cvq"])
+    arrays = records.load_arrays(dataset, "test", ("id", "surface", "volume_points", "volume_occupancy"))
+    codes = evaluate_cvq.encode(model, arrays)
+    for row, codes_S, points, packed in zip(
+        report["objects"], codes, arrays["volume_points"], arrays["volume_occupancy"], strict=True
+    ):
+        import torch
+
+        latents = model.decode_latents(torch.from_numpy(codes_S)[None])
+        expected = metrics.volume_iou(evaluate_cvq.logits(model, latents, points) > 0, records.unpack_occupancy(packed))
+        assert row["iou_volume"] == pytest.approx(expected, abs=1e-6)
+        assert len(row["iou_first_scales"]) == len(row["iou_shuffled_scale"]) == 4
+
+
+class _Oracle:
+    """A sampler that copies training objects: of the prompted family, or of the next one."""
+
+    turn = 0
+
+    def __init__(self, *arguments: Any) -> None:
+        self.data = arguments
+
+    def run(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """Samples as `evaluate_car.Sampler` gives them."""
+        samples = []
+        for prompt, seed in zip(batch["prompts"], batch["seeds"], strict=True):
+            family = FAMILIES[(FAMILIES.index(prompt["family"]) + self.turn) % 3]
+            points = next(cloud for cloud, category in self.clouds if category == family)
+            samples.append({**prompt, "seed": seed, "status": "ok", "points": points, "mesh": None})
+        return samples
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_copies_and_wrong_families_are_seen(
+    dataset: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turn: int
+) -> None:
+    arrays = records.load_arrays(dataset, "train", ("surface", "category"))
+    monkeypatch.setattr(
+        _Oracle,
+        "clouds",
+        [(c[:, :3], f) for c, f in zip(arrays["surface"], arrays["category"], strict=True)],
+        raising=False,
+    )
+    monkeypatch.setattr(_Oracle, "turn", turn)
+    monkeypatch.setattr(evaluate_car, "Sampler", _Oracle)
+    output = evaluate(_flags(dataset, exports["car"], tmp_path / "car.json", num_samples=24))
+    report = json.loads(Path(output).read_text())
+    found = report["metrics"]
+    assert found["family_accuracy"] == (1.0 if turn == 0 else 0.0)
+    assert found["family_chance"] == pytest.approx(1 / 3)
+    low, high = found["family_accuracy_interval_95"]
+    assert (low > 3 / 4) if turn == 0 else (high < 1 / 4)
+    assert found["nearest_chamfer_median"] == pytest.approx(found["nearest_chamfer_of_a_copy"], rel=0.2)
+    assert found["nearest_chamfer_ratio"] < 0.75, "copies are nearer to training than held-out objects"
+    assert [o["seed"] for o in report["objects"]] == list(range(24))
+    train = {row["caption"] for row in records.read_rows(dataset, ["caption"], "train")}
+    assert [o["text"] not in train for o in report["objects"]] == [o["unseen"] for o in report["objects"]]
+    assert sum(o["unseen"] for o in report["objects"]) == 12
+
+
+def test_an_untrained_generator_runs_and_repeats(dataset: Path, exports: dict[str, Path], tmp_path: Path) -> None:
+    reports = [
+        json.loads(Path(evaluate(_flags(dataset, exports["car"], tmp_path / f"car{k}.json"))).read_text())
+        for k in range(2)
+    ]
+    assert reports[0]["metrics"] == reports[1]["metrics"] and reports[0]["objects"] == reports[1]["objects"]
+    found = reports[0]["metrics"]
+    assert found["num_samples"] == 8 and found["num_held_out"] == 6
+    assert found["held_out_nearest_family_accuracy"] > 1 / 3
+    assert reports[0]["protocol"]["seeds"] == [0, 7]
+
+
+def test_a_sample_without_a_mesh_counts_as_wrong() -> None:
+    sample = {
+        "text": "t",
+        "family": "chair",
+        "unseen": False,
+        "seed": 0,
+        "nearest": None,
+        "nearest_family": None,
+        "chamfer": None,
+        "status": "empty-field",
+    }
+    good = sample | {"status": "ok", "nearest_family": "chair", "chamfer": 0.1}
+    found = evaluate_car.summarise([sample, good, good], ["chair", "table"])
+    assert found["family_accuracy"] == pytest.approx(2 / 3) and found["num_without_mesh"] == 1
+    assert found["nearest_chamfer_median"] == 0.1 and found["family_accuracy_unseen"] is None
+
+
+@pytest.mark.slow
+def test_pictures_and_tracking(dataset: Path, exports: dict[str, Path], tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    from g3pt.geometry.render import renderer_available
+
+    renderer = renderer_available() is None
+    evaluate(_flags(dataset, exports["cvq"], tmp_path / "cvq.json", num_pictures=2))
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("g3pt/evaluate")
+    (run,) = client.search_runs([experiment.experiment_id])
+    report = json.loads((tmp_path / "cvq.json").read_text())
+    assert run.data.metrics["iou_volume"] == pytest.approx(report["metrics"]["iou_volume"])
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"cvq.json", *["cvq.png"] * renderer}
+    if renderer:
+        from PIL import Image
+
+        with Image.open(tmp_path / "cvq.png") as picture:
+            assert np.asarray(picture.convert("L")).std() > 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "missing"}, "neither a finished run"),
+        ({"data": "missing"}, "no dataset at"),
+        ({"split": "val"}, "no object in split 'val'"),
+    ],
+)
+def test_bad_input_is_one_line(
+    dataset: Path, exports: dict[str, Path], tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    values = {"model": exports["cvq"], "data": dataset} | {
+        k: tmp_path / v if k != "split" else v for k, v in changes.items()
+    }
+    with pytest.raises(UsageError, match=message) as caught:
+        evaluate(_flags(output=tmp_path / "x.json", **values))
+    assert "\n" not in str(caught.value) and not (tmp_path / "x.json").exists()
+
+
+def test_an_unfinished_run_is_refused(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "cvq-nano-s0-00000000"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(UsageError, match="not finished"):
+        evaluate(_flags(dataset, run, tmp_path / "x.json"))
+
+
+def test_flags_are_checked_and_a_dry_run_needs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="--split"):
+        _flags(tmp_path, tmp_path, tmp_path / "x.json", split="all")
+    with pytest.raises(ValueError, match="json"):
+        _flags(tmp_path, tmp_path, tmp_path / "x.txt")
+    assert evaluate(_flags(tmp_path / "no", tmp_path / "none", tmp_path / "x.json", dry_run=True)) is None
+    assert "would evaluate" in capsys.readouterr().out and not list(tmp_path.iterdir())
