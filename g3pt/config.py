@@ -155,9 +155,9 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
 PAPER_SCALES = (1, 4, 9, 16, 25, 49, 2304)  # sums to the paper's 2408; the split is ours
 # fmt: off
 CVQ_PRESETS: dict[str, tuple[CVQConfig, TrainConfig]] = {
-    "nano":  (CVQConfig(scales=(1, 4, 9, 16, 32, 64), width=64, num_heads=4, encoder_layers=1, decoder_layers=2,
+    "nano":  (CVQConfig(scales=(1, 4, 16, 64), width=64, num_heads=4, encoder_layers=1, decoder_layers=2,
                         num_points=1024, num_encode_points=4096, num_volume_queries=256, num_near_queries=256),
-              TrainConfig(steps=1800, batch_size=16, learning_rate=2e-3, ema_decay=0.99)),
+              TrainConfig(steps=1200, batch_size=16, learning_rate=2e-3, ema_decay=0.99, eval_every=300)),
     "micro": (CVQConfig(scales=(1, 4, 9, 16, 32, 64, 128), width=128, num_heads=4, encoder_layers=2, decoder_layers=4,
                         num_points=2048, num_volume_queries=512, num_near_queries=512),
               TrainConfig(steps=20_000, batch_size=32, learning_rate=1e-3)),
@@ -175,12 +175,13 @@ CVQ_PRESETS: dict[str, tuple[CVQConfig, TrainConfig]] = {
                         num_volume_queries=8192, num_near_queries=8192, checkpoint_layers=True),
               TrainConfig(steps=60_000, batch_size=256, learning_rate=1e-4, precision="bf16", ema_decay=0.9999)),
 }
-# From 0.1B on, VAR's rule: width = 64 x depth, heads = depth; 18 x depth x width^2 parameters without embeddings and head.
-# `pico`, `nano`, `mini` and `micro` are the sizes that the CPU sweep of the demo trains.
+# Small sizes are named by their parameters; from 0.1B on, VAR's rule: width = 64 x depth, heads = depth.
+# 18 x depth x width^2 parameters each, without embeddings and head. The demo's sweep trains 20k, 80k, 150k and nano.
 CAR_PRESETS: dict[str, tuple[CARConfig, TrainConfig]] = {
-    "pico":  (CARConfig(depth=1, width=32, num_heads=2),   TrainConfig(steps=600, batch_size=32, learning_rate=4e-3, ema_decay=0.99)),
-    "nano":  (CARConfig(depth=4, width=128, num_heads=4),  TrainConfig(steps=1200, batch_size=32, learning_rate=2e-3, ema_decay=0.99)),
-    "mini":  (CARConfig(depth=2, width=64, num_heads=2),   TrainConfig(steps=600, batch_size=32, learning_rate=3e-3, ema_decay=0.99)),
+    "20k":   (CARConfig(depth=1, width=32, num_heads=2),   TrainConfig(steps=600, batch_size=32, learning_rate=4e-3, ema_decay=0.99)),
+    "80k":   (CARConfig(depth=2, width=48, num_heads=2),   TrainConfig(steps=600, batch_size=32, learning_rate=4e-3, ema_decay=0.99)),
+    "150k":  (CARConfig(depth=2, width=64, num_heads=2),   TrainConfig(steps=600, batch_size=32, learning_rate=3e-3, ema_decay=0.99)),
+    "nano":  (CARConfig(depth=3, width=96, num_heads=3),   TrainConfig(steps=800, batch_size=32, learning_rate=3e-3, ema_decay=0.99)),
     "micro": (CARConfig(depth=6, width=192, num_heads=6),  TrainConfig(steps=10_000, batch_size=64, learning_rate=1e-3)),
     "small": (CARConfig(depth=8, width=384, num_heads=6),  TrainConfig(steps=50_000, batch_size=128, learning_rate=4e-4, precision="bf16")),
     "base":  (CARConfig(depth=12, width=512, num_heads=8), TrainConfig(steps=100_000, batch_size=256, learning_rate=2e-4, precision="bf16")),

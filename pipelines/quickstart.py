@@ -46,7 +46,7 @@ class QuickstartFlags:
     """optimiser steps of the generator; default the preset's"""
     sweep_steps: int = 150
     """optimiser steps of each run of the size sweep"""
-    sizes: str = "pico,femto,mini,milli"
+    sizes: str = "20k,80k,150k,nano"
     """generator presets of the size sweep"""
     num_samples: int = 200
     """samples that the evaluation of the generator draws"""

@@ -24,7 +24,7 @@ from pipelines.errors import UsageError, bad_input
 from pipelines.runs import Ledger, RunSpec, Tracking, best_effort, tracking_uri
 from pipelines.training_jobs import car_spec, count_car, encode, open_data
 
-DEFAULT_SIZES = "pico,mini,nano,micro"
+DEFAULT_SIZES = "20k,80k,150k,nano"
 TRIAL_RETRIES = 2
 
 
