@@ -1,7 +1,7 @@
 """From a field to a mesh: coarse-to-fine evaluation, marching cubes, cleaning, writing.
 
-A coarse grid over the whole box is evaluated; at each doubling only the cells that the surface crosses, and their
-neighbours, are evaluated again; the rest copies its sign. Wherever a sign change then touches a copied value, that
+A coarse grid over the whole box is evaluated; at each doubling only the cells that the surface crosses (the
+first time their neighbours too) are evaluated again; the rest copies its sign. Wherever a sign change then touches a copied value, that
 cell is evaluated too, until none is left. The result has the vertices of dense decoding, except for parts that lie
 wholly between the points of the coarse grid. Grid point i of R cells sits at 2 i / R - 1.
 
@@ -74,7 +74,8 @@ def coarse_to_fine(
     grid = np.empty((coarse + 1,) * 3, dtype=np.float32)
     _evaluate(field, grid, np.ones(grid.shape, dtype=bool), level, chunk)
     for _ in range(doublings):
-        cells = _dilated(_crossed_cells(grid > 0))
+        cells = _crossed_cells(grid > 0)
+        cells = _dilated(cells) if grid.shape[0] == coarse + 1 else cells
         cells = cells.repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
         grid = _doubled(grid)
         known = np.zeros(grid.shape, dtype=bool)
