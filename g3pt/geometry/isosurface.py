@@ -1,9 +1,9 @@
 """From a field to a mesh: coarse-to-fine evaluation, marching cubes, cleaning, writing.
 
-A coarse grid over the whole box is evaluated; at each doubling only the cells that the surface crosses (the
-first time their neighbours too) are evaluated again; the rest copies its sign. Wherever a sign change then touches a copied value, that
-cell is evaluated too, until none is left. The result has the vertices of dense decoding, except for parts that lie
-wholly between the points of the coarse grid. Grid point i of R cells sits at 2 i / R - 1.
+A coarse grid over the whole box is evaluated; at each doubling only the cells that the surface crosses (the first
+time their neighbours too) are evaluated again; the rest copies its sign. Wherever a sign change then touches a
+copied value, that cell is evaluated too, until none is left. The result has the vertices of dense decoding, except
+for parts that lie wholly between the points of the coarse grid. Grid point i of R cells sits at 2 i / R - 1.
 
 Shapes: N points, V vertices, F faces, grids (R + 1, R + 1, R + 1) indexed [x, y, z].
 """
