@@ -426,7 +426,8 @@ class G3PT(nn.Module, Pretrained):
             points_BQ3 = torch.as_tensor(points, dtype=torch.float32, device=codes_S.device)[None]
             return self.tokenizer.occupancy_logits(latents_BLA, points_BQ3)[0].float().cpu().numpy()
 
-        return clean(*extract(field, resolution=resolution))
+        chunk = 65536 if codes_S.is_cuda else 4096  # what stays in a CPU's cache: 0.24 instead of 0.38 s a mesh at 64 cells
+        return clean(*extract(field, resolution=resolution, chunk=chunk))
 
     def generate(
         self,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class SampleConfig:
     """How codes are drawn from logits."""
 
-    cfg: float = 1.0  # guidance: 0 is none
+    cfg: float = 2.0  # guidance: 0 is none
     cfg_schedule: str = "ramp"  # ramp: from 0 at the first scale to cfg at the last; constant
     top_k: int = 0  # values of a factor kept; 0 keeps all
     top_p: float = 0.95  # smallest set of values with this much probability is kept; 1 keeps all

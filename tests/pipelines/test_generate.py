@@ -168,6 +168,7 @@ def test_an_empty_solid_is_a_failed_row(model, tmp_path, monkeypatch):
     assert [r["error"] for r in manifest(tmp_path)] == ["empty-field: nothing inside", ""]
 
 
+@pytest.mark.slow
 def test_mlflow_holds_the_run(model, tmp_path, monkeypatch):
     from mlflow import MlflowClient
 
