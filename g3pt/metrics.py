@@ -97,7 +97,7 @@ def nearest_objects(
     *,
     num_queries: int = 2048,
     coarse: int = 192,
-    keep: int = 16,
+    keep: int = 8,
     exclude: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each cloud (points (A, 3)) the index of the nearest library cloud by Chamfer and that distance.
