@@ -306,7 +306,8 @@ def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: 
     size = max(1, min(BATCH, -(-len(todo) // workers)))
     items = [{"samples": json.dumps([dataclasses.asdict(s) for s in batch])} for batch in batches(todo, size)]
     workers = min(workers, len(items))
-    made = ray.data.from_items(items).repartition(len(items)).map_batches(
+    # One block each from the start: tasks that split them would wait for ever for a CPU that an actor holds.
+    made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         SampleMaker, fn_constructor_args=arguments, batch_size=1, compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=1
     )
     _report_progress(made.iter_rows(), len(todo))

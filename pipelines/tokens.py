@@ -66,7 +66,8 @@ def _encode_with_ray(info: DatasetInfo, tokenizer: str | Path, todo: list[int], 
     cluster.connect(ray_address)
     ray.data.DataContext.get_current().enable_progress_bars = False
     workers = max(1, min(num_workers, len(todo)))
-    shards = ray.data.from_items([{"shard": index} for index in todo]).repartition(len(todo))
+    # One block each from the start: tasks that split them would wait for ever for a CPU that an actor holds.
+    shards = ray.data.from_items([{"shard": index} for index in todo], override_num_blocks=len(todo))
     done = shards.map_batches(
         ShardEncoder,
         fn_constructor_args=(str(info.path), str(Path(tokenizer).resolve())),
