@@ -36,7 +36,9 @@ class EvaluateFlags:
     seed: int = 0
     """First seed of the samples; also seeds surface sampling and the shuffled codes."""
     resolution: int = 128
-    """Cells a side of the iso-surface grid: 32, 64, 128, 256..."""
+    """Cells a side of the iso-surface grid, a power of two."""
+    coarse: int = 32
+    """Cells a side of the first, coarse grid, at most --resolution; 16 is faster and misses parts thinner than 0.125."""
     num_queries: int = 8192
     """Tokenizer: stored query points of each kind used for IoU, at most."""
     cfg: float | None = None
@@ -70,8 +72,12 @@ class EvaluateFlags:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
-        if self.resolution < 32 or self.resolution & (self.resolution - 1):
-            raise ValueError(f"--resolution must be 32, 64, 128, ..., got {self.resolution}")
+        for name, least in (("resolution", 16), ("coarse", 8)):
+            value = getattr(self, name)
+            if value < least or value & (value - 1):
+                raise ValueError(f"--{name} must be a power of two, at least {least}, got {value}")
+        if self.coarse > self.resolution:
+            raise ValueError(f"--coarse must be at most --resolution {self.resolution}, got {self.coarse}")
 
 
 def evaluate(flags: EvaluateFlags) -> str | None:

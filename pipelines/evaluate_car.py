@@ -37,7 +37,14 @@ def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
         }
         for k in range(0, len(prompts), BATCH)
     ]
-    arguments = (str(export), settings(flags), flags.resolution, info.config.num_surface, flags.num_pictures)
+    arguments = (
+        str(export),
+        settings(flags),
+        flags.resolution,
+        flags.coarse,
+        info.config.num_surface,
+        flags.num_pictures,
+    )
     samples = [
         sample
         for part in map_work(Sampler, arguments, batches, flags, f"batches of {BATCH} samples")
@@ -93,7 +100,7 @@ class Sampler:
     """A generator held by one worker; `run` makes the samples of one batch."""
 
     def __init__(
-        self, export: str, values: dict[str, Any], resolution: int, num_points: int, num_pictures: int
+        self, export: str, values: dict[str, Any], resolution: int, coarse: int, num_points: int, num_pictures: int
     ) -> None:
         import torch
 
@@ -102,7 +109,7 @@ class Sampler:
 
         self.model = G3PT.from_pretrained(export).to("cuda" if torch.cuda.is_available() else "cpu")
         self.settings = SampleConfig(**values)
-        self.resolution, self.num_points, self.num_pictures = resolution, num_points, num_pictures
+        self.resolution, self.coarse, self.num_points, self.num_pictures = resolution, coarse, num_points, num_pictures
 
     def run(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """One dict a sample: prompt, seed, status, points (P, 3), and the mesh where a picture is wanted."""
@@ -119,7 +126,7 @@ class Sampler:
 
         latents_BLD = self.model.tokenizer.decode_latents(codes_S[None])
         vertices, faces, status = decode_mesh(
-            lambda points: logits(self.model.tokenizer, latents_BLD, points), self.resolution
+            lambda points: logits(self.model.tokenizer, latents_BLD, points), self.resolution, self.coarse
         )
         surface = None
         if len(faces):
@@ -252,7 +259,7 @@ def protocol(flags: Any, info: DatasetInfo, samples: list[dict[str, Any]]) -> di
         "prompts": f"{sum(not s['unseen'] for s in samples)} captions of the training split, {sum(s['unseen'] for s in samples)} absent from it, in turn",
         "seeds": [samples[0]["seed"], samples[-1]["seed"]],
         "sampling": settings(flags) or "the sampler's defaults",
-        "iso_surface": f"logit 0 on a grid of {flags.resolution} cells a side, floaters below 1 % of the area removed",
+        "iso_surface": f"logit 0 on a grid of {flags.resolution} cells a side, from {flags.coarse} refined near the surface, floaters below 1 % of the area removed",
         "surface_points": f"{NUM_QUERIES} of a side look for their nearest among all {info.config.num_surface} of the other",
         "family_accuracy": "share of samples whose nearest training object by Chamfer is of the prompted family; no mesh counts as wrong",
         "chance": "the training split's share of the prompted family, mean over prompts (a nearest object drawn at random)",

@@ -50,7 +50,7 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
         }
         for k in range(len(codes_BS))
     ]
-    arguments = (str(export), flags.resolution, flags.num_queries, flags.seed)
+    arguments = (str(export), flags.resolution, flags.coarse, flags.num_queries, flags.seed)
     results = map_work(Reconstructor, arguments, items, flags, "objects reconstructed")
     objects = [result["scores"] for result in results]
     summary = summarise(objects)
@@ -97,14 +97,14 @@ def encode(model: Any, arrays: dict[str, Any]) -> np.ndarray:
 class Reconstructor:
     """A tokenizer held by one worker; `run` scores one object."""
 
-    def __init__(self, export: str, resolution: int, num_queries: int, seed: int) -> None:
+    def __init__(self, export: str, resolution: int, coarse: int, num_queries: int, seed: int) -> None:
         import torch
 
         from g3pt.tokenizer import CVQ
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = CVQ.from_pretrained(export).to(self.device)
-        self.resolution, self.num_queries, self.seed = resolution, num_queries, seed
+        self.resolution, self.coarse, self.num_queries, self.seed = resolution, coarse, num_queries, seed
 
     def run(self, item: dict[str, Any]) -> dict[str, Any]:
         """Scores of one object, and its input and reconstruction for the pictures."""
@@ -163,7 +163,7 @@ class Reconstructor:
         return metrics.volume_iou(logits(self.model, latents, points) > 0, inside)
 
     def _mesh(self, latents: Any) -> tuple[np.ndarray, np.ndarray, str]:
-        return decode_mesh(lambda points: logits(self.model, latents, points), self.resolution)
+        return decode_mesh(lambda points: logits(self.model, latents, points), self.resolution, self.coarse)
 
     def _surface_scores(
         self, vertices: np.ndarray, faces: np.ndarray, row: dict[str, Any], random: np.random.Generator
@@ -186,17 +186,17 @@ def logits(model: Any, latents_BLD: Any, points_Q3: np.ndarray) -> np.ndarray:
         return model.occupancy_logits(latents_BLD, points_BQ3)[0].float().cpu().numpy()
 
 
-def decode_mesh(field: Any, resolution: int) -> tuple[np.ndarray, np.ndarray, str]:
+def decode_mesh(field: Any, resolution: int, coarse: int) -> tuple[np.ndarray, np.ndarray, str]:
     """The cleaned iso-surface and "ok", or an empty mesh and why."""
     from g3pt.geometry.isosurface import EmptyField, FullField, clean, extract
 
     try:
-        return (*clean(*extract(field, resolution=resolution)), "ok")
+        return (*clean(*extract(field, resolution=resolution, coarse=coarse)), "ok")
     except (EmptyField, FullField) as error:
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64), error.status
 
 
-def cloud_mesh(surface_P6: np.ndarray, num_points: int = 4096, size: float = 0.018) -> tuple[np.ndarray, np.ndarray]:
+def cloud_mesh(surface_P6: np.ndarray, num_points: int = 4096, size: float = 0.04) -> tuple[np.ndarray, np.ndarray]:
     """Surface points as small triangles that face along their normals: a picture of the input, which the dataset holds as points."""
     chosen = surface_P6[:num_points].astype(np.float64)
     points, normals = chosen[:, :3], chosen[:, 3:6]
@@ -241,7 +241,7 @@ def protocol(flags: Any, info: DatasetInfo, scales: tuple[int, ...]) -> dict[str
         "task": "reconstruction: the model reads `surface`, is compared with `eval_surface`, an independent sample of the same solid",
         "query_points": f"{queries} volume points uniform in [-1, 1]^3 and {queries} near-surface points per object, labels exact",
         "surface_points": f"{info.config.num_surface} on each side, uniform over the area",
-        "iso_surface": f"logit 0 on a grid of {flags.resolution} cells a side, floaters below 1 % of the area removed",
+        "iso_surface": f"logit 0 on a grid of {flags.resolution} cells a side, from {flags.coarse} refined near the surface, floaters below 1 % of the area removed",
         "aggregation": "mean over objects; objects without a mesh count 0 in F-scores and are left out of distances (num_without_mesh)",
         "intervals": "95 % percentile bootstrap over objects, 1000 resamples, seed 0",
         "shuffled": "codes of one scale replaced by those of another object of the split (one cycle through all objects)",

@@ -118,6 +118,19 @@ def test_an_untrained_tokenizer_is_scored_by_its_own_logits(
         expected = metrics.volume_iou(evaluate_cvq.logits(model, latents, points) > 0, records.unpack_occupancy(packed))
         assert row["iou_volume"] == pytest.approx(expected, abs=1e-6)
         assert len(row["iou_first_scales"]) == len(row["iou_shuffled_scale"]) == 4
+        first = model.decode_latents(torch.from_numpy(codes_S)[None], 1)
+        alone = metrics.volume_iou(evaluate_cvq.logits(model, first, points) > 0, records.unpack_occupancy(packed))
+        assert row["iou_first_scales"][0] == pytest.approx(alone, abs=1e-6)
+    assert any(row["iou_shuffled_scale"][k] != row["iou_volume"] for row in report["objects"] for k in range(4))
+
+
+def test_a_shuffled_scale_takes_only_that_scale_from_another_object() -> None:
+    from types import SimpleNamespace
+
+    worker = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(scales=(1, 3, 2))))
+    item = {"codes": np.zeros(6, int), "other": np.arange(10, 16)}
+    assert evaluate_cvq.Reconstructor._mixed(worker, item, 1).tolist() == [0, 11, 12, 13, 0, 0]
+    assert item["codes"].sum() == 0, "the object's own codes must stay"
 
 
 class _Oracle:
