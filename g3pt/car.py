@@ -182,6 +182,22 @@ class CAR(nn.Module):
         """Parameters of the transformer itself: without embeddings, input and condition projections, and the head."""
         return sum(p.numel() for part in (self.blocks, self.modulation) for p in part.parameters())
 
+    @property
+    def flops_per_object(self) -> int:
+        """Multiply-adds, counted as two, of the matrix products of one forward pass of one object; training costs three times it.
+
+        Attention is counted over all pairs, as it is computed; the encoders and the tokenizer are not counted.
+        """
+        per_object = [self.text, self.modulation, *(block.modulation for block in self.blocks)]
+        per_token = [layer for block in self.blocks for layer in (block.attention.to_qkv, block.attention.to_out, block.mlp[0], block.mlp[2])]
+        tokens, scale_tokens = len(self.level_N), sum(self.scales)
+        weights = sum(layer.weight.numel() for layer in per_object)
+        weights += tokens * sum(layer.weight.numel() for layer in per_token)
+        weights += scale_tokens * sum(layer.weight.numel() for layer in (*self.head.outs, *self.head.mixes))
+        weights += (scale_tokens - self.scales[0]) * self.input.weight.numel()
+        weights += self.num_prefix * self.image.weight.numel() if self.num_prefix else 0
+        return 2 * weights + 4 * len(self.blocks) * tokens**2 * self.config.width
+
     def mask(self, num_tokens: int) -> Tensor:
         """True where row may attend to column, among the prefix and the first `num_tokens` tokens."""
         level_N = self.level_N[: self.num_prefix + num_tokens]
@@ -282,12 +298,12 @@ class G3PT(nn.Module, Pretrained):
     @property
     def text(self) -> TextEncoder:
         """The text encoder, trained here or frozen."""
-        return self.frozen["text"] if "text" in self.frozen else self.text_encoder
+        return self.frozen["text"] if self.frozen.get("text") else self.text_encoder
 
     @property
     def image(self) -> ImageEncoder | None:
         """The image encoder, trained here or frozen; None for a model without one."""
-        return self.frozen["image"] if "image" in self.frozen else getattr(self, "image_encoder", None)
+        return self.frozen.get("image") or getattr(self, "image_encoder", None)
 
     def _apply(self, fn: Any, recurse: bool = True) -> G3PT:
         for encoder in self.frozen.values():

@@ -4,12 +4,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.g3pt.tiny import random_batch, tiny_g3pt, tiny_tokenizer
 from torch import nn
 
-from g3pt.car import CAR, Block, CodeHead, G3PT, code_factors
+from g3pt.car import CAR, G3PT, Block, CodeHead, code_factors
 from g3pt.config import CAR_PRESETS, CVQ_PRESETS, CARConfig
 from g3pt.sampling import SampleConfig
+from tests.g3pt.tiny import random_batch, tiny_g3pt, tiny_tokenizer
 
 
 def test_a_later_scale_cannot_change_an_earlier_logit():
@@ -185,6 +185,21 @@ def test_presets_have_the_sizes_they_are_named_for():
         assert counts[name] == pytest.approx(size, rel=0.05), f"{name} has {counts[name]}"
     small = [counts[name] for name in ("20k", "80k", "150k", "nano", "micro", "small", "base", "0.1B", "0.5B", "1.5B")]
     assert small == sorted(small)
+
+
+@pytest.mark.parametrize("image_encoder", ["small", "none"])
+def test_flops_equal_those_that_torch_counts(image_encoder):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = tiny_g3pt(image_encoder=image_encoder).eval()
+    batch = random_batch(model, 1)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        text_BC, image_BMC = model._conditions(batch)
+        aligned_BTA = model.aligned_inputs(batch["codes_BS"])
+        with FlopCounterMode(display=False) as counter:
+            model.car.head.cross_entropy(model.car(aligned_BTA, text_BC, image_BMC), batch["codes_BS"])
+    assert counter.get_total_flops() == model.car.flops_per_object
 
 
 def test_one_block_at_full_width_runs_forward_and_backward():

@@ -3,12 +3,12 @@ import json
 
 import pytest
 import torch
-from tests.g3pt.tiny import random_batch, tiny_tokenizer
 
 from g3pt.car import G3PT
 from g3pt.conditions import ByteTokenizer, ImageEncoder, TextEncoder, prepare_image
 from g3pt.config import CARConfig
 from g3pt.sampling import SampleConfig
+from tests.g3pt.tiny import random_batch, tiny_tokenizer
 
 Image = pytest.importorskip("PIL.Image")
 WHITE = torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])

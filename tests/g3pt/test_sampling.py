@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tests.g3pt.tiny import tiny_g3pt
 
 from g3pt import sampling
 from g3pt.sampling import SampleConfig, draw_uniforms, filter_logits, inverse_cdf, sample_codes
+from tests.g3pt.tiny import tiny_g3pt
 
 
 def naive_filter(logits, top_k, top_p):

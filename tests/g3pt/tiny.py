@@ -20,7 +20,7 @@ def tiny_tokenizer(**changes: object) -> CVQ:
     )  # fmt: skip
     torch.manual_seed(0)
     tokenizer = CVQ(CVQConfig(**(values | changes)))
-    for name, parameter in tokenizer.named_parameters():
+    for parameter in tokenizer.parameters():
         if parameter.abs().max() == 0:  # e.g. the zero start of the last scale: give every code an effect
             torch.nn.init.normal_(parameter, std=0.3)
     return tokenizer.eval()

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tests.g3pt.tiny import tiny_g3pt
 
 from g3pt.car import G3PT
 from pipelines import generate as job
 from pipelines import runs
 from pipelines.errors import UsageError
 from pipelines.generate import GenerateConfig, generate
+from tests.g3pt.tiny import tiny_g3pt
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@ import dataclasses
 
 import pytest
 import torch
-from tests.pipelines.toy_data import TOY, write_toy_dataset, write_toy_tokenizer
 
 from g3pt.car import G3PT
 from g3pt.config import CARConfig, TrainConfig
@@ -10,6 +9,7 @@ from g3pt.training import fit
 from pipelines import tokens
 from pipelines.runs import RunSpec
 from pipelines.stage_car import CARStage
+from tests.pipelines.toy_data import TOY, write_toy_dataset, write_toy_tokenizer
 
 MODEL = CARConfig(depth=1, width=32, num_heads=2, image_size=28)
 TRAIN = TrainConfig(steps=30, batch_size=8, learning_rate=3e-3, warmup_steps=2, ema_decay=0.8, log_every=10, eval_every=30)

@@ -6,13 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
 
 from g3pt import records
 from g3pt.checkpoint import export_hash
 from g3pt.tokenizer import CVQ
 from pipelines import tokens
 from pipelines.errors import UsageError
+from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
 
 
 @pytest.fixture

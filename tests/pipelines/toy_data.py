@@ -6,9 +6,9 @@ import io
 from pathlib import Path
 
 import numpy as np
-from tests.g3pt.tiny import tiny_tokenizer
 
 from g3pt import records
+from tests.g3pt.tiny import tiny_tokenizer
 
 TOY = records.RecordConfig(num_surface=128, num_sharp=8, num_queries=64, num_views=2)
 
