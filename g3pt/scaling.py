@@ -74,7 +74,7 @@ def _fit_full(size: np.ndarray, loss: np.ndarray, starts: int, seed: int) -> Pow
     best: PowerLaw | None = None
     for share, alpha in _starts(starts, rng):
         start = np.array([np.log(share * loss.min()), np.log((1 - share) * np.median(loss)), alpha])
-        done = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 2000, "ftol": 1e-15, "gtol": 1e-12})
+        done = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "ftol": 1e-13, "gtol": 1e-10})
         if best is None or done.fun < best.objective:
             irreducible, coefficient = np.exp(done.x[:2])
             best = PowerLaw(irreducible=float(irreducible), coefficient=float(coefficient), exponent=float(done.x[2]), objective=float(done.fun))
@@ -98,7 +98,7 @@ def _fit_pure(size: np.ndarray, loss: np.ndarray) -> PowerLaw:
 
 
 def bootstrap(
-    params: Sequence[float], losses: Sequence[float], *, pure: bool = False, samples: int = 200, level: float = 0.95, seed: int = 0
+    params: Sequence[float], losses: Sequence[float], *, pure: bool = False, samples: int = 100, level: float = 0.95, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals of irreducible, coefficient and exponent.
 
@@ -107,7 +107,7 @@ def bootstrap(
     """
     size, loss, rng = np.asarray(params, float), np.asarray(losses, float), np.random.default_rng(seed)
     draw = _resample_seeds(size, loss) if _has_repeats(size) else _resample_residuals(size, loss, pure)
-    fits = [fit(size, draw(rng), pure=pure, starts=8, seed=index) for index in range(samples)]
+    fits = [fit(size, draw(rng), pure=pure, starts=3, seed=index) for index in range(samples)]
     tail = 100 * (1 - level) / 2
     names = ("irreducible", "coefficient", "exponent")
     return {name: tuple(np.percentile([getattr(f, name) for f in fits], [tail, 100 - tail]).tolist()) for name in names}
@@ -148,7 +148,7 @@ def hold_out_largest(params: Sequence[float], losses: Sequence[float], *, pure: 
     return {"params": float(size.max()), "predicted": predicted, "measured": measured, "relative_error": predicted / measured - 1}
 
 
-def report(params: Sequence[float], losses: Sequence[float], *, samples: int = 200, seed: int = 0) -> dict[str, Any]:
+def report(params: Sequence[float], losses: Sequence[float], *, samples: int = 100, seed: int = 0) -> dict[str, Any]:
     """Both laws with intervals and hold-outs, as fit.json holds them."""
     sizes = len(set(params))
     found: dict[str, Any] = {

@@ -26,6 +26,7 @@ from pipelines.training_jobs import car_spec, count_car, encode, open_data
 
 DEFAULT_SIZES = "20k,80k,150k,nano"
 TRIAL_RETRIES = 2
+NO_CPU_TRIAL_BYTES = 2**20  # what a trial asks for on a cluster without sweep_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +156,7 @@ def trial_resources(flags: SweepFlags) -> tuple[dict[str, float], int]:
         return {"CPU": 1}, concurrent
     if have.get("sweep_slot", 0) >= flags.num_workers:
         return {"CPU": 0, "sweep_slot": float(flags.num_workers)}, concurrent
-    return {"CPU": 0}, concurrent
+    return {"CPU": 0, "memory": NO_CPU_TRIAL_BYTES}, concurrent  # a request of nothing at all is refused
 
 
 def trial(config: dict[str, int], *, todo: list[dict[str, Any]], num_workers: int, device: str) -> dict[str, float]:
