@@ -43,7 +43,7 @@ def huber(residual: np.ndarray, delta: float = HUBER_DELTA) -> np.ndarray:
     return np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
 
 
-def fit(params: Sequence[float], losses: Sequence[float], *, pure: bool = False, starts: int = 64, seed: int = 0) -> PowerLaw:
+def fit(params: Sequence[float], losses: Sequence[float], *, pure: bool = False, starts: int = 32, seed: int = 0) -> PowerLaw:
     """The best of `starts` fits; pure: with E = 0. ValueError for fewer points than the law needs, or non-positive ones."""
     size, loss = np.asarray(params, float), np.asarray(losses, float)
     needed = 2 if pure else 3
@@ -74,7 +74,7 @@ def _fit_full(size: np.ndarray, loss: np.ndarray, starts: int, seed: int) -> Pow
     best: PowerLaw | None = None
     for share, alpha in _starts(starts, rng):
         start = np.array([np.log(share * loss.min()), np.log((1 - share) * np.median(loss)), alpha])
-        done = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "ftol": 1e-13, "gtol": 1e-10})
+        done = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 150, "ftol": 1e-12, "gtol": 1e-9})
         if best is None or done.fun < best.objective:
             irreducible, coefficient = np.exp(done.x[:2])
             best = PowerLaw(irreducible=float(irreducible), coefficient=float(coefficient), exponent=float(done.x[2]), objective=float(done.fun))
@@ -90,7 +90,7 @@ def _starts(count: int, rng: np.random.Generator) -> list[tuple[float, float]]:
 def _fit_pure(size: np.ndarray, loss: np.ndarray) -> PowerLaw:
     """Least squares in logarithms, then Huber by reweighting."""
     log_size, log_loss, weight = np.log(size), np.log(loss), np.ones(len(size))
-    for _ in range(200):
+    for _ in range(30):
         slope, intercept = np.polyfit(log_size, log_loss, 1, w=np.sqrt(weight))
         residual = np.abs(intercept + slope * log_size - log_loss)
         weight = np.where(residual <= HUBER_DELTA, 1.0, HUBER_DELTA / np.maximum(residual, 1e-300))
@@ -107,7 +107,7 @@ def bootstrap(
     """
     size, loss, rng = np.asarray(params, float), np.asarray(losses, float), np.random.default_rng(seed)
     draw = _resample_seeds(size, loss) if _has_repeats(size) else _resample_residuals(size, loss, pure)
-    fits = [fit(size, draw(rng), pure=pure, starts=3, seed=index) for index in range(samples)]
+    fits = [fit(size, draw(rng), pure=pure, starts=2, seed=index) for index in range(samples)]
     tail = 100 * (1 - level) / 2
     names = ("irreducible", "coefficient", "exponent")
     return {name: tuple(np.percentile([getattr(f, name) for f in fits], [tail, 100 - tail]).tolist()) for name in names}

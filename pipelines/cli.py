@@ -29,15 +29,16 @@ def main(
     *,
     example: str,
     args: Sequence[str] | None = None,
+    keep_stdout: bool = False,
 ) -> NoReturn:
     """Parse `args` (default sys.argv), call `run(flags)`, print `result: PATH` when it returns one, exit with the code.
 
-    `example` is a command line that --help shows. The docstring of `flags_class` is the command's description.
+    `example` is a command line that --help shows; `keep_stdout` is for commands whose product is what they print. The docstring of `flags_class` is the command's description.
     """
     flags = parse(flags_class, example=example, args=args)
     result = None
     try:
-        with stdout_to_stderr(enabled=not getattr(flags, "dry_run", False)):
+        with stdout_to_stderr(enabled=not (keep_stdout or getattr(flags, "dry_run", False))):
             result = run(flags)
     except UsageError as error:
         die(usage_message(error))
