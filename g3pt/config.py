@@ -178,10 +178,10 @@ CVQ_PRESETS: dict[str, tuple[CVQConfig, TrainConfig]] = {
 # Small sizes are named by their parameters; from 0.1B on, VAR's rule: width = 64 x depth, heads = depth.
 # 18 x depth x width^2 parameters each, without embeddings and head. The demo's sweep trains 20k, 80k, 150k and nano.
 CAR_PRESETS: dict[str, tuple[CARConfig, TrainConfig]] = {
-    "20k":   (CARConfig(depth=1, width=32, num_heads=2),   TrainConfig(steps=600, batch_size=32, learning_rate=4e-3, ema_decay=0.99)),
-    "80k":   (CARConfig(depth=2, width=48, num_heads=2),   TrainConfig(steps=600, batch_size=32, learning_rate=4e-3, ema_decay=0.99)),
-    "150k":  (CARConfig(depth=2, width=64, num_heads=2),   TrainConfig(steps=600, batch_size=32, learning_rate=3e-3, ema_decay=0.99)),
-    "nano":  (CARConfig(depth=3, width=96, num_heads=3),   TrainConfig(steps=800, batch_size=32, learning_rate=3e-3, ema_decay=0.99)),
+    "20k":   (CARConfig(depth=1, width=32, num_heads=2),   TrainConfig(steps=1200, batch_size=16, learning_rate=4e-3, ema_decay=0.99)),
+    "80k":   (CARConfig(depth=2, width=48, num_heads=2),   TrainConfig(steps=1200, batch_size=16, learning_rate=4e-3, ema_decay=0.99)),
+    "150k":  (CARConfig(depth=2, width=64, num_heads=2),   TrainConfig(steps=1200, batch_size=16, learning_rate=3e-3, ema_decay=0.99)),
+    "nano":  (CARConfig(depth=3, width=96, num_heads=3),   TrainConfig(steps=1200, batch_size=16, learning_rate=3e-3, ema_decay=0.99)),
     "micro": (CARConfig(depth=6, width=192, num_heads=6),  TrainConfig(steps=10_000, batch_size=64, learning_rate=1e-3)),
     "small": (CARConfig(depth=8, width=384, num_heads=6),  TrainConfig(steps=50_000, batch_size=128, learning_rate=4e-4, precision="bf16")),
     "base":  (CARConfig(depth=12, width=512, num_heads=8), TrainConfig(steps=100_000, batch_size=256, learning_rate=2e-4, precision="bf16")),

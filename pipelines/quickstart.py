@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from g3pt.checkpoint import write_json
 from pipelines.cli import absolute
 from pipelines.errors import UsageError
 from pipelines.runs import Ledger
@@ -38,13 +39,13 @@ class QuickstartFlags:
 
     output: str = "out/demo"
     """folder for everything; starting again goes on with it"""
-    num_shapes: int = 1000
+    num_shapes: int = 1500
     """objects to make and train on"""
     cvq_steps: int | None = None
     """optimiser steps of the tokenizer; default the preset's"""
     car_steps: int | None = None
     """optimiser steps of the generator; default the preset's"""
-    sweep_steps: int = 150
+    sweep_steps: int = 250
     """optimiser steps of each run of the size sweep"""
     sizes: str = "20k,80k,150k,nano"
     """generator presets of the size sweep"""
@@ -62,6 +63,13 @@ class Demo:
     root: Path
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     results: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def add_seconds(self, title: str, seconds: float) -> None:
+        """Count a stage's time, over all starts of the demo in this folder."""
+        file = self.root / "seconds.json"
+        self.seconds = json.loads(file.read_text()) if file.exists() else {}
+        self.seconds[title] = self.seconds.get(title, 0.0) + seconds
+        write_json(file, self.seconds)
 
     @property
     def data(self) -> str:
@@ -90,9 +98,9 @@ def quickstart(flags: QuickstartFlags) -> str:
         if result is None:
             raise UsageError(f"stage {title!r} gave no result")
         demo.results[stage.__name__] = result
-        demo.seconds[title] = time.monotonic() - begun
+        demo.add_seconds(title, time.monotonic() - begun)
         print(f"      {demo.seconds[title]:.0f} s -> {result}", file=sys.stderr, flush=True)
-    demo.seconds["all"] = time.monotonic() - started
+    demo.add_seconds("all", time.monotonic() - started)
     print("\n" + write_summary(demo), file=sys.stderr)
     return str(demo.root)
 
@@ -239,7 +247,7 @@ def write_summary(demo: Demo) -> str:
     lines += [f"| {name} | {value} |" for name, value in metric_rows(tokenizer["metrics"], generator["metrics"])]
     lines += [f"| scaling, {fit['num_sizes']} sizes | {fit['status']}; pure power law exponent {_exponent(fit)} |", ""]
     lines += ["The text encoder was trained here on the captions of these shapes: its vocabulary is closed.", ""]
-    lines += ["| stage | seconds |", "|---|---|", *(f"| {title} | {seconds:.0f} |" for title, seconds in demo.seconds.items()), ""]
+    lines += ["| stage | seconds |", "|---|---|", *(f"| {title} | {demo.seconds[title]:.0f} |" for title in (*dict(STAGES), "all")), ""]
     lines += ["Pictures: " + ", ".join(f"[{p.name}]({p.relative_to(demo.root)})" for p in pictures(demo)), ""]
     lines += ["How each number was made stands in `evaluation/*.json` under `protocol`.", f"Runs: `mlflow ui --backend-store-uri sqlite:///{demo.root}/mlflow.db`"]
     text = "\n".join(lines) + "\n"
