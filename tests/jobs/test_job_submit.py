@@ -4,7 +4,9 @@ The machine has a Ray token in the home directory (as any local run of Ray leave
 folder of its own and is ended by its processes' ids: `ray stop` would end every Ray on the machine.
 """
 
+import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -71,15 +73,12 @@ class Head:
         """End the head and its processes by their ids."""
         ids = [self.process.pid, *descendants(self.process.pid)]
         self.process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            pass
         for pid in ids:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        shutil.rmtree(self.ray_folder, ignore_errors=True)
         self.log.close()
 
 
@@ -112,16 +111,17 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 
 @pytest.mark.slow
 def test_preprocess_sweep_generate_as_jobs(head: Head, tmp_path: Path) -> None:
-    """Preprocess and generate from the repository; the sweep from another folder with its files sent along."""
+    """Preprocess and generate from the repository; the sweep from a copy in another folder, which is sent along."""
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
-    elsewhere.mkdir()
+    for package in ("jobs", "pipelines", "g3pt"):
+        shutil.copytree(REPOSITORY / package, elsewhere / package, ignore=shutil.ignore_patterns("__pycache__"))
     shapes = head.submit("jobs/preprocess.py", "--source", "shapes", "--limit", "30", "--resolution", "64", "--num-shards", "2", "--output", str(out / "shapes"))
     assert (shapes / "dataset.json").exists()
     few = ["--steps", "2", "--batch-size", "4"]
     tokenizer = head.submit("jobs/train_cvq.py", "--data", str(shapes), "--output", str(out / "runs"), *few)
     assert (tokenizer / "_SUCCESS").exists()
     sweep = ["jobs/scaling_sweep.py", "--data", str(shapes), "--tokenizer", str(tokenizer), "--output", str(out / "study"), "--sizes", "20k,80k", *few]
-    study = head.submit(*sweep, cwd=elsewhere, working_dir=str(REPOSITORY))
+    study = head.submit(*sweep, cwd=elsewhere, working_dir=".")
     assert {p.name for p in study.iterdir()} >= {"study.json", "points.csv", "fit.json", "curve.png", "runs"}
     (model,) = (study / "runs").glob("car-20k-*")
     meshes = head.submit("jobs/generate.py", "--model", str(model), "--output", str(out / "meshes"), "--text", "a chair", "--resolution", "32")
