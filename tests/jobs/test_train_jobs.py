@@ -1,0 +1,77 @@
+"""The training, sweep and status commands: bad input is one line and exit 2; a dry run needs nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli, status, sweep, training_jobs
+
+COMMANDS = {
+    "cvq": (training_jobs.TrainCVQFlags, training_jobs.train_cvq),
+    "car": (training_jobs.TrainCARFlags, training_jobs.train_car),
+    "sweep": (sweep.SweepFlags, sweep.scaling_sweep),
+}
+
+
+def call(command: str, *args: str) -> int:
+    flags, run = COMMANDS[command]
+    tokenizer = [] if command == "cvq" else ["--tokenizer", "missing-run"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(flags, run, example="", args=["--data", "missing-data", "--output", "missing-out", *tokenizer, *args])
+    return stop.value.code
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_dry_run_needs_no_data(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command, "--dry-run") == 0
+    assert "parameters" in capsys.readouterr().out
+    assert not Path("missing-out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "says"),
+    [
+        ("cvq", ["--preset", "huge"], "unknown preset 'huge'; choose one of nano"),
+        ("car", ["--preset", "huge"], "unknown preset 'huge'; choose one of"),
+        ("sweep", ["--sizes", "nano,huge"], "unknown preset 'huge'"),
+        ("cvq", [], "does not exist"),
+        ("car", [], "does not exist"),
+        ("cvq", ["--steps", "0"], "--steps must be at least 1"),
+        ("cvq", ["--batch-size", "3", "--num-workers", "2"], "not a multiple"),
+    ],
+)
+def test_bad_input_is_one_line(command: str, args: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command, *args) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+
+
+def test_unfinished_tokenizer_is_named(tmp_path: Path) -> None:
+    from pipelines.errors import UsageError, bad_input
+
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(UsageError, match="not finished"), bad_input():
+        from g3pt.checkpoint import read_export_config
+
+        read_export_config(tmp_path)
+
+
+def test_status_reads_files_alone(tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "cvq-nano-s0-00000000"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "config.json").write_text(json.dumps({"config": {"train": {"steps": 10, "batch_size": 4}}}))
+    (run_dir / "metrics.jsonl").write_text('{"loss": 0.5, "step": 20}\n')
+    (line,) = status.describe(tmp_path)
+    assert line.endswith("unfinished, 20 of 40 samples, loss 0.5")
+
+
+def test_four_points_give_files_that_say_how_far_to_trust_them(tmp_path: Path) -> None:
+    points = [{"size": str(n), "params_no_embed": n, "seed": 0, "test_ce": 2 + 30 * n**-0.3} for n in (10_000, 50_000, 200_000, 1_000_000)]
+    sweep.write_points(points, tmp_path / "points.csv")
+    sweep.fit_and_draw(points, tmp_path)
+    assert (tmp_path / "points.csv").read_text().splitlines()[0] == "size,params_no_embed,seed,test_ce"
+    found = json.loads((tmp_path / "fit.json").read_text())
+    assert found["status"] == "demonstration, not an estimate"
+    assert found["power_law_with_floor"]["exponent"] == pytest.approx(0.3, rel=0.1)
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
