@@ -44,7 +44,8 @@ def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_s
         }
         # Ray announces at every start that a local cluster asks for a token; README says so once.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    ray.init(address=address, runtime_env={"env_vars": worker_env()}, logging_level=logging.WARNING, **options)
+    # Workers' own prints stay in Ray's logs (below /tmp/ray): commands tell their progress from the driver.
+    ray.init(address=address, runtime_env={"env_vars": worker_env()}, logging_level=logging.WARNING, log_to_driver=False, **options)
 
 
 def disconnect() -> None:

@@ -285,23 +285,35 @@ def best_effort(what: str, work: Callable[[], Result]) -> Result | None:
         return None
 
 
-class Mirror:
-    """A thread that copies a ledger's new records to an MLflow run until it is stopped; a context manager."""
+class Periodic:
+    """Calls `work` every `interval_s` seconds in a thread of its own until the block ends, and once more then."""
 
-    def __init__(self, tracking: Tracking, run_id: str, ledger: Ledger, interval_s: float = 2.0) -> None:
-        self.tracking, self.run_id, self.ledger, self.interval_s = tracking, run_id, ledger, interval_s
-        self._copied_to: float | None = None
+    def __init__(self, work: Callable[[], None], interval_s: float = 2.0) -> None:
+        self.work, self.interval_s = work, interval_s
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name=f"mirror-{run_id[:8]}", daemon=True)
+        self._thread = threading.Thread(target=self._loop, daemon=True)
 
-    def __enter__(self) -> "Mirror":
+    def __enter__(self) -> "Periodic":
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=60)
-        best_effort("copying metrics", self.copy)
+        self.work()
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self.interval_s):
+            self.work()
+
+
+class Mirror(Periodic):
+    """Copies a ledger's new records to an MLflow run until the block ends."""
+
+    def __init__(self, tracking: Tracking, run_id: str, ledger: Ledger, interval_s: float = 2.0) -> None:
+        super().__init__(lambda: best_effort("copying metrics", self.copy), interval_s)
+        self.tracking, self.run_id, self.ledger = tracking, run_id, ledger
+        self._copied_to: float | None = None
 
     def copy(self) -> None:
         """Log what MLflow lacks."""
@@ -311,10 +323,6 @@ class Mirror:
         if new:
             self.tracking.log_records(self.run_id, new)
             self._copied_to = new[-1]["step"]
-
-    def _loop(self) -> None:
-        while not self._stop.wait(self.interval_s):
-            best_effort("copying metrics", self.copy)
 
 
 def log_finished_run(

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from pipelines import cluster
 from pipelines.errors import UsageError
-from pipelines.runs import Ledger, Mirror, Record, RunSpec, Tracking, best_effort, tracking_uri
+from pipelines.runs import Ledger, Mirror, Periodic, Record, RunSpec, Tracking, best_effort, tracking_uri
 
 BUILD_STAGE = "pipelines.stages:build_stage"
 KEEP_CHECKPOINTS = 2
@@ -78,9 +78,39 @@ def is_finished(run_dir: Path) -> bool:
     return (run_dir / "_SUCCESS").exists()
 
 
+class Progress(Periodic):
+    """Prints a line for each new record of a run's ledger, on the driver: what workers print stays in Ray's own logs."""
+
+    def __init__(self, spec: RunSpec, ledger: Ledger) -> None:
+        super().__init__(self.show)
+        self.name, self.ledger = spec.name, ledger
+        train = spec.config["train"]
+        self.last_step = train["steps"] * train["batch_size"]
+        self.shown_to = ledger.last_step() or 0.0
+
+    def show(self) -> None:
+        """One line a person can follow, for the newest record."""
+        for record in [r for r in self.ledger.read() if r["step"] > self.shown_to][-1:]:
+            self.shown_to = record["step"]
+            names = ("loss", "ce", "val_iou", "val_ce", "samples_per_second")
+            numbers = ", ".join(f"{name} {record[name]:.4g}" for name in names if name in record)
+            left_s = (self.last_step - record["step"]) / record["samples_per_second"] if "samples_per_second" in record else 0.0
+            print(f"  {self.name}: {100 * record['step'] / self.last_step:3.0f}%, {numbers}, about {left_s:.0f} s left", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def tracked(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None) -> Iterator[str | None]:
-    """The run's MLflow run, copied from the ledger inside the block, closed after it; the run's id or None without MLflow."""
+    """Inside the block the ledger is followed: as lines for people, and as the run's MLflow run, whose id (or None) is given."""
+    known = checkpoints(run_dir / "checkpoints")
+    if known:
+        print(f"  {spec.name}: resumes from checkpoint {known[0].name}", file=sys.stderr, flush=True)
+    with Progress(spec, Ledger(run_dir / "metrics.jsonl")), _mirrored(spec, run_dir, output, parent) as run_id:
+        yield run_id
+
+
+@contextlib.contextmanager
+def _mirrored(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None) -> Iterator[str | None]:
+    """The run's MLflow run, copied from the ledger inside the block, closed after it; its id or None without MLflow."""
     tracking = best_effort("opening the store", lambda: Tracking(tracking_uri(output)))
     run_id = tracking and best_effort("opening the run", lambda: _open_mlflow_run(tracking, spec, run_dir, parent))
     if not tracking or not run_id:
@@ -218,7 +248,6 @@ class Journal:
     def report(self, record: Record) -> None:
         """Keep one record of `fit`."""
         record = {**record, "time": time.time()}
-        show(self.name, record, self.last_step)
         if record["step"] >= self.last_step:
             self.held = record
         else:
@@ -232,13 +261,6 @@ class Journal:
         """The last record, test metrics in it."""
         assert self.held is not None, f"{self.name}: no record of the last step"
         self.ledger.append([{**self.held, **final}])
-
-
-def show(name: str, record: Record, last_step: float) -> None:
-    """One progress line a person can follow."""
-    shown = {key: record[key] for key in ("loss", "val_loss", "val_iou", "val_ce", "samples_per_second") if key in record}
-    numbers = " ".join(f"{key} {value:.4g}" for key, value in shown.items())
-    print(f"{name}: {100 * record['step'] / last_step:3.0f}% {int(record['step'])} samples {numbers}", file=sys.stderr, flush=True)
 
 
 def export(stage: Any, model: Any, run_dir: Path) -> None:
