@@ -23,6 +23,7 @@ from g3pt.checkpoint import Pretrained
 from g3pt.config import CVQConfig
 from g3pt.cqt import CQT, make_anchors
 from g3pt.layers import CrossBlock, FourierPoints, SelfBlock, run_blocks
+from g3pt.quantizer import mean_over_workers
 
 Phase = Literal["continuous", "pyramid", "joint"]
 
@@ -137,7 +138,7 @@ class CVQ(nn.Module, Pretrained):
 
     def _track_mean(self, latents_BLD: Tensor) -> None:
         if self.training:
-            self.latent_mean_LD.lerp_(latents_BLD.mean(0), 0.02)
+            self.latent_mean_LD.lerp_(mean_over_workers(latents_BLD.float().mean(0)), 0.02)
 
     def _occupancy_loss(self, canvas_BLD: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         logits_BQ = self.decoder.logits(self.decoder.latents(canvas_BLD), batch["points_BQ3"])

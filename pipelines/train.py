@@ -195,10 +195,11 @@ def ray_work(config: dict[str, Any]) -> None:
 
 
 def data_parallel(device: Any) -> Callable[[Any], Any]:
-    """Wraps a model in DDP; every parameter that wants a gradient must get one in each step."""
+    """Wraps a model in DDP; every parameter that wants a gradient must get one in each step. Models reduce their own buffers."""
     from torch.nn.parallel import DistributedDataParallel
 
-    return lambda model: DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    ids = [device] if device.type == "cuda" else None
+    return lambda model: DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
 
 def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: Any = "cpu", wrap: Callable[[Any], Any] | None = None) -> None:
