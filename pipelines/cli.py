@@ -3,6 +3,7 @@
 How: `main(flags_class, run, example=...)` parses kebab-case flags with tyro, calls `run(flags)` and exits:
 0 done / 1 failed / 2 bad usage or bad input (one line on stderr) / 130 interrupted. While `run` works, stdout points at
 stderr, so that Ray's and the workers' prints cannot follow the result line; with `--dry-run` stdout stays, for the plan.
+A reader of stdout that leaves early (`| head -1`) ends the command quietly with 141, as it ends other programs.
 A flag class may check itself in `__post_init__`: its ValueError is bad usage too.
 """
 
@@ -10,6 +11,7 @@ import contextlib
 import io
 import os
 import re
+import select
 import shlex
 import sys
 import traceback
@@ -20,7 +22,7 @@ from typing import NoReturn, TypeVar
 from pipelines.errors import UsageError, one_line
 
 Flags = TypeVar("Flags")
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_NO_READER = 1, 2, 130, 141
 
 
 def main(
@@ -46,12 +48,31 @@ def main(
         print(f"interrupted; the same command resumes: {this_command()}", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except Exception as error:  # the outermost frame of a program: report, then a failing exit code
+        if isinstance(error, BrokenPipeError) and reader_left():  # else a pipe of the work's own broke
+            leave_quietly()
         traceback.print_exception(error)
         print(f"failed: {type(error).__name__}: {one_line(error)[:400]}", file=sys.stderr)
         raise SystemExit(EXIT_FAILED) from None
-    if result is not None:
-        print(f"result: {result}", flush=True)
+    try:
+        if result is not None:
+            print(f"result: {result}")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        leave_quietly()
     raise SystemExit(0)
+
+
+def leave_quietly() -> NoReturn:
+    """Exit as a program does whose reader has left; what is still buffered goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    raise SystemExit(EXIT_NO_READER) from None
+
+
+def reader_left() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    stdout = select.poll()
+    stdout.register(1, select.POLLOUT)
+    return any(events & select.POLLERR for _, events in stdout.poll(0))
 
 
 def parse(flags_class: type[Flags], *, example: str, args: Sequence[str] | None = None) -> Flags:
@@ -62,9 +83,14 @@ def parse(flags_class: type[Flags], *, example: str, args: Sequence[str] | None 
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(flags_class, description=description, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+            try:
+                return tyro.cli(flags_class, description=description, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+            finally:
+                sys.stdout.flush()
     except ValueError as error:
         die(one_line(error))
+    except BrokenPipeError:  # of --help
+        leave_quietly()
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

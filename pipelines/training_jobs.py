@@ -161,8 +161,11 @@ def _spec(stage: str, preset: str, model: Any, train: Any, info: Any, licenses: 
 
 
 def _varied(train: Any, flags: TrainFlags) -> Any:
-    """The preset's TrainConfig with the flags' changes."""
+    """The preset's TrainConfig with the flags' changes; a shorter run reports and saves at least five times all the same."""
     changes = {name: getattr(flags, name) for name in ("steps", "batch_size") if getattr(flags, name) is not None}
+    if flags.steps is not None and flags.steps < train.steps:
+        fifth = max(1, flags.steps // 5)
+        changes |= {name: min(getattr(train, name), fifth) for name in ("log_every", "eval_every", "checkpoint_every")}
     varied = dataclasses.replace(train, seed=flags.seed, **changes)
     if varied.batch_size % flags.num_workers:
         raise UsageError(f"--batch-size {varied.batch_size} is not a multiple of --num-workers {flags.num_workers}")

@@ -1,6 +1,10 @@
 """Exit codes, one clear line, and the last line of stdout."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +73,28 @@ def test_usage_error_is_found_inside_rays_wrapping() -> None:
     wrapped = UsageError("traceback and all")
     wrapped.cause = UsageError("one clear line")
     assert cli.usage_message(wrapped) == "one clear line"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("args", [("--dry-run",), ("--help",), ()])
+def test_a_reader_that_leaves_ends_the_command_quietly(args: tuple[str, ...], unbuffered: str, repository: Path) -> None:
+    """As `| head -0` does: the pipe's other end is closed before the first line."""
+    program = "import sys; sys.stdin.read(); from tests.pipelines.test_cli import *; cli.main(ToyFlags, run, example='', args=sys.argv[1:])"
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.Popen([sys.executable, "-c", program, *args], cwd=repository, env=environment, text=True, **pipes)
+    process.stdout.close()
+    process.stdin.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == cli.EXIT_NO_READER
+    assert err in ("", "noise\n")
+
+
+def test_a_broken_pipe_of_the_work_itself_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    def breaks(flags: ToyFlags) -> None:
+        raise BrokenPipeError("the child died")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main(ToyFlags, breaks, example="", args=())
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "failed: BrokenPipeError: the child died"
