@@ -1,0 +1,79 @@
+"""jobs/train_cvq.py killed with SIGKILL: the same command goes on, and export, ledger and MLflow are those of an uninterrupted run."""
+
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from g3pt.checkpoint import export_hash
+from pipelines import train
+from pipelines.preprocess import PreprocessConfig, map_here, preprocess
+from pipelines.runs import Ledger, RunSpec, Tracking
+from tests.jobs import kills
+
+STEPS, BATCH = 60, 4
+INTERVAL = STEPS // 5 * BATCH  # samples between two checkpoints
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Real shapes, few and coarse, with as many points as the preset reads."""
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    counts = {"resolution": 32, "num_surface": 4096, "num_sharp": 16, "num_queries": 512}
+    return preprocess(PreprocessConfig(source="shapes", output=str(folder), limit=24, num_shards=2, **counts), map_here)
+
+
+def command(data: str, folder: Path) -> list[str]:
+    return kills.command("train_cvq", data=data, output=folder / "runs", steps=STEPS, batch_size=BATCH)
+
+
+def uninterrupted(run_dir: Path, output: Path) -> Path:
+    """The same run once more, in this process, without Ray and without a kill."""
+    return train.train_run(RunSpec.from_dict(json.loads((run_dir / "config.json").read_text())), output, num_workers=0)
+
+
+def is_the_same(run_dir: Path, whole: Path) -> None:
+    assert run_dir.name == whole.name
+    assert export_hash(run_dir) == export_hash(whole)
+    skip = {"time", "samples_per_second"}
+    here, there = ([{k: v for k, v in r.items() if k not in skip} for r in Ledger(d / "metrics.jsonl").read()] for d in (run_dir, whole))
+    assert here == there
+
+
+@pytest.mark.slow
+def test_cvq_killed_at_a_random_moment_equals_an_uninterrupted_run(data: str, tmp_path: Path) -> None:
+    wait_s = random.Random(time.time_ns()).uniform(0, 1.5)
+    killed_at = kills.kill_when(command(data, tmp_path), tmp_path, lambda: any(tmp_path.glob("runs/*/checkpoints/step-*.pt")), wait_s)
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert not (run_dir / "_SUCCESS").exists()
+    reached = Ledger(run_dir / "metrics.jsonl").last_step()
+    assert kills.finish(command(data, tmp_path), tmp_path) == str(run_dir)
+    is_the_same(run_dir, uninterrupted(run_dir, tmp_path / "whole" / "runs"))
+    kept = [r["step"] for r in Ledger(run_dir / "metrics.jsonl").read() if r["time"] < killed_at]
+    assert kept[-1] >= reached - INTERVAL, "more than one checkpoint interval was done again"
+    reads_back_from_mlflow(tmp_path, run_dir)
+
+
+def reads_back_from_mlflow(tmp_path: Path, run_dir: Path) -> None:
+    """One run, its parameters, steps that rise without repeats although it was killed, artefacts that open."""
+    client = Tracking(f"sqlite:///{tmp_path}/mlflow.db").client
+    experiment = client.get_experiment_by_name("g3pt/cvq")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == (run_dir.name, "FINISHED")
+    assert (run.data.params["train.steps"], run.data.params["train.batch_size"], run.data.params["preset"]) == (str(STEPS), str(BATCH), "nano")
+    ledger = Ledger(run_dir / "metrics.jsonl").read()
+    for key in ("loss", "val_iou"):
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
+        assert steps == [int(r["step"]) for r in ledger if key in r] and len(steps) >= 4, key
+    assert Path(client.download_artifacts(run.info.run_id, "config.json")).read_bytes()
+    assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["shapes"]
+
+
+@pytest.mark.soak
+def test_cvq_killed_twenty_times(data: str, tmp_path: Path) -> None:
+    began = time.monotonic()
+    whole = Path(kills.finish(command(data, tmp_path / "whole"), tmp_path / "whole"))
+    longest_s = 1.2 * (time.monotonic() - began)
+    kills.kill_often(lambda folder: command(data, folder), tmp_path, lambda folder: is_the_same(folder / "runs" / whole.name, whole), 20, longest_s)
