@@ -15,6 +15,8 @@ Shapes: B batch, L latents, T tokens of a scale, D width, C code digits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -164,7 +166,7 @@ def farthest_points(points_N3: Tensor, count: int) -> Tensor:
     return torch.tensor(sorted(chosen))
 
 
-def random_fourier_features(width: int, generator: torch.Generator):
+def random_fourier_features(width: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     """A map (N, 3) -> (N, width) of unit variance whose inner products fall off with distance."""
     frequencies = torch.randn(3, width // 2, generator=generator) * 1.5
 

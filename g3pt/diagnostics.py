@@ -5,7 +5,8 @@ each position has one constant code. The one at a fixed position, averaged over 
 information about the object. Agreement is the share of codes that two independent samplings of a surface have in common: the
 rest is noise that no generator can predict.
 
-Source: utilisation as the paper reports it. Ours: everything else; why, in LOG.md.
+Ours: all of it (the paper reports a utilisation without its definition; ours is distinct codes over the number that uniform draws
+would show); why, in LOG.md.
 
 Shapes: N objects, P surface points, Q query points, T tokens of a scale, S tokens of all scales, V codes.
 """
@@ -40,7 +41,7 @@ def diagnose(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "c
         return record
     codes_NS, again_NS = (torch.cat([part[name] for part in parts]) for name in ("codes", "codes_again"))
     residual_NS = torch.cat([part["residual"] for part in parts])
-    variance = torch.cat([part["latents"] for part in parts]).var(0).mean() if len(codes_NS) > 1 else torch.ones(())
+    variance = latent_variance([part["moments"] for part in parts], len(codes_NS))
     start = 0
     for scale, num_tokens in enumerate(model.config.scales):
         rows = slice(start, start + num_tokens)
@@ -58,6 +59,8 @@ def eval_batches(arrays: dict[str, Any], model: CVQ, device: str | torch.device)
         batch = {name: arrays[name][rows, : config.num_encode_points] for name in ("surface", "eval_surface")}
         if config.num_sharp_points:
             batch["sharp"] = arrays["sharp"][rows, : config.num_sharp_points]
+            # another sample where enough are stored, else the one there is: agreement then says nothing of sharp points
+            batch["sharp_again"] = arrays["sharp"][rows, -config.num_sharp_points :]
         batch["points"] = arrays["volume_points"][rows, :EVAL_QUERIES]
         index = np.arange(batch["points"].shape[1])
         tensors = {name: torch.from_numpy(value.astype(np.float32)).to(device) for name, value in batch.items()}
@@ -75,8 +78,17 @@ def _diagnose_batch(model: CVQ, batch: dict[str, Tensor]) -> dict[str, Any]:
         result[f"iou_scale_{scale + 1}"] = _iou(model, canvas_BLD, batch)
     result["iou"] = result[f"iou_scale_{model.config.num_scales}"]
     errors = [(canvas_BLD - latents_BLD).square().mean((1, 2)) for canvas_BLD in output.canvases_BLD]
-    result |= {"residual": torch.stack(errors, dim=1).cpu(), "latents": latents_BLD.cpu(), "codes": torch.cat(output.codes_BT, dim=1).cpu()}
-    return result | {"codes_again": model.encode(batch["eval_surface"], batch.get("sharp")).cpu()}
+    moments = torch.stack([latents_BLD.double().sum(0), latents_BLD.double().square().sum(0)]).cpu()
+    result |= {"residual": torch.stack(errors, dim=1).cpu(), "moments": moments, "codes": torch.cat(output.codes_BT, dim=1).cpu()}
+    return result | {"codes_again": model.encode(batch["eval_surface"], batch.get("sharp_again")).cpu()}
+
+
+def latent_variance(moments: list[Tensor], count: int) -> float:
+    """Variance over objects, mean over latents, from the (sum, sum of squares) of each batch."""
+    if count < 2:
+        return 1.0
+    total, squares = torch.stack(moments).sum(0)
+    return float(((squares - total.square() / count) / (count - 1)).mean())
 
 
 def _iou(model: CVQ, canvas_BLD: Tensor, batch: dict[str, Tensor]) -> np.ndarray:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from g3pt.checkpoint import Pretrained
 from g3pt.config import CVQConfig
-from g3pt.cqt import CQT, make_anchors
+from g3pt.cqt import CQT, CQTOutput, make_anchors
 from g3pt.layers import CrossBlock, FourierPoints, SelfBlock, run_blocks
 from g3pt.quantizer import mean_over_workers
 
@@ -58,7 +58,8 @@ class Encoder(nn.Module):
         """Index (B, L) of the surface point nearest to each anchor."""
         points_BP3 = surface_BP6[..., :3].float()
         anchors = self.anchors_L3.expand(len(points_BP3), -1, -1)
-        score = points_BP3.square().sum(-1)[:, None] - 2 * torch.bmm(anchors, points_BP3.transpose(1, 2))
+        with torch.autocast(points_BP3.device.type, enabled=False):  # in bf16 most anchors pick another point
+            score = points_BP3.square().sum(-1)[:, None] - 2 * torch.bmm(anchors, points_BP3.transpose(1, 2))
         return score.argmin(-1)
 
 
@@ -148,7 +149,7 @@ class CVQ(nn.Module, Pretrained):
         logs = {"loss_volume": volume.detach(), "loss_near": near.detach()}
         return volume + self.config.near_weight * near, logs
 
-    def _pyramid_loss(self, output, latents_BLD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _pyramid_loss(self, output: CQTOutput, latents_BLD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over scales of mse(canvas, latents) over the scale's amplitude, plus the quantiser's own loss."""
         variance = latents_BLD.var(0).mean() if len(latents_BLD) > 1 else latents_BLD.new_ones(())
         losses, logs = [], {}

@@ -58,7 +58,7 @@ def fit(
     """
     model.to(device).train()
     optimizer = make_optimizer(model, config)
-    average = {name: p.detach().clone() for name, p in model.named_parameters()}
+    average = WeightAverage(model, config.ema_decay)
     first_step = 0
     if resume is not None:
         first_step = load_state(resume, model, optimizer, average, config)
@@ -82,7 +82,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         optimizer.step()
-        update_average(average, model, config.ema_decay)
+        average.update(model)
         pending.append((step, loss.detach(), grad_norm.detach(), logs))
 
         done = step + 1
@@ -93,14 +93,14 @@ def fit(
             record = mean_record(pending) | {"step": done * config.batch_size, "learning_rate": learning_rate(config, step)}
             record["samples_per_second"] = (done - logged_step) * config.batch_size / (time.perf_counter() - started)
             if evaluate is not None and (is_last or done % config.eval_every < config.log_every):
-                with averaged_weights(model, average):
+                with average.in_place_of_weights(model):
                     record |= evaluate(model)
                 model.train()
             report(record)
             pending, started, logged_step = [], time.perf_counter(), done
         if save is not None and (is_last or done % config.checkpoint_every == 0):
             save(state_dict(model, optimizer, average, done, config), done * config.batch_size)
-    copy_into(model, average)
+    copy_into(model, average.tensors)
     return model.eval()
 
 
@@ -125,12 +125,39 @@ def set_phase(model: nn.Module, step: int, num_steps: int) -> bool:
     return bool(choose(step, num_steps)) if choose else False
 
 
-@torch.no_grad()
-def update_average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * weights, for every parameter trained now."""
-    named = [(average[name], p) for name, p in model.named_parameters() if p.requires_grad]
-    if named:
-        torch._foreach_lerp_([a for a, _ in named], [p for _, p in named], 1 - decay)
+class WeightAverage:
+    """An exponential average of each parameter, which forgets where it started.
+
+    The decay of a parameter's n-th update is min(decay, (1 + n) / (10 + n)): with a constant decay a short run, or a part of the
+    model that starts training late, would still hold its random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.updates = dict.fromkeys(self.tensors, 0)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the weights of every parameter trained now."""
+        groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                groups.setdefault(self.updates[name], []).append((self.tensors[name], p))
+                self.updates[name] += 1
+        for n, pairs in groups.items():
+            decay = min(self.decay, (1 + n) / (10 + n))
+            torch._foreach_lerp_([average for average, _ in pairs], [p for _, p in pairs], 1 - decay)
+
+    @contextlib.contextmanager
+    def in_place_of_weights(self, model: nn.Module) -> Iterator[None]:
+        """Within the block the model holds its averaged weights."""
+        current = {name: p.detach().clone() for name, p in model.named_parameters()}
+        copy_into(model, self.tensors)
+        try:
+            yield
+        finally:
+            copy_into(model, current)
 
 
 @torch.no_grad()
@@ -140,22 +167,12 @@ def copy_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
         p.copy_(weights[name])
 
 
-@contextlib.contextmanager
-def averaged_weights(model: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
-    """Within the block the model holds its averaged weights."""
-    current = {name: p.detach().clone() for name, p in model.named_parameters()}
-    copy_into(model, average)
-    try:
-        yield
-    finally:
-        copy_into(model, current)
-
-
 def check_finite(pending: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]]) -> None:
-    """Raise NonFiniteLoss for the first step whose loss is not finite."""
-    for step, loss, _, _ in pending:
-        if not bool(torch.isfinite(loss)):
-            raise NonFiniteLoss(f"the loss is {float(loss)} at step {step}; lower the learning rate or look at that batch")
+    """Raise NonFiniteLoss for the first step whose loss or gradient is not finite."""
+    for step, loss, grad_norm, _ in pending:
+        if not bool(torch.isfinite(loss) & torch.isfinite(grad_norm)):
+            values = f"the loss is {float(loss)}, the norm of its gradient {float(grad_norm)}"
+            raise NonFiniteLoss(f"{values} at step {step}; lower the learning rate or look at that batch")
 
 
 def mean_record(pending: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]]) -> Record:
@@ -167,23 +184,25 @@ def mean_record(pending: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]]) ->
     return {name: sum(values) / len(values) for name, values in sums.items()}
 
 
-def state_dict(model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], done: int, config: TrainConfig) -> dict[str, Any]:
+def state_dict(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, done: int, config: TrainConfig) -> dict[str, Any]:
     """All that continuing after `done` steps needs."""
     return {
         "steps_done": done,
         "batch_size": config.batch_size,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "average": average,
+        "average": average.tensors,
+        "average_updates": average.updates,
     }
 
 
-def load_state(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], config: TrainConfig) -> int:
+def load_state(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, config: TrainConfig) -> int:
     """Restore what `state_dict` gave; the number of steps done."""
     if state["batch_size"] != config.batch_size:
         raise ValueError(f"checkpoint was made with a global batch of {state['batch_size']}, this run has {config.batch_size}")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    for name, tensor in average.items():
+    for name, tensor in average.tensors.items():
         tensor.copy_(state["average"][name])
+    average.updates = dict(state["average_updates"])
     return int(state["steps_done"])

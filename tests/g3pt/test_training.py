@@ -9,7 +9,7 @@ from torch import nn
 
 from g3pt.batches import batch_indices, unpack_rows, window
 from g3pt.config import TrainConfig
-from g3pt.training import NonFiniteLoss, fit, learning_rate
+from g3pt.training import NonFiniteLoss, WeightAverage, fit, learning_rate
 
 CONFIG = TrainConfig(steps=10, batch_size=2, learning_rate=0.1, log_every=5, eval_every=5, checkpoint_every=5)
 
@@ -105,3 +105,24 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     config = TrainConfig(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=10)
     rates = [learning_rate(config, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) < 1.0 and rates[99] < 0.001
+
+
+def test_the_average_forgets_where_it_started() -> None:
+    """A short run, and a part that starts late, must not export their random start."""
+    model = Line()
+    model.weight.data.fill_(100.0)
+    average = WeightAverage(model, decay=0.999)
+    model.weight.data.fill_(1.0)
+    for _ in range(60):
+        average.update(model)
+    assert average.tensors["weight"].mean().item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_too() -> None:
+    class Root(Line):
+        def forward(self, batch: dict, step: int) -> tuple:
+            loss = self.weight.abs().sqrt().sum()  # finite at zero, its gradient is not
+            return loss, {}
+
+    with pytest.raises(NonFiniteLoss, match="gradient"):
+        fit(model=Root(), batches=constant(1.0), config=CONFIG, report=lambda _: None)
