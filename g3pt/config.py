@@ -176,8 +176,9 @@ CVQ_PRESETS: dict[str, tuple[CVQConfig, TrainConfig]] = {
               TrainConfig(steps=60_000, batch_size=256, learning_rate=1e-4, precision="bf16", ema_decay=0.9999)),
 }
 # Small sizes are named by their parameters; from 0.1B on, VAR's rule: width = 64 x depth, heads = depth.
-# 18 x depth x width^2 parameters each, without embeddings and head. The demo's sweep trains 20k, 80k, 150k and nano.
+# 18 x depth x width^2 parameters each, without embeddings and head. The demo's sweep trains 5k to 150k.
 CAR_PRESETS: dict[str, tuple[CARConfig, TrainConfig]] = {
+    "5k":    (CARConfig(depth=1, width=16, num_heads=1),   TrainConfig(steps=1200, batch_size=16, learning_rate=6e-3, ema_decay=0.99)),
     "20k":   (CARConfig(depth=1, width=32, num_heads=2),   TrainConfig(steps=1200, batch_size=16, learning_rate=4e-3, ema_decay=0.99)),
     "80k":   (CARConfig(depth=2, width=48, num_heads=2),   TrainConfig(steps=1200, batch_size=16, learning_rate=4e-3, ema_decay=0.99)),
     "150k":  (CARConfig(depth=2, width=64, num_heads=2),   TrainConfig(steps=1200, batch_size=16, learning_rate=3e-3, ema_decay=0.99)),

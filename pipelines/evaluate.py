@@ -98,13 +98,18 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         if not info.splits.get(flags.split):
             raise ValueError(f"dataset {info.path} has no object in split {flags.split!r}")
     run = _stage(kind)
-    started = time.monotonic()
-    found = run(flags, export, info)
-    report = {
+    identity = {
         "kind": kind,
         "model": {"path": str(export), "export_sha256": export_hash(export)},
         "dataset": {"path": str(info.path), "fingerprint": info.fingerprint, "split": flags.split},
-        "flags": asdict(flags),
+        "flags": {name: value for name, value in asdict(flags).items() if name not in ("num_workers", "ray_address", "dry_run")},
+    }
+    if is_current(output, identity):
+        print(f"{output}: finished already", file=sys.stderr)
+        return str(output)
+    started = time.monotonic()
+    found = run(flags, export, info)
+    report = identity | {
         "seconds": round(time.monotonic() - started, 1),
         "protocol": found["protocol"],
         "metrics": found["metrics"],
@@ -116,6 +121,15 @@ def evaluate(flags: EvaluateFlags) -> str | None:
     print_table(found["table"])
     _log(flags, output, report, [output, *pictures])
     return str(output)
+
+
+def is_current(output: Path, identity: dict[str, Any]) -> bool:
+    """Whether `output` holds the evaluation of this very model, dataset and flags."""
+    try:
+        found = json.loads(output.read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(found, dict) and all(found.get(name) == value for name, value in identity.items())
 
 
 def _stage(kind: str) -> Callable[..., dict[str, Any]]:

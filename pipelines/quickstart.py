@@ -45,9 +45,9 @@ class QuickstartFlags:
     """optimiser steps of the tokenizer; default the preset's"""
     car_steps: int | None = None
     """optimiser steps of the generator; default the preset's"""
-    sweep_steps: int = 250
+    sweep_steps: int = 300
     """optimiser steps of each run of the size sweep"""
-    sizes: str = "20k,80k,150k,nano"
+    sizes: str = "5k,20k,80k,150k"
     """generator presets of the size sweep"""
     num_samples: int = 200
     """samples that the evaluation of the generator draws"""
@@ -90,7 +90,7 @@ def quickstart(flags: QuickstartFlags) -> str:
     demo.root.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     print(f"g3pt demo in {demo.root}: {len(STAGES)} stages; Ctrl-C is safe, the same command goes on", file=sys.stderr)
-    cluster.connect()
+    cluster.connect("local")  # the demo never joins a cluster that happens to be about
     for number, (title, stage) in enumerate(STAGES, start=1):
         print(f"\n[{number}/{len(STAGES)}] {title}", file=sys.stderr, flush=True)
         begun = time.monotonic()
@@ -169,8 +169,10 @@ def evaluate_generator(demo: Demo) -> str | None:
 def _evaluate(demo: Demo, model: str, name: str) -> str | None:
     from pipelines.evaluate import EvaluateFlags, evaluate
 
-    num_samples, output = demo.flags.num_samples, str(demo.root / "evaluation" / name)
-    return evaluate(EvaluateFlags(model=model, data=demo.data, output=output, resolution=RESOLUTION, num_samples=num_samples, num_workers=2))
+    flags = EvaluateFlags(
+        model=model, data=demo.data, output=str(demo.root / name), resolution=RESOLUTION, coarse=RESOLUTION // 4, num_samples=demo.flags.num_samples, num_workers=2
+    )
+    return evaluate(flags)
 
 
 def sweep_sizes(demo: Demo) -> str | None:
@@ -249,7 +251,7 @@ def write_summary(demo: Demo) -> str:
     lines += ["The text encoder was trained here on the captions of these shapes: its vocabulary is closed.", ""]
     lines += ["| stage | seconds |", "|---|---|", *(f"| {title} | {demo.seconds[title]:.0f} |" for title in (*dict(STAGES), "all")), ""]
     lines += ["Pictures: " + ", ".join(f"[{p.name}]({p.relative_to(demo.root)})" for p in pictures(demo)), ""]
-    lines += ["How each number was made stands in `evaluation/*.json` under `protocol`.", f"Runs: `mlflow ui --backend-store-uri sqlite:///{demo.root}/mlflow.db`"]
+    lines += ["How each number was made stands in `tokenizer.json` and `generator.json` under `protocol`.", f"Runs: `mlflow ui --backend-store-uri sqlite:///{demo.root}/mlflow.db`"]
     text = "\n".join(lines) + "\n"
     (demo.root / "summary.md").write_text(text)
     return text
@@ -279,5 +281,5 @@ def _exponent(fit: dict[str, Any]) -> str:
 
 def pictures(demo: Demo) -> list[Path]:
     """The PNG files that were made."""
-    found = [demo.root / "curves.png", *sorted((demo.root / "evaluation").glob("*.png")), demo.root / "study" / "curve.png"]
+    found = [demo.root / "curves.png", demo.root / "tokenizer.png", demo.root / "generator.png", demo.root / "study" / "curve.png"]
     return [path for path in found if path.is_file()]

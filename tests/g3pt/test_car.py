@@ -183,7 +183,7 @@ def test_presets_have_the_sizes_they_are_named_for():
             counts[name] = CAR(config, codec, text_width=768, image_width=1024, image_tokens=257).num_params_no_embed
     for name, size in wanted.items():
         assert counts[name] == pytest.approx(size, rel=0.05), f"{name} has {counts[name]}"
-    small = [counts[name] for name in ("20k", "80k", "150k", "nano", "micro", "small", "base", "0.1B", "0.5B", "1.5B")]
+    small = [counts[name] for name in ("5k", "20k", "80k", "150k", "nano", "micro", "small", "base", "0.1B", "0.5B", "1.5B")]
     assert small == sorted(small)
 
 
