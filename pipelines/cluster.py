@@ -10,6 +10,8 @@ import logging
 import os
 from pathlib import Path
 
+from pipelines.errors import UsageError
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 512 * 2**20  # shared memory of a local cluster: datasets at laptop scale pass through in shards
 WORKER_ENV = {
@@ -46,6 +48,36 @@ def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_s
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Workers' own prints stay in Ray's logs (below /tmp/ray): commands tell their progress from the driver.
     ray.init(address=address, runtime_env={"env_vars": worker_env()}, logging_level=logging.WARNING, log_to_driver=False, **options)
+
+
+def wants_gpu(device: str = "auto") -> bool:
+    """`gpu`, `cpu`, or `auto`: a GPU if the connected cluster has any now."""
+    if device not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"--device must be auto, cpu or gpu, got {device!r}")
+    import ray
+
+    return device == "gpu" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+
+
+def actor_resources(device: str = "auto") -> tuple[dict[str, float], int]:
+    """What an actor that holds a model asks of Ray, a GPU of its own or a CPU, and how many such actors fit the cluster now."""
+    import ray
+
+    name, request = ("GPU", "num_gpus") if wants_gpu(device) else ("CPU", "num_cpus")
+    return {request: 1.0}, max(1, int(ray.cluster_resources().get(name, 1)))
+
+
+def torch_device() -> str:
+    """`cuda` in a worker that was given a GPU, or without Ray on a machine that has one; else `cpu`.
+
+    Every process on a node sees all its GPUs (RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0): one that asked for none must take none.
+    """
+    import ray
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return "cuda" if not ray.is_initialized() or ray.get_gpu_ids() else "cpu"
 
 
 def disconnect() -> None:

@@ -1,0 +1,41 @@
+"""Where models run: a GPU for each actor where the cluster has GPUs, and none for an actor that was given none."""
+
+import pytest
+
+from pipelines import cluster
+from pipelines.errors import UsageError
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, given: list[int], **resources: float) -> None:
+    """A connected cluster of these resources, seen from a worker that was given these GPUs on a machine with CUDA."""
+    import ray
+    import torch
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: given)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def test_each_actor_gets_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, [3], CPU=192.0, GPU=8.0)
+    assert cluster.actor_resources() == ({"num_gpus": 1.0}, 8)
+    assert cluster.actor_resources("cpu") == ({"num_cpus": 1.0}, 192)
+    assert cluster.torch_device() == "cuda"
+
+
+def test_without_gpus_it_is_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, [], CPU=2.0)
+    assert cluster.actor_resources() == ({"num_cpus": 1.0}, 2)
+    assert cluster.torch_device() == "cpu", "no GPU was given, although this machine has one"
+
+
+def test_without_ray_the_machine_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, [])
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    assert cluster.torch_device() == "cuda"
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(UsageError, match="--device must be auto, cpu or gpu, got 'tpu'"):
+        cluster.wants_gpu("tpu")
