@@ -3,13 +3,14 @@
 All tokens of a scale are predicted at once from all coarser scales. The first scale reads a learned start token; scale
 k > 1 reads the sum of the coarser scales brought to its own tokens by the tokenizer (`G3PT.next_input`, the
 one place where codes become inputs: teacher forcing and sampling both call it). Attention is full inside a scale and
-causal across scales; image tokens stand before everything and see only themselves. The text enters through adaptive
-layer norm. Either condition may be absent: learned null embeddings take its place, and training drops each at random.
+causal across scales; image tokens stand before everything and see only themselves. The text, and the mean of the image
+tokens, enter through adaptive layer norm. Either condition may be absent: learned null embeddings take its place, and
+training drops each at random.
 
 Source: G3PT (arXiv 2409.06322): GPT-2 style decoder, unit-norm queries and keys, causal across scales, cross-scale
 alignment, DINOv2 prefix, CLIP by AdaLN. VAR (2404.02905): capped per-head scale, level and position embeddings.
-Ours: AdaLN that starts at the identity (no zero gates); `CodeHead`, which predicts a code as a chain of few small
-softmaxes instead of one over V; the weights of the scales in the loss.
+Ours: AdaLN that starts at the identity (no zero gates); the mean image token in it, beside the prefix; `CodeHead`,
+which predicts a code as a chain of few small softmaxes instead of one over V; the weights of the scales in the loss.
 Shapes: B batch, S tokens of all scales, T tokens of a scale, L latents, D width (of CAR; A of the tokenizer's aligned tokens), H heads,
 M image tokens, C width of a condition, F factors of a code, V values of a factor, N tokens of prefix and scales.
 """
@@ -154,6 +155,7 @@ class CAR(nn.Module):
         self.null_text = nn.Parameter(torch.randn(text_width) * 0.5)
         if self.num_prefix:
             self.image = nn.Linear(image_width, width)
+            self.image_pool = nn.Linear(image_width, width)
             self.null_image = nn.Parameter(torch.randn(image_width) * 0.5)
             self.prefix_level = nn.Parameter(torch.randn(width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, config.num_heads) for _ in range(config.depth))
@@ -195,7 +197,8 @@ class CAR(nn.Module):
         weights += tokens * sum(layer.weight.numel() for layer in per_token)
         weights += scale_tokens * sum(layer.weight.numel() for layer in (*self.head.outs, *self.head.mixes))
         weights += (scale_tokens - self.scales[0]) * self.input.weight.numel()
-        weights += self.num_prefix * self.image.weight.numel() if self.num_prefix else 0
+        if self.num_prefix:
+            weights += self.num_prefix * self.image.weight.numel() + self.image_pool.weight.numel()
         return 2 * weights + 4 * len(self.blocks) * tokens**2 * self.config.width
 
     def mask(self, num_tokens: int) -> Tensor:
@@ -203,9 +206,12 @@ class CAR(nn.Module):
         level_N = self.level_N[: self.num_prefix + num_tokens]
         return level_N[:, None] >= level_N[None, :]
 
-    def condition(self, text_BC: Tensor) -> Tensor:
-        """Text vector to what modulates every layer, (B, D)."""
-        return F.silu(self.text(text_BC))
+    def condition(self, text_BC: Tensor, image_BMC: Tensor | None) -> Tensor:
+        """Text vector and mean image token to what modulates every layer, (B, D)."""
+        pooled_BD = self.text(text_BC)
+        if self.num_prefix:
+            pooled_BD = pooled_BD + self.image_pool(image_BMC.mean(dim=1))
+        return F.silu(pooled_BD)
 
     def embed(self, aligned_BTA: Tensor | None, batch: int, first: int, last: int) -> Tensor:
         """Input tokens of scales `first` up to, not including, `last`: start or aligned tokens, plus level and position."""
@@ -225,7 +231,7 @@ class CAR(nn.Module):
     ) -> Tensor:
         """Teacher forcing: aligned tokens of scales 2, 3, ... -> hidden states (B, T, D) of the first `num_scales` scales."""
         num_scales = len(self.scales) if num_scales is None else num_scales
-        condition_BD = self.condition(text_BC)
+        condition_BD = self.condition(text_BC, image_BMC)
         x_BND = self.embed(aligned_BTA, len(text_BC), 0, num_scales)
         mask_NN = self.mask(x_BND.shape[1])
         if self.num_prefix:

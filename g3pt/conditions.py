@@ -164,7 +164,8 @@ def prepare_image(image: Any, size: int, margin: float = 0.05) -> Tensor:
     """Any PIL image, encoded bytes or path to normalised pixels float32 (3, size, size).
 
     The object (alpha, else what differs from an even border, else everything) is cut out as a square with `margin` of its
-    side around it and laid on white. A picture in which nothing is visible is a ValueError.
+    side around it and laid on the mean colour, so that the background is zero: on white a small encoder trained from
+    scratch learnt nothing (LOG.md). A picture in which nothing is visible is a ValueError.
     """
     from PIL import Image
 
@@ -172,7 +173,7 @@ def prepare_image(image: Any, size: int, margin: float = 0.05) -> Tensor:
     left, top, right, bottom = _visible_box(picture)
     side = max(right - left, bottom - top)
     side += 2 * round(margin * side)
-    canvas = Image.new("RGBA", (side, side), (255, 255, 255, 255))
+    canvas = Image.new("RGBA", (side, side), (*(round(255 * mean) for mean in IMAGE_MEAN), 255))
     cut = picture.crop((left, top, right, bottom))
     canvas.alpha_composite(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
     small = canvas.convert("RGB").resize((size, size), Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC)

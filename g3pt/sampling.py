@@ -133,7 +133,7 @@ def sample_codes(
         text_BC = torch.cat([text_BC, car.null_text.expand_as(text_BC)])
         image_BMC = None if image_BMC is None else torch.cat([image_BMC, car.null_image.expand_as(image_BMC)])
     ways = text_BC.shape[0] // batch
-    condition, caches = car.condition(text_BC), None
+    condition, caches = car.condition(text_BC, image_BMC), None
     if cached:
         caches = car.new_caches(text_BC.shape[0])
         car.run_prefix(image_BMC, condition, caches)

@@ -53,6 +53,16 @@ def test_text_and_image_change_the_output():
     assert len({round(float(x), 5) for x in (both, no_text, no_image, other_text, other_image)}) == 5
 
 
+def test_the_mean_image_token_modulates_every_layer():
+    model = tiny_g3pt().eval()
+    with torch.no_grad():
+        text_BC, image_BMC = model._conditions(random_batch(model))
+        condition_BD = model.car.condition(text_BC, image_BMC)
+        shuffled_BMC = image_BMC.flip(1)  # same mean, other tokens
+        torch.testing.assert_close(model.car.condition(text_BC, shuffled_BMC), condition_BD, rtol=1e-4, atol=1e-5)
+        assert (model.car.condition(text_BC, image_BMC.flip(0)) - condition_BD).abs().amax() > 1e-3
+
+
 @pytest.mark.parametrize("head", ["digits", "joint"])
 def test_every_trained_tensor_moves_within_five_steps_of_mixed_drops(head):
     model = tiny_g3pt(head=head, drop_text=0.5, drop_image=0.5).train()

@@ -11,7 +11,6 @@ from g3pt.sampling import SampleConfig
 from tests.g3pt.tiny import random_batch, tiny_tokenizer
 
 Image = pytest.importorskip("PIL.Image")
-WHITE = torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
 
 
 def square(mode="RGBA", size=(80, 60), box=(10, 20, 40, 40), background=(0, 0, 0, 0), colour=(255, 0, 0, 255)):
@@ -48,9 +47,9 @@ def test_padding_does_not_change_a_text():
 
 def test_transparency_is_background_and_the_object_is_centred_with_a_margin():
     pixels = prepare_image(square(), 40, margin=0.1)
-    red = pixels[1] < 0  # green is absent only where the object is
+    red = pixels[1] < -0.5  # green is absent only where the object is
     rows, columns = torch.where(red.any(1))[0], torch.where(red.any(0))[0]
-    assert torch.allclose(pixels[:, 0, 0], WHITE, atol=1e-4)
+    assert pixels[:, 0, 0].abs().max() < 0.02  # the mean colour, to the nearest of 256 values
     assert abs(rows.float().mean() - 19.5) < 1 and abs(columns.float().mean() - 19.5) < 1
     assert 31 <= len(columns) <= 35 and 20 <= len(rows) <= 24  # 30 x 20 pixels in a square of 36
 

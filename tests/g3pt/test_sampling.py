@@ -63,7 +63,7 @@ def test_cached_hidden_states_equal_teacher_forcing():
         text_BC, image_BMC = model.encode_prompts(["a chair", "a table"], [None, None])
         codes_BS = sample_codes(model, text_BC, image_BMC, [0, 1], SampleConfig(cfg=0))
         want = model.car(model.aligned_inputs(codes_BS), text_BC, image_BMC)
-        condition, caches = model.car.condition(text_BC), model.car.new_caches(2)
+        condition, caches = model.car.condition(text_BC, image_BMC), model.car.new_caches(2)
         model.car.run_prefix(image_BMC, condition, caches)
         aligned = model.aligned_inputs(codes_BS).split(list(model.scales[1:]), dim=1)
         got = [model.car.run_scale(a, k, condition, caches) for k, a in enumerate([None, *aligned])]
