@@ -12,6 +12,9 @@ Shapes: B batch, M condition tokens (bytes of a text, patches of an image), C wi
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,8 @@ SMALL_IMAGE: dict[str, Any] = {
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # what DINOv2 was trained with
 IMAGE_STD = (0.229, 0.224, 0.225)
 BORDER_TOLERANCE = 12  # of 255: a border this even is taken for a background
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # of those PIL knows, EPS would start Ghostscript
+MAX_PIXELS = 2**26  # of a picture: more would take gigabytes while it is cut out
 
 
 class ByteTokenizer:
@@ -101,7 +106,7 @@ class TextEncoder(nn.Module):
             _freeze_key_biases(self.model)
         else:
             self.tokenizer = HubTokenizer(name, revision)
-            self.model = CLIPTextModel.from_pretrained(name, revision=revision).requires_grad_(False).eval()
+            self.model = CLIPTextModel.from_pretrained(name, revision=revision, use_safetensors=True).requires_grad_(False).eval()
         self.revision = getattr(self.model.config, "_commit_hash", None) or revision
 
     @property
@@ -130,7 +135,7 @@ class ImageEncoder(nn.Module):
             self.model = Dinov2Model(Dinov2Config(image_size=size, **(small or SMALL_IMAGE)))
             _freeze_key_biases(self.model)
         else:
-            self.model = AutoModel.from_pretrained(name, revision=revision).requires_grad_(False).eval()
+            self.model = AutoModel.from_pretrained(name, revision=revision, use_safetensors=True).requires_grad_(False).eval()
             if not isinstance(self.model, Dinov2Model):
                 raise ValueError(f"image encoder {name!r} is a {type(self.model).__name__}, not a Dinov2Model")
         self.revision = getattr(self.model.config, "_commit_hash", None) or revision
@@ -165,7 +170,8 @@ def prepare_image(image: Any, size: int, margin: float = 0.05) -> Tensor:
 
     The object (alpha, else what differs from an even border, else everything) is cut out as a square with `margin` of its
     side around it and laid on the mean colour, so that the background is zero: on white a small encoder trained from
-    scratch learnt nothing (LOG.md). A picture in which nothing is visible is a ValueError.
+    scratch learnt nothing (LOG.md). A ValueError or OSError tells what is wrong with a picture that cannot be used: not one of
+    IMAGE_FORMATS, broken, above MAX_PIXELS, or nothing visible in it.
     """
     from PIL import Image
 
@@ -184,20 +190,32 @@ def prepare_image(image: Any, size: int, margin: float = 0.05) -> Tensor:
 
 def _open(image: Any) -> Any:
     """A PIL image in RGBA, upright."""
-    import io
-
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     if isinstance(image, (bytes, bytearray, memoryview)):
-        image = Image.open(io.BytesIO(bytes(image)))
+        image = _read(io.BytesIO(bytes(image)))
     elif isinstance(image, (str, Path)):
-        image = Image.open(image)
+        image = _read(image)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
     if image.mode == "CMYK":
         image = image.convert("RGB")
     return image.convert("RGBA")
+
+
+def _read(file: str | Path | io.BytesIO) -> Any:
+    """A picture of a known format, decoded; PIL's readers raise many kinds of errors, here they become ValueErrors."""
+    from PIL import Image
+
+    try:
+        image = Image.open(file, formats=IMAGE_FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"image of {image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+        image.load()
+    except (Image.DecompressionBombError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error) as error:
+        raise ValueError(f"image cannot be read: {error}") from error
+    return image
 
 
 def _to_8_bits(image: Any) -> Any:

@@ -14,6 +14,7 @@ M image tokens, C condition width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,11 +38,11 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         for name, good, want in (
-            ("cfg", self.cfg >= 0, "at least 0"),
+            ("cfg", 0 <= self.cfg < math.inf, "finite and at least 0"),
             ("cfg_schedule", self.cfg_schedule in ("ramp", "constant"), "ramp or constant"),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("temperature", self.temperature > 0, "above 0"),
+            ("temperature", 0 < self.temperature < math.inf, "finite and above 0"),
         ):
             if not good:
                 raise ValueError(f"{name} must be {want}, got {getattr(self, name)!r}")

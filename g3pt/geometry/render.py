@@ -13,8 +13,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pyvista
+    from PIL import Image
 
 FIELD_OF_VIEW_DEGREES = 40.0
 _PROBE = "import pyvista as p; w = p.Plotter(off_screen=True, window_size=(16, 16)); w.add_mesh(p.Cube()); w.show()"
@@ -77,7 +82,7 @@ def contact_sheet(
     _write_whole(Path(path), sheet)
 
 
-def _write_whole(path: Path, image: "object") -> None:
+def _write_whole(path: Path, image: "Image.Image") -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     image.save(temporary, format="PNG")
     os.replace(temporary, path)
@@ -101,7 +106,7 @@ def _camera(azimuth: float, elevation: float, distance: float) -> np.ndarray:
 
 
 @functools.cache
-def _plotter(size: int) -> "object":
+def _plotter(size: int) -> "pyvista.Plotter":
     """The one offscreen window of this size in this process."""
     import pyvista
     import vtk

@@ -1,5 +1,6 @@
 import io
 import json
+import zlib
 
 import pytest
 import torch
@@ -95,6 +96,30 @@ def test_an_invisible_image_is_refused():
         prepare_image(Image.new("RGBA", (8, 8), (1, 2, 3, 0)), 28)
 
 
+def test_formats_that_start_programs_are_not_opened(tmp_path):
+    square("RGB").save(tmp_path / "a.eps")
+    with pytest.raises(OSError, match="cannot identify"):
+        prepare_image(tmp_path / "a.eps", 28)
+
+
+def test_a_huge_or_broken_picture_is_a_value_error(tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    square().save(buffer, "PNG")
+    header = bytearray(buffer.getvalue())
+    header[16:24] = (20_000).to_bytes(4, "big") * 2  # 400 million pixels, as the header says
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    with pytest.raises(ValueError, match="exceeds limit|decompression bomb"):
+        prepare_image(bytes(header), 28)
+    monkeypatch.setattr("g3pt.conditions.MAX_PIXELS", 80 * 60 - 1)
+    with pytest.raises(ValueError, match="80 x 60 pixels"):
+        prepare_image(buffer.getvalue(), 28)
+    monkeypatch.undo()
+    broken = bytearray(buffer.getvalue())
+    broken[broken.index(b"IDAT") + 6] ^= 0xFF
+    with pytest.raises((ValueError, OSError)):
+        prepare_image(bytes(broken), 28)
+
+
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """Small CLIP text and DINOv2 models with their tokenizer, saved as the hub stores them."""
@@ -138,6 +163,20 @@ def test_pretrained_encoders_are_loaded_frozen_and_only_named_in_the_export(pret
     image = square()
     codes = model.sample_codes(["a red table"], [image], [0], settings, batch=1)
     assert torch.equal(again.sample_codes(["a red table"], [image], [0], settings, batch=1), codes)
+
+
+def test_pickled_weights_are_never_loaded(pretrained, tmp_path):
+    import shutil
+
+    for name, encoder in (("clip", TextEncoder), ("dino", lambda folder: ImageEncoder(folder, size=28))):
+        folder = tmp_path / name
+        shutil.copytree(pretrained / name, folder)
+        from safetensors.torch import load_file
+
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(OSError, match="safetensors"):
+            encoder(str(folder))
 
 
 def test_a_text_too_long_for_a_pretrained_encoder_is_refused(pretrained):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -108,7 +110,11 @@ def test_guidance_of_zero_equals_no_guidance_and_more_moves_the_logits():
     assert torch.equal(greedy % head.factors[0], (6 * logits[:1] - 5 * logits[1:]).argmax(-1))
 
 
-@pytest.mark.parametrize("bad", [{"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"temperature": 0}, {"cfg": -1}, {"cfg_schedule": "up"}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"temperature": 0}, {"temperature": math.inf}, {"cfg": -1}, {"cfg": math.inf},
+     {"cfg": math.nan}, {"cfg_schedule": "up"}],
+)  # fmt: skip
 def test_impossible_settings_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
         SampleConfig(**bad)
