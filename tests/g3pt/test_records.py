@@ -108,29 +108,24 @@ def test_torch_reads_arrays(tmp_path: Path, rows: list[dict]) -> None:
 
 
 @pytest.mark.slow
-def test_ray_data_reads_every_case(tmp_path: Path) -> None:
+def test_ray_data_reads_every_case(tmp_path: Path, ray_cluster: None) -> None:
     import ray
 
-    if not ray.is_initialized():
-        ray.init(address="local", num_cpus=1, include_dashboard=False)
-    try:
-        for case, rows in ROWS.items():
-            folder = tmp_path / case.replace(" ", "-")
-            path = write(folder, rows).shard_path(0)
-            data = ray.data.read_parquet(str(path))
-            found = sorted(data.take_all(), key=lambda row: row["id"])
-            assert len(found) == len(rows), case
-            for mine, row in zip(found, rows, strict=True):
-                assert mine["id"] == row["id"] and mine["status"] == row["status"]
-                assert [bytes(view) for view in mine["views"]] == row["views"]
-                for name in SMALL.tensors:
-                    assert np.asarray(mine[name]).dtype == row[name].dtype, (case, name)
-                    np.testing.assert_array_equal(np.asarray(mine[name]), row[name], err_msg=f"{case} {name}")
-            numeric = data.select_columns(["surface", "volume_occupancy"])
-            batch = next(iter(numeric.iter_torch_batches(batch_size=len(rows))))
-            assert tuple(batch["surface"].shape) == (len(rows), 8, 6) and batch["surface"].dtype == torch.float16
-    finally:
-        ray.shutdown()
+    for case, rows in ROWS.items():
+        folder = tmp_path / case.replace(" ", "-")
+        path = write(folder, rows).shard_path(0)
+        data = ray.data.read_parquet(str(path))
+        found = sorted(data.take_all(), key=lambda row: row["id"])
+        assert len(found) == len(rows), case
+        for mine, row in zip(found, rows, strict=True):
+            assert mine["id"] == row["id"] and mine["status"] == row["status"]
+            assert [bytes(view) for view in mine["views"]] == row["views"]
+            for name in SMALL.tensors:
+                assert np.asarray(mine[name]).dtype == row[name].dtype, (case, name)
+                np.testing.assert_array_equal(np.asarray(mine[name]), row[name], err_msg=f"{case} {name}")
+        numeric = data.select_columns(["surface", "volume_occupancy"])
+        batch = next(iter(numeric.iter_torch_batches(batch_size=len(rows))))
+        assert tuple(batch["surface"].shape) == (len(rows), 8, 6) and batch["surface"].dtype == torch.float16
 
 
 def test_a_shard_is_byte_identical_whatever_the_order_of_rows(tmp_path: Path) -> None:

@@ -1,47 +1,20 @@
 """jobs/preprocess.py as a person runs it: exit codes, the result line, real Ray, and kill -9 at a random moment."""
 
-import os
+import json
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from g3pt import records
+from pipelines import runs
 from pipelines.preprocess import PreprocessConfig, map_here, preprocess
+from pipelines.runs import Tracking
+from tests.jobs import kills
 
-JOB = Path(__file__).resolve().parents[2] / "jobs" / "preprocess.py"
 COUNTS = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
 SHAPES = {"source": "shapes", "limit": 48, "num_shards": 12, **COUNTS}
-
-
-def command(**flags: object) -> list[str]:
-    pairs = [[f"--{name.replace('_', '-')}", str(value)] for name, value in flags.items()]
-    return [sys.executable, str(JOB), *(part for pair in pairs for part in pair)]
-
-
-def environment(tmp_path: Path) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    return {**kept, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
-
-
-def start(tmp_path: Path, *more: str, **flags: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*command(**flags), *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(tmp_path),
-        cwd=tmp_path,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
 
 
 @pytest.mark.parametrize(
@@ -55,56 +28,75 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 )
 def test_bad_usage_is_exit_2_and_one_line(tmp_path: Path, flags: dict, message: str) -> None:
     (tmp_path / "empty").mkdir()
-    code, out, err = finish(start(tmp_path, output="data", **flags))
+    code, out, err = run(tmp_path, output="data", **flags)
     assert code == 2 and out == ""
     assert message in err and len(err.strip().splitlines()) == 1 and err.startswith("error: ")
     assert not (tmp_path / "data").exists()
 
 
+def run(tmp_path: Path, *more: str, **flags: object) -> tuple[int, str, str]:
+    """The command to its end: exit code, stdout, stderr."""
+    code = kills.start(kills.command("preprocess", *more, **flags), tmp_path).wait(timeout=300)
+    return code, *kills.printed(tmp_path)
+
+
 def test_a_dry_run_prints_its_plan_on_stdout(tmp_path: Path) -> None:
-    code, out, err = finish(start(tmp_path, "--dry-run", output="data", source="shapes", limit=5))
+    code, out, err = run(tmp_path, "--dry-run", output="data", source="shapes", limit=5)
     assert (code, err) == (0, "") and "5 objects in 1 shards to convert (1 new)" in out
     assert not (tmp_path / "data").exists()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> records.DatasetInfo:
+    """The dataset made in this process, without Ray and without a kill."""
+    folder = tmp_path_factory.mktemp("whole") / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "log_finished_run", lambda *_, **__: None)
+        preprocess(PreprocessConfig(output=str(folder), **SHAPES), map_here)
+    return records.open_dataset(folder)
+
+
+def is_the_same(target: Path, whole: records.DatasetInfo) -> None:
+    """Byte for byte, the hashes in the sidecars being those of the files."""
+    assert (target / "dataset.json").read_bytes() == (whole.path / "dataset.json").read_bytes()
+    for index in whole.shards:
+        name = whole.shard_path(index).name
+        assert (target / name).read_bytes() == (whole.path / name).read_bytes(), name
+    assert len(list(target.glob("*.parquet"))) == len(whole.shards)
+
+
 @pytest.mark.slow
-def test_killed_twice_then_finished_equals_an_uninterrupted_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/whole.db")
-    preprocess(PreprocessConfig(output=str(tmp_path / "whole"), **SHAPES), map_here)
-    whole = records.open_dataset(tmp_path / "whole")
-    rng = random.Random(time.time_ns())
-    target = tmp_path / "killed"
-    for least in (1, 5):  # shards that must be there before the kill: it lands in the middle of the work
-        _kill_in_the_middle(start(tmp_path, output=target, **SHAPES), target, least, rng.uniform(0.0, 0.6))
-        assert not (target / "dataset.json").exists()
+def test_killed_at_a_random_moment_then_finished_equals_an_uninterrupted_run(tmp_path: Path, whole: records.DatasetInfo) -> None:
+    target, least = tmp_path / "data", 3  # shards that are there at the kill: it lands in the middle of the work
+    args = kills.command("preprocess", output=target, **SHAPES)
+    wait_s = random.Random(time.time_ns()).uniform(0, 0.6)
+    kills.kill_when(args, tmp_path, lambda: len(list(target.glob("shard-*.json"))) >= least, wait_s)
+    assert not (target / "dataset.json").exists()
     before = {file: file.stat().st_mtime_ns for file in target.glob("shard-*.json")}
-    assert 5 <= len(before) < 12
-    code, out, err = finish(start(tmp_path, output=target, **SHAPES))
-    assert code == 0, err
-    assert out.splitlines()[-1] == f"result: {target}"
-    assert "are finished and skipped" in err and "dataset: ok 48" in err
-    assert records.open_dataset(target).shards == whole.shards
-    assert (target / "dataset.json").read_bytes() == (tmp_path / "whole" / "dataset.json").read_bytes()
+    assert least <= len(before) < len(whole.shards)
+    assert kills.finish(args, tmp_path) == str(target)
+    assert "are finished and skipped" in (said := kills.printed(tmp_path)[1]) and "dataset: ok 48" in said
+    is_the_same(target, whole)
     untouched = [file for file, when in before.items() if file.stat().st_mtime_ns == when]
     assert len(untouched) >= len(before) - 2  # each of two workers may have been between parquet and sidecar
-    assert _mlflow_counts(tmp_path) == [48.0]
+    reads_back_from_mlflow(tmp_path)
 
 
-def _kill_in_the_middle(process: subprocess.Popen[str], folder: Path, least: int, wait_s: float) -> None:
-    deadline = time.monotonic() + 200
-    while len(list(folder.glob("shard-*.json"))) < least:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.02)
-    time.sleep(wait_s)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+def reads_back_from_mlflow(tmp_path: Path) -> None:
+    """One run of the two starts, with its counts, parameters and the dataset's summary."""
+    client = Tracking(f"sqlite:///{tmp_path}/mlflow.db").client
+    (found,) = client.search_runs([client.get_experiment_by_name("g3pt/preprocess").experiment_id])
+    assert found.data.metrics["count_ok"] == 48 and found.info.status == "FINISHED"
+    assert found.data.params["limit"] == "48"
+    assert json.loads(Path(client.download_artifacts(found.info.run_id, "dataset.json")).read_text())["counts"] == {"ok": 48}
 
 
-def _mlflow_counts(tmp_path: Path) -> list[float]:
-    from mlflow.tracking import MlflowClient
+@pytest.mark.soak
+def test_killed_twenty_times(tmp_path: Path, whole: records.DatasetInfo) -> None:
+    def args(folder: Path) -> list[str]:
+        return kills.command("preprocess", output=folder / "data", **SHAPES)
 
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.get_experiment_by_name("g3pt/preprocess")
-    return [run.data.metrics["count_ok"] for run in client.search_runs([experiment.experiment_id])]
+    began = time.monotonic()
+    kills.finish(args(tmp_path / "timed"), tmp_path / "timed")
+    longest_s = 1.2 * (time.monotonic() - began)
+    kills.kill_often(args, tmp_path, lambda folder: is_the_same(folder / "data", whole), 20, longest_s)

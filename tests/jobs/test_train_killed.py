@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from g3pt.checkpoint import export_hash
-from pipelines import train
+from pipelines import runs, train
 from pipelines.preprocess import PreprocessConfig, map_here, preprocess
 from pipelines.runs import Ledger, RunSpec, Tracking
 from tests.jobs import kills
@@ -22,7 +22,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Real shapes, few and coarse, with as many points as the preset reads."""
     folder = tmp_path_factory.mktemp("data") / "shapes"
     counts = {"resolution": 32, "num_surface": 4096, "num_sharp": 16, "num_queries": 512}
-    return preprocess(PreprocessConfig(source="shapes", output=str(folder), limit=24, num_shards=2, **counts), map_here)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "log_finished_run", lambda *_, **__: None)
+        return preprocess(PreprocessConfig(source="shapes", output=str(folder), limit=24, num_shards=2, **counts), map_here)
 
 
 def command(data: str, folder: Path) -> list[str]:

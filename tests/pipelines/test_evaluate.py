@@ -211,21 +211,13 @@ def test_a_sample_without_a_mesh_counts_as_wrong() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cvq", "car"])
 def test_ray_actors_give_the_same_numbers(
-    dataset: Path, exports: dict[str, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, exports: dict[str, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
 ) -> None:
-    from pipelines import cluster
-
     monkeypatch.setattr("pipelines.evaluate._log", lambda *arguments: None)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    try:
-        reports = [
-            json.loads(
-                Path(evaluate(_flags(dataset, exports[kind], tmp_path / f"{n}.json", num_workers=n))).read_text()
-            )
-            for n in (0, 2)
-        ]
-    finally:
-        cluster.disconnect()
+    reports = [
+        json.loads(Path(evaluate(_flags(dataset, exports[kind], tmp_path / f"{n}.json", num_workers=n))).read_text())
+        for n in (0, 2)
+    ]
     assert reports[0]["metrics"] == reports[1]["metrics"] and reports[0]["objects"] == reports[1]["objects"]
 
 
