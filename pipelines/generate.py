@@ -80,7 +80,7 @@ class GenerateConfig:
     format: Literal["glb", "obj", "ply", "stl"] = "glb"
     """Mesh file format."""
     num_workers: int | None = None
-    """Batches made at a time; default: as many as the cluster has CPUs."""
+    """Batches made at a time; default: as many as the cluster has GPUs, or CPUs where it has none."""
     ray_address: str | None = None
     """Ray cluster to use, for instance auto; default RAY_ADDRESS, else a local one."""
     dry_run: bool = False
@@ -174,12 +174,10 @@ def plan(config: GenerateConfig) -> list[Sample]:
     if config.prompts is None:
         with bad_input():
             path = None if config.image is None else Path(config.image).expanduser().resolve(strict=True)
-            rows = [_sample(config, "sample", config.text, config.image, path, config.seed, config.cfg)]
-            if rows[0].error:
-                raise ValueError(rows[0].error)
-        return _repeat(rows[0], config.num)
+            _check_utf8(text=config.text, image=config.image)
+            return _repeat(_sample(config, "sample", config.text, config.image, path, config.seed, config.cfg), config.num)
     samples = [s for number, row in enumerate(read_prompts(config.prompts)) for s in _row_samples(config, number, row)]
-    repeated = [name for name, count in Counter(s.name for s in samples).items() if count > 1]
+    repeated = [name for name, count in Counter(s.name for s in samples if s.error is None).items() if count > 1]
     if repeated:
         raise UsageError(f"{config.prompts}: {repeated[0]!r} comes more than once (same id and seed)")
     return samples
@@ -197,38 +195,51 @@ def read_prompts(path: str) -> Iterator[dict[str, Any]]:
             raise UsageError(f"{path}: not a readable parquet file: {one_line(error)}") from error
         return
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # JSON strings may hold the other line ends that splitlines knows
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text: {error}") from error
     for line in filter(str.strip, lines):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             row = {"_error": f"not JSON: {error}"}
         yield row if isinstance(row, dict) else {"_error": f"not a JSON object: {line[:60]}"}
 
 
 def _row_samples(config: GenerateConfig, number: int, row: dict[str, Any]) -> list[Sample]:
     """The samples of one row, or one failed sample that says what is wrong with it."""
-    object_id = str(row.get("id") if row.get("id") not in (None, "") else f"prompt-{number:05d}")
+    object_id, seed = f"prompt-{number:05d}", config.seed
     try:
         if row.get("_error"):
             raise ValueError(row["_error"])
+        object_id = str(object_id if row.get("id") in (None, "") else row["id"])
+        text, image = row.get("text") or None, row.get("image") or None
+        if not all(isinstance(v, str) for v in (text or "", image or "")):
+            raise ValueError("text and image must be strings")
+        _check_utf8(id=object_id, text=text, image=image)
         seed = _integer(row, "seed", config.seed, 0, 2**62)
         count = _integer(row, "n", config.num, 1, MAX_NUM)
         cfg = config.cfg if row.get("cfg") is None else float(row["cfg"])
         dataclasses.replace(config.sampling, cfg=cfg)
-        text, image = row.get("text") or None, row.get("image") or None
         if text is None and image is None:
             raise ValueError("neither text nor image")
-        if not all(isinstance(v, str) for v in (text or "", image or "")):
-            raise ValueError("text and image must be strings")
         path = None if image is None else inside_folder(Path(config.prompts or "").expanduser().parent, image)
         return _repeat(_sample(config, object_id, text, image, path, seed, cfg), count)
-    except (ValueError, TypeError, OSError) as error:
-        seed = row["seed"] if isinstance(row.get("seed"), int) else config.seed
-        return [Sample(id=object_id, text=str(row.get("text") or ""), image=str(row.get("image") or ""), seed=seed,
-                       error=f"bad-prompt: {one_line(error)}")]  # fmt: skip
+    except (ValueError, TypeError, OverflowError, OSError) as error:
+        shown = {name: printable(str(row.get(name) or "")) for name in ("text", "image")}
+        return [Sample(id=printable(object_id), **shown, seed=seed, cfg=config.cfg, error=f"bad-prompt: {printable(one_line(error))}")]
+
+
+def _check_utf8(**values: str | None) -> None:
+    """A ValueError for text that no file can hold: JSON and command lines can bring half of a surrogate pair."""
+    for name, value in values.items():
+        if value is not None and printable(value) != value:
+            raise ValueError(f"{name} is not valid Unicode: {printable(value)!r}")
+
+
+def printable(text: str) -> str:
+    """The text with what UTF-8 cannot encode written out."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def _integer(row: dict[str, Any], name: str, default: int, low: int, high: int) -> int:
@@ -290,7 +301,8 @@ def read_record(output: Path, sample: Sample) -> dict[str, Any] | None:
 def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: str, use_ray: bool) -> None:
     if not todo:
         return
-    arguments = (dataclasses.asdict(config) | {"output": str(output), "model": _absolute_model(config.model)}, model_hash)
+    model = str(Path(config.model).resolve())
+    arguments = (dataclasses.asdict(config) | {"output": str(output), "model": model}, model_hash)
     if not use_ray:
         maker = SampleMaker(*arguments)
         for batch in batches(todo, BATCH):
@@ -302,19 +314,16 @@ def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: 
 
     cluster.connect(config.ray_address)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    workers = config.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    request, room = cluster.actor_resources()
+    workers = min(config.num_workers or room, room if "num_gpus" in request else MAX_NUM)
     size = max(1, min(BATCH, -(-len(todo) // workers)))
     items = [{"samples": json.dumps([dataclasses.asdict(s) for s in batch])} for batch in batches(todo, size)]
     workers = min(workers, len(items))
     # One block each from the start: tasks that split them would wait for ever for a CPU that an actor holds.
     made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        SampleMaker, fn_constructor_args=arguments, batch_size=1, compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=1
+        SampleMaker, fn_constructor_args=arguments, batch_size=1, compute=ray.data.ActorPoolStrategy(size=workers), **request
     )
     _report_progress(made.iter_rows(), len(todo))
-
-
-def _absolute_model(model: str) -> str:
-    return str(Path(model).expanduser().resolve()) if Path(model).expanduser().exists() else model
 
 
 def _report_progress(rows: Iterator[dict[str, Any]], total: int) -> None:
@@ -330,7 +339,7 @@ def batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
     """Consecutive samples of one guidance, at most `size` together."""
     batch: list[Sample] = []
     for sample in samples:
-        if batch and (len(batch) == size or (sample.cfg > 0, sample.cfg) != (batch[0].cfg > 0, batch[0].cfg)):
+        if batch and (len(batch) == size or sample.cfg != batch[0].cfg):
             yield batch
             batch = []
         batch.append(sample)
@@ -345,11 +354,12 @@ class SampleMaker:
         import torch
 
         from g3pt.car import G3PT
+        from pipelines.cluster import torch_device
 
         torch.set_num_threads(1)
         self.config, self.model_hash = GenerateConfig(**config), model_hash
         self.output = Path(self.config.output)
-        self.model = G3PT.from_pretrained(self.config.model).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = G3PT.from_pretrained(self.config.model).to(torch_device())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Ray Data's interface: {'samples': JSON lists} -> {'made': counts}."""

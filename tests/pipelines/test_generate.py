@@ -1,8 +1,8 @@
 import dataclasses
 import hashlib
 import json
-import subprocess
-import sys
+import struct
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -146,6 +146,70 @@ def test_bad_rows_become_failed_rows(model, tmp_path):
     assert "/" not in file and (tmp_path / "out" / file).is_file()
 
 
+def test_rows_that_no_table_could_hold_are_failed_rows(model, tmp_path):
+    png(tmp_path / "bomb.png")
+    bomb = bytearray((tmp_path / "bomb.png").read_bytes())
+    bomb[16:24] = struct.pack(">II", 20_000, 10_000)  # 200 million pixels, as the header says
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    rows = [
+        {"id": "good", "text": "a chair\u2028of two lines"},
+        '{"id": "surrogate", "text": "a \\ud800 chair"}',
+        '{"id": "id \\ud800", "text": "a chair"}',
+        '{"id": "path", "image": "\\udcff.png"}',
+        {"id": "big", "text": "a chair", "seed": 10**30},
+        {"id": "true", "text": "a chair", "seed": True},
+        '{"id": "infinite", "text": "a chair", "cfg": Infinity}',
+        '{"id": "nan", "text": "a chair", "cfg": NaN}',
+        '{"id": "overflow", "text": "a chair", "cfg": 1' + "0" * 400 + "}",
+        {"id": "bomb", "image": "bomb.png"},
+        "[" * 100_000,
+        {"id": "good", "text": "a chair", "n": -1},
+    ]
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    generate(settings(model, tmp_path, prompts=write_prompts(tmp_path, lines)), use_ray=False)
+    found = manifest(tmp_path)
+    assert [r["status"] for r in found] == ["ok"] + ["failed"] * 11
+    for row, reason in zip(found[1:], ["text is not valid Unicode", "id is not valid Unicode", "image is not valid Unicode", "seed must be",
+                                       "seed must be", "cfg must be finite", "cfg must be finite", "too large", "image cannot be read",
+                                       "not JSON", "n must be"], strict=True):  # fmt: skip
+        assert row["error"].startswith("bad-prompt: ") and reason in row["error"], row
+    assert found[2]["id"] == "id \\ud800"
+
+
+def test_batches_share_one_guidance():
+    samples = [job.Sample(id=str(i), text="a", image=None, cfg=c) for i, c in enumerate([1.0, 1.0, 0.0, 2.0, 2.0, 2.0])]
+    assert [[s.cfg for s in batch] for batch in job.batches(samples, 2)] == [[1.0, 1.0], [0.0], [2.0, 2.0], [2.0]]
+
+
+def test_actors_ask_for_the_gpus_that_the_cluster_has(model, tmp_path, monkeypatch):
+    """A GPU each where there are some: actors that ask for CPUs would all share the first GPU of their node."""
+    import ray
+
+    from pipelines import cluster
+
+    asked = {}
+
+    class Data:
+        def map_batches(self, maker, compute, **options):
+            asked.update(options, size=compute.max_size)
+            return self
+
+        def iter_rows(self):
+            return iter(())
+
+    monkeypatch.setattr(cluster, "connect", lambda address: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
+    monkeypatch.setattr(ray.data, "from_items", lambda items, **options: Data())
+    todo = job.plan(settings(model, tmp_path, text="a chair", num=40))
+    job._make(settings(model, tmp_path, text="a chair"), tmp_path, todo, "0", use_ray=True)
+    assert asked["num_gpus"] == 1 and "num_cpus" not in asked and asked["size"] == 2
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    asked.clear()
+    job._make(settings(model, tmp_path, text="a chair"), tmp_path, todo, "0", use_ray=True)
+    assert asked["num_cpus"] == 1 and "num_gpus" not in asked and asked["size"] == 3
+
+
 def test_prompts_from_parquet(model, tmp_path):
     pq.write_table(pa.table({"id": ["a", "b"], "text": ["a chair", None], "seed": [1, None]}), tmp_path / "prompts.parquet")
     generate(settings(model, tmp_path, prompts=str(tmp_path / "prompts.parquet")), use_ray=False)
@@ -190,6 +254,7 @@ def test_mlflow_holds_the_run(model, tmp_path, monkeypatch):
         ({"text": "a", "num": 0}, "--num must be"),
         ({"text": "a", "resolution": 100}, "--resolution must be 32 times a power of two, got 100"),
         ({"text": "a", "top_p": 0.0}, "top_p must be"),
+        ({"text": "a", "cfg": float("inf")}, "cfg must be finite"),
     ],
 )
 def test_impossible_flags_are_refused(tmp_path, changes, message):
@@ -211,6 +276,10 @@ def test_bad_input_is_one_clear_line(model, tmp_path):
         generate(settings(model, tmp_path, prompts=write_prompts(tmp_path, [{"id": "a", "text": "x"}] * 2)), use_ray=False)
     with pytest.raises(UsageError, match="no usable prompt: bad-prompt"):
         generate(settings(model, tmp_path, prompts=write_prompts(tmp_path, [{"id": "a"}])), use_ray=False)
+    with pytest.raises(UsageError, match="text is not valid Unicode"):
+        generate(settings(model, tmp_path, text="a \udcff chair"), use_ray=False)
+    with pytest.raises(UsageError, match="neither a finished run nor"):
+        generate(settings("owner/name", tmp_path, text="a chair"), use_ray=False)
     with pytest.raises(UsageError, match="nowhere.png"):
         generate(settings(model, tmp_path, image=str(tmp_path / "nowhere.png")), use_ray=False)
 
@@ -222,11 +291,7 @@ def test_dry_run_needs_no_model_and_writes_nothing(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_command_on_ray_writes_what_the_plain_function_writes(model, tmp_path, repository):
+def test_ray_makes_what_the_plain_function_makes(model, tmp_path, ray_cluster):
     generate(settings(model, tmp_path / "alone", text="a chair", num=3), use_ray=False)
-    command = [sys.executable, "jobs/generate.py", "--model", str(model), "--output", str(tmp_path / "out"), "--text", "a chair"]
-    command += ["--num", "3", "--resolution", "32", "--cfg", "1.0", "--num-workers", "2"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == f"result: {tmp_path / 'out'}"
+    generate(settings(model, tmp_path, text="a chair", num=3, num_workers=2))
     assert [r["sha256"] for r in manifest(tmp_path)] == [r["sha256"] for r in manifest(tmp_path / "alone")]
