@@ -127,6 +127,12 @@ def _list_folder(root: Path, limit: int | None) -> list[SourceObject]:
 def _walked_rows(root: Path) -> list[dict[str, str]]:
     files = [file for file in root.rglob("*") if file.suffix.lower() in MESH_ENDINGS and file.is_file()]
     names = [file.relative_to(root).as_posix() for file in files]
+    for name in names:
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:  # an id is text, in rows and in tables
+            shown = name.encode("utf-8", errors="backslashreplace").decode("utf-8")
+            raise UsageError(f"--input {root}: the file name {shown!r} is not UTF-8, rename it") from error
     return [{"id": name, "path": name} for name in names]
 
 

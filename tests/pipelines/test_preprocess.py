@@ -289,6 +289,13 @@ def test_bad_usage_is_one_line_and_writes_nothing(tmp_path: Path, meshes: Path, 
     assert not (tmp_path / "data").exists()
 
 
+def test_a_file_name_that_is_no_text_is_one_line(meshes: Path) -> None:
+    os.rename(meshes / "box3.obj", os.fsencode(meshes) + b"/caf\xe9.obj")
+    with pytest.raises(UsageError, match="the file name .*caf.*dce9.obj' is not UTF-8") as caught:
+        sources.list_objects("dir", str(meshes), None, 0)
+    str(caught.value).encode("utf-8")
+
+
 def test_a_dataset_of_another_schema_is_refused_and_left_alone(tmp_path: Path, meshes: Path) -> None:
     info = run(config(tmp_path))
     file = info.path / "dataset.json"
