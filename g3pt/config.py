@@ -156,7 +156,7 @@ PAPER_SCALES = (1, 4, 9, 16, 25, 49, 2304)  # sums to the paper's 2408; the spli
 # fmt: off
 CVQ_PRESETS: dict[str, tuple[CVQConfig, TrainConfig]] = {
     "nano":  (CVQConfig(scales=(1, 4, 16, 64), width=64, num_heads=4, encoder_layers=1, decoder_layers=2,
-                        num_fourier=3, num_points=1024, num_encode_points=4096, num_volume_queries=256, num_near_queries=256),
+                        num_fourier=2, num_points=1024, num_encode_points=4096, num_volume_queries=256, num_near_queries=256),
               TrainConfig(steps=1200, batch_size=16, learning_rate=2e-3, ema_decay=0.99, eval_every=300)),
     "micro": (CVQConfig(scales=(1, 4, 9, 16, 32, 64, 128), width=128, num_heads=4, encoder_layers=2, decoder_layers=4,
                         num_points=2048, num_volume_queries=512, num_near_queries=512),
