@@ -1,0 +1,137 @@
+"""The whole demo at its smallest: every stage for real, what it leaves opens, and a second start changes nothing."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import status
+from pipelines.runs import Ledger, Tracking
+from tests.jobs import kills
+
+EXPERIMENTS = {f"g3pt/{name}" for name in ("preprocess", "cvq", "car", "scaling", "generate", "evaluate")}
+SIZES = ("5k", "20k", "80k", "150k")
+KEPT = ("*.parquet", "*.safetensors", "*.glb", "*.pt", "metrics.jsonl", "dataset.json", "points.csv", "tokenizer.json", "generator.json")
+
+
+def command(output: Path) -> list[str]:
+    small = {"num_shapes": 48, "cvq_steps": 80, "car_steps": 10, "sweep_steps": 4, "num_samples": 8, "sizes": ",".join(SIZES)}
+    return kills.command("quickstart", output=output, **small)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a first start leaves."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    assert kills.finish(command(folder / "demo"), folder, timeout_s=600) == str(folder / "demo")
+    return folder / "demo"
+
+
+def pictures(demo: Path) -> list[Path]:
+    from g3pt.geometry.render import renderer_available
+
+    rendered = [demo / "tokenizer.png", demo / "generator.png"] if renderer_available() is None else []
+    return [demo / "curves.png", demo / "study" / "curve.png", *rendered]
+
+
+@pytest.mark.slow
+def test_it_leaves_a_summary_and_pictures(demo: Path) -> None:
+    from PIL import Image
+
+    summary = (demo / "summary.md").read_text()
+    for words in ("volume IoU", "samples of the prompted family", "nearest training object", "demonstration, not an estimate", "| all |"):
+        assert words in summary, words
+    for file in pictures(demo):
+        with Image.open(file) as picture:
+            assert np.asarray(picture.convert("L")).std() > 5, file
+        assert file.name in summary
+
+
+@pytest.mark.slow
+def test_its_meshes_open(demo: Path) -> None:
+    import trimesh
+
+    rows = pq.read_table(demo / "meshes" / "manifest.parquet").to_pylist()
+    assert len(rows) == 8 and any(row["status"] == "ok" for row in rows)
+    for row in rows:
+        if row["status"] == "ok":
+            file = demo / "meshes" / row["file"]
+            assert hashlib.sha256(file.read_bytes()).hexdigest() == row["sha256"]
+            assert len(trimesh.load(file, force="mesh").faces) == row["faces"] > 0
+        else:  # so little training may well give an empty or a full box
+            assert row["error"].partition(":")[0] in ("empty-field", "full-field"), row
+
+
+@pytest.mark.slow
+def test_every_stage_is_in_mlflow(demo: Path) -> None:
+    client = Tracking(f"sqlite:///{demo}/mlflow.db").client
+    experiments = {e.name: e.experiment_id for e in client.search_experiments() if e.name != "Default"}
+    assert set(experiments) == EXPERIMENTS
+    runs = {name: client.search_runs([number]) for name, number in experiments.items()}
+    assert all(run.info.status == "FINISHED" for found in runs.values() for run in found)
+    assert {name: len(found) for name, found in runs.items()} == dict.fromkeys(EXPERIMENTS, 1) | {"g3pt/evaluate": 2, "g3pt/scaling": 1 + len(SIZES)}
+    for name, steps in (("g3pt/cvq", "80"), ("g3pt/car", "10")):
+        (run,) = runs[name]
+        ledger = Ledger(Path(run.data.tags["g3pt.run_dir"]) / "metrics.jsonl").read()
+        assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [r["step"] for r in ledger]
+        assert run.data.params["train.steps"] == steps and run.data.tags["mlflow.source.git.commit"]
+    for found in runs.values():
+        for run in found:
+            for artifact in client.list_artifacts(run.info.run_id):
+                opens(Path(client.download_artifacts(run.info.run_id, artifact.path)))
+
+
+def opens(file: Path) -> None:
+    """An artefact is not empty, and is what its name says."""
+    from PIL import Image
+
+    if file.suffix == ".json":
+        assert json.loads(file.read_text())
+    elif file.suffix == ".parquet":
+        assert pq.read_table(file).num_rows
+    elif file.suffix == ".png":
+        with Image.open(file) as picture:
+            picture.load()
+    else:
+        assert file.read_bytes(), file
+
+
+@pytest.mark.slow
+def test_the_study_is_a_parent_with_a_child_for_each_size(demo: Path) -> None:
+    client = Tracking(f"sqlite:///{demo}/mlflow.db").client
+    runs = client.search_runs([client.get_experiment_by_name("g3pt/scaling").experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert sorted(run.data.params["preset"] for run in children) == sorted(SIZES)
+    assert all("test_ce" in run.data.metrics for run in children)
+    assert "pure_power_law.exponent" in parent.data.metrics and parent.data.params["sizes"] == ",".join(SIZES)
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"study.json", "points.csv", "fit.json", "curve.png"}
+    points = (demo / "study" / "points.csv").read_text().splitlines()
+    assert points[0].startswith("size,params_no_embed,flops,seed,samples,epochs,lr,test_ce,test_ce_scale_1")
+    assert [line.split(",")[0] for line in points[1:]] == list(SIZES)
+
+
+@pytest.mark.slow
+def test_status_names_what_there_is(demo: Path) -> None:
+    lines = list(status.describe(demo))
+    kinds = [line.split()[0] for line in lines]
+    assert (kinds.count("dataset"), kinds.count("run"), kinds.count("study")) == (1, 2 + len(SIZES), 1)
+    assert not [line for line in lines if "unfinished" in line]
+
+
+@pytest.mark.slow
+def test_a_second_start_changes_nothing(demo: Path) -> None:
+    before = {file: hashlib.sha256(file.read_bytes()).hexdigest() for kind in KEPT for file in demo.rglob(kind)}
+    heavy = {file: file.stat().st_mtime_ns for file in before if file.suffix in (".parquet", ".safetensors", ".glb", ".pt")}
+    assert len(heavy) > 20
+    kills.finish(command(demo), demo.parent, timeout_s=600)
+    assert {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in before} == before
+    again = {file.name for file, when in heavy.items() if file.stat().st_mtime_ns != when}
+    assert again <= {"manifest.parquet"}, "a table of what is there may be written again, nothing else"
+    client = Tracking(f"sqlite:///{demo}/mlflow.db").client
+    trained = [client.get_experiment_by_name(name).experiment_id for name in ("g3pt/preprocess", "g3pt/cvq", "g3pt/car", "g3pt/scaling")]
+    assert len(client.search_runs(trained)) == 3 + 1 + len(SIZES)
