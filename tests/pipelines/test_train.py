@@ -1,11 +1,10 @@
-"""Runs that stop and start again: one ledger, one export, whatever happened between."""
+"""Runs that stop and start again: one ledger, one export, whatever happened between. A killed command: tests/jobs/test_train_killed.py."""
 
 import hashlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -117,27 +116,3 @@ def test_two_workers_see_each_sample_once(whole: Path, tmp_path: Path, ray_clust
     run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=2, build=TOY)
     assert ledger_steps(run_dir) == ledger_steps(whole)
     assert (run_dir / "_SUCCESS").exists()
-
-
-@pytest.mark.slow
-def test_driver_killed_and_started_again(whole: Path, tmp_path: Path) -> None:
-    """kill -9 of the command itself, with its own local Ray, then the same command."""
-    program = (
-        "from tests.pipelines.test_train import *\n"
-        f"train.train_run(toy_spec(sleep_s=0.3), {str(tmp_path / 'runs')!r}, num_workers=1, ray_address='local', build=TOY)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(runs.REPOSITORY)}
-    command = [sys.executable, "-c", program]
-    first = subprocess.Popen(command, env=environment)
-    deadline = time.monotonic() + 90
-    while not list((tmp_path / "runs").glob("*/checkpoints/step-*.pt")):
-        assert first.poll() is None and time.monotonic() < deadline, "no checkpoint came"
-        time.sleep(0.1)
-    time.sleep(0.7)
-    first.kill()
-    first.wait()
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    assert not (run_dir / "_SUCCESS").exists()
-    subprocess.run(command, env=environment, check=True, timeout=120)
-    assert weights_hash(run_dir) == weights_hash(whole)
-    assert ledger_steps(run_dir) == ledger_steps(whole)
