@@ -145,9 +145,9 @@ def _stage(kind: str) -> Callable[..., dict[str, Any]]:
 
 
 def map_work(
-    worker: type, arguments: Sequence[Any], items: Sequence[Any], flags: EvaluateFlags, label: str
+    worker: type, arguments: Sequence[Any], items: Sequence[Any], flags: EvaluateFlags, label: str, device: str = "auto"
 ) -> list[Any]:
-    """`worker(*arguments).run(item)` for each item, in order; here or in Ray actors."""
+    """`worker(*arguments).run(item)` for each item, in order; here or in Ray actors, each with a GPU of its own if `device` means GPUs."""
     if flags.num_workers == 0:
         here = worker(*arguments)
         return _counted((here.run(item) for item in items), len(items), label)
@@ -157,8 +157,10 @@ def map_work(
     from pipelines import cluster
 
     cluster.connect(flags.ray_address)
-    remote = ray.remote(num_cpus=1)(worker)
-    pool = ActorPool([remote.remote(*arguments) for _ in range(min(flags.num_workers, len(items)))])
+    request, room = cluster.actor_resources(device)
+    count = min(flags.num_workers, len(items), room if "num_gpus" in request else len(items))
+    remote = ray.remote(**request)(worker)
+    pool = ActorPool([remote.remote(*arguments) for _ in range(count)])
     return _counted(pool.map(lambda actor, item: actor.run.remote(item), items), len(items), label)
 
 

@@ -102,12 +102,11 @@ class Sampler:
     def __init__(
         self, export: str, values: dict[str, Any], resolution: int, coarse: int, num_points: int, num_pictures: int
     ) -> None:
-        import torch
-
         from g3pt.car import G3PT
         from g3pt.sampling import SampleConfig
+        from pipelines.cluster import torch_device
 
-        self.model = G3PT.from_pretrained(export).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = G3PT.from_pretrained(export).to(torch_device())
         self.settings = SampleConfig(**values)
         self.resolution, self.coarse, self.num_points, self.num_pictures = resolution, coarse, num_points, num_pictures
 
@@ -164,7 +163,7 @@ def score(
     parts = [wanted[k : k + BATCH] for k in range(0, len(wanted), BATCH)]
     library = [points(cloud) for cloud in train["eval_surface"]]
     nearest = [
-        pair for part in map_work(Searcher, (library,), parts, flags, f"batches of {BATCH} searched") for pair in part
+        pair for part in map_work(Searcher, (library,), parts, flags, f"batches of {BATCH} searched", "cpu") for pair in part
     ]
     for sample, (index, distance) in zip(solid, nearest, strict=False):
         sample |= {"nearest": train["id"][index], "nearest_family": train["category"][index], "chamfer": distance}

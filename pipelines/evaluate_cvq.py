@@ -98,11 +98,10 @@ class Reconstructor:
     """A tokenizer held by one worker; `run` scores one object."""
 
     def __init__(self, export: str, resolution: int, coarse: int, num_queries: int, seed: int) -> None:
-        import torch
-
         from g3pt.tokenizer import CVQ
+        from pipelines.cluster import torch_device
 
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch_device()
         self.model = CVQ.from_pretrained(export).to(self.device)
         self.resolution, self.coarse, self.num_queries, self.seed = resolution, coarse, num_queries, seed
 

@@ -31,9 +31,12 @@ def tokens_kind(tokenizer: str | Path) -> str:
 
 
 def encode_dataset(
-    data: str | Path, tokenizer: str | Path, *, num_workers: int = 2, ray_address: str | None = None, use_ray: bool = True
+    data: str | Path, tokenizer: str | Path, *, num_workers: int = 2, ray_address: str | None = None, device: str = "auto", use_ray: bool = True
 ) -> str:
-    """Encode every `ok` object of a dataset; gives the derived kind. Without Ray the shards are done here, in turn."""
+    """Encode every `ok` object of a dataset; gives the derived kind. Without Ray the shards are done here, in turn.
+
+    `num_workers` actors share the CPUs; where `device` means GPUs there is one for each GPU instead.
+    """
     with bad_input():
         info = records.open_dataset(data)
         if read_export_config(tokenizer)["kind"] != "cvq":
@@ -43,7 +46,7 @@ def encode_dataset(
     todo = [index for index in sorted(info.shards) if not records.derived_is_current(info, kind, index)]
     print(f"tokens: {len(info.shards) - len(todo)} of {len(info.shards)} shards finished before, {len(todo)} to do", file=sys.stderr)
     if todo and use_ray:
-        _encode_with_ray(info, tokenizer, todo, num_workers, ray_address)
+        _encode_with_ray(info, tokenizer, todo, num_workers, ray_address, device)
     elif todo:
         encoder = ShardEncoder(str(info.path), str(tokenizer))
         for index in todo:
@@ -58,14 +61,17 @@ def _check_points(info: DatasetInfo, tokenizer: str | Path) -> None:
             raise ValueError(f"the tokenizer reads {name} = {config[name]}, dataset {info.path} stores {stored} per object")
 
 
-def _encode_with_ray(info: DatasetInfo, tokenizer: str | Path, todo: list[int], num_workers: int, ray_address: str | None) -> None:
+def _encode_with_ray(
+    info: DatasetInfo, tokenizer: str | Path, todo: list[int], num_workers: int, ray_address: str | None, device: str
+) -> None:
     import ray
 
     from pipelines import cluster
 
     cluster.connect(ray_address)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    workers = max(1, min(num_workers, len(todo)))
+    request, room = cluster.actor_resources(device)
+    workers = max(1, min(room if "num_gpus" in request else num_workers, len(todo)))
     # One block each from the start: tasks that split them would wait for ever for a CPU that an actor holds.
     shards = ray.data.from_items([{"shard": index} for index in todo], override_num_blocks=len(todo))
     done = shards.map_batches(
@@ -73,7 +79,7 @@ def _encode_with_ray(info: DatasetInfo, tokenizer: str | Path, todo: list[int], 
         fn_constructor_args=(str(info.path), str(Path(tokenizer).resolve())),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=1,
+        **request,
     )
     total = sum(int(row["objects"]) for row in done.iter_rows())
     print(f"tokens: {total} objects encoded", file=sys.stderr)
@@ -86,11 +92,11 @@ class ShardEncoder:
         import torch
 
         from g3pt.tokenizer import CVQ
+        from pipelines import cluster
 
         torch.set_num_threads(1)
         self.info, self.kind = records.open_dataset(data), tokens_kind(tokenizer)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = CVQ.from_pretrained(tokenizer).to(self.device)
+        self.model = CVQ.from_pretrained(tokenizer).to(cluster.torch_device())
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Ray Data's interface: {'shard': (n,)} -> {'shard', 'objects'}."""

@@ -81,6 +81,30 @@ def test_bad_input_is_one_clear_line(made, tmp_path):
         tokens.encode_dataset(few.path, tokenizer, use_ray=False)
 
 
+def test_where_there_are_gpus_each_actor_has_one(made, monkeypatch):
+    import ray
+
+    info, tokenizer = made
+    asked = {}
+
+    class Items:
+        def map_batches(self, *_, **options):
+            asked.update(options)
+            return self
+
+        def iter_rows(self):
+            return iter([])
+
+    monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: Items())
+    monkeypatch.setattr("pipelines.cluster.connect", lambda *_: None)
+    for request, room, size in (({"num_gpus": 1.0}, 2, 2), ({"num_gpus": 1.0}, 8, 3), ({"num_cpus": 1.0}, 32, 1)):
+        monkeypatch.setattr("pipelines.cluster.actor_resources", lambda _, found=(request, room): found)
+        asked.clear()
+        tokens.encode_dataset(info.path, tokenizer, num_workers=1)
+        assert asked.items() >= request.items()
+        assert len(asked.keys() & {"num_cpus", "num_gpus"}) == 1 and asked["compute"].min_size == size
+
+
 @pytest.mark.slow
 def test_ray_writes_the_same_files(made, tmp_path, ray_cluster):
     info, tokenizer = made
