@@ -33,6 +33,8 @@ class EvaluateFlags:
     """Objects of the split to use, by id; 0 for all."""
     num_samples: int = 200
     """Generator: samples, with seeds from --seed on; half of their prompts are absent from training."""
+    num_image_samples: int = 64
+    """Generator: samples, each from the first view of another held-out object and no text, at most; 0 for none."""
     seed: int = 0
     """First seed of the samples; also seeds surface sampling and the shuffled codes."""
     resolution: int = 128
@@ -66,6 +68,7 @@ class EvaluateFlags:
         for name, least in (
             ("limit", 0),
             ("num_samples", 2),
+            ("num_image_samples", 0),
             ("num_queries", 8),
             ("num_pictures", 0),
             ("num_workers", 0),
@@ -114,6 +117,7 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         "protocol": found["protocol"],
         "metrics": found["metrics"],
         "objects": found["objects"],
+        **({"image_objects": found["image_objects"]} if found.get("image_objects") else {}),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     pictures = draw_pictures(found["pictures"], output.with_suffix(".png"), flags.num_pictures, found["columns"])

@@ -1,17 +1,20 @@
 """Generation from prompts: is a sample of the prompted family, and is it more than a copy of a training object?
 
-How: samples with consecutive seeds, none left out. Half of the prompts are captions of the training split, half are absent from it (from
+How: samples with consecutive seeds, none left out, from text alone and, as a second protocol, from one picture of a held-out object alone. Half of the texts are captions of the training split, half are absent from it (from
 the evaluated split, then unseen attribute combinations). Each sample's surface is searched among the training objects by Chamfer:
 the nearest one's family is the verdict, its distance is compared with the same distance of the evaluated split's own objects.
 Ours: the protocol, stated in every report. Legend: N objects or samples.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from g3pt import metrics, records, shapes
+from g3pt.checkpoint import read_export_config
+from g3pt.conditions import NONE
 from g3pt.records import DatasetInfo
 from pipelines.errors import UsageError
 
@@ -29,14 +32,8 @@ def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
     if not train["id"]:
         raise UsageError(f"dataset {info.path} has no training object to compare samples with")
     prompts = choose_prompts(train, held, flags.num_samples, flags.seed)
-    batches = [
-        {
-            "prompts": prompts[k : k + BATCH],
-            "seeds": list(range(flags.seed + k, flags.seed + min(k + BATCH, len(prompts)))),
-            "start": k,
-        }
-        for k in range(0, len(prompts), BATCH)
-    ]
+    pictured = choose_images(info, export, held, flags)
+    batches = _batches(prompts, flags.seed, 0) + _batches(pictured, flags.seed, len(prompts))
     arguments = (
         str(export),
         settings(flags),
@@ -51,6 +48,18 @@ def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
         for sample in part
     ]
     return score(flags, info, train, held, samples)
+
+
+def _batches(prompts: list[dict[str, Any]], seed: int, start: int) -> list[dict[str, Any]]:
+    """The Sampler's work: prompts with seeds rising by one; `start` is the number of samples before them."""
+    return [
+        {
+            "prompts": prompts[k : k + BATCH],
+            "seeds": list(range(seed + k, seed + min(k + BATCH, len(prompts)))),
+            "start": start + k,
+        }
+        for k in range(0, len(prompts), BATCH)
+    ]
 
 
 def settings(flags: Any) -> dict[str, Any]:
@@ -96,6 +105,26 @@ def choose_prompts(train: dict[str, Any], held: dict[str, Any], count: int, seed
     return prompts
 
 
+def choose_images(info: DatasetInfo, export: Path, held: dict[str, Any], flags: Any) -> list[dict[str, Any]]:
+    """Up to `num_image_samples` held-out objects in drawn order, each once: {text: None, image, family, pictured}."""
+    refusal = image_refusal(info, export)
+    if not flags.num_image_samples or refusal:
+        print(f"evaluate: no samples from pictures: {refusal or '--num-image-samples 0'}", file=sys.stderr)
+        return []
+    family_of = dict(zip(held["id"], held["category"], strict=True))
+    drawn = [held["id"][k] for k in np.random.default_rng(flags.seed).permutation(len(held["id"]))]
+    wanted = set(drawn[: flags.num_image_samples])
+    views = {row["id"]: row["views"][0] for row in records.read_rows(info, ["id", "views"], flags.split) if row["id"] in wanted and len(row["views"])}
+    return [{"text": None, "image": bytes(views[i]), "family": family_of[i], "pictured": i} for i in drawn if i in views]
+
+
+def image_refusal(info: DatasetInfo, export: Path) -> str | None:
+    """Why no sample can be made from a picture, if so."""
+    if read_export_config(export)["model"]["image_encoder"] == NONE:
+        return "the model reads no images"
+    return None if info.config.num_views else "the dataset has no views"
+
+
 class Sampler:
     """A generator held by one worker; `run` makes the samples of one batch."""
 
@@ -115,23 +144,24 @@ class Sampler:
         import torch
 
         texts = [prompt["text"] for prompt in batch["prompts"]]
+        images = [prompt.get("image") for prompt in batch["prompts"]]
         with torch.inference_mode():
-            codes_BS = self.model.sample_codes(texts, [None] * len(texts), batch["seeds"], self.settings, batch=BATCH)
+            codes_BS = self.model.sample_codes(texts, images, batch["seeds"], self.settings, batch=BATCH)
             return [self._sample(batch, k, codes_S) for k, codes_S in enumerate(codes_BS)]
 
     def _sample(self, batch: dict[str, Any], k: int, codes_S: Any) -> dict[str, Any]:
         from g3pt.geometry.surface import sample_surface
-        from pipelines.evaluate_cvq import decode_mesh, logits
+        from pipelines.evaluate_cvq import mesh_or_status
 
-        latents_BLD = self.model.tokenizer.decode_latents(codes_S[None])
-        vertices, faces, status = decode_mesh(
-            lambda points: logits(self.model.tokenizer, latents_BLD, points), self.resolution, self.coarse
-        )
+        tokenizer = self.model.tokenizer
+        latents_BLD = tokenizer.decode_latents(codes_S[None])
+        vertices, faces, status = mesh_or_status(tokenizer, latents_BLD, self.resolution, self.coarse)
         surface = None
         if len(faces):
             surface = points(sample_surface(vertices, faces, self.num_points, np.random.default_rng(batch["seeds"][k])))
         mesh = (vertices, faces) if batch["start"] + k < self.num_pictures else None
-        return {**batch["prompts"][k], "seed": batch["seeds"][k], "status": status, "points": surface, "mesh": mesh}
+        prompt = {name: value for name, value in batch["prompts"][k].items() if name != "image"}
+        return {**prompt, "seed": batch["seeds"][k], "status": status, "points": surface, "mesh": mesh}
 
 
 class Searcher:
@@ -167,13 +197,14 @@ def score(
     ]
     for sample, (index, distance) in zip(solid, nearest, strict=False):
         sample |= {"nearest": train["id"][index], "nearest_family": train["category"][index], "chamfer": distance}
-    names = ("text", "family", "unseen", "seed", "status", "nearest", "nearest_family", "chamfer")
-    objects = [{name: sample.get(name) for name in names} for sample in samples]
+    names = ("family", "seed", "status", "nearest", "nearest_family", "chamfer")
+    objects = [{name: sample.get(name) for name in ("text", "unseen", *names)} for sample in samples if "pictured" not in sample]
+    pictured = [{name: sample.get(name) for name in ("pictured", *names)} for sample in samples if "pictured" in sample]
     agree = [
         train["category"][k] == category
         for (k, _), category in zip(nearest[len(solid) :], held["category"], strict=True)
     ]
-    summary = summarise(objects, train["category"]) | {
+    summary = summarise(objects, train["category"]) | summarise_images(pictured, train["category"]) | {
         "held_out_nearest_chamfer_median": float(np.median([distance for _, distance in nearest[len(solid) :]])),
         "held_out_nearest_family_accuracy": float(np.mean(agree)) if any(train["category"]) else None,
         "num_held_out": len(agree),
@@ -183,11 +214,12 @@ def score(
         summary["nearest_chamfer_ratio"] = (
             summary["nearest_chamfer_median"] / summary["held_out_nearest_chamfer_median"]
         )
-    pictures = [(*sample["mesh"], sample["text"][:42]) for sample in samples if sample["mesh"] is not None]
+    pictures = [(*sample["mesh"], (sample["text"] or f"image of {sample['pictured']}")[:42]) for sample in samples if sample["mesh"] is not None]
     return {
-        "protocol": protocol(flags, info, samples),
+        "protocol": protocol(flags, info, objects, pictured),
         "metrics": summary,
         "objects": objects,
+        "image_objects": pictured,
         "pictures": pictures,
         "columns": 4,
         "table": table(summary),
@@ -222,41 +254,60 @@ def summarise(objects: list[dict[str, Any]], train_families: list[str]) -> dict[
         if distances
         else None,
     }
-    shares = {family: train_families.count(family) / len(train_families) for family in set(train_families)}
     for name, part in (
         ("", objects),
         ("_seen", [o for o in objects if not o["unseen"]]),
         ("_unseen", [o for o in objects if o["unseen"]]),
     ):
-        labelled = [o for o in part if o["family"]]
-        found[f"num_labelled{name}"] = len(labelled)
-        if not labelled:  # a dataset without categories: no verdict
-            found |= {
-                f"family_accuracy{name}": None,
-                f"family_accuracy{name}_interval_95": None,
-                f"family_chance{name}": None,
-            }
-            continue
-        right = sum(o["nearest_family"] == o["family"] for o in labelled)
-        low, high = metrics.wilson_interval(right, len(labelled))
-        chance = float(np.mean([shares.get(o["family"], 0.0) for o in labelled]))
-        found |= {
-            f"family_accuracy{name}": right / len(labelled),
-            f"family_accuracy{name}_interval_95": [low, high],
-            f"family_chance{name}": chance,
-        }
+        found |= family_scores(part, train_families, suffix=name)
     if found["family_accuracy"] is not None:
         found["family_accuracy_low_over_chance"] = found["family_accuracy_interval_95"][0] / found["family_chance"]
     return found
 
 
-def protocol(flags: Any, info: DatasetInfo, samples: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise_images(pictured: list[dict[str, Any]], train_families: list[str]) -> dict[str, Any]:
+    """The same verdicts for samples made from pictures, under names of their own; nothing if there are none."""
+    if not pictured:
+        return {"image_num_samples": 0}
+    distances = [o["chamfer"] for o in pictured if o["chamfer"] is not None]
+    return {
+        "image_num_samples": len(pictured),
+        "image_num_without_mesh": sum(o["status"] != "ok" for o in pictured),
+        "image_nearest_chamfer_median": float(np.median(distances)) if distances else None,
+        **family_scores(pictured, train_families, prefix="image_"),
+    }
+
+
+def family_scores(part: list[dict[str, Any]], train_families: list[str], prefix: str = "", suffix: str = "") -> dict[str, Any]:
+    """Share of samples whose nearest training object is of their family, Wilson's interval, and chance."""
+    labelled = [o for o in part if o["family"]]
+    accuracy, interval, chance = (f"{prefix}family_{name}" for name in (f"accuracy{suffix}", f"accuracy{suffix}_interval_95", f"chance{suffix}"))
+    found: dict[str, Any] = {f"{prefix}num_labelled{suffix}": len(labelled), accuracy: None, interval: None, chance: None}
+    if labelled:  # else a dataset without categories: no verdict
+        right = sum(o["nearest_family"] == o["family"] for o in labelled)
+        shares = {family: train_families.count(family) / len(train_families) for family in set(train_families)}
+        found[accuracy] = right / len(labelled)
+        found[interval] = list(metrics.wilson_interval(right, len(labelled)))
+        found[chance] = float(np.mean([shares.get(o["family"], 0.0) for o in labelled]))
+    return found
+
+
+def protocol(
+    flags: Any, info: DatasetInfo, samples: list[dict[str, Any]], pictured: list[dict[str, Any]]
+) -> dict[str, Any]:
     """How each number was made."""
+    images = "no samples from pictures"
+    if pictured:
+        images = (
+            f"image_*: {len(pictured)} samples, each from the first view of another object of split {flags.split!r}, no text, "
+            f"seeds {pictured[0]['seed']} to {pictured[-1]['seed']}, verdicts as for text; the sheet of pictures shows samples from text first"
+        )
     return {
         **{name: metrics.PROTOCOL[name] for name in ("box", "chamfer")},
         "task": "generation from text; samples uncurated, none left out, not moved or scaled before comparison",
         "prompts": f"{sum(not s['unseen'] for s in samples)} captions of the training split, {sum(s['unseen'] for s in samples)} absent from it, in turn",
         "seeds": [samples[0]["seed"], samples[-1]["seed"]],
+        "images": images,
         "sampling": settings(flags) or "the sampler's defaults",
         "iso_surface": f"logit 0 on a grid of {flags.resolution} cells a side, from {flags.coarse} refined near the surface, floaters below 1 % of the area removed",
         "surface_points": f"{NUM_QUERIES} of a side look for their nearest among all {info.config.num_surface} of the other",
@@ -272,11 +323,14 @@ def protocol(flags: Any, info: DatasetInfo, samples: list[dict[str, Any]]) -> di
 def table(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The rows that people read."""
 
-    def accuracy(name: str) -> str:
-        if found[f"family_accuracy{name}"] is None:
+    def accuracy(suffix: str, prefix: str = "") -> str:
+        name = f"{prefix}family_accuracy{suffix}"
+        if found[name] is None:
             return "no prompt has a family"
-        low, high = found[f"family_accuracy{name}_interval_95"]
-        return f"{found[f'family_accuracy{name}']:.3f} ({low:.3f} to {high:.3f}), chance {found[f'family_chance{name}']:.3f}"
+        low, high = found[f"{name}_interval_95"]
+        return f"{found[name]:.3f} ({low:.3f} to {high:.3f}), chance {found[f'{prefix}family_chance{suffix}']:.3f}"
+
+    pictured = f"{accuracy('', 'image_')}, {found['image_num_samples']} samples" if found["image_num_samples"] else "no samples"
 
     ceiling = found["held_out_nearest_family_accuracy"]
     median = "none" if found["nearest_chamfer_median"] is None else f"{found['nearest_chamfer_median']:.4f}"
@@ -285,6 +339,7 @@ def table(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("family of nearest training object", accuracy("")),
         ("  prompts seen in training", accuracy("_seen")),
         ("  prompts absent from training", accuracy("_unseen")),
+        ("  given a held-out picture, no text", pictured),
         ("  the same for held-out objects", "none" if ceiling is None else f"{ceiling:.3f}"),
         (
             "nearest training Chamfer, median",

@@ -13,8 +13,8 @@ import numpy as np
 
 from g3pt import metrics, records
 from g3pt.records import DatasetInfo
+from pipelines.tokens import check_points, encode, encoded_columns
 
-ENCODE_BATCH = 16
 COLUMNS = (
     "id",
     "caption",
@@ -35,9 +35,9 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
 
     with bad_input():
         model = CVQ.from_pretrained(export)
-        _check_points(model.config, info)
-    arrays = load(info, flags.split, (*COLUMNS, "sharp") if model.config.num_sharp_points else COLUMNS, flags.limit)
-    codes_BS = encode(model, arrays)
+        check_points(info, model.config)
+    arrays = load(info, flags.split, tuple(dict.fromkeys((*COLUMNS, *encoded_columns(model.config)))), flags.limit)
+    codes_BS = encode(model, [{name: arrays[name][k] for name in encoded_columns(model.config)} for k in range(len(arrays["id"]))])
     partner = np.random.default_rng(flags.seed).permutation(len(codes_BS))
     partner = partner[np.argsort(np.roll(partner, 1))]  # one cycle: nobody is its own partner unless alone
     items = [
@@ -65,33 +65,10 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
     }
 
 
-def _check_points(config: Any, info: DatasetInfo) -> None:
-    for name, stored in (("num_encode_points", info.config.num_surface), ("num_sharp_points", info.config.num_sharp)):
-        if getattr(config, name) > stored:
-            raise ValueError(
-                f"the tokenizer reads {name} = {getattr(config, name)}, dataset {info.path} stores {stored} per object"
-            )
-
-
 def load(info: DatasetInfo, split: str, columns: tuple[str, ...], limit: int) -> dict[str, Any]:
     """Columns of the split's objects, the first `limit` by id (0: all)."""
     arrays = records.load_arrays(info, split, columns)
     return {name: values[: limit or None] for name, values in arrays.items()}
-
-
-def encode(model: Any, arrays: dict[str, Any]) -> np.ndarray:
-    """Codes (N, S) of all objects, from the first stored points."""
-    import torch
-
-    config, device, parts = model.config, next(model.parameters()).device, []
-
-    def points(name: str, start: int, count: int) -> torch.Tensor:
-        return torch.from_numpy(arrays[name][start : start + ENCODE_BATCH, :count].astype(np.float32)).to(device)
-
-    for start in range(0, len(arrays["surface"]), ENCODE_BATCH):
-        sharp = points("sharp", start, config.num_sharp_points) if config.num_sharp_points else None
-        parts.append(model.encode(points("surface", start, config.num_encode_points), sharp).cpu().numpy())
-    return np.concatenate(parts)
 
 
 class Reconstructor:
@@ -130,7 +107,7 @@ class Reconstructor:
         scores["iou_shuffled_scale"] = [
             self._iou(self._latents(self._mixed(item, k)), *volume) for k in range(num_scales)
         ]
-        vertices, faces, status = self._mesh(latents)
+        vertices, faces, status = mesh_or_status(self.model, latents, self.resolution, self.coarse)
         scores |= {"status": status} | self._surface_scores(vertices, faces, row, random)
         pictures = []
         if item["picture"]:
@@ -159,10 +136,9 @@ class Reconstructor:
         return mixed_S
 
     def _iou(self, latents: Any, points: np.ndarray, inside: np.ndarray) -> float:
-        return metrics.volume_iou(logits(self.model, latents, points) > 0, inside)
+        from g3pt import decoding
 
-    def _mesh(self, latents: Any) -> tuple[np.ndarray, np.ndarray, str]:
-        return decode_mesh(lambda points: logits(self.model, latents, points), self.resolution, self.coarse)
+        return metrics.volume_iou(decoding.logits(self.model, latents, points) > 0, inside)
 
     def _surface_scores(
         self, vertices: np.ndarray, faces: np.ndarray, row: dict[str, Any], random: np.random.Generator
@@ -176,21 +152,13 @@ class Reconstructor:
         return metrics.surface_metrics(sample_surface(vertices, faces, len(true), random), true)
 
 
-def logits(model: Any, latents_BLD: Any, points_Q3: np.ndarray) -> np.ndarray:
-    """Occupancy logits (Q,) of one object's points."""
-    import torch
-
-    points_BQ3 = torch.from_numpy(np.ascontiguousarray(points_Q3, dtype=np.float32))[None].to(latents_BLD.device)
-    with torch.inference_mode():
-        return model.occupancy_logits(latents_BLD, points_BQ3)[0].float().cpu().numpy()
-
-
-def decode_mesh(field: Any, resolution: int, coarse: int) -> tuple[np.ndarray, np.ndarray, str]:
+def mesh_or_status(tokenizer: Any, latents: Any, resolution: int, coarse: int) -> tuple[np.ndarray, np.ndarray, str]:
     """The cleaned iso-surface and "ok", or an empty mesh and why."""
-    from g3pt.geometry.isosurface import EmptyField, FullField, clean, extract
+    from g3pt import decoding
+    from g3pt.geometry.isosurface import EmptyField, FullField
 
     try:
-        return (*clean(*extract(field, resolution=resolution, coarse=coarse)), "ok")
+        return (*decoding.decode_mesh(tokenizer, latents, resolution, coarse), "ok")
     except (EmptyField, FullField) as error:
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64), error.status
 

@@ -11,6 +11,7 @@ Shapes: B batch, P surface points, S tokens of all scales.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ import pyarrow as pa
 
 from g3pt import records
 from g3pt.checkpoint import export_hash, read_export_config
+from g3pt.config import CVQConfig, from_dict
 from g3pt.records import DatasetInfo
 from pipelines.errors import bad_input
 
 ENCODE_BATCH = 16
+READS = ("num_encode_points", "num_sharp_points")  # of an object, when it is encoded
 
 
 def tokens_kind(tokenizer: str | Path) -> str:
@@ -42,7 +45,7 @@ def encode_dataset(
         if read_export_config(tokenizer)["kind"] != "cvq":
             raise ValueError(f"{tokenizer}: not a tokenizer")
         kind = tokens_kind(tokenizer)
-        _check_points(info, tokenizer)
+        check_points(info, from_dict(CVQConfig, read_export_config(tokenizer)["model"]))
     todo = [index for index in sorted(info.shards) if not records.derived_is_current(info, kind, index)]
     print(f"tokens: {len(info.shards) - len(todo)} of {len(info.shards)} shards finished before, {len(todo)} to do", file=sys.stderr)
     if todo and use_ray:
@@ -54,11 +57,12 @@ def encode_dataset(
     return kind
 
 
-def _check_points(info: DatasetInfo, tokenizer: str | Path) -> None:
-    config = read_export_config(tokenizer)["model"]
-    for name, stored in (("num_encode_points", info.config.num_surface), ("num_sharp_points", info.config.num_sharp)):
-        if config[name] > stored:
-            raise ValueError(f"the tokenizer reads {name} = {config[name]}, dataset {info.path} stores {stored} per object")
+def check_points(info: DatasetInfo, config: CVQConfig, *, names: Sequence[str] = READS, reader: str = "the tokenizer") -> None:
+    """A ValueError if `config` reads more points of an object than the dataset stores."""
+    for name in names:
+        stored = info.config.num_sharp if name == "num_sharp_points" else info.config.num_surface
+        if getattr(config, name) > stored:
+            raise ValueError(f"{reader} reads {name} = {getattr(config, name)}, dataset {info.path} stores {stored} per object")
 
 
 def _encode_with_ray(
@@ -111,22 +115,28 @@ class ShardEncoder:
 
 def encode_shard(model: Any, info: DatasetInfo, index: int) -> tuple[list[str], np.ndarray]:
     """(ids, codes uint16 (N, S)) of the `ok` rows of one shard."""
-    config = model.config
-    columns = ["id", "surface"] + ["sharp"] * bool(config.num_sharp_points)
-    rows = list(records.read_rows(info, columns, shards=[index]))
-    codes = np.zeros((len(rows), config.num_tokens), np.uint16)
+    rows = list(records.read_rows(info, ["id", *encoded_columns(model.config)], shards=[index]))
+    return [row["id"] for row in rows], encode(model, rows).astype(np.uint16)
+
+
+def encoded_columns(config: CVQConfig) -> list[str]:
+    """The columns of a row that become its codes."""
+    return ["surface"] + ["sharp"] * bool(config.num_sharp_points)
+
+
+def encode(model: Any, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Codes int64 (N, S) of rows with `encoded_columns`, in batches of ENCODE_BATCH, the last filled up."""
+    parts = [np.zeros((0, model.config.num_tokens), np.int64)]
     for start in range(0, len(rows), ENCODE_BATCH):
-        part = rows[start : start + ENCODE_BATCH]
-        codes[start : start + len(part)] = _encode_rows(model, part)[: len(part)]
-    return [row["id"] for row in rows], codes
+        part = list(rows[start : start + ENCODE_BATCH])
+        parts.append(_encode_batch(model, part + part[-1:] * (ENCODE_BATCH - len(part)))[: len(part)])
+    return np.concatenate(parts)
 
 
-def _encode_rows(model: Any, rows: list[dict[str, Any]]) -> np.ndarray:
-    """Codes of up to ENCODE_BATCH rows, filled up to that number with the last one."""
+def _encode_batch(model: Any, rows: list[dict[str, Any]]) -> np.ndarray:
     import torch
 
     config, device = model.config, next(model.parameters()).device
-    rows = rows + rows[-1:] * (ENCODE_BATCH - len(rows))
 
     def points(name: str, count: int) -> torch.Tensor:
         stacked = np.stack([row[name][:count] for row in rows]).astype(np.float32)
@@ -134,7 +144,7 @@ def _encode_rows(model: Any, rows: list[dict[str, Any]]) -> np.ndarray:
 
     surface_BP6 = points("surface", config.num_encode_points)
     sharp_BP6 = points("sharp", config.num_sharp_points) if config.num_sharp_points else None
-    return model.encode(surface_BP6, sharp_BP6).cpu().numpy().astype(np.uint16)
+    return model.encode(surface_BP6, sharp_BP6).cpu().numpy()
 
 
 def codes_table(ids: list[str], codes_NS: np.ndarray) -> pa.Table:

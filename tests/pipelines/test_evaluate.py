@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from g3pt import metrics, records, shapes
-from pipelines import evaluate_car, evaluate_cvq
+from g3pt import decoding, metrics, records, shapes
+from pipelines import evaluate_car, evaluate_cvq, tokens
 from pipelines.errors import UsageError
 from pipelines.evaluate import EvaluateFlags, evaluate
 
@@ -85,7 +85,7 @@ def test_an_oracle_tokenizer_is_perfect(
         solid = true[current["id"]]
         return np.where(inside(solid.vertices, solid.faces, points), 1.0, -1.0)
 
-    monkeypatch.setattr(evaluate_cvq, "logits", oracle)
+    monkeypatch.setattr(decoding, "logits", oracle)
     output = evaluate(_flags(dataset, exports["cvq"], tmp_path / "cvq.json", resolution=64))
     found = json.loads(Path(output).read_text())["metrics"]
     assert found["num_objects"] == 6 and found["num_without_mesh"] == 0
@@ -108,18 +108,18 @@ def test_an_untrained_tokenizer_is_scored_by_its_own_logits(
     assert report["kind"] == "cvq" and len(report["objects"]) == 6
     model = CVQ.from_pretrained(exports["cvq"])
     arrays = records.load_arrays(dataset, "test", ("id", "surface", "volume_points", "volume_occupancy"))
-    codes = evaluate_cvq.encode(model, arrays)
+    codes = tokens.encode(model, [{"surface": surface} for surface in arrays["surface"]])
     for row, codes_S, points, packed in zip(
         report["objects"], codes, arrays["volume_points"], arrays["volume_occupancy"], strict=True
     ):
         import torch
 
         latents = model.decode_latents(torch.from_numpy(codes_S)[None])
-        expected = metrics.volume_iou(evaluate_cvq.logits(model, latents, points) > 0, records.unpack_occupancy(packed))
+        expected = metrics.volume_iou(decoding.logits(model, latents, points) > 0, records.unpack_occupancy(packed))
         assert row["iou_volume"] == pytest.approx(expected, abs=1e-6)
         assert len(row["iou_first_scales"]) == len(row["iou_shuffled_scale"]) == 4
         first = model.decode_latents(torch.from_numpy(codes_S)[None], 1)
-        alone = metrics.volume_iou(evaluate_cvq.logits(model, first, points) > 0, records.unpack_occupancy(packed))
+        alone = metrics.volume_iou(decoding.logits(model, first, points) > 0, records.unpack_occupancy(packed))
         assert row["iou_first_scales"][0] == pytest.approx(alone, abs=1e-6)
     assert any(row["iou_shuffled_scale"][k] != row["iou_volume"] for row in report["objects"] for k in range(4))
 
@@ -179,6 +179,80 @@ def test_copies_and_wrong_families_are_seen(
     assert sum(o["unseen"] for o in report["objects"]) == 12
 
 
+@pytest.fixture(scope="module")
+def dataset_with_views(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same objects, each with two pictures: the first of its family's grey, the second black."""
+    import dataclasses
+    import io
+
+    from PIL import Image
+
+    config, rows = dataclasses.replace(CONFIG, num_views=2), []
+    for row in records.read_rows(dataset, list(CONFIG.tensors) + ["id", "caption", "category"]):
+        views = []
+        for grey in (100 + FAMILIES.index(row["category"]), 0):
+            buffer = io.BytesIO()
+            Image.new("RGBA", (20, 20), (grey, grey, grey, 255)).save(buffer, "PNG")
+            views.append(buffer.getvalue())
+        rows.append(records.empty_row(row["id"], config) | row | {"status": "ok", "views": views})
+    folder = tmp_path_factory.mktemp("views") / "shapes"
+    records.write_dataset(folder, config, {"resolution": 48}, 1, {0: records.write_shard(folder, 0, rows, config)})
+    return folder
+
+
+class _Looker:
+    """A sampler that knows a family by its picture's grey."""
+
+    clouds: dict[str, np.ndarray]
+
+    def __init__(self, *arguments: Any) -> None:
+        self.data = arguments
+
+    def run(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """Samples as `evaluate_car.Sampler` gives them; those from text are all benches."""
+        import io
+
+        from PIL import Image
+
+        samples = []
+        for prompt, seed in zip(batch["prompts"], batch["seeds"], strict=True):
+            family = FAMILIES[0]
+            if prompt["text"] is None:
+                family = FAMILIES[Image.open(io.BytesIO(prompt["image"])).getpixel((5, 5))[0] - 100]
+            samples.append({**prompt, "seed": seed, "status": "ok", "points": self.clouds[family], "mesh": None})
+        return samples
+
+
+def test_first_views_of_held_out_objects_are_a_protocol_of_their_own(
+    dataset_with_views: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = records.load_arrays(dataset_with_views, "train", ("surface", "category"))
+    clouds = {f: c[:, :3] for c, f in zip(arrays["surface"], arrays["category"], strict=True)}
+    monkeypatch.setattr(_Looker, "clouds", clouds, raising=False)
+    monkeypatch.setattr(evaluate_car, "Sampler", _Looker)
+    output = evaluate(_flags(dataset_with_views, exports["car"], tmp_path / "car.json", num_samples=24))
+    report = json.loads(Path(output).read_text())
+    found, held = report["metrics"], [row["id"] for row in records.read_rows(dataset_with_views, ["id"], "test")]
+    assert found["num_samples"] == len(report["objects"]) == 24 and found["family_accuracy"] < 0.6, "text samples are counted alone"
+    assert found["image_num_samples"] == 6 and found["image_family_accuracy"] == 1.0
+    assert found["image_family_chance"] == pytest.approx(1 / 3) and found["image_family_accuracy_interval_95"][0] > 0.5
+    assert sorted(o["pictured"] for o in report["image_objects"]) == sorted(held), "each held-out object once"
+    assert "first view" in report["protocol"]["images"]
+    assert "given a held-out picture, no text" in capsys.readouterr().out
+    fewer = evaluate(_flags(dataset_with_views, exports["car"], tmp_path / "fewer.json", num_image_samples=2))
+    assert json.loads(Path(fewer).read_text())["metrics"]["image_num_samples"] == 2
+    none = json.loads(Path(evaluate(_flags(dataset_with_views, exports["car"], tmp_path / "none.json", num_image_samples=0))).read_text())
+    assert none["metrics"]["image_num_samples"] == 0 and "image_objects" not in none
+
+
+def test_an_untrained_generator_makes_samples_from_pictures(dataset_with_views: Path, exports: dict[str, Path], tmp_path: Path) -> None:
+    output = evaluate(_flags(dataset_with_views, exports["car"], tmp_path / "car.json", num_samples=2))
+    report = json.loads(Path(output).read_text())
+    assert report["metrics"]["image_num_samples"] == 6 and report["metrics"]["num_samples"] == 2
+    assert [o["seed"] for o in report["image_objects"]] == list(range(6))
+    assert all("image" not in o for o in report["image_objects"])
+
+
 def test_an_untrained_generator_runs_and_repeats(dataset: Path, exports: dict[str, Path], tmp_path: Path) -> None:
     reports = [
         json.loads(Path(evaluate(_flags(dataset, exports["car"], tmp_path / f"car{k}.json"))).read_text())
@@ -188,7 +262,7 @@ def test_an_untrained_generator_runs_and_repeats(dataset: Path, exports: dict[st
     found = reports[0]["metrics"]
     assert found["num_samples"] == 8 and found["num_held_out"] == 6
     assert found["held_out_nearest_family_accuracy"] > 1 / 3
-    assert reports[0]["protocol"]["seeds"] == [0, 7]
+    assert reports[0]["protocol"]["seeds"] == [0, 7] and found["image_num_samples"] == 0, "this dataset has no views"
 
 
 def test_a_sample_without_a_mesh_counts_as_wrong() -> None:

@@ -63,9 +63,9 @@ def test_an_object_has_the_same_codes_whatever_its_neighbours(made):
     info, tokenizer = made
     model = CVQ.from_pretrained(tokenizer)
     rows = list(records.read_rows(info, ["id", "surface"], shards=[0]))
-    together = tokens._encode_rows(model, rows[:9])
+    together = tokens.encode(model, rows[:9])
     for i in (0, 4, 8):
-        assert np.array_equal(tokens._encode_rows(model, rows[i : i + 1])[0], together[i])
+        assert np.array_equal(tokens.encode(model, rows[i : i + 1])[0], together[i])
 
 
 def test_bad_input_is_one_clear_line(made, tmp_path):
@@ -113,3 +113,16 @@ def test_ray_writes_the_same_files(made, tmp_path, ray_cluster):
     other = write_toy_dataset(tmp_path / "again")
     tokens.encode_dataset(other.path, tokenizer, num_workers=2)
     assert hashes(other.path / "derived" / kind) == alone
+
+
+def test_every_batch_is_filled_up_whoever_encodes(made, monkeypatch):
+    """Evaluation calls `encode` too: codes must not depend on how many objects go along."""
+    info, tokenizer = made
+    model, sizes = CVQ.from_pretrained(tokenizer), []
+    original = CVQ.encode
+    monkeypatch.setattr(CVQ, "encode", lambda self, surface, *more: sizes.append(len(surface)) or original(self, surface, *more))
+    rows = list(records.read_rows(info, ["id", "surface"]))[:19]
+    codes = tokens.encode(model, rows)
+    assert codes.shape == (19, 18) and sizes == [16, 16]
+    assert np.array_equal(tokens.encode(model, rows[17:]), codes[17:])
+    assert tokens.encode(model, []).shape == (0, 18)
