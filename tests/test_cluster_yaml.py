@@ -39,6 +39,17 @@ def test_installs_the_exact_versions(config: dict) -> None:
     assert any("constraints.txt" in command for command in config["setup_commands"])
 
 
+def test_nodes_install_from_a_copy_of_their_own(config: dict) -> None:
+    """pip writes into the folder it installs from, and the shared one is every node's."""
+    installs = [command for command in config["setup_commands"] if "pip install" in command]
+    assert installs and not any("/mnt/" in command for command in installs)
+    assert any("cp -r" in command and "~/g3pt-code" in command for command in config["setup_commands"])
+
+
+def test_a_gpu_is_there_for_device_auto(config: dict) -> None:
+    assert all(spec["min_workers"] >= 1 for spec in config["available_node_types"].values() if "GPU" in spec["resources"])
+
+
 def test_token_on_every_start(config: dict) -> None:
     assert config["file_mounts"]["~/.ray/auth_token"]
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
