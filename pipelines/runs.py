@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -123,6 +124,11 @@ def tracking_uri(output: str | Path) -> str:
         return os.environ["MLFLOW_TRACKING_URI"]
     folder = Path.cwd() if "://" in str(output) else Path(output).absolute().parent
     return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def without_login(text: str) -> str:
+    """The text with user and password cut from its URIs: what is written or printed must not hold them."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
 
 
 class Tracking:
@@ -281,7 +287,7 @@ def best_effort(what: str, work: Callable[[], Result]) -> Result | None:
     except Exception as error:  # MLflow raises its own, SQLAlchemy's, requests' and OSErrors
         if what not in _warned:
             _warned.add(what)
-            print(f"warning: MLflow: {what} failed, going on without: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+            print(f"warning: MLflow: {what} failed, going on without: {type(error).__name__}: {without_login(str(error))[:200]}", file=sys.stderr)
         return None
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from g3pt import records
 from g3pt.batches import batch_indices
 from g3pt.car import G3PT
-from g3pt.checkpoint import export_hash
+from g3pt.checkpoint import export_hash, read_export_config
 from g3pt.conditions import NONE, SMALL, prepare_image
 from g3pt.config import CARConfig, TrainConfig, from_dict
 from g3pt.tokenizer import CVQ
@@ -101,9 +101,16 @@ class CARStage:
         return found
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Write the model with its tokenizer, and the ids, licences and authors that it was trained on."""
+        """Write the model with its tokenizer, and the ids, licences and authors that both were trained on."""
         assert isinstance(model, G3PT)
-        extra = {"trained_on": trained_on(self.spec), "run": self.spec.config, "tokenizer_hash": export_hash(self.spec.paths["tokenizer"])}
+        tokenizer = self.spec.paths["tokenizer"]
+        extra = {
+            "trained_on": trained_on(self.spec),
+            "run": self.spec.config,
+            "flops_per_object": model.car.flops_per_object,
+            "tokenizer_hash": export_hash(tokenizer),
+            "tokenizer_trained_on": read_export_config(tokenizer).get("trained_on", []),  # it is embedded, so are its debts
+        }
         model.save_pretrained(folder, extra=extra)
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from typing import Any
 from pipelines import cluster, train
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
-from pipelines.runs import Ledger, RunSpec, Tracking, best_effort, tracking_uri
-from pipelines.training_jobs import car_spec, count_car, encode, open_data
+from pipelines.runs import Ledger, RunSpec, Tracking, best_effort, tracking_uri, without_login
+from pipelines.training_jobs import car_spec, check_workers, count_car, encode, open_data
 
 DEFAULT_SIZES = "20k,80k,150k,nano"
+STUDY_FILES = ("study.json", "points.csv", "fit.json", "curve.png")
 TRIAL_RETRIES = 2
 NO_CPU_TRIAL_BYTES = 2**20  # what a trial asks for on a cluster without sweep_slots
 
@@ -77,20 +79,34 @@ def plan(flags: SweepFlags) -> list[tuple[str, Any, Any]]:
     from g3pt.config import car_preset
 
     with bad_input():
-        sizes = {size: car_preset(size) for size in flags.sizes.split(",")}
-        seeds = [int(seed) for seed in flags.seeds.split(",")]
+        names, seeds = _different("--sizes", flags.sizes.split(",")), _different("--seeds", [int(seed) for seed in flags.seeds.split(",")])
+        sizes = {size: car_preset(size) for size in names}
         changes = {name: getattr(flags, name) for name in ("steps", "batch_size") if getattr(flags, name) is not None}
         rows = [(size, model, dataclasses.replace(config, seed=seed, **changes)) for size, (model, config) in sizes.items() for seed in seeds]
+    for _, _, config in rows:
+        check_workers(config, flags.num_workers)
     return sorted(rows, key=lambda row: -count_car(row[1])["parameters_no_embed"])
 
 
+def _different(flag: str, values: list[Any]) -> list[Any]:
+    """The values, if no two are the same: a run counted twice would narrow the fit's intervals for nothing."""
+    repeated = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+    if repeated:
+        raise ValueError(f"{flag} names {repeated[0]} twice")
+    return values
+
+
 def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
-    """Train what is not finished, then write points, fit and curve."""
+    """Train what is not finished, then write points, fit and curve; a study that has all of it is left alone."""
     from g3pt.checkpoint import write_json
 
+    if is_finished(specs, study):
+        print(f"{study}: finished already", flush=True)
+        return study
     study.mkdir(parents=True, exist_ok=True)
+    (study / "_SUCCESS").unlink(missing_ok=True)  # of the same study with other runs
     write_json(study / "study.json", {"runs": [spec.to_dict() for spec in specs], "flags": dataclasses.asdict(flags)})
-    encode(specs[0], max(1, flags.num_workers), flags.ray_address)
+    encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
     with _parent_run(study, flags) as parent:
         train_all(specs, study, flags, parent)
         unfinished = [spec.name for spec in specs if not train.is_finished(study / "runs" / spec.name)]
@@ -100,7 +116,16 @@ def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
         write_points(points, study / "points.csv")
         fit_and_draw(points, study)
         _log_study(study, parent)
+    (study / "_SUCCESS").touch()
     return study
+
+
+def is_finished(specs: Sequence[RunSpec], study: Path) -> bool:
+    """Whether these very runs and the files about them are all there."""
+    if not all((study / name).exists() for name in (*STUDY_FILES, "_SUCCESS")):
+        return False
+    known = {run["name"] for run in json.loads((study / "study.json").read_text())["runs"]}
+    return known == {spec.name for spec in specs} and all(train.is_finished(study / "runs" / name) for name in known)
 
 
 def train_all(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: tuple[Tracking, str] | None, build: str = train.BUILD_STAGE) -> None:
@@ -124,7 +149,7 @@ def train_all(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: 
 
 
 def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> None:
-    """One Tune trial for each item; Ray's own files go once all is done."""
+    """One Tune trial for each item. Ray's own files go once all is done, and stay where a trial failed, as its error is told."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     from ray import tune as ray_tune
 
@@ -141,8 +166,13 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> None:
             verbose=0,
         ),
     )
-    tuner.fit()
-    shutil.rmtree(scratch, ignore_errors=True)
+    failed = [result for result in tuner.fit() if result.error]
+    for result in failed:
+        print(f"\n{todo[result.config['index']]['spec']['name']} failed:\n{str(result.error).strip()}\n", file=sys.stderr, flush=True)
+    if failed:
+        print(f"Ray's own files of {len(failed)} failed run(s) are kept in {scratch}", file=sys.stderr, flush=True)
+    else:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def trial_resources(flags: SweepFlags) -> tuple[dict[str, float], int]:
@@ -150,7 +180,7 @@ def trial_resources(flags: SweepFlags) -> tuple[dict[str, float], int]:
     import ray
 
     have = ray.cluster_resources()
-    unit = "GPU" if flags.num_workers and train.wants_gpu(flags.device) else "CPU"
+    unit = "GPU" if flags.num_workers and cluster.wants_gpu(flags.device) else "CPU"
     concurrent = max(1, int(have.get(unit, 1)) // max(1, flags.num_workers))
     if flags.num_workers == 0:
         return {"CPU": 1}, concurrent
@@ -174,23 +204,23 @@ def trial(config: dict[str, int], *, todo: list[dict[str, Any]], num_workers: in
 
 def collect(specs: Sequence[RunSpec], study: Path) -> list[dict[str, Any]]:
     """One point for each run, from the last record of its ledger, smallest size first."""
-    points = [point(spec, Ledger(study / "runs" / spec.name / "metrics.jsonl").read()[-1]) for spec in specs]
+    points = [point(spec, study / "runs" / spec.name) for spec in specs]
     return sorted(points, key=lambda row: (row["params_no_embed"], row["seed"]))
 
 
-def point(spec: RunSpec, last: dict[str, float]) -> dict[str, Any]:
-    """The row of points.csv; flops are 6 N for each token and sample, forward and backward."""
+def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
+    """The row of points.csv; flops are the transformer's as it was trained (image tokens included), forward and backward (twice that)."""
     from g3pt.checkpoint import read_export_config
     from g3pt.config import CARConfig, from_dict
 
+    last = Ledger(run_dir / "metrics.jsonl").read()[-1]
     params = count_car(from_dict(CARConfig, spec.config["model"]))["parameters_no_embed"]
     samples = int(last["step"])
-    tokens = sum(read_export_config(spec.paths["tokenizer"])["model"]["scales"])
     tests = {key: value for key, value in last.items() if key == "test_ce" or key.startswith("test_ce_scale_")}
     return {
         "size": spec.preset,
         "params_no_embed": params,
-        "flops": 6 * params * tokens * samples,
+        "flops": 3 * read_export_config(run_dir)["flops_per_object"] * samples,
         "seed": spec.seed,
         "samples": samples,
         "epochs": round(samples / open_data(spec.paths["data"]).splits["train"], 4),
@@ -270,7 +300,7 @@ def _open_parent(study: Path, flags: SweepFlags) -> tuple[Tracking, str]:
     known = json.loads(note.read_text())["run_id"] if note.exists() else None
     params = {name: getattr(flags, name) for name in ("data", "tokenizer", "sizes", "seeds", "steps", "batch_size")}
     run_id = tracking.open_run("g3pt/scaling", study.name, params, {"g3pt.stage": "scaling", "g3pt.run_dir": str(study)}, resume_id=known)
-    write_json(note, {"run_id": run_id, "tracking_uri": tracking.uri})
+    write_json(note, {"run_id": run_id, "tracking_uri": without_login(tracking.uri)})
     return tracking, run_id
 
 
@@ -282,6 +312,6 @@ def _log_study(study: Path, parent: tuple[Tracking, str] | None) -> None:
     found = json.loads((study / "fit.json").read_text())
     laws = {name: found[name] for name in ("power_law_with_floor", "pure_power_law") if found[name]}
     numbers = {f"{name}.{key}": law[key] for name, law in laws.items() for key in ("irreducible", "coefficient", "exponent")}
-    best_effort("logging the fit", lambda: tracking.log_records(run_id, [{"step": 0, **numbers}]))
-    files = [study / name for name in ("study.json", "points.csv", "fit.json", "curve.png")]
-    best_effort("logging the study's files", lambda: tracking.log_artifacts(run_id, files))
+    # A study that grew is fitted again: its steps rise.
+    best_effort("logging the fit", lambda: tracking.log_records(run_id, [{"step": tracking.last_step(run_id) + 1, **numbers}]))
+    best_effort("logging the study's files", lambda: tracking.log_artifacts(run_id, [study / name for name in STUDY_FILES]))

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from pipelines import cluster
 from pipelines.errors import UsageError
-from pipelines.runs import Ledger, Mirror, Periodic, Record, RunSpec, Tracking, best_effort, tracking_uri
+from pipelines.runs import Ledger, Mirror, Periodic, Record, RunSpec, Tracking, best_effort, tracking_uri, without_login
 
 BUILD_STAGE = "pipelines.stages:build_stage"
 KEEP_CHECKPOINTS = 2
@@ -61,15 +61,21 @@ def train_run(
     return run_dir
 
 
-def prepare_run(spec: RunSpec, output: str | Path) -> Path:
-    """The run's folder with its config.json; made if missing."""
+def check_output(output: str | Path) -> None:
+    """Refuse what runs cannot be written to."""
     if "://" in str(output):
         raise UsageError(f"{output}: runs on an object store are not built yet; use a local or shared folder")
+
+
+def prepare_run(spec: RunSpec, output: str | Path) -> Path:
+    """The run's folder with its config.json; made if missing, and then left as it is: it tells what the run was made from."""
+    check_output(output)
     from g3pt.checkpoint import write_json
 
     run_dir = Path(output).absolute() / spec.name
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / "config.json", spec.to_dict())
+    if not (run_dir / "config.json").exists():
+        write_json(run_dir / "config.json", spec.to_dict())
     return run_dir
 
 
@@ -142,7 +148,7 @@ def _open_mlflow_run(tracking: Tracking, spec: RunSpec, run_dir: Path, parent: s
     tags = {"g3pt.stage": spec.stage, "g3pt.preset": spec.preset, "g3pt.run": spec.name, "g3pt.run_dir": str(run_dir)}
     run_id = tracking.open_run(experiment, spec.name, params, tags, parent, known)
     if run_id != known:
-        write_json(note, {"run_id": run_id, "tracking_uri": tracking.uri})
+        write_json(note, {"run_id": run_id, "tracking_uri": without_login(tracking.uri)})
         if "data" in spec.paths:
             tracking.log_dataset(run_id, Path(spec.paths["data"]).name, str(spec.config.get("dataset", "unknown")), spec.paths["data"])
     return run_id
@@ -156,7 +162,7 @@ def ray_train(spec: RunSpec, run_dir: Path, num_workers: int, device: str = "aut
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = num_workers > 0 and wants_gpu(device)
+    use_gpu = num_workers > 0 and cluster.wants_gpu(device)
     scratch = run_dir / "ray"  # Train's own bookkeeping; ours needs none of it
     trainer = TorchTrainer(
         ray_work if num_workers else work,
@@ -170,15 +176,6 @@ def ray_train(spec: RunSpec, run_dir: Path, num_workers: int, device: str = "aut
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def wants_gpu(device: str) -> bool:
-    """`gpu`, `cpu`, or `auto`: a GPU if the cluster has any."""
-    if device not in ("auto", "cpu", "gpu"):
-        raise UsageError(f"--device must be auto, cpu or gpu, got {device!r}")
-    import ray
-
-    return device == "gpu" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
-
-
 # --- a worker ---------------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +187,8 @@ def ray_work(config: dict[str, Any]) -> None:
 
     torch.set_num_threads(1)
     context, device = ray.train.get_context(), get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     ranks = {"rank": context.get_world_rank(), "world_size": context.get_world_size()}
     work(config, **ranks, device=device, wrap=data_parallel(device) if ranks["world_size"] > 1 else None)
 
@@ -208,8 +207,8 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
 
     spec, run_dir = RunSpec.from_dict(config["spec"]), Path(config["run_dir"])
     with run_lock(run_dir) if rank == 0 else contextlib.nullcontext():
+        state = agreed_checkpoint(run_dir / "checkpoints", rank, world_size, device)
         stage = resolve(config["build"])(spec, rank, world_size)
-        state = load_checkpoint(run_dir / "checkpoints")
         journal = Journal(spec.name, Ledger(run_dir / "metrics.jsonl"), stage.train_config, state) if rank == 0 else None
         model = fit(
             model=stage.model,
@@ -319,16 +318,39 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     return target
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest readable state, or None. An unreadable file (a disk that filled up, say) is named and passed over."""
-    import torch
+def agreed_checkpoint(folder: Path, rank: int, world_size: int, device: Any = "cpu") -> dict[str, Any] | None:
+    """The state that all workers go on from: rank 0, alone with the run, chooses; the others wait for its choice.
 
+    Each choosing for itself could take different files, while a worker of a killed start still writes one.
+    """
+    if world_size == 1:
+        return newest_checkpoint(folder)[1]
+    import torch
+    from torch.distributed import broadcast_object_list
+
+    name, state = newest_checkpoint(folder) if rank == 0 else (None, None)
+    box = [name]
+    broadcast_object_list(box, src=0, device=torch.device(device))
+    if rank > 0 and box[0] is not None:
+        state = read_checkpoint(folder / box[0])
+    return state
+
+
+def newest_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
+    """Name and state of the newest readable file. An unreadable one (a disk that filled up, say) is named and passed over."""
     for path in checkpoints(folder):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return path.name, read_checkpoint(path)
         except Exception as error:  # torch raises whatever its unpickler met: RuntimeError, EOFError, UnpicklingError, ...
             print(f"warning: skipped the unreadable checkpoint {path.name}: {type(error).__name__}", file=sys.stderr)
-    return None
+    return None, None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """One checkpoint's state, on the CPU."""
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:

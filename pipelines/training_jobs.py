@@ -5,13 +5,16 @@ too few points, an unfinished tokenizer run. `--dry-run` prints the plan and nee
 """
 
 import dataclasses
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
-from pipelines.runs import RunSpec
+from pipelines.runs import RunSpec, stable_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,31 +68,36 @@ def train_cvq(flags: TrainCVQFlags) -> str | None:
     """Train CVQ; the run's folder, or None for a dry run."""
     from g3pt.config import cvq_preset
 
-    with bad_input():
-        model, train = cvq_preset(flags.preset)
-    train = _varied(train, flags)
-    if flags.dry_run:
-        return _print_plan("cvq", flags, model, train, count_cvq(model))
-    return _train(cvq_spec(flags.data, flags.preset, model, train, _licenses(flags)), flags)
+    return _train("cvq", flags, cvq_preset, count_cvq, partial(cvq_spec, flags.data))
 
 
 def train_car(flags: TrainCARFlags) -> str | None:
     """Train CAR; the run's folder, or None for a dry run."""
     from g3pt.config import car_preset
 
+    return _train("car", flags, car_preset, count_car, partial(car_spec, flags.data, flags.tokenizer))
+
+
+def _train(stage: str, flags: TrainFlags, preset: Callable[..., Any], count: Callable[..., Any], make_spec: Callable[..., RunSpec]) -> str | None:
+    """What both commands do; `make_spec` checks the stage's own input."""
+    from pipelines import train
+
     with bad_input():
-        model, train = car_preset(flags.preset)
-    train = _varied(train, flags)
+        model, config = preset(flags.preset)
+    config = _varied(config, flags)
     if flags.dry_run:
-        return _print_plan("car", flags, model, train, count_car(model))
-    spec = car_spec(flags.data, flags.tokenizer, flags.preset, model, train, _licenses(flags))
-    encode(spec, flags.num_workers, flags.ray_address)
-    return _train(spec, flags)
+        return _print_plan(stage, flags, model, config, count(model))
+    train.check_output(flags.output)
+    spec = make_spec(flags.preset, model, config, _licenses(flags))
+    if stage == "car":
+        encode(spec, flags.num_workers, flags.ray_address, flags.device)
+    run_dir = train.train_run(spec, absolute(flags.output), num_workers=flags.num_workers, ray_address=flags.ray_address, device=flags.device)
+    return str(run_dir)
 
 
 def cvq_spec(data: str, preset: str, model: Any, train: Any, licenses: list[str] | None = None) -> RunSpec:
     """The identity of a CVQ run, its data checked."""
-    info = open_data(data)
+    info = open_data(data, licenses)
     for name, stored in (
         ("num_points", info.config.num_surface),
         ("num_encode_points", info.config.num_surface),
@@ -104,7 +112,7 @@ def car_spec(data: str, tokenizer: str, preset: str, model: Any, train: Any, lic
     """The identity of a CAR run, its data and tokenizer checked."""
     from g3pt.checkpoint import export_hash, read_export_config
 
-    info = open_data(data)
+    info = open_data(data, licenses)
     with bad_input():
         kind = read_export_config(tokenizer)["kind"]
         if kind != "cvq":
@@ -113,21 +121,26 @@ def car_spec(data: str, tokenizer: str, preset: str, model: Any, train: Any, lic
     return _spec("car", preset, model, train, info, licenses, tokenizer={"path": absolute(tokenizer), "hash": upstream})
 
 
-def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None) -> None:
+def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, device: str = "auto") -> None:
     """The dataset's codes by the run's tokenizer; what is there already is skipped."""
     from pipelines.tokens import encode_dataset
 
-    encode_dataset(spec.paths["data"], spec.paths["tokenizer"], num_workers=max(1, num_workers), ray_address=ray_address)
+    encode_dataset(spec.paths["data"], spec.paths["tokenizer"], num_workers=max(1, num_workers), ray_address=ray_address, device=device)
 
 
-def open_data(data: str) -> Any:
-    """The dataset's DatasetInfo; bad input ends here with one line."""
-    from g3pt.records import open_dataset
+def open_data(data: str, licenses: list[str] | None = None) -> Any:
+    """The dataset's DatasetInfo; bad input, also a licence that no training object has, ends here with one line."""
+    from g3pt.records import open_dataset, read_rows
 
     with bad_input():
         info = open_dataset(data)
-    if not info.splits.get("train"):
-        raise UsageError(f"{info.path}: its train split has no object with status ok")
+        if not info.splits.get("train"):
+            raise ValueError(f"{info.path}: its train split has no object with status ok")
+        if licenses:
+            found = Counter(row["license"] for row in read_rows(info, ["license"], split="train"))
+            if not found.keys() & set(licenses):
+                known = ", ".join(f"{name or 'none'} ({count})" for name, count in sorted(found.items(), key=str))
+                raise ValueError(f"{info.path}: no training object has a licence of {','.join(licenses)}; theirs are {known}")
     return info
 
 
@@ -151,7 +164,9 @@ def count_car(model: Any) -> dict[str, int]:
 
 
 def _spec(stage: str, preset: str, model: Any, train: Any, info: Any, licenses: list[str] | None, tokenizer: dict[str, str] | None = None) -> RunSpec:
-    config = {"model": dataclasses.asdict(model), "train": dataclasses.asdict(train), "dataset": info.fingerprint}
+    # The fingerprint covers ids and meshes; captions and what a repeated conversion changed show in the files' own hashes.
+    data = {"dataset": info.fingerprint, "shards": stable_hash(info.shards)}
+    config = {"model": dataclasses.asdict(model), "train": dataclasses.asdict(train), **data}
     paths = {"data": absolute(str(info.path))}
     if licenses:
         config["licenses"] = licenses
@@ -166,21 +181,21 @@ def _varied(train: Any, flags: TrainFlags) -> Any:
     if flags.steps is not None and flags.steps < train.steps:
         fifth = max(1, flags.steps // 5)
         changes |= {name: min(getattr(train, name), fifth) for name in ("log_every", "eval_every", "checkpoint_every")}
+        # A checkpoint between two records would leave the steps before it out of the resumed run's next mean.
+        changes["checkpoint_every"] -= changes["checkpoint_every"] % changes["log_every"]
     varied = dataclasses.replace(train, seed=flags.seed, **changes)
-    if varied.batch_size % flags.num_workers:
-        raise UsageError(f"--batch-size {varied.batch_size} is not a multiple of --num-workers {flags.num_workers}")
+    check_workers(varied, flags.num_workers)
     return varied
+
+
+def check_workers(train: Any, num_workers: int) -> None:
+    """Every worker takes an equal share of the global batch; 0 workers is this process alone."""
+    if train.batch_size % max(1, num_workers):
+        raise UsageError(f"--batch-size {train.batch_size} is not a multiple of --num-workers {num_workers}")
 
 
 def _licenses(flags: TrainFlags) -> list[str] | None:
     return sorted({part.strip() for part in flags.licenses.split(",") if part.strip()}) if flags.licenses else None
-
-
-def _train(spec: RunSpec, flags: TrainFlags) -> str:
-    from pipelines.train import train_run
-
-    run_dir = train_run(spec, absolute(flags.output), num_workers=flags.num_workers, ray_address=flags.ray_address, device=flags.device)
-    return str(run_dir)
 
 
 def _print_plan(stage: str, flags: TrainFlags, model: Any, train: Any, counts: dict[str, int]) -> None:

@@ -39,6 +39,9 @@ def test_dry_run_needs_no_data(command: str, capsys: pytest.CaptureFixture[str])
         ("car", [], "does not exist"),
         ("cvq", ["--steps", "0"], "--steps must be at least 1"),
         ("cvq", ["--batch-size", "3", "--num-workers", "2"], "not a multiple"),
+        ("sweep", ["--num-workers", "3"], "--batch-size 16 is not a multiple of --num-workers 3"),
+        ("sweep", ["--seeds", "0,1,0"], "--seeds names 0 twice"),
+        ("sweep", ["--sizes", "nano,20k,nano"], "--sizes names nano twice"),
     ],
 )
 def test_bad_input_is_one_line(command: str, args: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

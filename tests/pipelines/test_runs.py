@@ -112,6 +112,16 @@ def test_a_broken_store_warns_once_and_goes_on(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().err.count("warning: MLflow") == 1
 
 
+def test_a_login_is_cut_from_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise OSError("API request to http://user:secret@host:5000/api failed, ask admin@host")
+
+    assert runs.best_effort("calling a server behind a login", fail) is None
+    said = capsys.readouterr().err
+    assert "http://host:5000/api failed, ask admin@host" in said and "secret" not in said
+    assert runs.without_login("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
+
+
 @pytest.mark.slow
 def test_four_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     program = (

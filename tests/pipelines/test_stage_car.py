@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from g3pt.car import G3PT
+from g3pt.checkpoint import read_export_config
 from g3pt.config import CARConfig, TrainConfig
 from g3pt.training import fit
-from pipelines import tokens
+from pipelines import sweep, tokens
 from pipelines.runs import RunSpec
 from pipelines.stage_car import CARStage
+from tests.g3pt.tiny import tiny_tokenizer
 from tests.pipelines.toy_data import TOY, write_toy_dataset, write_toy_tokenizer
 
 MODEL = CARConfig(depth=1, width=32, num_heads=2, image_size=28)
@@ -59,6 +61,22 @@ def test_training_lowers_the_cross_entropy_and_repeats_bitwise(paths, tmp_path):
     run.export(run.model, tmp_path / "export")
     again = G3PT.from_pretrained(tmp_path / "export")
     assert run.final(again)["test_ce"] == pytest.approx(final["test_ce"], abs=1e-6)
+
+
+def test_the_export_carries_the_tokenizer_s_sources_and_counts_its_flops(paths, tmp_path):
+    sources = [{"id": "toy/000", "license": "CC-BY-4.0", "author": "somebody"}]
+    tokenizer = tiny_tokenizer().save_pretrained(tmp_path / "tokenizer", extra={"trained_on": sources})
+    tokens.encode_dataset(paths["data"], tokenizer, use_ray=False)
+    run = stage(paths | {"tokenizer": str(tokenizer)})
+    run.export(run.model, tmp_path / "run" / "export")
+    config = read_export_config(tmp_path / "run")
+    assert config["tokenizer_trained_on"] == sources
+    assert config["trained_on"] != sources and len(config["trained_on"]) > 1
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 240, "test_ce": 2.0, "test_ce_scale_1": 3.0}\n')
+    (tmp_path / "run" / "_SUCCESS").touch()
+    point = sweep.point(run.spec, tmp_path / "run")
+    assert run.model.car.num_prefix > 0
+    assert point["flops"] == 3 * 240 * run.model.car.flops_per_object
 
 
 def test_without_views_there_is_no_image_encoder(paths, tmp_path):

@@ -1,10 +1,12 @@
 """Runs that stop and start again: one ledger, one export, whatever happened between. A killed command: tests/jobs/test_train_killed.py."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,8 +47,8 @@ def test_a_run_leaves_what_the_contract_says(whole: Path) -> None:
 
 
 def test_a_finished_run_is_left_alone(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file() and p.name != "config.json"}
-    again = train.train_run(toy_spec(), whole.parent, num_workers=0, build=TOY)
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
+    again = train.train_run(toy_spec(paths={"data": "moved"}), whole.parent, num_workers=0, build=TOY)
     assert again == whole
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert "finished already" in capsys.readouterr().out
@@ -94,6 +96,49 @@ def test_an_unreadable_newest_checkpoint_is_passed_over(whole: Path, tmp_path: P
     train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
     assert "unreadable checkpoint step-000000000080.pt" in capsys.readouterr().err
     assert weights_hash(run_dir) == weights_hash(whole)
+
+
+@pytest.mark.slow
+def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(whole: Path, tmp_path: Path) -> None:
+    """A worker of the killed start still holds the run and writes one more checkpoint, while the new start's second worker is there already."""
+    program = (
+        "import datetime, sys; from pathlib import Path; import torch.distributed as dist; import g3pt.training\n"
+        "from tests.pipelines.test_train import *\n"
+        f"folder, rank = Path({str(tmp_path)!r}), int(sys.argv[1])\n"
+        "g3pt.training.fit = lambda **given: (folder / f'rank-{rank}').write_text(str(given['resume']['steps_done'])) and sys.exit()\n"
+        "dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))\n"
+        "(folder / f'there-{rank}').touch()\n"
+        "config = {'spec': toy_spec().to_dict(), 'run_dir': str(folder / 'run'), 'build': TOY}\n"
+        "train.work(config, rank=rank, world_size=2)\n"
+    )
+    newest, older = train.checkpoints(whole / "checkpoints")
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / older.name).write_bytes(older.read_bytes())
+    with train.run_lock(tmp_path / "run"):
+        environment = {**os.environ, "PYTHONPATH": str(runs.REPOSITORY)}
+        workers = [subprocess.Popen([sys.executable, "-c", program, str(rank)], env=environment) for rank in range(2)]
+        deadline = time.monotonic() + 60
+        while not all((tmp_path / f"there-{rank}").exists() for rank in range(2)):
+            assert time.monotonic() < deadline and not any(worker.poll() for worker in workers)
+            time.sleep(0.1)
+        time.sleep(2)
+        (folder / newest.name).write_bytes(newest.read_bytes())
+    assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in range(2)] == ["20", "20"]
+
+
+def test_a_tracking_server_s_password_is_not_written_down(tmp_path: Path) -> None:
+    class Server:
+        """A tracking server behind a login."""
+
+        uri = "https://user:p@ss:word@mlflow.example:5000/team"
+
+        def open_run(self, *_: object) -> str:
+            return "1234"
+
+    assert train._open_mlflow_run(Server(), toy_spec(), tmp_path, None) == "1234"
+    assert json.loads((tmp_path / "mlflow.json").read_text()) == {"run_id": "1234", "tracking_uri": "https://mlflow.example:5000/team"}
 
 
 def test_object_store_is_refused_clearly() -> None:

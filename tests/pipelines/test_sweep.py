@@ -1,0 +1,82 @@
+"""A study around its runs: errors are told, a finished one is left alone, its numbers are those of the runs."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines import runs, sweep
+from pipelines.runs import RunSpec, Tracking
+
+FLAGS = sweep.SweepFlags(data="data", tokenizer="tokenizer", output="study", num_workers=0)
+
+
+def spec(size: str, seed: int = 0) -> RunSpec:
+    return RunSpec(stage="car", preset=size, seed=seed, config={"model": {"size": size}}, paths={})
+
+
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that are finished as soon as they start."""
+
+    def train_all(specs: list[RunSpec], study: Path, *_: object) -> None:
+        for item in specs:
+            (study / "runs" / item.name).mkdir(parents=True, exist_ok=True)
+            (study / "runs" / item.name / "_SUCCESS").touch()
+
+    def fit_and_draw(points: list[dict], study: Path) -> None:
+        law = {"irreducible": 0.0, "coefficient": 1.0, "exponent": len(points) / 10}
+        (study / "fit.json").write_text(json.dumps({"power_law_with_floor": None, "pure_power_law": law}))
+        (study / "curve.png").touch()
+
+    monkeypatch.setattr(sweep, "fit_and_draw", fit_and_draw)
+    monkeypatch.setattr(sweep, "train_all", train_all)
+    monkeypatch.setattr(sweep, "encode", lambda *_: None)
+    monkeypatch.setattr(sweep, "collect", lambda specs, study: [{"size": s.preset} for s in specs])
+
+
+def test_a_finished_study_is_left_alone_and_one_that_grew_is_fitted_again(instant: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, three = tmp_path / "study", [spec(size) for size in "abc"]
+    sweep.run_study(three, study, FLAGS)
+    before = {p: p.stat().st_mtime_ns for p in study.rglob("*") if p.is_file()}
+    sweep.run_study(three, study, FLAGS)
+    assert {p: p.stat().st_mtime_ns for p in study.rglob("*") if p.is_file()} == before
+    assert "finished already" in capsys.readouterr().out
+    assert logged_steps(study) == [0]
+    sweep.run_study([*three, spec("d")], study, FLAGS)
+    assert logged_steps(study) == [0, 1]
+    assert (study / "points.csv").read_text().count("\n") == 5
+
+
+def logged_steps(study: Path) -> list[int]:
+    client = Tracking(runs.tracking_uri(study)).client
+    (run,) = client.search_runs([client.get_experiment_by_name("g3pt/scaling").experiment_id])
+    return [metric.step for metric in client.get_metric_history(run.info.run_id, "pure_power_law.exponent")]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_a_trial_died_of_is_told_and_its_files_are_kept(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray import tune
+
+    class Tuner:
+        """Runs nothing: one trial came through, the other as `fails` says."""
+
+        def __init__(self, *_: object, run_config: tune.RunConfig, **__: object) -> None:
+            Path(run_config.storage_path).mkdir()
+
+        def fit(self) -> list[SimpleNamespace]:
+            error = RuntimeError("Traceback:\n  in trial\nValueError: no such tokens") if fails else None
+            return [SimpleNamespace(error=None, config={"index": 0}), SimpleNamespace(error=error, config={"index": 1})]
+
+    monkeypatch.setattr(tune, "Tuner", Tuner)
+    monkeypatch.setattr(tune, "with_parameters", lambda trial, **_: trial)
+    monkeypatch.setattr(tune, "with_resources", lambda trial, _: trial)
+    monkeypatch.setattr(sweep, "trial_resources", lambda _: ({"CPU": 1}, 1))
+    sweep.tune([{"spec": {"name": name}} for name in ("car-20k", "car-80k")], tmp_path, FLAGS)
+    said = capsys.readouterr().err
+    assert (tmp_path / "ray").exists() == fails
+    assert ("car-80k failed:" in said and "ValueError: no such tokens" in said and str(tmp_path / "ray") in said) == fails
+    assert "car-20k" not in said
