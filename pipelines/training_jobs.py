@@ -97,14 +97,11 @@ def _train(stage: str, flags: TrainFlags, preset: Callable[..., Any], count: Cal
 
 def cvq_spec(data: str, preset: str, model: Any, train: Any, licenses: list[str] | None = None) -> RunSpec:
     """The identity of a CVQ run, its data checked."""
+    from pipelines.tokens import READS, check_points
+
     info = open_data(data, licenses)
-    for name, stored in (
-        ("num_points", info.config.num_surface),
-        ("num_encode_points", info.config.num_surface),
-        ("num_sharp_points", info.config.num_sharp),
-    ):
-        if getattr(model, name) > stored:
-            raise UsageError(f"preset {preset} reads {name} = {getattr(model, name)}, dataset {info.path} stores {stored} per object")
+    with bad_input():
+        check_points(info, model, names=("num_points", *READS), reader=f"preset {preset}")
     return _spec("cvq", preset, model, train, info, licenses)
 
 

@@ -126,3 +126,11 @@ def test_every_batch_is_filled_up_whoever_encodes(made, monkeypatch):
     assert codes.shape == (19, 18) and sizes == [16, 16]
     assert np.array_equal(tokens.encode(model, rows[17:]), codes[17:])
     assert tokens.encode(model, []).shape == (0, 18)
+
+
+def test_a_preset_that_reads_more_points_than_are_stored_is_refused(made):
+    from g3pt.config import cvq_preset
+    from pipelines.training_jobs import cvq_spec
+
+    with pytest.raises(UsageError, match="preset nano reads num_points = 1024, dataset .* stores 128"):
+        cvq_spec(str(made[0].path), "nano", *cvq_preset("nano"))
