@@ -15,6 +15,7 @@ from typing import Any
 
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
+from pipelines.runs import stable_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ def evaluate(flags: EvaluateFlags) -> str | None:
     identity = {
         "kind": kind,
         "model": {"path": str(export), "export_sha256": export_hash(export)},
-        "dataset": {"path": str(info.path), "fingerprint": info.fingerprint, "split": flags.split},
+        "dataset": {"path": str(info.path), "fingerprint": info.fingerprint, "shards": stable_hash(info.shards), "split": flags.split},
         "flags": {name: value for name, value in asdict(flags).items() if name not in ("num_workers", "ray_address", "dry_run")},
     }
     if is_current(output, identity):

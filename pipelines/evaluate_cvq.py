@@ -40,13 +40,14 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
     codes_BS = encode(model, [{name: arrays[name][k] for name in encoded_columns(model.config)} for k in range(len(arrays["id"]))])
     partner = np.random.default_rng(flags.seed).permutation(len(codes_BS))
     partner = partner[np.argsort(np.roll(partner, 1))]  # one cycle: nobody is its own partner unless alone
+    pictured = set(np.linspace(0, len(codes_BS) - 1, min(flags.num_pictures, len(codes_BS))).round().astype(int).tolist())
     items = [
         {
             "row": {name: arrays[name][k] for name in COLUMNS},
             "codes": codes_BS[k],
             "other": codes_BS[partner[k]],
             "number": k,
-            "picture": k < flags.num_pictures,
+            "picture": k in pictured,
         }
         for k in range(len(codes_BS))
     ]

@@ -139,8 +139,10 @@ class Tracking:
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         import logging
 
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         from mlflow import MlflowClient
+
+        for noisy in ("alembic", "mlflow.store.db.utils"):  # they announce each table of a fresh store
+            logging.getLogger(noisy).setLevel(logging.WARNING)
 
         self.uri = uri
         with _store_lock(uri):
