@@ -269,6 +269,7 @@ def metric_rows(tokenizer: dict[str, Any], generator: dict[str, Any]) -> list[tu
         ("IoU lost when one scale's codes are another object's", " ".join(f"{value:.3f}" for value in lost)),
         ("generator: samples of the prompted family", f"{generator['family_accuracy']:.3f} ({low:.3f} to {high:.3f}), chance {generator['family_chance']:.3f}"),
         ("the same, prompts never trained on", f"{generator['family_accuracy_unseen']:.3f}"),
+        *([("the same, given only a held-out picture", f"{generator['image_family_accuracy']:.3f}")] if generator.get("image_family_accuracy") is not None else []),
         ("nearest training object, median Chamfer", f"{generator['nearest_chamfer_median']:.4f}; test objects {generator['held_out_nearest_chamfer_median']:.4f}"),
     ]  # fmt: skip
 
