@@ -30,6 +30,7 @@ from g3pt.conditions import NONE
 from g3pt.records import parquet_bytes, write_atomic
 from g3pt.sampling import SampleConfig
 from pipelines.errors import UsageError, bad_input, one_line
+from pipelines.notes import working_in
 
 BATCH = 8  # samples that pass through the model together
 COARSE_CELLS = 32  # of the first grid of the iso-surface: the resolution is this times a power of two
@@ -159,10 +160,11 @@ def generate(config: GenerateConfig, *, use_ray: bool = True) -> str | None:
     todo = [s for s in good if not is_done(output, s, identity(config, s, model_hash))]
     print(f"generate: {len(good)} samples, {len(good) - len(todo)} made before, {len(samples) - len(good)} bad rows", file=sys.stderr)
     started = time.perf_counter()
-    _make(config, output, todo, model_hash, use_ray)
-    rows = manifest_rows(config, output, samples, model_hash)
-    write_atomic(output / "manifest.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST)))
-    _finish(config, output, rows, len(todo), time.perf_counter() - started)
+    with working_in(output, total=len(samples), unit="samples", flags=dataclasses.asdict(config)):
+        _make(config, output, todo, model_hash, use_ray)
+        rows = manifest_rows(config, output, samples, model_hash)
+        write_atomic(output / "manifest.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST)))
+        _finish(config, output, rows, len(todo), time.perf_counter() - started)
     return str(output)
 
 

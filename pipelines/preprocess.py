@@ -29,6 +29,7 @@ from g3pt import records
 from g3pt.geometry.convert import ConvertConfig
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
+from pipelines.notes import working_in
 from pipelines.sandbox import Sandbox
 from pipelines.sources import SourceObject, inputs_hash, list_objects
 
@@ -442,11 +443,12 @@ def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray) -> str
     if config.views and plan.tasks:
         _check_renderer(config)
     started = time.monotonic()
-    shards = _bring_up_to_date(config, plan, run_shards)
-    summary = records.write_dataset(Path(config.output), config.record, config.settings, plan.num_shards, shards)
-    _report(config, plan, shards, summary, time.monotonic() - started)
-    if not summary["counts"].get("ok"):
-        raise RuntimeError(f"no object is ok: {_counted(summary['failures'])}")
+    with working_in(config.output, total=len(objects), flags=asdict(config)):
+        shards = _bring_up_to_date(config, plan, run_shards)
+        summary = records.write_dataset(Path(config.output), config.record, config.settings, plan.num_shards, shards)
+        _report(config, plan, shards, summary, time.monotonic() - started)
+        if not summary["counts"].get("ok"):
+            raise RuntimeError(f"no object is ok: {_counted(summary['failures'])}")
     return config.output
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from pipelines import cluster, train
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
+from pipelines.notes import working_in
 from pipelines.runs import Ledger, RunSpec, Tracking, best_effort, tracking_uri, without_login
 from pipelines.training_jobs import car_spec, check_workers, count_car, encode, open_data
 
@@ -106,16 +107,17 @@ def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
     study.mkdir(parents=True, exist_ok=True)
     (study / "_SUCCESS").unlink(missing_ok=True)  # of the same study with other runs
     write_json(study / "study.json", {"runs": [spec.to_dict() for spec in specs], "flags": dataclasses.asdict(flags)})
-    encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
-    with _parent_run(study, flags) as parent:
-        train_all(specs, study, flags, parent)
-        unfinished = [spec.name for spec in specs if not train.is_finished(study / "runs" / spec.name)]
-        if unfinished:
-            raise RuntimeError(f"{len(unfinished)} of {len(specs)} runs did not finish: {', '.join(unfinished)}; the same command goes on with them")
-        points = collect(specs, study)
-        write_points(points, study / "points.csv")
-        fit_and_draw(points, study)
-        _log_study(study, parent)
+    with working_in(study, total=len(specs), unit="runs", flags=dataclasses.asdict(flags)):
+        encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
+        with _parent_run(study, flags) as parent:
+            train_all(specs, study, flags, parent)
+            unfinished = [spec.name for spec in specs if not train.is_finished(study / "runs" / spec.name)]
+            if unfinished:
+                raise RuntimeError(f"{len(unfinished)} of {len(specs)} runs did not finish: {', '.join(unfinished)}; the same command goes on with them")
+            points = collect(specs, study)
+            write_points(points, study / "points.csv")
+            fit_and_draw(points, study)
+            _log_study(study, parent)
     (study / "_SUCCESS").touch()
     return study
 

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from pipelines import cluster
 from pipelines.errors import UsageError
+from pipelines.notes import working_in
 from pipelines.runs import Ledger, Mirror, Periodic, Record, RunSpec, Tracking, best_effort, tracking_uri, without_login
 
 BUILD_STAGE = "pipelines.stages:build_stage"
@@ -52,7 +53,9 @@ def train_run(
     if is_finished(run_dir):
         print(f"{spec.name}: finished already", flush=True)
         return run_dir
-    with tracked(spec, run_dir, output, parent):
+    train = spec.config["train"]
+    note = working_in(run_dir, total=train["steps"] * train["batch_size"], unit="samples")
+    with note, tracked(spec, run_dir, output, parent):
         if num_workers == 0:
             work({"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build})
         else:

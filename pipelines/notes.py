@@ -1,0 +1,47 @@
+"""What a command leaves beside its output for those who come later: how it was started, and why it failed.
+
+How: a stage wraps its work in `working_in(folder)`. At the start `command.json` says which command line works there and on how
+much; `failure.json` is written when the work raises and goes when the same work starts again or succeeds. Both are notes: no
+result depends on them, nothing is hashed with them. `jobs/status.py` and the reports read them.
+Ours: an interrupted command (Ctrl-C, a kill) leaves no failure: its output is merely not finished.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+COMMAND_FILE, FAILURE_FILE = "command.json", "failure.json"
+
+
+@contextlib.contextmanager
+def working_in(folder: str | Path, *, total: int | None = None, unit: str = "objects", flags: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Around a stage's work in `folder` (made if missing); `total` is all there is to do in `unit`s, finished ones counted."""
+    from g3pt.checkpoint import write_json
+    from pipelines.cli import this_command
+    from pipelines.errors import UsageError, one_line
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    note = {"command": this_command(), "working_dir": str(Path.cwd()), "started": time.time(), "total": total, "unit": unit}
+    write_json(folder / COMMAND_FILE, note | ({"flags": dict(flags)} if flags else {}))
+    (folder / FAILURE_FILE).unlink(missing_ok=True)
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        with contextlib.suppress(OSError):  # a full disk must not hide the error
+            write_json(folder / FAILURE_FILE, {"error": f"{type(error).__name__}: {one_line(error)[:400]}", "time": time.time()})
+        raise
+
+
+def read_note(folder: str | Path, name: str) -> dict[str, Any] | None:
+    """`command.json` or `failure.json` of a folder; None if it is missing or unreadable."""
+    try:
+        found = json.loads((Path(folder) / name).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
