@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from pipelines.errors import UsageError, one_line
+from pipelines.help import complaint, help_text
 
 Flags = TypeVar("Flags")
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_NO_READER = 1, 2, 130, 141
@@ -77,24 +78,28 @@ def reader_left() -> bool:
 
 def parse(flags_class: type[Flags], *, example: str, args: Sequence[str] | None = None) -> Flags:
     """The flags, or exit 2 with one line on stderr (tyro's framed message squeezed), or exit 0 after --help."""
+    given = sys.argv[1:] if args is None else list(args)
+    if "-h" in given or "--help" in given:
+        print_help(flags_class, example)
     import tyro
 
-    description = f"{flags_class.__doc__}\n\nExample: {example}"
-    complaint = io.StringIO()
+    framed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
-            try:
-                return tyro.cli(flags_class, description=description, args=args, config=(tyro.conf.FlagCreatePairsOff,))
-            finally:
-                sys.stdout.flush()
+        with contextlib.redirect_stderr(framed):
+            return tyro.cli(flags_class, args=given, config=(tyro.conf.FlagCreatePairsOff,))
     except ValueError as error:
         die(one_line(error))
-    except BrokenPipeError:  # of --help
+    except SystemExit:
+        die((complaint(flags_class, given) or squeeze(framed.getvalue())) + " (see --help)")
+
+
+def print_help(flags_class: type, example: str) -> NoReturn:
+    """The page of pipelines.help, then exit 0."""
+    try:
+        print(help_text(flags_class, example), end="", flush=True)
+    except BrokenPipeError:
         leave_quietly()
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        die(squeeze(complaint.getvalue()))
+    raise SystemExit(0)
 
 
 def squeeze(framed: str) -> str:
@@ -103,7 +108,7 @@ def squeeze(framed: str) -> str:
     text = re.sub(r"[│╭╮╰╯─┌┐└┘]+", " ", text)
     text = re.sub(r"For full helptext, (run|see).*", "", " ".join(text.split()))
     text = re.sub(r"^(Parsing error|Required options|Value error) ?(Error parsing \w+: )?", "", text)
-    return text.strip() + " (see --help)"
+    return text.strip().replace("Invalid choice invalid choice", "invalid choice")
 
 
 def usage_message(error: UsageError) -> str:

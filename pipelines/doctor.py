@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines import cluster
+from pipelines.flags import OnRay
 
 PACKAGES = ("torch", "ray", "mlflow", "pyarrow", "numpy", "numba", "trimesh", "mesh2sdf", "transformers", "pyvista")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorFlags:
+class DoctorFlags(OnRay):
     """Check this machine: Python, packages, renderer, GPU, Ray, MLflow."""
 
-    ray_address: str | None = None
-    """Ray cluster to join, `auto` for a running one; default RAY_ADDRESS, else a local one"""
 
 
 def doctor(flags: DoctorFlags) -> None:

@@ -15,51 +15,46 @@ from typing import Any
 
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
+from pipelines.flags import DryRun, OnData, OnRay
 from pipelines.runs import stable_hash
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateFlags:
+class EvaluateFlags(DryRun, OnRay, OnData):
     """Evaluate a finished tokenizer (reconstruction) or generator (samples of prompts) against a dataset."""
 
     model: str
-    """A finished run's folder or an exported model."""
-    data: str
-    """The dataset's folder."""
+    """finished run of a training job, or its export"""
     output: str
-    """The JSON file to write; pictures are written beside it."""
+    """JSON file to write; pictures are written beside it"""
     split: str = "test"
-    """The split that is evaluated: train, val or test."""
+    """train, val or test"""
     limit: int = 0
-    """Objects of the split to use, by id; 0 for all."""
+    """objects of the split to use, by id; 0 for all"""
     num_samples: int = 200
-    """Generator: samples, with seeds from --seed on; half of their prompts are absent from training."""
+    """generator: samples, with seeds from --seed on; half of their prompts are absent from training"""
     num_image_samples: int = 64
-    """Generator: samples, each from the first view of another held-out object and no text, at most; 0 for none."""
+    """generator: samples, each from the first view of another held-out object and no text; 0 for none"""
     seed: int = 0
-    """First seed of the samples; also seeds surface sampling and the shuffled codes."""
+    """first seed of the samples; also seeds surface sampling and the shuffled codes"""
     resolution: int = 128
-    """Cells a side of the iso-surface grid, a power of two."""
+    """cells along the box of the extracted surface, a power of two"""
     coarse: int = 32
-    """Cells a side of the first, coarse grid, at most --resolution; 16 is faster and misses parts thinner than 0.125."""
+    """cells of the first, coarse grid, at most --resolution; 16 is faster and misses parts thinner than 0.125"""
     num_queries: int = 8192
-    """Tokenizer: stored query points of each kind used for IoU, at most."""
+    """tokenizer: stored query points of each kind used for IoU, at most"""
     cfg: float | None = None
-    """Generator: guidance; the sampler's own default if not given."""
+    """generator: strength of guidance; 0 is none; default the sampler's"""
     top_k: int | None = None
-    """Generator: values of a code factor kept; the sampler's own default if not given."""
+    """generator: keep the K likeliest values of each code digit; 0 keeps all; default the sampler's"""
     top_p: float | None = None
-    """Generator: probability kept; the sampler's own default if not given."""
+    """generator: keep the likeliest values that together have this probability; default the sampler's"""
     temperature: float | None = None
-    """Generator: softmax temperature; the sampler's own default if not given."""
+    """generator: below 1 sharpens, above 1 flattens the choice; default the sampler's"""
     num_pictures: int = 12
-    """Objects in the contact sheet; 0 for none."""
+    """objects in the contact sheet; 0 for none"""
     num_workers: int = 0
-    """Ray actors; 0 works in this process."""
-    ray_address: str | None = None
-    """Ray cluster to join (auto, or an address); RAY_ADDRESS or a local one if not given."""
-    dry_run: bool = False
-    """Print the plan and write nothing."""
+    """Ray actors at work; 0 works in this process"""
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "val", "test"):

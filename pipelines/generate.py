@@ -30,6 +30,7 @@ from g3pt.conditions import NONE
 from g3pt.records import parquet_bytes, write_atomic
 from g3pt.sampling import SampleConfig
 from pipelines.errors import UsageError, bad_input, one_line
+from pipelines.flags import DryRun, OnRay
 from pipelines.notes import working_in
 
 BATCH = 8  # samples that pass through the model together
@@ -46,46 +47,42 @@ MANIFEST = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(DryRun, OnRay):
     """Generate meshes from a text, an image, or a file of prompts.
 
     Starting the same command again makes only what is missing.
     """
 
     model: str
-    """A finished run of train_car, or an exported generator."""
+    """finished run of jobs/train_car.py, or its export"""
     output: str
-    """Folder for meshes and manifest.parquet."""
+    """folder for meshes and manifest.parquet"""
     text: str | None = None
-    """What to make, in words; may be given together with --image."""
+    """what to make, in words; default none; may be given together with --image"""
     image: str | None = None
-    """A picture of what to make (alpha, or an even border, is background)."""
+    """picture of what to make (alpha, or an even border, is background); default none"""
     prompts: str | None = None
-    """A .jsonl or .parquet file with id, text, image, seed, cfg, n; image paths are relative to it, inside its folder."""
+    """file of prompts, .jsonl or .parquet, with id, text, image, seed, cfg, n (image paths are relative to it and stay in its folder); default none"""
     num: int = 1
-    """Samples per prompt, with seeds rising by one."""
+    """samples per prompt, with seeds rising by one"""
     seed: int = 0
-    """Seed of a prompt's first sample."""
+    """seed of a prompt's first sample"""
     cfg: float = SampleConfig.cfg
-    """Strength of guidance; 0 is none."""
+    """strength of guidance; 0 is none"""
     cfg_schedule: Literal["ramp", "constant"] = "ramp"
-    """Guidance rising from 0 at the coarsest scale, or the same at all."""
+    """guidance rises from 0 at the coarsest scale, or is the same at all"""
     top_k: int = SampleConfig.top_k
-    """Keep the K likeliest values of each code digit; 0 keeps all."""
+    """keep the K likeliest values of each code digit; 0 keeps all"""
     top_p: float = SampleConfig.top_p
-    """Keep the likeliest values that together have this probability."""
+    """keep the likeliest values that together have this probability"""
     temperature: float = SampleConfig.temperature
-    """Below 1 sharpens, above 1 flattens the choice."""
+    """below 1 sharpens, above 1 flattens the choice"""
     resolution: int = 128
-    """Cells along the box of the extracted surface: 32, 64, 128, 256, ..."""
+    """cells along the box of the extracted surface: 32, 64, 128, 256, ..."""
     format: Literal["glb", "obj", "ply", "stl"] = "glb"
-    """Mesh file format."""
+    """mesh file format"""
     num_workers: int | None = None
-    """Batches made at a time; default: as many as the cluster has GPUs, or CPUs where it has none."""
-    ray_address: str | None = None
-    """Ray cluster to use, for instance auto; default RAY_ADDRESS, else a local one."""
-    dry_run: bool = False
-    """Print the plan and write nothing."""
+    """batches made at a time; default the cluster's GPUs, or its CPUs where it has none"""
 
     def __post_init__(self) -> None:
         if self.prompts is not None and (self.text is not None or self.image is not None):

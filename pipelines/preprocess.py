@@ -29,6 +29,7 @@ from g3pt import records
 from g3pt.geometry.convert import ConvertConfig
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
+from pipelines.flags import DryRun, OnRay
 from pipelines.notes import working_in
 from pipelines.sandbox import Sandbox
 from pipelines.sources import SourceObject, inputs_hash, list_objects
@@ -41,52 +42,48 @@ PROGRESS_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessConfig:
+class PreprocessConfig(DryRun, OnRay):
     """Turn meshes into a dataset: watertight solids, surface points, occupancy labels and views in sharded Parquet.
 
     Starting the same command again skips finished shards.
     """
 
     source: Literal["shapes", "dir", "objaverse"]
-    """Where objects come from: procedural shapes, or a folder of meshes (objaverse is not built yet)."""
+    """where objects come from: procedural shapes, or a folder of meshes (objaverse is not built yet)"""
     output: str
-    """Folder of the dataset."""
+    """folder of the dataset"""
     input: str | None = None
-    """Folder of .glb .gltf .obj .ply .stl .off files for --source dir; a manifest.csv there names the objects."""
+    """folder of .glb .gltf .obj .ply .stl .off files for --source dir (a manifest.csv there names the objects); default none"""
     limit: int | None = None
-    """Take only the N objects with the smallest sha256(id)."""
+    """take only the objects with the N smallest sha256(id); default all"""
     num_shards: int | None = None
-    """Number of shards; default: as before in this dataset, else one per 16 objects, at most 1024."""
+    """shards (files) of the dataset; default as before in this folder, else one per 16 objects, at most 1024"""
     resolution: int = 256
-    """Grid cells along the box when the solid is made."""
+    """grid cells along the box when the solid is made"""
     watertight: Literal["narrowband", "mesh2sdf"] = "narrowband"
-    """How the solid is made."""
+    """how the solid is made; mesh2sdf is slow"""
     views: int = 0
-    """Rendered RGBA views per object."""
+    """rendered RGBA views per object"""
     view_size: int = 256
-    """Width and height of a view in pixels."""
+    """width and height of a view in pixels"""
     num_surface: int = 16384
-    """Surface points per object, and as many again for evaluation."""
+    """surface points per object, and as many again for evaluation"""
     num_sharp: int = 4096
-    """Points on sharp edges per object."""
+    """points on sharp edges per object"""
     num_queries: int = 32768
-    """Labelled points near the surface, and as many in the volume; a multiple of 8."""
+    """labelled points near the surface, and as many in the volume; a multiple of 8"""
     timeout_s: float | None = None
-    """Seconds for one object before it is killed; default 60, and 900 with mesh2sdf."""
+    """seconds for one object before it is killed; default 60, with mesh2sdf 900"""
     memory_limit_gb: float = 8.0
-    """Address space of one object's child process in GiB."""
+    """address space in GiB for one object's child process"""
     seed: int = 0
-    """Seed of shapes, points and views."""
+    """seed of shapes, points and views"""
     retry_failed: bool = False
-    """Redo the shards that hold timeouts, out-of-memory or download errors."""
+    """redo the shards that hold timeouts, out-of-memory or download errors"""
     keep_solid: bool = False
-    """Store each solid mesh as well (column solid, a binary PLY)."""
+    """store each solid mesh as well (column solid, a binary PLY)"""
     num_workers: int | None = None
-    """Shards converted at a time; default: as many as the cluster has CPUs."""
-    ray_address: str | None = None
-    """Ray cluster to use, for instance auto; default RAY_ADDRESS, else a local one."""
-    dry_run: bool = False
-    """Print the plan and write nothing."""
+    """shards converted at a time; default the cluster's CPUs"""
 
     def __post_init__(self) -> None:
         for name in ("limit", "num_shards", "view_size", "num_workers", "timeout_s", "memory_limit_gb"):

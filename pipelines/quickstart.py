@@ -48,11 +48,11 @@ class QuickstartFlags:
     sweep_steps: int = 300
     """optimiser steps of each run of the size sweep"""
     sizes: str = "5k,20k,80k,150k"
-    """generator presets of the size sweep"""
+    """CAR presets of the size sweep, comma-separated"""
     num_samples: int = 200
     """samples that the evaluation of the generator draws"""
     seed: int = 0
-    """of shapes, weights, order and sampling"""
+    """seed of shapes, weights, order and sampling"""
 
 
 @dataclass

@@ -22,6 +22,7 @@ from typing import Any
 from pipelines import cluster, train
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
+from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithTokenizer
 from pipelines.notes import working_in
 from pipelines.runs import Ledger, RunSpec, Tracking, best_effort, tracking_uri, without_login
 from pipelines.training_jobs import car_spec, check_workers, count_car, encode, open_data
@@ -33,33 +34,23 @@ NO_CPU_TRIAL_BYTES = 2**20  # what a trial asks for on a cluster without sweep_s
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepFlags:
+class SweepFlags(DryRun, OnRay, OnDevice, WithTokenizer, OnData):
     """Train CAR at several sizes on the same data and fit the scaling law of its test cross-entropy."""
 
-    data: str
-    """DATASET folder"""
-    tokenizer: str
-    """finished CVQ run, or its export"""
     output: str
-    """STUDY folder: study.json, points.csv, fit.json, curve.png, runs/"""
+    """folder of the study: study.json, points.csv, fit.json, curve.png, runs/"""
     sizes: str = DEFAULT_SIZES
-    """CAR presets, comma-separated; the fit wants at least three, below six it is a demonstration"""
+    """CAR presets, comma-separated; the fit wants three at least, below six it is a demonstration"""
     seeds: str = "0"
     """seeds of each size, comma-separated"""
     steps: int | None = None
-    """optimiser steps of every run; default each preset's own"""
+    """optimiser steps of every run; default each preset's"""
     batch_size: int | None = None
-    """objects per step over all workers of a run; default each preset's own"""
+    """objects per step over all workers; default each preset's"""
     num_workers: int = 1
-    """Ray Train workers of each run; 0 trains inside the trial's own process (least start-up, CPU only)"""
+    """Ray Train workers of each run, one process and one CPU or GPU each; 0 trains inside the trial's own process (least start-up, CPU only)"""
     max_concurrent: int | None = None
     """runs at once; default as many as the cluster has CPUs (or GPUs) for"""
-    device: str = "auto"
-    """auto (a GPU if the cluster has one), cpu or gpu"""
-    ray_address: str | None = None
-    """Ray cluster to join, `auto` for a running one; default RAY_ADDRESS, else a local one"""
-    dry_run: bool = False
-    """print the plan, write nothing"""
 
 
 def scaling_sweep(flags: SweepFlags) -> str | None:

@@ -14,17 +14,16 @@ from typing import Any
 
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
+from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithTokenizer
 from pipelines.runs import RunSpec, stable_hash
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainFlags:
+class TrainFlags(DryRun, OnRay, OnDevice, OnData):
     """Flags of both training commands."""
 
-    data: str
-    """DATASET folder, as jobs/preprocess.py made it"""
     output: str
-    """RUNS folder; the run gets a folder of its own below it"""
+    """folder of runs; this one gets a folder of its own below it"""
     preset: str = "nano"
     """model size; --dry-run prints its parameters"""
     steps: int | None = None
@@ -34,15 +33,9 @@ class TrainFlags:
     num_workers: int = 1
     """Ray Train workers, one process and one CPU or GPU each"""
     seed: int = 0
-    """of weights, order and noise"""
+    """seed of weights, order and noise"""
     licenses: str | None = None
     """train only on objects with one of these licences, comma-separated; default all"""
-    device: str = "auto"
-    """auto (a GPU if the cluster has one), cpu or gpu"""
-    ray_address: str | None = None
-    """Ray cluster to join, `auto` for a running one; default RAY_ADDRESS, else a local one"""
-    dry_run: bool = False
-    """print the plan and the preset's parameters, write nothing"""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "num_workers"):
@@ -57,11 +50,9 @@ class TrainCVQFlags(TrainFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCARFlags(TrainFlags):
+class TrainCARFlags(WithTokenizer, TrainFlags):
     """Train the generator CAR on a tokenizer's codes; encodes the dataset first where that was not done yet."""
 
-    tokenizer: str
-    """finished CVQ run, or its export"""
 
 
 def train_cvq(flags: TrainCVQFlags) -> str | None:
