@@ -71,7 +71,7 @@ def check_renderer() -> str:
 
 def check_mlflow() -> str:
     """A store opens and takes a run."""
-    from pipelines.runs import Tracking
+    from pipelines.tracking import Tracking
 
     with tempfile.TemporaryDirectory() as folder:
         tracking = Tracking(f"sqlite:///{Path(folder) / 'mlflow.db'}")

@@ -204,7 +204,7 @@ def print_table(rows: list[tuple[str, str]]) -> None:
 
 
 def _log(flags: EvaluateFlags, output: Path, report: dict[str, Any], artifacts: list[Path]) -> None:
-    from pipelines.runs import log_finished_run
+    from pipelines.tracking import log_finished_run
 
     log_finished_run(
         "g3pt/evaluate",

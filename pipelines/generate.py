@@ -432,7 +432,7 @@ def manifest_rows(config: GenerateConfig, output: Path, samples: list[Sample], m
 
 def _finish(config: GenerateConfig, output: Path, rows: list[dict[str, Any]], made: int, seconds: float) -> None:
     """Summary on stderr, the run in MLflow, and an error if nothing came out."""
-    from pipelines.runs import log_finished_run
+    from pipelines.tracking import log_finished_run
 
     ok = [row for row in rows if row["status"] == "ok"]
     reasons = Counter(row["error"].split(":")[0] for row in rows if row["status"] != "ok")

@@ -552,7 +552,7 @@ def _report(
 
 
 def _log_run(config: PreprocessConfig, metrics: dict[str, float], summary: dict[str, Any]) -> None:
-    from pipelines.runs import log_finished_run
+    from pipelines.tracking import log_finished_run
 
     params = {name: value for name, value in asdict(config).items() if name not in ("dry_run", "ray_address")}
     log_finished_run(

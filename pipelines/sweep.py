@@ -24,7 +24,8 @@ from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
 from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithTokenizer
 from pipelines.notes import working_in
-from pipelines.runs import Ledger, RunSpec, Tracking, best_effort, tracking_uri, without_login
+from pipelines.runs import Ledger, RunSpec
+from pipelines.tracking import Tracking, best_effort, tracking_uri, without_login
 from pipelines.training_jobs import car_spec, check_workers, count_car, encode, open_data
 
 DEFAULT_SIZES = "20k,80k,150k,nano"

@@ -24,7 +24,8 @@ from typing import IO, Any
 from pipelines import cluster
 from pipelines.errors import UsageError
 from pipelines.notes import working_in
-from pipelines.runs import Ledger, Mirror, Periodic, Record, RunSpec, Tracking, best_effort, tracking_uri, without_login
+from pipelines.runs import Ledger, Periodic, Record, RunSpec
+from pipelines.tracking import Mirror, Tracking, best_effort, tracking_uri, without_login
 
 BUILD_STAGE = "pipelines.stages:build_stage"
 KEEP_CHECKPOINTS = 2

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from g3pt import records
-from pipelines import runs
+from pipelines import tracking
 from pipelines.preprocess import PreprocessConfig, map_here, preprocess
-from pipelines.runs import Tracking
+from pipelines.tracking import Tracking
 from tests.jobs import kills
 
 COUNTS = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
@@ -51,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> records.DatasetInfo:
     """The dataset made in this process, without Ray and without a kill."""
     folder = tmp_path_factory.mktemp("whole") / "data"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "log_finished_run", lambda *_, **__: None)
+        patch.setattr(tracking, "log_finished_run", lambda *_, **__: None)
         preprocess(PreprocessConfig(output=str(folder), **SHAPES), map_here)
     return records.open_dataset(folder)
 

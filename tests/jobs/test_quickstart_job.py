@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import status
-from pipelines.runs import Ledger, Tracking
+from pipelines.runs import Ledger
+from pipelines.tracking import Tracking
 from tests.jobs import kills
 
 EXPERIMENTS = {f"g3pt/{name}" for name in ("preprocess", "cvq", "car", "scaling", "generate", "evaluate")}

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from g3pt.checkpoint import export_hash
-from pipelines import runs, train
+from pipelines import tracking, train
 from pipelines.preprocess import PreprocessConfig, map_here, preprocess
-from pipelines.runs import Ledger, RunSpec, Tracking
+from pipelines.runs import Ledger, RunSpec
+from pipelines.tracking import Tracking
 from tests.jobs import kills
 
 STEPS, BATCH = 60, 4
@@ -23,7 +24,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("data") / "shapes"
     counts = {"resolution": 32, "num_surface": 4096, "num_sharp": 16, "num_queries": 512}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "log_finished_run", lambda *_, **__: None)
+        patch.setattr(tracking, "log_finished_run", lambda *_, **__: None)
         return preprocess(PreprocessConfig(source="shapes", output=str(folder), limit=24, num_shards=2, **counts), map_here)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from g3pt.car import G3PT
 from pipelines import generate as job
-from pipelines import runs
+from pipelines import tracking
 from pipelines.errors import UsageError
 from pipelines.generate import GenerateConfig, generate
 from tests.g3pt.tiny import tiny_g3pt
@@ -36,7 +36,7 @@ def quiet(monkeypatch, request):
     """No renderer and no MLflow where a test isn't about them: both take seconds to start."""
     monkeypatch.setattr(job, "_picture", lambda output, ok: None)
     if "mlflow" not in request.node.name:
-        monkeypatch.setattr(runs, "log_finished_run", lambda *arguments, **options: None)
+        monkeypatch.setattr(tracking, "log_finished_run", lambda *arguments, **options: None)
 
 
 def settings(model: Path, folder: Path, **changes) -> GenerateConfig:

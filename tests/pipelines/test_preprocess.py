@@ -35,11 +35,11 @@ def one_child() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def logged(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """MLflow has its own tests: here only what would be logged is kept."""
-    from pipelines import runs
+    from pipelines import tracking
 
     calls: list[dict] = []
     monkeypatch.setattr(
-        runs, "log_finished_run", lambda experiment, name, **more: calls.append({"experiment": experiment, **more})
+        tracking, "log_finished_run", lambda experiment, name, **more: calls.append({"experiment": experiment, **more})
     )
     return calls
 

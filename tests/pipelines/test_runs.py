@@ -1,15 +1,11 @@
-"""Identity, ledger, and MLflow read back through its own client."""
+"""Identity and ledger."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from pipelines import runs
-from pipelines.runs import Ledger, Mirror, RunSpec, Tracking
+from pipelines.runs import Ledger, RunSpec
 
 
 def spec(**changes: object) -> RunSpec:
@@ -46,93 +42,3 @@ def test_ledger_survives_a_torn_line(tmp_path: Path) -> None:
     assert ledger.truncate_after(2) == 1
     ledger.append([{"step": 3, "loss": 1.0}])
     assert [json.loads(line)["step"] for line in ledger.path.read_text().splitlines()] == [1, 2, 3]
-
-
-def test_store_lies_beside_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert runs.tracking_uri(tmp_path / "out" / "runs") == f"sqlite:///{tmp_path}/out/mlflow.db"
-    monkeypatch.chdir(tmp_path)
-    assert runs.tracking_uri("s3://bucket/runs") == f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert runs.tracking_uri(tmp_path) == "http://127.0.0.1:5000"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
-    return Tracking(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
-
-
-def test_steps_do_not_repeat_after_kill_and_resume(store: Tracking, tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "metrics.jsonl")
-    first = store.open_run("g3pt/cvq", "run", {"model": {"width": 8}}, {"preset": "nano"})
-    ledger.append([{"step": s, "loss": float(s), "time": 1.0} for s in (10, 20, 30)])
-    Mirror(store, first, ledger).copy()
-    # killed after 30; the checkpoint is at 20: the ledger goes back, the records come again, and two more
-    ledger.truncate_after(20)
-    again = store.open_run("g3pt/cvq", "run", {"model": {"width": 8}}, resume_id=first)
-    assert again == first
-    with Mirror(store, again, ledger, interval_s=0.01):
-        ledger.append([{"step": s, "loss": float(s), "iou": 0.5} for s in (30, 40)])
-    steps = [m.step for m in store.client.get_metric_history(first, "loss")]
-    assert steps == [10, 20, 30, 40]
-    run = store.client.get_run(first)
-    assert run.data.params == {"model.width": "8"}
-    assert run.data.tags["preset"] == "nano"
-    assert run.data.tags["mlflow.source.git.commit"] != "unknown" or not (runs.REPOSITORY / ".git").exists()
-
-
-def test_a_run_of_a_lost_store_is_made_anew(store: Tracking) -> None:
-    run_id = store.open_run("g3pt/cvq", "run", {}, resume_id="0" * 32)
-    assert run_id != "0" * 32 and store.has_run(run_id)
-
-
-def test_finished_run_reads_back(tmp_path: Path) -> None:
-    picture = tmp_path / "curve.svg"
-    picture.write_text("<svg/>")
-    output = tmp_path / "out" / "data"
-    parent = runs.log_finished_run("g3pt/scaling", "study", {}, {}, output=output)
-    run_id = runs.log_finished_run(
-        "g3pt/preprocess", "shapes", {"limit": 3, "nested": {"a": 1}}, {"ok": 3, "statuses": {"failed": 0}}, [picture],
-        {"source": "shapes"}, ("data", "f" * 64, "/data"), output=output, parent=parent,
-    )  # fmt: skip
-    client = Tracking(runs.tracking_uri(output)).client
-    run = client.get_run(run_id)
-    assert client.get_experiment(run.info.experiment_id).name == "g3pt/preprocess"
-    assert run.info.status == "FINISHED"
-    assert run.data.metrics == {"ok": 3.0, "statuses.failed": 0.0}
-    assert run.data.tags["mlflow.parentRunId"] == parent
-    assert run.inputs.dataset_inputs[0].dataset.digest == "f" * 36
-    assert Path(client.download_artifacts(run_id, "curve.svg")).read_text() == "<svg/>"
-    assert str(tmp_path) in run.info.artifact_uri, "artifacts lie beside the store, not in the working directory"
-
-
-def test_a_broken_store_warns_once_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mlflow.db").write_text("this is no database, and long enough to be read as a broken header" * 20)
-    for _ in range(2):
-        assert runs.log_finished_run("g3pt/cvq", "broken-store-run", {}, {}, output=tmp_path / "runs") is None
-    assert capsys.readouterr().err.count("warning: MLflow") == 1
-
-
-def test_a_login_is_cut_from_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail() -> None:
-        raise OSError("API request to http://user:secret@host:5000/api failed, ask admin@host")
-
-    assert runs.best_effort("calling a server behind a login", fail) is None
-    said = capsys.readouterr().err
-    assert "http://host:5000/api failed, ask admin@host" in said and "secret" not in said
-    assert runs.without_login("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
-
-
-@pytest.mark.slow
-def test_four_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
-    program = (
-        "import sys; from pipelines import runs;"
-        f"print(runs.log_finished_run('g3pt/car', 'p' + sys.argv[1], {{}}, {{'x': 1}}, output={str(tmp_path / 'runs')!r}))"
-    )
-    env = {**os.environ, "PYTHONPATH": str(runs.REPOSITORY)}
-    processes = [subprocess.Popen([sys.executable, "-c", program, str(i)], env=env, stdout=subprocess.PIPE, text=True) for i in range(4)]
-    ids = {p.communicate(timeout=120)[0].strip() for p in processes}
-    client = Tracking(runs.tracking_uri(tmp_path / "runs")).client
-    experiment = client.get_experiment_by_name("g3pt/car")
-    assert experiment.experiment_id != "0"
-    assert {r.info.run_id for r in client.search_runs([experiment.experiment_id])} == ids
-    assert len(ids) == 4

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines import runs, sweep
-from pipelines.runs import RunSpec, Tracking
+from pipelines import sweep, tracking
+from pipelines.runs import RunSpec
+from pipelines.tracking import Tracking
 
 FLAGS = sweep.SweepFlags(data="data", tokenizer="tokenizer", output="study", num_workers=0)
 
@@ -50,7 +51,7 @@ def test_a_finished_study_is_left_alone_and_one_that_grew_is_fitted_again(instan
 
 
 def logged_steps(study: Path) -> list[int]:
-    client = Tracking(runs.tracking_uri(study)).client
+    client = Tracking(tracking.tracking_uri(study)).client
     (run,) = client.search_runs([client.get_experiment_by_name("g3pt/scaling").experiment_id])
     return [metric.step for metric in client.get_metric_history(run.info.run_id, "pure_power_law.exponent")]
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import runs, train
+from pipelines import runs, tracking, train
 from pipelines.errors import UsageError
-from pipelines.runs import Ledger, RunSpec, Tracking
+from pipelines.runs import Ledger, RunSpec
+from pipelines.tracking import Tracking
 
 TOY = "tests.pipelines.toy_stage:build_stage"
 
@@ -80,7 +81,7 @@ def test_resume_when_only_the_export_is_missing(whole: Path, tmp_path: Path) -> 
     train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
     assert weights_hash(run_dir) == weights_hash(whole)
     assert ledger_steps(run_dir) == ledger_steps(whole)
-    client = Tracking(runs.tracking_uri(tmp_path / "runs")).client
+    client = Tracking(tracking.tracking_uri(tmp_path / "runs")).client
     (run,) = client.search_runs([client.get_experiment_by_name("g3pt/cvq").experiment_id])
     history = [m.step for m in client.get_metric_history(run.info.run_id, "loss")]
     assert history == [int(s) for s in ledger_steps(run_dir)], "the second start went on in the same MLflow run, no step twice"
