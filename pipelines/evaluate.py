@@ -8,7 +8,7 @@ the same. The JSON holds the protocol (box, points, thresholds, mean or sum, see
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
 from pipelines.flags import DryRun, OnData, OnRay
+from pipelines.progress import Progress, counted
 from pipelines.runs import stable_hash
 
 
@@ -145,12 +146,24 @@ def _stage(kind: str) -> Callable[..., dict[str, Any]]:
 
 
 def map_work(
-    worker: type, arguments: Sequence[Any], items: Sequence[Any], flags: EvaluateFlags, label: str, device: str = "auto"
+    worker: type, arguments: Sequence[Any], items: Sequence[Any], flags: EvaluateFlags, what: str, unit: str, sizes: Sequence[int] | None = None, device: str = "auto"
 ) -> list[Any]:
-    """`worker(*arguments).run(item)` for each item, in order; here or in Ray actors, each with a GPU of its own if `device` means GPUs."""
-    if flags.num_workers == 0:
-        here = worker(*arguments)
-        return _counted((here.run(item) for item in items), len(items), label)
+    """`worker(*arguments).run(item)` for each item, in order; here or in Ray actors, each with a GPU of its own if `device` means GPUs.
+
+    Progress counts `sizes` (default 1 each) in `unit`s under the name `what`.
+    """
+    sizes = sizes or [1] * len(items)
+    with Progress("evaluate", sum(sizes), unit, run=what) as progress:
+        results = _results_here(worker, arguments, items) if flags.num_workers == 0 else _results_on_ray(worker, arguments, items, flags, device)
+        return list(counted(results, progress, sizes))
+
+
+def _results_here(worker: type, arguments: Sequence[Any], items: Sequence[Any]) -> Iterator[Any]:
+    here = worker(*arguments)
+    yield from map(here.run, items)
+
+
+def _results_on_ray(worker: type, arguments: Sequence[Any], items: Sequence[Any], flags: EvaluateFlags, device: str) -> Iterator[Any]:
     import ray
     from ray.util import ActorPool
 
@@ -161,19 +174,7 @@ def map_work(
     count = min(flags.num_workers, len(items), room if "num_gpus" in request else len(items))
     remote = ray.remote(**request)(worker)
     pool = ActorPool([remote.remote(*arguments) for _ in range(count)])
-    return _counted(pool.map(lambda actor, item: actor.run.remote(item), items), len(items), label)
-
-
-def _counted(results: Iterable[Any], total: int, label: str) -> list[Any]:
-    """The results as a list, with a progress line about every five seconds."""
-    kept: list[Any] = []
-    said = time.monotonic()
-    for result in results:
-        kept.append(result)
-        if time.monotonic() - said > 5 or len(kept) == total:
-            said = time.monotonic()
-            print(f"evaluate: {label} {len(kept)} of {total}", file=sys.stderr)
-    return kept
+    yield from pool.map(lambda actor, item: actor.run.remote(item), items)
 
 
 def draw_pictures(items: list[tuple[Any, Any, str]], path: Path, wanted: int, columns: int) -> list[Path]:

@@ -44,7 +44,7 @@ def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
     )
     samples = [
         sample
-        for part in map_work(Sampler, arguments, batches, flags, f"batches of {BATCH} samples")
+        for part in map_work(Sampler, arguments, batches, flags, "sample", "samples", [len(b["prompts"]) for b in batches])
         for sample in part
     ]
     return score(flags, info, train, held, samples)
@@ -193,7 +193,7 @@ def score(
     parts = [wanted[k : k + BATCH] for k in range(0, len(wanted), BATCH)]
     library = [points(cloud) for cloud in train["eval_surface"]]
     nearest = [
-        pair for part in map_work(Searcher, (library,), parts, flags, f"batches of {BATCH} searched", "cpu") for pair in part
+        pair for part in map_work(Searcher, (library,), parts, flags, "search", "shapes", [len(p) for p in parts], "cpu") for pair in part
     ]
     for sample, (index, distance) in zip(solid, nearest, strict=False):
         sample |= {"nearest": train["id"][index], "nearest_family": train["category"][index], "chamfer": distance}

@@ -52,7 +52,7 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
         for k in range(len(codes_BS))
     ]
     arguments = (str(export), flags.resolution, flags.coarse, flags.num_queries, flags.seed)
-    results = map_work(Reconstructor, arguments, items, flags, "objects reconstructed")
+    results = map_work(Reconstructor, arguments, items, flags, "reconstruct", "objects")
     objects = [result["scores"] for result in results]
     summary = summarise(objects)
     pictures = [picture for result in results for picture in result["pictures"]]

@@ -32,11 +32,11 @@ from g3pt.sampling import SampleConfig
 from pipelines.errors import UsageError, bad_input, one_line
 from pipelines.flags import DryRun, OnRay
 from pipelines.notes import working_in
+from pipelines.progress import Progress
 
 BATCH = 8  # samples that pass through the model together
 COARSE_CELLS = 32  # of the first grid of the iso-surface: the resolution is this times a power of two
 MAX_NUM = 100_000
-PROGRESS_EVERY_S = 2.0
 MANIFEST = pa.schema(
     [("sample", pa.string()), ("id", pa.string()), ("text", pa.string()), ("image", pa.string()), ("seed", pa.int64())]
     + [("cfg", pa.float64()), ("cfg_schedule", pa.string()), ("top_k", pa.int64()), ("top_p", pa.float64())]
@@ -302,11 +302,22 @@ def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: 
         return
     model = str(Path(config.model).resolve())
     arguments = (dataclasses.asdict(config) | {"output": str(output), "model": model}, model_hash)
-    if not use_ray:
-        maker = SampleMaker(*arguments)
-        for batch in batches(todo, BATCH):
-            maker.make(batch)
-        return
+    with Progress("generate", len(todo), "samples") as progress:
+        tokens = sum(read_export_config(model)["tokenizer"]["scales"])
+        done = failed = 0
+        for row in _made_on_ray(config, todo, arguments) if use_ray else _made_here(todo, arguments):
+            done, failed = done + int(row["made"]), failed + int(row["failed"])
+            progress.show(done, failed=failed, **({"tokens_per_s": progress.rate * tokens} if progress.rate else {}))
+
+
+def _made_here(todo: list[Sample], arguments: tuple[dict[str, Any], str]) -> Iterator[dict[str, int]]:
+    """Counts of each batch, made in this process."""
+    maker = SampleMaker(*arguments)
+    yield from (maker.make(batch) for batch in batches(todo, BATCH))
+
+
+def _made_on_ray(config: GenerateConfig, todo: list[Sample], arguments: tuple[dict[str, Any], str]) -> Iterator[dict[str, int]]:
+    """Counts of each batch, made by actors that hold the model."""
     import ray
 
     from pipelines import cluster
@@ -322,16 +333,7 @@ def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: 
     made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         SampleMaker, fn_constructor_args=arguments, batch_size=1, compute=ray.data.ActorPoolStrategy(size=workers), **request
     )
-    _report_progress(made.iter_rows(), len(todo))
-
-
-def _report_progress(rows: Iterator[dict[str, Any]], total: int) -> None:
-    done, shown = 0, time.perf_counter()
-    for row in rows:
-        done += int(row["made"])
-        if time.perf_counter() - shown > PROGRESS_EVERY_S:
-            print(f"generate: {done} of {total}", file=sys.stderr)
-            shown = time.perf_counter()
+    yield from made.iter_rows()
 
 
 def batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
@@ -361,12 +363,12 @@ class SampleMaker:
         self.model = G3PT.from_pretrained(self.config.model).to(torch_device())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Ray Data's interface: {'samples': JSON lists} -> {'made': counts}."""
-        made = [self.make([Sample(**s) for s in json.loads(text)]) for text in batch["samples"]]
-        return {"made": made}
+        """Ray Data's interface: {'samples': JSON lists} -> {'made': counts, 'failed': counts}."""
+        counts = [self.make([Sample(**s) for s in json.loads(text)]) for text in batch["samples"]]
+        return {name: [count[name] for count in counts] for name in ("made", "failed")}
 
-    def make(self, samples: list[Sample]) -> int:
-        """Make one batch; how many samples have a record now."""
+    def make(self, samples: list[Sample]) -> dict[str, int]:
+        """Make one batch; how many samples have a record now, and how many of those say that it failed."""
         import torch
 
         started, encoded, kept = time.perf_counter(), [], []
@@ -384,7 +386,8 @@ class SampleMaker:
             seconds = time.perf_counter() - started
             for sample, codes_S in zip(kept, codes_BS, strict=True):
                 self._decode(sample, codes_S, seconds / len(kept))
-        return len(samples)
+        failed = [s for s in samples if (read_record(self.output, s) or {}).get("status") != "ok"]
+        return {"made": len(samples), "failed": len(failed)}
 
     def _decode(self, sample: Sample, codes_S: Any, sampling_seconds: float) -> None:
         """Codes to the sample's mesh file and record."""

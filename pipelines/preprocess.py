@@ -31,6 +31,7 @@ from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
 from pipelines.flags import DryRun, OnRay
 from pipelines.notes import working_in
+from pipelines.progress import Progress
 from pipelines.sandbox import Sandbox
 from pipelines.sources import SourceObject, inputs_hash, list_objects
 
@@ -38,7 +39,6 @@ CODE_VERSION = 1  # raise it when a change of geometry or sampling changes a row
 OBJECTS_PER_SHARD = 16
 MAX_SHARDS = 1024
 REJECTED_REASONS = ("no-faces", "zero-extent", "non-finite", "too-large", "external-uri")
-PROGRESS_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -489,39 +489,15 @@ def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) 
         for ending in ("json", "parquet"):
             (folder / f"{records.shard_name(index)}.{ending}").unlink(missing_ok=True)
     shards = dict(plan.current)
-    progress = Progress(sum(len(task.objects) for task in plan.tasks))
-    for done in run_shards(plan.tasks, config) if plan.tasks else ():
-        shards[done["index"]] = done["sidecar"]
-        progress.add(done["sidecar"])
+    if not plan.tasks:
+        return shards
+    with Progress("preprocess", sum(len(task.objects) for task in plan.tasks), "objects") as progress:
+        done = failed = 0
+        for finished in run_shards(plan.tasks, config):
+            sidecar = shards[finished["index"]] = finished["sidecar"]
+            done, failed = done + sidecar["rows"], failed + sum(sidecar["failures"].values())
+            progress.show(done, failed=failed)
     return shards
-
-
-class Progress:
-    """One line every few seconds: objects done, objects per second, failures so far, time left."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.failures = total, 0, Counter[str]()
-        self.started = self.said = time.monotonic()
-        self.first: tuple[int, float] | None = (
-            None  # objects and time of the first shard: before it, workers were starting
-        )
-
-    def add(self, sidecar: dict[str, Any]) -> None:
-        """Count a finished shard and say so if it is time."""
-        self.done += sidecar["rows"]
-        self.failures.update(sidecar["failures"])
-        self.first = self.first or (self.done, time.monotonic())
-        if self.done == self.total or time.monotonic() - self.said >= PROGRESS_EVERY_S:
-            self.said = time.monotonic()
-            print(f"  {self.line(self.said)}", flush=True)
-
-    def line(self, now: float) -> str:
-        """The progress at a time of the monotonic clock. The rate leaves out the workers' start, once that is possible."""
-        counted, since = self.first if self.first and self.first[0] < self.done else (0, self.started)
-        rate = (self.done - counted) / max(now - since, 1e-9)
-        left = (self.total - self.done) / rate if rate else 0.0
-        failed = f"{sum(self.failures.values())} failures" + (f" ({_counted(self.failures)})" if self.failures else "")
-        return f"{self.done}/{self.total} objects, {rate:.1f} objects/s, {failed}, about {left:.0f} s left"
 
 
 def _counted(counts: dict[str, int]) -> str:

@@ -10,8 +10,9 @@ Shapes: B batch, P surface points, S tokens of all scales.
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from g3pt.checkpoint import export_hash, read_export_config
 from g3pt.config import CVQConfig, from_dict
 from g3pt.records import DatasetInfo
 from pipelines.errors import bad_input
+from pipelines.progress import Progress
 
 ENCODE_BATCH = 16
 READS = ("num_encode_points", "num_sharp_points")  # of an object, when it is encoded
@@ -47,14 +49,26 @@ def encode_dataset(
         kind = tokens_kind(tokenizer)
         check_points(info, from_dict(CVQConfig, read_export_config(tokenizer)["model"]))
     todo = [index for index in sorted(info.shards) if not records.derived_is_current(info, kind, index)]
-    print(f"tokens: {len(info.shards) - len(todo)} of {len(info.shards)} shards finished before, {len(todo)} to do", file=sys.stderr)
-    if todo and use_ray:
-        _encode_with_ray(info, tokenizer, todo, num_workers, ray_address, device)
-    elif todo:
-        encoder = ShardEncoder(str(info.path), str(tokenizer))
-        for index in todo:
-            encoder.encode(index)
+    before = len(info.shards) - len(todo)
+    print(f"tokens: {len(info.shards)} shards, {before} encoded before, {len(todo)} to do", file=sys.stderr)
+    if todo:
+        with Progress("tokens", sum(_num_ok(info, index) for index in todo), "objects") as progress:
+            done = 0
+            for count in _encoded(info, tokenizer, todo, num_workers, ray_address, device) if use_ray else _encoded_here(info, tokenizer, todo):
+                done += count
+                progress.show(done)
     return kind
+
+
+def _num_ok(info: DatasetInfo, index: int) -> int:
+    """Objects of a shard that have codes, from its sidecar."""
+    return json.loads((info.path / f"{records.shard_name(index)}.json").read_text())["counts"].get("ok", 0)
+
+
+def _encoded_here(info: DatasetInfo, tokenizer: str | Path, todo: list[int]) -> Iterator[int]:
+    """Objects of each shard, encoded in this process."""
+    encoder = ShardEncoder(str(info.path), str(tokenizer))
+    yield from map(encoder.encode, todo)
 
 
 def check_points(info: DatasetInfo, config: CVQConfig, *, names: Sequence[str] = READS, reader: str = "the tokenizer") -> None:
@@ -65,9 +79,8 @@ def check_points(info: DatasetInfo, config: CVQConfig, *, names: Sequence[str] =
             raise ValueError(f"{reader} reads {name} = {getattr(config, name)}, dataset {info.path} stores {stored} per object")
 
 
-def _encode_with_ray(
-    info: DatasetInfo, tokenizer: str | Path, todo: list[int], num_workers: int, ray_address: str | None, device: str
-) -> None:
+def _encoded(info: DatasetInfo, tokenizer: str | Path, todo: list[int], num_workers: int, ray_address: str | None, device: str) -> Iterator[int]:
+    """Objects of each shard, encoded on Ray, as they are done."""
     import ray
 
     from pipelines import cluster
@@ -85,8 +98,7 @@ def _encode_with_ray(
         compute=ray.data.ActorPoolStrategy(size=workers),
         **request,
     )
-    total = sum(int(row["objects"]) for row in done.iter_rows())
-    print(f"tokens: {total} objects encoded", file=sys.stderr)
+    yield from (int(row["objects"]) for row in done.iter_rows())
 
 
 class ShardEncoder:

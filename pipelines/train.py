@@ -24,6 +24,7 @@ from typing import IO, Any
 from pipelines import cluster
 from pipelines.errors import UsageError
 from pipelines.notes import working_in
+from pipelines.progress import Progress, say
 from pipelines.runs import Ledger, Periodic, Record, RunSpec
 from pipelines.tracking import Mirror, Tracking, best_effort, tracking_uri, without_login
 
@@ -88,33 +89,54 @@ def is_finished(run_dir: Path) -> bool:
     return (run_dir / "_SUCCESS").exists()
 
 
-class Progress(Periodic):
-    """Prints a line for each new record of a run's ledger, on the driver: what workers print stays in Ray's own logs."""
+class Follower(Periodic):
+    """Shows the newest record of a run's ledger, on the driver: what workers print stays in Ray's own logs."""
 
-    def __init__(self, spec: RunSpec, ledger: Ledger) -> None:
+    def __init__(self, spec: RunSpec, run_dir: Path) -> None:
         super().__init__(self.show)
-        self.name, self.ledger = spec.name, ledger
-        train = spec.config["train"]
-        self.last_step = train["steps"] * train["batch_size"]
-        self.shown_to = ledger.last_step() or 0.0
+        train, self.ledger = spec.config["train"], Ledger(run_dir / "metrics.jsonl")
+        self.progress = Progress("train", train["steps"] * train["batch_size"], "samples", run=spec.name, done=checkpointed(run_dir))
+        self.tokens_per_sample = tokens_per_sample(spec)
+        self.shown = self.ledger.last_step()
+
+    def __enter__(self) -> "Follower":
+        self.progress.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self.progress.__exit__(*raised)
 
     def show(self) -> None:
-        """One line a person can follow, for the newest record."""
-        for record in [r for r in self.ledger.read() if r["step"] > self.shown_to][-1:]:
-            self.shown_to = record["step"]
-            names = ("loss", "ce", "val_iou", "val_ce", "samples_per_second")
-            numbers = ", ".join(f"{name} {record[name]:.4g}" for name in names if name in record)
-            left_s = (self.last_step - record["step"]) / record["samples_per_second"] if "samples_per_second" in record else 0.0
-            print(f"  {self.name}: {100 * record['step'] / self.last_step:3.0f}%, {numbers}, about {left_s:.0f} s left", file=sys.stderr, flush=True)
+        """Tell the newest record, once."""
+        for record in [r for r in self.ledger.read()[-1:] if r["step"] != self.shown]:
+            self.shown, rate = record["step"], record.get("samples_per_second")
+            numbers = {name: record[name] for name in ("loss", "val_iou", "val_ce") if name in record}
+            if rate and self.tokens_per_sample:
+                numbers["tokens_per_s"] = rate * self.tokens_per_sample
+            self.progress.show(int(record["step"]), rate=rate, **numbers)
+
+
+def tokens_per_sample(spec: RunSpec) -> int:
+    """Tokens of an object that a generator is trained on; 0 for a tokenizer."""
+    from g3pt.checkpoint import read_export_config
+
+    return sum(read_export_config(spec.paths["tokenizer"])["model"]["scales"]) if "tokenizer" in spec.paths else 0
+
+
+def checkpointed(run_dir: Path) -> int:
+    """Samples seen at the newest checkpoint, 0 without one."""
+    known = checkpoints(run_dir / "checkpoints")
+    return int(known[0].stem.rpartition("-")[2]) if known else 0
 
 
 @contextlib.contextmanager
 def tracked(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None) -> Iterator[str | None]:
     """Inside the block the ledger is followed: as lines for people, and as the run's MLflow run, whose id (or None) is given."""
-    known = checkpoints(run_dir / "checkpoints")
-    if known:
-        print(f"  {spec.name}: resumes from checkpoint {known[0].name}", file=sys.stderr, flush=True)
-    with Progress(spec, Ledger(run_dir / "metrics.jsonl")), _mirrored(spec, run_dir, output, parent) as run_id:
+    if checkpointed(run_dir):
+        say(f"  {spec.name}: resumes from its checkpoint at {checkpointed(run_dir)} samples")
+    with Follower(spec, run_dir), _mirrored(spec, run_dir, output, parent) as run_id:
         yield run_id
 
 

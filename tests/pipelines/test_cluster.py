@@ -53,7 +53,7 @@ def test_evaluation_puts_its_actors_where_there_is_room(
     monkeypatch.setattr("ray.remote", lambda **options: asked.append(options) or (lambda _: actor))
     monkeypatch.setattr("ray.util.ActorPool", lambda actors: SimpleNamespace(map=lambda _, items: [(len(actors), item) for item in items]))
     flags = EvaluateFlags(model="run", data="data", output="found.json", num_workers=3)
-    assert map_work(object, (), list("abcde"), flags, "objects", device) == [(count, item) for item in "abcde"]
+    assert map_work(object, (), list("abcde"), flags, "count", "objects", device=device) == [(count, item) for item in "abcde"]
     assert asked == [request_]
 
 

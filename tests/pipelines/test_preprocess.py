@@ -358,18 +358,6 @@ def test_sizes_of_shards_follow_the_number_of_objects() -> None:
     assert [stage.default_num_shards(number) for number in (1, 16, 17, 584, 10**6)] == [1, 1, 2, 37, 1024]
 
 
-def test_progress_says_rate_failures_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = stage.Progress(20)
-    progress.add({"rows": 5, "failures": {"timeout": 1, "failed/corrupt": 2}})
-    failures = "3 failures (failed/corrupt 2, timeout 1)"
-    assert progress.line(progress.started + 10.0) == f"5/20 objects, 0.5 objects/s, {failures}, about 30 s left"
-    progress.add({"rows": 5, "failures": {}})
-    progress.first = (5, progress.started + 100.0)  # the workers took their time to start
-    assert progress.line(progress.started + 102.0) == f"10/20 objects, 2.5 objects/s, {failures}, about 4 s left"
-    progress.add({"rows": 10, "failures": {}})
-    assert "20/20 objects" in capsys.readouterr().out
-
-
 @pytest.mark.slow
 @pytest.mark.skipif("G3PT_MESHES" not in os.environ, reason="G3PT_MESHES names no folder of real meshes")
 def test_hostile_files_are_refused_or_converted_and_nothing_stops_the_batch(tmp_path: Path) -> None:
