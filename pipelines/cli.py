@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from pipelines.errors import UsageError, one_line
+from pipelines.errors import NotWell, UsageError, one_line
 from pipelines.help import complaint, help_text
 
 Flags = TypeVar("Flags")
@@ -39,12 +39,14 @@ def main(
     `example` is a command line that --help shows; `keep_stdout` is for commands whose product is what they print. The docstring of `flags_class` is the command's description.
     """
     flags = parse(flags_class, example=example, args=args)
-    result = None
+    result, code = None, 0
     try:
         with stdout_to_stderr(enabled=not (keep_stdout or getattr(flags, "dry_run", False))):
             result = run(flags)
     except UsageError as error:
         die(usage_message(error))
+    except NotWell:
+        code = EXIT_FAILED
     except KeyboardInterrupt:
         print(f"interrupted; the same command resumes: {this_command()}", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
@@ -60,7 +62,7 @@ def main(
         sys.stdout.flush()
     except BrokenPipeError:
         leave_quietly()
-    raise SystemExit(0)
+    raise SystemExit(code)
 
 
 def leave_quietly() -> NoReturn:

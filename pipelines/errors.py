@@ -12,6 +12,10 @@ class UsageError(Exception):
     """Bad flags or bad input: the message is one clear line for the person who typed the command."""
 
 
+class NotWell(Exception):
+    """What a command was asked to look at is not as it should be, and it has said so: exit code 1 without another word."""
+
+
 @contextmanager
 def bad_input(prefix: str = "") -> Iterator[None]:
     """Re-raise ValueError and FileNotFoundError from the block as UsageError; wrap only checks of input in it."""

@@ -8,6 +8,8 @@ Ours: an interrupted command (Ctrl-C, a kill) leaves no failure: its output is m
 
 import contextlib
 import json
+import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +28,7 @@ def working_in(folder: str | Path, *, total: int | None = None, unit: str = "obj
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     note = {"command": this_command(), "working_dir": str(Path.cwd()), "started": time.time(), "total": total, "unit": unit}
+    note |= {"host": socket.gethostname(), "pid": os.getpid()}  # whether somebody still works there
     write_json(folder / COMMAND_FILE, note | ({"flags": dict(flags)} if flags else {}))
     (folder / FAILURE_FILE).unlink(missing_ok=True)
     try:
@@ -42,6 +45,6 @@ def read_note(folder: str | Path, name: str) -> dict[str, Any] | None:
     """`command.json` or `failure.json` of a folder; None if it is missing or unreadable."""
     try:
         found = json.loads((Path(folder) / name).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last for a file of a thousand brackets
         return None
     return found if isinstance(found, dict) else None
