@@ -2,7 +2,8 @@
 
 How: the export's kind chooses. The work per object or per batch of samples is a plain class with one method
 (`pipelines.evaluate_cvq`, `pipelines.evaluate_car`), called in this process or, with `--num-workers`, in Ray actors; the results are
-the same. The JSON holds the protocol (box, points, thresholds, mean or sum, seeds) beside the numbers; pictures lie beside it.
+the same. The JSON holds the protocol (box, points, thresholds, mean or sum, seeds) beside the numbers; pictures lie beside it, and
+the pictured objects themselves in STEM.meshes (`pipelines.gallery`).
 """
 
 import json
@@ -53,7 +54,7 @@ class EvaluateFlags(DryRun, OnRay, OnData):
     temperature: float | None = None
     """generator: below 1 sharpens, above 1 flattens the choice; default the sampler's"""
     num_pictures: int = 12
-    """objects in the contact sheet; 0 for none"""
+    """objects in the contact sheet and in STEM.meshes beside the JSON; 0 for none"""
     num_workers: int = 0
     """Ray actors at work; 0 works in this process"""
 
@@ -87,6 +88,8 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         return None
     from g3pt.checkpoint import export_hash, find_export, read_export_config
     from g3pt.records import open_dataset
+    from pipelines.environment import environment
+    from pipelines.gallery import folder_of, write_gallery
 
     output = Path(absolute(flags.output))
     if "://" in flags.output:
@@ -115,8 +118,10 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         "metrics": found["metrics"],
         "objects": found["objects"],
         **({"image_objects": found["image_objects"]} if found.get("image_objects") else {}),
+        "environment": environment(),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
+    report["gallery"] = write_gallery(found["gallery"], folder_of(output))
     pictures = draw_pictures(found["pictures"], output.with_suffix(".png"), flags.num_pictures, found["columns"])
     write_report(output, report)
     print_table(found["table"])
@@ -125,12 +130,15 @@ def evaluate(flags: EvaluateFlags) -> str | None:
 
 
 def is_current(output: Path, identity: dict[str, Any]) -> bool:
-    """Whether `output` holds the evaluation of this very model, dataset and flags."""
+    """Whether `output` holds the evaluation of this very model, dataset and flags, and its gallery is there."""
+    from pipelines.gallery import is_whole
+
     try:
         found = json.loads(output.read_text())
     except (FileNotFoundError, ValueError):
         return False
-    return isinstance(found, dict) and all(found.get(name) == value for name, value in identity.items())
+    same = isinstance(found, dict) and all(found.get(name) == value for name, value in identity.items())
+    return same and is_whole(output, found.get("gallery") or [])
 
 
 def _stage(kind: str) -> Callable[..., dict[str, Any]]:

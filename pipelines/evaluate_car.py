@@ -221,9 +221,20 @@ def score(
         "objects": objects,
         "image_objects": pictured,
         "pictures": pictures,
+        "gallery": gallery(samples),
         "columns": 4,
         "table": table(summary),
     }
+
+
+def gallery(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pictured samples from text: `object` is the row of `objects` that tells prompt, seed and verdict."""
+    prompted = [sample for sample in samples if "pictured" not in sample]
+    return [
+        {"id": f"sample-s{sample['seed']}", "object": k, "status": sample["status"], "mesh": sample["mesh"]}
+        for k, sample in enumerate(prompted)
+        if sample["mesh"] is not None
+    ]
 
 
 def points(cloud: np.ndarray) -> np.ndarray:

@@ -15,9 +15,11 @@ from g3pt import metrics, records
 from g3pt.records import DatasetInfo
 from pipelines.tokens import check_points, encode, encoded_columns
 
+CREDITS = ("license", "author", "attribution_url", "source_url")
 COLUMNS = (
     "id",
     "caption",
+    *CREDITS,
     "surface",
     "eval_surface",
     "near_points",
@@ -55,12 +57,13 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
     results = map_work(Reconstructor, arguments, items, flags, "reconstruct", "objects")
     objects = [result["scores"] for result in results]
     summary = summarise(objects)
-    pictures = [picture for result in results for picture in result["pictures"]]
+    pictured_objects = [result["pictured"] for result in results if result["pictured"]]
     return {
         "protocol": protocol(flags, info, model.config.scales),
         "metrics": summary,
         "objects": objects,
-        "pictures": pictures,
+        "pictures": [picture for item in pictured_objects for picture in sheet_pair(item)],
+        "gallery": pictured_objects,
         "columns": 4,
         "table": table(summary, len(objects)),
     }
@@ -84,7 +87,7 @@ class Reconstructor:
         self.resolution, self.coarse, self.num_queries, self.seed = resolution, coarse, num_queries, seed
 
     def run(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Scores of one object, and its input and reconstruction for the pictures."""
+        """Scores of one object and, where it is pictured, its input and reconstruction."""
         import torch
 
         with torch.inference_mode():
@@ -110,13 +113,11 @@ class Reconstructor:
         ]
         vertices, faces, status = mesh_or_status(self.model, latents, self.resolution, self.coarse)
         scores |= {"status": status} | self._surface_scores(vertices, faces, row, random)
-        pictures = []
+        pictured = None
         if item["picture"]:
-            pictures = [
-                (*cloud_mesh(row["eval_surface"]), f"input {row['caption'][:40]}"),
-                (vertices, faces, f"IoU {scores['iou_volume']:.3f}"),
-            ]
-        return {"scores": scores, "pictures": pictures}
+            told = {name: row[name] for name in ("id", "caption", *CREDITS)} | {name: scores[name] for name in ("iou_volume", "iou_near", "status")}
+            pictured = told | {"cloud": row["eval_surface"], "mesh": (vertices, faces)}
+        return {"scores": scores, "pictured": pictured}
 
     def _queries(self, row: dict[str, Any], kind: str, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         points, inside = row[f"{kind}_points"], records.unpack_occupancy(row[f"{kind}_occupancy"])
@@ -162,6 +163,11 @@ def mesh_or_status(tokenizer: Any, latents: Any, resolution: int, coarse: int) -
         return (*decoding.decode_mesh(tokenizer, latents, resolution, coarse), "ok")
     except (EmptyField, FullField) as error:
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64), error.status
+
+
+def sheet_pair(item: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray, str]]:
+    """A pictured object's two places in the contact sheet: its input and its reconstruction."""
+    return [(*cloud_mesh(item["cloud"]), f"input {item['caption'][:40]}"), (*item["mesh"], f"IoU {item['iou_volume']:.3f}")]
 
 
 def cloud_mesh(surface_P6: np.ndarray, num_points: int = 4096, size: float = 0.04) -> tuple[np.ndarray, np.ndarray]:

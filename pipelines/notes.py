@@ -1,8 +1,9 @@
 """What a command leaves beside its output for those who come later: how it was started, and why it failed.
 
-How: a stage wraps its work in `working_in(folder)`. At the start `command.json` says which command line works there and on how
-much; `failure.json` is written when the work raises and goes when the same work starts again or succeeds. Both are notes: no
-result depends on them, nothing is hashed with them. `jobs/status.py` and the reports read them.
+How: a stage wraps its work in `working_in(folder)`. At the start `command.json` says which command line works there, on how
+much, and with which versions and hardware (`pipelines.environment`); `failure.json` is written when the work raises and goes when
+the same work starts again or succeeds. Both are notes: no result depends on them, nothing is hashed with them. `jobs/status.py`
+and the reports read them.
 Ours: an interrupted command (Ctrl-C, a kill) leaves no failure: its output is merely not finished.
 """
 
@@ -23,12 +24,14 @@ def working_in(folder: str | Path, *, total: int | None = None, unit: str = "obj
     """Around a stage's work in `folder` (made if missing); `total` is all there is to do in `unit`s, finished ones counted."""
     from g3pt.checkpoint import write_json
     from pipelines.cli import this_command
+    from pipelines.environment import environment
     from pipelines.errors import UsageError, one_line
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     note = {"command": this_command(), "working_dir": str(Path.cwd()), "started": time.time(), "total": total, "unit": unit}
     note |= {"host": socket.gethostname(), "pid": os.getpid()}  # whether somebody still works there
+    note |= {"environment": environment()}
     write_json(folder / COMMAND_FILE, note | ({"flags": dict(flags)} if flags else {}))
     (folder / FAILURE_FILE).unlink(missing_ok=True)
     try:

@@ -1,0 +1,75 @@
+"""The pictured objects of an evaluation on disk: STEM.meshes/ beside STEM.json, for reports and for anyone with a mesh viewer.
+
+How: meshes are .glb; a cloud (the input of a reconstruction: surface points with normals) is a binary little-endian .ply with float
+x y z nx ny nz. The folder is written under another name and renamed, so it is whole or absent, and the evaluation's JSON, written
+after it, lists its files under "gallery". Names are made from a counter and the safe letters of the object's id.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_CLOUD_HEADER = "ply\nformat binary_little_endian 1.0\nelement vertex {}\n" + "".join(f"property float {n}\n" for n in ("x", "y", "z", "nx", "ny", "nz")) + "end_header\n"
+
+
+def folder_of(output: Path) -> Path:
+    """Where the gallery of the evaluation `output` (STEM.json) lies."""
+    return output.with_suffix(".meshes")
+
+
+def write_gallery(items: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Write each item's `cloud` (P, 6) and `mesh` (vertices, faces), where it has them; the items as JSON, with file names instead.
+
+    What was in `folder` goes. No items: no folder.
+    """
+    from g3pt.geometry.isosurface import write_mesh
+
+    shutil.rmtree(folder, ignore_errors=True)
+    if not items:
+        return []
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    listed = []
+    for number, item in enumerate(items):
+        entry = {name: value for name, value in item.items() if name not in ("cloud", "mesh")} | {"cloud": None, "mesh": None}
+        stem = f"{number:03d}-{_safe(str(item.get('id', '')))}"
+        if item.get("cloud") is not None:
+            entry["cloud"] = f"{stem}-input.ply"
+            (temporary / entry["cloud"]).write_bytes(encode_cloud(item["cloud"]))
+        if item.get("mesh") is not None and len(item["mesh"][1]):
+            entry["mesh"] = f"{stem}.glb"
+            write_mesh(temporary / entry["mesh"], *item["mesh"])
+        listed.append(entry)
+    os.replace(temporary, folder)
+    return listed
+
+
+def is_whole(output: Path, listed: Sequence[dict[str, Any]]) -> bool:
+    """Whether every file that the evaluation's JSON lists is there."""
+    return all((folder_of(output) / entry[kind]).is_file() for entry in listed for kind in ("cloud", "mesh") if entry[kind])
+
+
+def encode_cloud(points_P6: np.ndarray) -> bytes:
+    """Points and normals as a binary PLY."""
+    return _CLOUD_HEADER.format(len(points_P6)).encode("ascii") + np.ascontiguousarray(points_P6, "<f4").tobytes()
+
+
+def decode_cloud(data: bytes) -> np.ndarray:
+    """The inverse of `encode_cloud`: float32 (P, 6). ValueError for any other PLY."""
+    header, end, rest = data.partition(b"end_header\n")
+    count = re.search(rb"element vertex (\d{1,9})\n", header)
+    if not end or count is None or header + end != _CLOUD_HEADER.format(int(count[1])).encode("ascii") or len(rest) != 24 * int(count[1]):
+        raise ValueError("not a cloud that this program wrote")
+    return np.frombuffer(rest, "<f4").reshape(-1, 6).astype(np.float32)
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_")[:60] or "object"

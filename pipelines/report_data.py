@@ -1,0 +1,224 @@
+"""Sections about data: a dataset (counts, failures, licences, some objects to turn) and generated meshes beside their prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from markupsafe import Markup
+
+from pipelines.report_html import Page, bar, card, cards, columns, command, facts, join, paragraph, table, text, warning
+from pipelines.report_machine import note_command
+from pipelines.report_meshes import cloud_object, inside, mesh_object, read_mesh
+from pipelines.report_values import Source, Unreadable, read_json, read_parquet
+
+SHOWN_OBJECTS, SAMPLED_SHARDS, COUNTED_SHARDS, MAX_CATEGORIES = 12, 6, 200, 20
+SHOWN_SAMPLES, LISTED_SAMPLES = 24, 200
+LIGHT = ("id", "status", "split", "category", "caption", "license", "author", "attribution_url", "source_url")
+
+
+# ------------------------------------------------------------------------------------------------------------ dataset
+
+
+def dataset(page: Page, folder: Path) -> None:
+    """A dataset, finished or not."""
+    from g3pt.records import open_dataset
+
+    note = note_command(page, folder, "the dataset")
+    if not (folder / "dataset.json").is_file():
+        page.add(f"Dataset {folder.name}", *_unfinished(folder, note, "shard-*.json", "shards"))
+        return
+    source = read_json(folder / "dataset.json", page.root)
+    try:
+        info = open_dataset(folder)
+    except ValueError as error:
+        raise Unreadable(str(error)) from error
+    total = sum(info.counts.values())
+    page.tile(source.number("counts", "ok", spec=",d"), "objects in the dataset", _failed_note(source, total))
+    settings = source.at("config")
+    page.add(
+        f"Dataset {folder.name}",
+        facts(
+            [
+                *((f"{split} objects", source.number("splits", split, spec=",d")) for split in info.splits),
+                ("Shards", source.number("num_shards", spec=",d")),
+                ("Cells a side of the solids", settings.number("convert", "resolution", spec="d")),
+                ("Surface points an object", source.number("record", "num_surface", spec=",d")),
+                ("Query points of each kind", source.number("record", "num_queries", spec=",d")),
+                ("Views an object", source.number("record", "num_views", spec="d")),
+                ("Fingerprint", text(info.fingerprint[:16])),
+            ]
+        ),
+        _objects(page, info),
+        columns(_counts(source, "counts", "Objects by status", total), _counts(source, "failures", "Why objects failed", total), *_kinds(info)),
+    )
+
+
+def _unfinished(folder: Path, note: Source | None, parts: str, unit: str) -> Iterator[Markup]:
+    """What stands in a folder whose work is not done."""
+    yield warning(f"Not finished: {sum(1 for _ in folder.glob(parts))} {unit} are there.")
+    failure = failure_line(folder)
+    if failure:
+        yield failure
+    if note is not None:
+        yield paragraph("The same command goes on:")
+        yield command(str(note.get("command", default="")))
+
+
+def failure_line(folder: Path) -> Markup | None:
+    """Why the work in `folder` failed, if it noted that."""
+    from pipelines.notes import FAILURE_FILE, read_note
+
+    failure = read_note(folder, FAILURE_FILE)
+    return warning(f"Failed: {failure.get('error', 'no reason noted')}") if failure else None
+
+
+def _failed_note(source: Source, total: int) -> Markup | str:
+    failed = [name for name in source.get("counts", default={}) if name != "ok"]
+    if not failed:
+        return "none failed"
+    return Markup(", ").join(Markup("{} {}").format(source.number("counts", name, spec=",d"), name) for name in failed)
+
+
+def _counts(source: Source, key: str, title: str, total: int) -> Markup:
+    """A bar for each name in a mapping of counts."""
+    counts = source.get(key, default={})
+    rows = [bar(source.number(key, name, spec=",d"), count / max(total, 1), name) for name, count in sorted(counts.items(), key=lambda pair: -pair[1])]
+    return table((), rows[:MAX_CATEGORIES], title) if rows else Markup("")
+
+
+def _kinds(info: Any) -> Iterator[Markup]:
+    """Categories and licences of the ok objects, counted in at most COUNTED_SHARDS shards."""
+    chosen = spread(sorted(info.shards), COUNTED_SHARDS)
+    found: dict[str, Counter[str]] = {"category": Counter(), "license": Counter()}
+    for index in chosen:
+        columns_read = pq.read_table(info.shard_path(index), columns=["status", *found], use_threads=False)
+        ok = [status == "ok" for status in columns_read["status"].to_pylist()]
+        for name, counter in found.items():
+            counter.update(value or "not stated" for value, good in zip(columns_read[name].to_pylist(), ok, strict=True) if good)
+    where = "" if len(chosen) == len(info.shards) else f", counted in {len(chosen)} of {len(info.shards)} shards"
+    for name, title in (("category", "Categories"), ("license", "Licences")):
+        most = found[name].most_common(MAX_CATEGORIES)
+        rows = [bar(Markup("<span>{}</span>").format(f"{count:,d}"), count / most[0][1], value) for value, count in most]
+        more = len(found[name]) - len(most)
+        if rows:
+            yield table((), rows, f"{title} of ok objects{where}" + (f"; {more} more" if more else ""))
+
+
+def _objects(page: Page, info: Any) -> Markup:
+    """A handful of objects to turn, of different categories where there are some."""
+    shown = []
+    for row in sample_objects(info, SHOWN_OBJECTS):
+        page.credit(row)
+        name = row["caption"] or row["id"]
+        shown.append(card(page.view(row["shape"], name), text(name), Markup('<span class="soft">{}</span>').format(" · ".join(filter(None, (row["category"], row["split"], row["license"]))))))
+    what = "the stored solids" if info.config.keep_solid else "the stored surface points with their normals, drawn as small discs"
+    return join([paragraph(f"Some objects, {what}. Drag to turn; with the keyboard: arrow keys, + and −.", "soft"), cards(shown)]) if shown else Markup("")
+
+
+def sample_objects(info: Any, count: int) -> list[dict[str, Any]]:
+    """Up to `count` ok rows with a `shape` for the viewer, from a few row groups of a few shards, one category at a time."""
+    per_group = -(-count // min(SAMPLED_SHARDS, max(1, len(info.shards))))
+    seen: Counter[str] = Counter()
+    found: list[dict[str, Any]] = []
+    for index in spread(sorted(info.shards), SAMPLED_SHARDS):
+        if not info.shard_path(index).is_file():
+            continue
+        with pq.ParquetFile(info.shard_path(index)) as file:
+            for group in spread(range(file.num_row_groups), 2):
+                rows = [dict(row, place=k) for k, row in enumerate(file.read_row_group(group, columns=list(LIGHT), use_threads=False).to_pylist())]
+                chosen = _new_categories([row for row in rows if row["status"] == "ok"], seen, min(per_group, count - len(found)))
+                found += _with_shapes(file, group, chosen, info)
+    return found[:count]
+
+
+def _new_categories(rows: list[dict[str, Any]], seen: Counter[str], count: int) -> list[dict[str, Any]]:
+    """`count` rows, those first whose category was taken least often."""
+    chosen: list[dict[str, Any]] = []
+    rest = list(rows)
+    while rest and len(chosen) < count:
+        best = min(rest, key=lambda row: seen[row["category"]])
+        rest.remove(best)
+        seen[best["category"]] += 1
+        chosen.append(best)
+    return chosen
+
+
+def _with_shapes(file: pq.ParquetFile, group: int, rows: list[dict[str, Any]], info: Any) -> list[dict[str, Any]]:
+    from g3pt.records import column_values, decode_solid
+
+    if not rows:
+        return []
+    column = "solid" if info.config.keep_solid else "surface"
+    values = column_values(file.read_row_group(group, columns=[column], use_threads=False)[column].combine_chunks())
+    made = []
+    for row in rows:
+        value = values[row["place"]]
+        shape = mesh_object(*decode_solid(value), "data") if column == "solid" else cloud_object(value, "data")
+        made.append({**row, "shape": shape})
+    return made
+
+
+def spread(items: Any, count: int) -> list[Any]:
+    """At most `count` of the items, evenly spread, first and last among them."""
+    items = list(items)
+    if len(items) <= count:
+        return items
+    return [items[round(k * (len(items) - 1) / max(count - 1, 1))] for k in range(count)]
+
+
+# --------------------------------------------------------------------------------------------------------- generation
+
+
+def generation(page: Page, folder: Path) -> None:
+    """Generated meshes beside their prompts; failed samples as such."""
+    note = note_command(page, folder, "the generated meshes")
+    if not (folder / "manifest.parquet").is_file():
+        page.add(f"Generated meshes {folder.name}", *_unfinished(folder, note, "samples/*.json", "samples"))
+        return
+    manifest = read_parquet(folder / "manifest.parquet", page.root, LISTED_SAMPLES)
+    shown = [_sample(page, folder, manifest.at(k)) for k in range(min(len(manifest.value), SHOWN_SAMPLES))]
+    body = [paragraph("Each prompt with its seed, none left out. Drag to turn; with the keyboard: arrow keys, + and −.", "soft"), cards(shown)]
+    rest = range(SHOWN_SAMPLES, len(manifest.value))
+    if rest:
+        body.append(table(("prompt", "seed", "status", "faces"), [_row(manifest.at(k)) for k in rest], f"The next {len(rest)} samples"))
+    first = manifest.at(0)
+    body.append(
+        facts(
+            [
+                ("Model", text(Path(str(first.get("model", default=""))).name)),
+                ("Guidance", Markup("{} ({})").format(first.number("cfg", spec="g"), first.get("cfg_schedule", default=""))),
+                ("Temperature / top-k / top-p", Markup(" / ").join(first.number(name, spec="g") for name in ("temperature", "top_k", "top_p"))),
+                ("Cells a side of the surface", first.number("resolution", spec="d")),
+            ]
+        )
+    )
+    failure = failure_line(folder)
+    page.add(f"Generated meshes {folder.name}", *([failure] if failure else []), *body)
+
+
+def _prompt(row: Source) -> Markup:
+    words = " + ".join(filter(None, (row.get("text"), f"picture {row.get('image')}" if row.get("image") else "")))
+    return text(words or row.get("id", default="no prompt"))
+
+
+def _sample(page: Page, folder: Path, row: Source) -> Markup:
+    """A generated mesh to turn, or why there is none."""
+    shape, why_not = None, f"failed: {row.get('error', default='no reason noted')}"
+    if row.get("status") == "ok":
+        try:
+            file = inside(folder, str(row.get("file")))
+            why_not = f"{row.get('file')} is not there"
+            shape = mesh_object(*read_mesh(file), "model") if file else None
+        except ValueError as error:
+            why_not = str(error)
+    label = str(row.get("text") or row.get("id"))
+    details = Markup("seed {} · {} faces · {}").format(row.number("seed", spec="d"), row.number("faces", spec=",d"), row.number("seconds", spec=".1f", unit=" s"))
+    return card(page.view(shape, label, why_not=why_not), _prompt(row), details if shape else Markup("seed {} · failed").format(row.number("seed", spec="d")))
+
+
+def _row(row: Source) -> tuple[Any, ...]:
+    return _prompt(row), row.number("seed", spec="d"), text(row.get("status")), row.number("faces", spec=",d")

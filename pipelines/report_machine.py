@@ -1,0 +1,90 @@
+"""The end of every report: seconds per stage, versions and hardware, and whom the shown objects are owed to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from pipelines.report_html import Page, bar, facts, licence, link, paragraph, table, text
+from pipelines.report_values import NONE, Source, read_json
+
+
+def times(page: Page) -> None:
+    """seconds.json of a demo, as bars."""
+    file = page.root / "seconds.json"
+    if not file.is_file():
+        return
+    seconds = read_json(file, page.root)
+    stages = {name: value for name, value in seconds.value.items() if name != "all" and isinstance(value, (int, float))}
+    longest = max(stages.values(), default=1.0) or 1.0
+    rows = [bar(seconds.number(name, spec=".1f", unit=" s"), value / longest, name) for name, value in stages.items()]
+    if "all" in seconds.value:
+        rows.append((text("all"), seconds.number("all", spec=".1f", unit=" s")))
+        page.tile(seconds.number("all", spec=".0f", unit=" s"), "from shapes to this page", "all stages, see Time")
+    page.add("Time", paragraph("Wall time of each stage, over all starts of the command in this folder."), table((), rows, "Seconds per stage"))
+
+
+def note_environment(page: Page, source: Source, where: str) -> None:
+    """Remember the environment that a file of the run holds; equal ones are shown once."""
+    found = source.get("environment")
+    if isinstance(found, dict):
+        page.environments.setdefault(json.dumps(found, sort_keys=True), (source.at("environment"), []))[1].append(where)
+
+
+def note_command(page: Page, folder: Path, where: str) -> Source | None:
+    """`command.json` of a stage's folder, its environment remembered; None without one."""
+    from pipelines.notes import COMMAND_FILE
+    from pipelines.report_values import Unreadable
+
+    try:
+        found = read_json(folder / COMMAND_FILE, page.root)
+    except Unreadable:  # a note: no result depends on it
+        return None
+    note_environment(page, found, where)
+    return found
+
+
+def environments(page: Page) -> None:
+    """Versions, commit and hardware that the stages noted."""
+    if not page.environments:
+        page.add("Versions and hardware", paragraph("The stages noted none: they were made by an older version."))
+        return
+    parts = []
+    for source, names in page.environments.values():
+        packages = source.get("packages", default={})
+        shown = [(name, packages[name]) for name in ("torch", "ray", "mlflow", "g3pt") if packages.get(name)]
+        gpus = source.get("gpus", default=[])
+        parts += [
+            paragraph("Of " + ", ".join(dict.fromkeys(names)), "soft"),
+            facts(
+                [
+                    ("Python", text(source.get("python", default="unknown"))),
+                    *((name, text(version)) for name, version in shown),
+                    ("g3pt commit", text(source.get("git_commit", default="unknown"))),
+                    ("Processor", text(source.get("cpu", default="unknown"))),
+                    ("Cores", source.number("cores", spec="d")),
+                    ("Memory", _gibibytes(source)),
+                    ("GPU", text(", ".join(map(str, gpus)) or "none")),
+                ]
+            ),
+        ]
+    page.add("Versions and hardware", *parts)
+
+
+def _gibibytes(source: Source) -> Any:
+    value = source.get("memory_bytes")
+    return text(f"{value / 2**30:.1f} GiB") if isinstance(value, (int, float)) else NONE
+
+
+def credits(page: Page) -> None:
+    """Author, licence and origin of each object of the data that is shown."""
+    if not page.credits:
+        return
+    rows = []
+    for object_id, row in sorted(page.credits.items()):
+        addresses = [link(row[name]) for name in ("attribution_url", "source_url") if row[name]]
+        rows.append((text(object_id), text(row["author"] or "not stated"), licence(row["license"]), Markup("<br>").join(addresses) or NONE))
+    page.add("Credits", paragraph("The objects of the data that are shown above keep their own licences."), table(("object", "author", "licence", "source"), rows, "Shown objects"))

@@ -1,0 +1,102 @@
+"""Meshes and point clouds small enough to travel inside a page: few faces, 16-bit positions, base64.
+
+How: VTK decimates a mesh (quadric errors) and doubles the vertices along creases, so that the page's averaged normals are smooth
+on curved parts and sharp at edges. Positions are int16 steps of 1/32767 of the object's half extent around its centre, indices
+uint16; a cloud carries int8 normals and is drawn as discs whose radius follows from the points' spacing.
+Shapes: V vertices, F faces, P points.
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+Role = Literal["data", "model"]
+MAX_FACES, MAX_POINTS, MAX_FILE_BYTES = 4000, 3000, 512 * 2**20
+CREASE_DEGREES = 38.0
+
+
+def mesh_object(vertices_V3: np.ndarray, faces_F3: np.ndarray, role: Role, max_faces: int = MAX_FACES) -> dict[str, Any]:
+    """A mesh as the page's viewer reads it. ValueError for an empty one or one that is not finite."""
+    if not len(faces_F3) or not np.isfinite(vertices_V3).all():
+        raise ValueError(f"a mesh of {len(faces_F3)} faces that is empty or not finite")
+    vertices_V3, faces_F3 = _simplified(vertices_V3, faces_F3, max_faces)
+    return _packed(vertices_V3, role) | {"indices": _base64(faces_F3.astype("<u2"))}
+
+
+def cloud_object(points_P6: np.ndarray, role: Role, max_points: int = MAX_POINTS) -> dict[str, Any]:
+    """Surface points with normals (in no order: the first ones are a fair sample) as the page's viewer reads them."""
+    if not len(points_P6) or not np.isfinite(points_P6).all():
+        raise ValueError(f"a cloud of {len(points_P6)} points that is empty or not finite")
+    chosen_P6 = points_P6[:max_points].astype(np.float64)
+    normals_P3 = chosen_P6[:, 3:] / np.linalg.norm(chosen_P6[:, 3:], axis=1, keepdims=True).clip(1e-9)
+    return _packed(chosen_P6[:, :3], role) | {
+        "directions": _base64(np.round(normals_P3 * 127).astype("i1")),
+        "radius": round(disc_radius(chosen_P6[:, :3]), 5),
+    }
+
+
+def disc_radius(points_P3: np.ndarray) -> float:
+    """Discs of this radius just close the surface: 1.6 times the median distance to the third neighbour."""
+    from scipy.spatial import cKDTree
+
+    if len(points_P3) < 5:
+        return 0.05
+    distances, _ = cKDTree(points_P3).query(points_P3, k=4)
+    return float(1.6 * np.median(distances[:, 3]))
+
+
+def _simplified(vertices_V3: np.ndarray, faces_F3: np.ndarray, max_faces: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most about `max_faces` faces, vertices doubled along creases."""
+    import pyvista
+
+    mesh = pyvista.PolyData.from_regular_faces(np.asarray(vertices_V3, np.float32), np.asarray(faces_F3)).clean()
+    if mesh.n_cells > max_faces:
+        mesh = mesh.decimate(1 - max_faces / mesh.n_cells, volume_preservation=True)
+    mesh = mesh.compute_normals(
+        cell_normals=False, split_vertices=True, feature_angle=CREASE_DEGREES, consistent_normals=False, auto_orient_normals=False
+    )
+    vertices_V3, faces_F3 = np.asarray(mesh.points, np.float64), mesh.regular_faces
+    if len(vertices_V3) > 65535 or not len(faces_F3):
+        raise ValueError(f"a mesh that does not simplify ({mesh.n_cells} faces)")
+    return vertices_V3, faces_F3
+
+
+def _packed(points_P3: np.ndarray, role: Role) -> dict[str, Any]:
+    low, high = points_P3.min(axis=0).astype(float), points_P3.max(axis=0).astype(float)
+    centre, scale = (low + high) / 2, float(max((high - low).max() / 2, 1e-9))
+    steps = np.round((points_P3 - centre) / scale * 32767).clip(-32767, 32767).astype("<i2")
+    radius = float(np.linalg.norm(points_P3 - centre, axis=1).max())
+    rounded = [round(value, 5) for value in centre.tolist()]
+    return {"role": role, "scale": round(scale, 5), "centre": rounded, "frame": {"centre": rounded, "radius": round(max(radius, 1e-6), 4)}, "positions": _base64(steps)}
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def inside(folder: Path, name: str) -> Path | None:
+    """The file `name` below `folder`; None if it would lie elsewhere or is not there."""
+    if not name or "\0" in name:
+        return None
+    file = (folder / name).resolve()
+    return file if file.is_relative_to(folder.resolve()) and file.is_file() else None
+
+
+def read_mesh(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices and faces of a .glb .obj .ply .stl file that this program wrote. ValueError if it does not open."""
+    import trimesh
+
+    if file.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"{file.name}: larger than {MAX_FILE_BYTES >> 20} MB")
+    try:
+        mesh = trimesh.load(file, force="mesh", process=False)
+    except Exception as error:  # readers of foreign formats raise anything
+        raise ValueError(f"{file.name}: not a mesh ({type(error).__name__})") from error
+    return np.asarray(mesh.vertices), np.asarray(mesh.faces)
