@@ -9,4 +9,4 @@ from pipelines.cli import main  # noqa: E402
 from pipelines.doctor import DoctorFlags, doctor  # noqa: E402
 
 if __name__ == "__main__":
-    main(DoctorFlags, doctor, example="python jobs/doctor.py")
+    main(DoctorFlags, doctor, example="python jobs/doctor.py --storage /shared", keep_stdout=True)

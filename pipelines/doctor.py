@@ -1,93 +1,167 @@
-"""Can this machine run the pipeline: versions, a compiler's products, the renderer, Ray, MLflow; each its own line."""
+"""`jobs/doctor.py`: can this machine, and the cluster behind it, run the pipeline? One line per check, with the remedy.
 
-import importlib.metadata
-import platform
+How: checks are plain functions (`doctor_machine`, `doctor_cluster`) that return a `Found`. Each has a time limit of its own:
+one that hangs is a failed check, and the others go on. Exit code 0 if none failed; warnings are allowed.
+With --json: `{"ok", "checks": [{"name", "state", "found", "remedy"}]}`.
+"""
+
+import json
+import queue
 import sys
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipelines import cluster
-from pipelines.flags import OnRay
+from pipelines import doctor_cluster as on_cluster
+from pipelines import doctor_machine as here
+from pipelines.cli import absolute, stdout_to_stderr
+from pipelines.doctor_machine import Found, failed
+from pipelines.errors import NotWell, UsageError, one_line
+from pipelines.plain_text import plain
+from pipelines.tracking import without_login
 
-PACKAGES = ("torch", "ray", "mlflow", "pyarrow", "numpy", "numba", "trimesh", "mesh2sdf", "transformers", "pyvista")
+WIDEST = 100  # columns on a terminal
+COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorFlags(OnRay):
-    """Check this machine: Python, packages, renderer, GPU, Ray, MLflow."""
+class DoctorFlags:
+    """Check this machine and the Ray cluster: versions, renderer, GPUs, storage, MLflow, disks, clocks; each line with its remedy.
 
+    Exit code 0 if nothing failed (warnings are allowed), else 1.
+    """
+
+    ray_address: str | None = None
+    """Ray cluster to join, `auto` for a running one; default RAY_ADDRESS, else a local one"""
+    storage: str | None = None
+    """Folder that all nodes should share; default ./out if it exists, else the working directory"""
+    json: bool = False
+    """Print JSON instead of lines"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A name, the seconds it may take, and what to do; several findings where several things are looked at."""
+
+    name: str
+    timeout_s: float
+    run: Callable[[], Found | list[Found]]
+    remedy: str = "it hangs: look there first"
 
 
 def doctor(flags: DoctorFlags) -> None:
-    """Print a line for each check; RuntimeError if one that everything needs fails."""
-    checks: list[tuple[str, bool, Callable[[], str]]] = [
-        ("python", True, check_python),
-        ("packages", True, lambda: ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)),
-        ("gpu", False, check_gpu),
-        ("renderer", False, check_renderer),
-        ("mlflow", True, check_mlflow),
-        ("ray", True, lambda: check_ray(flags.ray_address)),
-    ]
-    failed = [name for name, needed, check in checks if not passes(name, check) and needed]
-    if failed:
-        raise RuntimeError(f"this machine cannot run the pipeline: {', '.join(failed)}")
-
-
-def passes(name: str, check: Callable[[], str]) -> bool:
-    """Run one check and print its line on stderr."""
+    """Run all checks and print each as it is done; NotWell if one failed."""
+    cluster.quiet_environment()
+    started_before = ray_is_up()
+    rows: list[dict[str, str]] = []
     try:
-        print(f"{name:9} ok    {check()}", file=sys.stderr, flush=True)
-        return True
-    except Exception as error:  # a check may fail in any way its library can
-        print(f"{name:9} FAILS {type(error).__name__}: {str(error)[:200]}", file=sys.stderr, flush=True)
-        return False
+        for name, found in run_all(all_checks(flags)):
+            for one in found:
+                rows.append({"name": name, **{key: plain(without_login(value)) for key, value in asdict(one).items()}})
+                if not flags.json:
+                    print_row(rows[-1])
+    finally:
+        if not started_before:
+            with stdout_to_stderr():
+                cluster.disconnect()
+    bad = any(row["state"] == "failed" for row in rows)
+    if flags.json:
+        print(json.dumps({"ok": not bad, "checks": rows}, indent=1))
+    if bad:
+        raise NotWell
 
 
-def check_python() -> str:
-    """Version within what pyproject.toml asks for."""
-    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        raise RuntimeError(f"Python {platform.python_version()}; 3.11 to 3.13 is needed")
-    return f"{platform.python_version()} on {platform.platform()}"
+def all_checks(flags: DoctorFlags) -> list[Check]:
+    """In order; those of the cluster use the nodes that `ray` found."""
+    storage, nodes = storage_folder(flags.storage), on_cluster.Nodes()
+    return [
+        Check(name="python", timeout_s=10, run=here.check_python),
+        Check(name="packages", timeout_s=30, run=here.check_packages),
+        Check(name="mesh2sdf", timeout_s=90, run=here.check_mesh2sdf),
+        Check(name="renderer", timeout_s=120, run=here.check_renderer),
+        Check(name="gpu", timeout_s=90, run=here.check_gpu),
+        Check(name="disk", timeout_s=20, run=lambda: here.check_disk(storage)),
+        Check(name="clock", timeout_s=10, run=here.check_clock),
+        Check(name="ray-auth", timeout_s=10, run=on_cluster.check_auth),
+        Check(name="ray", timeout_s=90, run=lambda: on_cluster.check_ray(nodes, flags.ray_address), remedy=on_cluster.NO_ANSWER),
+        Check(name="node", timeout_s=240, run=lambda: on_cluster.check_nodes(nodes, storage)),
+        Check(name="storage", timeout_s=180, run=lambda: on_cluster.check_storage(nodes, storage)),
+        Check(name="mlflow", timeout_s=240, run=lambda: on_cluster.check_mlflow(nodes, storage)),
+    ]
 
 
-def check_gpu() -> str:
-    """The GPU's name, or that the CPU will do."""
-    import torch
-
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none; the CPU is used"
-
-
-def check_renderer() -> str:
-    """Offscreen rendering; without it views and pictures are skipped."""
-    from g3pt.geometry.render import renderer_available
-
-    reason = renderer_available()
-    if reason:
-        raise RuntimeError(reason)
-    return "offscreen"
+def storage_folder(given: str | None) -> str:
+    """The folder to try, absolute."""
+    if given is not None and "://" in given:
+        raise UsageError(f"--storage {plain(without_login(given))}: object stores are not built yet, give a shared folder")
+    return absolute(given if given is not None else "out" if Path("out").is_dir() else ".")
 
 
-def check_mlflow() -> str:
-    """A store opens and takes a run."""
-    from pipelines.tracking import Tracking
-
-    with tempfile.TemporaryDirectory() as folder:
-        tracking = Tracking(f"sqlite:///{Path(folder) / 'mlflow.db'}")
-        tracking.close_run(tracking.open_run("doctor", "doctor", {}))
-    return "a SQLite store opens"
-
-
-def check_ray(ray_address: str | None) -> str:
-    """A worker starts and finds the repository."""
-    cluster.connect(ray_address)
+def ray_is_up() -> bool:
+    """Whether this process is connected already, as a notebook's may be."""
     import ray
 
-    @ray.remote
-    def probe() -> str:
-        import pipelines
+    return ray.is_initialized()
 
-        return str(Path(pipelines.__file__).parent.parent)
 
-    return f"{ray.cluster_resources().get('CPU', 0):g} CPUs, workers import from {ray.get(probe.remote())}"
+class Runner:
+    """Runs checks one after another in a thread that outlives them all.
+
+    Ray's processes end with the very thread that started them, so each check having a thread of its own would end a local cluster
+    right after its start. A check that hangs keeps its thread; the next ones get another.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: queue.SimpleQueue[Check] = queue.SimpleQueue()
+        self.found: queue.SimpleQueue[list[Found]] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def within(self, check: Check) -> list[Found] | None:
+        """What the check finds; None if it takes too long: this runner is of no more use then."""
+        self.tasks.put(check)
+        try:
+            return self.found.get(timeout=check.timeout_s)
+        except queue.Empty:
+            return None
+
+    def _serve(self) -> None:
+        while True:
+            check = self.tasks.get()
+            try:
+                result = check.run()
+            except Exception as error:  # a check may fail in any way its library can
+                result = failed(f"{type(error).__name__}: {one_line(error)[:200]}", "the check itself broke: please report it")
+            self.found.put(result if isinstance(result, list) else [result])
+
+
+def run_all(checks: Iterable[Check]) -> Iterator[tuple[str, list[Found]]]:
+    """(name, findings) of each check, none waiting for another that hangs."""
+    runner = Runner()
+    for check in checks:
+        with stdout_to_stderr():
+            found = runner.within(check)
+        if found is None:
+            runner, found = Runner(), [failed(f"no answer within {check.timeout_s:g} s", check.remedy)]
+        yield check.name, found
+
+
+def print_row(row: dict[str, str]) -> None:
+    """`name  state  found; remedy`: one line through a pipe, wrapped and coloured on a terminal."""
+    told = row["found"] + (f"; remedy: {row['remedy']}" if row["remedy"] else "")
+    if not sys.stdout.isatty():
+        print(f"{row['name']:8}  {row['state']:7}  {told}", flush=True)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.width = min(WIDEST, console.width)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=8)
+    table.add_column(width=7)
+    table.add_column(overflow="fold")
+    table.add_row(row["name"], Text(row["state"], COLOURS[row["state"]]), told)
+    console.print(table)
