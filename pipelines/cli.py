@@ -21,6 +21,7 @@ from typing import NoReturn, TypeVar
 
 from pipelines.errors import NotWell, UsageError, one_line
 from pipelines.help import complaint, help_text
+from pipelines.tracking import telling_where_to_look
 
 Flags = TypeVar("Flags")
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_NO_READER = 1, 2, 130, 141
@@ -41,7 +42,7 @@ def main(
     flags = parse(flags_class, example=example, args=args)
     result, code = None, 0
     try:
-        with stdout_to_stderr(enabled=not (keep_stdout or getattr(flags, "dry_run", False))):
+        with stdout_to_stderr(enabled=not (keep_stdout or getattr(flags, "dry_run", False))), telling_where_to_look():
             result = run(flags)
     except UsageError as error:
         die(usage_message(error))

@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines import cards
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
 from pipelines.flags import DryRun, OnData, OnRay
 from pipelines.progress import Progress, counted
 from pipelines.runs import stable_hash
+from pipelines.tracked import Outcome, logged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,22 +113,31 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         print(f"{output}: finished already", file=sys.stderr)
         return str(output)
     started = time.monotonic()
-    found = run(flags, export, info)
-    report = identity | {
-        "seconds": round(time.monotonic() - started, 1),
-        "protocol": found["protocol"],
-        "metrics": found["metrics"],
-        "objects": found["objects"],
-        **({"image_objects": found["image_objects"]} if found.get("image_objects") else {}),
-        "environment": environment(),
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    report["gallery"] = write_gallery(found["gallery"], folder_of(output))
-    pictures = draw_pictures(found["pictures"], output.with_suffix(".png"), flags.num_pictures, found["columns"])
-    write_report(output, report)
-    print_table(found["table"])
-    _log(flags, output, report, [output, *pictures])
+    data = cards.DatasetInput(name=info.path.name, fingerprint=info.fingerprint, path=str(info.path), context=flags.split)
+    with logged(cards.evaluation(flags, output, kind, data, identity["model"]["export_sha256"]), output) as outcome:
+        found = run(flags, export, info)
+        report = identity | {
+            "seconds": round(time.monotonic() - started, 1),
+            "protocol": found["protocol"],
+            "metrics": found["metrics"],
+            "objects": found["objects"],
+            **({"image_objects": found["image_objects"]} if found.get("image_objects") else {}),
+            "environment": environment(),
+        }
+        output.parent.mkdir(parents=True, exist_ok=True)
+        report["gallery"] = write_gallery(found["gallery"], folder_of(output))
+        pictures = draw_pictures(found["pictures"], output.with_suffix(".png"), flags.num_pictures, found["columns"])
+        write_report(output, report)
+        print_table(found["table"])
+        _describe(report, [output, *pictures], outcome)
     return str(output)
+
+
+def _describe(report: dict[str, Any], files: list[Path], outcome: Outcome) -> None:
+    """What MLflow shows of an evaluation."""
+    outcome.metrics |= cards.intervals(report["metrics"]) | {"seconds": report["seconds"]}
+    outcome.records += cards.by_scale(report["metrics"])
+    outcome.artifacts += files
 
 
 def is_current(output: Path, identity: dict[str, Any]) -> bool:
@@ -210,21 +221,3 @@ def print_table(rows: list[tuple[str, str]]) -> None:
     """Two columns, for people."""
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"  {name:<{width}}  {value}" for name, value in rows))
-
-
-def _log(flags: EvaluateFlags, output: Path, report: dict[str, Any], artifacts: list[Path]) -> None:
-    from pipelines.tracking import log_finished_run
-
-    log_finished_run(
-        "g3pt/evaluate",
-        output.stem,
-        {
-            **{k: v for k, v in asdict(flags).items() if k not in ("ray_address", "dry_run")},
-            "export_sha256": report["model"]["export_sha256"],
-        },
-        {name: value for name, value in report["metrics"].items() if isinstance(value, (int, float))},
-        artifacts,
-        {"kind": report["kind"]},
-        (Path(report["dataset"]["path"]).name, report["dataset"]["fingerprint"], report["dataset"]["path"]),
-        output=output,
-    )

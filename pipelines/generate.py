@@ -29,10 +29,12 @@ from g3pt.checkpoint import export_hash, read_export_config, write_json
 from g3pt.conditions import NONE
 from g3pt.records import parquet_bytes, write_atomic
 from g3pt.sampling import SampleConfig
+from pipelines import cards
 from pipelines.errors import UsageError, bad_input, one_line
 from pipelines.flags import DryRun, OnRay
 from pipelines.notes import working_in
 from pipelines.progress import Progress
+from pipelines.tracked import Outcome, logged
 
 BATCH = 8  # samples that pass through the model together
 COARSE_CELLS = 32  # of the first grid of the iso-surface: the resolution is this times a power of two
@@ -157,11 +159,12 @@ def generate(config: GenerateConfig, *, use_ray: bool = True) -> str | None:
     todo = [s for s in good if not is_done(output, s, identity(config, s, model_hash))]
     print(f"generate: {len(good)} samples, {len(good) - len(todo)} made before, {len(samples) - len(good)} bad rows", file=sys.stderr)
     started = time.perf_counter()
-    with working_in(output, total=len(samples), unit="samples", flags=dataclasses.asdict(config)):
+    note = working_in(output, total=len(samples), unit="samples", flags=dataclasses.asdict(config))
+    with note, logged(cards.generation(config, output, model_hash), output) as outcome:
         _make(config, output, todo, model_hash, use_ray)
         rows = manifest_rows(config, output, samples, model_hash)
         write_atomic(output / "manifest.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST)))
-        _finish(config, output, rows, len(todo), time.perf_counter() - started)
+        _finish(output, rows, len(todo), time.perf_counter() - started, outcome)
     return str(output)
 
 
@@ -433,20 +436,17 @@ def manifest_rows(config: GenerateConfig, output: Path, samples: list[Sample], m
     return rows
 
 
-def _finish(config: GenerateConfig, output: Path, rows: list[dict[str, Any]], made: int, seconds: float) -> None:
-    """Summary on stderr, the run in MLflow, and an error if nothing came out."""
-    from pipelines.tracking import log_finished_run
-
+def _finish(output: Path, rows: list[dict[str, Any]], made: int, seconds: float, outcome: Outcome) -> None:
+    """Summary on stderr, what MLflow shows if anything was made now, and an error if nothing came out."""
     ok = [row for row in rows if row["status"] == "ok"]
     reasons = Counter(row["error"].split(":")[0] for row in rows if row["status"] != "ok")
     print(f"generate: {len(ok)} ok, {len(rows) - len(ok)} failed {dict(reasons) or ''}, {seconds:.1f} s", file=sys.stderr)
-    metrics = {"samples": len(rows), "samples_ok": len(ok), "made_now": made, "seconds": seconds,
-               "seconds_per_sample": sum(r["seconds"] for r in ok) / max(1, len(ok)),
-               "tokens_per_s": sum(r["tokens_per_s"] for r in ok) / max(1, len(ok))}  # fmt: skip
-    params = dataclasses.asdict(config) | {"model_hash": rows[0]["model_hash"]}
+    outcome.nothing_done = not made
+    outcome.metrics |= {"samples_ok": float(len(ok)), "samples_not_ok": float(len(rows) - len(ok)), "samples_made": float(made), "seconds": seconds,
+                        "seconds_per_sample": sum(r["seconds"] for r in ok) / max(1, len(ok)),
+                        "tokens_per_s": sum(r["tokens_per_s"] for r in ok) / max(1, len(ok))}  # fmt: skip
     picture = _picture(output, ok)
-    artifacts = [output / "manifest.parquet"] + ([picture] if picture else [])
-    log_finished_run("g3pt/generate", f"generate-{rows[0]['model_hash'][:8]}", params, metrics, artifacts, output=output)
+    outcome.artifacts += [output / "manifest.parquet"] + ([picture] if picture else [])
     if not ok:
         raise RuntimeError(f"no sample came out; the first failed with {rows[0]['error']}")
 

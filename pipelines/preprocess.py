@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from g3pt import records
 from g3pt.geometry.convert import ConvertConfig
+from pipelines import cards
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
 from pipelines.flags import DryRun, OnRay
@@ -34,6 +35,7 @@ from pipelines.notes import working_in
 from pipelines.progress import Progress
 from pipelines.sandbox import Sandbox
 from pipelines.sources import SourceObject, inputs_hash, list_objects
+from pipelines.tracked import Outcome, logged
 
 CODE_VERSION = 1  # raise it when a change of geometry or sampling changes a row's bytes: finished shards become stale
 OBJECTS_PER_SHARD = 16
@@ -440,10 +442,10 @@ def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray) -> str
     if config.views and plan.tasks:
         _check_renderer(config)
     started = time.monotonic()
-    with working_in(config.output, total=len(objects), flags=asdict(config)):
+    with working_in(config.output, total=len(objects), flags=asdict(config)), logged(cards.preprocessing(config), config.output) as outcome:
         shards = _bring_up_to_date(config, plan, run_shards)
         summary = records.write_dataset(Path(config.output), config.record, config.settings, plan.num_shards, shards)
-        _report(config, plan, shards, summary, time.monotonic() - started)
+        _report(config, plan, shards, summary, time.monotonic() - started, outcome)
         if not summary["counts"].get("ok"):
             raise RuntimeError(f"no object is ok: {_counted(summary['failures'])}")
     return config.output
@@ -505,9 +507,9 @@ def _counted(counts: dict[str, int]) -> str:
 
 
 def _report(
-    config: PreprocessConfig, plan: Plan, shards: dict[int, dict], summary: dict[str, Any], seconds: float
+    config: PreprocessConfig, plan: Plan, shards: dict[int, dict], summary: dict[str, Any], seconds: float, outcome: Outcome
 ) -> None:
-    """Say what the dataset holds, and log the run to MLflow if anything was done."""
+    """Say what the dataset holds, and what MLflow shows of it if anything was done."""
     done = [value for task in plan.tasks for value in shards[task.index]["seconds"].values()]
     print(
         f"dataset: {_counted(summary['counts'])}; splits {_counted(summary['splits'])}; {len(shards)} shards",
@@ -515,29 +517,17 @@ def _report(
     )
     if summary["failures"]:
         print(f"  not ok: {_counted(summary['failures'])}", flush=True)
+    outcome.nothing_done = not done
     if not done:
         return
-    metrics = {f"count_{name.replace('-', '_')}": float(count) for name, count in summary["counts"].items()}
-    metrics |= {"objects_done": float(len(done)), "wall_seconds": seconds}
-    metrics |= {"mean_object_seconds": sum(done) / len(done), "max_object_seconds": max(done)}
-    print(
-        f"  {metrics['mean_object_seconds']:.2f} s per object (mean), {max(done):.2f} s at most, {seconds:.0f} s in all",
-        flush=True,
-    )
-    _log_run(config, metrics, summary)
-
-
-def _log_run(config: PreprocessConfig, metrics: dict[str, float], summary: dict[str, Any]) -> None:
-    from pipelines.tracking import log_finished_run
-
-    params = {name: value for name, value in asdict(config).items() if name not in ("dry_run", "ray_address")}
-    log_finished_run(
-        "g3pt/preprocess",
-        Path(config.output).name,
-        params=params | {"config_sha256": summary["config_sha256"], "fingerprint": summary["fingerprint"]},
-        metrics=metrics,
-        artifacts=[Path(config.output) / "dataset.json"],
-        tags={"stage": "preprocess"},
-        dataset=(Path(config.output).name, summary["fingerprint"], config.output),
-        output=config.output,
-    )
+    mean, longest = sum(done) / len(done), max(done)
+    print(f"  {mean:.2f} s per object (mean), {longest:.2f} s at most, {seconds:.0f} s in all", flush=True)
+    counts, fingerprint = summary["counts"], summary["fingerprint"]
+    outcome.metrics |= {"objects_ok": float(counts.get("ok", 0)), "objects_not_ok": float(sum(counts.values()) - counts.get("ok", 0))}
+    outcome.metrics |= {f"not_ok/{name}": float(count) for name, count in summary["failures"].items()}
+    outcome.metrics |= {f"split/{name}": float(count) for name, count in summary["splits"].items()}
+    outcome.metrics |= {"objects_done": float(len(done)), "seconds": seconds, "seconds_per_object": mean, "seconds_per_object_max": longest}
+    outcome.name = f"{Path(config.output).name}-r{config.resolution}-{fingerprint[: cards.SHORT]}"
+    outcome.params |= {"fingerprint": fingerprint, "num_shards": plan.num_shards}
+    outcome.dataset = cards.DatasetInput(name=Path(config.output).name, fingerprint=fingerprint, path=config.output, context="made here")
+    outcome.artifacts.append(Path(config.output) / "dataset.json")

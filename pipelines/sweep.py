@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import cluster, train
+from pipelines import cards, cluster, train
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
 from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithTokenizer
 from pipelines.notes import working_in
 from pipelines.runs import Ledger, RunSpec
-from pipelines.tracking import Tracking, best_effort, tracking_uri, without_login
+from pipelines.tracked import Outcome, followed
+from pipelines.tracking import best_effort
 from pipelines.training_jobs import car_spec, check_workers, count_car, encode, open_data
 
 DEFAULT_SIZES = "20k,80k,150k,nano"
@@ -101,16 +102,16 @@ def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
     write_json(study / "study.json", {"runs": [spec.to_dict() for spec in specs], "flags": dataclasses.asdict(flags)})
     with working_in(study, total=len(specs), unit="runs", flags=dataclasses.asdict(flags)):
         encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
-        with _parent_run(study, flags) as parent:
-            train_all(specs, study, flags, parent)
+        with followed(cards.study(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists()) as parent:
+            train_all(specs, study, flags, parent.run_id)
             unfinished = [spec.name for spec in specs if not train.is_finished(study / "runs" / spec.name)]
             if unfinished:
                 raise RuntimeError(f"{len(unfinished)} of {len(specs)} runs did not finish: {', '.join(unfinished)}; the same command goes on with them")
             points = collect(specs, study)
             write_points(points, study / "points.csv")
             fit_and_draw(points, study)
-            _log_study(study, parent)
-    (study / "_SUCCESS").touch()
+            best_effort("describing the study", lambda: describe_study(study, parent))
+            (study / "_SUCCESS").touch()
     return study
 
 
@@ -122,7 +123,7 @@ def is_finished(specs: Sequence[RunSpec], study: Path) -> bool:
     return known == {spec.name for spec in specs} and all(train.is_finished(study / "runs" / name) for name in known)
 
 
-def train_all(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: tuple[Tracking, str] | None, build: str = train.BUILD_STAGE) -> None:
+def train_all(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: str | None = None, build: str = train.BUILD_STAGE) -> None:
     """All unfinished runs through Tune, mirrored to MLflow by this driver meanwhile."""
     todo = []
     for spec in specs:
@@ -135,15 +136,17 @@ def train_all(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: 
         return
     cluster.connect(flags.ray_address)
     with contextlib.ExitStack() as stack:
+        outcomes = {}
         for item in todo:
-            run_dir = Path(item["run_dir"])
+            spec, run_dir = RunSpec.from_dict(item["spec"]), Path(item["run_dir"])
             # The store is the study's: beside STUDY, not beside STUDY/runs.
-            stack.enter_context(train.tracked(RunSpec.from_dict(item["spec"]), run_dir, study, parent[1] if parent else None))
-        tune(todo, study, flags)
+            outcomes[spec.name] = stack.enter_context(train.tracked(spec, run_dir, study, parent))
+        for name, error in tune(todo, study, flags).items():
+            outcomes[name].failure = error
 
 
-def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> None:
-    """One Tune trial for each item. Ray's own files go once all is done, and stay where a trial failed, as its error is told."""
+def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str, str]:
+    """One Tune trial for each item; the errors, by run. Ray's own files go once all is done, and stay where a trial failed, as its error is told."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     from ray import tune as ray_tune
 
@@ -167,6 +170,7 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> None:
         print(f"Ray's own files of {len(failed)} failed run(s) are kept in {scratch}", file=sys.stderr, flush=True)
     else:
         shutil.rmtree(scratch, ignore_errors=True)
+    return {todo[result.config["index"]]["spec"]["name"]: str(result.error).strip().splitlines()[-1] for result in failed}
 
 
 def trial_resources(flags: SweepFlags) -> tuple[dict[str, float], int]:
@@ -274,38 +278,12 @@ def draw(points: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) ->
 # --- the study in MLflow -------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _parent_run(study: Path, flags: SweepFlags) -> Any:
-    """(tracking, run id) of the study's own MLflow run, None without MLflow."""
-    opened = best_effort("opening the study's run", lambda: _open_parent(study, flags))
-    status = "FAILED"
-    try:
-        yield opened
-        status = "FINISHED"
-    finally:
-        if opened:
-            best_effort("closing the study's run", lambda: opened[0].close_run(opened[1], status))
-
-
-def _open_parent(study: Path, flags: SweepFlags) -> tuple[Tracking, str]:
-    from g3pt.checkpoint import write_json
-
-    tracking, note = Tracking(tracking_uri(study)), study / "mlflow.json"
-    known = json.loads(note.read_text())["run_id"] if note.exists() else None
-    params = {name: getattr(flags, name) for name in ("data", "tokenizer", "sizes", "seeds", "steps", "batch_size")}
-    run_id = tracking.open_run("g3pt/scaling", study.name, params, {"g3pt.stage": "scaling", "g3pt.run_dir": str(study)}, resume_id=known)
-    write_json(note, {"run_id": run_id, "tracking_uri": without_login(tracking.uri)})
-    return tracking, run_id
-
-
-def _log_study(study: Path, parent: tuple[Tracking, str] | None) -> None:
-    """The fit's numbers and the study's files on the parent run."""
-    if parent is None:
-        return
-    tracking, run_id = parent
+def describe_study(study: Path, outcome: Outcome) -> None:
+    """What MLflow shows of a finished study: the laws with their intervals, and the study's files."""
     found = json.loads((study / "fit.json").read_text())
-    laws = {name: found[name] for name in ("power_law_with_floor", "pure_power_law") if found[name]}
-    numbers = {f"{name}.{key}": law[key] for name, law in laws.items() for key in ("irreducible", "coefficient", "exponent")}
-    # A study that grew is fitted again: its steps rise.
-    best_effort("logging the fit", lambda: tracking.log_records(run_id, [{"step": tracking.last_step(run_id) + 1, **numbers}]))
-    best_effort("logging the study's files", lambda: tracking.log_artifacts(run_id, [study / name for name in STUDY_FILES]))
+    for name in ("power_law_with_floor", "pure_power_law"):
+        for key, (low, high) in found[name]["interval_95"].items() if found[name] else ():
+            outcome.metrics |= {f"{name}/{key}": found[name][key], f"{name}/{key}_low": low, f"{name}/{key}_high": high}
+    outcome.metrics |= {"num_sizes": float(found["num_sizes"]), "num_points": float(found["num_points"])}
+    outcome.tags["g3pt.fit"] = found["status"]
+    outcome.artifacts += [study / name for name in STUDY_FILES]

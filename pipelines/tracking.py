@@ -1,7 +1,7 @@
-"""MLflow, as a view of what lies on disk: one client, one run for each finished or running piece of work.
+"""MLflow's client, for one store: experiments, runs, records in batches, and where a person finds it all.
 
-How: the driver creates experiment and run, and a `Mirror` thread of the driver copies new ledger records in batches by run id,
-skipping steps that MLflow has. A tracking failure warns once and never stops the work.
+How: methods raise; `best_effort` around a call turns a failure into one warning, so that tracking never stops the work. A `Mirror`
+thread of the driver copies a ledger's new records by run id, skipping steps that MLflow has. What a run shows: `pipelines.cards`.
 Ours: one lock file around the first use of a local store, because several processes that open a fresh SQLite store at once all
 fail, and a concurrent first creation of an experiment lands runs in experiment 0.
 """
@@ -11,29 +11,61 @@ import fcntl
 import json
 import os
 import re
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.runs import Ledger, Periodic, Record, git_commit
+from pipelines.cards import SHORT, DatasetInput, metric_name
+from pipelines.experiments import experiment_tags
+from pipelines.runs import Ledger, Periodic, Record
 
 Result = TypeVar("Result")
-MAX_BATCH_METRICS, MAX_BATCH_PARAMS, MAX_PARAM_CHARS = 1000, 100, 500  # MLflow's limits for one call, and ours
+MAX_BATCH_METRICS, MAX_BATCH_PARAMS, MAX_PARAM_CHARS, MAX_TAG_CHARS = 1000, 100, 500, 5000  # MLflow's limits for one call, and ours
 
 
 def tracking_uri(output: str | Path) -> str:
     """MLFLOW_TRACKING_URI, else mlflow.db in the parent of `output` (the working directory for an object store)."""
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return os.environ["MLFLOW_TRACKING_URI"]
-    folder = Path.cwd() if "://" in str(output) else Path(output).absolute().parent
-    return f"sqlite:///{folder / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{group_folder(output) / 'mlflow.db'}"
+
+
+def group_folder(output: str | Path) -> Path:
+    """What belongs together: the folder that holds the outputs, and a local store."""
+    return Path.cwd() if "://" in str(output) else Path(output).absolute().parent
 
 
 def without_login(text: str) -> str:
     """The text with user and password cut from its URIs: what is written or printed must not hold them."""
     return re.sub(r"(?<=://)[^/\s]*@", "", text)
+
+
+_used: set[str] = set()  # stores that the command at work has written to
+
+
+@contextlib.contextmanager
+def telling_where_to_look() -> Iterator[None]:
+    """Around a command's work: in the end stderr tells, once, how to see in MLflow what it logged; nothing if it logged nothing."""
+    _used.clear()
+    try:
+        yield
+    finally:
+        for uri in sorted(_used):
+            print(f"MLflow: {_how_to_open(uri)}", file=sys.stderr, flush=True)
+
+
+def _how_to_open(uri: str) -> str:
+    """MLflow 3 opens on its pages for language-model apps; this address chooses those for training runs."""
+    page = "#/experiments?workflowType=machine_learning"
+    if uri.startswith(("http://", "https://")):
+        return f"{without_login(uri).rstrip('/')}/{page}"
+    own = Path(sys.executable).with_name("mlflow")
+    on_path = shutil.which("mlflow")
+    program = str(own) if own.exists() and (on_path is None or not own.samefile(on_path)) else "mlflow"
+    command = shlex.join([program, "ui", "--backend-store-uri", without_login(uri)])
+    return f"{command}\n        then open http://127.0.0.1:5000/{page}"
 
 
 class Tracking:
@@ -55,7 +87,7 @@ class Tracking:
             self.client.search_experiments(max_results=1)  # makes the tables of a fresh store
 
     def experiment(self, name: str) -> str:
-        """The id of the experiment `name`, made if missing; never experiment 0 by accident."""
+        """The id of the experiment `name`, made and introduced if missing; never experiment 0 by accident."""
         from mlflow.exceptions import MlflowException
 
         with _store_lock(self.uri):
@@ -63,12 +95,15 @@ class Tracking:
             if found is not None:
                 return str(found.experiment_id)
             try:
-                return str(self.client.create_experiment(name, artifact_location=_artifact_location(self.uri, name)))
+                number = str(self.client.create_experiment(name, artifact_location=_artifact_location(self.uri, name)))
             except MlflowException:  # another machine was faster
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
                     raise
                 return str(found.experiment_id)
+            for key, value in experiment_tags(name, number).items():
+                self.client.set_experiment_tag(number, key, value)
+            return number
 
     def open_run(
         self,
@@ -78,17 +113,31 @@ class Tracking:
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
         resume_id: str | None = None,
+        started: float | None = None,
     ) -> str:
-        """The id of a running run: `resume_id` if the store has it, else a new one with parameters and tags."""
+        """The id of a running run: `resume_id` if the store has it, else a new one with parameters; with these tags."""
+        tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
+        _used.add(self.uri)
         if resume_id is not None and self.has_run(resume_id):
-            self.client.update_run(resume_id, status="RUNNING")
+            self.client.update_run(resume_id, status="RUNNING", name=name)
+            self.set_tags(resume_id, tags)
             return resume_id
-        all_tags = {"mlflow.runName": name, "mlflow.source.git.commit": git_commit(), **(tags or {})}
-        if parent is not None:
-            all_tags["mlflow.parentRunId"] = parent
-        run = self.client.create_run(self.experiment(experiment), run_name=name, tags=all_tags)
-        self.log_params(run.info.run_id, params)
-        return str(run.info.run_id)
+        start_ms = None if started is None else int(started * 1000)
+        run_id = str(self.client.create_run(self.experiment(experiment), start_time=start_ms, run_name=name).info.run_id)
+        self.set_tags(run_id, tags)
+        self.log_params(run_id, params)
+        return run_id
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """All tags in one call, without logins."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run_id, tags=[RunTag(key, without_login(value)[:MAX_TAG_CHARS]) for key, value in tags.items()])
+
+    def clear_tag(self, run_id: str, key: str) -> None:
+        """Remove a tag, if the run has it."""
+        if key in self.client.get_run(run_id).data.tags:
+            self.client.delete_tag(run_id, key)
 
     def has_run(self, run_id: str) -> bool:
         """Whether the store holds this run, not deleted."""
@@ -100,15 +149,15 @@ class Tracking:
             return False
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """Nested parameters as dotted names."""
+        """Parameters, each once for ever: MLflow refuses another value."""
         from mlflow.entities import Param
 
-        entities = [Param(key, str(value)[:MAX_PARAM_CHARS]) for key, value in flatten(params).items()]
+        entities = [Param(key, without_login(str(value))[:MAX_PARAM_CHARS]) for key, value in params.items()]
         for start in range(0, len(entities), MAX_BATCH_PARAMS):
             self.client.log_batch(run_id, params=entities[start : start + MAX_BATCH_PARAMS])
 
     def log_records(self, run_id: str, records: Sequence[Record]) -> None:
-        """Ledger records as metrics; a record is never split over two calls."""
+        """Records as metrics; a record is never split over two calls."""
         from mlflow.entities import Metric
 
         batch: list[Metric] = []
@@ -127,24 +176,21 @@ class Tracking:
         keys = self.client.get_run(run_id).data.metrics
         return max((m.step for key in keys for m in self.client.get_metric_history(run_id, key)), default=-1)
 
-    def log_dataset(self, run_id: str, name: str, digest: str, source: str, context: str = "training") -> None:
+    def log_dataset(self, run_id: str, made_or_read: DatasetInput) -> None:
         """Name a dataset by its fingerprint as the run's input."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow import entities
 
-        dataset = Dataset(name=name, digest=digest[:36], source_type="local", source=json.dumps({"uri": source}))
-        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+        dataset = entities.Dataset(name=made_or_read.name, digest=made_or_read.fingerprint[:SHORT], source_type="local", source=json.dumps({"uri": made_or_read.path}))
+        self.client.log_inputs(run_id, [entities.DatasetInput(dataset, [entities.InputTag("mlflow.data.context", made_or_read.context)])])
 
-    def log_artifacts(self, run_id: str, paths: Iterable[str | Path]) -> None:
-        """Files and folders, under their own names."""
-        for path in map(Path, paths):
-            if path.is_dir():
-                self.client.log_artifacts(run_id, str(path), path.name)
-            else:
-                self.client.log_artifact(run_id, str(path))
+    def log_artifacts(self, run_id: str, paths: Iterable[Path]) -> None:
+        """Files under their own names; those of an export in a folder of that name."""
+        for path in paths:
+            self.client.log_artifact(run_id, str(path), "export" if path.parent.name == "export" else None)
 
-    def close_run(self, run_id: str, status: str = "FINISHED") -> None:
+    def close_run(self, run_id: str, status: str = "FINISHED", ended: float | None = None) -> None:
         """End the run: FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(run_id, status)
+        self.client.set_terminated(run_id, status, None if ended is None else int(ended * 1000))
 
 
 @contextlib.contextmanager
@@ -165,14 +211,6 @@ def _artifact_location(uri: str, experiment: str) -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / experiment.replace("/", "-")).as_uri()
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 _warned: set[str] = set()
@@ -203,36 +241,6 @@ class Mirror(Periodic):
             self._copied_to = self.tracking.last_step(self.run_id)
         new = [r for r in self.ledger.read() if r["step"] > self._copied_to]
         if new:
-            self.tracking.log_records(self.run_id, new)
+            named = [{key if key in ("step", "time") else metric_name(key): value for key, value in r.items()} for r in new]
+            self.tracking.log_records(self.run_id, named)
             self._copied_to = new[-1]["step"]
-
-
-def log_finished_run(
-    experiment: str,
-    name: str,
-    params: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    artifacts: Iterable[str | Path] = (),
-    tags: Mapping[str, str] | None = None,
-    dataset: tuple[str, str, str] | None = None,
-    *,
-    output: str | Path,
-    parent: str | None = None,
-) -> str | None:
-    """One finished piece of work as one MLflow run beside `output`; its id, or None (and one warning) if MLflow failed.
-
-    `experiment` as g3pt/preprocess; `dataset` is (name, fingerprint, path).
-    """
-
-    def log() -> str:
-        tracking = Tracking(tracking_uri(output))
-        run_id = tracking.open_run(experiment, name, params, tags, parent)
-        numbers = {key: float(value) for key, value in flatten(metrics).items() if isinstance(value, (int, float))}
-        tracking.log_records(run_id, [{"step": 0, **numbers}])
-        if dataset is not None:
-            tracking.log_dataset(run_id, *dataset)
-        tracking.log_artifacts(run_id, artifacts)
-        tracking.close_run(run_id)
-        return run_id
-
-    return best_effort(f"the run {name}", log)

@@ -11,7 +11,6 @@ nothing but its folder. The last record of the ledger waits for the test metrics
 import contextlib
 import fcntl
 import importlib
-import json
 import os
 import shutil
 import sys
@@ -21,12 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from pipelines import cluster
+from pipelines import cards, cluster
 from pipelines.errors import UsageError
 from pipelines.notes import working_in
 from pipelines.progress import Progress, say
 from pipelines.runs import Ledger, Periodic, Record, RunSpec
-from pipelines.tracking import Mirror, Tracking, best_effort, tracking_uri, without_login
+from pipelines.tracked import Outcome, followed
+from pipelines.tracking import best_effort
 
 BUILD_STAGE = "pipelines.stages:build_stage"
 KEEP_CHECKPOINTS = 2
@@ -132,52 +132,25 @@ def checkpointed(run_dir: Path) -> int:
 
 
 @contextlib.contextmanager
-def tracked(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None) -> Iterator[str | None]:
-    """Inside the block the ledger is followed: as lines for people, and as the run's MLflow run, whose id (or None) is given."""
+def tracked(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None) -> Iterator[Outcome]:
+    """Inside the block the ledger is followed: as lines for people, and as the run's MLflow run, what it shows being the outcome's."""
     if checkpointed(run_dir):
         say(f"  {spec.name}: resumes from its checkpoint at {checkpointed(run_dir)} samples")
-    with Follower(spec, run_dir), _mirrored(spec, run_dir, output, parent) as run_id:
-        yield run_id
+    ledger, card = Ledger(run_dir / "metrics.jsonl"), cards.training(spec, run_dir, "scaling" if parent else "")
+    with Follower(spec, run_dir), followed(card, output, finished=lambda: is_finished(run_dir), ledger=ledger, parent=parent) as outcome:
+        try:
+            yield outcome
+        finally:
+            if is_finished(run_dir):
+                best_effort("describing the run", lambda: describe_finished(run_dir, outcome))
 
 
-@contextlib.contextmanager
-def _mirrored(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None) -> Iterator[str | None]:
-    """The run's MLflow run, copied from the ledger inside the block, closed after it; its id or None without MLflow."""
-    tracking = best_effort("opening the store", lambda: Tracking(tracking_uri(output)))
-    run_id = tracking and best_effort("opening the run", lambda: _open_mlflow_run(tracking, spec, run_dir, parent))
-    if not tracking or not run_id:
-        yield None
-        return
-    status = "FAILED"
-    try:
-        with Mirror(tracking, run_id, Ledger(run_dir / "metrics.jsonl")):
-            yield run_id
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        if is_finished(run_dir):
-            status = "FINISHED"
-            artifacts = [run_dir / "config.json", run_dir / "export" / "config.json"]
-            best_effort("logging artifacts", lambda: tracking.log_artifacts(run_id, [p for p in artifacts if p.exists()]))
-        best_effort("closing the run", lambda: tracking.close_run(run_id, status))
+def describe_finished(run_dir: Path, outcome: Outcome) -> None:
+    """What MLflow shows of a finished run beside its ledger."""
+    from g3pt.checkpoint import export_hash
 
-
-def _open_mlflow_run(tracking: Tracking, spec: RunSpec, run_dir: Path, parent: str | None) -> str:
-    """Resume the MLflow run that mlflow.json names, else make one and note it there."""
-    from g3pt.checkpoint import write_json
-
-    note = run_dir / "mlflow.json"
-    known = json.loads(note.read_text()).get("run_id") if note.exists() else None
-    experiment = "g3pt/scaling" if parent else f"g3pt/{spec.stage}"
-    params = {"preset": spec.preset, "seed": spec.seed, **spec.config}
-    tags = {"g3pt.stage": spec.stage, "g3pt.preset": spec.preset, "g3pt.run": spec.name, "g3pt.run_dir": str(run_dir)}
-    run_id = tracking.open_run(experiment, spec.name, params, tags, parent, known)
-    if run_id != known:
-        write_json(note, {"run_id": run_id, "tracking_uri": without_login(tracking.uri)})
-        if "data" in spec.paths:
-            tracking.log_dataset(run_id, Path(spec.paths["data"]).name, str(spec.config.get("dataset", "unknown")), spec.paths["data"])
-    return run_id
+    outcome.tags["g3pt.export_hash"] = export_hash(run_dir)
+    outcome.artifacts += [run_dir / "config.json", run_dir / "export" / "config.json"]
 
 
 def ray_train(spec: RunSpec, run_dir: Path, num_workers: int, device: str = "auto", build: str = BUILD_STAGE) -> None:

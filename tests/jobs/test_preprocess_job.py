@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from g3pt import records
-from pipelines import tracking
+from pipelines import tracked
 from pipelines.preprocess import PreprocessConfig, map_here, preprocess
 from pipelines.tracking import Tracking
 from tests.jobs import kills
@@ -51,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> records.DatasetInfo:
     """The dataset made in this process, without Ray and without a kill."""
     folder = tmp_path_factory.mktemp("whole") / "data"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "log_finished_run", lambda *_, **__: None)
+        patch.setattr(tracked, "log_run", lambda *_: None)
         preprocess(PreprocessConfig(output=str(folder), **SHAPES), map_here)
     return records.open_dataset(folder)
 
@@ -86,7 +86,7 @@ def reads_back_from_mlflow(tmp_path: Path) -> None:
     """One run of the two starts, with its counts, parameters and the dataset's summary."""
     client = Tracking(f"sqlite:///{tmp_path}/mlflow.db").client
     (found,) = client.search_runs([client.get_experiment_by_name("g3pt/preprocess").experiment_id])
-    assert found.data.metrics["count_ok"] == 48 and found.info.status == "FINISHED"
+    assert found.data.metrics["objects_ok"] == 48 and found.info.status == "FINISHED"
     assert found.data.params["limit"] == "48"
     assert json.loads(Path(client.download_artifacts(found.info.run_id, "dataset.json")).read_text())["counts"] == {"ok": 48}
 

@@ -76,9 +76,9 @@ def test_every_stage_is_in_mlflow(demo: Path) -> None:
     assert {name: len(found) for name, found in runs.items()} == dict.fromkeys(EXPERIMENTS, 1) | {"g3pt/evaluate": 2, "g3pt/scaling": 1 + len(SIZES)}
     for name, steps in (("g3pt/cvq", "80"), ("g3pt/car", "10")):
         (run,) = runs[name]
-        ledger = Ledger(Path(run.data.tags["g3pt.run_dir"]) / "metrics.jsonl").read()
-        assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [r["step"] for r in ledger]
-        assert run.data.params["train.steps"] == steps and run.data.tags["mlflow.source.git.commit"]
+        ledger = Ledger(Path(run.data.tags["g3pt.path"]) / "metrics.jsonl").read()
+        assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [r["step"] for r in ledger]
+        assert run.data.params["steps"] == steps and run.data.tags["mlflow.source.git.commit"]
     for found in runs.values():
         for run in found:
             for artifact in client.list_artifacts(run.info.run_id):
@@ -108,8 +108,8 @@ def test_the_study_is_a_parent_with_a_child_for_each_size(demo: Path) -> None:
     children = [run for run in runs if run is not parent]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert sorted(run.data.params["preset"] for run in children) == sorted(SIZES)
-    assert all("test_ce" in run.data.metrics for run in children)
-    assert "pure_power_law.exponent" in parent.data.metrics and parent.data.params["sizes"] == ",".join(SIZES)
+    assert all("test/ce" in run.data.metrics for run in children)
+    assert "pure_power_law/exponent" in parent.data.metrics and parent.data.tags["g3pt.sizes"] == ",".join(SIZES)
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"study.json", "points.csv", "fit.json", "curve.png"}
     points = (demo / "study" / "points.csv").read_text().splitlines()
     assert points[0].startswith("size,params_no_embed,flops,seed,samples,epochs,lr,test_ce,test_ce_scale_1")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from g3pt.checkpoint import export_hash
-from pipelines import tracking, train
+from pipelines import tracked, train
 from pipelines.preprocess import PreprocessConfig, map_here, preprocess
 from pipelines.runs import Ledger, RunSpec
 from pipelines.tracking import Tracking
@@ -24,7 +24,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("data") / "shapes"
     counts = {"resolution": 32, "num_surface": 4096, "num_sharp": 16, "num_queries": 512}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "log_finished_run", lambda *_, **__: None)
+        patch.setattr(tracked, "log_run", lambda *_: None)
         return preprocess(PreprocessConfig(source="shapes", output=str(folder), limit=24, num_shards=2, **counts), map_here)
 
 
@@ -65,11 +65,11 @@ def reads_back_from_mlflow(tmp_path: Path, run_dir: Path) -> None:
     experiment = client.get_experiment_by_name("g3pt/cvq")
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.run_name, run.info.status) == (run_dir.name, "FINISHED")
-    assert (run.data.params["train.steps"], run.data.params["train.batch_size"], run.data.params["preset"]) == (str(STEPS), str(BATCH), "nano")
+    assert (run.data.params["steps"], run.data.params["batch_size"], run.data.params["preset"]) == (str(STEPS), str(BATCH), "nano")
     ledger = Ledger(run_dir / "metrics.jsonl").read()
-    for key in ("loss", "val_iou"):
+    for key in ("train/loss", "val/iou"):
         steps = [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
-        assert steps == [int(r["step"]) for r in ledger if key in r] and len(steps) >= 4, key
+        assert steps == [int(r["step"]) for r in ledger if key.replace("train/", "").replace("/", "_") in r] and len(steps) >= 4, key
     assert Path(client.download_artifacts(run.info.run_id, "config.json")).read_bytes()
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["shapes"]
 

@@ -12,7 +12,7 @@ import torch
 
 from g3pt.car import G3PT
 from pipelines import generate as job
-from pipelines import tracking
+from pipelines import tracked
 from pipelines.errors import UsageError
 from pipelines.generate import GenerateConfig, generate
 from tests.g3pt.tiny import tiny_g3pt
@@ -36,7 +36,7 @@ def quiet(monkeypatch, request):
     """No renderer and no MLflow where a test isn't about them: both take seconds to start."""
     monkeypatch.setattr(job, "_picture", lambda output, ok: None)
     if "mlflow" not in request.node.name:
-        monkeypatch.setattr(tracking, "log_finished_run", lambda *arguments, **options: None)
+        monkeypatch.setattr(tracked, "log_run", lambda *arguments: None)
 
 
 def settings(model: Path, folder: Path, **changes) -> GenerateConfig:
@@ -241,7 +241,7 @@ def test_mlflow_holds_the_run(model, tmp_path, monkeypatch):
     experiment = client.get_experiment_by_name("g3pt/generate")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED" and run.data.metrics["samples_ok"] == 2
-    assert run.data.params["text"] == "a chair" and run.data.metrics["tokens_per_s"] > 0
+    assert run.data.params["prompts"] == "a chair" and run.data.metrics["tokens_per_s"] > 0
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,10 @@ def one_child() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def logged(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """MLflow has its own tests: here only what would be logged is kept."""
-    from pipelines import tracking
+    from pipelines import tracked
 
     calls: list[dict] = []
-    monkeypatch.setattr(
-        tracking, "log_finished_run", lambda experiment, name, **more: calls.append({"experiment": experiment, **more})
-    )
+    monkeypatch.setattr(tracked, "log_run", lambda card, output, outcome, started: calls.append({"experiment": card.experiment_name, **vars(outcome)}))
     return calls
 
 
@@ -101,7 +99,7 @@ def test_shapes_become_rows_with_everything_the_contract_names(tmp_path: Path, l
         extent = vertices.max(axis=0) - vertices.min(axis=0)
         assert abs(extent.max() - 1.9) < 1e-3 and row["volume"] > 0 and row["scale"] > 0
     assert [call["experiment"] for call in logged] == ["g3pt/preprocess"]
-    assert logged[0]["metrics"]["count_ok"] == 6 and logged[0]["artifacts"] == [Path(info.path / "dataset.json")]
+    assert logged[0]["metrics"]["objects_ok"] == 6 and logged[0]["artifacts"] == [Path(info.path / "dataset.json")]
 
 
 def test_finished_shards_are_skipped_and_nothing_is_logged_twice(

@@ -27,8 +27,9 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
             (study / "runs" / item.name / "_SUCCESS").touch()
 
     def fit_and_draw(points: list[dict], study: Path) -> None:
-        law = {"irreducible": 0.0, "coefficient": 1.0, "exponent": len(points) / 10}
-        (study / "fit.json").write_text(json.dumps({"power_law_with_floor": None, "pure_power_law": law}))
+        law = {"irreducible": 0.0, "coefficient": 1.0, "exponent": len(points) / 10, "interval_95": {"exponent": [0.0, 1.0]}}
+        found = {"num_sizes": len(points), "num_points": len(points), "status": "demonstration, not an estimate"}
+        (study / "fit.json").write_text(json.dumps({"power_law_with_floor": None, "pure_power_law": law, **found}))
         (study / "curve.png").touch()
 
     monkeypatch.setattr(sweep, "fit_and_draw", fit_and_draw)
@@ -53,7 +54,11 @@ def test_a_finished_study_is_left_alone_and_one_that_grew_is_fitted_again(instan
 def logged_steps(study: Path) -> list[int]:
     client = Tracking(tracking.tracking_uri(study)).client
     (run,) = client.search_runs([client.get_experiment_by_name("g3pt/scaling").experiment_id])
-    return [metric.step for metric in client.get_metric_history(run.info.run_id, "pure_power_law.exponent")]
+    assert run.info.status == "FINISHED" and run.data.metrics["pure_power_law/exponent_high"] == 1.0
+    sizes = run.data.tags["g3pt.sizes"].split(",")
+    assert run.info.run_name == f"study-{len(sizes)}-sizes-{sizes[0]}-to-{sizes[-1]}" and len(sizes) == run.data.metrics["num_sizes"]
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"study.json", "points.csv", "fit.json", "curve.png"}
+    return [metric.step for metric in client.get_metric_history(run.info.run_id, "pure_power_law/exponent")]
 
 
 @pytest.mark.parametrize("fails", [True, False])
@@ -76,8 +81,9 @@ def test_what_a_trial_died_of_is_told_and_its_files_are_kept(
     monkeypatch.setattr(tune, "with_parameters", lambda trial, **_: trial)
     monkeypatch.setattr(tune, "with_resources", lambda trial, _: trial)
     monkeypatch.setattr(sweep, "trial_resources", lambda _: ({"CPU": 1}, 1))
-    sweep.tune([{"spec": {"name": name}} for name in ("car-20k", "car-80k")], tmp_path, FLAGS)
+    failures = sweep.tune([{"spec": {"name": name}} for name in ("car-20k", "car-80k")], tmp_path, FLAGS)
     said = capsys.readouterr().err
+    assert failures == ({"car-80k": "ValueError: no such tokens"} if fails else {})
     assert (tmp_path / "ray").exists() == fails
     assert ("car-80k failed:" in said and "ValueError: no such tokens" in said and str(tmp_path / "ray") in said) == fails
     assert "car-20k" not in said

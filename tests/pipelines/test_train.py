@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import runs, tracking, train
+from pipelines import cards, runs, tracked, tracking, train
 from pipelines.errors import UsageError
 from pipelines.runs import Ledger, RunSpec
 from pipelines.tracking import Tracking
@@ -83,7 +83,7 @@ def test_resume_when_only_the_export_is_missing(whole: Path, tmp_path: Path) -> 
     assert ledger_steps(run_dir) == ledger_steps(whole)
     client = Tracking(tracking.tracking_uri(tmp_path / "runs")).client
     (run,) = client.search_runs([client.get_experiment_by_name("g3pt/cvq").experiment_id])
-    history = [m.step for m in client.get_metric_history(run.info.run_id, "loss")]
+    history = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
     assert history == [int(s) for s in ledger_steps(run_dir)], "the second start went on in the same MLflow run, no step twice"
     assert run.info.status == "FINISHED"
     assert Path(client.download_artifacts(run.info.run_id, "config.json")).exists()
@@ -138,7 +138,7 @@ def test_a_tracking_server_s_password_is_not_written_down(tmp_path: Path) -> Non
         def open_run(self, *_: object) -> str:
             return "1234"
 
-    assert train._open_mlflow_run(Server(), toy_spec(), tmp_path, None) == "1234"
+    assert tracked._open(Server(), cards.training(toy_spec(), tmp_path), tmp_path, None) == "1234"
     assert json.loads((tmp_path / "mlflow.json").read_text()) == {"run_id": "1234", "tracking_uri": "https://mlflow.example:5000/team"}
 
 

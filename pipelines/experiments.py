@@ -1,0 +1,79 @@
+"""MLflow's six experiments: what each says about itself, and the columns that a table of its runs should show.
+
+How: MLflow's table shows no parameter and no metric until columns are chosen. A saved view chooses them; it is an experiment tag
+(`mlflow.sharedViewState.<key>`: JSON, its state deflated), offered under "Views" and linked from the description.
+Ours: that tag's format is MLflow 3.17's own and not documented. A version that reads another one only lacks the view.
+"""
+
+import base64
+import json
+import time
+import zlib
+from dataclasses import dataclass
+
+VIEW_KEY = "g3pt"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """How an experiment is introduced, and the columns of its table of results."""
+
+    description: str
+    params: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+EXPERIMENTS = {
+    "g3pt/preprocess": Experiment(
+        "Meshes or procedural shapes to datasets. A run is one command that converted something.",
+        ("source", "resolution", "limit", "seed"),
+        ("objects_ok", "objects_not_ok", "seconds_per_object", "seconds"),
+    ),
+    "g3pt/cvq": Experiment(
+        "Tokenizers. Curves against samples seen: `train/`, `val/`, `test/`; per scale below them; `codes` are diagnostics of the codebook.",
+        ("preset", "seed", "steps", "batch_size", "learning_rate", "parameters", "dataset"),
+        ("test/iou", "test/iou_continuous", "val/iou", "train/loss", "train/samples_per_second"),
+    ),
+    "g3pt/car": Experiment(
+        "Generators. Curves against samples seen: cross-entropies in nats a token, given the text, nothing (`_unconditional`) or an image.",
+        ("preset", "seed", "steps", "batch_size", "learning_rate", "parameters", "dataset", "tokenizer"),
+        ("test/ce", "test/ce_unconditional", "val/ce", "train/ce", "train/samples_per_second"),
+    ),
+    "g3pt/scaling": Experiment(
+        "Scaling studies: a parent with the fitted law, and below it a generator for each size and seed.",
+        ("preset", "seed", "steps", "learning_rate", "parameters", "dataset", "tokenizer"),
+        ("test/ce", "val/ce", "pure_power_law/exponent", "pure_power_law/exponent_low", "pure_power_law/exponent_high"),
+    ),
+    "g3pt/generate": Experiment(
+        "Meshes made from prompts.",
+        ("model", "prompts", "cfg", "temperature", "resolution"),
+        ("samples_ok", "samples_not_ok", "seconds_per_sample", "tokens_per_s"),
+    ),
+    "g3pt/evaluate": Experiment(
+        "Tokenizers by what they reconstruct, generators by what they make from prompts. How each number is made stands in the JSON under `protocol`.",
+        ("kind", "model", "split", "resolution", "dataset"),
+        ("iou_volume", "chamfer", "f_score_0.02", "family_accuracy", "family_accuracy_unseen", "family_chance"),
+    ),
+}  # fmt: skip
+
+
+def experiment_tags(name: str, number: str) -> dict[str, str]:
+    """The tags of a new experiment: description, the kind that opens on its runs, and the saved view."""
+    shown = EXPERIMENTS.get(name)
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    if shown is None:
+        return tags
+    link = f"[Table of results](#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW_KEY})"
+    return tags | {"mlflow.note.content": f"{shown.description} {link}", f"mlflow.sharedViewState.{VIEW_KEY}": saved_view(shown)}
+
+
+def saved_view(shown: Experiment) -> str:
+    """A view of the table with the experiment's columns, as MLflow's page writes it."""
+    columns = [f"params.`{name}`" for name in shown.params] + [f"metrics.`{name}`" for name in shown.metrics]
+    state = {"searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": False, "startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": [],
+             "modelVersionFilter": "All Runs", "selectedColumns": columns, "columnOrder": [], "columnWidths": {}, "runsHiddenMode": "FIRST_10_RUNS", "hideEmptyCharts": True,
+             "viewMaximized": False, "runListHidden": False, "isAccordionReordered": False, "useGroupedValuesInCharts": True, "groupBy": None, "groupsExpanded": {},
+             "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""}}  # fmt: skip
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    now_ms = int(time.time() * 1000)
+    return json.dumps({"name": "Results", "createdAt": now_ms, "updatedAt": now_ms, "state": f"deflate;{packed}"})
