@@ -19,7 +19,7 @@ from pipelines import doctor_machine as here
 from pipelines.cli import absolute, stdout_to_stderr
 from pipelines.doctor_machine import Found, failed
 from pipelines.errors import NotWell, UsageError, one_line
-from pipelines.plain_text import plain
+from pipelines.plain_text import console, plain
 from pipelines.tracking import without_login
 
 WIDEST = 100  # columns on a terminal
@@ -153,15 +153,12 @@ def print_row(row: dict[str, str]) -> None:
     if not sys.stdout.isatty():
         print(f"{row['name']:8}  {row['state']:7}  {told}", flush=True)
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, markup=False, emoji=False)
-    console.width = min(WIDEST, console.width)
     table = Table.grid(padding=(0, 2))
     table.add_column(width=8)
     table.add_column(width=7)
     table.add_column(overflow="fold")
     table.add_row(row["name"], Text(row["state"], COLOURS[row["state"]]), told)
-    console.print(table)
+    console(WIDEST).print(table)

@@ -10,16 +10,17 @@ Ray's and hidden folders. A file that can't be read makes its thing `failed`, ne
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pipelines.inventory_data import describe_dataset, describe_derived
 from pipelines.inventory_inputs import Inputs
 from pipelines.inventory_items import STATES, Item, Place, Unreadable
 from pipelines.inventory_outputs import describe_evaluation, describe_generation
-from pipelines.inventory_runs import describe_run, describe_study
+from pipelines.inventory_runs import describe_demo, describe_run, describe_study
 from pipelines.notes import COMMAND_FILE, read_note
 
 __all__ = ["STATES", "Item", "find"]
@@ -33,14 +34,24 @@ UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexErr
 
 
 def find(root: str | Path, *, verify: bool = False) -> list[Item]:
-    """Everything at or below `root`, by path; the runs of a study and the derived tables of a dataset follow it."""
+    """Everything at or below `root` in the order of the pipeline; derived tables follow their dataset, a study's runs follow it."""
     places = list(walk(Path(os.path.abspath(root))))
     inputs = Inputs(places, verify=verify)
-    found = {place.path: described(place, inputs) for place in places if place.kind != "study"}
-    for place in places:
-        if place.kind == "study":  # its runs are known by now
-            found |= {item.path: item for item in described_study(place, inputs, found)}
-    return sorted(found.values(), key=lambda item: item.path.parts)
+    found = {place.path: described(place, inputs) for place in places if place.kind in DESCRIBE}
+    for place in places:  # what is made of other things comes after these are known
+        if place.kind in DESCRIBE_WHOLE:
+            found |= {item.path: item for item in described_whole(place, inputs, found)}
+    kinds = {item.path: item.kind for item in found.values()}
+    items = [with_successor(item, list(found.values()), inputs) for item in found.values()]
+    return sorted(items, key=lambda item: (ORDER.index(kinds.get(item.parent or item.path, item.kind)), item.path.parts))
+
+
+def with_successor(item: Item, others: list[Item], inputs: Inputs) -> Item:
+    """A stale run, told whether the same command has made another from the inputs as they are now."""
+    if item.kind != "run" or item.state != "stale" or item.parent is not None:
+        return item
+    same = [o.path.name for o in others if o.kind == "run" and o.state == "done" and o.path.parent == item.path.parent and inputs.command(o.path) == item.next]
+    return dataclasses.replace(item, next=None, notes=(*item.notes, f"{same[0]} replaces it: delete what nobody needs")) if item.next and same else item
 
 
 def walk(folder: Path) -> Iterator[Place]:
@@ -78,6 +89,8 @@ def kind_of(folder: Path, names: frozenset[str], folders: frozenset[str]) -> str
     """What a folder is by the files it has from its first second on; None for a plain folder."""
     if "study.json" in names:
         return "study"
+    if "seconds.json" in names:
+        return "demo"
     if "config.json" in names and ("checkpoints" in folders or "metrics.jsonl" in names):
         return "run"
     flags = (read_note(folder, COMMAND_FILE) or {}).get("flags") if COMMAND_FILE in names else None
@@ -105,6 +118,8 @@ DESCRIBE: dict[str, Callable[[Place, Inputs], Item]] = {
     "generation": describe_generation,
     "evaluation": describe_evaluation,
 }
+DESCRIBE_WHOLE: dict[str, Callable[[Place, Inputs, Mapping[Path, Item]], list[Item]]] = {"study": describe_study, "demo": describe_demo}
+ORDER = ("demo", "dataset", "derived", "run", "study", "generation", "evaluation")
 
 
 def described(place: Place, inputs: Inputs) -> Item:
@@ -115,10 +130,10 @@ def described(place: Place, inputs: Inputs) -> Item:
         return damaged(place, inputs, error)
 
 
-def described_study(place: Place, inputs: Inputs, found: dict[Path, Item]) -> list[Item]:
-    """The study, and its runs as they look from it."""
+def described_whole(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> list[Item]:
+    """A study or demo, and its parts as they look from it."""
     try:
-        return describe_study(place, inputs, found)
+        return DESCRIBE_WHOLE[place.kind](place, inputs, found)
     except UNREADABLE as error:
         return [damaged(place, inputs, error)]
 
@@ -126,4 +141,5 @@ def described_study(place: Place, inputs: Inputs, found: dict[Path, Item]) -> li
 def damaged(place: Place, inputs: Inputs, error: BaseException) -> Item:
     """A thing whose files are not what they should be."""
     reason = str(error) if isinstance(error, Unreadable) else f"unreadable: {type(error).__name__}: {error}"
+    reason += "; evaluate again" * (place.kind == "evaluation")
     return Item(kind=place.kind, path=place.path, state="failed", reason=reason, next=inputs.command(place.path))

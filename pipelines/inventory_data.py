@@ -93,7 +93,8 @@ def unfinished_dataset(place: Place, note: dict[str, Any], inputs: Inputs) -> di
         per_second = workers * len(seconds) / max(1e-9, sum(seconds))
     left = (total - done) * (1 if unit == "objects" else rows / max(1, done)) / per_second if per_second else None
     command = None if found["working"] else inputs.command(place.path)
-    return found | {"done": done, "total": total or None, "unit": unit, "seconds_left": left, "next": command}
+    notes = (f"what is not ok was counted in {len(times)} of {len(finished)} shards",) if failures and len(times) < len(finished) else ()
+    return found | {"done": done, "total": total or None, "unit": unit, "seconds_left": left, "next": command, "notes": notes}
 
 
 def readable_sidecars(folder: Path, names: list[str], config_sha256: str | None) -> tuple[list[float], list[dict[str, Any]]]:

@@ -23,7 +23,7 @@ LONGEST_PAUSE_S = 86400.0  # nothing that lives leaves its folder unchanged for 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A dataset, derived table, run, study, generation or evaluation.
+    """A dataset, derived table, run, study, generation, evaluation, or a demo around them.
 
     `done` of `total` are counted in `unit`s. `reason` says why it is stale or failed; `notes` are worth knowing in any state.
     `failures` counts rows that are not ok by reason (they don't make a finished thing unfinished). `next` is the command that

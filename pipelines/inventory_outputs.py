@@ -56,7 +56,7 @@ def finished_generation(place: Place, note: dict[str, Any], inputs: Inputs) -> d
     if not ok:
         return common | {"state": "failed", "done": 0, "reason": "no sample came out"}
     if lost:
-        return common | {"state": "failed", "done": len(rows) - len(lost), "reason": f"{len(lost)} meshes are missing, the first is {lost[0]}"}
+        return common | {"state": "failed", "done": len(rows) - len(lost), "reason": f"{len(lost)} of {len(ok)} meshes missing, the first is {lost[0]}"}
     model = Path(str(note.get("working_dir") or "."), str(ok[0]["model"])).expanduser()
     changed, unseen = inputs.export(str(model), str(ok[0]["model_hash"]), "model")
     if changed:
@@ -83,7 +83,8 @@ def unfinished_generation(place: Place, note: dict[str, Any], inputs: Inputs) ->
     per_second = rate_since(times, len(names), started_at(note), max([*times, 0.0]))
     left = (total - done) / per_second if per_second and total is not None else None
     command = None if about["working"] else inputs.command(place.path)
-    return {"state": "partial", "done": done, "total": total, "failures": dict(failures), "seconds_left": left, "next": command, **about}
+    notes = (f"what is not ok was counted in {len(times)} of {len(names)} samples",) if failures and len(times) < len(names) else ()
+    return {"state": "partial", "done": done, "total": total, "failures": dict(failures), "seconds_left": left, "next": command, "notes": notes, **about}
 
 
 def reason(row: dict[str, Any]) -> str:

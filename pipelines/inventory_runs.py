@@ -1,4 +1,4 @@
-"""The state of a training run and of a study of runs: from `_SUCCESS`, the tail of the ledger, and what the run was trained on.
+"""The state of a training run, of a study of runs and of the demo: from `_SUCCESS`, the tail of the ledger, and what the run was trained on.
 
 A run is stale when its dataset or its tokenizer is another one by now. The same command then makes a new run beside it, since
 the run's name is a hash of its inputs; the stale one stays as it was.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,9 @@ def describe_run(place: Place, inputs: Inputs) -> Item:
         return Item(**common, state="failed", done=done, reason=str(failure.get("error")), next=command)
     speed = statistics.median([r["samples_per_second"] for r in records[-RECENT:] if r.get("samples_per_second")] or [0.0])
     about = activity(place.path, note_of(place.path), place.path / "metrics.jsonl", place.path / "checkpoints", interval_s=interval(records))
-    left = (total - done) / speed if speed else None
+    left = (total - done) / speed if speed and done < total else None
     changed, _ = changed_inputs(spec, inputs)
-    notes = (f"going on needs its input as it was: {changed}",) if changed else ()
+    notes = ("its export is missing",) * (done == total) + (f"going on needs its input as it was: {changed}",) * bool(changed)
     return Item(**common, state="partial", done=done, seconds_left=left, notes=notes, next=None if about["working"] else command, **about)
 
 
@@ -84,7 +85,7 @@ def changed_inputs(spec: dict[str, Any], inputs: Inputs) -> Verdict:
 # -------------------------------------------------------------------------------------------------------------- study
 
 
-def describe_study(place: Place, inputs: Inputs, found: dict[Path, Item]) -> list[Item]:
+def describe_study(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> list[Item]:
     """The study's Item and those of its runs, which are part of it; runs of another plan in the same folder stay alone."""
     names = [str(run["name"]) for run in read_object(place.path / "study.json")["runs"]]
     runs = [dataclasses.replace(found[path], parent=place.path) for path in (place.path / "runs" / name for name in names) if path in found]
@@ -96,7 +97,8 @@ def describe_study(place: Place, inputs: Inputs, found: dict[Path, Item]) -> lis
     stale = [run for run in runs if run.state == "stale"]
     if failure or failed:
         reason = str(failure.get("error")) if failure else f"{failed[0].path.name}: {failed[0].reason}"
-        study = Item(**common, state="failed", reason=reason, next=command)
+        notes = (f"{len(stale)} of its runs are stale: {stale[0].reason}",) if stale else ()
+        study = Item(**common, state="failed", reason=reason, notes=notes, next=command)
     elif missing or done < len(names):
         about = activity(place.path, note_of(place.path))
         about["working"] = about["working"] or any(run.working for run in runs)
@@ -117,3 +119,24 @@ def study_seconds_left(runs: list[Item], planned: int) -> float | None:
     whole = statistics.mean(run.seconds_left * run.total / max(1, run.total - run.done) for run in under_way)
     waiting = planned - sum(run.state in ("done", "stale") for run in runs) - len(under_way)
     return (sum(run.seconds_left for run in under_way) + waiting * whole) / max(1, sum(bool(run.working) for run in under_way))
+
+
+# --------------------------------------------------------------------------------------------------------------- demo
+
+
+def describe_demo(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> list[Item]:
+    """How many of its stages jobs/quickstart.py has been through; its parts are things of their own."""
+    from pipelines.quickstart import STAGES
+
+    seconds = read_object(place.path / "seconds.json")
+    titles = [title for title, _ in STAGES]
+    done = sum(title in seconds for title in titles)
+    common: dict[str, Any] = {"kind": "demo", "path": place.path, "unit": "stages"}
+    if "all" in seconds:
+        return [Item(**common, state="done", done=done, total=done)]
+    parts = [item for path, item in found.items() if place.path in path.parents]
+    command = next((inputs.command(part.path) for part in parts if inputs.command(part.path)), None)
+    about = activity(place.path, note_of(place.path / "shapes"))
+    about["working"] = about["working"] or any(part.working for part in parts)
+    waits = next((f"next is: {title}" for title in titles if title not in seconds), "its summary is missing")
+    return [Item(**common, state="partial", done=done, total=len(titles), notes=(waits,), next=None if about["working"] else command, **about)]

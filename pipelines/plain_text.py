@@ -1,6 +1,13 @@
-"""Text from data, made safe for a terminal and short enough for a table."""
+"""Text for a terminal: what comes from data made safe, paths and durations short, tables of a width that can be read."""
 
+from __future__ import annotations
+
+import os
 import unicodedata
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # control, format (right-to-left marks among them), halves of pairs, private, line ends
 
@@ -32,3 +39,12 @@ def duration(seconds: float) -> str:
     if seconds < 48 * 3600:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86400:.1f} days"
+
+
+def console(widest: int, narrowest: int = 60, file: TextIO | None = None) -> Console:
+    """Where tables for people go: as wide as the terminal within limits, without any escape sequence where NO_COLOR is set."""
+    from rich.console import Console
+
+    found = Console(file=file, highlight=False, markup=False, emoji=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
+    found.width = min(widest, max(narrowest, found.width))
+    return found

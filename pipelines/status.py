@@ -19,9 +19,9 @@ import tyro
 from pipelines.errors import NotWell, UsageError
 from pipelines.inventory import STATES, Item, find
 from pipelines.inventory_items import counted
-from pipelines.plain_text import duration, plain, shortened
+from pipelines.plain_text import console, duration, plain, shortened
 
-WIDEST, NARROWEST = 100, 60  # columns of the table on a terminal
+WIDEST = 100  # columns of the table on a terminal
 COLOURS = {"done": "green", "partial": "yellow", "stale": "magenta", "failed": "bold red"}
 
 
@@ -71,9 +71,9 @@ def as_json(items: list[Item], root: Path) -> dict[str, Any]:
 
 
 def shown(items: list[Item]) -> list[Item]:
-    """All items but the finished runs of studies: their study counts them."""
+    """All items but the finished runs of studies, stale ones too: their study speaks for them."""
     studies = {item.path for item in items if item.kind == "study"}
-    return [item for item in items if not (item.parent in studies and item.state == "done")]
+    return [item for item in items if not (item.parent in studies and item.state in ("done", "stale"))]
 
 
 def relative(path: Path, root: Path) -> str:
@@ -117,30 +117,28 @@ def lines(items: list[Item], root: Path) -> list[str]:
 
 
 def print_table(items: list[Item], root: Path, file: TextIO | None = None) -> None:
-    """The table, its sum and the commands, for people. Rich leaves colours out where NO_COLOR is set or `file` is no terminal."""
-    from rich.console import Console
+    """The table, its sum and the commands, for people."""
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=file, highlight=False, markup=False, emoji=False)
-    console.width = min(WIDEST, max(NARROWEST, console.width))
+    terminal = console(WIDEST, file=file)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("state", "kind", "path"):
         table.add_column(name, no_wrap=True)
     table.add_column("%", justify="right", no_wrap=True)
     table.add_column("what", overflow="fold")
     for item in shown(items):
-        path = shortened(plain(relative(item.path, root)), console.width * 2 // 5)
+        path = shortened(plain(relative(item.path, root)), terminal.width * 2 // 5)
         table.add_row(Text(item.state, COLOURS[item.state]), item.kind, Text(path), percent(item).removesuffix("%"), Text(words(item, root)))
-    console.print(table)
+    terminal.print(table)
     counts = Counter(item.state for item in shown(items))
-    console.print("\n" + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
+    terminal.print("\n" + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
     commands = next_commands(items, root)
     if commands:
-        console.print("next:")
+        terminal.print("next:")
     for command, paths in commands.items():
-        console.print(Text(f"  {command}"), soft_wrap=True)  # whole, so that it can be copied
-        console.print(Text("      " + shortened(", ".join(paths), console.width - 6), "dim"))
+        terminal.print(Text(f"  {command}"), soft_wrap=True)  # whole, so that it can be copied
+        terminal.print(Text("      " + shortened(", ".join(paths), terminal.width - 6), "dim"))
 
 
 def next_commands(items: list[Item], root: Path) -> dict[str, list[str]]:

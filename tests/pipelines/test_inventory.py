@@ -203,6 +203,32 @@ def test_a_study_whose_fit_is_missing_is_not_done(root: Path) -> None:
     assert (item.state, item.done) == ("partial", 2) and item.notes == ("lacks curve.png",)
 
 
+def test_a_stale_run_that_its_command_has_made_again_is_replaced(root: Path, export: Path) -> None:
+    info = toy.another_dataset(root / "data")
+    assert look(root)[CVQ].next is not None
+    toy.write_run(root / "runs" / "cvq-toy-s0-55555555", info, export)
+    item = look(root)[CVQ]
+    assert item.state == "stale" and item.notes == ("cvq-toy-s0-55555555 replaces it: delete what nobody needs",) and item.next is None
+
+
+def test_a_demo_counts_its_stages(root: Path) -> None:
+    from pipelines.quickstart import STAGES
+
+    titles = [title for title, _ in STAGES]
+    toy.write(root / "seconds.json", dict.fromkeys(titles[:2], 1.0))
+    item = look(root)["."]
+    assert (item.kind, item.state, item.done, item.total, item.working) == ("demo", "partial", 2, len(titles), True)
+    age(root, root / "data/command.json")
+    toy.note(root / "data", "python jobs/quickstart.py")
+    os.utime(root, (LONG_AGO, LONG_AGO))
+    item = look(root)["."]
+    assert (item.working, item.next, item.notes) == (False, "python jobs/quickstart.py", (f"next is: {titles[2]}",))
+    toy.write(root / "seconds.json", dict.fromkeys([*titles, "all"], 1.0))
+    assert look(root)["."].state == "done"
+    (root / "seconds.json").write_text("{")
+    assert look(root)["."].state == "failed"
+
+
 # ------------------------------------------------------------------------------------------------------------ dataset
 
 
@@ -242,7 +268,7 @@ def test_a_lost_shard_is_named(root: Path) -> None:
 def mesh_dataset(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A dataset of the two meshes in root/in, planned and written as ever but not converted; the folder of meshes."""
     from g3pt import records
-    from pipelines import preprocess
+    from pipelines import preprocess, tracked
     from pipelines.sources import inputs_hash
 
     def write_shards(tasks: list, config: preprocess.PreprocessConfig) -> Iterator[dict]:
@@ -255,7 +281,7 @@ def mesh_dataset(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("a", "b"):
         (root / "in" / f"{name}.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
         age(root / "in" / f"{name}.off")
-    monkeypatch.setattr(preprocess, "_log_run", lambda *_: None)
+    monkeypatch.setattr(tracked, "log_run", lambda *_: None)
     small = {"resolution": 16, "num_surface": 8, "num_sharp": 8, "num_queries": 8, "num_shards": 1}
     preprocess.preprocess(preprocess.PreprocessConfig(source="dir", input=str(root / "in"), output=str(root / "data"), **small), write_shards)
     return root / "in"
@@ -325,7 +351,7 @@ def test_a_generation_that_was_started_again_is_not_done(root: Path) -> None:
 
 def test_generations_fail_with_no_sample_or_a_lost_mesh(root: Path) -> None:
     (root / "meshes/s3.glb").unlink()
-    assert look(root)["meshes"].reason == "1 meshes are missing, the first is s3.glb"
+    assert look(root)["meshes"].reason == "1 of 3 meshes missing, the first is s3.glb"
     toy.write_generation(root / "none", root / CAR, failed=4)
     assert (look(root)["none"].state, dict(look(root)["none"].failures)) == ("failed", {"empty": 4})
     toy.write(root / "none/failure.json", {"error": "RuntimeError: no sample came out"})
@@ -406,6 +432,7 @@ def test_of_many_shards_a_part_is_opened(tmp_path: Path, monkeypatch: pytest.Mon
     toy.note(tmp_path, "python jobs/preprocess.py", total=64000, unit="objects", flags={"source": "dir"})
     item = look(tmp_path)["."]
     assert (item.done, item.total) == (32000, 64000) and len(opened) == inventory_items.SAMPLED
+    assert item.notes == ("what is not ok was counted in 200 of 2000 shards",)
 
 
 def test_a_derived_table_reads_footers_only_for_so_long(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
