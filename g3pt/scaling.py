@@ -100,17 +100,37 @@ def _fit_pure(size: np.ndarray, loss: np.ndarray) -> PowerLaw:
 def bootstrap(
     params: Sequence[float], losses: Sequence[float], *, pure: bool = False, samples: int = 100, level: float = 0.95, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of irreducible, coefficient and exponent.
+    """Percentile intervals of irreducible, coefficient and exponent, from `resampled_fits`."""
+    return intervals(resampled_fits(params, losses, pure=pure, samples=samples, seed=seed), level)
+
+
+def intervals(fits: Sequence[PowerLaw], level: float = 0.95) -> dict[str, tuple[float, float]]:
+    """Percentiles of each parameter over resampled fits."""
+    return {name: _percentiles(np.array([getattr(law, name) for law in fits]), level) for name in ("irreducible", "coefficient", "exponent")}
+
+
+def resampled_fits(params: Sequence[float], losses: Sequence[float], *, pure: bool = False, samples: int = 100, seed: int = 0) -> list[PowerLaw]:
+    """The law fitted to `samples` bootstrap draws of the points.
 
     Points of one size are resampled among themselves if every size has several; else residuals (in logarithms, made larger for
     the fitted degrees of freedom) are resampled around the fit.
     """
     size, loss, rng = np.asarray(params, float), np.asarray(losses, float), np.random.default_rng(seed)
     draw = _resample_seeds(size, loss) if _has_repeats(size) else _resample_residuals(size, loss, pure)
-    fits = [fit(size, draw(rng), pure=pure, starts=2, seed=index) for index in range(samples)]
+    return [fit(size, draw(rng), pure=pure, starts=2, seed=index) for index in range(samples)]
+
+
+def band(fits: Sequence[PowerLaw], params: Sequence[float], level: float = 0.95, count: int = 31) -> dict[str, list[float]]:
+    """Where the curves of resampled fits lie, size by size, from below the smallest to above the largest: params, low, high."""
+    line = np.geomspace(min(params) / 1.3, max(params) * 1.3, count)
+    low, high = zip(*(_percentiles(np.array([float(law(n)) for law in fits]), level) for n in line), strict=True)
+    return {"params": line.tolist(), "low": list(low), "high": list(high)}
+
+
+def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
     tail = 100 * (1 - level) / 2
-    names = ("irreducible", "coefficient", "exponent")
-    return {name: tuple(np.percentile([getattr(f, name) for f in fits], [tail, 100 - tail]).tolist()) for name in names}
+    low, high = np.percentile(values, [tail, 100 - tail]).tolist()
+    return low, high
 
 
 def _has_repeats(size: np.ndarray) -> bool:
@@ -163,6 +183,8 @@ def report(params: Sequence[float], losses: Sequence[float], *, samples: int = 1
             found[name] = None
             continue
         law = fit(params, losses, pure=pure)
-        intervals = bootstrap(params, losses, pure=pure, samples=samples, seed=seed)
-        found[name] = {**dataclasses.asdict(law), "interval_95": intervals, "hold_out": hold_out_largest(params, losses, pure=pure)}
+        fits = resampled_fits(params, losses, pure=pure, samples=samples, seed=seed)
+        found[name] = {
+            **dataclasses.asdict(law), "interval_95": intervals(fits), "band_95": band(fits, params), "hold_out": hold_out_largest(params, losses, pure=pure),
+        }  # fmt: skip
     return found

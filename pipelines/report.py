@@ -75,7 +75,7 @@ def write_page(root: Path, items: list) -> str:
         "cvq evaluation": report_evaluations.tokenizer,
         "car evaluation": report_evaluations.generator,
     }
-    page = report_html.Page(root=root if root.is_dir() else root.parent, title=root.name, kind=items[0].kind if len(items) == 1 else "overview")
+    page = report_html.Page(root=root if root.is_dir() else root.parent, title=root.name, kind=items[0].kind if len(items) == 1 else "report")
     for item in items:
         try:
             sections[item.kind](page, item.path)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from pipelines.report_html import Page, bar, card, cards, columns, command, facts, join, paragraph, table, text, warning
+from pipelines.report_html import Page, bar, card, caption, cards, command, facts, join, packed, paragraph, table, text, warning
 from pipelines.report_machine import note_command
 from pipelines.report_meshes import cloud_object, inside, mesh_object, read_mesh
 from pipelines.report_values import Source, Unreadable, read_json, read_parquet
@@ -29,7 +29,7 @@ def dataset(page: Page, folder: Path) -> None:
 
     note = note_command(page, folder, "the dataset")
     if not (folder / "dataset.json").is_file():
-        page.add(f"Dataset {folder.name}", *_unfinished(folder, note, "shard-*.json", "shards"))
+        page.add(page.heading("Dataset", folder), *_unfinished(folder, note, "shard-*.json", "shards"))
         return
     source = read_json(folder / "dataset.json", page.root)
     try:
@@ -40,7 +40,7 @@ def dataset(page: Page, folder: Path) -> None:
     page.tile(source.number("counts", "ok", spec=",d"), "objects in the dataset", _failed_note(source, total))
     settings = source.at("config")
     page.add(
-        f"Dataset {folder.name}",
+        page.heading("Dataset", folder),
         facts(
             [
                 *((f"{split} objects", source.number("splits", split, spec=",d")) for split in info.splits),
@@ -53,7 +53,7 @@ def dataset(page: Page, folder: Path) -> None:
             ]
         ),
         _objects(page, info),
-        columns(_counts(source, "counts", "Objects by status", total), _counts(source, "failures", "Why objects failed", total), *_kinds(info)),
+        packed([_counts(source, "counts", "Objects by status", total), _counts(source, "failures", "Why objects failed", total), *_kinds(info)]),
     )
 
 
@@ -114,7 +114,7 @@ def _objects(page: Page, info: Any) -> Markup:
     for row in sample_objects(info, SHOWN_OBJECTS):
         page.credit(row)
         name = row["caption"] or row["id"]
-        shown.append(card(page.view(row["shape"], name), text(name), Markup('<span class="soft">{}</span>').format(" · ".join(filter(None, (row["category"], row["split"], row["license"]))))))
+        shown.append(card(page.view(row["shape"], name), caption(name), Markup('<span class="soft">{}</span>').format(" · ".join(filter(None, (row["category"], row["split"], row["license"]))))))
     what = "the stored solids" if info.config.keep_solid else "the stored surface points with their normals, drawn as small discs"
     return join([paragraph(f"Some objects, {what}. Drag to turn; with the keyboard: arrow keys, + and −.", "soft"), cards(shown)]) if shown else Markup("")
 
@@ -177,7 +177,7 @@ def generation(page: Page, folder: Path) -> None:
     """Generated meshes beside their prompts; failed samples as such."""
     note = note_command(page, folder, "the generated meshes")
     if not (folder / "manifest.parquet").is_file():
-        page.add(f"Generated meshes {folder.name}", *_unfinished(folder, note, "samples/*.json", "samples"))
+        page.add(page.heading("Generated meshes", folder), *_unfinished(folder, note, "samples/*.json", "samples"))
         return
     manifest = read_parquet(folder / "manifest.parquet", page.root, LISTED_SAMPLES)
     shown = [_sample(page, folder, manifest.at(k)) for k in range(min(len(manifest.value), SHOWN_SAMPLES))]
@@ -197,12 +197,13 @@ def generation(page: Page, folder: Path) -> None:
         )
     )
     failure = failure_line(folder)
-    page.add(f"Generated meshes {folder.name}", *([failure] if failure else []), *body)
+    page.add(page.heading("Generated meshes", folder), *([failure] if failure else []), *body)
 
 
-def _prompt(row: Source) -> Markup:
+def _prompt(row: Source) -> str:
+    """What was asked for, in words."""
     words = " + ".join(filter(None, (row.get("text"), f"picture {row.get('image')}" if row.get("image") else "")))
-    return text(words or row.get("id", default="no prompt"))
+    return words or str(row.get("id", default="no prompt"))
 
 
 def _sample(page: Page, folder: Path, row: Source) -> Markup:
@@ -217,8 +218,8 @@ def _sample(page: Page, folder: Path, row: Source) -> Markup:
             why_not = str(error)
     label = str(row.get("text") or row.get("id"))
     details = Markup("seed {} · {} faces · {}").format(row.number("seed", spec="d"), row.number("faces", spec=",d"), row.number("seconds", spec=".1f", unit=" s"))
-    return card(page.view(shape, label, why_not=why_not), _prompt(row), details if shape else Markup("seed {} · failed").format(row.number("seed", spec="d")))
+    return card(page.view(shape, label, why_not=why_not), caption(_prompt(row)), details if shape else Markup("seed {} · failed").format(row.number("seed", spec="d")))
 
 
 def _row(row: Source) -> tuple[Any, ...]:
-    return _prompt(row), row.number("seed", spec="d"), text(row.get("status")), row.number("faces", spec=",d")
+    return text(_prompt(row)), row.number("seed", spec="d"), text(row.get("status")), row.number("faces", spec=",d")

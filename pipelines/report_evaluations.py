@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pipelines.gallery import decode_cloud, folder_of
-from pipelines.report_html import Page, card, cards, columns, facts, folded, join, paragraph, table, text
+from pipelines.report_html import Page, caption, card, cards, columns, facts, folded, join, paragraph, table, text
 from pipelines.report_machine import note_environment
 from pipelines.report_meshes import cloud_object, inside, mesh_object, read_mesh
 from pipelines.report_plots import Series, plot
@@ -33,8 +33,8 @@ def tokenizer(page: Page, file: Path) -> None:
         body += [paragraph(f"Left the input's surface points with normals, right the reconstruction; both turn together. {HINT}", "soft"), cards(pairs, "pairs")]
     else:
         body.append(_no_gallery())
-    body += [columns(_scales_plot(metrics), _scales_table(metrics)), _tokenizer_table(metrics), protocol(source)]
-    page.add("Reconstructions", *body)
+    body += [columns(_scales_plot(metrics), join([_scales_table(metrics), _tokenizer_table(metrics)])), protocol(source)]
+    page.add(page.heading("Reconstructions", file), *body)
 
 
 def _objects(source: Source) -> Markup:
@@ -55,7 +55,7 @@ def _pair(page: Page, file: Path, entry: Source) -> Markup:
     views = Markup('<div class="pair"><div>{}<div class="which">input</div></div><div>{}<div class="which">reconstruction</div></div></div>').format(
         page.view(cloud, f"Input: {words}", group, "input is not there"), page.view(mesh, f"Reconstruction: {words}", group, why_not)
     )
-    return card(views, text(words), Markup("volume IoU <strong>{}</strong>, near the surface {}").format(entry.number("iou_volume"), entry.number("iou_near")))
+    return card(views, caption(words), Markup("volume IoU <strong>{}</strong>, near the surface {}").format(entry.number("iou_volume"), entry.number("iou_near")))
 
 
 def _mesh(file: Path, entry: Source) -> tuple[dict[str, Any] | None, str]:
@@ -111,8 +111,8 @@ def generator(page: Page, file: Path) -> None:
     samples = [_sample(page, file, source, k) for k in range(len(source.get("gallery", default=[])))]
     body = [_task(source)]
     body += [paragraph(f"The first samples, none left out. {HINT}", "soft"), cards(samples)] if samples else [_no_gallery()]
-    body += [_accuracies(metrics), _distances(metrics), protocol(source)]
-    page.add("Evaluation of the generator", *body)
+    body += [columns(_accuracies(metrics), _distances(metrics)), protocol(source)]
+    page.add(page.heading("Evaluation of the generator", file), *body)
 
 
 def _sample(page: Page, file: Path, source: Source, k: int) -> Markup:
@@ -120,10 +120,10 @@ def _sample(page: Page, file: Path, source: Source, k: int) -> Markup:
     entry, scored = source.at("gallery", k), source.at("objects", source.get("gallery", k, "object", default=-1))
     mesh, why_not = _mesh(file, entry)
     words = str(scored.get("text") or "no prompt")
-    seen = {True: "prompt never trained on", False: "prompt of the training split"}.get(scored.get("unseen"), "")
-    lines = [text(words), Markup("seed {} · {}").format(scored.number("seed", spec="d"), seen)]
+    seen = {True: "prompt never trained on", False: "prompt seen in training"}.get(scored.get("unseen"), "")
+    lines = [caption(words), Markup("seed {} · {}").format(scored.number("seed", spec="d"), seen)]
     if scored.get("nearest"):
-        lines.append(Markup("nearest training object: {}, {}").format(text(scored.get("nearest_family") or scored.get("nearest")), scored.number("chamfer", spec=".4f")))
+        lines.append(Markup("nearest in training: {}, Chamfer {}").format(text(scored.get("nearest_family") or scored.get("nearest")), scored.number("chamfer")))
     return card(page.view(mesh, words, why_not=why_not), *lines)
 
 
@@ -154,7 +154,8 @@ def _distances(metrics: Source) -> Markup:
 
 
 def _task(source: Source) -> Markup:
-    return paragraph(source.get("protocol", "task", default=""), "soft")
+    words = str(source.get("protocol", "task", default=""))
+    return paragraph(words[:1].upper() + words[1:] + ".", "soft")
 
 
 def _no_gallery() -> Markup:

@@ -51,6 +51,11 @@ class Page:
         """One more figure at the top."""
         self.tiles.append(Markup('<div class="tile"><div class="value">{}</div><div class="label">{}</div><div class="note">{}</div></div>').format(value, label, note))
 
+    def heading(self, name: str, path: Path) -> str:
+        """A section's title; with the name of the folder where another section has the same."""
+        taken = any(title == name for _, title, _ in self.sections)
+        return f"{name} {path.name}" if taken else name
+
     def credit(self, row: dict[str, Any]) -> None:
         """Remember whom a shown object of the data is owed to."""
         names = ("caption", "license", "author", "attribution_url", "source_url")
@@ -78,6 +83,11 @@ def join(parts: Iterable[Markup]) -> Markup:
 def text(words: Any, css: str = "") -> Markup:
     """Text of data: any length, any direction."""
     return Markup('<span class="text {}" dir="auto" title="{}">{}</span>').format(css, words, words)
+
+
+def caption(words: Any) -> Markup:
+    """The first line below a figure: clamped to three lines, whole in its tooltip."""
+    return text(words, "caption")
 
 
 def paragraph(words: Any, css: str = "") -> Markup:
@@ -130,6 +140,11 @@ def card(view: Markup, *lines: Markup, css: str = "") -> Markup:
 def columns(*parts: Markup) -> Markup:
     """Parts beside each other where there is room."""
     return Markup('<div class="columns">{}</div>').format(join(parts))
+
+
+def packed(parts: Iterable[Markup]) -> Markup:
+    """Parts of different heights, set in columns like a newspaper."""
+    return Markup('<div class="packed">{}</div>').format(join(parts))
 
 
 def bar(value: Markup, share: float, label: str) -> tuple[Markup, Markup]:

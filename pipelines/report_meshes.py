@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 Role = Literal["data", "model"]
-MAX_FACES, MAX_POINTS, MAX_FILE_BYTES = 4000, 3000, 512 * 2**20
+MAX_FACES, MAX_POINTS, MAX_FILE_BYTES = 4000, 4000, 512 * 2**20
 CREASE_DEGREES = 38.0
 
 
@@ -40,13 +40,13 @@ def cloud_object(points_P6: np.ndarray, role: Role, max_points: int = MAX_POINTS
 
 
 def disc_radius(points_P3: np.ndarray) -> float:
-    """Discs of this radius just close the surface: 1.6 times the median distance to the third neighbour."""
+    """Discs of this radius just close the surface: a quarter more than the median distance to the fourth neighbour."""
     from scipy.spatial import cKDTree
 
     if len(points_P3) < 5:
         return 0.05
-    distances, _ = cKDTree(points_P3).query(points_P3, k=4)
-    return float(1.6 * np.median(distances[:, 3]))
+    distances, _ = cKDTree(points_P3).query(points_P3, k=5)
+    return float(1.25 * np.median(distances[:, 4]))
 
 
 def _simplified(vertices_V3: np.ndarray, faces_F3: np.ndarray, max_faces: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,10 +28,14 @@ def run(page: Page, folder: Path) -> None:
     spec = read_json(folder / "config.json", page.root)
     ledger = read_ledger(folder / "metrics.jsonl", page.root)
     stage = spec.get("stage")
+    if stage not in NAMES:
+        raise Unreadable(f"{spec.name}: names no stage")
     note_command(page, folder, f"the {NAMES[stage].lower()}'s training")
     body = [_state(folder, spec, ledger), columns(*_curves(stage, ledger))]
+    if stage == "cvq":
+        body.append(paragraph("The loss jumps where a training phase begins and adds its terms. Validation measures what the tokenizer is for: IoU of unseen objects.", "soft"))
     body.append(folded("All numbers of the last record", _last_record(ledger)))
-    page.add(f"Training the {NAMES[stage].lower()}" if page.kind == "overview" else f"{NAMES[stage]} {folder.name}", *body)
+    page.add(page.heading(f"Training the {NAMES[stage].lower()}", folder), *body)
     if folder == page.root:
         _evaluations(page, folder, spec)
 
@@ -47,7 +51,8 @@ def _state(folder: Path, spec: Source, ledger: Source) -> Markup:
         ("Optimiser steps / batch", Markup("{} / {}").format(train.number("steps", spec=",d"), train.number("batch_size", spec=",d"))),
         ("Learning rate", train.number("learning_rate", spec="g")),
         ("Samples a second, last record", last.number("samples_per_second", spec=".0f")),
-        ("First / last record", text(f"{clock(ledger.get(0, 'time'))} / {clock(last.get('time'))}")),
+        ("First record", text(clock(ledger.get(0, "time")))),
+        ("Last record", text(clock(last.get("time")))),
     ]
     return join([*lines, *([failure] if failure else []), facts(pairs)])
 
@@ -60,7 +65,12 @@ def _curves(stage: str, ledger: Source) -> list[Markup]:
     num_scales = sum(f"val_{'iou' if stage == 'cvq' else 'ce'}_scale_{k}" in found for k in range(1, 100) for found in [_keys(records)])
     if stage == "cvq":
         return [
-            plot("Loss", [_series(records, "loss", "train", 0), _series(records, "val_loss", "validation", 1, "dashed")], x_label=SAMPLES, y_label="loss"),
+            plot(
+                "Training loss",
+                [_series(records, "loss", "all terms of the phase", 0), _series(records, "loss_volume", "occupancy, volume points", 1), _series(records, "loss_near", "occupancy, near the surface", 2)],
+                x_label=SAMPLES,
+                y_label="loss",
+            ),
             plot(
                 "Volume IoU of validation objects",
                 [_series(records, f"val_iou_scale_{k}", _first(k), k - 1) for k in range(1, num_scales + 1)]
@@ -115,7 +125,7 @@ def _evaluations(page: Page, folder: Path, spec: Source) -> None:
     """The evaluations of these weights that lie near the run, or the command that makes one."""
     from pipelines import report_evaluations
 
-    found = evaluations_of(folder)
+    found = evaluations_of(folder, str(spec.get("stage")))
     for file in found:
         (report_evaluations.tokenizer if spec.get("stage") == "cvq" else report_evaluations.generator)(page, file)
     if not found:
@@ -142,7 +152,7 @@ def study(page: Page, folder: Path) -> None:
     else:
         body += _finished_study(page, points, fit)
     body.append(_validation_curves(page, folder))
-    page.add("Scaling study" if page.kind == "overview" else f"Scaling study {folder.name}", *body)
+    page.add(page.heading("Scaling study", folder), *body)
 
 
 def _unfinished_study(page: Page, folder: Path) -> list[Markup]:
@@ -158,7 +168,7 @@ def _finished_study(page: Page, points: Source, fit: Source) -> list[Markup]:
     law = fit.at("pure_power_law")
     if law.value:
         page.tile(law.number("exponent"), "exponent of the power law", Markup("95 %: {}; {}").format(law.interval("interval_95", "exponent"), fit.get("status", default="")))
-    laws = [("E + A N^-α", fit.at("power_law_with_floor"), 0), ("A N^-α", law, 1)]
+    laws = [("E + A·N⁻ᵅ", fit.at("power_law_with_floor"), 0), ("A·N⁻ᵅ", law, 1)]
     rows = [(title, found.number("exponent"), found.interval("interval_95", "exponent"), found.number("irreducible"), _held_out(found)) for title, found, _ in laws if found.value]
     scales = sorted((key for key in points.value[0] if key.startswith("test_ce_scale_")), key=lambda key: int(key.rpartition("_")[2]))
     heads = ("size", "parameters", "seed", "samples", "learning rate", "test cross-entropy", *(f"scale {key.rpartition('_')[2]}" for key in scales))

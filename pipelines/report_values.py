@@ -91,7 +91,7 @@ def read_json(file: Path, root: Path) -> Source:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise Unreadable(f"{file}: larger than {MAX_JSON_BYTES >> 20} MB")
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last for a file of a thousand brackets
         raise Unreadable(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(found, dict):
         raise Unreadable(f"{file}: not a JSON object")
@@ -104,7 +104,7 @@ def read_ledger(file: Path, root: Path) -> Source:
 
     try:
         return Source(name_of(file, root), Ledger(file).read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unreadable(f"{file}: not a ledger of JSON lines ({error})") from error
 
 

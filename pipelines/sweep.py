@@ -266,6 +266,8 @@ def draw(points: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) ->
         if found[name]:
             law = PowerLaw(**{f.name: found[name][f.name] for f in dataclasses.fields(PowerLaw)})
             low, high = found[name]["interval_95"]["exponent"]
+            band = found[name]["band_95"]
+            axes.fill_between(band["params"], band["low"], band["high"], alpha=0.12)
             axes.loglog(line, law(line), style, label=f"{label}: α {law.exponent:.3f} [{low:.3f}, {high:.3f}], E {law.irreducible:.3g}")
     axes.set_xlabel("parameters N, without embeddings and head")
     axes.set_ylabel("test cross-entropy, nats a token")

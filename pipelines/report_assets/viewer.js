@@ -41,12 +41,12 @@ class Artist {
     renderer.setSize(PIXELS, PIXELS, false);
     this.camera = new THREE.PerspectiveCamera(FIELD_OF_VIEW, 1, 0.01, 100);
     this.scene = new THREE.Scene();
-    const key = new THREE.DirectionalLight(0xffffff, 2.1);
-    key.position.set(0.7, 1.1, 1.2);
-    const fill = new THREE.DirectionalLight(0xe8efff, 0.5);
-    fill.position.set(-1.2, -0.1, 0.6);
+    const key = new THREE.DirectionalLight(0xfffaf2, 2.3);
+    key.position.set(1.1, 1.5, 1.3);
+    const fill = new THREE.DirectionalLight(0xdfe9ff, 0.55);
+    fill.position.set(-1.6, 0.2, 0.5);
     this.camera.add(key, fill);
-    this.scene.add(this.camera, new THREE.HemisphereLight(0xffffff, 0x8a8278, 1.15));
+    this.scene.add(this.camera, new THREE.HemisphereLight(0xffffff, 0x5f5a55, 0.85));
     this.shapes = new Map();
   }
 
@@ -71,7 +71,7 @@ class Artist {
 
   discs(object) {
     const T = this.THREE, count = object.points.length / 3;
-    const shape = new T.InstancedMesh(new T.CircleGeometry(object.radius, 8), this.material(object), count);
+    const shape = new T.InstancedMesh(new T.CircleGeometry(object.radius, 10), this.material(object), count);
     const place = new T.Object3D(), ahead = new T.Vector3();
     for (let i = 0; i < count; i++) {
       place.position.fromArray(object.points, 3 * i);

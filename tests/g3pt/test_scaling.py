@@ -34,6 +34,15 @@ def test_truth_lies_within_the_interval(repeats: int) -> None:
         assert low < high
 
 
+def test_the_band_holds_the_curve_and_narrows_between_the_points() -> None:
+    law = scaling.report(SIZES, noisy(SIZES, seed=4), samples=40)["power_law_with_floor"]
+    params, low, high = (np.array(law["band_95"][name]) for name in ("params", "low", "high"))
+    assert params[0] < SIZES[0] and params[-1] > SIZES[-1] and (low < high).all()
+    fitted = law["irreducible"] + law["coefficient"] * params ** -law["exponent"]
+    assert ((low <= fitted) & (fitted <= high)).mean() > 0.9
+    assert np.ptp([low[0], high[0]]) > (high - low).min()
+
+
 def test_one_point_far_off_hardly_moves_the_fit() -> None:
     losses = TRUE(SIZES)
     losses[3] *= 1.5

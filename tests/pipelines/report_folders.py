@@ -56,7 +56,7 @@ def make_generation(folder: Path, text: str = "a chair", error: str = "empty-fie
     """One mesh and one failed sample."""
     from g3pt.geometry.isosurface import write_mesh
 
-    folder.mkdir(parents=True)
+    (folder / "samples").mkdir(parents=True)
     write_mesh(folder / "a-s0.glb", BOX_V3, BOX_F3)
     shared = {"id": "a", "text": text, "image": "", "cfg": 2.0, "cfg_schedule": "ramp", "top_k": 0, "top_p": 0.95, "temperature": 1.0, "resolution": 64,
               "model": "/runs/car", "model_hash": "ab", "sha256": "", "seconds": 0.25, "tokens_per_s": 100.5}  # fmt: skip

@@ -140,7 +140,9 @@ def test_a_run_finds_its_evaluation_or_names_the_command(tmp_path: Path) -> None
         ("broken", {"dataset.json": "{"}, "not readable as JSON"),
         ("ledger", {"config.json": '{"stage": "cvq", "config": {}}', "metrics.jsonl": "{]\n"}, "not a ledger"),
         ("other", {"dataset.json": '{"schema_version": 99}'}, "schema version 99"),
-        ("manifest", {"manifest.parquet": "PAR1"}, "not readable as Parquet"),
+        ("manifest", {"manifest.parquet": "PAR1", "command.json": '{"flags": {"prompts": null}}'}, "not readable as Parquet"),
+        ("config", {"config.json": "[", "metrics.jsonl": ""}, "not readable as JSON"),
+        ("brackets", {"study.json": "[" * 100_000}, "not readable as JSON"),
     ],
 )
 def test_what_cannot_be_reported_is_one_line(name: str, content: dict[str, str] | None, words: str, tmp_path: Path) -> None:
