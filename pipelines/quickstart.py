@@ -1,7 +1,8 @@
 """The whole pipeline at toy size, on one laptop: shapes -> dataset -> CVQ -> codes -> CAR -> meshes -> evaluation -> size sweep.
 
 Every stage is the very function that its own command calls, in one process with one local Ray cluster. A stage that is
-finished is skipped when the same command starts again. What came out is told in OUTPUT/summary.md and in pictures beside it.
+finished is skipped when the same command starts again. What came out is told in OUTPUT/report.html, and shorter in
+OUTPUT/summary.md.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 from g3pt.checkpoint import write_json
 from pipelines.cli import absolute
 from pipelines.errors import UsageError
-from pipelines.runs import Ledger
 
 PROMPTS = (
     "a tall chair with a solid back and four legs",
@@ -88,7 +88,7 @@ def quickstart(flags: QuickstartFlags) -> str:
 
     demo = Demo(flags, Path(absolute(flags.output)))
     demo.root.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    counted = time.monotonic()
     print(f"g3pt demo in {demo.root}: {len(STAGES)} stages; Ctrl-C is safe, the same command goes on", file=sys.stderr)
     cluster.connect("local")  # the demo never joins a cluster that happens to be about
     for number, (title, stage) in enumerate(STAGES, start=1):
@@ -98,9 +98,11 @@ def quickstart(flags: QuickstartFlags) -> str:
         if result is None:
             raise UsageError(f"stage {title!r} gave no result")
         demo.results[stage.__name__] = result
-        demo.add_seconds(title, time.monotonic() - begun)
+        ended = time.monotonic()
+        demo.add_seconds(title, ended - begun)
+        demo.add_seconds("all", ended - counted)  # as far as it goes, so that the report can tell it
+        counted = ended
         print(f"      {demo.seconds[title]:.0f} s -> {result}", file=sys.stderr, flush=True)
-    demo.add_seconds("all", time.monotonic() - started)
     print("\n" + write_summary(demo), file=sys.stderr)
     return str(demo.root)
 
@@ -185,11 +187,11 @@ def sweep_sizes(demo: Demo) -> str | None:
     )
 
 
-def draw_curves(demo: Demo) -> str | None:
-    """Loss and quality while training, as one picture."""
-    target = demo.root / "curves.png"
-    plot_curves(demo.results["train_tokenizer"], demo.results["train_generator"], target)
-    return str(target)
+def tell(demo: Demo) -> str | None:
+    """All of it on one page, to open or to mail."""
+    from pipelines.report import write_report
+
+    return str(write_report(demo.root))
 
 
 STAGES: tuple[tuple[str, Callable[[Demo], str | None]], ...] = (
@@ -201,39 +203,10 @@ STAGES: tuple[tuple[str, Callable[[Demo], str | None]], ...] = (
     ("evaluate the tokenizer", evaluate_tokenizer),
     ("evaluate the generator", evaluate_generator),
     ("sweep sizes and fit (Ray Tune)", sweep_sizes),
-    ("draw curves", draw_curves),
+    ("write the report", tell),
 )
 
 # ------------------------------------------------------------------------------------------------------------ summary
-
-
-def plot_curves(tokenizer_run: str, generator_run: str, target: Path) -> None:
-    """Validation IoU by number of scales, and the generator's cross-entropies, against samples seen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    cvq, car = (Ledger(Path(run) / "metrics.jsonl").read() for run in (tokenizer_run, generator_run))
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    scales = sorted((key for key in cvq[-1] if key.startswith("val_iou_scale_")), key=_scale_number)
-    for key in ["val_iou_continuous", *scales]:
-        rows = [row for row in cvq if key in row]
-        label = "continuous" if key == "val_iou_continuous" else f"first {_scale_number(key)} scales"
-        left.plot([row["step"] for row in rows], [row[key] for row in rows], "--" if label == "continuous" else "-", label=label)
-    left.set(title="CVQ: reconstruction of unseen shapes", xlabel="samples seen", ylabel="volume IoU")
-    for key, label in (("ce", "train"), ("val_ce", "validation"), ("val_ce_unconditional", "validation, no prompt")):
-        rows = [row for row in car if key in row]
-        right.plot([row["step"] for row in rows], [row[key] for row in rows], label=label)
-    right.set(title="CAR: cross-entropy", xlabel="samples seen", ylabel="nats a token")
-    for axes in (left, right):
-        axes.legend(fontsize=8)
-        axes.grid(alpha=0.3)
-    figure.savefig(target, dpi=110)
-
-
-def _scale_number(key: str) -> int:
-    return int(key.rpartition("_")[2])
 
 
 def write_summary(demo: Demo) -> str:
@@ -251,7 +224,7 @@ def write_summary(demo: Demo) -> str:
     lines += ["The text encoder was trained here on the captions of these shapes: its vocabulary is closed.", ""]
     lines += ["| stage | seconds |", "|---|---|", *(f"| {title} | {demo.seconds[title]:.0f} |" for title in (*dict(STAGES), "all")), ""]
     lines += ["Pictures: " + ", ".join(f"[{p.name}]({p.relative_to(demo.root)})" for p in pictures(demo)), ""]
-    lines += ["How each number was made stands in `tokenizer.json` and `generator.json` under `protocol`.", f"Runs: `mlflow ui --backend-store-uri sqlite:///{demo.root}/mlflow.db`"]
+    lines += ["How each number was made stands in `tokenizer.json` and `generator.json` under `protocol`; [report.html](report.html) shows it all.", f"Runs: `mlflow ui --backend-store-uri sqlite:///{demo.root}/mlflow.db`"]
     text = "\n".join(lines) + "\n"
     (demo.root / "summary.md").write_text(text)
     return text
@@ -282,5 +255,5 @@ def _exponent(fit: dict[str, Any]) -> str:
 
 def pictures(demo: Demo) -> list[Path]:
     """The PNG files that were made."""
-    found = [demo.root / "curves.png", demo.root / "tokenizer.png", demo.root / "generator.png", demo.root / "study" / "curve.png"]
+    found = [demo.root / "tokenizer.png", demo.root / "generator.png", demo.root / "study" / "curve.png"]
     return [path for path in found if path.is_file()]

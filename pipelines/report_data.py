@@ -10,7 +10,21 @@ from typing import Any
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from pipelines.report_html import Page, bar, card, caption, cards, command, facts, join, packed, paragraph, table, text, warning
+from pipelines.report_html import (
+    Page,
+    bar,
+    caption,
+    card,
+    cards,
+    command,
+    facts,
+    join,
+    packed,
+    paragraph,
+    table,
+    text,
+    warning,
+)
 from pipelines.report_machine import note_command
 from pipelines.report_meshes import cloud_object, inside, mesh_object, read_mesh
 from pipelines.report_values import Source, Unreadable, read_json, read_parquet

@@ -9,7 +9,20 @@ from typing import Any
 from markupsafe import Markup
 
 from pipelines.gallery import decode_cloud, folder_of
-from pipelines.report_html import Page, caption, card, cards, columns, facts, folded, join, paragraph, table, text
+from pipelines.report_html import (
+    Page,
+    caption,
+    card,
+    cards,
+    columns,
+    facts,
+    folded,
+    join,
+    paragraph,
+    side_by_side,
+    table,
+    text,
+)
 from pipelines.report_machine import note_environment
 from pipelines.report_meshes import cloud_object, inside, mesh_object, read_mesh
 from pipelines.report_plots import Series, plot
@@ -111,7 +124,7 @@ def generator(page: Page, file: Path) -> None:
     samples = [_sample(page, file, source, k) for k in range(len(source.get("gallery", default=[])))]
     body = [_task(source)]
     body += [paragraph(f"The first samples, none left out. {HINT}", "soft"), cards(samples)] if samples else [_no_gallery()]
-    body += [columns(_accuracies(metrics), _distances(metrics)), protocol(source)]
+    body += [side_by_side(_accuracies(metrics), _distances(metrics)), protocol(source)]
     page.add(page.heading("Evaluation of the generator", file), *body)
 
 

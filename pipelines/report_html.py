@@ -142,6 +142,11 @@ def columns(*parts: Markup) -> Markup:
     return Markup('<div class="columns">{}</div>').format(join(parts))
 
 
+def side_by_side(*parts: Markup) -> Markup:
+    """Parts of their own widths, beside each other while they fit."""
+    return Markup('<div class="side">{}</div>').format(join(parts))
+
+
 def packed(parts: Iterable[Markup]) -> Markup:
     """Parts of different heights, set in columns like a newspaper."""
     return Markup('<div class="packed">{}</div>').format(join(parts))

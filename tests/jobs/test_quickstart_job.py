@@ -35,7 +35,7 @@ def pictures(demo: Path) -> list[Path]:
     from g3pt.geometry.render import renderer_available
 
     rendered = [demo / "tokenizer.png", demo / "generator.png"] if renderer_available() is None else []
-    return [demo / "curves.png", demo / "study" / "curve.png", *rendered]
+    return [demo / "study" / "curve.png", *rendered]
 
 
 @pytest.mark.slow
