@@ -1,6 +1,6 @@
 """Meshes and point clouds small enough to travel inside a page: few faces, 16-bit positions, base64.
 
-How: VTK decimates a mesh (quadric errors) and doubles the vertices along creases, so that the page's averaged normals are smooth
+How: VTK decimates a mesh (quadric errors; a very large one first by clusters) and doubles the vertices along creases, so that the page's averaged normals are smooth
 on curved parts and sharp at edges. Positions are int16 steps of 1/32767 of the object's half extent around its centre, indices
 uint16; a cloud carries int8 normals and is drawn as discs whose radius follows from the points' spacing.
 Shapes: V vertices, F faces, P points.
@@ -17,6 +17,7 @@ import numpy as np
 Role = Literal["data", "model"]
 MAX_FACES, MAX_POINTS, MAX_FILE_BYTES = 4000, 4000, 512 * 2**20
 CREASE_DEGREES = 38.0
+CLUSTERED_FACES, CLUSTERS_A_SIDE = 50_000, 80
 
 
 def mesh_object(vertices_V3: np.ndarray, faces_F3: np.ndarray, role: Role, max_faces: int = MAX_FACES) -> dict[str, Any]:
@@ -54,6 +55,8 @@ def _simplified(vertices_V3: np.ndarray, faces_F3: np.ndarray, max_faces: int) -
     import pyvista
 
     mesh = pyvista.PolyData.from_regular_faces(np.asarray(vertices_V3, np.float32), np.asarray(faces_F3)).clean()
+    if mesh.n_cells > CLUSTERED_FACES:
+        mesh = _clustered(mesh)
     if mesh.n_cells > max_faces:
         mesh = mesh.decimate(1 - max_faces / mesh.n_cells, volume_preservation=True)
     mesh = mesh.compute_normals(
@@ -63,6 +66,19 @@ def _simplified(vertices_V3: np.ndarray, faces_F3: np.ndarray, max_faces: int) -
     if len(vertices_V3) > 65535 or not len(faces_F3):
         raise ValueError(f"a mesh that does not simplify ({mesh.n_cells} faces)")
     return vertices_V3, faces_F3
+
+
+def _clustered(mesh: Any) -> Any:
+    """A mesh of very many faces with its vertices merged in the cells of a fine grid: ten times as fast as decimating it."""
+    import pyvista
+    from vtkmodules.vtkFiltersCore import vtkQuadricClustering
+
+    cluster = vtkQuadricClustering()
+    cluster.SetInputData(mesh)
+    cluster.AutoAdjustNumberOfDivisionsOff()
+    cluster.SetNumberOfDivisions(*(CLUSTERS_A_SIDE,) * 3)
+    cluster.Update()
+    return pyvista.wrap(cluster.GetOutput()).clean().triangulate()
 
 
 def _packed(points_P3: np.ndarray, role: Role) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pipelines import status
 from pipelines.runs import Ledger
 from pipelines.tracking import Tracking
 from tests.jobs import kills
+from tests.pipelines.report_numbers import check_numbers
 
 EXPERIMENTS = {f"g3pt/{name}" for name in ("preprocess", "cvq", "car", "scaling", "generate", "evaluate")}
 SIZES = ("5k", "20k", "80k", "150k")
@@ -83,6 +84,16 @@ def test_every_stage_is_in_mlflow(demo: Path) -> None:
         for run in found:
             for artifact in client.list_artifacts(run.info.run_id):
                 opens(Path(client.download_artifacts(run.info.run_id, artifact.path)))
+
+
+@pytest.mark.slow
+def test_its_report_tells_all_of_it(demo: Path) -> None:
+    page = (demo / "report.html").read_text()
+    for title in ("Generated meshes", "Evaluation of the generator", "Reconstructions", "Scaling study", "Training the tokenizer", "Training the generator", "Dataset", "Time", "Versions and hardware", "Credits"):
+        assert f"-title\">{title}</h2>" in page, title
+    assert check_numbers(page, demo) > 300
+    assert page.count("data-object=") > 30 and len(page) < 6e6
+    assert "The stages noted none" not in page and "kept no meshes" not in page
 
 
 def opens(file: Path) -> None:

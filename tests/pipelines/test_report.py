@@ -215,15 +215,17 @@ def test_a_packed_mesh_is_the_mesh() -> None:
     assert len(np.frombuffer(base64.b64decode(packed["indices"]), "<u2")) == 3 * len(BOX_F3)
 
 
-def test_a_large_mesh_becomes_small_and_keeps_its_form() -> None:
+@pytest.mark.parametrize("side", [100, 200])
+def test_a_large_mesh_becomes_small_and_keeps_its_form(side: int) -> None:
     import base64
 
     import pyvista
 
-    ball = pyvista.Sphere(theta_resolution=200, phi_resolution=200)
+    ball = pyvista.Sphere(theta_resolution=side, phi_resolution=side)
     packed = report_meshes.mesh_object(np.asarray(ball.points), ball.regular_faces, "model")
     corners = np.frombuffer(base64.b64decode(packed["indices"]), "<u2")
     steps = np.frombuffer(base64.b64decode(packed["positions"]), "<i2").reshape(-1, 3) / 32767 * packed["scale"]
+    assert side == 100 or ball.n_cells > report_meshes.CLUSTERED_FACES
     assert 0.8 * report_meshes.MAX_FACES < len(corners) / 3 <= 1.02 * report_meshes.MAX_FACES
     assert np.linalg.norm(steps + packed["centre"], axis=1) == pytest.approx(0.5, abs=0.01)
 

@@ -1,0 +1,175 @@
+"""Reports in a real browser: Chromium without a network turns the meshes, by hand and by key, and has nothing to complain about."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.report import write_report
+from tests.pipelines.report_folders import make_dataset, make_evaluation, make_generation, make_run, make_study
+from tests.pipelines.report_numbers import check_numbers
+
+pytestmark = pytest.mark.slow
+
+HOSTILE = "<script>alert(1)</script></script><img src=x onerror=alert(2)> \"' \u202eright to left " + "unbroken" * 60
+QUIET = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+SOFTWARE_GL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+NO_GL = ["--disable-gpu", "--disable-3d-apis"]
+# What a canvas shows, as one number, read off a small copy: 0 where nothing was drawn.
+PICTURE = """canvas => { const copy = new OffscreenCanvas(48, 48).getContext('2d', {willReadFrequently: true}); copy.drawImage(canvas, 0, 0, 48, 48);
+  const data = copy.getImageData(0, 0, 48, 48).data; let sum = 0, drawn = 0;
+  for (let i = 0; i < data.length; i += 4) if (data[i + 3]) { drawn++; sum = (sum * 31 + data[i] + i) % 1000003; } return drawn > 40 ? sum + 1 : 0; }"""
+
+
+def chromium() -> str | None:
+    """Debian's or Ubuntu's Chromium."""
+    return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+class Browser:
+    """Chromium with a list of all that went wrong in it."""
+
+    def __init__(self, playwright: Any, flags: list[str]) -> None:
+        self.chromium = playwright.chromium.launch(executable_path=chromium(), args=[*QUIET, *flags])
+        self.wrong: list[str] = []
+
+    def open(self, file: Path, width: int = 1280, **options: Any) -> Any:
+        """A page of its own, offline, loaded from disk."""
+        context = self.chromium.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
+        page = context.new_page()
+        page.on("console", lambda message: self.wrong.append(f"console {message.type}: {message.text}") if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (self.wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: None if request.url.startswith(("file:", "data:", "blob:")) else self.wrong.append(f"request: {request.url}"))
+        page.goto(file.as_uri())
+        return page
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Any]:
+    if chromium() is None:
+        pytest.skip("no chromium on this machine (apt install chromium): the page is not looked at")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def browser(playwright: Any) -> Iterator[Browser]:
+    found = Browser(playwright, SOFTWARE_GL)
+    yield found
+    found.chromium.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page about one of each kind, with hostile words in it."""
+    folder = tmp_path_factory.mktemp("report") / "all"
+    make_dataset(folder / "data", caption=HOSTILE, author=HOSTILE, license=HOSTILE, attribution_url="javascript:alert(3)", source_url="https://example.org/" + HOSTILE)
+    make_run(folder / "runs" / "cvq")
+    make_run(folder / "runs" / "car", "car")
+    make_study(folder / "study")
+    make_generation(folder / "meshes", text=HOSTILE, error=HOSTILE)
+    make_evaluation(folder / "tokenizer.json", caption=HOSTILE, author=HOSTILE)
+    make_evaluation(folder / "generator.json", "car", caption=HOSTILE)
+    return write_report(folder)
+
+
+def look_through(page: Any) -> None:
+    """Bring every canvas into view until all are drawn."""
+    for canvas in page.locator("canvas[data-object]").all():
+        canvas.scroll_into_view_if_needed()
+        page.wait_for_function("canvas => canvas.dataset.drawn", arg=canvas.element_handle(), timeout=20_000)
+
+
+def test_every_canvas_shows_something_and_turns(browser: Browser, report: Path) -> None:
+    page = browser.open(report)
+    canvases = page.locator("canvas[data-object]").all()
+    assert len(canvases) > 15, "more than a browser's 16 WebGL contexts with the datasets' objects"
+    for canvas in canvases:
+        canvas.scroll_into_view_if_needed()
+        page.wait_for_function("canvas => canvas.dataset.drawn", arg=canvas.element_handle(), timeout=20_000)
+        before = canvas.evaluate(PICTURE)
+        assert before, "nothing but background"
+        box = canvas.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.6, steps=2)
+        page.mouse.up()
+        dragged = settled(page, canvas, before)
+        canvas.focus()
+        page.keyboard.press("ArrowRight")
+        settled(page, canvas, dragged)
+    page.keyboard.press("+")
+    page.keyboard.press("Home")
+    assert settled(page, canvas, dragged) == before, "Home brings the first view back"
+    assert page.locator("figcaption", has_text="<script>alert(1)</script>").count() > 0, "hostile words stay words"
+    assert page.locator("main script, main img, a[href^='javascript']").count() == 0
+    assert browser.wrong == []
+
+
+def settled(page: Any, canvas: Any, before: int) -> int:
+    """The canvas's picture once it differs from `before` and was the same for two looks."""
+    last = before
+    for _ in range(60):
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        now = canvas.evaluate(PICTURE)
+        if now != before and now == last:
+            return now
+        last = now
+    raise AssertionError("the picture did not change")
+
+
+def test_input_and_reconstruction_turn_together(browser: Browser, report: Path) -> None:
+    page = browser.open(report)
+    left, right = page.locator(".pair canvas").nth(0), page.locator(".pair canvas").nth(1)
+    right.scroll_into_view_if_needed()
+    page.wait_for_function("canvas => canvas.dataset.drawn", arg=right.element_handle(), timeout=20_000)
+    before = right.evaluate(PICTURE)
+    left.focus()
+    page.keyboard.press("ArrowLeft")
+    assert settled(page, right, before)
+
+
+def test_every_number_equals_the_files(browser: Browser, report: Path) -> None:
+    """As the browser shows it, not as the file spells it."""
+    page = browser.open(report)
+    assert check_numbers(page.content(), report.parent) > 80
+    shown = page.evaluate("() => [...document.querySelectorAll('data')].map(e => [e.textContent, e.innerText.trim() || e.textContent])")
+    assert all(text == visible for text, visible in shown)
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_nothing_overflows(browser: Browser, report: Path, width: int) -> None:
+    page = browser.open(report, width=width)
+    page.evaluate("() => document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    wide = page.evaluate(f"() => [...document.querySelectorAll('main > section > *')].filter(e => e.getBoundingClientRect().right > {width} + 1).map(e => e.outerHTML.slice(0, 80))")
+    assert wide == []
+
+
+def test_a_page_scrolls_past_its_canvases(browser: Browser, report: Path) -> None:
+    """The wheel over a canvas scrolls the page, and a finger that moves up does too."""
+    page = browser.open(report, width=400, has_touch=True)
+    canvas = page.locator("canvas[data-object]").first
+    canvas.scroll_into_view_if_needed()
+    box, before = canvas.bounding_box(), page.evaluate("() => window.scrollY")
+    page.mouse.move(box["x"] + 50, box["y"] + 50)
+    page.mouse.wheel(0, 300)
+    page.wait_for_function("before => window.scrollY > before + 100", arg=before)
+    assert canvas.evaluate("canvas => getComputedStyle(canvas).touchAction") == "pan-y"
+
+
+def test_without_webgl_shapes_are_still_drawn(playwright: Any, report: Path) -> None:
+    browser = Browser(playwright, NO_GL)
+    page = browser.open(report)
+    look_through(page)
+    assert page.locator("#no-webgl").is_visible()
+    assert all(canvas.evaluate(PICTURE) for canvas in page.locator("canvas[data-object]").all())
+    assert [line for line in browser.wrong if "WebGL" not in line] == []
+    browser.chromium.close()
