@@ -231,7 +231,7 @@ def _sample(page: Page, folder: Path, row: Source) -> Markup:
         except ValueError as error:
             why_not = str(error)
     label = str(row.get("text") or row.get("id"))
-    details = Markup("seed {} · {} faces · {}").format(row.number("seed", spec="d"), row.number("faces", spec=",d"), row.number("seconds", spec=".1f", unit=" s"))
+    details = Markup("seed {} · {} faces · {}").format(row.number("seed", spec="d"), row.number("faces", spec=",d"), row.number("seconds", spec=".1f", unit="\u00a0s"))
     return card(page.view(shape, label, why_not=why_not), caption(_prompt(row)), details if shape else Markup("seed {} · failed").format(row.number("seed", spec="d")))
 
 

@@ -141,16 +141,16 @@ def _sample(page: Page, file: Path, source: Source, k: int) -> Markup:
 
 
 def _accuracies(metrics: Source) -> Markup:
-    parts = (("All prompts", "family_{}", "num_labelled"), ("Prompts of the training split", "family_{}_seen", "num_labelled_seen"),
-             ("Prompts never trained on", "family_{}_unseen", "num_labelled_unseen"), ("A held-out picture, no text", "image_family_{}", "image_num_labelled"))  # fmt: skip
+    parts = (("All texts", "family_{}", "num_labelled"), ("Seen in training", "family_{}_seen", "num_labelled_seen"),
+             ("Never trained on", "family_{}_unseen", "num_labelled_unseen"), ("A held-out picture, no text", "image_family_{}", "image_num_labelled"))  # fmt: skip
     rows = []
     for label, name, count in parts:
         accuracy = name.format("accuracy")
         if metrics.get(accuracy) is not None:
             rows.append((label, metrics.number(accuracy), metrics.interval(f"{accuracy}_interval_95"), metrics.number(name.format("chance")), metrics.number(count, spec=",d")))
     if metrics.get("held_out_nearest_family_accuracy") is not None:
-        rows.append(("Held-out objects themselves (a ceiling)", metrics.number("held_out_nearest_family_accuracy"), Markup(""), Markup(""), metrics.number("num_held_out", spec=",d")))
-    return table(("nearest training object is of the family", "share", "95 % interval", "chance", "samples"), rows, "Family of the samples") if rows else Markup("")
+        rows.append(("Held-out objects (a ceiling)", metrics.number("held_out_nearest_family_accuracy"), Markup(""), Markup(""), metrics.number("num_held_out", spec=",d")))
+    return table(("prompts", "share", "95 % interval", "chance", "samples"), rows, "Samples whose nearest training object is of the prompted family") if rows else Markup("")
 
 
 def _distances(metrics: Source) -> Markup:
@@ -160,7 +160,7 @@ def _distances(metrics: Source) -> Markup:
         ("An exact copy would have", metrics.number("nearest_chamfer_of_a_copy", spec=".4f"), Markup("")),
         ("Samples / without a mesh", Markup("{} / {}").format(metrics.number("num_samples", spec=",d"), metrics.number("num_without_mesh", spec=",d")), Markup("")),
     ]
-    return table(("Chamfer distance to the nearest training object", "value", "95 % interval"), rows, "Nearest training objects")
+    return table(("", "value", "95 % interval"), rows, "Chamfer distance to the nearest training object")
 
 
 # ----------------------------------------------------------------------------------------------------------- protocol
@@ -181,7 +181,7 @@ def protocol(source: Source) -> Markup:
     model, dataset = source.get("model", default={}), source.get("dataset", default={})
     pairs += [("model", model.get("path")), ("weights, sha256", model.get("export_sha256")), ("dataset", dataset.get("path")), ("dataset fingerprint", dataset.get("fingerprint")), ("split", dataset.get("split"))]
     listed = facts((name.replace("_", " "), text(value)) for name, value in pairs)
-    seconds = Markup("<p class='soft'>Took {}.</p>").format(source.number("seconds", spec=".1f", unit=" s")) if source.get("seconds") is not None else NONE
+    seconds = Markup("<p class='soft'>Took {}.</p>").format(source.number("seconds", spec=".1f", unit="\u00a0s")) if source.get("seconds") is not None else NONE
     return join([folded("How these numbers were made", listed), seconds])
 
 

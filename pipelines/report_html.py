@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 ASSETS = Path(__file__).with_name("report_assets")
 POLICY = "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+LINK_LETTERS = 44
 LICENCES_WITH_PAGES = {
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
@@ -166,7 +167,9 @@ def link(address: str, words: str | None = None) -> Markup:
         parts = urllib.parse.urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.netloc:
         return text(address)
-    return Markup('<a href="{}" rel="noopener noreferrer" target="_blank">{}</a>').format(address.strip(), words or parts.netloc + parts.path)
+    place = (parts.netloc + parts.path).rstrip("/")
+    words = words or (place if len(place) <= LINK_LETTERS else place[: LINK_LETTERS - 1] + "…")
+    return Markup('<a href="{0}" title="{0}" rel="noopener noreferrer" target="_blank">{1}</a>').format(address.strip(), words)
 
 
 def licence(name: str) -> Markup:

@@ -24,10 +24,10 @@ def times(page: Page) -> None:
     names = sorted((name for name in seconds.value if name != "all"), key=lambda name: (order.index(name) if name in order else len(order), name))
     stages = {name: seconds.get(name) for name in names if isinstance(seconds.get(name), (int, float))}
     longest = max(stages.values(), default=1.0) or 1.0
-    rows = [bar(seconds.number(name, spec=".1f", unit=" s"), value / longest, name) for name, value in stages.items()]
+    rows = [bar(seconds.number(name, spec=".1f", unit="\u00a0s"), value / longest, name) for name, value in stages.items()]
     if "all" in seconds.value:
-        rows.append((text("all"), seconds.number("all", spec=".1f", unit=" s")))
-        page.tile(seconds.number("all", spec=".0f", unit=" s"), "from shapes to this page", "all stages together")
+        rows.append((text("all"), seconds.number("all", spec=".1f", unit="\u00a0s")))
+        page.tile(seconds.number("all", spec=".0f", unit="\u00a0s"), "from shapes to this page", "all stages together")
     page.add("Time", paragraph("Wall time of each stage, over all starts of the command in this folder."), table((), rows, "Seconds per stage"))
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 Role = Literal["data", "model"]
-MAX_FACES, MAX_POINTS, MAX_FILE_BYTES = 4000, 4000, 512 * 2**20
+MAX_FACES, MAX_POINTS, MAX_FILE_BYTES = 4000, 6000, 512 * 2**20
 CREASE_DEGREES = 38.0
 CLUSTERED_FACES, CLUSTERS_A_SIDE = 50_000, 80
 
