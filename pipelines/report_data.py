@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
@@ -29,7 +30,7 @@ from pipelines.report_machine import note_command
 from pipelines.report_meshes import cloud_object, inside, mesh_object, read_mesh
 from pipelines.report_values import Source, Unreadable, read_json, read_parquet
 
-SHOWN_OBJECTS, SAMPLED_SHARDS, COUNTED_SHARDS, MAX_CATEGORIES = 12, 6, 200, 20
+SHOWN_OBJECTS, SAMPLED_SHARDS, COUNTED_SHARDS, MAX_CATEGORIES = 12, 6, 150, 20
 SHOWN_SAMPLES, LISTED_SAMPLES = 24, 200
 LIGHT = ("id", "status", "split", "category", "caption", "license", "author", "attribution_url", "source_url")
 
@@ -53,6 +54,10 @@ def dataset(page: Page, folder: Path) -> None:
     total = sum(info.counts.values())
     page.tile(source.number("counts", "ok", spec=",d"), "objects in the dataset", _failed_note(source, total))
     settings = source.at("config")
+    try:
+        kinds, objects = list(_kinds(info)), _objects(page, info)
+    except (OSError, pa.ArrowException) as error:  # a damaged shard
+        raise Unreadable(f"{folder}: {error}") from error
     page.add(
         page.heading("Dataset", folder),
         facts(
@@ -66,8 +71,8 @@ def dataset(page: Page, folder: Path) -> None:
                 ("Fingerprint", text(info.fingerprint[:16])),
             ]
         ),
-        _objects(page, info),
-        packed([_counts(source, "counts", "Objects by status", total), _counts(source, "failures", "Why objects failed", total), *_kinds(info)]),
+        objects,
+        packed([_counts(source, "counts", "Objects by status", total), _counts(source, "failures", "Why objects failed", total), *kinds]),
     )
 
 
@@ -109,7 +114,10 @@ def _kinds(info: Any) -> Iterator[Markup]:
     chosen = spread(sorted(info.shards), COUNTED_SHARDS)
     found: dict[str, Counter[str]] = {"category": Counter(), "license": Counter()}
     for index in chosen:
-        columns_read = pq.read_table(info.shard_path(index), columns=["status", *found], use_threads=False)
+        if not info.shard_path(index).is_file():
+            raise Unreadable(f"{info.shard_path(index)} is missing although dataset.json lists it")
+        with pq.ParquetFile(info.shard_path(index)) as file:
+            columns_read = file.read(columns=["status", *found], use_threads=False)
         ok = [status == "ok" for status in columns_read["status"].to_pylist()]
         for name, counter in found.items():
             counter.update(value or "not stated" for value, good in zip(columns_read[name].to_pylist(), ok, strict=True) if good)
@@ -139,8 +147,6 @@ def sample_objects(info: Any, count: int) -> list[dict[str, Any]]:
     seen: Counter[str] = Counter()
     found: list[dict[str, Any]] = []
     for index in spread(sorted(info.shards), SAMPLED_SHARDS):
-        if not info.shard_path(index).is_file():
-            continue
         with pq.ParquetFile(info.shard_path(index)) as file:
             for group in spread(range(file.num_row_groups), 2):
                 rows = [dict(row, place=k) for k, row in enumerate(file.read_row_group(group, columns=list(LIGHT), use_threads=False).to_pylist())]

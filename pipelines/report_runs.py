@@ -169,7 +169,7 @@ def _finished_study(page: Page, points: Source, fit: Source) -> list[Markup]:
     if law.value:
         page.tile(law.number("exponent"), "exponent of the power law", Markup("95 %: {}; {}").format(law.interval("interval_95", "exponent"), fit.get("status", default="")))
     laws = [("E + A·N⁻ᵅ", fit.at("power_law_with_floor"), 0), ("A·N⁻ᵅ", law, 1)]
-    rows = [(title, found.number("exponent"), found.interval("interval_95", "exponent"), found.number("irreducible"), _held_out(found)) for title, found, _ in laws if found.value]
+    rows = [(Markup('<span class="interval">{}</span>').format(title), found.number("exponent"), found.interval("interval_95", "exponent"), found.number("irreducible"), _held_out(found)) for title, found, _ in laws if found.value]
     scales = sorted((key for key in points.value[0] if key.startswith("test_ce_scale_")), key=lambda key: int(key.rpartition("_")[2]))
     heads = ("size", "parameters", "seed", "samples", "learning rate", "test cross-entropy", *(f"scale {key.rpartition('_')[2]}" for key in scales))
     listed = [

@@ -22,15 +22,15 @@ function decode(object) {
 
 // --- drawing ---------------------------------------------------------------------------------------------------------
 
-async function openWebGL() {
-  try {
+async function openArtist() {
+  const probe = document.createElement("canvas").getContext("webgl2"); // three.js would fill the console if there were none
+  if (probe) {
+    probe.getExtension("WEBGL_lose_context")?.loseContext();
     const THREE = await import("three");
-    const renderer = new THREE.WebGLRenderer({ antialias: true, alpha: true });
-    return new Artist(THREE, renderer);
-  } catch (error) {
-    document.getElementById("no-webgl").hidden = false;
-    return new Painter();
+    return new Artist(THREE, new THREE.WebGLRenderer({ antialias: true, alpha: true }));
   }
+  document.getElementById("no-webgl").hidden = false;
+  return new Painter();
 }
 
 // With WebGL: clay under one key light that moves with the eye, and a soft sky.
@@ -41,12 +41,12 @@ class Artist {
     renderer.setSize(PIXELS, PIXELS, false);
     this.camera = new THREE.PerspectiveCamera(FIELD_OF_VIEW, 1, 0.01, 100);
     this.scene = new THREE.Scene();
-    const key = new THREE.DirectionalLight(0xfffaf2, 2.3);
-    key.position.set(1.1, 1.5, 1.3);
-    const fill = new THREE.DirectionalLight(0xdfe9ff, 0.55);
+    const key = new THREE.DirectionalLight(0xfffaf2, 2.7);
+    key.position.set(0.9, 1.3, 1.2);
+    const fill = new THREE.DirectionalLight(0xdfe9ff, 0.4);
     fill.position.set(-1.6, 0.2, 0.5);
     this.camera.add(key, fill);
-    this.scene.add(this.camera, new THREE.HemisphereLight(0xffffff, 0x5f5a55, 0.85));
+    this.scene.add(this.camera, new THREE.HemisphereLight(0xffffff, 0x3d4048, 0.62));
     this.shapes = new Map();
   }
 
@@ -225,7 +225,7 @@ const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) views.find((view) => view.canvas === entry.target).visible = entry.isIntersecting;
   drawSoon();
 }, { rootMargin: "300px" });
-openWebGL().then((found) => {
+openArtist().then((found) => {
   artist = found;
   for (const view of views) watcher.observe(view.canvas);
 });

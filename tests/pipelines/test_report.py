@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from g3pt.checkpoint import export_hash
-from pipelines import report_meshes
+from pipelines import report_data, report_meshes
 from pipelines.errors import UsageError
 from pipelines.gallery import decode_cloud, encode_cloud, folder_of, write_gallery
 from pipelines.report import write_report
@@ -28,6 +28,7 @@ from tests.pipelines.report_folders import (
     make_study,
 )
 from tests.pipelines.report_numbers import check_numbers
+from tests.pipelines.toy_data import write_toy_dataset
 
 HOSTILE = "<script>alert(1)</script></script><img src=x onerror=alert(2)> \"'&amp; \u202eright to left " + "very long " * 60
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -103,6 +104,23 @@ def test_failures_are_shown_as_such(tmp_path: Path) -> None:
     assert "no mesh: empty-field" in text and len(shapes_in(text)) == 3
     text = page(make_dataset(tmp_path / "data"))
     assert "failed/corrupt" in text
+
+
+def test_of_many_shards_a_few_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = write_toy_dataset(tmp_path / "data", count=60, num_shards=12)
+    opened: list[str] = []
+    real = report_data.pq.ParquetFile
+    monkeypatch.setattr(report_data.pq, "ParquetFile", lambda path: (opened.append(path.name), real(path))[1])
+    monkeypatch.setattr(report_data, "COUNTED_SHARDS", 4)
+    text = page(info.path)
+    assert "counted in 4 of 12 shards" in text and len(opened) <= 4 + report_data.SAMPLED_SHARDS
+    assert 6 <= len(shapes_in(text)) <= report_data.SHOWN_OBJECTS
+    (info.path / "shard-00000.parquet").unlink()
+    with pytest.raises(UsageError, match="shard-00000.parquet is missing"):
+        write_report(info.path)
+    (info.path / "shard-00000.parquet").write_bytes(b"PAR1 or so")
+    with pytest.raises(UsageError, match="data: "):
+        write_report(info.path)
 
 
 def test_half_finished_work_says_so(tmp_path: Path) -> None:
