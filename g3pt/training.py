@@ -21,8 +21,10 @@ from g3pt.config import TrainConfig
 Record = dict[str, float]
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss became infinite or not a number; the message names the step."""
+class NonFiniteLoss(ArithmeticError):
+    """The loss became infinite or not a number; the message names the step, and so does `step`."""
+
+    step: int | None = None
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -69,21 +71,22 @@ def fit(
         autocast = lambda: torch.autocast(torch.device(device).type, torch.bfloat16)  # noqa: E731
 
     for step in range(first_step, config.steps):
-        changed = set_phase(model, step, config.steps)
-        if wrapped is None or changed:
-            wrapped = wrap(model) if wrap else model
-        torch.manual_seed(step_seed(config.seed, step, rank))
-        batch = {name: value.to(device, non_blocking=True) for name, value in next(stream).items()}
-        with autocast():
-            loss, logs = wrapped(batch, step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(trained_parameters(model), config.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        optimizer.step()
-        average.update(model)
-        pending.append((step, loss.detach(), grad_norm.detach(), logs))
+        with naming_step(step):
+            changed = set_phase(model, step, config.steps)
+            if wrapped is None or changed:
+                wrapped = wrap(model) if wrap else model
+            torch.manual_seed(step_seed(config.seed, step, rank))
+            batch = {name: value.to(device, non_blocking=True) for name, value in next(stream).items()}
+            with autocast():
+                loss, logs = wrapped(batch, step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            grad_norm = nn.utils.clip_grad_norm_(trained_parameters(model), config.clip_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            optimizer.step()
+            average.update(model)
+            pending.append((step, loss.detach(), grad_norm.detach(), logs))
 
         done = step + 1
         is_last = done == config.steps
@@ -102,6 +105,16 @@ def fit(
             save(state_dict(model, optimizer, average, done, config), done * config.batch_size)
     copy_into(model, average.tensors)
     return model.eval()
+
+
+@contextlib.contextmanager
+def naming_step(step: int) -> Iterator[None]:
+    """An error that leaves the block says at which step: it gets an attribute `step`."""
+    try:
+        yield
+    except Exception as error:
+        error.step = getattr(error, "step", None) or step  # type: ignore[attr-defined]
+        raise
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -172,7 +185,9 @@ def check_finite(pending: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]]) -
     for step, loss, grad_norm, _ in pending:
         if not bool(torch.isfinite(loss) & torch.isfinite(grad_norm)):
             values = f"the loss is {float(loss)}, the norm of its gradient {float(grad_norm)}"
-            raise NonFiniteLoss(f"{values} at step {step}; lower the learning rate or look at that batch")
+            error = NonFiniteLoss(f"{values} at step {step}; lower the learning rate or look at that batch")
+            error.step = step
+            raise error
 
 
 def mean_record(pending: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]]) -> Record:

@@ -1,8 +1,9 @@
 """What every command shares: typed flags from a frozen dataclass, exit codes, and the last line `result: PATH`.
 
 How: `main(flags_class, run, example=...)` parses kebab-case flags with tyro, calls `run(flags)` and exits:
-0 done / 1 failed / 2 bad usage or bad input (one line on stderr) / 130 interrupted. While `run` works, stdout points at
-stderr, so that Ray's and the workers' prints cannot follow the result line; with `--dry-run` stdout stays, for the plan.
+0 done / 1 failed / 2 bad usage or bad input (one line on stderr) / 130 interrupted (143 by SIGTERM). While `run` works, stdout
+points at stderr, so that no print can follow the result line, and what libraries say goes to a file (pipelines.quiet); with
+`--dry-run` stdout stays, for the plan. A failure or an interruption is told in one block: cause, place, what is safe, how to resume.
 A reader of stdout that leaves early (`| head -1`) ends the command quietly with 141, as it ends other programs.
 A flag class may check itself in `__post_init__`: its ValueError is bad usage too.
 """
@@ -14,13 +15,16 @@ import re
 import select
 import shlex
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from pipelines import cluster
 from pipelines.errors import NotWell, UsageError, one_line
+from pipelines.failures import Failure, root_cause, safe_on_disk
 from pipelines.help import complaint, help_text
+from pipelines.interrupt import stoppable
+from pipelines.quiet import VERBOSE, Noise, noise_aside
 from pipelines.tracking import telling_where_to_look
 
 Flags = TypeVar("Flags")
@@ -41,22 +45,16 @@ def main(
     """
     flags = parse(flags_class, example=example, args=args)
     result, code = None, 0
-    try:
-        with stdout_to_stderr(enabled=not (keep_stdout or getattr(flags, "dry_run", False))), telling_where_to_look():
-            result = run(flags)
-    except UsageError as error:
-        die(usage_message(error))
-    except NotWell:
-        code = EXIT_FAILED
-    except KeyboardInterrupt:
-        print(f"interrupted; the same command resumes: {this_command()}", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
-    except Exception as error:  # the outermost frame of a program: report, then a failing exit code
-        if isinstance(error, BrokenPipeError) and reader_left():  # else a pipe of the work's own broke
-            leave_quietly()
-        traceback.print_exception(error)
-        print(f"failed: {type(error).__name__}: {one_line(error)[:400]}", file=sys.stderr)
-        raise SystemExit(EXIT_FAILED) from None
+    with noise_aside() as noise, stoppable(), cluster.left_as_found():
+        try:
+            with stdout_to_stderr(enabled=not (keep_stdout or getattr(flags, "dry_run", False))), telling_where_to_look():
+                result = run(flags)
+        except NotWell:
+            code = EXIT_FAILED
+        except KeyboardInterrupt as error:
+            code = interrupted(error)
+        except Exception as error:  # the outermost frame of a program: report, then a failing exit code
+            code = failed(error, noise)
     try:
         if result is not None:
             print(f"result: {result}")
@@ -64,6 +62,41 @@ def main(
     except BrokenPipeError:
         leave_quietly()
     raise SystemExit(code)
+
+
+def interrupted(error: KeyboardInterrupt) -> int:
+    """Say what is safe and how to go on; the exit code, 130 for Ctrl-C and 143 for SIGTERM."""
+    cluster.disconnect()
+    print("interrupted", *_labelled(*_safe(error), ("resume", this_command())), sep="\n", file=sys.stderr, flush=True)
+    return getattr(error, "exit_code", EXIT_INTERRUPTED)
+
+
+def failed(error: Exception, noise: Noise) -> int:
+    """Report an error as one readable block; the exit code. The traceback joins the noise."""
+    cause = root_cause(error)
+    if isinstance(cause, UsageError):
+        print(f"error: {one_line(cause)}", file=sys.stderr)
+        return EXIT_USAGE
+    if isinstance(error, BrokenPipeError) and reader_left():  # else a pipe of the work's own broke
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_NO_READER
+    failure, logs = Failure.of(error), cluster.logs_folder()
+    details = noise.keep(failure.traceback)
+    rows = [*failure.lines(), *_safe(error), ("resume", this_command())]
+    rows += [("details", f"{details} ({VERBOSE}=1 prints them)")] if details else []
+    rows += [("Ray", f"its logs are in {logs}")] if logs else []
+    print(f"failed: {failure.error}", *_labelled(*rows), sep="\n", file=sys.stderr, flush=True)
+    return EXIT_FAILED
+
+
+def _safe(error: BaseException) -> list[tuple[str, str]]:
+    return [("safe", text) for text in safe_on_disk(error)]
+
+
+def _labelled(*rows: tuple[str, str]) -> list[str]:
+    """Aligned lines; a label that repeats is written once."""
+    before = ["", *(label for label, _ in rows)]
+    return [f"  {label if label != last else '':<8} {text}" for (label, text), last in zip(rows, before, strict=False)]
 
 
 def leave_quietly() -> NoReturn:
@@ -112,12 +145,6 @@ def squeeze(framed: str) -> str:
     text = re.sub(r"For full helptext, (run|see).*", "", " ".join(text.split()))
     text = re.sub(r"^(Parsing error|Required options|Value error) ?(Error parsing \w+: )?", "", text)
     return text.strip().replace("Invalid choice invalid choice", "invalid choice")
-
-
-def usage_message(error: UsageError) -> str:
-    """The message alone, also when Ray wrapped the error in a task's traceback."""
-    cause = getattr(error, "cause", None)
-    return one_line(cause if isinstance(cause, UsageError) else error)
 
 
 def die(message: str) -> NoReturn:

@@ -6,14 +6,19 @@ one compute thread (two torch threads beside another busy core were measured ten
 repository on its PYTHONPATH.
 """
 
+import contextlib
 import logging
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines import interrupt
 from pipelines.errors import UsageError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 512 * 2**20  # shared memory of a local cluster: datasets at laptop scale pass through in shards
+_logs_folder: str | None = None
 WORKER_ENV = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -29,6 +34,7 @@ def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_s
 
     num_cpus and sweep_slots (a logical resource that admits Tune trials) size a local cluster and are ignored otherwise.
     """
+    global _logs_folder
     quiet_environment()
     import ray
 
@@ -47,7 +53,12 @@ def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_s
         # Ray announces at every start that a local cluster asks for a token; README says so once.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Workers' own prints stay in Ray's logs (below /tmp/ray): commands tell their progress from the driver.
-    ray.init(address=address, runtime_env={"env_vars": worker_env()}, logging_level=logging.WARNING, log_to_driver=False, **options)
+    session = ray.init(address=address, runtime_env={"env_vars": worker_env()}, logging_level=logging.WARNING, log_to_driver=False, **options)
+    _logs_folder = str(Path(session.address_info["session_dir"]) / "logs")
+    interrupt.rearm()  # Ray has taken SIGTERM
+    data = ray.data.DataContext.get_current()
+    data.enable_progress_bars = False  # pipelines.progress tells it
+    data.raise_original_map_exception = True
 
 
 def wants_gpu(device: str = "auto") -> bool:
@@ -80,12 +91,34 @@ def torch_device() -> str:
     return "cuda" if not ray.is_initialized() or ray.get_gpu_ids() else "cpu"
 
 
+def is_connected() -> bool:
+    """Whether this process is a driver of a cluster; asks without importing Ray."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
 def disconnect() -> None:
     """Leave the cluster; a local one ends with it."""
-    import ray
+    if is_connected():
+        import ray
 
-    if ray.is_initialized():
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def left_as_found() -> Iterator[None]:
+    """A connection made inside the block ends with it."""
+    connected = is_connected()
+    try:
+        yield
+    finally:
+        if not connected:
+            disconnect()
+
+
+def logs_folder() -> str | None:
+    """Where Ray keeps the logs of the session that this process last connected to, on the node that it ran on."""
+    return _logs_folder
 
 
 def worker_env() -> dict[str, str]:

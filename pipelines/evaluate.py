@@ -17,6 +17,7 @@ from typing import Any
 from pipelines import cards
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
+from pipelines.failures import on_disk
 from pipelines.flags import DryRun, OnData, OnRay
 from pipelines.progress import Progress, counted
 from pipelines.runs import stable_hash
@@ -115,7 +116,8 @@ def evaluate(flags: EvaluateFlags) -> str | None:
     started = time.monotonic()
     data = cards.DatasetInput(name=info.path.name, fingerprint=info.fingerprint, path=str(info.path), context=flags.split)
     with logged(cards.evaluation(flags, output, kind, data, identity["model"]["export_sha256"]), output) as outcome:
-        found = run(flags, export, info)
+        with on_disk(lambda: "nothing of an evaluation is kept before its end; what it reads is unchanged"):
+            found = run(flags, export, info)
         report = identity | {
             "seconds": round(time.monotonic() - started, 1),
             "protocol": found["protocol"],

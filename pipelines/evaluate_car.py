@@ -17,6 +17,7 @@ from g3pt.checkpoint import read_export_config
 from g3pt.conditions import NONE
 from g3pt.records import DatasetInfo
 from pipelines.errors import UsageError
+from pipelines.failures import doing
 
 BATCH = 8  # the sampler's own batch size, so that codes equal those of `generate`
 NUM_QUERIES = 2048
@@ -145,7 +146,8 @@ class Sampler:
 
         texts = [prompt["text"] for prompt in batch["prompts"]]
         images = [prompt.get("image") for prompt in batch["prompts"]]
-        with torch.inference_mode():
+        seeds = f"{batch['seeds'][0]} to {batch['seeds'][-1]}"
+        with doing(f"drawing the samples of seeds {seeds}"), torch.inference_mode():
             codes_BS = self.model.sample_codes(texts, images, batch["seeds"], self.settings, batch=BATCH)
             return [self._sample(batch, k, codes_S) for k, codes_S in enumerate(codes_BS)]
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from g3pt import metrics, records
 from g3pt.records import DatasetInfo
+from pipelines.failures import doing
 from pipelines.tokens import check_points, encode, encoded_columns
 
 CREDITS = ("license", "author", "attribution_url", "source_url")
@@ -90,7 +91,7 @@ class Reconstructor:
         """Scores of one object and, where it is pictured, its input and reconstruction."""
         import torch
 
-        with torch.inference_mode():
+        with doing(f"reconstructing {item['row']['id']}"), torch.inference_mode():
             return self._run(item)
 
     def _run(self, item: dict[str, Any]) -> dict[str, Any]:

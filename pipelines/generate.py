@@ -31,6 +31,7 @@ from g3pt.records import parquet_bytes, write_atomic
 from g3pt.sampling import SampleConfig
 from pipelines import cards
 from pipelines.errors import UsageError, bad_input, one_line
+from pipelines.failures import doing, on_disk
 from pipelines.flags import DryRun, OnRay
 from pipelines.notes import working_in
 from pipelines.progress import Progress
@@ -159,8 +160,12 @@ def generate(config: GenerateConfig, *, use_ray: bool = True) -> str | None:
     todo = [s for s in good if not is_done(output, s, identity(config, s, model_hash))]
     print(f"generate: {len(good)} samples, {len(good) - len(todo)} made before, {len(samples) - len(good)} bad rows", file=sys.stderr)
     started = time.perf_counter()
+    def made() -> str:
+        done = sum((read_record(output, s) or {}).get("identity") == identity(config, s, model_hash) for s in good)
+        return f"{done} of {len(good)} samples are made ({output})"
+
     note = working_in(output, total=len(samples), unit="samples", flags=dataclasses.asdict(config))
-    with note, logged(cards.generation(config, output, model_hash), output) as outcome:
+    with note, on_disk(made), logged(cards.generation(config, output, model_hash), output) as outcome:
         _make(config, output, todo, model_hash, use_ray)
         rows = manifest_rows(config, output, samples, model_hash)
         write_atomic(output / "manifest.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST)))
@@ -326,7 +331,6 @@ def _made_on_ray(config: GenerateConfig, todo: list[Sample], arguments: tuple[di
     from pipelines import cluster
 
     cluster.connect(config.ray_address)
-    ray.data.DataContext.get_current().enable_progress_bars = False
     request, room = cluster.actor_resources()
     workers = min(config.num_workers or room, room if "num_gpus" in request else MAX_NUM)
     size = max(1, min(BATCH, -(-len(todo) // workers)))
@@ -372,6 +376,10 @@ class SampleMaker:
 
     def make(self, samples: list[Sample]) -> dict[str, int]:
         """Make one batch; how many samples have a record now, and how many of those say that it failed."""
+        with doing(f"making {samples[0].name}" + (f" to {samples[-1].name}" if len(samples) > 1 else "")):
+            return self._make(samples)
+
+    def _make(self, samples: list[Sample]) -> dict[str, int]:
         import torch
 
         started, encoded, kept = time.perf_counter(), [], []

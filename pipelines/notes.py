@@ -25,7 +25,8 @@ def working_in(folder: str | Path, *, total: int | None = None, unit: str = "obj
     from g3pt.checkpoint import write_json
     from pipelines.cli import this_command
     from pipelines.environment import environment
-    from pipelines.errors import UsageError, one_line
+    from pipelines.errors import UsageError
+    from pipelines.failures import root_cause
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,12 +37,19 @@ def working_in(folder: str | Path, *, total: int | None = None, unit: str = "obj
     (folder / FAILURE_FILE).unlink(missing_ok=True)
     try:
         yield
-    except UsageError:
-        raise
     except Exception as error:
-        with contextlib.suppress(OSError):  # a full disk must not hide the error
-            write_json(folder / FAILURE_FILE, {"error": f"{type(error).__name__}: {one_line(error)[:400]}", "time": time.time()})
+        if not isinstance(root_cause(error), UsageError):
+            note_failure(folder, error)
         raise
+
+
+def note_failure(folder: str | Path, error: BaseException) -> None:
+    """Write `failure.json`: the root cause's one line as `error`, with `step`, `doing`, `where` and `traceback` where they are known."""
+    from g3pt.checkpoint import write_json
+    from pipelines.failures import Failure
+
+    with contextlib.suppress(OSError):  # a full disk must not hide the error
+        write_json(Path(folder) / FAILURE_FILE, {**Failure.of(error).to_dict(), "time": time.time()})
 
 
 def read_note(folder: str | Path, name: str) -> dict[str, Any] | None:

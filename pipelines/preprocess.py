@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +29,7 @@ from g3pt.geometry.convert import ConvertConfig
 from pipelines import cards
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
+from pipelines.failures import doing, on_disk
 from pipelines.flags import DryRun, OnRay
 from pipelines.notes import working_in
 from pipelines.progress import Progress
@@ -351,6 +351,11 @@ def close_sandboxes() -> None:
 
 def process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
     """Convert a shard's objects and write it. Returns its sidecar with its index."""
+    with doing(f"converting {records.shard_name(task.index)} of {config.output}"):
+        return _process_shard(task, config)
+
+
+def _process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
     box, arguments = _sandbox(config), asdict(config)
     rows, seconds = [], {}
     for item in task.objects:
@@ -397,8 +402,6 @@ def map_on_ray(tasks: list[ShardTask], config: PreprocessConfig) -> Iterator[dic
     connect(config.ray_address)
     import ray
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own progress line says it
     arguments = json.dumps(asdict(config))
     items = [{"task": task.to_json(), "config": arguments} for task in tasks]
     # Without the repartition Ray fuses a small read with the map into one task: no parallelism, nothing saved before a failure.
@@ -442,7 +445,8 @@ def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray) -> str
     if config.views and plan.tasks:
         _check_renderer(config)
     started = time.monotonic()
-    with working_in(config.output, total=len(objects), flags=asdict(config)), logged(cards.preprocessing(config), config.output) as outcome:
+    note = working_in(config.output, total=len(objects), flags=asdict(config))
+    with note, on_disk(lambda: _finished_shards(config, plan)), logged(cards.preprocessing(config), config.output) as outcome:
         shards = _bring_up_to_date(config, plan, run_shards)
         summary = records.write_dataset(Path(config.output), config.record, config.settings, plan.num_shards, shards)
         _report(config, plan, shards, summary, time.monotonic() - started, outcome)
@@ -500,6 +504,13 @@ def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) 
             done, failed = done + sidecar["rows"], failed + sum(sidecar["failures"].values())
             progress.show(done, failed=failed)
     return shards
+
+
+def _finished_shards(config: PreprocessConfig, plan: Plan) -> str:
+    """What a stopped command leaves."""
+    left = sum(not (Path(config.output) / f"{records.shard_name(task.index)}.json").exists() for task in plan.tasks)
+    total = len(plan.tasks) + len(plan.current)
+    return f"{total - left} of {total} shards are finished ({config.output})"
 
 
 def _counted(counts: dict[str, int]) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from g3pt.checkpoint import write_json
 from pipelines.cli import absolute
 from pipelines.errors import UsageError
+from pipelines.failures import on_disk
 
 PROMPTS = (
     "a tall chair with a solid back and four legs",
@@ -95,7 +96,8 @@ def quickstart(flags: QuickstartFlags) -> str:
     for number, (title, stage) in enumerate(STAGES, start=1):
         print(f"\n[{number}/{len(STAGES)}] {title}", file=sys.stderr, flush=True)
         begun = time.monotonic()
-        result = stage(demo)
+        with on_disk(lambda done=number - 1: f"{done} of {len(STAGES)} stages are finished ({demo.root})"):
+            result = stage(demo)
         if result is None:
             raise UsageError(f"stage {title!r} gave no result")
         demo.results[stage.__name__] = result

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import shutil
-import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +21,10 @@ from typing import Any
 from pipelines import cards, cluster, train
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
+from pipelines.failures import is_deterministic, on_disk
 from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithTokenizer
-from pipelines.notes import working_in
+from pipelines.notes import FAILURE_FILE, note_failure, read_note, working_in
+from pipelines.progress import say
 from pipelines.runs import Ledger, RunSpec
 from pipelines.tracked import Outcome, followed
 from pipelines.tracking import best_effort
@@ -100,19 +101,39 @@ def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
     study.mkdir(parents=True, exist_ok=True)
     (study / "_SUCCESS").unlink(missing_ok=True)  # of the same study with other runs
     write_json(study / "study.json", {"runs": [spec.to_dict() for spec in specs], "flags": dataclasses.asdict(flags)})
-    with working_in(study, total=len(specs), unit="runs", flags=dataclasses.asdict(flags)):
+    note = working_in(study, total=len(specs), unit="runs", flags=dataclasses.asdict(flags))
+    with note, on_disk(lambda: _finished_runs(specs, study)):
         encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
         with followed(cards.study(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists()) as parent:
             train_all(specs, study, flags, parent.run_id)
-            unfinished = [spec.name for spec in specs if not train.is_finished(study / "runs" / spec.name)]
-            if unfinished:
-                raise RuntimeError(f"{len(unfinished)} of {len(specs)} runs did not finish: {', '.join(unfinished)}; the same command goes on with them")
+            check_finished(specs, study)
             points = collect(specs, study)
             write_points(points, study / "points.csv")
             fit_and_draw(points, study)
             best_effort("describing the study", lambda: describe_study(study, parent))
             (study / "_SUCCESS").touch()
     return study
+
+
+def check_finished(specs: Sequence[RunSpec], study: Path) -> None:
+    """A RuntimeError that says of every run that did not finish why."""
+    unfinished = [spec.name for spec in specs if not train.is_finished(study / "runs" / spec.name)]
+    if not unfinished:
+        return
+    error = RuntimeError(f"{len(unfinished)} of {len(specs)} runs did not finish; failure.json in each run's folder tells all")
+    for name in unfinished:
+        found = read_note(study / "runs" / name, FAILURE_FILE) or {"error": "no reason is known"}
+        place = f", in {found['where'][-1]}" if found.get("where") else ""
+        error.add_note(f"while training {name}: {found['error']}{place}")
+    raise error
+
+
+def _finished_runs(specs: Sequence[RunSpec], study: Path) -> str:
+    """What a stopped study leaves."""
+    folders = [study / "runs" / spec.name for spec in specs]
+    done = [folder for folder in folders if train.is_finished(folder)]
+    begun = [folder for folder in folders if folder not in done and train.checkpointed(folder)]
+    return f"{len(done)} of {len(specs)} runs are finished, {len(begun)} more have a checkpoint ({study})"
 
 
 def is_finished(specs: Sequence[RunSpec], study: Path) -> bool:
@@ -131,6 +152,7 @@ def train_all(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: 
         if train.is_finished(run_dir):
             print(f"{spec.name}: finished already", flush=True)
         else:
+            (run_dir / FAILURE_FILE).unlink(missing_ok=True)
             todo.append({"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build})
     if not todo:
         return
@@ -147,7 +169,8 @@ def train_all(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: 
 
 def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str, str]:
     """One Tune trial for each item; the errors, by run. Ray's own files go once all is done, and stay where a trial failed, as its error is told."""
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_SIGINT_HANDLER"):  # the latter: pipelines.interrupt does it
+        os.environ.setdefault(name, "1")
     from ray import tune as ray_tune
 
     resources, concurrent = trial_resources(flags)
@@ -163,14 +186,17 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
             verbose=0,
         ),
     )
-    failed = [result for result in tuner.fit() if result.error]
-    for result in failed:
-        print(f"\n{todo[result.config['index']]['spec']['name']} failed:\n{str(result.error).strip()}\n", file=sys.stderr, flush=True)
+    for result in tuner.fit():
+        run_dir = Path(todo[result.config["index"]]["run_dir"])
+        if result.error and read_note(run_dir, FAILURE_FILE) is None:  # the trial's process died before it could write one
+            note_failure(run_dir, result.error)
+    notes = {item["spec"]["name"]: read_note(item["run_dir"], FAILURE_FILE) for item in todo}
+    failed = {name: note["error"] for name, note in notes.items() if note}
     if failed:
-        print(f"Ray's own files of {len(failed)} failed run(s) are kept in {scratch}", file=sys.stderr, flush=True)
+        say(f"Ray's own files of {len(failed)} failed run(s) are kept in {scratch}")
     else:
         shutil.rmtree(scratch, ignore_errors=True)
-    return {todo[result.config["index"]]["spec"]["name"]: str(result.error).strip().splitlines()[-1] for result in failed}
+    return failed
 
 
 def trial_resources(flags: SweepFlags) -> tuple[dict[str, float], int]:
@@ -193,7 +219,14 @@ def trial(config: dict[str, int], *, todo: list[dict[str, Any]], num_workers: in
 
     torch.set_num_threads(1)
     item = todo[config["index"]]
-    train.ray_train(RunSpec.from_dict(item["spec"]), Path(item["run_dir"]), num_workers, device, item["build"])
+    try:
+        train.ray_train(RunSpec.from_dict(item["spec"]), Path(item["run_dir"]), num_workers, device, item["build"])
+    except Exception as error:
+        note_failure(item["run_dir"], error)
+        if not is_deterministic(error):
+            raise  # Tune starts the trial again
+        return {"done": 0.0}
+    (Path(item["run_dir"]) / FAILURE_FILE).unlink(missing_ok=True)  # of an earlier try
     return {"done": 1.0}
 
 

@@ -24,6 +24,7 @@ from g3pt.checkpoint import export_hash, read_export_config
 from g3pt.config import CVQConfig, from_dict
 from g3pt.records import DatasetInfo
 from pipelines.errors import bad_input
+from pipelines.failures import doing, on_disk
 from pipelines.progress import Progress
 
 ENCODE_BATCH = 16
@@ -52,12 +53,18 @@ def encode_dataset(
     before = len(info.shards) - len(todo)
     print(f"tokens: {len(info.shards)} shards, {before} encoded before, {len(todo)} to do", file=sys.stderr)
     if todo:
-        with Progress("tokens", sum(_num_ok(info, index) for index in todo), "objects") as progress:
+        with on_disk(lambda: _encoded_shards(info, kind)), Progress("tokens", sum(_num_ok(info, index) for index in todo), "objects") as progress:
             done = 0
             for count in _encoded(info, tokenizer, todo, num_workers, ray_address, device) if use_ray else _encoded_here(info, tokenizer, todo):
                 done += count
                 progress.show(done)
     return kind
+
+
+def _encoded_shards(info: DatasetInfo, kind: str) -> str:
+    """What a stopped command leaves."""
+    done = sum(records.derived_is_current(info, kind, index) for index in info.shards)
+    return f"{done} of {len(info.shards)} shards are encoded ({info.path / 'derived' / kind})"
 
 
 def _num_ok(info: DatasetInfo, index: int) -> int:
@@ -86,7 +93,6 @@ def _encoded(info: DatasetInfo, tokenizer: str | Path, todo: list[int], num_work
     from pipelines import cluster
 
     cluster.connect(ray_address)
-    ray.data.DataContext.get_current().enable_progress_bars = False
     request, room = cluster.actor_resources(device)
     workers = max(1, min(room if "num_gpus" in request else num_workers, len(todo)))
     # One block each from the start: tasks that split them would wait for ever for a CPU that an actor holds.
@@ -120,8 +126,9 @@ class ShardEncoder:
 
     def encode(self, index: int) -> int:
         """Write one shard's codes; the number of objects in it."""
-        ids, codes_NS = encode_shard(self.model, self.info, index)
-        records.write_derived(self.info, self.kind, index, codes_table(ids, codes_NS))
+        with doing(f"encoding {records.shard_name(index)} of {self.info.path}"):
+            ids, codes_NS = encode_shard(self.model, self.info, index)
+            records.write_derived(self.info, self.kind, index, codes_table(ids, codes_NS))
         return len(ids)
 
 

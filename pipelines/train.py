@@ -22,6 +22,8 @@ from typing import IO, Any
 
 from pipelines import cards, cluster
 from pipelines.errors import UsageError
+from pipelines.failures import Failure, doing, is_deterministic, on_disk
+from pipelines.interrupt import in_thread
 from pipelines.notes import working_in
 from pipelines.progress import Progress, say
 from pipelines.runs import Ledger, Periodic, Record, RunSpec
@@ -57,7 +59,7 @@ def train_run(
         return run_dir
     train = spec.config["train"]
     note = working_in(run_dir, total=train["steps"] * train["batch_size"], unit="samples")
-    with note, tracked(spec, run_dir, output, parent):
+    with note, on_disk(lambda: safe_state(spec, run_dir)), tracked(spec, run_dir, output, parent):
         if num_workers == 0:
             work({"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build})
         else:
@@ -125,6 +127,13 @@ def tokens_per_sample(spec: RunSpec) -> int:
     return sum(read_export_config(spec.paths["tokenizer"])["model"]["scales"]) if "tokenizer" in spec.paths else 0
 
 
+def safe_state(spec: RunSpec, run_dir: Path) -> str:
+    """What of a run the next start goes on from."""
+    train, done = spec.config["train"], checkpointed(run_dir)
+    at = f"its checkpoint at {done} of {train['steps'] * train['batch_size']} samples" if done else "no checkpoint yet, so it starts anew"
+    return f"{at} ({run_dir})"
+
+
 def checkpointed(run_dir: Path) -> int:
     """Samples seen at the newest checkpoint, 0 without one."""
     known = checkpoints(run_dir / "checkpoints")
@@ -154,11 +163,27 @@ def describe_finished(run_dir: Path, outcome: Outcome) -> None:
 
 
 def ray_train(spec: RunSpec, run_dir: Path, num_workers: int, device: str = "auto", build: str = BUILD_STAGE) -> None:
-    """`work` on `num_workers` Ray Train workers; a lost worker restarts the group from the newest checkpoint.
+    """`work` on `num_workers` Ray Train workers; a lost worker restarts the group from the newest checkpoint, MAX_FAILURES times.
 
-    num_workers 0 is Train's local mode: in this process, on the CPU.
+    num_workers 0 is Train's local mode: in this process, on the CPU. An error that would come again is raised at once: that
+    choice is ours, Train's own `max_failures` tries every error again.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import TrainingFailedError
+
+    failures = 0
+    while True:
+        try:
+            _fit_once(spec, run_dir, num_workers, device, build)
+            return
+        except TrainingFailedError as error:
+            failures += 1
+            if is_deterministic(error) or failures > MAX_FAILURES:
+                raise
+            say(f"  {spec.name}: {Failure.of(error).error[:160]}; starts again from {checkpointed(run_dir)} samples ({failures} of {MAX_FAILURES})")
+
+
+def _fit_once(spec: RunSpec, run_dir: Path, num_workers: int, device: str, build: str) -> None:
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     use_gpu = num_workers > 0 and cluster.wants_gpu(device)
@@ -169,9 +194,9 @@ def ray_train(spec: RunSpec, run_dir: Path, num_workers: int, device: str = "aut
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         # A name of its own each time: Train would silently resume an older one.
-        run_config=RunConfig(name=uuid.uuid4().hex, storage_path=str(scratch), failure_config=FailureConfig(max_failures=MAX_FAILURES)),
+        run_config=RunConfig(name=uuid.uuid4().hex, storage_path=str(scratch)),
     )
-    trainer.fit()
+    in_thread(trainer.fit)  # in the main thread Train would take Ctrl-C for itself
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -205,7 +230,7 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
     from g3pt.training import fit
 
     spec, run_dir = RunSpec.from_dict(config["spec"]), Path(config["run_dir"])
-    with run_lock(run_dir) if rank == 0 else contextlib.nullcontext():
+    with doing(f"training {spec.name}"), run_lock(run_dir) if rank == 0 else contextlib.nullcontext():
         state = agreed_checkpoint(run_dir / "checkpoints", rank, world_size, device)
         stage = resolve(config["build"])(spec, rank, world_size)
         journal = Journal(spec.name, Ledger(run_dir / "metrics.jsonl"), stage.train_config, state) if rank == 0 else None

@@ -1,5 +1,6 @@
-"""Commands started as a person starts them, killed with SIGKILL, and started again."""
+"""Commands started as a person starts them, interrupted or killed with SIGKILL, and started again."""
 
+import contextlib
 import os
 import random
 import signal
@@ -50,6 +51,40 @@ def kill_when(args: Sequence[str], folder: Path, ready: Callable[[], bool], wait
     process.send_signal(signal.SIGKILL)
     process.wait()
     return time.time()
+
+
+def interrupt_when(args: Sequence[str], folder: Path, ready: Callable[[], bool], number: int = signal.SIGINT, **environment: str) -> str:
+    """Start the command, signal it once `ready()` holds: it must end within 20 s as its signal says, without a traceback or a
+    process left behind, and name the command that resumes; what it printed on stderr."""
+    process, deadline = start(args, folder, **environment), time.monotonic() + 200
+    while not ready():
+        assert process.poll() is None and time.monotonic() < deadline, printed(folder)[1][-4000:]
+        time.sleep(0.02)
+    family = descendants(process.pid)
+    process.send_signal(number)
+    assert process.wait(timeout=20) == 128 + number
+    out, err = printed(folder)
+    assert out == "" and "Traceback" not in err, err
+    assert f"  resume   python {' '.join(args[1:])}" in err.splitlines(), err
+    deadline = time.monotonic() + 10
+    while left := {pid for pid in family if (Path("/proc") / str(pid)).exists()}:
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.1)
+    return err
+
+
+def descendants(pid: int) -> set[int]:
+    """Process ids of children, their children, and so on."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            children.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+    found, todo = set[int](), [pid]
+    while todo:
+        mine = children.get(todo.pop(), [])
+        found.update(mine)
+        todo += mine
+    return found
 
 
 def kill_often(args_for: Callable[[Path], Sequence[str]], root: Path, check: Callable[[Path], None], kills: int, longest_s: float) -> None:

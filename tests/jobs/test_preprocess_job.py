@@ -1,4 +1,4 @@
-"""jobs/preprocess.py as a person runs it: exit codes, the result line, real Ray, and kill -9 at a random moment."""
+"""jobs/preprocess.py as a person runs it: exit codes, the result line, real Ray, Ctrl-C, and kill -9 at a random moment."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from pipelines.tracking import Tracking
 from tests.jobs import kills
 
 COUNTS = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
-SHAPES = {"source": "shapes", "limit": 48, "num_shards": 12, **COUNTS}
+SHAPES = {"source": "shapes", "limit": 80, "num_shards": 20, **COUNTS}
 
 
 @pytest.mark.parametrize(
@@ -66,29 +66,38 @@ def is_the_same(target: Path, whole: records.DatasetInfo) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_a_random_moment_then_finished_equals_an_uninterrupted_run(tmp_path: Path, whole: records.DatasetInfo) -> None:
-    target, least = tmp_path / "data", 3  # shards that are there at the kill: it lands in the middle of the work
-    args = kills.command("preprocess", output=target, **SHAPES)
+def test_interrupted_and_killed_then_finished_equals_an_uninterrupted_run(tmp_path: Path, whole: records.DatasetInfo) -> None:
+    """Ctrl-C in the middle of the work, kill -9 at a random moment later, then to the end."""
+    target, args = tmp_path / "data", kills.command("preprocess", output=tmp_path / "data", **SHAPES)
+    said = kills.interrupt_when(args, tmp_path, lambda: len(finished(target)) >= 2)
+    done = len(finished(target))
+    assert f"  safe     {done} of {len(whole.shards)} shards are finished ({target})" in said.splitlines() and 2 <= done < len(whole.shards)
+    assert not (target / "failure.json").exists()
     wait_s = random.Random(time.time_ns()).uniform(0, 0.6)
-    kills.kill_when(args, tmp_path, lambda: len(list(target.glob("shard-*.json"))) >= least, wait_s)
+    kills.kill_when(args, tmp_path, lambda: len(finished(target)) >= done + 2, wait_s)
     assert not (target / "dataset.json").exists()
-    before = {file: file.stat().st_mtime_ns for file in target.glob("shard-*.json")}
-    assert least <= len(before) < len(whole.shards)
+    before = {file: file.stat().st_mtime_ns for file in finished(target)}
+    assert done + 2 <= len(before) < len(whole.shards)
     assert kills.finish(args, tmp_path) == str(target)
-    assert "are finished and skipped" in (said := kills.printed(tmp_path)[1]) and "dataset: ok 48" in said
+    assert "are finished and skipped" in (said := kills.printed(tmp_path)[1]) and "dataset: ok 80" in said
     is_the_same(target, whole)
     untouched = [file for file, when in before.items() if file.stat().st_mtime_ns == when]
     assert len(untouched) >= len(before) - 2  # each of two workers may have been between parquet and sidecar
     reads_back_from_mlflow(tmp_path)
 
 
+def finished(target: Path) -> list[Path]:
+    """The sidecars that are there."""
+    return list(target.glob("shard-*.json"))
+
+
 def reads_back_from_mlflow(tmp_path: Path) -> None:
     """One run of the two starts, with its counts, parameters and the dataset's summary."""
     client = Tracking(f"sqlite:///{tmp_path}/mlflow.db").client
     (found,) = client.search_runs([client.get_experiment_by_name("g3pt/preprocess").experiment_id])
-    assert found.data.metrics["objects_ok"] == 48 and found.info.status == "FINISHED"
-    assert found.data.params["limit"] == "48"
-    assert json.loads(Path(client.download_artifacts(found.info.run_id, "dataset.json")).read_text())["counts"] == {"ok": 48}
+    assert found.data.metrics["objects_ok"] == 80 and found.info.status == "FINISHED"
+    assert found.data.params["limit"] == "80"
+    assert json.loads(Path(client.download_artifacts(found.info.run_id, "dataset.json")).read_text())["counts"] == {"ok": 80}
 
 
 @pytest.mark.soak

@@ -1,7 +1,8 @@
-"""jobs/train_cvq.py killed with SIGKILL: the same command goes on, and export, ledger and MLflow are those of an uninterrupted run."""
+"""jobs/train_cvq.py interrupted, then killed with SIGKILL: the same command goes on, and export, ledger and MLflow are those of an uninterrupted run."""
 
 import json
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -46,10 +47,15 @@ def is_the_same(run_dir: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cvq_killed_at_a_random_moment_equals_an_uninterrupted_run(data: str, tmp_path: Path) -> None:
-    wait_s = random.Random(time.time_ns()).uniform(0, 1.5)
-    killed_at = kills.kill_when(command(data, tmp_path), tmp_path, lambda: any(tmp_path.glob("runs/*/checkpoints/step-*.pt")), wait_s)
+def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(data: str, tmp_path: Path) -> None:
+    """Ctrl-C once a checkpoint is there, kill -9 at a random moment after the next one, then to the end."""
+    number = random.Random(time.time_ns()).choice([signal.SIGINT, signal.SIGTERM])
+    first = kills.interrupt_when(command(data, tmp_path), tmp_path, lambda: any(tmp_path.glob("runs/*/checkpoints/step-*.pt")), number)
     (run_dir,) = (tmp_path / "runs").iterdir()
+    at = train.checkpointed(run_dir)
+    assert f"  safe     its checkpoint at {at} of {STEPS * BATCH} samples ({run_dir})" in first.splitlines()
+    wait_s = random.Random(time.time_ns()).uniform(0, 1.5)
+    killed_at = kills.kill_when(command(data, tmp_path), tmp_path, lambda: train.checkpointed(run_dir) > at, wait_s)
     assert not (run_dir / "_SUCCESS").exists()
     reached = Ledger(run_dir / "metrics.jsonl").last_step()
     assert kills.finish(command(data, tmp_path), tmp_path) == str(run_dir)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
-from pipelines.errors import UsageError, bad_input
+from pipelines.errors import bad_input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +64,9 @@ def test_bad_usage_is_one_line_and_exit_2(args: tuple[str, ...], capsys: pytest.
 
 def test_failure_is_1_and_interruption_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--count", "8") == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "failed: RuntimeError: broke"
+    assert "failed: RuntimeError: broke" in capsys.readouterr().err.splitlines()
     assert call("--count", "9") == 130
-    assert "the same command resumes" in capsys.readouterr().err
-
-
-def test_usage_error_is_found_inside_rays_wrapping() -> None:
-    wrapped = UsageError("traceback and all")
-    wrapped.cause = UsageError("one clear line")
-    assert cli.usage_message(wrapped) == "one clear line"
+    assert capsys.readouterr().err.splitlines()[-2:] == ["interrupted", f"  resume   {cli.this_command()}"]
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -97,4 +91,4 @@ def test_a_broken_pipe_of_the_work_itself_is_a_failure(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as stop:
         cli.main(ToyFlags, breaks, example="", args=())
     assert stop.value.code == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "failed: BrokenPipeError: the child died"
+    assert capsys.readouterr().err.splitlines()[0] == "failed: BrokenPipeError: the child died"

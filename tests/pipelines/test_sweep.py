@@ -1,12 +1,15 @@
 """A study around its runs: errors are told, a finished one is left alone, its numbers are those of the runs."""
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from pipelines import sweep, tracking
+from pipelines import sweep, tracking, train
+from pipelines.failures import Failure
+from pipelines.notes import FAILURE_FILE, read_note
 from pipelines.runs import RunSpec
 from pipelines.tracking import Tracking
 
@@ -62,28 +65,48 @@ def logged_steps(study: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("fails", [True, False])
-def test_what_a_trial_died_of_is_told_and_its_files_are_kept(
-    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_trial_died_of_is_told_and_its_files_are_kept(fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray import tune
 
     class Tuner:
-        """Runs nothing: one trial came through, the other as `fails` says."""
+        """Runs nothing: one trial came through, the other's process died or did not."""
 
         def __init__(self, *_: object, run_config: tune.RunConfig, **__: object) -> None:
             Path(run_config.storage_path).mkdir()
 
         def fit(self) -> list[SimpleNamespace]:
-            error = RuntimeError("Traceback:\n  in trial\nValueError: no such tokens") if fails else None
+            error = RuntimeError("the actor\ndied") if fails else None
             return [SimpleNamespace(error=None, config={"index": 0}), SimpleNamespace(error=error, config={"index": 1})]
 
     monkeypatch.setattr(tune, "Tuner", Tuner)
     monkeypatch.setattr(tune, "with_parameters", lambda trial, **_: trial)
     monkeypatch.setattr(tune, "with_resources", lambda trial, _: trial)
     monkeypatch.setattr(sweep, "trial_resources", lambda _: ({"CPU": 1}, 1))
-    failures = sweep.tune([{"spec": {"name": name}} for name in ("car-20k", "car-80k")], tmp_path, FLAGS)
-    said = capsys.readouterr().err
-    assert failures == ({"car-80k": "ValueError: no such tokens"} if fails else {})
+    specs = [spec("20k"), spec("80k")]
+    folders = [train.prepare_run(each, tmp_path / "runs") for each in specs]
+    (folders[0] / "_SUCCESS").touch()
+    failures = sweep.tune([{"spec": each.to_dict(), "run_dir": str(folder)} for each, folder in zip(specs, folders, strict=True)], tmp_path, FLAGS)
+    assert failures == ({specs[1].name: "RuntimeError: the actor died"} if fails else {})
     assert (tmp_path / "ray").exists() == fails
-    assert ("car-80k failed:" in said and "ValueError: no such tokens" in said and str(tmp_path / "ray") in said) == fails
-    assert "car-20k" not in said
+    with pytest.raises(RuntimeError, match="1 of 2 runs did not finish") as raised:
+        sweep.check_finished(specs, tmp_path)
+    reason = "RuntimeError: the actor died" if fails else "no reason is known"
+    assert Failure.of(raised.value).doing == (f"training {specs[1].name}: {reason}",)
+
+
+@pytest.mark.slow
+def test_a_worker_s_own_error_comes_through_train_and_tune_and_is_not_tried_again(tmp_path: Path, ray_cluster: None) -> None:
+    fit = {"steps": 20, "batch_size": 4, "learning_rate": 0.01, "log_every": 2, "checkpoint_every": 6}
+    paths = {"failures": str(tmp_path / "failures.txt")}
+    bad = RunSpec(stage="cvq", preset="toy", seed=0, config={"toy": {"width": 8, "fail_at": 40}, "train": fit}, paths=paths)
+    sweep.train_all([bad], tmp_path / "study", dataclasses.replace(FLAGS, num_workers=1), None, "tests.pipelines.toy_stage:build_stage")
+    run_dir = tmp_path / "study" / "runs" / bad.name
+    found = read_note(run_dir, FAILURE_FILE)
+    assert (found["error"], found["step"], found["doing"]) == ("ValueError: sample 40 is bad", 10, [f"training {bad.name}"])
+    assert found["where"][-1].startswith("tests/pipelines/toy_stage.py:") and any("g3pt/training.py" in frame for frame in found["where"])
+    assert Path(paths["failures"]).read_text() == "failed\n"
+    assert train.safe_state(bad, run_dir) == f"its checkpoint at 24 of 80 samples ({run_dir})"
+    with pytest.raises(RuntimeError) as raised:
+        sweep.check_finished([bad], tmp_path / "study")
+    (told,) = Failure.of(raised.value).doing
+    assert told.startswith(f"training {bad.name}: ValueError: sample 40 is bad, in tests/pipelines/toy_stage.py:")

@@ -28,7 +28,7 @@ class ToyModel(nn.Module):
 
 
 class ToyStage:
-    """config["toy"]: width, and optional sleep_s a step and kill_at (a sample at which the process dies once)."""
+    """config["toy"]: width, and optional sleep_s a step, kill_at (a sample at which the process dies once), fail_at (one with an error)."""
 
     def __init__(self, spec: RunSpec, rank: int, world_size: int) -> None:
         self.toy, self.rank, self.world_size = spec.config["toy"], rank, world_size
@@ -40,6 +40,10 @@ class ToyStage:
         size = self.train_config.batch_size
         while True:
             self._maybe_die(start_sample)
+            if start_sample == self.toy.get("fail_at"):
+                with open(self.paths["failures"], "a") as file:
+                    file.write("failed\n")
+                raise ValueError(f"sample {start_sample}\nis bad")
             time.sleep(self.toy.get("sleep_s", 0))
             samples = range(start_sample + self.rank, start_sample + size, self.world_size)
             rows = [torch.rand(self.toy["width"], generator=torch.Generator().manual_seed(s)) for s in samples]

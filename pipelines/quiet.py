@@ -1,0 +1,110 @@
+"""What libraries and Ray's core say goes to a log file of the command; the terminal is left to what this project prints.
+
+How: file descriptor 2, to which native code and child processes write, points at the file; `sys.stderr` is a stream on the old
+one. Python's warnings and every log record meant for the console join it. The file goes when the command succeeds; a failure
+names it, and appends the full traceback. G3PT_TRACEBACK=1 turns all of this off: everything is printed as it comes.
+"""
+
+import contextlib
+import faulthandler
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+VERBOSE = "G3PT_TRACEBACK"
+
+
+def verbose() -> bool:
+    """Whether the user asked to see everything."""
+    return os.environ.get(VERBOSE, "") not in ("", "0")
+
+
+@dataclass
+class Noise:
+    """Where the noise goes: a file, or (None) the terminal. The file goes at the end unless something was kept in it."""
+
+    file: Path | None
+    kept: bool = False
+
+    def keep(self, text: str) -> Path | None:
+        """Add `text` and let the file stay; its path. Without a file the text is printed."""
+        if self.file is None:
+            print(text, file=sys.stderr, flush=True)
+            return None
+        self.kept = True
+        with contextlib.suppress(OSError), open(self.file, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"\n{text}")
+        return self.file
+
+
+@contextlib.contextmanager
+def noise_aside() -> Iterator[Noise]:
+    """Inside the block all noise goes to a new file."""
+    if verbose():
+        yield Noise(None)
+        return
+    handle, name = tempfile.mkstemp(prefix="g3pt-", suffix=".log")
+    noise = Noise(Path(name))
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, handle)
+            if _is_real_stderr():
+                stack.enter_context(_native_stderr_to(handle))
+            stack.enter_context(_console_logs_to(name))
+            yield noise
+    finally:
+        if not noise.kept:
+            noise.file.unlink(missing_ok=True)
+
+
+def _is_real_stderr() -> bool:
+    try:
+        return sys.stderr.fileno() == 2
+    except (OSError, ValueError, AttributeError):  # a test's capture, or a closed stream
+        return False
+
+
+@contextlib.contextmanager
+def _native_stderr_to(handle: int) -> Iterator[None]:
+    """Descriptor 2 is `handle`; sys.stderr stays the terminal, where a crash of the interpreter is told too."""
+    old, crashes = sys.stderr, faulthandler.is_enabled()
+    old.flush()
+    kept = os.dup(2)
+    sys.stderr = os.fdopen(kept, "w", buffering=1, encoding=old.encoding, errors="backslashreplace")
+    os.dup2(handle, 2)
+    faulthandler.enable(sys.stderr, all_threads=False)
+    try:
+        yield
+    finally:
+        faulthandler.disable()
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        if crashes:
+            faulthandler.enable(old)
+        sys.stderr = old  # the stream on `kept` stays open: a library may hold it
+
+
+@contextlib.contextmanager
+def _console_logs_to(name: str) -> Iterator[None]:
+    """Log records that a handler would write to stdout or stderr go to the file, and so do Python's warnings."""
+    file = logging.FileHandler(name, encoding="utf-8", errors="backslashreplace")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    emit = logging.StreamHandler.emit
+
+    def diverted(handler: logging.StreamHandler, record: logging.LogRecord) -> None:
+        is_console = handler.stream in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)
+        emit(file if is_console else handler, record)
+
+    # Libraries make their handlers when they are imported, at any time: one place that all of them pass is what can be caught.
+    logging.StreamHandler.emit = diverted  # type: ignore[method-assign]
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        logging.StreamHandler.emit = emit  # type: ignore[method-assign]
+        file.close()
