@@ -19,6 +19,7 @@ from pipelines import doctor_machine as here
 from pipelines.cli import absolute, stdout_to_stderr
 from pipelines.doctor_machine import Found, failed
 from pipelines.errors import NotWell, UsageError, one_line
+from pipelines.flags import OnRay
 from pipelines.plain_text import console, plain
 from pipelines.tracking import without_login
 
@@ -27,18 +28,16 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorFlags:
+class DoctorFlags(OnRay):
     """Check this machine and the Ray cluster: versions, renderer, GPUs, storage, MLflow, disks, clocks; each line with its remedy.
 
     Exit code 0 if nothing failed (warnings are allowed), else 1.
     """
 
-    ray_address: str | None = None
-    """Ray cluster to join, `auto` for a running one; default RAY_ADDRESS, else a local one"""
     storage: str | None = None
-    """Folder that all nodes should share; default ./out if it exists, else the working directory"""
+    """folder that all nodes should share; default ./out if it exists, else the working directory"""
     json: bool = False
-    """Print JSON instead of lines"""
+    """print JSON instead of lines"""
 
 
 @dataclass(frozen=True, kw_only=True)
