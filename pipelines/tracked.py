@@ -22,7 +22,8 @@ from pipelines import cards
 from pipelines.cards import Card
 from pipelines.cli import this_command
 from pipelines.environment import environment
-from pipelines.errors import UsageError, one_line
+from pipelines.errors import UsageError
+from pipelines.failures import Failure
 from pipelines.experiments import EXPERIMENTS
 from pipelines.runs import Ledger, Record
 from pipelines.tracking import Mirror, Tracking, best_effort, group_folder, tracking_uri, without_login
@@ -184,4 +185,4 @@ def known_run(folder: Path) -> str | None:
 
 def reason(error: BaseException) -> str:
     """Why work failed, as failure.json has it."""
-    return f"{type(error).__name__}: {one_line(error)[:400]}"
+    return Failure.of(error).error

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from pipelines.cards import SHORT, DatasetInput, metric_name
 from pipelines.experiments import experiment_tags
+from pipelines.progress import say
 from pipelines.runs import Ledger, Periodic, Record
 
 Result = TypeVar("Result")
@@ -223,7 +224,7 @@ def best_effort(what: str, work: Callable[[], Result]) -> Result | None:
     except Exception as error:  # MLflow raises its own, SQLAlchemy's, requests' and OSErrors
         if what not in _warned:
             _warned.add(what)
-            print(f"warning: MLflow: {what} failed, going on without: {type(error).__name__}: {without_login(str(error))[:200]}", file=sys.stderr)
+            say(f"warning: MLflow: {what} failed, going on without: {type(error).__name__}: {without_login(str(error))[:200]}")
         return None
 
 
