@@ -23,8 +23,8 @@ from pipelines.cards import Card
 from pipelines.cli import this_command
 from pipelines.environment import environment
 from pipelines.errors import UsageError
-from pipelines.failures import Failure
 from pipelines.experiments import EXPERIMENTS
+from pipelines.failures import Failure
 from pipelines.runs import Ledger, Record
 from pipelines.tracking import Mirror, Tracking, best_effort, group_folder, tracking_uri, without_login
 
