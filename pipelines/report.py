@@ -11,10 +11,15 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
-from pipelines.errors import UsageError
+from pipelines.errors import UsageError, one_line
+from pipelines.report_values import Unreadable
+
+if TYPE_CHECKING:  # the parts are imported when a report is written: they need torch
+    from pipelines.report_folders import Item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,6 @@ def write_report(path: str | Path, output: str | Path | None = None) -> Path:
     """Write the report about `path`; gives the HTML file. UsageError, one line, if there is nothing to report on."""
     from g3pt.records import write_atomic
     from pipelines import report_folders
-    from pipelines.report_values import Unreadable
 
     if "://" in str(path):
         raise UsageError(f"{path}: reports read local paths only, object stores are not built yet")
@@ -54,17 +58,17 @@ def write_report(path: str | Path, output: str | Path | None = None) -> Path:
     try:
         page = write_page(root, items)
     except Unreadable as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(one_line(error)) from error
     target = Path(output).expanduser().resolve() if output else (root.with_suffix(".html") if root.is_file() else root / "report.html")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, page.encode("utf-8", errors="replace"))
     return target
 
 
-def write_page(root: Path, items: list) -> str:
+def write_page(root: Path, items: list[Item]) -> str:
     """The HTML of `items`; one unreadable part of several becomes a line, the only one raises."""
     from pipelines import report_data, report_evaluations, report_html, report_machine, report_runs
-    from pipelines.report_values import Unreadable
+    from pipelines.inventory import UNREADABLE
 
     sections = {
         "dataset": report_data.dataset,
@@ -79,11 +83,13 @@ def write_page(root: Path, items: list) -> str:
     for item in items:
         try:
             sections[item.kind](page, item.path)
-        except Unreadable as error:
+        except UNREADABLE as error:
+            wrong = error if isinstance(error, Unreadable) else Unreadable(f"{item.path}: damaged, or of another version ({type(error).__name__}: {error})")
             if len(items) == 1:
-                raise
-            page.add(item.path.name, report_html.warning(error))
-    report_machine.times(page)
+                raise wrong from error
+            page.add(item.path.name, report_html.warning(wrong))
+    if root.is_dir():
+        report_machine.times(page)
     report_machine.environments(page)
     report_machine.credits(page)
     return report_html.render(page, f"Made {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())} by python -m pipelines.report from the files in {root}. Every number is read from them.")

@@ -72,7 +72,7 @@ def dataset(page: Page, folder: Path) -> None:
             ]
         ),
         objects,
-        packed([_counts(source, "counts", "Objects by status", total), _counts(source, "failures", "Why objects failed", total), *kinds]),
+        packed([_counts(source, "counts", "Objects by status", total), _counts(source, "failures", "Why objects failed", total), *kinds, _slowest(page, info)]),
     )
 
 
@@ -128,6 +128,17 @@ def _kinds(info: Any) -> Iterator[Markup]:
         more = len(found[name]) - len(most)
         if rows:
             yield table((), rows, f"{title} of ok objects{where}" + (f"; {more} more" if more else ""))
+
+
+def _slowest(page: Page, info: Any) -> Markup:
+    """The objects that took longest, by the sidecars of a few shards."""
+    from g3pt.records import shard_name
+
+    chosen = spread(sorted(info.shards), COUNTED_SHARDS)
+    sidecars = [read_json(info.path / f"{shard_name(index)}.json", page.root) for index in chosen if (info.path / f"{shard_name(index)}.json").is_file()]
+    times = [(seconds, object_id, sidecar) for sidecar in sidecars for object_id, seconds in (sidecar.get("seconds", default=None) or {}).items()]
+    rows = [(text(object_id), sidecar.number("seconds", object_id, spec=".2f", unit="\u00a0s")) for _, object_id, sidecar in sorted(times, key=lambda entry: -entry[0])[:5]]
+    return table((), rows, "The slowest objects" + ("" if len(chosen) == len(info.shards) else f" of {len(chosen)} shards")) if rows else Markup("")
 
 
 def _objects(page: Page, info: Any) -> Markup:

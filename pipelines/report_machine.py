@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipelines.report_html import Page, bar, facts, licence, link, paragraph, table, text
-from pipelines.report_values import NONE, Source, read_json
+from pipelines.report_html import Page, bar, facts, licence, link, paragraph, table, text, warning
+from pipelines.report_values import NONE, Source, Unreadable, read_json
 
 
 def times(page: Page) -> None:
@@ -19,7 +19,11 @@ def times(page: Page) -> None:
         return
     from pipelines.quickstart import STAGES
 
-    seconds = read_json(file, page.root)
+    try:
+        seconds = read_json(file, page.root)
+    except Unreadable as error:
+        page.add("Time", warning(error))
+        return
     order = [name for name, _ in STAGES]
     names = sorted((name for name in seconds.value if name != "all"), key=lambda name: (order.index(name) if name in order else len(order), name))
     stages = {name: seconds.get(name) for name in names if isinstance(seconds.get(name), (int, float))}
@@ -41,7 +45,6 @@ def note_environment(page: Page, source: Source, where: str) -> None:
 def note_command(page: Page, folder: Path, where: str) -> Source | None:
     """`command.json` of a stage's folder, its environment remembered; None without one."""
     from pipelines.notes import COMMAND_FILE
-    from pipelines.report_values import Unreadable
 
     try:
         found = read_json(folder / COMMAND_FILE, page.root)

@@ -165,6 +165,20 @@ def test_a_page_scrolls_past_its_canvases(browser: Browser, report: Path) -> Non
     assert canvas.evaluate("canvas => getComputedStyle(canvas).touchAction") == "pan-y"
 
 
+def test_a_finger_turns_a_shape_sideways(browser: Browser, report: Path) -> None:
+    page = browser.open(report, width=400, has_touch=True)
+    canvas = page.locator("canvas[data-object]").first
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_function("canvas => canvas.dataset.drawn", arg=canvas.element_handle(), timeout=20_000)
+    box, before, scrolled = canvas.bounding_box(), canvas.evaluate(PICTURE), page.evaluate("() => window.scrollY")
+    touch = page.context.new_cdp_session(page)
+    for kind, x in (("touchStart", 20), ("touchMove", 50), ("touchMove", 110), ("touchEnd", None)):
+        points = [] if x is None else [{"x": box["x"] + x, "y": box["y"] + 60}]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    assert settled(page, canvas, before)
+    assert page.evaluate("() => window.scrollY") == scrolled
+
+
 def test_without_webgl_shapes_are_still_drawn(playwright: Any, report: Path) -> None:
     browser = Browser(playwright, NO_GL)
     page = browser.open(report)

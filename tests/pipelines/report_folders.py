@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from g3pt import records
 from pipelines.gallery import folder_of, write_gallery
 from pipelines.generate import MANIFEST
-from tests.pipelines.toy_data import toy_row
+from tests.pipelines.toy_data import TOY, toy_row
 
 BOX_V3 = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.3, 0.3) for z in (-0.4, 0.4)])
 BOX_F3 = np.array([[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]])
@@ -27,8 +27,8 @@ def make_dataset(folder: Path, caption: str = "a ball", count: int = 21, **credi
     shards = {}
     for index in range(2):
         mine = [row for row in rows if records.shard_index(row["id"], 2) == index]
-        shards[index] = records.write_shard(folder, index, mine, records.RecordConfig(num_surface=128, num_sharp=8, num_queries=64, num_views=2), num_shards=2)
-    records.write_dataset(folder, records.RecordConfig(num_surface=128, num_sharp=8, num_queries=64, num_views=2), {"toy": 1}, 2, shards)
+        shards[index] = records.write_shard(folder, index, mine, TOY, num_shards=2, seconds={row["id"]: 0.25 for row in mine})
+    records.write_dataset(folder, TOY, {"toy": 1}, 2, shards)
     return folder
 
 

@@ -97,6 +97,12 @@ def test_a_wrong_number_is_noticed(tmp_path: Path) -> None:
         check_numbers(text, tmp_path)
 
 
+def test_an_evaluation_alone_leaves_its_neighbours_out(tmp_path: Path) -> None:
+    make_evaluation(tmp_path / "tokenizer.json")
+    (tmp_path / "seconds.json").write_text('{"one": 2.5, "all": 2.75}')
+    assert "seconds.json" not in page(tmp_path / "tokenizer.json")
+
+
 def test_failures_are_shown_as_such(tmp_path: Path) -> None:
     text = page(make_generation(tmp_path / "gen"))
     assert "failed: empty-field: nothing inside" in text and len(shapes_in(text)) == 1
@@ -180,7 +186,10 @@ def test_one_unreadable_part_of_several_is_a_line(tmp_path: Path) -> None:
     make_run(tmp_path / "good")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "dataset.json").write_text("[]")
+    (tmp_path / "seconds.json").write_text("{")
+    (tmp_path / "old.json").write_text('{"kind": "cvq", "model": {"export_sha256": "x"}, "gallery": [{"cloud": 5}]}')
     text = page(tmp_path)
+    assert "old.json: damaged, or of another version" in text and "seconds.json: not readable" in text
     assert "bad/dataset.json: not a JSON object" in text and "Training the tokenizer" in text
 
 
