@@ -181,7 +181,7 @@ def _finished_study(page: Page, points: Source, fit: Source) -> list[Markup]:
     ]  # fmt: skip
     return [
         paragraph(f"{fit.get('num_sizes')} sizes, {fit.get('status')}. {fit.get('method', default='')}.", "soft"),
-        columns(_scaling_plot(points.value, laws), table(("law", "α", "95 % interval", "E", "largest size, predicted from the rest"), rows, "Fits")),
+        columns(_scaling_plot(points.value, laws), table(("law", "α", "95 % interval", "E", "largest size from the rest"), rows, "Fits")),
         table(heads, listed, "Points: parameters without embeddings and head; nats a token"),
     ]
 
@@ -214,5 +214,7 @@ def _validation_curves(page: Page, folder: Path) -> Markup:
     series = []
     for number, run_dir in enumerate(sorted((file.parent for file in folder.glob("runs/*/metrics.jsonl")), key=lambda path: path.name)):
         records = read_ledger(run_dir / "metrics.jsonl", page.root).value
-        series.append(_series(records, "val_ce", run_dir.name, number, "both" if len(records) < 5 else "line"))
+        spec = read_json(run_dir / "config.json", page.root)
+        label = f"{spec.get('preset', default=run_dir.name)}, seed {spec.get('seed', default='unknown')}"
+        series.append(_series(records, "val_ce", label, number, "both" if len(records) < 5 else "line"))
     return columns(plot("Validation while training", series, x_label=SAMPLES, y_label="nats a token")) if series else Markup("")
