@@ -16,7 +16,11 @@ from typing import Any
 
 import numpy as np
 
-_CLOUD_HEADER = "ply\nformat binary_little_endian 1.0\nelement vertex {}\n" + "".join(f"property float {n}\n" for n in ("x", "y", "z", "nx", "ny", "nz")) + "end_header\n"
+_CLOUD_HEADER = (
+    "ply\nformat binary_little_endian 1.0\nelement vertex {}\n"
+    + "".join(f"property float {n}\n" for n in ("x", "y", "z", "nx", "ny", "nz"))
+    + "end_header\n"
+)
 
 
 def folder_of(output: Path) -> Path:
@@ -39,7 +43,10 @@ def write_gallery(items: Sequence[dict[str, Any]], folder: Path) -> list[dict[st
     temporary.mkdir(parents=True)
     listed = []
     for number, item in enumerate(items):
-        entry = {name: value for name, value in item.items() if name not in ("cloud", "mesh")} | {"cloud": None, "mesh": None}
+        entry = {name: value for name, value in item.items() if name not in ("cloud", "mesh")} | {
+            "cloud": None,
+            "mesh": None,
+        }
         stem = f"{number:03d}-{_safe(str(item.get('id', '')))}"
         if item.get("cloud") is not None:
             entry["cloud"] = f"{stem}-input.ply"
@@ -54,7 +61,9 @@ def write_gallery(items: Sequence[dict[str, Any]], folder: Path) -> list[dict[st
 
 def is_whole(output: Path, listed: Sequence[dict[str, Any]]) -> bool:
     """Whether every file that the evaluation's JSON lists is there."""
-    return all((folder_of(output) / entry[kind]).is_file() for entry in listed for kind in ("cloud", "mesh") if entry[kind])
+    return all(
+        (folder_of(output) / entry[kind]).is_file() for entry in listed for kind in ("cloud", "mesh") if entry[kind]
+    )
 
 
 def encode_cloud(points_P6: np.ndarray) -> bytes:
@@ -66,7 +75,12 @@ def decode_cloud(data: bytes) -> np.ndarray:
     """The inverse of `encode_cloud`: float32 (P, 6). ValueError for any other PLY."""
     header, end, rest = data.partition(b"end_header\n")
     count = re.search(rb"element vertex (\d{1,9})\n", header)
-    if not end or count is None or header + end != _CLOUD_HEADER.format(int(count[1])).encode("ascii") or len(rest) != 24 * int(count[1]):
+    if (
+        not end
+        or count is None
+        or header + end != _CLOUD_HEADER.format(int(count[1])).encode("ascii")
+        or len(rest) != 24 * int(count[1])
+    ):
         raise ValueError("not a cloud that this program wrote")
     return np.frombuffer(rest, "<f4").reshape(-1, 6).astype(np.float32)
 

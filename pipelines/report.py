@@ -1,8 +1,8 @@
 """The report: one HTML file about whatever g3pt made in a folder, to mail or to open from disk without a network.
 
-How: `report_folders` tells what lies there, one function a kind writes its sections (`report_data`, `report_runs`,
-`report_evaluations`), `report_html` puts them into a page with the viewer inside. A report is a view: every number is read from
-the files of the runs (`report_values`), none is computed here.
+How: `report_folders` tells what lies there, one function a kind writes its section (`report_data`, `report_runs`,
+`report_study`, `report_generation`, `report_evaluations`), `report_html` puts them into a page with the viewer inside. A report
+is a view: every number is read from the files of the runs (`report_values`), none is computed here.
 """
 
 from __future__ import annotations
@@ -59,7 +59,11 @@ def write_report(path: str | Path, output: str | Path | None = None) -> Path:
         page = write_page(root, items)
     except Unreadable as error:
         raise UsageError(one_line(error)) from error
-    target = Path(output).expanduser().resolve() if output else (root.with_suffix(".html") if root.is_file() else root / "report.html")
+    target = (
+        Path(output).expanduser().resolve()
+        if output
+        else (root.with_suffix(".html") if root.is_file() else root / "report.html")
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, page.encode("utf-8", errors="replace"))
     return target
@@ -67,24 +71,40 @@ def write_report(path: str | Path, output: str | Path | None = None) -> Path:
 
 def write_page(root: Path, items: list[Item]) -> str:
     """The HTML of `items`; one unreadable part of several becomes a line, the only one raises."""
-    from pipelines import report_data, report_evaluations, report_html, report_machine, report_runs
+    from pipelines import (
+        report_data,
+        report_evaluations,
+        report_generation,
+        report_html,
+        report_machine,
+        report_runs,
+        report_study,
+    )
     from pipelines.inventory import UNREADABLE
 
     sections = {
         "dataset": report_data.dataset,
-        "generation": report_data.generation,
-        "study": report_runs.study,
+        "generation": report_generation.generation,
+        "study": report_study.study,
         "cvq run": report_runs.run,
         "car run": report_runs.run,
         "cvq evaluation": report_evaluations.tokenizer,
         "car evaluation": report_evaluations.generator,
     }
-    page = report_html.Page(root=root if root.is_dir() else root.parent, title=root.name, kind=items[0].kind if len(items) == 1 else "report")
+    page = report_html.Page(
+        root=root if root.is_dir() else root.parent,
+        title=root.name,
+        kind=items[0].kind if len(items) == 1 else "report",
+    )
     for item in items:
         try:
             sections[item.kind](page, item.path)
         except UNREADABLE as error:
-            wrong = error if isinstance(error, Unreadable) else Unreadable(f"{item.path}: damaged, or of another version ({type(error).__name__}: {error})")
+            wrong = (
+                error
+                if isinstance(error, Unreadable)
+                else Unreadable(f"{item.path}: damaged, or of another version ({type(error).__name__}: {error})")
+            )
             if len(items) == 1:
                 raise wrong from error
             page.add(item.path.name, report_html.warning(wrong))
@@ -92,7 +112,10 @@ def write_page(root: Path, items: list[Item]) -> str:
         report_machine.times(page)
     report_machine.environments(page)
     report_machine.credits(page)
-    return report_html.render(page, f"Made {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())} by python -m pipelines.report from the files in {root}. Every number is read from them.")
+    return report_html.render(
+        page,
+        f"Made {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())} by python -m pipelines.report from the files in {root}. Every number is read from them.",
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sections about data: a dataset (counts, failures, licences, some objects to turn) and generated meshes beside their prompts."""
+"""The section about a dataset: counts, failures, licences, what was slow, and some of its objects to turn."""
 
 from __future__ import annotations
 
@@ -17,25 +17,19 @@ from pipelines.report_html import (
     caption,
     card,
     cards,
-    command,
     facts,
     join,
     packed,
     paragraph,
     table,
     text,
-    warning,
 )
-from pipelines.report_machine import note_command
-from pipelines.report_meshes import cloud_object, inside, mesh_object, read_mesh
-from pipelines.report_values import Source, Unreadable, read_json, read_parquet
+from pipelines.report_machine import note_command, unfinished
+from pipelines.report_meshes import cloud_object, mesh_object
+from pipelines.report_values import Source, Unreadable, read_json
 
 SHOWN_OBJECTS, SAMPLED_SHARDS, COUNTED_SHARDS, MAX_CATEGORIES = 12, 6, 150, 20
-SHOWN_SAMPLES, LISTED_SAMPLES = 24, 200
 LIGHT = ("id", "status", "split", "category", "caption", "license", "author", "attribution_url", "source_url")
-
-
-# ------------------------------------------------------------------------------------------------------------ dataset
 
 
 def dataset(page: Page, folder: Path) -> None:
@@ -44,7 +38,7 @@ def dataset(page: Page, folder: Path) -> None:
 
     note = note_command(page, folder, "the dataset")
     if not (folder / "dataset.json").is_file():
-        page.add(page.heading("Dataset", folder), *_unfinished(folder, note, "shard-*.json", "shards"))
+        page.add(page.heading("Dataset", folder), *unfinished(folder, note, "shard-*.json", "shards"))
         return
     source = read_json(folder / "dataset.json", page.root)
     try:
@@ -72,27 +66,15 @@ def dataset(page: Page, folder: Path) -> None:
             ]
         ),
         objects,
-        packed([_counts(source, "counts", "Objects by status", total), _counts(source, "failures", "Why objects failed", total), *kinds, _slowest(page, info)]),
+        packed(
+            [
+                _counts(source, "counts", "Objects by status", total),
+                _counts(source, "failures", "Why objects failed", total),
+                *kinds,
+                _slowest(page, info),
+            ]
+        ),
     )
-
-
-def _unfinished(folder: Path, note: Source | None, parts: str, unit: str) -> Iterator[Markup]:
-    """What stands in a folder whose work is not done."""
-    yield warning(f"Not finished: {sum(1 for _ in folder.glob(parts))} {unit} are there.")
-    failure = failure_line(folder)
-    if failure:
-        yield failure
-    if note is not None:
-        yield paragraph("The same command goes on:")
-        yield command(str(note.get("command", default="")))
-
-
-def failure_line(folder: Path) -> Markup | None:
-    """Why the work in `folder` failed, if it noted that."""
-    from pipelines.notes import FAILURE_FILE, read_note
-
-    failure = read_note(folder, FAILURE_FILE)
-    return warning(f"Failed: {failure.get('error', 'no reason noted')}") if failure else None
 
 
 def _failed_note(source: Source, total: int) -> Markup | str:
@@ -105,7 +87,10 @@ def _failed_note(source: Source, total: int) -> Markup | str:
 def _counts(source: Source, key: str, title: str, total: int) -> Markup:
     """A bar for each name in a mapping of counts."""
     counts = source.get(key, default={})
-    rows = [bar(source.number(key, name, spec=",d"), count / max(total, 1), name) for name, count in sorted(counts.items(), key=lambda pair: -pair[1])]
+    rows = [
+        bar(source.number(key, name, spec=",d"), count / max(total, 1), name)
+        for name, count in sorted(counts.items(), key=lambda pair: -pair[1])
+    ]
     return table((), rows[:MAX_CATEGORIES], title) if rows else Markup("")
 
 
@@ -120,11 +105,15 @@ def _kinds(info: Any) -> Iterator[Markup]:
             columns_read = file.read(columns=["status", *found], use_threads=False)
         ok = [status == "ok" for status in columns_read["status"].to_pylist()]
         for name, counter in found.items():
-            counter.update(value or "not stated" for value, good in zip(columns_read[name].to_pylist(), ok, strict=True) if good)
+            counter.update(
+                value or "not stated" for value, good in zip(columns_read[name].to_pylist(), ok, strict=True) if good
+            )
     where = "" if len(chosen) == len(info.shards) else f", counted in {len(chosen)} of {len(info.shards)} shards"
     for name, title in (("category", "Categories"), ("license", "Licences")):
         most = found[name].most_common(MAX_CATEGORIES)
-        rows = [bar(Markup("<span>{}</span>").format(f"{count:,d}"), count / most[0][1], value) for value, count in most]
+        rows = [
+            bar(Markup("<span>{}</span>").format(f"{count:,d}"), count / most[0][1], value) for value, count in most
+        ]
         more = len(found[name]) - len(most)
         if rows:
             yield table((), rows, f"{title} of ok objects{where}" + (f"; {more} more" if more else ""))
@@ -135,10 +124,27 @@ def _slowest(page: Page, info: Any) -> Markup:
     from g3pt.records import shard_name
 
     chosen = spread(sorted(info.shards), COUNTED_SHARDS)
-    sidecars = [read_json(info.path / f"{shard_name(index)}.json", page.root) for index in chosen if (info.path / f"{shard_name(index)}.json").is_file()]
-    times = [(seconds, object_id, sidecar) for sidecar in sidecars for object_id, seconds in (sidecar.get("seconds", default=None) or {}).items()]
-    rows = [(text(object_id), sidecar.number("seconds", object_id, spec=".2f", unit="\u00a0s")) for _, object_id, sidecar in sorted(times, key=lambda entry: -entry[0])[:5]]
-    return table((), rows, "The slowest objects" + ("" if len(chosen) == len(info.shards) else f" of {len(chosen)} shards")) if rows else Markup("")
+    sidecars = [
+        read_json(info.path / f"{shard_name(index)}.json", page.root)
+        for index in chosen
+        if (info.path / f"{shard_name(index)}.json").is_file()
+    ]
+    times = [
+        (seconds, object_id, sidecar)
+        for sidecar in sidecars
+        for object_id, seconds in (sidecar.get("seconds", default=None) or {}).items()
+    ]
+    rows = [
+        (text(object_id), sidecar.number("seconds", object_id, spec=".2f", unit="\u00a0s"))
+        for _, object_id, sidecar in sorted(times, key=lambda entry: -entry[0])[:5]
+    ]
+    return (
+        table(
+            (), rows, "The slowest objects" + ("" if len(chosen) == len(info.shards) else f" of {len(chosen)} shards")
+        )
+        if rows
+        else Markup("")
+    )
 
 
 def _objects(page: Page, info: Any) -> Markup:
@@ -147,9 +153,30 @@ def _objects(page: Page, info: Any) -> Markup:
     for row in sample_objects(info, SHOWN_OBJECTS):
         page.credit(row)
         name = row["caption"] or row["id"]
-        shown.append(card(page.view(row["shape"], name), caption(name), Markup('<span class="soft">{}</span>').format(" · ".join(filter(None, (row["category"], row["split"], row["license"]))))))
-    what = "the stored solids" if info.config.keep_solid else "the stored surface points with their normals, drawn as small discs"
-    return join([paragraph(f"Some objects, {what}. Drag to turn; with the keyboard: arrow keys, + and −.", "soft"), cards(shown)]) if shown else Markup("")
+        shown.append(
+            card(
+                page.view(row["shape"], name),
+                caption(name),
+                Markup('<span class="soft">{}</span>').format(
+                    " · ".join(filter(None, (row["category"], row["split"], row["license"])))
+                ),
+            )
+        )
+    what = (
+        "the stored solids"
+        if info.config.keep_solid
+        else "the stored surface points with their normals, drawn as small discs"
+    )
+    return (
+        join(
+            [
+                paragraph(f"Some objects, {what}. Drag to turn; with the keyboard: arrow keys, + and −.", "soft"),
+                cards(shown),
+            ]
+        )
+        if shown
+        else Markup("")
+    )
 
 
 def sample_objects(info: Any, count: int) -> list[dict[str, Any]]:
@@ -160,8 +187,15 @@ def sample_objects(info: Any, count: int) -> list[dict[str, Any]]:
     for index in spread(sorted(info.shards), SAMPLED_SHARDS):
         with pq.ParquetFile(info.shard_path(index)) as file:
             for group in spread(range(file.num_row_groups), 2):
-                rows = [dict(row, place=k) for k, row in enumerate(file.read_row_group(group, columns=list(LIGHT), use_threads=False).to_pylist())]
-                chosen = _new_categories([row for row in rows if row["status"] == "ok"], seen, min(per_group, count - len(found)))
+                rows = [
+                    dict(row, place=k)
+                    for k, row in enumerate(
+                        file.read_row_group(group, columns=list(LIGHT), use_threads=False).to_pylist()
+                    )
+                ]
+                chosen = _new_categories(
+                    [row for row in rows if row["status"] == "ok"], seen, min(per_group, count - len(found))
+                )
                 found += _with_shapes(file, group, chosen, info)
     return found[:count]
 
@@ -199,58 +233,3 @@ def spread(items: Any, count: int) -> list[Any]:
     if len(items) <= count:
         return items
     return [items[round(k * (len(items) - 1) / max(count - 1, 1))] for k in range(count)]
-
-
-# --------------------------------------------------------------------------------------------------------- generation
-
-
-def generation(page: Page, folder: Path) -> None:
-    """Generated meshes beside their prompts; failed samples as such."""
-    note = note_command(page, folder, "the generated meshes")
-    if not (folder / "manifest.parquet").is_file():
-        page.add(page.heading("Generated meshes", folder), *_unfinished(folder, note, "samples/*.json", "samples"))
-        return
-    manifest = read_parquet(folder / "manifest.parquet", page.root, LISTED_SAMPLES)
-    shown = [_sample(page, folder, manifest.at(k)) for k in range(min(len(manifest.value), SHOWN_SAMPLES))]
-    body = [paragraph("Each prompt with its seed, none left out. Drag to turn; with the keyboard: arrow keys, + and −.", "soft"), cards(shown)]
-    rest = range(SHOWN_SAMPLES, len(manifest.value))
-    if rest:
-        body.append(table(("prompt", "seed", "status", "faces"), [_row(manifest.at(k)) for k in rest], f"The next {len(rest)} samples"))
-    first = manifest.at(0)
-    body.append(
-        facts(
-            [
-                ("Model", text(Path(str(first.get("model", default=""))).name)),
-                ("Guidance", Markup("{} ({})").format(first.number("cfg", spec="g"), first.get("cfg_schedule", default=""))),
-                ("Temperature / top-k / top-p", Markup(" / ").join(first.number(name, spec="g") for name in ("temperature", "top_k", "top_p"))),
-                ("Cells a side of the surface", first.number("resolution", spec="d")),
-            ]
-        )
-    )
-    failure = failure_line(folder)
-    page.add(page.heading("Generated meshes", folder), *([failure] if failure else []), *body)
-
-
-def _prompt(row: Source) -> str:
-    """What was asked for, in words."""
-    words = " + ".join(filter(None, (row.get("text"), f"picture {row.get('image')}" if row.get("image") else "")))
-    return words or str(row.get("id", default="no prompt"))
-
-
-def _sample(page: Page, folder: Path, row: Source) -> Markup:
-    """A generated mesh to turn, or why there is none."""
-    shape, why_not = None, f"failed: {row.get('error', default='no reason noted')}"
-    if row.get("status") == "ok":
-        try:
-            file = inside(folder, str(row.get("file")))
-            why_not = f"{row.get('file')} is not there"
-            shape = mesh_object(*read_mesh(file), "model") if file else None
-        except ValueError as error:
-            why_not = str(error)
-    label = str(row.get("text") or row.get("id"))
-    details = Markup("seed {} · {} faces · {}").format(row.number("seed", spec="d"), row.number("faces", spec=",d"), row.number("seconds", spec=".1f", unit="\u00a0s"))
-    return card(page.view(shape, label, why_not=why_not), caption(_prompt(row)), details if shape else Markup("seed {} · failed").format(row.number("seed", spec="d")))
-
-
-def _row(row: Source) -> tuple[Any, ...]:
-    return text(_prompt(row)), row.number("seed", spec="d"), text(row.get("status")), row.number("faces", spec=",d")

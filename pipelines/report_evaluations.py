@@ -39,19 +39,36 @@ def tokenizer(page: Page, file: Path) -> None:
     source = read_json(file, page.root)
     note_environment(page, source, "the tokenizer's evaluation")
     metrics = source.at("metrics")
-    page.tile(metrics.number("iou_volume"), "volume IoU of reconstructions", Markup("{} unseen objects").format(metrics.number("num_objects", spec=",d")) if source.get("dataset", "split") == "test" else _objects(source))
+    page.tile(
+        metrics.number("iou_volume"),
+        "volume IoU of reconstructions",
+        Markup("{} unseen objects").format(metrics.number("num_objects", spec=",d"))
+        if source.get("dataset", "split") == "test"
+        else _objects(source),
+    )
     pairs = [_pair(page, file, source.at("gallery", k)) for k in range(len(source.get("gallery", default=[])))]
     body = [_task(source)]
     if pairs:
-        body += [paragraph(f"Left the input's surface points with normals, right the reconstruction; both turn together. {HINT}", "soft"), cards(pairs, "pairs")]
+        body += [
+            paragraph(
+                f"Left the input's surface points with normals, right the reconstruction; both turn together. {HINT}",
+                "soft",
+            ),
+            cards(pairs, "pairs"),
+        ]
     else:
         body.append(_no_gallery())
-    body += [columns(_scales_plot(metrics), join([_scales_table(metrics), _tokenizer_table(metrics)])), protocol(source)]
+    body += [
+        columns(_scales_plot(metrics), join([_scales_table(metrics), _tokenizer_table(metrics)])),
+        protocol(source),
+    ]
     page.add(page.heading("Reconstructions", file), *body)
 
 
 def _objects(source: Source) -> Markup:
-    return Markup("{} objects of split {}").format(source.number("metrics", "num_objects", spec=",d"), source.get("dataset", "split"))
+    return Markup("{} objects of split {}").format(
+        source.number("metrics", "num_objects", spec=",d"), source.get("dataset", "split")
+    )
 
 
 def _pair(page: Page, file: Path, entry: Source) -> Markup:
@@ -65,10 +82,19 @@ def _pair(page: Page, file: Path, entry: Source) -> Markup:
     except ValueError:
         cloud = None
     mesh, why_not = _mesh(file, entry)
-    views = Markup('<div class="pair"><div>{}<div class="which">input</div></div><div>{}<div class="which">reconstruction</div></div></div>').format(
-        page.view(cloud, f"Input: {words}", group, "input is not there"), page.view(mesh, f"Reconstruction: {words}", group, why_not)
+    views = Markup(
+        '<div class="pair"><div>{}<div class="which">input</div></div><div>{}<div class="which">reconstruction</div></div></div>'
+    ).format(
+        page.view(cloud, f"Input: {words}", group, "input is not there"),
+        page.view(mesh, f"Reconstruction: {words}", group, why_not),
     )
-    return card(views, caption(words), Markup("volume IoU <strong>{}</strong>, near the surface {}").format(entry.number("iou_volume"), entry.number("iou_near")))
+    return card(
+        views,
+        caption(words),
+        Markup("volume IoU <strong>{}</strong>, near the surface {}").format(
+            entry.number("iou_volume"), entry.number("iou_near")
+        ),
+    )
 
 
 def _mesh(file: Path, entry: Source) -> tuple[dict[str, Any] | None, str]:
@@ -90,9 +116,19 @@ def _num_scales(metrics: Source) -> int:
 
 def _scales_plot(metrics: Source) -> Markup:
     ks = list(range(1, _num_scales(metrics) + 1))
-    first = Series(label="decoding the first k scales", x=ks, y=[metrics.get(f"iou_first_{k}_scales") for k in ks], style="both")
-    lost = Series(label="lost when scale k has another object's codes", x=ks, y=[metrics.get(f"iou_drop_shuffled_scale_{k}") for k in ks], style="both", colour=1)
-    return plot("IoU by number of scales", [first, lost], x_label="k", y_label="volume IoU", y_range=(min([0.0, *lost.y]), 1.0))
+    first = Series(
+        label="decoding the first k scales", x=ks, y=[metrics.get(f"iou_first_{k}_scales") for k in ks], style="both"
+    )
+    lost = Series(
+        label="lost when scale k has another object's codes",
+        x=ks,
+        y=[metrics.get(f"iou_drop_shuffled_scale_{k}") for k in ks],
+        style="both",
+        colour=1,
+    )
+    return plot(
+        "IoU by number of scales", [first, lost], x_label="k", y_label="volume IoU", y_range=(min([0.0, *lost.y]), 1.0)
+    )
 
 
 def _scales_table(metrics: Source) -> Markup:
@@ -104,10 +140,34 @@ def _scales_table(metrics: Source) -> Markup:
 
 
 def _tokenizer_table(metrics: Source) -> Markup:
-    names = {"iou_volume": "Volume IoU", "iou_near": "IoU near the surface", "chamfer": "Chamfer distance", "normal_consistency": "Normal consistency"}
-    names |= {name: f"F-score at {name.rpartition('_')[2]}" for name in metrics.value or {} if name.startswith("f_score_") and not name.endswith("_95")}
-    rows = [(label, metrics.number(name, spec=".4f" if name == "chamfer" else ".3f"), metrics.interval(f"{name}_interval_95", spec=".4f" if name == "chamfer" else ".3f")) for name, label in names.items()]
-    rows.append(("Objects / without a mesh", Markup("{} / {}").format(metrics.number("num_objects", spec=",d"), metrics.number("num_without_mesh", spec=",d")), Markup("")))
+    names = {
+        "iou_volume": "Volume IoU",
+        "iou_near": "IoU near the surface",
+        "chamfer": "Chamfer distance",
+        "normal_consistency": "Normal consistency",
+    }
+    names |= {
+        name: f"F-score at {name.rpartition('_')[2]}"
+        for name in metrics.value or {}
+        if name.startswith("f_score_") and not name.endswith("_95")
+    }
+    rows = [
+        (
+            label,
+            metrics.number(name, spec=".4f" if name == "chamfer" else ".3f"),
+            metrics.interval(f"{name}_interval_95", spec=".4f" if name == "chamfer" else ".3f"),
+        )
+        for name, label in names.items()
+    ]
+    rows.append(
+        (
+            "Objects / without a mesh",
+            Markup("{} / {}").format(
+                metrics.number("num_objects", spec=",d"), metrics.number("num_without_mesh", spec=",d")
+            ),
+            Markup(""),
+        )
+    )
     return table(("metric", "value", "95 % interval"), rows, "Reconstruction metrics")
 
 
@@ -120,10 +180,16 @@ def generator(page: Page, file: Path) -> None:
     note_environment(page, source, "the generator's evaluation")
     metrics = source.at("metrics")
     if metrics.get("family_accuracy") is not None:
-        page.tile(metrics.number("family_accuracy"), "samples of the prompted family", Markup("chance {}").format(metrics.number("family_chance")))
+        page.tile(
+            metrics.number("family_accuracy"),
+            "samples of the prompted family",
+            Markup("chance {}").format(metrics.number("family_chance")),
+        )
     samples = [_sample(page, file, source, k) for k in range(len(source.get("gallery", default=[])))]
     body = [_task(source)]
-    body += [paragraph(f"The first samples, none left out. {HINT}", "soft"), cards(samples)] if samples else [_no_gallery()]
+    body += (
+        [paragraph(f"The first samples, none left out. {HINT}", "soft"), cards(samples)] if samples else [_no_gallery()]
+    )
     body += [side_by_side(_accuracies(metrics), _distances(metrics)), protocol(source)]
     page.add(page.heading("Evaluation of the generator", file), *body)
 
@@ -136,7 +202,11 @@ def _sample(page: Page, file: Path, source: Source, k: int) -> Markup:
     seen = {True: "prompt never trained on", False: "prompt seen in training"}.get(scored.get("unseen"), "")
     lines = [caption(words), Markup("seed {} · {}").format(scored.number("seed", spec="d"), seen)]
     if scored.get("nearest"):
-        lines.append(Markup("nearest in training: {}, Chamfer {}").format(text(scored.get("nearest_family") or scored.get("nearest")), scored.number("chamfer")))
+        lines.append(
+            Markup("nearest in training: {}, Chamfer {}").format(
+                text(scored.get("nearest_family") or scored.get("nearest")), scored.number("chamfer")
+            )
+        )
     return card(page.view(mesh, words, why_not=why_not), *lines)
 
 
@@ -147,18 +217,52 @@ def _accuracies(metrics: Source) -> Markup:
     for label, name, count in parts:
         accuracy = name.format("accuracy")
         if metrics.get(accuracy) is not None:
-            rows.append((label, metrics.number(accuracy), metrics.interval(f"{accuracy}_interval_95"), metrics.number(name.format("chance")), metrics.number(count, spec=",d")))
+            rows.append(
+                (
+                    label,
+                    metrics.number(accuracy),
+                    metrics.interval(f"{accuracy}_interval_95"),
+                    metrics.number(name.format("chance")),
+                    metrics.number(count, spec=",d"),
+                )
+            )
     if metrics.get("held_out_nearest_family_accuracy") is not None:
-        rows.append(("Held-out objects (a ceiling)", metrics.number("held_out_nearest_family_accuracy"), Markup(""), Markup(""), metrics.number("num_held_out", spec=",d")))
-    return table(("prompts", "share", "95 % interval", "chance", "samples"), rows, "Samples whose nearest training object is of the prompted family") if rows else Markup("")
+        rows.append(
+            (
+                "Held-out objects (a ceiling)",
+                metrics.number("held_out_nearest_family_accuracy"),
+                Markup(""),
+                Markup(""),
+                metrics.number("num_held_out", spec=",d"),
+            )
+        )
+    return (
+        table(
+            ("prompts", "share", "95 % interval", "chance", "samples"),
+            rows,
+            "Samples whose nearest training object is of the prompted family",
+        )
+        if rows
+        else Markup("")
+    )
 
 
 def _distances(metrics: Source) -> Markup:
     rows = [
-        ("Samples, median", metrics.number("nearest_chamfer_median", spec=".4f"), metrics.interval("nearest_chamfer_median_interval_95", spec=".4f")),
+        (
+            "Samples, median",
+            metrics.number("nearest_chamfer_median", spec=".4f"),
+            metrics.interval("nearest_chamfer_median_interval_95", spec=".4f"),
+        ),
         ("Held-out objects, median", metrics.number("held_out_nearest_chamfer_median", spec=".4f"), Markup("")),
         ("An exact copy would have", metrics.number("nearest_chamfer_of_a_copy", spec=".4f"), Markup("")),
-        ("Samples / without a mesh", Markup("{} / {}").format(metrics.number("num_samples", spec=",d"), metrics.number("num_without_mesh", spec=",d")), Markup("")),
+        (
+            "Samples / without a mesh",
+            Markup("{} / {}").format(
+                metrics.number("num_samples", spec=",d"), metrics.number("num_without_mesh", spec=",d")
+            ),
+            Markup(""),
+        ),
     ]
     return table(("", "value", "95 % interval"), rows, "Chamfer distance to the nearest training object")
 
@@ -172,16 +276,29 @@ def _task(source: Source) -> Markup:
 
 
 def _no_gallery() -> Markup:
-    return paragraph("This evaluation kept no meshes (made with --num-pictures 0, or by an older version): start its command again with another --output to keep some.", "soft")
+    return paragraph(
+        "This evaluation kept no meshes (made with --num-pictures 0, or by an older version): start its command again with another --output to keep some.",
+        "soft",
+    )
 
 
 def protocol(source: Source) -> Markup:
     """How each number was made, word for word."""
     pairs = list(_flat(source.get("protocol", default={})))
     model, dataset = source.get("model", default={}), source.get("dataset", default={})
-    pairs += [("model", model.get("path")), ("weights, sha256", model.get("export_sha256")), ("dataset", dataset.get("path")), ("dataset fingerprint", dataset.get("fingerprint")), ("split", dataset.get("split"))]
+    pairs += [
+        ("model", model.get("path")),
+        ("weights, sha256", model.get("export_sha256")),
+        ("dataset", dataset.get("path")),
+        ("dataset fingerprint", dataset.get("fingerprint")),
+        ("split", dataset.get("split")),
+    ]
     listed = facts((name.replace("_", " "), text(value)) for name, value in pairs)
-    seconds = Markup("<p class='soft'>Took {}.</p>").format(source.number("seconds", spec=".1f", unit="\u00a0s")) if source.get("seconds") is not None else NONE
+    seconds = (
+        Markup("<p class='soft'>Took {}.</p>").format(source.number("seconds", spec=".1f", unit="\u00a0s"))
+        if source.get("seconds") is not None
+        else NONE
+    )
     return join([folded("How these numbers were made", listed), seconds])
 
 

@@ -70,7 +70,12 @@ def evaluations_of(run: Path, stage: str) -> list[Path]:
 
     if not (run / "_SUCCESS").is_file():
         return []
-    near = [file for folder in (run, run.parent, run.parent.parent) for file in sorted(folder.glob("*.json")) if evaluation_kind(file) == f"{stage} evaluation"]
+    near = [
+        file
+        for folder in (run, run.parent, run.parent.parent)
+        for file in sorted(folder.glob("*.json"))
+        if evaluation_kind(file) == f"{stage} evaluation"
+    ]
     if not near:
         return []
     try:

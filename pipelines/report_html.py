@@ -41,8 +41,12 @@ class Page:
     objects: list[dict[str, Any]] = field(default_factory=list)  # for the viewer
     tiles: list[Markup] = field(default_factory=list)  # the figures at the top
     sections: list[tuple[str, str, Markup]] = field(default_factory=list)  # id, title, body
-    credits: dict[str, dict[str, str]] = field(default_factory=dict)  # id -> licence, author, links, of each shown object
-    environments: dict[str, Any] = field(default_factory=dict)  # canonical text -> (Source, names of the things made there)
+    credits: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # id -> licence, author, links, of each shown object
+    environments: dict[str, Any] = field(
+        default_factory=dict
+    )  # canonical text -> (Source, names of the things made there)
 
     def add(self, title: str, *body: Markup) -> None:
         """One more section."""
@@ -50,7 +54,11 @@ class Page:
 
     def tile(self, value: Markup, label: str, note: Markup | str = "") -> None:
         """One more figure at the top."""
-        self.tiles.append(Markup('<div class="tile"><div class="value">{}</div><div class="label">{}</div><div class="note">{}</div></div>').format(value, label, note))
+        self.tiles.append(
+            Markup(
+                '<div class="tile"><div class="value">{}</div><div class="label">{}</div><div class="note">{}</div></div>'
+            ).format(value, label, note)
+        )
 
     def heading(self, name: str, path: Path) -> str:
         """A section's title; with the name of the folder where another section has the same."""
@@ -110,17 +118,24 @@ def table(heads: Sequence[Any], rows: Iterable[Sequence[Any]], caption: str = ""
     """A table whose first column names its rows; wide ones scroll inside themselves."""
     head = Markup("").join(Markup('<th scope="col">{}</th>').format(cell) for cell in heads)
     body = Markup("").join(
-        Markup("<tr>{}</tr>").format(Markup('<th scope="row">{}</th>').format(row[0]) + Markup("").join(Markup("<td>{}</td>").format(cell) for cell in row[1:]))
+        Markup("<tr>{}</tr>").format(
+            Markup('<th scope="row">{}</th>').format(row[0])
+            + Markup("").join(Markup("<td>{}</td>").format(cell) for cell in row[1:])
+        )
         for row in rows
     )
     top = Markup("<caption>{}</caption>").format(caption) if caption else Markup("")
     first = Markup("<thead><tr>{}</tr></thead>").format(head) if heads else Markup("")
-    return Markup('<div class="scroll" tabindex="0" role="region" aria-label="{}"><table>{}{}<tbody>{}</tbody></table></div>').format(caption or "table", top, first, body)
+    return Markup(
+        '<div class="scroll" tabindex="0" role="region" aria-label="{}"><table>{}{}<tbody>{}</tbody></table></div>'
+    ).format(caption or "table", top, first, body)
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> Markup:
     """Names and values, as a list of definitions."""
-    return Markup('<dl class="facts">{}</dl>').format(Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in pairs))
+    return Markup('<dl class="facts">{}</dl>').format(
+        Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in pairs)
+    )
 
 
 def folded(summary: str, body: Markup) -> Markup:
@@ -135,7 +150,9 @@ def cards(items: Iterable[Markup], css: str = "") -> Markup:
 
 def card(view: Markup, *lines: Markup, css: str = "") -> Markup:
     """A figure with its lines below."""
-    return Markup('<figure class="card {}">{}<figcaption>{}</figcaption></figure>').format(css, view, join(Markup("<div>{}</div>").format(line) for line in lines))
+    return Markup('<figure class="card {}">{}<figcaption>{}</figcaption></figure>').format(
+        css, view, join(Markup("<div>{}</div>").format(line) for line in lines)
+    )
 
 
 def columns(*parts: Markup) -> Markup:
@@ -156,7 +173,9 @@ def packed(parts: Iterable[Markup]) -> Markup:
 def bar(value: Markup, share: float, label: str) -> tuple[Markup, Markup]:
     """A row of a bar chart, for `table`."""
     width = f"{100 * min(max(share, 0.0), 1.0):.1f}"
-    return text(label), Markup('<span class="bar"><span class="fill" style="width:{}%"></span></span>{}').format(width, value)
+    return text(label), Markup('<span class="bar"><span class="fill" style="width:{}%"></span></span>{}').format(
+        width, value
+    )
 
 
 def link(address: str, words: str | None = None) -> Markup:
@@ -169,7 +188,9 @@ def link(address: str, words: str | None = None) -> Markup:
         return text(address)
     place = (parts.netloc + parts.path).rstrip("/")
     words = words or (place if len(place) <= LINK_LETTERS else place[: LINK_LETTERS - 1] + "…")
-    return Markup('<a href="{0}" title="{0}" rel="noopener noreferrer" target="_blank">{1}</a>').format(address.strip(), words)
+    return Markup('<a href="{0}" title="{0}" rel="noopener noreferrer" target="_blank">{1}</a>').format(
+        address.strip(), words
+    )
 
 
 def licence(name: str) -> Markup:
@@ -183,7 +204,12 @@ def licence(name: str) -> Markup:
 def render(page: Page, made: str) -> str:
     """The whole file."""
     navigation = Markup("").join(Markup('<a href="#{}">{}</a>').format(key, title) for key, title, _ in page.sections)
-    body = join(Markup('<section id="{0}" aria-labelledby="{0}-title"><h2 id="{0}-title">{1}</h2>{2}</section>').format(key, title, part) for key, title, part in page.sections)
+    body = join(
+        Markup('<section id="{0}" aria-labelledby="{0}-title"><h2 id="{0}-title">{1}</h2>{2}</section>').format(
+            key, title, part
+        )
+        for key, title, part in page.sections
+    )
     values = {
         "policy": POLICY,
         "title": page.title,
@@ -204,13 +230,15 @@ def _viewer(objects: list[dict[str, Any]]) -> Markup:
     if not objects:
         return Markup("")
     core = (ASSETS / "three.core.min.js").read_text(encoding="utf-8")
-    module = (ASSETS / "three.module.min.js").read_text(encoding="utf-8").replace('"./three.core.min.js"', '"three-core"')
+    module = (
+        (ASSETS / "three.module.min.js").read_text(encoding="utf-8").replace('"./three.core.min.js"', '"three-core"')
+    )
     imports = json.dumps({"imports": {"three": _address(module), "three-core": _address(core)}})
     data = json.dumps(objects, separators=(",", ":")).replace("<", "\\u003c")
     viewer = (ASSETS / "viewer.js").read_text(encoding="utf-8")
-    return Markup('<script type="importmap">{}</script>\n<script type="application/json" id="objects">{}</script>\n<script type="module">\n{}</script>').format(
-        Markup(imports), Markup(data), Markup(viewer)
-    )
+    return Markup(
+        '<script type="importmap">{}</script>\n<script type="application/json" id="objects">{}</script>\n<script type="module">\n{}</script>'
+    ).format(Markup(imports), Markup(data), Markup(viewer))
 
 
 def _address(script: str) -> str:
@@ -218,6 +246,6 @@ def _address(script: str) -> str:
 
 
 def _notice() -> Markup:
-    return Markup('<details class="notice"><summary>This page contains three.js 0.185.1 (MIT licence)</summary><pre>{}</pre></details>').format(
-        (ASSETS / "LICENSE.three").read_text(encoding="utf-8")
-    )
+    return Markup(
+        '<details class="notice"><summary>This page contains three.js 0.185.1 (MIT licence)</summary><pre>{}</pre></details>'
+    ).format((ASSETS / "LICENSE.three").read_text(encoding="utf-8"))

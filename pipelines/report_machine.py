@@ -1,14 +1,15 @@
-"""The end of every report: seconds per stage, versions and hardware, and whom the shown objects are owed to."""
+"""What every report tells: how far it came, seconds per stage, versions and hardware, whom the shown objects are owed to."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from pipelines.report_html import Page, bar, facts, licence, link, paragraph, table, text, warning
+from pipelines.report_html import Page, bar, command, facts, licence, link, paragraph, table, text, warning
 from pipelines.report_values import NONE, Source, Unreadable, read_json
 
 
@@ -25,14 +26,23 @@ def times(page: Page) -> None:
         page.add("Time", warning(error))
         return
     order = [name for name, _ in STAGES]
-    names = sorted((name for name in seconds.value if name != "all"), key=lambda name: (order.index(name) if name in order else len(order), name))
+    names = sorted(
+        (name for name in seconds.value if name != "all"),
+        key=lambda name: (order.index(name) if name in order else len(order), name),
+    )
     stages = {name: seconds.get(name) for name in names if isinstance(seconds.get(name), (int, float))}
     longest = max(stages.values(), default=1.0) or 1.0
-    rows = [bar(seconds.number(name, spec=".1f", unit="\u00a0s"), value / longest, name) for name, value in stages.items()]
+    rows = [
+        bar(seconds.number(name, spec=".1f", unit="\u00a0s"), value / longest, name) for name, value in stages.items()
+    ]
     if "all" in seconds.value:
         rows.append((text("all"), seconds.number("all", spec=".1f", unit="\u00a0s")))
         page.tile(seconds.number("all", spec=".0f", unit="\u00a0s"), "from shapes to this page", "all stages together")
-    page.add("Time", paragraph("Wall time of each stage, over all starts of the command in this folder."), table((), rows, "Seconds per stage"))
+    page.add(
+        "Time",
+        paragraph("Wall time of each stage, over all starts of the command in this folder."),
+        table((), rows, "Seconds per stage"),
+    )
 
 
 def note_environment(page: Page, source: Source, where: str) -> None:
@@ -52,6 +62,25 @@ def note_command(page: Page, folder: Path, where: str) -> Source | None:
         return None
     note_environment(page, found, where)
     return found
+
+
+def unfinished(folder: Path, note: Source | None, parts: str, unit: str) -> Iterator[Markup]:
+    """What stands in a folder whose work is not done."""
+    yield warning(f"Not finished: {sum(1 for _ in folder.glob(parts))} {unit} are there.")
+    failure = failure_line(folder)
+    if failure:
+        yield failure
+    if note is not None:
+        yield paragraph("The same command goes on:")
+        yield command(str(note.get("command", default="")))
+
+
+def failure_line(folder: Path) -> Markup | None:
+    """Why the work in `folder` failed, if it noted that."""
+    from pipelines.notes import FAILURE_FILE, read_note
+
+    failure = read_note(folder, FAILURE_FILE)
+    return warning(f"Failed: {failure.get('error', 'no reason noted')}") if failure else None
 
 
 def environments(page: Page) -> None:
@@ -93,5 +122,16 @@ def credits(page: Page) -> None:
     rows = []
     for object_id, row in sorted(page.credits.items()):
         addresses = [link(row[name]) for name in ("attribution_url", "source_url") if row[name]]
-        rows.append((text(object_id), text(row["author"] or "not stated"), licence(row["license"]), Markup("<br>").join(addresses) or NONE))
-    page.add("Credits", paragraph("The objects of the data that are shown above keep their own licences."), table(("object", "author", "licence", "source"), rows, "Shown objects"))
+        rows.append(
+            (
+                text(object_id),
+                text(row["author"] or "not stated"),
+                licence(row["license"]),
+                Markup("<br>").join(addresses) or NONE,
+            )
+        )
+    page.add(
+        "Credits",
+        paragraph("The objects of the data that are shown above keep their own licences."),
+        table(("object", "author", "licence", "source"), rows, "Shown objects"),
+    )

@@ -20,7 +20,9 @@ CREASE_DEGREES = 38.0
 CLUSTERED_FACES, CLUSTERS_A_SIDE = 50_000, 80
 
 
-def mesh_object(vertices_V3: np.ndarray, faces_F3: np.ndarray, role: Role, max_faces: int = MAX_FACES) -> dict[str, Any]:
+def mesh_object(
+    vertices_V3: np.ndarray, faces_F3: np.ndarray, role: Role, max_faces: int = MAX_FACES
+) -> dict[str, Any]:
     """A mesh as the page's viewer reads it. ValueError for an empty one or one that is not finite."""
     if not len(faces_F3) or not np.isfinite(vertices_V3).all():
         raise ValueError(f"a mesh of {len(faces_F3)} faces that is empty or not finite")
@@ -60,7 +62,11 @@ def _simplified(vertices_V3: np.ndarray, faces_F3: np.ndarray, max_faces: int) -
     if mesh.n_cells > max_faces:
         mesh = mesh.decimate(1 - max_faces / mesh.n_cells, volume_preservation=True)
     mesh = mesh.compute_normals(
-        cell_normals=False, split_vertices=True, feature_angle=CREASE_DEGREES, consistent_normals=False, auto_orient_normals=False
+        cell_normals=False,
+        split_vertices=True,
+        feature_angle=CREASE_DEGREES,
+        consistent_normals=False,
+        auto_orient_normals=False,
     )
     vertices_V3, faces_F3 = np.asarray(mesh.points, np.float64), mesh.regular_faces
     if len(vertices_V3) > 65535 or not len(faces_F3):
@@ -87,7 +93,13 @@ def _packed(points_P3: np.ndarray, role: Role) -> dict[str, Any]:
     steps = np.round((points_P3 - centre) / scale * 32767).clip(-32767, 32767).astype("<i2")
     radius = float(np.linalg.norm(points_P3 - centre, axis=1).max())
     rounded = [round(value, 5) for value in centre.tolist()]
-    return {"role": role, "scale": round(scale, 5), "centre": rounded, "frame": {"centre": rounded, "radius": round(max(radius, 1e-6), 4)}, "positions": _base64(steps)}
+    return {
+        "role": role,
+        "scale": round(scale, 5),
+        "centre": rounded,
+        "frame": {"centre": rounded, "radius": round(max(radius, 1e-6), 4)},
+        "positions": _base64(steps),
+    }
 
 
 def _base64(array: np.ndarray) -> str:

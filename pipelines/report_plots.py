@@ -44,7 +44,9 @@ class Axis:
     log: bool
 
     def __call__(self, value: float) -> float:
-        low, high, value = (math.log10(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        low, high, value = (
+            (math.log10(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        )
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, count: int) -> list[float]:
@@ -61,21 +63,45 @@ class Axis:
         return [value for value in found if self.low <= value <= self.high * (1 + 1e-12)]
 
 
-def plot(title: str, series: Sequence[Series], *, x_label: str, y_label: str, log: bool = False, log_x: bool = False, y_range: tuple[float, float] | None = None) -> Markup:
+def plot(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    log: bool = False,
+    log_x: bool = False,
+    y_range: tuple[float, float] | None = None,
+) -> Markup:
     """A figure: title, SVG, legend. Nothing if no series has a finite point."""
     series = [kept for kept in (_finite(s, log, log_x or log) for s in series) if len(kept.x)]
     if not series:
         return Markup("")
-    x_axis = _axis([v for s in series for v in s.x], LEFT, WIDTH - RIGHT, log or log_x, margin=0.04 if any(s.style in ("points", "both") for s in series) else 0.0)
-    y_axis = _axis([v for s in series for v in (*s.y, *(s.high or ()))], HEIGHT - BOTTOM, TOP, log, margin=0.06, fixed=y_range)
+    x_axis = _axis(
+        [v for s in series for v in s.x],
+        LEFT,
+        WIDTH - RIGHT,
+        log or log_x,
+        margin=0.04 if any(s.style in ("points", "both") for s in series) else 0.0,
+    )
+    y_axis = _axis(
+        [v for s in series for v in (*s.y, *(s.high or ()))], HEIGHT - BOTTOM, TOP, log, margin=0.06, fixed=y_range
+    )
     parts = [_grid(x_axis, y_axis, x_label, y_label), *(_draw(s, x_axis, y_axis) for s in series)]
-    spoken = f"{title}. {y_label} against {x_label}. " + "; ".join(f"{s.label}: from {s.y[0]:.4g} to {s.y[-1]:.4g}" for s in series)
-    picture = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" font-family="inherit">{}</svg>').format(WIDTH, HEIGHT, spoken, join(parts))
-    return Markup('<figure class="plot"><p class="title">{}</p>{}<ul class="legend">{}</ul></figure>').format(title, picture, _legend(series))
+    spoken = f"{title}. {y_label} against {x_label}. " + "; ".join(
+        f"{s.label}: from {s.y[0]:.4g} to {s.y[-1]:.4g}" for s in series
+    )
+    picture = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" font-family="inherit">{}</svg>').format(
+        WIDTH, HEIGHT, spoken, join(parts)
+    )
+    return Markup('<figure class="plot"><p class="title">{}</p>{}<ul class="legend">{}</ul></figure>').format(
+        title, picture, _legend(series)
+    )
 
 
 def _finite(s: Series, log_y: bool, log_x: bool) -> Series:
     """The series without what can't be drawn, thinned evenly; its last point stays."""
+
     def drawable(value: float, log: bool) -> bool:
         return isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or not log)
 
@@ -84,10 +110,25 @@ def _finite(s: Series, log_y: bool, log_x: bool) -> Series:
         keep = [keep[round(k * (len(keep) - 1) / (MAX_POINTS - 1))] for k in range(MAX_POINTS)]
     values = [s.values[k] for k in keep] if s.values else ()
     high = [s.high[k] for k in keep] if s.high else None
-    return Series(label=s.label, x=[s.x[k] for k in keep], y=[s.y[k] for k in keep], high=high, style=s.style, colour=s.colour, values=values)
+    return Series(
+        label=s.label,
+        x=[s.x[k] for k in keep],
+        y=[s.y[k] for k in keep],
+        high=high,
+        style=s.style,
+        colour=s.colour,
+        values=values,
+    )
 
 
-def _axis(values: Sequence[float], start: float, end: float, log: bool, margin: float, fixed: tuple[float, float] | None = None) -> Axis:
+def _axis(
+    values: Sequence[float],
+    start: float,
+    end: float,
+    log: bool,
+    margin: float,
+    fixed: tuple[float, float] | None = None,
+) -> Axis:
     low, high = fixed or (min(values), max(values))
     if log:
         room = (high / low) ** margin if high > low else 1.2
@@ -98,21 +139,31 @@ def _axis(values: Sequence[float], start: float, end: float, log: bool, margin: 
 
 def _grid(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> Markup:
     lines = [
-        Markup('<line x1="{}" x2="{}" y1="{y}" y2="{y}" stroke="#e6e9ee"/><text x="{}" y="{}" text-anchor="end" font-size="11.5" fill="#5d6675">{}</text>').format(
-            LEFT, WIDTH - RIGHT, LEFT - 6, f"{y_axis(v) + 4:.1f}", short(v), y=f"{y_axis(v):.1f}"
-        )
+        Markup(
+            '<line x1="{}" x2="{}" y1="{y}" y2="{y}" stroke="#e6e9ee"/><text x="{}" y="{}" text-anchor="end" font-size="11.5" fill="#5d6675">{}</text>'
+        ).format(LEFT, WIDTH - RIGHT, LEFT - 6, f"{y_axis(v) + 4:.1f}", short(v), y=f"{y_axis(v):.1f}")
         for v in y_axis.ticks(5)
     ]
     lines += [
-        Markup('<line x1="{x}" x2="{x}" y1="{}" y2="{}" stroke="#9aa2ad"/><text x="{x}" y="{}" text-anchor="middle" font-size="11.5" fill="#5d6675">{}</text>').format(
-            HEIGHT - BOTTOM, HEIGHT - BOTTOM + 4, HEIGHT - BOTTOM + 16, short(v), x=f"{x_axis(v):.1f}"
-        )
+        Markup(
+            '<line x1="{x}" x2="{x}" y1="{}" y2="{}" stroke="#9aa2ad"/><text x="{x}" y="{}" text-anchor="middle" font-size="11.5" fill="#5d6675">{}</text>'
+        ).format(HEIGHT - BOTTOM, HEIGHT - BOTTOM + 4, HEIGHT - BOTTOM + 16, short(v), x=f"{x_axis(v):.1f}")
         for v in x_axis.ticks(5)
     ]
-    lines.append(Markup('<line x1="{}" x2="{}" y1="{y}" y2="{y}" stroke="#9aa2ad"/>').format(LEFT, WIDTH - RIGHT, y=HEIGHT - BOTTOM))
-    lines.append(Markup('<text x="{}" y="{}" text-anchor="middle" font-size="12" fill="#1d2430">{}</text>').format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, x_label))
     lines.append(
-        Markup('<text transform="translate(11 {}) rotate(-90)" text-anchor="middle" font-size="12" fill="#1d2430">{}</text>').format((TOP + HEIGHT - BOTTOM) / 2, y_label)
+        Markup('<line x1="{}" x2="{}" y1="{y}" y2="{y}" stroke="#9aa2ad"/>').format(
+            LEFT, WIDTH - RIGHT, y=HEIGHT - BOTTOM
+        )
+    )
+    lines.append(
+        Markup('<text x="{}" y="{}" text-anchor="middle" font-size="12" fill="#1d2430">{}</text>').format(
+            (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, x_label
+        )
+    )
+    lines.append(
+        Markup(
+            '<text transform="translate(11 {}) rotate(-90)" text-anchor="middle" font-size="12" fill="#1d2430">{}</text>'
+        ).format((TOP + HEIGHT - BOTTOM) / 2, y_label)
     )
     return join(lines)
 
@@ -127,7 +178,11 @@ def _draw(s: Series, x_axis: Axis, y_axis: Axis) -> Markup:
     parts = []
     if s.style != "points" and len(places) > 1:
         dash = Markup(' stroke-dasharray="5 4"') if s.style == "dashed" else Markup("")
-        parts.append(Markup('<polyline points="{}" fill="none" stroke="{}" stroke-width="1.8" stroke-linejoin="round"{}/>').format(path, colour, dash))
+        parts.append(
+            Markup(
+                '<polyline points="{}" fill="none" stroke="{}" stroke-width="1.8" stroke-linejoin="round"{}/>'
+            ).format(path, colour, dash)
+        )
     if s.style in ("points", "both") or len(places) == 1:
         parts += [Markup('<circle cx="{}" cy="{}" r="3.6" fill="{}"/>').format(x, y, colour) for x, y in places]
     return join(parts)

@@ -62,7 +62,9 @@ class Source:
         pair = self.get(*keys)
         if not isinstance(pair, Sequence) or len(pair) != 2:
             return Markup("")
-        return Markup('<span class="interval">{} to {}</span>').format(self.number(*keys, 0, spec=spec), self.number(*keys, 1, spec=spec))
+        return Markup('<span class="interval">{} to {}</span>').format(
+            self.number(*keys, 0, spec=spec), self.number(*keys, 1, spec=spec)
+        )
 
 
 def pointer(keys: Sequence[str | int]) -> str:

@@ -16,7 +16,14 @@ from tests.pipelines.report_numbers import check_numbers
 pytestmark = pytest.mark.slow
 
 HOSTILE = "<script>alert(1)</script></script><img src=x onerror=alert(2)> \"' \u202eright to left " + "unbroken" * 60
-QUIET = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+QUIET = [
+    "--no-sandbox",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SOFTWARE_GL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 NO_GL = ["--disable-gpu", "--disable-3d-apis"]
 # What a canvas shows, as one number, read off a small copy: 0 where nothing was drawn.
@@ -41,10 +48,24 @@ class Browser:
         """A page of its own, offline, loaded from disk."""
         context = self.chromium.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
         page = context.new_page()
-        page.on("console", lambda message: self.wrong.append(f"console {message.type}: {message.text}") if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: (
+                self.wrong.append(f"console {message.type}: {message.text}")
+                if message.type in ("error", "warning")
+                else None
+            ),
+        )
         page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (self.wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda request: None if request.url.startswith(("file:", "data:", "blob:")) else self.wrong.append(f"request: {request.url}"))
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith(("file:", "data:", "blob:"))
+                else self.wrong.append(f"request: {request.url}")
+            ),
+        )
         page.goto(file.as_uri())
         return page
 
@@ -70,7 +91,14 @@ def browser(playwright: Any) -> Iterator[Browser]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page about one of each kind, with hostile words in it."""
     folder = tmp_path_factory.mktemp("report") / "all"
-    make_dataset(folder / "data", caption=HOSTILE, author=HOSTILE, license=HOSTILE, attribution_url="javascript:alert(3)", source_url="https://example.org/" + HOSTILE)
+    make_dataset(
+        folder / "data",
+        caption=HOSTILE,
+        author=HOSTILE,
+        license=HOSTILE,
+        attribution_url="javascript:alert(3)",
+        source_url="https://example.org/" + HOSTILE,
+    )
     make_run(folder / "runs" / "cvq")
     make_run(folder / "runs" / "car", "car")
     make_study(folder / "study")
@@ -140,7 +168,9 @@ def test_every_number_equals_the_files(browser: Browser, report: Path) -> None:
     """As the browser shows it, not as the file spells it."""
     page = browser.open(report)
     assert check_numbers(page.content(), report.parent) > 80
-    shown = page.evaluate("() => [...document.querySelectorAll('data')].map(e => [e.textContent, e.innerText.trim() || e.textContent])")
+    shown = page.evaluate(
+        "() => [...document.querySelectorAll('data')].map(e => [e.textContent, e.innerText.trim() || e.textContent])"
+    )
     assert all(text == visible for text, visible in shown)
 
 
@@ -149,7 +179,9 @@ def test_nothing_overflows(browser: Browser, report: Path, width: int) -> None:
     page = browser.open(report, width=width)
     page.evaluate("() => document.querySelectorAll('details').forEach(part => part.open = true)")
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-    wide = page.evaluate(f"() => [...document.querySelectorAll('main > section > *')].filter(e => e.getBoundingClientRect().right > {width} + 1).map(e => e.outerHTML.slice(0, 80))")
+    wide = page.evaluate(
+        f"() => [...document.querySelectorAll('main > section > *')].filter(e => e.getBoundingClientRect().right > {width} + 1).map(e => e.outerHTML.slice(0, 80))"
+    )
     assert wide == []
 
 

@@ -16,8 +16,31 @@ from pipelines.generate import MANIFEST
 from tests.pipelines.toy_data import TOY, toy_row
 
 BOX_V3 = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.3, 0.3) for z in (-0.4, 0.4)])
-BOX_F3 = np.array([[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]])
-ENVIRONMENT = {"python": "3.11.9", "packages": {"torch": "2.13.0", "ray": "2.60.0"}, "git_commit": "c0ffee", "cpu": "A Processor", "cores": 2, "memory_bytes": 2**33, "gpus": []}
+BOX_F3 = np.array(
+    [
+        [0, 1, 3],
+        [0, 3, 2],
+        [4, 6, 7],
+        [4, 7, 5],
+        [0, 4, 5],
+        [0, 5, 1],
+        [2, 3, 7],
+        [2, 7, 6],
+        [0, 2, 6],
+        [0, 6, 4],
+        [1, 5, 7],
+        [1, 7, 3],
+    ]
+)
+ENVIRONMENT = {
+    "python": "3.11.9",
+    "packages": {"torch": "2.13.0", "ray": "2.60.0"},
+    "git_commit": "c0ffee",
+    "cpu": "A Processor",
+    "cores": 2,
+    "memory_bytes": 2**33,
+    "gpus": [],
+}
 
 
 def make_dataset(folder: Path, caption: str = "a ball", count: int = 21, **credit: str) -> Path:
@@ -27,7 +50,9 @@ def make_dataset(folder: Path, caption: str = "a ball", count: int = 21, **credi
     shards = {}
     for index in range(2):
         mine = [row for row in rows if records.shard_index(row["id"], 2) == index]
-        shards[index] = records.write_shard(folder, index, mine, TOY, num_shards=2, seconds={row["id"]: 0.25 for row in mine})
+        shards[index] = records.write_shard(
+            folder, index, mine, TOY, num_shards=2, seconds={row["id"]: 0.25 for row in mine}
+        )
     records.write_dataset(folder, TOY, {"toy": 1}, 2, shards)
     return folder
 
@@ -35,14 +60,30 @@ def make_dataset(folder: Path, caption: str = "a ball", count: int = 21, **credi
 def make_run(folder: Path, stage: str = "cvq", finished: bool = True, num_records: int = 5) -> Path:
     """A run's config.json and ledger, and an export that hashes but does not load."""
     folder.mkdir(parents=True)
-    spec = {"stage": stage, "preset": "nano", "seed": 0, "paths": {"data": "/data"}, "config": {"train": {"steps": 50, "batch_size": 4, "learning_rate": 1e-3}}}
+    spec = {
+        "stage": stage,
+        "preset": "nano",
+        "seed": 0,
+        "paths": {"data": "/data"},
+        "config": {"train": {"steps": 50, "batch_size": 4, "learning_rate": 1e-3}},
+    }
     (folder / "config.json").write_text(json.dumps(spec))
     kind = "iou" if stage == "cvq" else "ce"
     with open(folder / "metrics.jsonl", "w") as file:
         for number in range(1, num_records + 1):
-            record = {"step": 40 * number, "time": 1.7e9 + number, "loss": 1 / number, "ce": 2 / number, "samples_per_second": 99.5}
+            record = {
+                "step": 40 * number,
+                "time": 1.7e9 + number,
+                "loss": 1 / number,
+                "ce": 2 / number,
+                "samples_per_second": 99.5,
+            }
             if number % 2:
-                record |= {f"val_{kind}": 3 / number, "val_loss": 4 / number, **{f"val_{kind}_scale_{k}": 0.1 * k + 1 / number for k in (1, 2)}}
+                record |= {
+                    f"val_{kind}": 3 / number,
+                    "val_loss": 4 / number,
+                    **{f"val_{kind}_scale_{k}": 0.1 * k + 1 / number for k in (1, 2)},
+                }
             file.write(json.dumps(record) + "\n")
     if finished:
         (folder / "export").mkdir()
@@ -61,8 +102,10 @@ def make_generation(folder: Path, text: str = "a chair", error: str = "empty-fie
     shared = {"id": "a", "text": text, "image": "", "cfg": 2.0, "cfg_schedule": "ramp", "top_k": 0, "top_p": 0.95, "temperature": 1.0, "resolution": 64,
               "model": "/runs/car", "model_hash": "ab", "sha256": "", "seconds": 0.25, "tokens_per_s": 100.5}  # fmt: skip
     rows = [
-        shared | {"sample": "a-s0", "seed": 7, "file": "a-s0.glb", "vertices": 8, "faces": 12, "status": "ok", "error": ""},
-        shared | {"sample": "a-s1", "seed": 8, "file": "", "vertices": 0, "faces": 0, "status": "failed", "error": error},
+        shared
+        | {"sample": "a-s0", "seed": 7, "file": "a-s0.glb", "vertices": 8, "faces": 12, "status": "ok", "error": ""},
+        shared
+        | {"sample": "a-s1", "seed": 8, "file": "", "vertices": 0, "faces": 0, "status": "failed", "error": error},
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), folder / "manifest.parquet")
     return folder
@@ -78,32 +121,67 @@ def make_study(folder: Path, fitted: bool = True) -> Path:
     if fitted:
         sizes, losses = [1000, 4000, 16000, 64000], [8.0, 7.5, 7.2, 6.8]
         lines = ["size,params_no_embed,flops,seed,samples,epochs,lr,test_ce,test_ce_scale_1,test_ce_scale_2"]
-        lines += [f"s{k},{n},1e9,0,400,1.5,0.001,{loss},{loss - 1},{loss + 1}" for k, (n, loss) in enumerate(zip(sizes, losses, strict=True))]
+        lines += [
+            f"s{k},{n},1e9,0,400,1.5,0.001,{loss},{loss - 1},{loss + 1}"
+            for k, (n, loss) in enumerate(zip(sizes, losses, strict=True))
+        ]
         (folder / "points.csv").write_text("\n".join(lines) + "\n")
         (folder / "fit.json").write_text(json.dumps(report(sizes, losses, samples=20)))
     return folder
 
 
-def make_evaluation(file: Path, kind: str = "cvq", export_sha256: str = "ab", caption: str = "a ball", **credit: str) -> Path:
+def make_evaluation(
+    file: Path, kind: str = "cvq", export_sha256: str = "ab", caption: str = "a ball", **credit: str
+) -> Path:
     """An evaluation's JSON with its gallery: one object that came out, one that did not."""
     file.parent.mkdir(parents=True, exist_ok=True)
     cloud = toy_row(0)["surface"]
     if kind == "cvq":
-        told = {"caption": caption, "license": "CC-BY-4.0", "author": "Ann", "attribution_url": "https://example.org/a", "source_url": "", "iou_near": 0.5, **credit}
+        told = {
+            "caption": caption,
+            "license": "CC-BY-4.0",
+            "author": "Ann",
+            "attribution_url": "https://example.org/a",
+            "source_url": "",
+            "iou_near": 0.5,
+            **credit,
+        }
         gallery = [
             told | {"id": "toy/0", "iou_volume": 0.8125, "status": "ok", "cloud": cloud, "mesh": (BOX_V3, BOX_F3)},
-            told | {"id": "../../toy", "iou_volume": 0.0, "status": "empty-field", "cloud": cloud, "mesh": (BOX_V3[:0], BOX_F3[:0])},
+            told
+            | {
+                "id": "../../toy",
+                "iou_volume": 0.0,
+                "status": "empty-field",
+                "cloud": cloud,
+                "mesh": (BOX_V3[:0], BOX_F3[:0]),
+            },
         ]
         metrics: dict[str, Any] = {"num_objects": 2, "num_without_mesh": 1, "iou_volume": 0.40625, "iou_volume_interval_95": [0.3, 0.5], "iou_near": 0.5,
                                    "chamfer": 0.0371, "normal_consistency": None, "f_score_0.02": 0.25, "iou_first_1_scales": 0.25, "iou_first_2_scales": 0.40625,
                                    "iou_drop_shuffled_scale_1": 0.375, "iou_drop_shuffled_scale_2": -0.01}  # fmt: skip
         objects: list[dict[str, Any]] = [{"id": "toy/0", "iou_volume": 0.8125}]
     else:
-        gallery = [{"id": "sample-s0", "object": 0, "status": "ok", "mesh": (BOX_V3, BOX_F3)}, {"id": "sample-s1", "object": 1, "status": "full-field", "mesh": (BOX_V3[:0], BOX_F3[:0])}]
+        gallery = [
+            {"id": "sample-s0", "object": 0, "status": "ok", "mesh": (BOX_V3, BOX_F3)},
+            {"id": "sample-s1", "object": 1, "status": "full-field", "mesh": (BOX_V3[:0], BOX_F3[:0])},
+        ]
         metrics = {"num_samples": 2, "num_without_mesh": 1, "family_accuracy": 0.75, "family_accuracy_interval_95": [0.6, 0.85], "family_chance": 0.0625, "num_labelled": 2,
                    "nearest_chamfer_median": 0.05, "nearest_chamfer_median_interval_95": [0.04, 0.06], "held_out_nearest_chamfer_median": 0.03,
                    "nearest_chamfer_of_a_copy": 0.01, "held_out_nearest_family_accuracy": 0.9, "num_held_out": 5}  # fmt: skip
-        objects = [{"text": caption, "unseen": bool(k), "family": "ball", "seed": k, "status": "ok", "nearest": "toy/3", "nearest_family": "ball", "chamfer": 0.0456} for k in range(2)]
+        objects = [
+            {
+                "text": caption,
+                "unseen": bool(k),
+                "family": "ball",
+                "seed": k,
+                "status": "ok",
+                "nearest": "toy/3",
+                "nearest_family": "ball",
+                "chamfer": 0.0456,
+            }
+            for k in range(2)
+        ]
     found = {
         "kind": kind, "model": {"path": "/runs/x/export", "export_sha256": export_sha256}, "dataset": {"path": "/data", "fingerprint": "f", "split": "test"},
         "seconds": 12.5, "protocol": {"task": "made by hand", "chance": "one in sixteen", "dataset_settings": {"resolution": 64}}, "metrics": metrics, "objects": objects,

@@ -43,8 +43,12 @@ def check_numbers(page: str, root: Path) -> int:
         if name not in files:
             files[name] = load(root / name)
         value = look_up(files[name], pointer)
-        assert float(attrs["data-value"] or "nan") == float(value), f"{attrs['data-source']}: {attrs['data-value']} is not {value}"
-        assert shown == format(value, attrs["data-spec"] or ""), f"{attrs['data-source']}: {shown!r} is not {value} as {attrs['data-spec']!r}"
+        assert float(attrs["data-value"] or "nan") == float(value), (
+            f"{attrs['data-source']}: {attrs['data-value']} is not {value}"
+        )
+        assert shown == format(value, attrs["data-spec"] or ""), (
+            f"{attrs['data-source']}: {shown!r} is not {value} as {attrs['data-spec']!r}"
+        )
     return len(numbers.found)
 
 

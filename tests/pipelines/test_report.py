@@ -30,7 +30,9 @@ from tests.pipelines.report_folders import (
 from tests.pipelines.report_numbers import check_numbers
 from tests.pipelines.toy_data import write_toy_dataset
 
-HOSTILE = "<script>alert(1)</script></script><img src=x onerror=alert(2)> \"'&amp; \u202eright to left " + "very long " * 60
+HOSTILE = (
+    "<script>alert(1)</script></script><img src=x onerror=alert(2)> \"'&amp; \u202eright to left " + "very long " * 60
+)
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "dataset": make_dataset,
     "cvq run": make_run,
@@ -72,7 +74,9 @@ def test_each_kind_gives_one_whole_page(kind: str, tmp_path: Path) -> None:
     assert kind in text and "default-src 'none'" in text.replace("&#39;", "'")
     assert check_numbers(text, file.parent) > 3
     addresses = [value for _, attrs in Tags(text).found for name in ("src", "href") if (value := attrs.get(name))]
-    assert not [a for a in addresses if not a.startswith(("#", "data:,", "https://"))], "one file: nothing lies beside it"
+    assert not [a for a in addresses if not a.startswith(("#", "data:,", "https://"))], (
+        "one file: nothing lies beside it"
+    )
     assert [p.name for p in file.parent.iterdir() if p.name.startswith(".")] == []
 
 
@@ -82,7 +86,16 @@ def test_a_folder_of_several_tells_them_all(tmp_path: Path) -> None:
     (tmp_path / "seconds.json").write_text('{"one": 2.5, "all": 2.75}')
     (tmp_path / "other.json").write_text('{"kind": "cvq"}')
     text = page(tmp_path)
-    for words in ("Generated meshes", "Reconstructions", "Evaluation of the generator", "Scaling study", "Training the tokenizer", "Dataset", "Time", "A Processor"):
+    for words in (
+        "Generated meshes",
+        "Reconstructions",
+        "Evaluation of the generator",
+        "Scaling study",
+        "Training the tokenizer",
+        "Dataset",
+        "Time",
+        "A Processor",
+    ):
         assert words in text, words
     assert check_numbers(text, tmp_path) > 60
 
@@ -152,7 +165,11 @@ def test_a_run_finds_its_evaluation_or_names_the_command(tmp_path: Path) -> None
     assert "python jobs/evaluate.py --model" in page(run)
     make_evaluation(tmp_path / "mine.json", export_sha256=export_hash(run))
     text = page(run)
-    assert "python jobs/evaluate.py" not in text and "Reconstructions" in text and "../../mine.json#/metrics/iou_volume" in text
+    assert (
+        "python jobs/evaluate.py" not in text
+        and "Reconstructions" in text
+        and "../../mine.json#/metrics/iou_volume" in text
+    )
     assert check_numbers(text, run) > 10
 
 
@@ -164,12 +181,18 @@ def test_a_run_finds_its_evaluation_or_names_the_command(tmp_path: Path) -> None
         ("broken", {"dataset.json": "{"}, "not readable as JSON"),
         ("ledger", {"config.json": '{"stage": "cvq", "config": {}}', "metrics.jsonl": "{]\n"}, "not a ledger"),
         ("other", {"dataset.json": '{"schema_version": 99}'}, "schema version 99"),
-        ("manifest", {"manifest.parquet": "PAR1", "command.json": '{"flags": {"prompts": null}}'}, "not readable as Parquet"),
+        (
+            "manifest",
+            {"manifest.parquet": "PAR1", "command.json": '{"flags": {"prompts": null}}'},
+            "not readable as Parquet",
+        ),
         ("config", {"config.json": "[", "metrics.jsonl": ""}, "not readable as JSON"),
         ("brackets", {"study.json": "[" * 100_000}, "not readable as JSON"),
     ],
 )
-def test_what_cannot_be_reported_is_one_line(name: str, content: dict[str, str] | None, words: str, tmp_path: Path) -> None:
+def test_what_cannot_be_reported_is_one_line(
+    name: str, content: dict[str, str] | None, words: str, tmp_path: Path
+) -> None:
     folder = tmp_path / name
     for file, text in (content or {}).items():
         folder.mkdir(exist_ok=True)
@@ -195,7 +218,12 @@ def test_one_unreadable_part_of_several_is_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["dataset", "generation", "evaluation", "failure"])
 def test_hostile_text_stays_text(kind: str, tmp_path: Path) -> None:
-    evil = {"license": HOSTILE, "author": HOSTILE, "attribution_url": "javascript:alert(3)", "source_url": f"https://example.org/{HOSTILE}"}
+    evil = {
+        "license": HOSTILE,
+        "author": HOSTILE,
+        "attribution_url": "javascript:alert(3)",
+        "source_url": f"https://example.org/{HOSTILE}",
+    }
     folder = tmp_path / "<b>&'\" it"
     if kind == "dataset":
         made = make_dataset(folder, caption=HOSTILE, **evil)
@@ -228,7 +256,14 @@ def test_files_named_by_data_stay_in_their_folder(tmp_path: Path) -> None:
 def test_only_web_addresses_become_links() -> None:
     found = link("https://example.org/a?b=1&c")
     assert found.startswith('<a href="https://example.org/a?b=1&amp;c"') and 'rel="noopener' in found
-    for address in ("javascript:alert(1)", "data:text/html,x", "ftp://x/y", "https:", "http://[", " java\nscript:alert(1)"):
+    for address in (
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "ftp://x/y",
+        "https:",
+        "http://[",
+        " java\nscript:alert(1)",
+    ):
         assert "<a" not in link(address), address
 
 
@@ -268,14 +303,22 @@ def test_clouds_come_back_and_nothing_else_opens() -> None:
     cloud = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
     data = encode_cloud(cloud)
     assert np.array_equal(decode_cloud(data), cloud)
-    for wrong in (b"", data[:-1], data + b"x", data.replace(b"vertex 5", b"vertex 6"), data.replace(b"float x", b"double x")):
+    for wrong in (
+        b"",
+        data[:-1],
+        data + b"x",
+        data.replace(b"vertex 5", b"vertex 6"),
+        data.replace(b"float x", b"double x"),
+    ):
         with pytest.raises(ValueError, match="not a cloud"):
             decode_cloud(wrong)
 
 
 def test_a_gallery_is_replaced_as_a_whole(tmp_path: Path) -> None:
     output = tmp_path / "a.json"
-    write_gallery([{"id": str(k), "cloud": np.ones((3, 6)), "mesh": (BOX_V3, BOX_F3)} for k in range(3)], folder_of(output))
+    write_gallery(
+        [{"id": str(k), "cloud": np.ones((3, 6)), "mesh": (BOX_V3, BOX_F3)} for k in range(3)], folder_of(output)
+    )
     listed = write_gallery([{"id": "x", "mesh": (BOX_V3, BOX_F3)}], folder_of(output))
     assert [file.name for file in folder_of(output).iterdir()] == [listed[0]["mesh"]]
     assert write_gallery([], folder_of(output)) == [] and not folder_of(output).exists()
