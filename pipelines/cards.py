@@ -58,12 +58,16 @@ class Card:
 
 
 def metric_name(name: str) -> str:
-    """A ledger's name as MLflow shows it: val_iou -> val/iou, ce_scale_1 -> train by scale/ce_scale_1."""
+    """A ledger's name as MLflow shows it: val_iou -> val/iou, ce_scale_1 -> train by scale/ce_scale_1.
+
+    MLflow sorts sections by name. Details of the test are single points, so they stand `within test`, below all curves.
+    """
     section, rest = next(((s, name[len(s) + 1 :]) for s in ("val", "test") if name.startswith(f"{s}_")), ("train", name))
-    if rest.startswith(DIAGNOSTICS):
-        section += " codes"
-    elif re.search(r"_scale_\d+$", rest):
-        section += " by scale"
+    codes, scaled = rest.startswith(DIAGNOSTICS), re.search(r"_scale_\d+$", rest)
+    if section == "test":
+        section = "within test" if codes or scaled else section
+    elif codes or scaled:
+        section += " codes" if codes else " by scale"
     return f"{section}/{rest}"
 
 
@@ -193,21 +197,16 @@ def file_hash(path: Path) -> str:
 # ---------------------------------------------------------------------------------------------------------------- note
 
 
-def note(card: Card, command: str, results: Mapping[str, Any], links: Mapping[str, str], failure: str = "") -> str:
-    """The run's description: what it is, what came out, how it was started, where it lies. Markdown, short."""
+def note(card: Card, command: str, results: Mapping[str, float], links: Mapping[str, str], failure: str = "") -> str:
+    """The run's description: what it is, what came out, how it was started, where it lies. Markdown; MLflow shows four lines, more on a click."""
     parts = [card.title]
     if failure:
         parts.append(f"**It failed:** {code(failure)}")
     if results:
-        parts.append("\n".join(["| result | |", "|---|---|", *(f"| {name} | {shown(value)} |" for name, value in results.items())]))
+        parts.append(", ".join(f"{name.replace('_', ' ')} **{value:.4g}**" for name, value in results.items()) + ".")
     parts += [f"{role.capitalize()}: {link}." for role, link in links.items()]
     parts.append(f"Lies in {code(card.folder)}. Started with {code(command)}.")
     return "\n\n".join(parts)
-
-
-def shown(value: Any) -> str:
-    """A number as a person reads it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")
 
 
 def code(text: Any) -> str:

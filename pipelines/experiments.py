@@ -32,12 +32,12 @@ EXPERIMENTS = {
     "g3pt/cvq": Experiment(
         "Tokenizers. Curves against samples seen: `train/`, `val/`, `test/`; per scale below them; `codes` are diagnostics of the codebook.",
         ("preset", "seed", "steps", "batch_size", "learning_rate", "parameters", "dataset"),
-        ("test/iou", "test/iou_continuous", "val/iou", "train/loss", "train/samples_per_second"),
+        ("test/iou", "test/iou_continuous", "val/iou", "train/loss"),
     ),
     "g3pt/car": Experiment(
         "Generators. Curves against samples seen: cross-entropies in nats a token, given the text, nothing (`_unconditional`) or an image.",
         ("preset", "seed", "steps", "batch_size", "learning_rate", "parameters", "dataset", "tokenizer"),
-        ("test/ce", "test/ce_unconditional", "val/ce", "train/ce", "train/samples_per_second"),
+        ("test/ce", "test/ce_unconditional", "val/ce", "train/ce"),
     ),
     "g3pt/scaling": Experiment(
         "Scaling studies: a parent with the fitted law, and below it a generator for each size and seed.",
@@ -71,7 +71,7 @@ def saved_view(shown: Experiment) -> str:
     """A view of the table with the experiment's columns, as MLflow's page writes it."""
     columns = [f"params.`{name}`" for name in shown.params] + [f"metrics.`{name}`" for name in shown.metrics]
     state = {"searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": False, "startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": [],
-             "modelVersionFilter": "All Runs", "selectedColumns": columns, "columnOrder": [], "columnWidths": {}, "runsHiddenMode": "FIRST_10_RUNS", "hideEmptyCharts": True,
+             "modelVersionFilter": "All Runs", "selectedColumns": columns, "columnOrder": columns, "columnWidths": {}, "runsHiddenMode": "FIRST_10_RUNS", "hideEmptyCharts": True,
              "viewMaximized": False, "runListHidden": False, "isAccordionReordered": False, "useGroupedValuesInCharts": True, "groupBy": None, "groupsExpanded": {},
              "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""}}  # fmt: skip
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()

@@ -110,7 +110,7 @@ def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
             points = collect(specs, study)
             write_points(points, study / "points.csv")
             fit_and_draw(points, study)
-            best_effort("describing the study", lambda: describe_study(study, parent))
+            best_effort("describing the study in MLflow", lambda: describe_study(study, parent))
             (study / "_SUCCESS").touch()
     return study
 

@@ -42,6 +42,7 @@ class Outcome:
     records: list[Record] = field(default_factory=list)
     artifacts: list[Path] = field(default_factory=list)
     dataset: cards.DatasetInput | None = None  # made by the work
+    page: Path | None = None  # the HTML report
     failure: str = ""
     nothing_done: bool = False  # then there is no run
     run_id: str | None = None  # of a followed run
@@ -61,18 +62,30 @@ def logged(card: Card, output: str | Path) -> Iterator[Outcome]:
         raise
     finally:
         if not outcome.nothing_done:
-            best_effort(f"logging {card.name}", lambda: log_run(card, output, outcome, started))
+            tell(card, output, outcome, started)
 
 
-def log_run(card: Card, output: str | Path, outcome: Outcome, started: float) -> str:
-    """The whole run at once; its id."""
+def tell(card: Card, output: str | Path, outcome: Outcome, started: float) -> None:
+    """The report beside the output, and the run in MLflow; neither stops the work."""
     ended = time.time()
+    if not outcome.failure:
+        outcome.page = write_page(card)
+    best_effort(f"logging {card.name} to MLflow", lambda: log_run(card, output, outcome, started, ended))
+
+
+def log_run(card: Card, output: str | Path, outcome: Outcome, started: float, ended: float) -> None:
+    """The whole run at once."""
     tracking = Tracking(tracking_uri(output))
-    params = {**card.params, **outcome.params}
-    run_id = tracking.open_run(card.experiment_name, outcome.name or card.name, params, started=started)
+    run_id = tracking.open_run(card.experiment_name, outcome.name or card.name, card.params, started=started)
     _finish(tracking, run_id, card, output, outcome)
     tracking.close_run(run_id, "FAILED" if outcome.failure else "FINISHED", ended)
-    return run_id
+
+
+def write_page(card: Card) -> Path | None:
+    """The HTML report about what was made; None, and one warning, if it cannot be written."""
+    from pipelines.report import write_report
+
+    return best_effort(f"the report about {card.name}", lambda: write_report(card.folder))
 
 
 @contextlib.contextmanager
@@ -81,8 +94,8 @@ def followed(
 ) -> Iterator[Outcome]:
     """A run that is open inside the block; `finished` says after it whether the work came to its end. Without MLflow the block just runs."""
     outcome = Outcome()
-    tracking = best_effort("opening the store", lambda: Tracking(tracking_uri(output)))
-    outcome.run_id = tracking and best_effort("opening the run", lambda: _open(tracking, card, output, parent))
+    tracking = best_effort("opening MLflow's store", lambda: Tracking(tracking_uri(output)))
+    outcome.run_id = tracking and best_effort("opening the MLflow run", lambda: _open(tracking, card, output, parent))
     status = "FAILED"
     try:
         with Mirror(tracking, outcome.run_id, ledger) if tracking and outcome.run_id and ledger else contextlib.nullcontext():
@@ -94,11 +107,13 @@ def followed(
         outcome.failure = outcome.failure or reason(error)
         raise
     finally:
+        ended = time.time()
+        if finished():
+            status, outcome.page = "FINISHED", write_page(card)
         if tracking and outcome.run_id:
-            status = "FINISHED" if finished() else status
             numbers = newest(ledger) if ledger else {}
-            best_effort("describing the run", lambda: _finish(tracking, outcome.run_id, card, output, outcome, numbers))
-            best_effort("closing the run", lambda: tracking.close_run(outcome.run_id, status))
+            best_effort("describing the run in MLflow", lambda: _finish(tracking, outcome.run_id, card, output, outcome, numbers))
+            best_effort("closing the MLflow run", lambda: tracking.close_run(outcome.run_id, status, ended))
 
 
 def _open(tracking: Tracking, card: Card, output: str | Path, parent: str | None) -> str:
@@ -129,6 +144,9 @@ def _finish(tracking: Tracking, run_id: str, card: Card, output: str | Path, out
     tracking.set_tags(run_id, {key: value for key, value in tags.items() if value})
     for dataset in filter(None, (outcome.dataset, None if outcome.run_id else card.dataset)):
         tracking.log_dataset(run_id, dataset)
+    tracking.log_params(run_id, outcome.params)
+    if outcome.page:  # one name in every run, also of an evaluation's STEM.html
+        tracking.client.log_text(run_id, outcome.page.read_text(encoding="utf-8"), "report.html")
     tracking.log_artifacts(run_id, [path for path in outcome.artifacts if path.is_file()])
 
 

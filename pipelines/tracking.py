@@ -21,16 +21,18 @@ from typing import Any, TypeVar
 
 from pipelines.cards import SHORT, DatasetInput, metric_name
 from pipelines.experiments import experiment_tags
+from pipelines.moved_store import follow_move, location
 from pipelines.progress import say
 from pipelines.runs import Ledger, Periodic, Record
 
 Result = TypeVar("Result")
+SQLITE = "sqlite:///"
 MAX_BATCH_METRICS, MAX_BATCH_PARAMS, MAX_PARAM_CHARS, MAX_TAG_CHARS = 1000, 100, 500, 5000  # MLflow's limits for one call, and ours
 
 
 def tracking_uri(output: str | Path) -> str:
     """MLFLOW_TRACKING_URI, else mlflow.db in the parent of `output` (the working directory for an object store)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{group_folder(output) / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{group_folder(output) / 'mlflow.db'}"
 
 
 def group_folder(output: str | Path) -> Path:
@@ -84,8 +86,14 @@ class Tracking:
 
         self.uri = uri
         with _store_lock(uri):
+            local = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+            fresh = local is not None and not local.exists()
+            if local is not None:
+                follow_move(local)
             self.client = MlflowClient(tracking_uri=uri)
             self.client.search_experiments(max_results=1)  # makes the tables of a fresh store
+            if fresh:
+                self.client.set_experiment_tag("0", "mlflow.note.content", "Made by MLflow itself; g3pt logs nothing here.")
 
     def experiment(self, name: str) -> str:
         """The id of the experiment `name`, made and introduced if missing; never experiment 0 by accident."""
@@ -197,10 +205,10 @@ class Tracking:
 @contextlib.contextmanager
 def _store_lock(uri: str) -> Iterator[None]:
     """Alone with a local SQLite store while its tables or experiments are made; nothing for a server."""
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith(SQLITE):
         yield
         return
-    path = Path(uri.removeprefix("sqlite:///"))
+    path = Path(uri.removeprefix(SQLITE))
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -209,22 +217,20 @@ def _store_lock(uri: str) -> Iterator[None]:
 
 def _artifact_location(uri: str, experiment: str) -> str | None:
     """Beside a local store; a server decides itself. MLflow's own default is the working directory."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / experiment.replace("/", "-")).as_uri()
+    return location(Path(uri.removeprefix(SQLITE)), experiment) if uri.startswith(SQLITE) else None
 
 
 _warned: set[str] = set()
 
 
 def best_effort(what: str, work: Callable[[], Result]) -> Result | None:
-    """`work()`, or None and one warning for each `what`: tracking never stops a stage. Only for calls to MLflow."""
+    """`work()`, or None and one warning for each `what`: for views of the work (MLflow, a report), which never stop it."""
     try:
         return work()
-    except Exception as error:  # MLflow raises its own, SQLAlchemy's, requests' and OSErrors
+    except Exception as error:  # MLflow raises its own, SQLAlchemy's, requests' and OSErrors; a report whatever a half-written file causes
         if what not in _warned:
             _warned.add(what)
-            say(f"warning: MLflow: {what} failed, going on without: {type(error).__name__}: {without_login(str(error))[:200]}")
+            say(f"warning: {what} failed, going on without: {type(error).__name__}: {without_login(str(error))[:200]}")
         return None
 
 
@@ -232,7 +238,7 @@ class Mirror(Periodic):
     """Copies a ledger's new records to an MLflow run until the block ends."""
 
     def __init__(self, tracking: Tracking, run_id: str, ledger: Ledger, interval_s: float = 2.0) -> None:
-        super().__init__(lambda: best_effort("copying metrics", self.copy), interval_s)
+        super().__init__(lambda: best_effort("copying metrics to MLflow", self.copy), interval_s)
         self.tracking, self.run_id, self.ledger = tracking, run_id, ledger
         self._copied_to: float | None = None
 

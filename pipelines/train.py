@@ -151,15 +151,18 @@ def tracked(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None
             yield outcome
         finally:
             if is_finished(run_dir):
-                best_effort("describing the run", lambda: describe_finished(run_dir, outcome))
+                best_effort("describing the run in MLflow", lambda: describe_finished(spec, run_dir, outcome))
 
 
-def describe_finished(run_dir: Path, outcome: Outcome) -> None:
+def describe_finished(spec: RunSpec, run_dir: Path, outcome: Outcome) -> None:
     """What MLflow shows of a finished run beside its ledger."""
     from g3pt.checkpoint import export_hash
+    from pipelines.curves import draw_run
+    from pipelines.training_jobs import count_parameters
 
+    outcome.artifacts += [run_dir / "config.json", run_dir / "export" / "config.json", draw_run(run_dir, run_dir / "curves.png")]
     outcome.tags["g3pt.export_hash"] = export_hash(run_dir)
-    outcome.artifacts += [run_dir / "config.json", run_dir / "export" / "config.json"]
+    outcome.params["parameters"] = count_parameters(spec)
 
 
 def ray_train(spec: RunSpec, run_dir: Path, num_workers: int, device: str = "auto", build: str = BUILD_STAGE) -> None:

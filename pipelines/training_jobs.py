@@ -151,6 +151,15 @@ def count_car(model: Any) -> dict[str, int]:
     return {"parameters_no_embed": car.num_params_no_embed}
 
 
+def count_parameters(spec: RunSpec) -> int:
+    """By which a model is named large or small: a tokenizer's all, a generator's without embeddings and heads."""
+    from g3pt.config import CARConfig, CVQConfig, from_dict
+
+    if spec.stage == "cvq":
+        return count_cvq(from_dict(CVQConfig, spec.config["model"]))["parameters"]
+    return count_car(from_dict(CARConfig, spec.config["model"]))["parameters_no_embed"]
+
+
 def _spec(stage: str, preset: str, model: Any, train: Any, info: Any, licenses: list[str] | None, tokenizer: dict[str, str] | None = None) -> RunSpec:
     # The fingerprint covers ids and meshes; captions and what a repeated conversion changed show in the files' own hashes.
     data = {"dataset": info.fingerprint, "shards": stable_hash(info.shards)}

@@ -51,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> records.DatasetInfo:
     """The dataset made in this process, without Ray and without a kill."""
     folder = tmp_path_factory.mktemp("whole") / "data"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracked, "log_run", lambda *_: None)
+        patch.setattr(tracked, "tell", lambda *_: None)
         preprocess(PreprocessConfig(output=str(folder), **SHAPES), map_here)
     return records.open_dataset(folder)
 

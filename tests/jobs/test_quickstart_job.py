@@ -79,11 +79,35 @@ def test_every_stage_is_in_mlflow(demo: Path) -> None:
         (run,) = runs[name]
         ledger = Ledger(Path(run.data.tags["g3pt.path"]) / "metrics.jsonl").read()
         assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [r["step"] for r in ledger]
-        assert run.data.params["steps"] == steps and run.data.tags["mlflow.source.git.commit"]
-    for found in runs.values():
-        for run in found:
-            for artifact in client.list_artifacts(run.info.run_id):
-                opens(Path(client.download_artifacts(run.info.run_id, artifact.path)))
+        assert run.data.params["steps"] == steps and 500_000 < int(run.data.params["parameters"]) < 700_000
+    everything = [run for found in runs.values() for run in found]
+    assert len({run.info.run_name for run in everything}) == len(everything)
+    assert all(len(run.data.params) <= 16 for run in everything)
+    assert {run.data.tags["g3pt.group"] for run in everything} == {str(demo)}
+    assert all(run.data.tags[name] for run in everything for name in ("g3pt.command", "g3pt.hardware", "g3pt.versions", "mlflow.source.git.commit"))
+    for run in everything:
+        files = [Path(client.download_artifacts(run.info.run_id, found.path)) for found in client.list_artifacts(run.info.run_id)]
+        assert "report.html" in {file.name for file in files}, run.info.run_name
+        for file in files:
+            opens(file)
+
+
+@pytest.mark.slow
+def test_runs_in_mlflow_lead_to_what_they_were_made_from(demo: Path) -> None:
+    client = Tracking(f"sqlite:///{demo}/mlflow.db").client
+    runs = {e.name: client.search_runs([e.experiment_id], order_by=["attributes.start_time"]) for e in client.search_experiments()}
+    (shapes,), (cvq,), (car,), (meshes,) = (runs[f"g3pt/{name}"] for name in ("preprocess", "cvq", "car", "generate"))
+    of_cvq, of_car = runs["g3pt/evaluate"]
+    for used, by in ((cvq, of_cvq), (car, of_car), (car, meshes)):
+        assert by.data.tags["g3pt.model_run_id"] == used.info.run_id and by.data.params["model"] == used.info.run_name
+        assert by.data.tags["g3pt.model_hash"] == used.data.tags["g3pt.export_hash"]
+        assert f"/runs/{used.info.run_id}?" in by.data.tags["mlflow.note.content"]
+    assert car.data.tags["g3pt.tokenizer_run_id"] == cvq.info.run_id and car.data.tags["g3pt.tokenizer_hash"] == cvq.data.tags["g3pt.export_hash"]
+    given = [run.inputs.dataset_inputs[0] for run in (shapes, cvq, car, of_cvq, of_car)]
+    assert {(g.dataset.name, g.dataset.digest) for g in given} == {("shapes", shapes.data.params["fingerprint"][:8])}
+    assert [g.tags[0].value for g in given] == ["made here", "training", "training", "test", "test"]
+    assert meshes.inputs.dataset_inputs[0].dataset.name == "prompts.jsonl"
+    assert shapes.info.end_time - shapes.info.start_time > 1000, "the work's duration, not that of logging"
 
 
 @pytest.mark.slow
@@ -102,6 +126,9 @@ def opens(file: Path) -> None:
 
     if file.suffix == ".json":
         assert json.loads(file.read_text())
+    elif file.is_dir():
+        for part in file.iterdir():
+            opens(part)
     elif file.suffix == ".parquet":
         assert pq.read_table(file).num_rows
     elif file.suffix == ".png":
@@ -120,8 +147,8 @@ def test_the_study_is_a_parent_with_a_child_for_each_size(demo: Path) -> None:
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert sorted(run.data.params["preset"] for run in children) == sorted(SIZES)
     assert all("test/ce" in run.data.metrics for run in children)
-    assert "pure_power_law/exponent" in parent.data.metrics and parent.data.tags["g3pt.sizes"] == ",".join(SIZES)
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"study.json", "points.csv", "fit.json", "curve.png"}
+    assert {f"pure_power_law/exponent{end}" for end in ("", "_low", "_high")} <= set(parent.data.metrics) and parent.data.tags["g3pt.sizes"] == ",".join(SIZES)
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"study.json", "points.csv", "fit.json", "curve.png", "report.html"}
     points = (demo / "study" / "points.csv").read_text().splitlines()
     assert points[0].startswith("size,params_no_embed,flops,seed,samples,epochs,lr,test_ce,test_ce_scale_1")
     assert [line.split(",")[0] for line in points[1:]] == list(SIZES)

@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("data") / "shapes"
     counts = {"resolution": 32, "num_surface": 4096, "num_sharp": 16, "num_queries": 512}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracked, "log_run", lambda *_: None)
+        patch.setattr(tracked, "tell", lambda *_: None)
         return preprocess(PreprocessConfig(source="shapes", output=str(folder), limit=24, num_shards=2, **counts), map_here)
 
 

@@ -26,7 +26,7 @@ def _flags(data: Path, model: Path, output: Path, **changes: Any) -> EvaluateFla
 def no_tracking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fresh MLflow store takes seconds: one test, marked slow, looks at it."""
     if "slow" not in request.keywords:
-        monkeypatch.setattr("pipelines.tracked.log_run", lambda *arguments: None)
+        monkeypatch.setattr("pipelines.tracked.tell", lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +287,7 @@ def test_a_sample_without_a_mesh_counts_as_wrong() -> None:
 def test_ray_actors_give_the_same_numbers(
     dataset: Path, exports: dict[str, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
 ) -> None:
-    monkeypatch.setattr("pipelines.tracked.log_run", lambda *arguments: None)
+    monkeypatch.setattr("pipelines.tracked.tell", lambda *arguments: None)
     reports = [
         json.loads(Path(evaluate(_flags(dataset, exports[kind], tmp_path / f"{n}.json", num_workers=n))).read_text())
         for n in (0, 2)

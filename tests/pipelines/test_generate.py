@@ -36,7 +36,7 @@ def quiet(monkeypatch, request):
     """No renderer and no MLflow where a test isn't about them: both take seconds to start."""
     monkeypatch.setattr(job, "_picture", lambda output, ok: None)
     if "mlflow" not in request.node.name:
-        monkeypatch.setattr(tracked, "log_run", lambda *arguments: None)
+        monkeypatch.setattr(tracked, "tell", lambda *arguments: None)
 
 
 def settings(model: Path, folder: Path, **changes) -> GenerateConfig:

@@ -281,7 +281,7 @@ def mesh_dataset(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("a", "b"):
         (root / "in" / f"{name}.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
         age(root / "in" / f"{name}.off")
-    monkeypatch.setattr(tracked, "log_run", lambda *_: None)
+    monkeypatch.setattr(tracked, "tell", lambda *_: None)
     small = {"resolution": 16, "num_surface": 8, "num_sharp": 8, "num_queries": 8, "num_shards": 1}
     preprocess.preprocess(preprocess.PreprocessConfig(source="dir", input=str(root / "in"), output=str(root / "data"), **small), write_shards)
     return root / "in"

@@ -38,7 +38,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     from pipelines import tracked
 
     calls: list[dict] = []
-    monkeypatch.setattr(tracked, "log_run", lambda card, output, outcome, started: calls.append({"experiment": card.experiment_name, **vars(outcome)}))
+    monkeypatch.setattr(tracked, "tell", lambda card, output, outcome, started: calls.append({"experiment": card.experiment_name, **vars(outcome)}))
     return calls
 
 

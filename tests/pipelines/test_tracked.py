@@ -64,7 +64,7 @@ def test_finished_work_shows_what_it_is(folder: Path) -> None:
     assert tags["g3pt.command"].startswith("python ") and "torch 2" in tags["g3pt.versions"] and "GiB" in tags["g3pt.hardware"]
     assert tags["mlflow.source.git.commit"].endswith("-dirty") == (tags["g3pt.dirty"] == "true")
     note = tags["mlflow.note.content"]
-    assert note.startswith("**Samples** of `x`") and "| chamfer | 0.25 |" in note and "other" not in note
+    assert note.startswith("**Samples** of `x`") and "chamfer **0.25**." in note and "other" not in note
     assert tags["g3pt.command"] in note and str(folder / "shown") in note
 
 
@@ -102,10 +102,10 @@ def test_a_killed_run_goes_on_as_the_same_run(folder: Path) -> None:
     assert first.run_id == second.run_id == third.run_id
     (run,) = find(folder, "resumed")
     assert run.info.status == "FINISHED" and "g3pt.failure" not in run.data.tags
-    assert set(run.data.metrics) == {"train/loss", "val/iou", "val by scale/iou_scale_1", "test/iou", "test codes/utilisation_scale_1"}
+    assert set(run.data.metrics) == {"train/loss", "val/iou", "val by scale/iou_scale_1", "test/iou", "within test/utilisation_scale_1"}
     assert [m.step for m in client(folder).get_metric_history(run.info.run_id, "train/loss")] == [16, 32]
     note = run.data.tags["mlflow.note.content"]
-    assert "| test/iou | 0.5 |" in note and "| train/loss | 1 |" in note and "failed" not in note
+    assert "test/iou **0.5**, val/iou **0.25**, train/loss **1**." in note and "failed" not in note
     killed.gen.close()
 
 
@@ -160,7 +160,7 @@ def test_a_broken_store_warns_once_and_the_work_goes_on(tmp_path: Path, capsys: 
             done.append("followed")
         assert outcome.run_id is None
     assert len(done) == 4
-    assert capsys.readouterr().err.count("warning: MLflow: logging lost") == 1
+    assert capsys.readouterr().err.count("warning: logging lost to MLflow failed") == 1
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_text_from_data_stays_text() -> None:
 @pytest.mark.parametrize(
     ("ledger", "shown"),
     [("loss", "train/loss"), ("ce_scale_12", "train by scale/ce_scale_12"), ("val_ce_unconditional", "val/ce_unconditional"),
-     ("test_iou_scale_1", "test by scale/iou_scale_1"), ("val_entropy_pooled_scale_2", "val codes/entropy_pooled_scale_2")],
+     ("test_iou_scale_1", "within test/iou_scale_1"), ("val_entropy_pooled_scale_2", "val codes/entropy_pooled_scale_2")],
 )  # fmt: skip
 def test_a_ledger_s_name_gets_its_section(ledger: str, shown: str) -> None:
     assert cards.metric_name(ledger) == shown
@@ -198,3 +198,35 @@ def test_an_evaluation_s_intervals_and_scales_become_numbers() -> None:
     numbers = cards.intervals(found)
     assert (numbers["iou_volume"], numbers["iou_volume_low"], numbers["iou_volume_high"]) == (0.5, 0.25, 0.75) and "labels" not in numbers
     assert [list(record.values()) for record in cards.by_scale(found)] == [[1.0, 0.1, 0.01], [2.0, 0.2, 0.02]]
+
+
+def test_the_report_is_in_mlflow_and_its_failure_stops_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def write(path: Path) -> Path:
+        if path.name == "unreadable":
+            raise UsageError("nothing to report on")
+        page = path.with_suffix(".html")
+        page.write_text("<p>ümlaut</p>", encoding="utf-8")
+        return page
+
+    monkeypatch.setattr("pipelines.report.write_report", write)
+    for name in ("reported", "unreadable"):
+        with logged(card(folder, name), folder / "x"):
+            pass
+    files = [[f.path for f in client(folder).list_artifacts(find(folder, name)[0].info.run_id)] for name in ("reported", "unreadable")]
+    assert files == [["report.html"], []]
+    assert (folder / "reported.html").exists()
+    assert "the report about unreadable failed, going on without: UsageError" in capsys.readouterr().err
+
+
+def test_a_run_s_curves_are_drawn(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from pipelines.curves import draw_run
+
+    for name, key in (("cvq", "val_iou_scale_1"), ("car", "val_ce")):
+        run_dir = tmp_path / name
+        run_dir.mkdir()
+        Ledger(run_dir / "metrics.jsonl").append([{"step": s, key: s / 9, **({"val_iou_continuous": s / 5} if name == "cvq" else {})} for s in (1.0, 2.0)])
+        with Image.open(draw_run(run_dir, run_dir / "curves.png")) as picture:
+            blue = [color for count, color in picture.convert("RGB").getcolors(1 << 20) if color[2] > color[0] + 80]
+        assert blue, "a line, not only axes"

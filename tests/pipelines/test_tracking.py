@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import pytest
 
-from pipelines import tracking
+from pipelines import moved_store, tracking
 from pipelines.cluster import REPOSITORY
 from pipelines.runs import Ledger
 from pipelines.tracking import Mirror, Tracking
@@ -73,3 +74,23 @@ def test_four_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     assert experiment.experiment_id != "0"
     assert {r.info.run_id for r in client.search_runs([experiment.experiment_id])} == ids
     assert len(ids) == 4
+
+
+def test_artifacts_of_a_moved_store_are_found_and_new_ones_stay_with_it(tmp_path: Path) -> None:
+    made, moved = tmp_path / "made here", tmp_path / "moved"
+    old = Tracking(tracking.tracking_uri(made / "x"))
+    run_id = old.open_run("g3pt/car", "run", {})
+    kept = Path(unquote(urlparse(old.client.get_run(run_id).info.artifact_uri).path)) / "a.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("kept")  # by hand: a client remembers for its process where a run's artifacts go
+    elsewhere = old.client.create_experiment("mine", artifact_location=(tmp_path / "elsewhere").as_uri())
+    made.rename(moved)
+    new = Tracking(tracking.tracking_uri(moved / "x"))
+    new.client.log_text(run_id, "added", "b.txt")
+    another = new.open_run("g3pt/car", "another", {})
+    new.client.log_text(another, "added", "c.txt")
+    assert [f.path for f in new.client.list_artifacts(run_id)] == ["a.txt", "b.txt"]
+    assert Path(new.client.download_artifacts(run_id, "a.txt")).read_text() == "kept"
+    assert not made.exists(), "nothing is written to the old place"
+    assert new.client.get_experiment(elsewhere).artifact_location == (tmp_path / "elsewhere").as_uri()
+    assert moved_store.follow_move(moved / "mlflow.db") == 0, "once is enough"
