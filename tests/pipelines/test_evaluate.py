@@ -316,6 +316,38 @@ def test_pictures_and_tracking(dataset: Path, exports: dict[str, Path], tmp_path
             assert np.asarray(picture.convert("L")).std() > 5
 
 
+@pytest.mark.parametrize("kind", ["cvq", "car"])
+def test_pictured_objects_lie_beside_the_json(
+    kind: str, dataset: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gallery holds what was pictured, as files that open; a gallery that lost one is made again, with the JSON."""
+    import trimesh
+
+    from pipelines.gallery import decode_cloud
+
+    monkeypatch.setattr("pipelines.evaluate.draw_pictures", lambda *arguments: [])
+    flags = _flags(dataset, exports[kind], tmp_path / "it.json", num_pictures=2, num_samples=3)
+    evaluate(flags)
+    report, folder = json.loads((tmp_path / "it.json").read_text()), tmp_path / "it.meshes"
+    assert len(report["gallery"]) == 2 and report["environment"]["python"]
+    for entry in report["gallery"]:
+        assert (entry["status"] == "ok") == (entry["mesh"] is not None)
+        if entry["mesh"]:
+            assert len(trimesh.load(folder / entry["mesh"], force="mesh").faces)
+        if kind == "cvq":
+            (row,) = [row for row in records.read_rows(dataset, ["id", "caption", "license", "eval_surface"]) if row["id"] == entry["id"]]
+            assert np.array_equal(decode_cloud((folder / entry["cloud"]).read_bytes()), row["eval_surface"].astype(np.float32))
+            (scored,) = [scored for scored in report["objects"] if scored["id"] == entry["id"]]
+            assert (entry["iou_volume"], entry["caption"], entry["license"]) == (scored["iou_volume"], row["caption"], row["license"])
+        else:
+            assert entry["id"] == f"sample-s{report['objects'][entry['object']]['seed']}"
+    listed = {name for entry in report["gallery"] for name in (entry["cloud"], entry["mesh"]) if name}
+    assert {file.name for file in folder.iterdir()} == listed and listed
+    (folder / sorted(listed)[0]).unlink()
+    evaluate(flags)
+    assert {file.name for file in folder.iterdir()} == listed
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
