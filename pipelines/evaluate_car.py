@@ -17,6 +17,7 @@ from g3pt.checkpoint import read_export_config
 from g3pt.conditions import NONE
 from g3pt.records import DatasetInfo
 from pipelines.errors import UsageError
+from pipelines.evaluate_cvq import CREDITS
 from pipelines.failures import doing
 
 BATCH = 8  # the sampler's own batch size, so that codes equal those of `generate`
@@ -34,7 +35,7 @@ def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
         raise UsageError(f"dataset {info.path} has no training object to compare samples with")
     prompts = choose_prompts(train, held, flags.num_samples, flags.seed)
     pictured = choose_images(info, export, held, flags)
-    batches = _batches(prompts, flags.seed, 0) + _batches(pictured, flags.seed, len(prompts))
+    batches = _batches(prompts, flags.seed) + _batches(pictured, flags.seed)
     arguments = (
         str(export),
         settings(flags),
@@ -51,13 +52,13 @@ def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
     return score(flags, info, train, held, samples)
 
 
-def _batches(prompts: list[dict[str, Any]], seed: int, start: int) -> list[dict[str, Any]]:
-    """The Sampler's work: prompts with seeds rising by one; `start` is the number of samples before them."""
+def _batches(prompts: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """The Sampler's work: prompts with seeds rising by one; `start` is the number of the batch's first."""
     return [
         {
             "prompts": prompts[k : k + BATCH],
             "seeds": list(range(seed + k, seed + min(k + BATCH, len(prompts)))),
-            "start": start + k,
+            "start": k,
         }
         for k in range(0, len(prompts), BATCH)
     ]
@@ -107,7 +108,7 @@ def choose_prompts(train: dict[str, Any], held: dict[str, Any], count: int, seed
 
 
 def choose_images(info: DatasetInfo, export: Path, held: dict[str, Any], flags: Any) -> list[dict[str, Any]]:
-    """Up to `num_image_samples` held-out objects in drawn order, each once: {text: None, image, family, pictured}."""
+    """Up to `num_image_samples` held-out objects in drawn order, each once: {text: None, image, family, pictured, credit}."""
     refusal = image_refusal(info, export)
     if not flags.num_image_samples or refusal:
         print(f"evaluate: no samples from pictures: {refusal or '--num-image-samples 0'}", file=sys.stderr)
@@ -115,8 +116,13 @@ def choose_images(info: DatasetInfo, export: Path, held: dict[str, Any], flags: 
     family_of = dict(zip(held["id"], held["category"], strict=True))
     drawn = [held["id"][k] for k in np.random.default_rng(flags.seed).permutation(len(held["id"]))]
     wanted = set(drawn[: flags.num_image_samples])
-    views = {row["id"]: row["views"][0] for row in records.read_rows(info, ["id", "views"], flags.split) if row["id"] in wanted and len(row["views"])}
-    return [{"text": None, "image": bytes(views[i]), "family": family_of[i], "pictured": i} for i in drawn if i in views]
+    rows = records.read_rows(info, ["id", "views", *CREDITS], flags.split)
+    found = {row["id"]: row for row in rows if row["id"] in wanted and len(row["views"])}
+    return [
+        {"text": None, "image": bytes(found[i]["views"][0]), "family": family_of[i], "pictured": i, "credit": {name: found[i][name] for name in CREDITS}}
+        for i in drawn
+        if i in found
+    ]
 
 
 def image_refusal(info: DatasetInfo, export: Path) -> str | None:
@@ -162,7 +168,7 @@ class Sampler:
         if len(faces):
             surface = points(sample_surface(vertices, faces, self.num_points, np.random.default_rng(batch["seeds"][k])))
         mesh = (vertices, faces) if batch["start"] + k < self.num_pictures else None
-        prompt = {name: value for name, value in batch["prompts"][k].items() if name != "image"}
+        prompt = {name: value for name, value in batch["prompts"][k].items() if name != "image" or mesh is not None}
         return {**prompt, "seed": batch["seeds"][k], "status": status, "points": surface, "mesh": mesh}
 
 
@@ -216,7 +222,7 @@ def score(
         summary["nearest_chamfer_ratio"] = (
             summary["nearest_chamfer_median"] / summary["held_out_nearest_chamfer_median"]
         )
-    pictures = [(*sample["mesh"], (sample["text"] or f"image of {sample['pictured']}")[:42]) for sample in samples if sample["mesh"] is not None]
+    pictures = [(*sample["mesh"], sample["text"][:42]) for sample in samples if sample["mesh"] is not None and "pictured" not in sample]
     return {
         "protocol": protocol(flags, info, objects, pictured),
         "metrics": summary,
@@ -230,11 +236,17 @@ def score(
 
 
 def gallery(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pictured samples from text: `object` is the row of `objects` that tells prompt, seed and verdict."""
+    """The samples to show: `object` (or `image_object`) is the row of `objects` (or `image_objects`) that tells prompt, seed and verdict."""
     prompted = [sample for sample in samples if "pictured" not in sample]
-    return [
+    pictured = [sample for sample in samples if "pictured" in sample]
+    shown = [
         {"id": f"sample-s{sample['seed']}", "object": k, "status": sample["status"], "mesh": sample["mesh"]}
         for k, sample in enumerate(prompted)
+        if sample["mesh"] is not None
+    ]
+    return shown + [
+        {"id": sample["pictured"], **sample["credit"], "image_object": k, "status": sample["status"], "mesh": sample["mesh"], "view": sample["image"]}
+        for k, sample in enumerate(pictured)
         if sample["mesh"] is not None
     ]
 
@@ -313,7 +325,7 @@ def protocol(
     if pictured:
         images = (
             f"image_*: {len(pictured)} samples, each from the first view of another object of split {flags.split!r}, no text, "
-            f"seeds {pictured[0]['seed']} to {pictured[-1]['seed']}, verdicts as for text; the sheet of pictures shows samples from text first"
+            f"seeds {pictured[0]['seed']} to {pictured[-1]['seed']}, verdicts as for text"
         )
     return {
         **{name: metrics.PROTOCOL[name] for name in ("box", "chamfer")},

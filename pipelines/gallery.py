@@ -2,11 +2,12 @@
 
 How: meshes are .glb; a cloud (the input of a reconstruction: surface points with normals) is a binary little-endian .ply with float
 x y z nx ny nz. The folder is written under another name and renamed, so it is whole or absent, and the evaluation's JSON, written
-after it, lists its files under "gallery". Names are made from a counter and the safe letters of the object's id.
+after it, lists its files under "gallery". A picture that was a prompt is a .png. Names are made from a counter and the safe letters of the object's id.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+FILES = ("cloud", "mesh", "view")
+VIEW_PIXELS = 256
 _CLOUD_HEADER = (
     "ply\nformat binary_little_endian 1.0\nelement vertex {}\n"
     + "".join(f"property float {n}\n" for n in ("x", "y", "z", "nx", "ny", "nz"))
@@ -29,7 +32,7 @@ def folder_of(output: Path) -> Path:
 
 
 def write_gallery(items: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Write each item's `cloud` (P, 6) and `mesh` (vertices, faces), where it has them; the items as JSON, with file names instead.
+    """Write each item's `cloud` (P, 6), `mesh` (vertices, faces) and `view` (an encoded picture); the items with file names instead.
 
     What was in `folder` goes. No items: no folder.
     """
@@ -43,10 +46,7 @@ def write_gallery(items: Sequence[dict[str, Any]], folder: Path) -> list[dict[st
     temporary.mkdir(parents=True)
     listed = []
     for number, item in enumerate(items):
-        entry = {name: value for name, value in item.items() if name not in ("cloud", "mesh")} | {
-            "cloud": None,
-            "mesh": None,
-        }
+        entry = {name: value for name, value in item.items() if name not in FILES} | dict.fromkeys(FILES)
         stem = f"{number:03d}-{_safe(str(item.get('id', '')))}"
         if item.get("cloud") is not None:
             entry["cloud"] = f"{stem}-input.ply"
@@ -54,6 +54,9 @@ def write_gallery(items: Sequence[dict[str, Any]], folder: Path) -> list[dict[st
         if item.get("mesh") is not None and len(item["mesh"][1]):
             entry["mesh"] = f"{stem}.glb"
             write_mesh(temporary / entry["mesh"], *item["mesh"])
+        if item.get("view") is not None:
+            entry["view"] = f"{stem}-view.png"
+            (temporary / entry["view"]).write_bytes(as_png(item["view"]))
         listed.append(entry)
     os.replace(temporary, folder)
     return listed
@@ -61,9 +64,19 @@ def write_gallery(items: Sequence[dict[str, Any]], folder: Path) -> list[dict[st
 
 def is_whole(output: Path, listed: Sequence[dict[str, Any]]) -> bool:
     """Whether every file that the evaluation's JSON lists is there."""
-    return all(
-        (folder_of(output) / entry[kind]).is_file() for entry in listed for kind in ("cloud", "mesh") if entry[kind]
-    )
+    return all((folder_of(output) / entry[kind]).is_file() for entry in listed for kind in FILES if entry.get(kind))
+
+
+def as_png(picture: bytes) -> bytes:
+    """An encoded picture as a PNG on white, at most VIEW_PIXELS a side."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(picture)) as opened:
+        image = opened.convert("RGBA")
+    image.thumbnail((VIEW_PIXELS, VIEW_PIXELS))
+    white, buffer = Image.new("RGBA", image.size, "white"), io.BytesIO()
+    Image.alpha_composite(white, image).convert("RGB").save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def encode_cloud(points_P6: np.ndarray) -> bytes:

@@ -1,8 +1,8 @@
 """The report: one HTML file about whatever g3pt made in a folder, to mail or to open from disk without a network.
 
 How: `report_folders` tells what lies there, one function a kind writes its section (`report_data`, `report_runs`,
-`report_study`, `report_generation`, `report_evaluations`), `report_html` puts them into a page with the viewer inside. A report
-is a view: every number is read from the files of the runs (`report_values`), none is computed here.
+`report_study`, `report_generation`, `report_tokenizer`, `report_generator`), `report_html` puts them into a page with the viewer
+inside. A report is a view: every number is read from the files of the runs (`report_values`), none is computed here.
 """
 
 from __future__ import annotations
@@ -73,12 +73,13 @@ def write_page(root: Path, items: list[Item]) -> str:
     """The HTML of `items`; one unreadable part of several becomes a line, the only one raises."""
     from pipelines import (
         report_data,
-        report_evaluations,
         report_generation,
+        report_generator,
         report_html,
         report_machine,
         report_runs,
         report_study,
+        report_tokenizer,
     )
     from pipelines.inventory import UNREADABLE
 
@@ -88,8 +89,8 @@ def write_page(root: Path, items: list[Item]) -> str:
         "study": report_study.study,
         "cvq run": report_runs.run,
         "car run": report_runs.run,
-        "cvq evaluation": report_evaluations.tokenizer,
-        "car evaluation": report_evaluations.generator,
+        "cvq evaluation": report_tokenizer.tokenizer,
+        "car evaluation": report_generator.generator,
     }
     page = report_html.Page(
         root=root if root.is_dir() else root.parent,

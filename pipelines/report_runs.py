@@ -144,11 +144,12 @@ def _last_record(ledger: Source) -> Markup:
 
 def _evaluations(page: Page, folder: Path, spec: Source) -> None:
     """The evaluations of these weights that lie near the run, or the command that makes one."""
-    from pipelines import report_evaluations
+    from pipelines.report_generator import generator
+    from pipelines.report_tokenizer import tokenizer
 
     found = evaluations_of(folder, str(spec.get("stage")))
     for file in found:
-        (report_evaluations.tokenizer if spec.get("stage") == "cvq" else report_evaluations.generator)(page, file)
+        (tokenizer if spec.get("stage") == "cvq" else generator)(page, file)
     if not found:
         data = str(spec.get("paths", "data", default="DATASET"))
         line = shlex.join(

@@ -165,6 +165,7 @@ def make_evaluation(
         gallery = [
             {"id": "sample-s0", "object": 0, "status": "ok", "mesh": (BOX_V3, BOX_F3)},
             {"id": "sample-s1", "object": 1, "status": "full-field", "mesh": (BOX_V3[:0], BOX_F3[:0])},
+            {"id": "toy/4", "image_object": 0, "status": "ok", "mesh": (BOX_V3, BOX_F3), "view": toy_row(4)["views"][0], "license": "", **credit},
         ]
         metrics = {"num_samples": 2, "num_without_mesh": 1, "family_accuracy": 0.75, "family_accuracy_interval_95": [0.6, 0.85], "family_chance": 0.0625, "num_labelled": 2,
                    "nearest_chamfer_median": 0.05, "nearest_chamfer_median_interval_95": [0.04, 0.06], "held_out_nearest_chamfer_median": 0.03,
@@ -185,6 +186,7 @@ def make_evaluation(
     found = {
         "kind": kind, "model": {"path": "/runs/x/export", "export_sha256": export_sha256}, "dataset": {"path": "/data", "fingerprint": "f", "split": "test"},
         "seconds": 12.5, "protocol": {"task": "made by hand", "chance": "one in sixteen", "dataset_settings": {"resolution": 64}}, "metrics": metrics, "objects": objects,
+        "image_objects": [{"pictured": "toy/4", "family": "ball", "seed": 5, "nearest": "toy/3", "nearest_family": "box", "chamfer": 0.07}],
         "environment": ENVIRONMENT, "gallery": write_gallery(gallery, folder_of(file)),
     }  # fmt: skip
     file.write_text(json.dumps(found))

@@ -318,30 +318,36 @@ def test_pictures_and_tracking(dataset: Path, exports: dict[str, Path], tmp_path
 
 @pytest.mark.parametrize("kind", ["cvq", "car"])
 def test_pictured_objects_lie_beside_the_json(
-    kind: str, dataset: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, dataset_with_views: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gallery holds what was pictured, as files that open; a gallery that lost one is made again, with the JSON."""
     import trimesh
+    from PIL import Image
 
     from pipelines.gallery import decode_cloud
 
     monkeypatch.setattr("pipelines.evaluate.draw_pictures", lambda *arguments: [])
-    flags = _flags(dataset, exports[kind], tmp_path / "it.json", num_pictures=2, num_samples=3)
+    flags = _flags(dataset_with_views, exports[kind], tmp_path / "it.json", num_pictures=2, num_samples=3)
     evaluate(flags)
     report, folder = json.loads((tmp_path / "it.json").read_text()), tmp_path / "it.meshes"
-    assert len(report["gallery"]) == 2 and report["environment"]["python"]
+    assert len(report["gallery"]) == (2 if kind == "cvq" else 4) and report["environment"]["python"]
     for entry in report["gallery"]:
         assert (entry["status"] == "ok") == (entry["mesh"] is not None)
         if entry["mesh"]:
             assert len(trimesh.load(folder / entry["mesh"], force="mesh").faces)
         if kind == "cvq":
-            (row,) = [row for row in records.read_rows(dataset, ["id", "caption", "license", "eval_surface"]) if row["id"] == entry["id"]]
+            (row,) = [row for row in records.read_rows(dataset_with_views, ["id", "caption", "license", "eval_surface"]) if row["id"] == entry["id"]]
             assert np.array_equal(decode_cloud((folder / entry["cloud"]).read_bytes()), row["eval_surface"].astype(np.float32))
             (scored,) = [scored for scored in report["objects"] if scored["id"] == entry["id"]]
             assert (entry["iou_volume"], entry["caption"], entry["license"]) == (scored["iou_volume"], row["caption"], row["license"])
-        else:
+        elif "object" in entry:
             assert entry["id"] == f"sample-s{report['objects'][entry['object']]['seed']}"
-    listed = {name for entry in report["gallery"] for name in (entry["cloud"], entry["mesh"]) if name}
+        else:
+            scored = report["image_objects"][entry["image_object"]]
+            assert entry["id"] == scored["pictured"]
+            with Image.open(folder / entry["view"]) as view:
+                assert view.getpixel((5, 5))[0] == 100 + FAMILIES.index(scored["family"]), "the first view of that very object"
+    listed = {name for entry in report["gallery"] for name in (entry["cloud"], entry["mesh"], entry["view"]) if name}
     assert {file.name for file in folder.iterdir()} == listed and listed
     (folder / sorted(listed)[0]).unlink()
     evaluate(flags)
