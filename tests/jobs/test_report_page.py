@@ -155,7 +155,8 @@ def settled(page: Any, canvas: Any, before: int) -> int:
 
 def test_input_and_reconstruction_turn_together(browser: Browser, report: Path) -> None:
     page = browser.open(report)
-    left, right = page.locator(".pair canvas").nth(0), page.locator(".pair canvas").nth(1)
+    pair = page.locator("section", has=page.locator("h2", has_text="Reconstructions")).locator(".pair").first
+    left, right = pair.locator("canvas").nth(0), pair.locator("canvas").nth(1)
     right.scroll_into_view_if_needed()
     page.wait_for_function("canvas => canvas.dataset.drawn", arg=right.element_handle(), timeout=20_000)
     before = right.evaluate(PICTURE)
