@@ -448,7 +448,8 @@ def _finish(output: Path, rows: list[dict[str, Any]], made: int, seconds: float,
     """Summary on stderr, what MLflow shows if anything was made now, and an error if nothing came out."""
     ok = [row for row in rows if row["status"] == "ok"]
     reasons = Counter(row["error"].split(":")[0] for row in rows if row["status"] != "ok")
-    print(f"generate: {len(ok)} ok, {len(rows) - len(ok)} failed {dict(reasons) or ''}, {seconds:.1f} s", file=sys.stderr)
+    why = f" ({', '.join(f'{name} {count}' for name, count in reasons.items())})" if reasons else ""
+    print(f"generate: {len(ok)} ok, {len(rows) - len(ok)} failed{why}, {seconds:.1f} s", file=sys.stderr)
     outcome.nothing_done = not made
     outcome.metrics |= {"samples_ok": float(len(ok)), "samples_not_ok": float(len(rows) - len(ok)), "samples_made": float(made), "seconds": seconds,
                         "seconds_per_sample": sum(r["seconds"] for r in ok) / max(1, len(ok)),

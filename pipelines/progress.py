@@ -13,7 +13,7 @@ The prefix `progress ` and these keys are stable; keys that are not known are le
     state       running; at the end done, or stopped (failed or interrupted)
     run         training run, or part of an evaluation
     done total  whole numbers of `unit`; what an earlier start of the command finished counts as done in training only
-    rate        units a second since the first ones were done, so without the workers' start; training: of the last steps
+    rate        units a second since the first ones were done, so without the workers' start; in training, of the last steps
     failed      units that failed so far
     left_s      seconds to go at that rate; seconds: since this command began this work (at the end only)
     tokens_per_s, loss, val_iou, val_ce: of generation and training
@@ -28,6 +28,7 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 
 EVERY_S = 10.0  # between two lines of one Progress that go to no terminal
+MEASURED_S = 2.0  # least time that a rate is taken over: several workers' first results come in a burst
 BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} {unit}{postfix}"  # a bar of fixed width: the line is cut at the right
 _active: list["Progress"] = []
 
@@ -61,8 +62,8 @@ class Progress:
     def show(self, done: int, *, failed: int | None = None, rate: float | None = None, **numbers: float) -> None:
         """`done` units are finished, `failed` of them badly; `rate` where the work measures its own. Prints if it is time."""
         now = time.monotonic()
-        if rate is None and self._first is not None and done > self._first[0]:
-            rate = (done - self._first[0]) / max(now - self._first[1], 1e-9)
+        if rate is None and self._first is not None and now - self._first[1] >= MEASURED_S:
+            rate = (done - self._first[0]) / (now - self._first[1])
         if self._first is None and done > self.done:
             self._first = (done, now)
         self.done, self.failed, self.rate = done, failed, rate or self.rate

@@ -61,6 +61,13 @@ def noise_aside() -> Iterator[Noise]:
             noise.file.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def prints_aside() -> Iterator[None]:
+    """What Python code prints on stdout joins the noise: for a library that prints. Ours goes to stderr."""
+    with os.fdopen(os.dup(2), "w") as file, contextlib.redirect_stdout(file):
+        yield
+
+
 def _is_real_stderr() -> bool:
     try:
         return sys.stderr.fileno() == 2

@@ -25,6 +25,7 @@ from pipelines.failures import is_deterministic, on_disk
 from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithTokenizer
 from pipelines.notes import FAILURE_FILE, note_failure, read_note, working_in
 from pipelines.progress import say
+from pipelines.quiet import prints_aside
 from pipelines.runs import Ledger, RunSpec
 from pipelines.tracked import Outcome, followed
 from pipelines.tracking import best_effort
@@ -186,7 +187,9 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
             verbose=0,
         ),
     )
-    for result in tuner.fit():
+    with prints_aside():  # Tune draws a box whatever its verbosity
+        results = tuner.fit()
+    for result in results:
         run_dir = Path(todo[result.config["index"]]["run_dir"])
         if result.error and read_note(run_dir, FAILURE_FILE) is None:  # the trial's process died before it could write one
             note_failure(run_dir, result.error)

@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ from pipelines.errors import UsageError
 from pipelines.failures import Failure, doing, is_deterministic, on_disk, root_cause
 from pipelines.notes import FAILURE_FILE, working_in
 from tests.pipelines.test_cli import ToyFlags
+
+
+@pytest.fixture(autouse=True)
+def logs_go_with_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure keeps its log file: not in the machine's /tmp."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def caught(error: BaseException) -> BaseException:
