@@ -81,10 +81,10 @@ def failed(error: Exception, noise: Noise) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_NO_READER
     failure, logs = Failure.of(error), cluster.logs_folder()
-    details = noise.keep(failure.traceback)
+    details = None if failure.is_plain else noise.keep(failure.traceback)
     rows = [*failure.lines(), *_safe(error), ("resume", this_command())]
     rows += [("details", f"{details} ({VERBOSE}=1 prints them)")] if details else []
-    rows += [("Ray", f"its logs are in {logs}")] if logs else []
+    rows += [("Ray", f"its logs are in {logs}")] if logs and not failure.is_plain else []
     print(f"failed: {failure.error}", *_labelled(*rows), sep="\n", file=sys.stderr, flush=True)
     return EXIT_FAILED
 

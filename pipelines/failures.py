@@ -19,6 +19,7 @@ MAX_CHARS = 400  # of the one line
 MAX_FRAMES = 4
 OURS = re.compile(r'File "(?![^"]*/site-packages/)[^"]*?/((?:g3pt|pipelines|jobs|tests)/[^"]+)", line (\d+), in (\S+)')
 WRAPPED_BY = ("_base_exc", "controller_failure", "health_check_failure")  # attributes of Ray Train's wrappers
+ERRNO = r"^\[Errno \d+\] "
 PLAIN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # errors of the machine: their message says all
 # What another try cannot change. Not OSError, RuntimeError: a lost node or a collective that broke looks like them.
 DETERMINISTIC = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, ImportError, FileNotFoundError, PermissionError, UsageError)
@@ -31,6 +32,8 @@ def doing(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         error.add_note(f"while {what}")
+        # Ray Data adds advice to `args` on the way, over the file name of an OSError: what was said first is kept apart.
+        error.__dict__.setdefault("first_said", one_line(error))
         raise
 
 
@@ -67,9 +70,9 @@ class Failure:
         cause, text = root_cause(error), "".join(traceback.format_exception(error))
         notes = [note for note in getattr(cause, "__notes__", []) if note.startswith("while ")]
         frames = [f"{file}:{line} {name}" for file, line, name in OURS.findall(text)]
-        step = getattr(cause, "step", None)
+        step, said = getattr(cause, "step", None), cause.__dict__.get("first_said") or one_line(cause)
         return cls(
-            error=f"{type(cause).__name__}: {one_line(cause)}"[:MAX_CHARS],
+            error=f"{type(cause).__name__}: {re.sub(ERRNO, '', said)}"[:MAX_CHARS],
             step=step if isinstance(step, int) else None,
             doing=tuple(note.removeprefix("while ") for note in notes),
             where=tuple(frames[-MAX_FRAMES:]),

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeVar
 
+from pipelines.progress import say
+
 Result = TypeVar("Result")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 20.0
@@ -56,7 +58,7 @@ def rearm() -> None:
 def _stop(number: int, _: FrameType | None) -> None:
     for each in SIGNALS:
         signal.signal(each, _end)
-    print("\nstopping; Ctrl-C once more ends at once", file=sys.stderr, flush=True)
+    say("\nstopping; Ctrl-C once more ends at once")
     late = threading.Timer(GRACE_S, _end, (number, None))
     late.daemon = True
     late.start()

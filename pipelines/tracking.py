@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.cards import SHORT, DatasetInput, metric_name
+from pipelines.errors import one_line
 from pipelines.experiments import experiment_tags
 from pipelines.moved_store import follow_move, location
 from pipelines.progress import say
@@ -230,7 +231,7 @@ def best_effort(what: str, work: Callable[[], Result]) -> Result | None:
     except Exception as error:  # MLflow raises its own, SQLAlchemy's, requests' and OSErrors; a report whatever a half-written file causes
         if what not in _warned:
             _warned.add(what)
-            say(f"warning: {what} failed, going on without: {type(error).__name__}: {without_login(str(error))[:200]}")
+            say(f"warning: {what} failed, going on without: {type(error).__name__}: {without_login(one_line(error))[:200]}")
         return None
 
 
