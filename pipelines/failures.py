@@ -69,7 +69,7 @@ class Failure:
         """All that is known of an error."""
         cause, text = root_cause(error), "".join(traceback.format_exception(error))
         notes = [note for note in getattr(cause, "__notes__", []) if note.startswith("while ")]
-        frames = [f"{file}:{line} {name}" for file, line, name in OURS.findall(text)]
+        frames = [f"{file}:{line} {name}" for file, line, name in OURS.findall(text) if file != "pipelines/cli.py"]
         step, said = getattr(cause, "step", None), cause.__dict__.get("first_said") or one_line(cause)
         return cls(
             error=f"{type(cause).__name__}: {re.sub(ERRNO, '', said)}"[:MAX_CHARS],
