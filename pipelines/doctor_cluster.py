@@ -38,6 +38,7 @@ SKEW_S = 5.0  # between driver and worker, over what the answer took
 NODE_TIMEOUT_S = 60.0
 SEEN_WITHIN_S = 10.0  # network file systems show another machine's file late
 NO_ANSWER = "a head that is gone leaves its address behind (/tmp/ray/ray_current_cluster): start it again, or leave out --ray-address and RAY_ADDRESS"
+RAY_FIRST = "mend `ray` first"
 NO_TOKEN = "export RAY_AUTH_MODE=token; ray get-auth-token --generate"
 
 
@@ -92,6 +93,11 @@ class Nodes:
             return getattr(error, "cause", None) or error
 
 
+def counted(nodes: Nodes) -> str:
+    """`1 node`, `3 nodes`."""
+    return f"{len(nodes.found)} node{'s' * (len(nodes.found) != 1)}"
+
+
 def said(error: BaseException) -> str:
     """The error's kind and first 200 characters, without passwords."""
     return without_login(f"{type(error).__name__}: {one_line(error)[:200]}")
@@ -114,7 +120,7 @@ def check_ray(nodes: Nodes, ray_address: str | None) -> Found:
         return failed(f"{address} ({source}): {said(error)}", remedy)
     cpus, gpus_ = sum(node.cpus for node in nodes.found), sum(node.gpus for node in nodes.found)
     what = "a local cluster starts" if address == "local" else f"joined {address}"
-    return ok(f"{what} ({source}): {len(nodes.found)} node{'s' * (len(nodes.found) != 1)}, {cpus:g} CPUs, {gpus_:g} GPUs")
+    return ok(f"{what} ({source}): {counted(nodes)}, {cpus:g} CPUs, {gpus_:g} GPUs")
 
 
 def answers(address: str, timeout_s: float = 5.0) -> None:
@@ -267,7 +273,9 @@ def check_storage(nodes: Nodes, storage: str) -> Found:
             folder.rmdir()
     if problems:
         return failed(f"{storage}: {'; '.join(problems)}", "mount the same storage at the same path on every node, or give --storage one that is")
-    return ok(f"{storage}: " + (f"written and read both ways between driver and {len(nodes.found)} node{'s' * (len(nodes.found) != 1)}" if nodes.found else "written here only: no Ray"))
+    if not nodes.found:
+        return warning(f"{storage}: written here, not tried from a worker", RAY_FIRST)
+    return ok(f"{storage}: written and read both ways between driver and {counted(nodes)}")
 
 
 def appears(file: Path, text: str) -> bool:
@@ -317,4 +325,6 @@ def check_mlflow(nodes: Nodes, storage: str) -> Found:
     if bad:
         return warning(f"{shown} opens here, not on {'; '.join(bad)}", "runs are logged by the driver alone, so this does no harm until a job's driver runs there")
     what = "would be made there: a store opens" if fresh else "opens"
-    return ok(f"{shown} {what} from the driver" + (f" and {len(nodes.found)} worker node{'s' * (len(nodes.found) != 1)}" if nodes.found else "; no Ray, no worker asked"))
+    if not nodes.found:
+        return warning(f"{shown} {what} from here, not tried from a worker", RAY_FIRST)
+    return ok(f"{shown} {what} from the driver and from {counted(nodes)}")

@@ -262,7 +262,7 @@ def test_storage_that_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_storage_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert doctor_cluster.check_storage(Nodes(), str(tmp_path / "file")).state == "failed"
-    assert doctor_cluster.check_storage(Nodes(), str(tmp_path)).found == f"{tmp_path}: written here only: no Ray"
+    assert doctor_cluster.check_storage(Nodes(), str(tmp_path)).found == f"{tmp_path}: written here, not tried from a worker"
 
 
 def test_clocks_are_compared_over_the_answers_way(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_clocks_are_compared_over_the_answers_way(tmp_path: Path) -> None:
 
 def test_a_fresh_mlflow_store_is_tried_and_removed(tmp_path: Path) -> None:
     found = doctor_cluster.check_mlflow(LocalNodes(tmp_path), str(tmp_path / "out"))
-    assert found.state == "ok" and found.found == f"sqlite:///{tmp_path}/out/mlflow.db would be made there: a store opens from the driver and 1 worker node"
+    assert found.state == "ok" and found.found == f"sqlite:///{tmp_path}/out/mlflow.db would be made there: a store opens from the driver and from 1 node"
     assert list(tmp_path.iterdir()) == []
 
 
