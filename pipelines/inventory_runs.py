@@ -136,6 +136,10 @@ def describe_demo(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> l
         return [Item(**common, state="done", done=done, total=done)]
     parts = [item for path, item in found.items() if place.path in path.parents]
     command = next((inputs.command(part.path) for part in parts if inputs.command(part.path)), None)
+    broken = next((part for part in parts if part.state == "failed"), None)
+    if broken:
+        reason = f"{broken.path.relative_to(place.path)}: {broken.reason}"
+        return [Item(**common, state="failed", done=done, total=len(titles), reason=reason, next=command)]
     about = activity(place.path, note_of(place.path / "shapes"))
     about["working"] = about["working"] or any(part.working for part in parts)
     waits = next((f"next is: {title}" for title in titles if title not in seconds), "its summary is missing")

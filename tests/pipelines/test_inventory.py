@@ -223,6 +223,8 @@ def test_a_demo_counts_its_stages(root: Path) -> None:
     os.utime(root, (LONG_AGO, LONG_AGO))
     item = look(root)["."]
     assert (item.working, item.next, item.notes) == (False, "python jobs/quickstart.py", (f"next is: {titles[2]}",))
+    toy.write(root / "meshes/failure.json", {"error": "RuntimeError: no sample came out"})
+    assert (look(root)["."].state, look(root)["."].reason) == ("failed", "meshes: RuntimeError: no sample came out")
     toy.write(root / "seconds.json", dict.fromkeys([*titles, "all"], 1.0))
     assert look(root)["."].state == "done"
     (root / "seconds.json").write_text("{")
