@@ -12,7 +12,7 @@ from pipelines.report_machine import failure_line, note_command, unfinished
 from pipelines.report_meshes import inside, mesh_object, read_mesh
 from pipelines.report_values import Source, read_parquet
 
-SHOWN_SAMPLES, LISTED_SAMPLES = 24, 200
+SHOWN_SAMPLES, LISTED_SAMPLES = 16, 200
 
 
 def generation(page: Page, folder: Path) -> None:
