@@ -71,6 +71,11 @@ def metric_name(name: str) -> str:
     return f"{section}/{rest}"
 
 
+def shown_record(record: Mapping[str, float]) -> dict[str, float]:
+    """A ledger's record for MLflow's charts: its numbers in sections, without the counts of objects, which never change."""
+    return {key if key in ("step", "time") else metric_name(key): value for key, value in record.items() if not key.endswith("_objects")}
+
+
 def intervals(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of an evaluation; `x_interval_95` becomes x_low and x_high, what is neither is left out."""
     found: dict[str, float] = {}
@@ -197,13 +202,13 @@ def file_hash(path: Path) -> str:
 # ---------------------------------------------------------------------------------------------------------------- note
 
 
-def note(card: Card, command: str, results: Mapping[str, float], links: Mapping[str, str], failure: str = "") -> str:
+def note(card: Card, command: str, results: Mapping[str, str], links: Mapping[str, str], failure: str = "") -> str:
     """The run's description: what it is, what came out, how it was started, where it lies. Markdown; MLflow shows four lines, more on a click."""
     parts = [card.title]
     if failure:
         parts.append(f"**It failed:** {code(failure)}")
     if results:
-        parts.append(", ".join(f"{name.replace('_', ' ')} **{value:.4g}**" for name, value in results.items()) + ".")
+        parts.append(", ".join(f"{name.replace('_', ' ')} **{value}**" for name, value in results.items()) + ".")
     parts += [f"{role.capitalize()}: {link}." for role, link in links.items()]
     parts.append(f"Lies in {code(card.folder)}. Started with {code(command)}.")
     return "\n\n".join(parts)

@@ -19,40 +19,40 @@ class Experiment:
     """How an experiment is introduced, and the columns of its table of results."""
 
     description: str
-    params: tuple[str, ...]
     metrics: tuple[str, ...]
+    params: tuple[str, ...]
 
 
 EXPERIMENTS = {
     "g3pt/preprocess": Experiment(
         "Meshes or procedural shapes to datasets. A run is one command that converted something.",
-        ("source", "resolution", "limit", "seed"),
         ("objects_ok", "objects_not_ok", "seconds_per_object", "seconds"),
+        ("source", "resolution", "limit", "seed"),
     ),
     "g3pt/cvq": Experiment(
         "Tokenizers. Curves against samples seen: `train/`, `val/`, `test/`; per scale below them; `codes` are diagnostics of the codebook.",
-        ("preset", "seed", "steps", "batch_size", "learning_rate", "parameters", "dataset"),
         ("test/iou", "test/iou_continuous", "val/iou", "train/loss"),
+        ("preset", "parameters", "seed", "steps", "batch_size", "learning_rate", "dataset"),
     ),
     "g3pt/car": Experiment(
         "Generators. Curves against samples seen: cross-entropies in nats a token, given the text, nothing (`_unconditional`) or an image.",
-        ("preset", "seed", "steps", "batch_size", "learning_rate", "parameters", "dataset", "tokenizer"),
         ("test/ce", "test/ce_unconditional", "val/ce", "train/ce"),
+        ("preset", "parameters", "seed", "steps", "batch_size", "learning_rate", "dataset", "tokenizer"),
     ),
     "g3pt/scaling": Experiment(
         "Scaling studies: a parent with the fitted law, and below it a generator for each size and seed.",
-        ("preset", "seed", "steps", "learning_rate", "parameters", "dataset", "tokenizer"),
-        ("test/ce", "val/ce", "pure_power_law/exponent", "pure_power_law/exponent_low", "pure_power_law/exponent_high"),
+        ("test/ce", "pure_power_law/exponent", "pure_power_law/exponent_low", "pure_power_law/exponent_high"),
+        ("parameters", "preset", "seed", "steps", "learning_rate", "dataset", "tokenizer"),
     ),
     "g3pt/generate": Experiment(
         "Meshes made from prompts.",
-        ("model", "prompts", "cfg", "temperature", "resolution"),
         ("samples_ok", "samples_not_ok", "seconds_per_sample", "tokens_per_s"),
+        ("model", "prompts", "cfg", "temperature", "resolution"),
     ),
     "g3pt/evaluate": Experiment(
         "Tokenizers by what they reconstruct, generators by what they make from prompts. How each number is made stands in the JSON under `protocol`.",
-        ("kind", "model", "split", "resolution", "dataset"),
         ("iou_volume", "chamfer", "f_score_0.02", "family_accuracy", "family_accuracy_unseen", "family_chance"),
+        ("model", "split", "resolution", "dataset"),
     ),
 }  # fmt: skip
 
@@ -63,13 +63,14 @@ def experiment_tags(name: str, number: str) -> dict[str, str]:
     tags = {"mlflow.experimentKind": "custom_model_development"}
     if shown is None:
         return tags
-    link = f"[Table of results](#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW_KEY})"
-    return tags | {"mlflow.note.content": f"{shown.description} {link}", f"mlflow.sharedViewState.{VIEW_KEY}": saved_view(shown)}
+    page = f"#/experiments/{number}/runs?workflowType=machine_learning"
+    links = f"[Table of results]({page}&viewStateShareKey={VIEW_KEY}), [charts]({page}&compareRunsMode=CHART)"
+    return tags | {"mlflow.note.content": f"{shown.description} {links}", f"mlflow.sharedViewState.{VIEW_KEY}": saved_view(shown)}
 
 
 def saved_view(shown: Experiment) -> str:
     """A view of the table with the experiment's columns, as MLflow's page writes it."""
-    columns = [f"params.`{name}`" for name in shown.params] + [f"metrics.`{name}`" for name in shown.metrics]
+    columns = [f"metrics.`{name}`" for name in shown.metrics] + [f"params.`{name}`" for name in shown.params]
     state = {"searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": False, "startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": [],
              "modelVersionFilter": "All Runs", "selectedColumns": columns, "columnOrder": columns, "columnWidths": {}, "runsHiddenMode": "FIRST_10_RUNS", "hideEmptyCharts": True,
              "viewMaximized": False, "runListHidden": False, "isAccordionReordered": False, "useGroupedValuesInCharts": True, "groupBy": None, "groupsExpanded": {},

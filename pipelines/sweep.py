@@ -320,8 +320,9 @@ def describe_study(study: Path, outcome: Outcome) -> None:
     """What MLflow shows of a finished study: the laws with their intervals, and the study's files."""
     found = json.loads((study / "fit.json").read_text())
     for name in ("power_law_with_floor", "pure_power_law"):
-        for key, (low, high) in found[name]["interval_95"].items() if found[name] else ():
-            outcome.metrics |= {f"{name}/{key}": found[name][key], f"{name}/{key}_low": low, f"{name}/{key}_high": high}
+        if found[name]:
+            outcome.metrics |= {f"{name}/{key}": found[name][key] for key in ("exponent", "coefficient", "irreducible")}
+            outcome.metrics |= dict(zip((f"{name}/exponent_low", f"{name}/exponent_high"), found[name]["interval_95"]["exponent"], strict=True))
     outcome.metrics |= {"num_sizes": float(found["num_sizes"]), "num_points": float(found["num_points"])}
     outcome.tags["g3pt.fit"] = found["status"]
     outcome.artifacts += [study / name for name in STUDY_FILES]

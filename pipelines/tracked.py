@@ -109,11 +109,20 @@ def followed(
     finally:
         ended = time.time()
         if finished():
+            ended = min(ended, _success_time(card.folder))
             status, outcome.page = "FINISHED", write_page(card)
         if tracking and outcome.run_id:
             numbers = newest(ledger) if ledger else {}
             best_effort("describing the run in MLflow", lambda: _finish(tracking, outcome.run_id, card, output, outcome, numbers))
             best_effort("closing the MLflow run", lambda: tracking.close_run(outcome.run_id, status, ended))
+
+
+def _success_time(folder: Path) -> float:
+    """When the folder's work was finished: a study's runs end one by one, and are closed together."""
+    try:
+        return (folder / "_SUCCESS").stat().st_mtime
+    except OSError:
+        return time.time()
 
 
 def _open(tracking: Tracking, card: Card, output: str | Path, parent: str | None) -> str:
@@ -150,14 +159,19 @@ def _finish(tracking: Tracking, run_id: str, card: Card, output: str | Path, out
     tracking.log_artifacts(run_id, [path for path in outcome.artifacts if path.is_file()])
 
 
-def results(card: Card, numbers: Mapping[str, float]) -> dict[str, float]:
-    """Of all numbers those that the experiment's table shows too."""
-    return {name: numbers[name] for name in EXPERIMENTS[card.experiment_name].metrics if name in numbers}
+def results(card: Card, numbers: Mapping[str, float]) -> dict[str, str]:
+    """Of all numbers those that the experiment's table shows too, with their intervals."""
+    found = {}
+    for name in EXPERIMENTS[card.experiment_name].metrics:
+        if name in numbers and not name.endswith(("_low", "_high")):
+            interval = f" ({numbers[f'{name}_low']:.4g} to {numbers[f'{name}_high']:.4g})" if f"{name}_low" in numbers else ""
+            found[name] = f"{numbers[name]:.4g}{interval}"
+    return found
 
 
 def newest(ledger: Ledger) -> dict[str, float]:
     """The last value of each of a ledger's numbers, under MLflow's names."""
-    return {cards.metric_name(key): value for record in ledger.read() for key, value in record.items()}
+    return {key: value for record in ledger.read() for key, value in cards.shown_record(record).items()}
 
 
 def common_tags(card: Card, output: str | Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.cards import SHORT, DatasetInput, metric_name
+from pipelines.cards import SHORT, DatasetInput, shown_record
 from pipelines.errors import one_line
 from pipelines.experiments import experiment_tags
 from pipelines.moved_store import follow_move, location
@@ -249,6 +249,5 @@ class Mirror(Periodic):
             self._copied_to = self.tracking.last_step(self.run_id)
         new = [r for r in self.ledger.read() if r["step"] > self._copied_to]
         if new:
-            named = [{key if key in ("step", "time") else metric_name(key): value for key, value in r.items()} for r in new]
-            self.tracking.log_records(self.run_id, named)
+            self.tracking.log_records(self.run_id, [shown_record(record) for record in new])
             self._copied_to = new[-1]["step"]

@@ -1,6 +1,7 @@
 """What a person finds in MLflow after work that succeeded, failed, or was killed and resumed, read back through its client."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_finished_work_shows_what_it_is(folder: Path) -> None:
     data = DatasetInput(name="shapes", fingerprint="f" * 64, path="/data/shapes", context="test")
     began = time.time()
     with logged(card(folder, "shown", dataset=data, tags={"g3pt.model_hash": "abc"}), folder / "x") as outcome:
-        outcome.metrics |= {"chamfer": 0.25, "other": 1.0}
+        outcome.metrics |= {"chamfer": 0.25, "chamfer_low": 0.125, "chamfer_high": 0.5, "other": 1.0}
         outcome.records += [{"step": 1.0, "by scale/iou": 0.5}, {"step": 2.0, "by scale/iou": 0.75}]
         outcome.artifacts += [picture, folder / "missing.png"]
         outcome.params["late"] = 7
@@ -64,7 +65,7 @@ def test_finished_work_shows_what_it_is(folder: Path) -> None:
     assert tags["g3pt.command"].startswith("python ") and "torch 2" in tags["g3pt.versions"] and "GiB" in tags["g3pt.hardware"]
     assert tags["mlflow.source.git.commit"].endswith("-dirty") == (tags["g3pt.dirty"] == "true")
     note = tags["mlflow.note.content"]
-    assert note.startswith("**Samples** of `x`") and "chamfer **0.25**." in note and "other" not in note
+    assert note.startswith("**Samples** of `x`") and "chamfer **0.25 (0.125 to 0.5)**." in note and "other" not in note
     assert tags["g3pt.command"] in note and str(folder / "shown") in note
 
 
@@ -93,15 +94,18 @@ def test_a_killed_run_goes_on_as_the_same_run(folder: Path) -> None:
     (run,) = find(folder, "resumed")
     assert (run.info.run_id, run.info.status) == (first.run_id, "RUNNING"), "as kill -9 leaves it"
     with pytest.raises(OSError), followed(ours, folder / "x", finished=lambda: False, ledger=ledger) as second:
-        ledger.append([{"step": 16.0, "loss": 2.0, "val_iou": 0.25, "val_iou_scale_1": 0.125}])
+        ledger.append([{"step": 16.0, "loss": 2.0, "val_iou": 0.25, "val_iou_scale_1": 0.125, "val_objects": 9.0}])
         raise OSError("disk is full")
     (run,) = find(folder, "resumed")
     assert (run.info.run_id, run.info.status, run.data.tags["g3pt.failure"]) == (first.run_id, "FAILED", "OSError: disk is full")
     with followed(ours, folder / "x", finished=lambda: True, ledger=ledger) as third:
         ledger.append([{"step": 32.0, "loss": 1.0, "test_iou": 0.5, "test_utilisation_scale_1": 1.0}])
+        (ours.folder / "_SUCCESS").touch()
+        os.utime(ours.folder / "_SUCCESS", (run.info.start_time / 1000 + 0.25,) * 2)  # and the rest of its study took longer
     assert first.run_id == second.run_id == third.run_id
     (run,) = find(folder, "resumed")
     assert run.info.status == "FINISHED" and "g3pt.failure" not in run.data.tags
+    assert run.info.end_time - run.info.start_time == pytest.approx(250, abs=2)
     assert set(run.data.metrics) == {"train/loss", "val/iou", "val by scale/iou_scale_1", "test/iou", "within test/utilisation_scale_1"}
     assert [m.step for m in client(folder).get_metric_history(run.info.run_id, "train/loss")] == [16, 32]
     note = run.data.tags["mlflow.note.content"]
