@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 ASSETS = Path(__file__).with_name("report_assets")
 POLICY = "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-LINK_LETTERS = 44
+LINK_LETTERS = 36
 LICENCES_WITH_PAGES = {
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
@@ -173,9 +173,8 @@ def packed(parts: Iterable[Markup]) -> Markup:
 def bar(value: Markup, share: float, label: str) -> tuple[Markup, Markup]:
     """A row of a bar chart, for `table`."""
     width = f"{100 * min(max(share, 0.0), 1.0):.1f}"
-    return text(label), Markup('<span class="bar"><span class="fill" style="width:{}%"></span></span>{}').format(
-        width, value
-    )
+    drawn = Markup('<span class="bar"><span class="fill" style="width:{}%"></span></span>').format(width)
+    return text(label), Markup('<span class="together">{}{}</span>').format(drawn, value)
 
 
 def link(address: str, words: str | None = None) -> Markup:

@@ -60,7 +60,7 @@ def _finished_study(page: Page, points: Source, fit: Source) -> list[Markup]:
     laws = [("E + A·N⁻ᵅ", fit.at("power_law_with_floor"), 0), ("A·N⁻ᵅ", law, 1)]
     rows = [
         (
-            Markup('<span class="interval">{}</span>').format(title),
+            Markup('<span class="together">{}</span>').format(title),
             found.number("exponent"),
             found.interval("interval_95", "exponent"),
             found.number("irreducible"),

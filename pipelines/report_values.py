@@ -62,7 +62,7 @@ class Source:
         pair = self.get(*keys)
         if not isinstance(pair, Sequence) or len(pair) != 2:
             return Markup("")
-        return Markup('<span class="interval">{} to {}</span>').format(
+        return Markup('<span class="together">{} to {}</span>').format(
             self.number(*keys, 0, spec=spec), self.number(*keys, 1, spec=spec)
         )
 
