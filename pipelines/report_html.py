@@ -33,20 +33,20 @@ LICENCES_WITH_PAGES = {
 
 @dataclass
 class Page:
-    """What sections gather while they are written."""
+    """What sections gather while they are written.
+
+    `objects` are for the viewer, `tiles` the figures at the top, `sections` (id, title, body); `credits` maps an object's id to its
+    author, licence and links; `environments` maps their canonical text to (Source, names of what was made there).
+    """
 
     root: Path
     title: str = ""
     kind: str = ""
-    objects: list[dict[str, Any]] = field(default_factory=list)  # for the viewer
-    tiles: list[Markup] = field(default_factory=list)  # the figures at the top
-    sections: list[tuple[str, str, Markup]] = field(default_factory=list)  # id, title, body
-    credits: dict[str, dict[str, str]] = field(
-        default_factory=dict
-    )  # id -> licence, author, links, of each shown object
-    environments: dict[str, Any] = field(
-        default_factory=dict
-    )  # canonical text -> (Source, names of the things made there)
+    objects: list[dict[str, Any]] = field(default_factory=list)
+    tiles: list[Markup] = field(default_factory=list)
+    sections: list[tuple[str, str, Markup]] = field(default_factory=list)
+    credits: dict[str, dict[str, str]] = field(default_factory=dict)
+    environments: dict[str, Any] = field(default_factory=dict)
 
     def add(self, title: str, *body: Markup) -> None:
         """One more section."""
