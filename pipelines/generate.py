@@ -310,12 +310,12 @@ def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: 
         return
     model = str(Path(config.model).resolve())
     arguments = (dataclasses.asdict(config) | {"output": str(output), "model": model}, model_hash)
-    with Progress("generate", len(todo), "samples") as progress:
-        tokens = sum(read_export_config(model)["tokenizer"]["scales"])
+    tokens = sum(read_export_config(model)["tokenizer"]["scales"])
+    with Progress("generate", len(todo), "samples", tokens_per_unit=tokens) as progress:
         done = failed = 0
         for row in _made_on_ray(config, todo, arguments) if use_ray else _made_here(todo, arguments):
             done, failed = done + int(row["made"]), failed + int(row["failed"])
-            progress.show(done, failed=failed, **({"tokens_per_s": progress.rate * tokens} if progress.rate else {}))
+            progress.show(done, failed=failed)
 
 
 def _made_here(todo: list[Sample], arguments: tuple[dict[str, Any], str]) -> Iterator[dict[str, int]]:

@@ -58,7 +58,8 @@ def rearm() -> None:
 def _stop(number: int, _: FrameType | None) -> None:
     for each in SIGNALS:
         signal.signal(each, _end)
-    say("\nstopping; Ctrl-C once more ends at once")
+    with contextlib.suppress(RuntimeError, OSError, ValueError):  # the signal may have come in the middle of another print
+        say("\n" * sys.stderr.isatty() + "stopping; Ctrl-C once more ends at once")
     late = threading.Timer(GRACE_S, _end, (number, None))
     late.daemon = True
     late.start()
@@ -67,7 +68,7 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 def _end(number: int, _: FrameType | None) -> None:
     """Without clean-up: a local Ray ends with its driver, finished files stay."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(RuntimeError, OSError, ValueError):
         print("ended at once; what was finished before is safe, the same command goes on", file=sys.stderr, flush=True)
     os._exit(128 + int(number))
 

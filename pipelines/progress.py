@@ -36,8 +36,10 @@ _active: list["Progress"] = []
 class Progress:
     """The progress of one piece of work; a context manager. `run` names it among others of its stage."""
 
-    def __init__(self, stage: str, total: int, unit: str, *, run: str = "", done: int = 0, stream: TextIO | None = None) -> None:
-        self.stage, self.total, self.unit, self.run = stage, total, unit, run
+    def __init__(
+        self, stage: str, total: int, unit: str, *, run: str = "", done: int = 0, tokens_per_unit: int = 0, stream: TextIO | None = None
+    ) -> None:
+        self.stage, self.total, self.unit, self.run, self.tokens_per_unit = stage, total, unit, run, tokens_per_unit
         self.done, self.numbers, self.failed = done, dict[str, float](), None
         self.rate: float | None = None
         self.stream = stream or sys.stderr
@@ -68,6 +70,8 @@ class Progress:
             self._first = (done, now)
         self.done, self.failed, self.rate = done, failed, rate or self.rate
         self.numbers |= numbers
+        if self.tokens_per_unit and self.rate:
+            self.numbers["tokens_per_s"] = self.rate * self.tokens_per_unit
         if self.on_terminal or now - self._said_at >= EVERY_S:
             self._said_at = now
             self._print("running")

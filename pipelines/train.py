@@ -97,8 +97,8 @@ class Follower(Periodic):
     def __init__(self, spec: RunSpec, run_dir: Path) -> None:
         super().__init__(self.show)
         train, self.ledger = spec.config["train"], Ledger(run_dir / "metrics.jsonl")
-        self.progress = Progress("train", train["steps"] * train["batch_size"], "samples", run=spec.name, done=checkpointed(run_dir))
-        self.tokens_per_sample = tokens_per_sample(spec)
+        state = {"run": spec.name, "done": checkpointed(run_dir), "tokens_per_unit": tokens_per_sample(spec)}
+        self.progress = Progress("train", train["steps"] * train["batch_size"], "samples", **state)
         self.shown = self.ledger.last_step()
 
     def __enter__(self) -> "Follower":
@@ -113,11 +113,9 @@ class Follower(Periodic):
     def show(self) -> None:
         """Tell the newest record, once."""
         for record in [r for r in self.ledger.read()[-1:] if r["step"] != self.shown]:
-            self.shown, rate = record["step"], record.get("samples_per_second")
+            self.shown = record["step"]
             numbers = {name: record[name] for name in ("loss", "val_iou", "val_ce") if name in record}
-            if rate and self.tokens_per_sample:
-                numbers["tokens_per_s"] = rate * self.tokens_per_sample
-            self.progress.show(int(record["step"]), rate=rate, **numbers)
+            self.progress.show(int(record["step"]), rate=record.get("samples_per_second"), **numbers)
 
 
 def tokens_per_sample(spec: RunSpec) -> int:

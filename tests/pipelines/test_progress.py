@@ -65,13 +65,13 @@ def test_the_rate_leaves_out_the_workers_start(at: Callable[[float], None]) -> N
 
 def test_a_resumed_run_starts_where_it_stands_and_its_own_rate_wins(at: Callable[[float], None]) -> None:
     stream = io.StringIO()
-    with pytest.raises(KeyboardInterrupt), Progress("train", 100, "samples", run="cvq-nano", done=40, stream=stream) as shown:
+    with pytest.raises(KeyboardInterrupt), Progress("train", 100, "samples", run="car-nano", done=40, tokens_per_unit=85, stream=stream) as shown:
         at(11)
         shown.show(50, rate=5.0, loss=0.25)
         raise KeyboardInterrupt
     first, middle, last = map(fields, stream.getvalue().splitlines())
-    assert (first["done"], first["run"]) == ("40", "cvq-nano") and "rate" not in first
-    assert (middle["rate"], middle["left_s"], middle["loss"]) == ("5", "10", "0.25")
+    assert (first["done"], first["run"]) == ("40", "car-nano") and "rate" not in first
+    assert (middle["rate"], middle["left_s"], middle["loss"], middle["tokens_per_s"]) == ("5", "10", "0.25", "425")
     assert (last["state"], last["done"]) == ("stopped", "50")
 
 
