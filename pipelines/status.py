@@ -33,11 +33,11 @@ class StatusFlags:
     """
 
     dir: tyro.conf.Positional[str]
-    """Folder to look through."""
+    """folder to look through"""
     verify: bool = False
-    """Compare contents, not only names and times: reads every source mesh, model and derived shard."""
+    """compare contents, not only names and times: reads every source mesh, model and derived shard"""
     json: bool = False
-    """Print JSON instead of a table."""
+    """print JSON instead of a table"""
 
 
 def status(flags: StatusFlags) -> None:
