@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import status
+from pipelines import inventory
 from pipelines.runs import Ledger
 from pipelines.tracking import Tracking
 from tests.jobs import kills
@@ -156,10 +156,10 @@ def test_the_study_is_a_parent_with_a_child_for_each_size(demo: Path) -> None:
 
 @pytest.mark.slow
 def test_status_names_what_there_is(demo: Path) -> None:
-    lines = list(status.describe(demo))
-    kinds = [line.split()[0] for line in lines]
-    assert (kinds.count("dataset"), kinds.count("run"), kinds.count("study")) == (1, 2 + len(SIZES), 1)
-    assert not [line for line in lines if "unfinished" in line]
+    found = inventory.find(demo)
+    kinds = [item.kind for item in found]
+    assert (kinds.count("dataset"), kinds.count("run"), kinds.count("study"), kinds.count("evaluation")) == (1, 2 + len(SIZES), 1, 2)
+    assert {item.state for item in found} == {"done"}
 
 
 @pytest.mark.slow
