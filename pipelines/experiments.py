@@ -41,7 +41,7 @@ EXPERIMENTS = {
     ),
     "g3pt/scaling": Experiment(
         "Scaling studies: a parent with the fitted law, and below it a generator for each size and seed.",
-        ("test/ce", "pure_power_law/exponent", "pure_power_law/exponent_low", "pure_power_law/exponent_high"),
+        ("test/ce", "pure_power_law/exponent"),
         ("parameters", "preset", "seed", "steps", "learning_rate", "dataset", "tokenizer"),
     ),
     "g3pt/generate": Experiment(
