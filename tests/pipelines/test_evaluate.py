@@ -308,7 +308,7 @@ def test_pictures_and_tracking(dataset: Path, exports: dict[str, Path], tmp_path
     (run,) = client.search_runs([experiment.experiment_id])
     report = json.loads((tmp_path / "cvq.json").read_text())
     assert run.data.metrics["iou_volume"] == pytest.approx(report["metrics"]["iou_volume"])
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"cvq.json", *["cvq.png"] * renderer}
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"cvq.json", "report.html", *["cvq.png"] * renderer}
     if renderer:
         from PIL import Image
 
