@@ -21,6 +21,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NOT_TYPED = ("make ", "source .venv/bin/activate")  # CI itself, and the tests' own interpreter
 BY_THE_HEAD = ("export RAY_AUTH_MODE=token", "ray get-auth-token --generate", "ray start --head")
 SMALLER = {
+    ".venv/bin/": "",
+    "out/demo": "out",
     "--limit 300": "--limit 40 --num-shards 4",
     "--limit 100": "--limit 3 --resolution 64",
     "jobs/train_cvq.py": "jobs/train_cvq.py --steps 80",
