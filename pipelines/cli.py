@@ -155,7 +155,9 @@ def die(message: str) -> NoReturn:
 
 def this_command() -> str:
     """The command line as typed, quoted for a shell."""
-    return shlex.join(["python", *sys.argv])
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # python -m pipelines.report: argv holds its file
+    program = ["-m", module.name] if module is not None and module.name.startswith("pipelines.") else sys.argv[:1]
+    return shlex.join(["python", *program, *sys.argv[1:]])
 
 
 def absolute(path: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 NARROWEST, WIDEST = 60, 110  # columns of the page
 INDENT = 28  # columns of flag and kind before their explanation
 KINDS = {int: "INT", float: "NUMBER", str: "TEXT"}
-PATHS = {"data", "dir", "image", "input", "model", "output", "prompts", "tokenizer"}  # flags that name a file or folder
+PATHS = {"data", "dir", "image", "input", "model", "output", "path", "prompts", "tokenizer"}  # flags that name a file or folder
 EXIT_CODES = "exit code: 0 done, 1 failed, 2 bad usage or input, 130 interrupted"
 MISSING = dataclasses.MISSING
 Field = dataclasses.Field[Any]
@@ -28,8 +28,7 @@ def help_text(flags_class: type, example: str, columns: int | None = None) -> st
     """The whole page for a terminal of `columns` (default: this one). The example is never broken, so that it can be copied."""
     width = max(NARROWEST, min(WIDEST, columns or shutil.get_terminal_size((100, 24)).columns))
     groups = _grouped(flags_class)
-    job = next((word for word in example.split() if word.startswith("jobs/")), "JOB")
-    usage = [f"usage: python {job}", *(_flag(field, flags_class) for field in groups["required"])]
+    usage = [f"usage: {program(example)}", *(_flag(field, flags_class) for field in groups["required"])]
     usage += ["[options]"] if groups["options"] or groups["running it"] else []
     parts = [_fill(" ".join(usage), width, 7), _fill(" ".join((flags_class.__doc__ or "").split()), width)]
     docs = field_docs(flags_class)
@@ -37,6 +36,12 @@ def help_text(flags_class: type, example: str, columns: int | None = None) -> st
         if fields:
             parts.append("\n".join([f"{title}:", *(_line(_flag(field, flags_class), _told(field, docs), width) for field in fields)]))
     return "\n\n".join([*parts, f"{EXIT_CODES}\nexample: {example}"]) + "\n"
+
+
+def program(example: str) -> str:
+    """`python jobs/x.py` or `python -m package.module`: how the example begins."""
+    words = example.split()
+    return " ".join(words[: 3 if "-m" in words[:2] else 2])
 
 
 def complaint(flags_class: type, args: Sequence[str]) -> str | None:

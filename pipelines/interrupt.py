@@ -50,9 +50,10 @@ def stoppable() -> Iterator[None]:
 
 
 def rearm() -> None:
-    """Take the signals back from a library that took them; nothing outside `stoppable`."""
-    for number in SIGNALS if _armed else ():
-        signal.signal(number, _stop)
+    """Take the signals back from a library that took them; nothing outside `stoppable`, nor in another thread (libraries can't take them there)."""
+    if _armed and threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, _stop)
 
 
 def _stop(number: int, _: FrameType | None) -> None:

@@ -57,7 +57,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     root = tmp_path_factory.mktemp("readme")
     for package in ("jobs", "pipelines", "g3pt"):
         shutil.copytree(REPOSITORY / package, root / "copy" / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPOSITORY / ".gitignore", root / "copy")  # what it names does not travel with --working-dir
+    for file in (".gitignore", "pyproject.toml", "constraints.txt"):  # what .gitignore names does not travel with --working-dir
+        shutil.copy(REPOSITORY / file, root / "copy")
     (root / "copy" / "MESHES").mkdir()
     for name, mesh in (("ball.ply", trimesh.creation.icosphere()), ("box.obj", trimesh.creation.box()), ("rod.stl", trimesh.creation.cylinder(0.1, 1))):
         mesh.export(root / "copy" / "MESHES" / name)
