@@ -1,11 +1,11 @@
-"""The training, sweep and status commands: bad input is one line and exit 2; a dry run needs nothing."""
+"""The training and sweep commands: bad input is one line and exit 2; a dry run needs nothing."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from pipelines import cli, status, sweep, training_jobs
+from pipelines import cli, sweep, training_jobs
 
 COMMANDS = {
     "cvq": (training_jobs.TrainCVQFlags, training_jobs.train_cvq),
@@ -58,15 +58,6 @@ def test_unfinished_tokenizer_is_named(tmp_path: Path) -> None:
         from g3pt.checkpoint import read_export_config
 
         read_export_config(tmp_path)
-
-
-def test_status_reads_files_alone(tmp_path: Path) -> None:
-    run_dir = tmp_path / "runs" / "cvq-nano-s0-00000000"
-    (run_dir / "checkpoints").mkdir(parents=True)
-    (run_dir / "config.json").write_text(json.dumps({"config": {"train": {"steps": 10, "batch_size": 4}}}))
-    (run_dir / "metrics.jsonl").write_text('{"loss": 0.5, "step": 20}\n')
-    (line,) = status.describe(tmp_path)
-    assert line.endswith("unfinished, 20 of 40 samples, loss 0.5")
 
 
 def test_four_points_give_files_that_say_how_far_to_trust_them(tmp_path: Path) -> None:

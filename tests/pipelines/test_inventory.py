@@ -20,7 +20,7 @@ from tests.pipelines import toy_folders as toy
 from tests.pipelines.toy_data import write_toy_tokenizer
 
 CVQ, CAR = "runs/cvq-toy-s0-11111111", "runs/car-toy-s0-22222222"
-LONG_AGO = time.time() - 3 * 3600
+LONG_AGO_S = 3 * 3600
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,9 @@ def states(root: Path) -> dict[str, str]:
 
 
 def age(*files: Path) -> None:
+    then = time.time() - LONG_AGO_S
     for file in files:
-        os.utime(file, (LONG_AGO, LONG_AGO))
+        os.utime(file, (then, then))
 
 
 def tokens(root: Path) -> str:
@@ -85,7 +86,7 @@ def test_a_run_that_stands_still_names_its_command(root: Path) -> None:
     run = unfinish(root / CAR)
     age(run / "metrics.jsonl", run / "command.json", run / "checkpoints", run)
     item = look(root)[CAR]
-    assert item.working is False and 3 * 3600 - 1 < item.idle_seconds < 3 * 3600 + 60
+    assert item.working is False and LONG_AGO_S - 1 < item.idle_seconds < LONG_AGO_S + 60
     assert item.next == f"python jobs/train_car.py --output {root}/runs"
 
 
@@ -220,7 +221,7 @@ def test_a_demo_counts_its_stages(root: Path) -> None:
     assert (item.kind, item.state, item.done, item.total, item.working) == ("demo", "partial", 2, len(titles), True)
     age(root, root / "data/command.json")
     toy.note(root / "data", "python jobs/quickstart.py")
-    os.utime(root, (LONG_AGO, LONG_AGO))
+    age(root)
     item = look(root)["."]
     assert (item.working, item.next, item.notes) == (False, "python jobs/quickstart.py", (f"next is: {titles[2]}",))
     toy.write(root / "meshes/failure.json", {"error": "RuntimeError: no sample came out"})
