@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from g3pt.batches import unpack_rows
@@ -32,11 +33,12 @@ EVAL_BATCH = 32
 def diagnose(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "cpu") -> dict[str, float]:
     """Record of everything below over `arrays` (surface, eval_surface, sharp, volume_points, volume_occupancy) of one split.
 
-    In the continuous phase only the autoencoder's IoU is known. Keys end in `_scale_1` (coarsest) and so on.
+    In the continuous phase only the autoencoder's IoU and loss are known. Keys end in `_scale_1` (coarsest) and so on; `loss_volume` is
+    the training loss's term of that name: binary cross-entropy of occupancy at volume points.
     """
     model.eval()
     parts = [_diagnose_batch(model, batch) for batch in eval_batches(arrays, model, device)]
-    record = {name: float(np.mean(np.concatenate([part[name] for part in parts]))) for name in parts[0] if name.startswith("iou")}
+    record = {name: float(np.mean(np.concatenate([part[name] for part in parts]))) for name in parts[0] if name.startswith(("iou", "loss"))}
     if model.phase == "continuous":
         return record
     codes_NS, again_NS = (torch.cat([part[name] for part in parts]) for name in ("codes", "codes_again"))
@@ -70,12 +72,13 @@ def eval_batches(arrays: dict[str, Any], model: CVQ, device: str | torch.device)
 
 def _diagnose_batch(model: CVQ, batch: dict[str, Tensor]) -> dict[str, Any]:
     latents_BLD = model.encoder(batch["surface"], batch.get("sharp"))
-    result: dict[str, Any] = {"iou_continuous": _iou(model, latents_BLD, batch)}
+    iou_B, loss_B = _decoded(model, latents_BLD, batch)
+    result: dict[str, Any] = {"iou_continuous": iou_B, "loss_volume": loss_B}
     if model.phase == "continuous":
         return result
     output = model.cqt(latents_BLD, frozen=True)
     for scale, canvas_BLD in enumerate(output.canvases_BLD):
-        result[f"iou_scale_{scale + 1}"] = _iou(model, canvas_BLD, batch)
+        result[f"iou_scale_{scale + 1}"], result["loss_volume"] = _decoded(model, canvas_BLD, batch)  # the last scale's loss stays
     result["iou"] = result[f"iou_scale_{model.config.num_scales}"]
     errors = [(canvas_BLD - latents_BLD).square().mean((1, 2)) for canvas_BLD in output.canvases_BLD]
     moments = torch.stack([latents_BLD.double().sum(0), latents_BLD.double().square().sum(0)]).cpu()
@@ -91,11 +94,13 @@ def latent_variance(moments: list[Tensor], count: int) -> float:
     return float(((squares - total.square() / count) / (count - 1)).mean())
 
 
-def _iou(model: CVQ, canvas_BLD: Tensor, batch: dict[str, Tensor]) -> np.ndarray:
-    """IoU (B,) of decoding a canvas at the batch's query points."""
-    predicted = model.occupancy_logits(model.decoder.latents(canvas_BLD), batch["points"]) > 0
+def _decoded(model: CVQ, canvas_BLD: Tensor, batch: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """IoU (B,) and binary cross-entropy (B,) of decoding a canvas at the batch's query points."""
+    logits_BQ = model.occupancy_logits(model.decoder.latents(canvas_BLD), batch["points"])
+    predicted = logits_BQ > 0
     both, either = (predicted & batch["inside"]).sum(1), (predicted | batch["inside"]).sum(1)
-    return (both / either.clamp_min(1)).cpu().numpy()
+    loss_B = F.binary_cross_entropy_with_logits(logits_BQ.float(), batch["inside"].float(), reduction="none").mean(1)
+    return (both / either.clamp_min(1)).cpu().numpy(), loss_B.cpu().numpy()
 
 
 def code_statistics(codes_NT: Tensor, again_NT: Tensor, model: CVQ) -> dict[str, float]:

@@ -30,7 +30,7 @@ def run(page: Page, folder: Path) -> None:
     if stage == "cvq":
         body.append(
             paragraph(
-                "The loss jumps where a training phase begins and adds its terms. Validation measures what the tokenizer is for: IoU of unseen objects.",
+                "The loss jumps where a training phase begins and adds its terms. Validation reads unseen objects: the occupancy term, and IoU.",
                 "soft",
             )
         )
@@ -76,11 +76,12 @@ def _curves(stage: str, ledger: Source) -> list[Markup]:
     if stage == "cvq":
         return [
             plot(
-                "Training loss",
+                "Loss",
                 [
                     curve(records, "loss", "all terms of the phase", 0),
                     curve(records, "loss_volume", "occupancy, volume points", 1),
                     curve(records, "loss_near", "occupancy, near the surface", 2),
+                    curve(records, "val_loss_volume", "validation: occupancy, volume points", 3, "dashed"),
                 ],
                 x_label=SAMPLES,
                 y_label="loss",

@@ -8,7 +8,7 @@ import torch
 
 from g3pt.batches import SurfaceBatches
 from g3pt.config import CVQConfig, TrainConfig, cvq_preset, from_dict
-from g3pt.diagnostics import diagnose, entropy_bits, expected_distinct
+from g3pt.diagnostics import diagnose, entropy_bits, eval_batches, expected_distinct
 from g3pt.tokenizer import CVQ
 from g3pt.training import fit
 
@@ -152,7 +152,19 @@ def test_four_spheres_are_learnt_and_each_scale_helps() -> None:
     found = diagnose(model, arrays)
     assert found["iou"] > 0.85 and found["iou"] > found["iou_scale_1"] - 0.01
     assert found["residual_ratio_scale_4"] < found["residual_ratio_scale_1"]
+    assert found["loss_volume"] < 0.2, "ln 2 is what a coin would have"
     assert 0 < found["utilisation_scale_4"] < 1.1 and 0 < found["agreement_scale_1"] <= 1.0
+
+
+def test_the_validation_loss_is_the_occupancy_s_binary_cross_entropy() -> None:
+    arrays = spheres(3)
+    model = CVQ(TINY).eval()
+    model.set_phase(0, 10)
+    (batch,) = eval_batches(arrays, model, "cpu")
+    with torch.no_grad():
+        probability_BQ = model.occupancy_logits(model.decoder.latents(model.encoder(batch["surface"], batch.get("sharp"))), batch["points"]).double().sigmoid()
+    expected = -torch.where(batch["inside"], probability_BQ, 1 - probability_BQ).log().mean()
+    assert diagnose(model, arrays)["loss_volume"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_entropy_and_expected_distinct_have_known_values() -> None:
