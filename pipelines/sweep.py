@@ -27,7 +27,7 @@ from pipelines.notes import FAILURE_FILE, note_failure, read_note, working_in
 from pipelines.progress import say
 from pipelines.quiet import prints_aside
 from pipelines.runs import Ledger, RunSpec
-from pipelines.tracked import Outcome, followed
+from pipelines.tracked import Outcome, followed, is_told
 from pipelines.tracking import best_effort
 from pipelines.training_jobs import car_spec, check_workers, count_car, encode, open_data
 
@@ -96,7 +96,7 @@ def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
     """Train what is not finished, then write points, fit and curve; a study that has all of it is left alone."""
     from g3pt.checkpoint import write_json
 
-    if is_finished(specs, study):
+    if is_finished(specs, study) and all(map(is_told, [study, *(study / "runs" / spec.name for spec in specs)])):
         print(f"{study}: finished already", flush=True)
         return study
     study.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def train_all(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: 
     for spec in specs:
         run_dir = train.prepare_run(spec, study / "runs")
         if train.is_finished(run_dir):
-            print(f"{spec.name}: finished already", flush=True)
+            train.say_finished(spec, run_dir, study, parent)
         else:
             (run_dir / FAILURE_FILE).unlink(missing_ok=True)
             todo.append({"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build})

@@ -114,7 +114,27 @@ def followed(
         if tracking and outcome.run_id:
             numbers = newest(ledger) if ledger else {}
             best_effort("describing the run in MLflow", lambda: _finish(tracking, outcome.run_id, card, output, outcome, numbers))
-            best_effort("closing the MLflow run", lambda: tracking.close_run(outcome.run_id, status, ended))
+            best_effort("closing the MLflow run", lambda: _close(tracking, card.folder, outcome.run_id, status, ended))
+
+
+def _close(tracking: Tracking, folder: Path, run_id: str, status: str, ended: float) -> None:
+    tracking.close_run(run_id, status, ended)
+    if status == "FINISHED":
+        _write_run_file(folder, tracking, run_id, closed=True)
+
+
+def is_told(folder: Path) -> bool:
+    """Whether MLflow knows that the finished work in `folder` ended: its driver may have been killed while a worker went on to the end."""
+    try:
+        return json.loads((folder / RUN_FILE).read_text()).get("closed") is True
+    except (OSError, ValueError, AttributeError):
+        return True  # it was never told of a beginning
+
+
+def _write_run_file(folder: Path, tracking: Tracking, run_id: str, closed: bool) -> None:
+    from g3pt.checkpoint import write_json
+
+    write_json(folder / RUN_FILE, {"run_id": run_id, "tracking_uri": without_login(tracking.uri), "closed": closed})
 
 
 def _success_time(folder: Path) -> float:
@@ -127,17 +147,14 @@ def _success_time(folder: Path) -> float:
 
 def _open(tracking: Tracking, card: Card, output: str | Path, parent: str | None) -> str:
     """The run that the folder's mlflow.json names, or a new one noted there."""
-    from g3pt.checkpoint import write_json
-
     known = known_run(card.folder)
     tags = {**common_tags(card, output), **card.tags, "mlflow.note.content": cards.note(card, this_command(), {}, {})}
     run_id = tracking.open_run(card.experiment_name, card.name, card.params, tags, parent, known)
+    _write_run_file(card.folder, tracking, run_id, closed=False)
     if run_id == known:
         tracking.clear_tag(run_id, "g3pt.failure")
-    else:
-        write_json(card.folder / RUN_FILE, {"run_id": run_id, "tracking_uri": without_login(tracking.uri)})
-        if card.dataset:
-            tracking.log_dataset(run_id, card.dataset)
+    elif card.dataset:
+        tracking.log_dataset(run_id, card.dataset)
     return run_id
 
 

@@ -27,7 +27,7 @@ from pipelines.interrupt import in_thread
 from pipelines.notes import working_in
 from pipelines.progress import Progress, say
 from pipelines.runs import Ledger, Periodic, Record, RunSpec
-from pipelines.tracked import Outcome, followed
+from pipelines.tracked import Outcome, followed, is_told
 from pipelines.tracking import best_effort
 
 BUILD_STAGE = "pipelines.stages:build_stage"
@@ -55,7 +55,7 @@ def train_run(
     """
     run_dir = prepare_run(spec, output)
     if is_finished(run_dir):
-        print(f"{spec.name}: finished already", flush=True)
+        say_finished(spec, run_dir, output, parent)
         return run_dir
     train = spec.config["train"]
     note = working_in(run_dir, total=train["steps"] * train["batch_size"], unit="samples")
@@ -84,6 +84,14 @@ def prepare_run(spec: RunSpec, output: str | Path) -> Path:
     if not (run_dir / "config.json").exists():
         write_json(run_dir / "config.json", spec.to_dict())
     return run_dir
+
+
+def say_finished(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None) -> None:
+    """To the person; and to MLflow, where a killed driver could not."""
+    print(f"{spec.name}: finished already", flush=True)
+    if not is_told(run_dir):
+        with tracked(spec, run_dir, output, parent):
+            pass
 
 
 def is_finished(run_dir: Path) -> bool:

@@ -55,6 +55,18 @@ def test_a_finished_run_is_left_alone(whole: Path, capsys: pytest.CaptureFixture
     assert "finished already" in capsys.readouterr().out
 
 
+def test_mlflow_is_told_of_a_run_that_a_worker_ended_after_its_driver_was_killed(tmp_path: Path) -> None:
+    run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
+    note = json.loads((run_dir / "mlflow.json").read_text())
+    assert note["closed"] is True
+    client = Tracking(f"sqlite:///{tmp_path}/mlflow.db").client
+    client.update_run(note["run_id"], status="RUNNING")
+    (run_dir / "mlflow.json").write_text(json.dumps({**note, "closed": False}))
+    train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
+    assert client.get_run(note["run_id"]).info.status == "FINISHED"
+    assert json.loads((run_dir / "mlflow.json").read_text()) == note
+
+
 @pytest.mark.parametrize("kill_at", [pytest.param(4, marks=pytest.mark.slow), 40])
 def test_killed_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path, kill_at: int) -> None:
     mark = tmp_path / "mark"
@@ -139,7 +151,7 @@ def test_a_tracking_server_s_password_is_not_written_down(tmp_path: Path) -> Non
             return "1234"
 
     assert tracked._open(Server(), cards.training(toy_spec(), tmp_path), tmp_path, None) == "1234"
-    assert json.loads((tmp_path / "mlflow.json").read_text()) == {"run_id": "1234", "tracking_uri": "https://mlflow.example:5000/team"}
+    assert json.loads((tmp_path / "mlflow.json").read_text()) == {"run_id": "1234", "tracking_uri": "https://mlflow.example:5000/team", "closed": False}
 
 
 def test_object_store_is_refused_clearly() -> None:
