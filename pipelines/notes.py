@@ -27,10 +27,11 @@ def working_in(folder: str | Path, *, total: int | None = None, unit: str = "obj
     from pipelines.environment import environment
     from pipelines.errors import UsageError
     from pipelines.failures import root_cause
+    from pipelines.tracking import without_login
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    note = {"command": this_command(), "working_dir": str(Path.cwd()), "started": time.time(), "total": total, "unit": unit}
+    note = {"command": without_login(this_command()), "working_dir": str(Path.cwd()), "started": time.time(), "total": total, "unit": unit}
     note |= {"host": socket.gethostname(), "pid": os.getpid()}  # whether somebody still works there
     note |= {"environment": environment()}
     write_json(folder / COMMAND_FILE, note | ({"flags": dict(flags)} if flags else {}))

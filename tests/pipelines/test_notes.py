@@ -20,6 +20,13 @@ def test_command_and_failure_are_noted_and_a_new_start_clears_the_failure(tmp_pa
         assert read_note(tmp_path / "out", FAILURE_FILE) is None
 
 
+def test_a_login_in_the_command_is_not_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["jobs/x.py", "--ray-address", "ray://me:secret@head:10001"])
+    with working_in(tmp_path):
+        pass
+    assert read_note(tmp_path, COMMAND_FILE)["command"] == "python jobs/x.py --ray-address ray://head:10001"
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, UsageError])
 def test_an_interruption_is_no_failure(tmp_path, stop):
     with pytest.raises(stop), working_in(tmp_path):
