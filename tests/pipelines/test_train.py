@@ -122,7 +122,10 @@ def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(whole: Path, tmp_pa
         "dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))\n"
         "(folder / f'there-{rank}').touch()\n"
         "config = {'spec': toy_spec().to_dict(), 'run_dir': str(folder / 'run'), 'build': TOY}\n"
-        "train.work(config, rank=rank, world_size=2)\n"
+        "try:\n"
+        "    train.work(config, rank=rank, world_size=2)\n"
+        "finally:\n"
+        "    dist.barrier(); dist.destroy_process_group()  # gloo's threads abort an interpreter that ends with them running\n"
     )
     newest, older = train.checkpoints(whole / "checkpoints")
     folder = tmp_path / "run" / "checkpoints"
