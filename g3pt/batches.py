@@ -78,6 +78,8 @@ class SurfaceBatches:
         }
         if config.num_sharp_points:
             batch["sharp_BP6"] = window(self.arrays["sharp"][index], config.num_sharp_points, rng).astype(np.float32)
+        if config.consistency_weight:
+            batch["again_BP6"] = window(self.arrays["surface"][index], config.num_points, rng).astype(np.float32)
         return batch
 
 

@@ -30,19 +30,26 @@ class CVQConfig:
     encoder_layers: int  # self-attention layers after the cross-attention from the points
     decoder_layers: int  # self-attention layers before the query points' cross-attention
     latent_queries: Literal["anchored", "learned"] = "anchored"  # learned: the paper's
+    anchor_blur: float = 0.0  # anchored: weights of the points fall off as a Gaussian of this width in box units; 0 takes the nearest point alone
+    qk_norm: bool = False  # unit-norm Q and K with a learned scale per head in encoder and decoder
+    resampling: Literal["queries", "pooled", "slices"] = "queries"  # queries: the paper's CQT; the others are controls (g3pt/cqt.py)
     quantizer: Literal["fsq", "lfq"] = "fsq"  # lfq: the paper's
     fsq_levels: tuple[int, ...] = (8, 8, 5, 5, 5)
     lfq_bits: int = 13
     num_fourier: int = 8  # frequencies of the point embedding
     num_points: int = 2048  # surface points read per object and step
     num_sharp_points: int = 0  # points on sharp edges read beside them
-    num_encode_points: int = 8192  # surface points read when codes are written for good
+    num_encode_points: int = 8192  # surface points read when codes are written for good, in
+    num_encode_samplings: int = 1  # so many parts, each encoded alone, their latents averaged
     num_volume_queries: int = 1024  # occupancy queries per object and step, uniform in the box
     num_near_queries: int = 1024  # and near the surface
     near_weight: float = 0.25  # of the near-surface loss against the volume's
     latent_weight: float = 1.0  # of the pyramid's loss on the latents
     commitment_weight: float = 0.1  # pulls the encoder towards what the pyramid can express
     code_weight: float = 0.05  # LFQ: entropy pressure; FSQ needs none
+    consistency_weight: float = 0.0  # pulls the latents of a second sampling of the surface to the first's
+    scale_dropout: float = 0.0  # share of objects decoded from a random number of scales, in the joint phase
+    continuous_path: Literal["latents", "pyramid"] = "latents"  # what phase A decodes: the latents, or the scales' sum unquantised
     continuous_share: float = 0.3  # phase A: share of the steps without a quantiser
     pyramid_share: float = 0.08  # phase A2: share of the steps that train only the pyramid, on frozen latents
     stat_momentum: float = 0.03  # of the running per-position statistics before the quantiser
@@ -56,7 +63,13 @@ class CVQConfig:
         _require(list(self.scales) == sorted(self.scales), f"scales must not shrink, got {self.scales}")
         _require(self.width % self.num_heads == 0, f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         _require(self.latent_queries in ("anchored", "learned"), f"unknown latent_queries {self.latent_queries!r}")
+        _require(self.resampling in ("queries", "pooled", "slices"), f"unknown resampling {self.resampling!r}")
+        _require(self.continuous_path in ("latents", "pyramid"), f"unknown continuous_path {self.continuous_path!r}")
         _require(self.quantizer in ("fsq", "lfq"), f"unknown quantizer {self.quantizer!r}")
+        _require(0 <= self.scale_dropout <= 1, f"scale_dropout must be a share in [0, 1], got {self.scale_dropout}")
+        _require(self.anchor_blur >= 0, f"anchor_blur must not be negative, got {self.anchor_blur}")
+        points, parts = self.num_encode_points, self.num_encode_samplings
+        _require(parts >= 1 and points % parts == 0, f"num_encode_points {points} is not a multiple of num_encode_samplings {parts}")
         _require(1 <= self.lfq_bits <= 16, f"lfq_bits must be 1 to 16 (codes are stored as uint16), got {self.lfq_bits}")
         _require(min(self.fsq_levels) >= 2, f"fsq_levels must be at least 2, got {self.fsq_levels}")
         _require(self.num_codes <= 65536, f"{self.num_codes} codes do not fit uint16")
@@ -66,7 +79,7 @@ class CVQConfig:
     @property
     def num_latents(self) -> int:
         """L."""
-        return self.scales[-1]
+        return sum(self.scales) if self.resampling == "slices" else self.scales[-1]
 
     @property
     def num_scales(self) -> int:

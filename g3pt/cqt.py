@@ -9,6 +9,9 @@ Source: G3PT, the CQT (down-sampling queries, quantisation, up-sampling queries,
 Ours: residual amplitudes sigma_k; per-position statistics before the quantiser; a learned base canvas; the query inside the
 up block's MLP and a sink token, so that one token can still paint position-dependent values; queries initialised from
 places (random Fourier features of anchors), so that attention starts local; identity instead of attention at the last scale.
+Controls (`resampling`), measured in LOG.md: `pooled` has no queries: a scale's token is the mean of the latents nearest to
+its centre, spread back by distance (VAR's interpolation; L tokens at every scale make it plain residual VQ). `slices` is one-level
+VQ: token i is latent i, and a "scale" is the next group of latents in Morton order, which reads the group before it.
 
 Shapes: B batch, L latents, T tokens of a scale, D width, C code digits.
 """
@@ -63,6 +66,34 @@ class ScaleUp(nn.Module):
         return read_BLD + self.mlp(self.norm_mlp(read_BLD + queries_BLD))
 
 
+class PooledDown(nn.Module):
+    """Control: each of T tokens is the mean of the latents whose nearest centre is its own."""
+
+    def __init__(self, anchors_L3: Tensor, centres_T3: Tensor) -> None:
+        super().__init__()
+        nearest_L = torch.cdist(anchors_L3, centres_T3).argmin(1)
+        member_TL = F.one_hot(nearest_L, len(centres_T3)).T.float()
+        self.register_buffer("weights_TL", member_TL / member_TL.sum(1, keepdim=True))
+
+    def forward(self, residual_BLD: Tensor) -> Tensor:
+        return F.layer_norm(self.weights_TL @ residual_BLD, residual_BLD.shape[-1:])
+
+
+class PooledUp(nn.Module):
+    """Control: each latent reads the T tokens by distance, then a linear layer and a perceptron without any query."""
+
+    def __init__(self, config: CVQConfig, anchors_L3: Tensor, centres_T3: Tensor) -> None:
+        super().__init__()
+        spacing = len(centres_T3) ** (-1 / 3)
+        weights_LT = (-torch.cdist(anchors_L3, centres_T3).square() / (2 * spacing**2)).softmax(1)
+        self.register_buffer("weights_LT", weights_LT if len(centres_T3) < len(anchors_L3) else torch.eye(len(anchors_L3)))
+        self.embed, self.norm, self.mlp = nn.Linear(len(config.code_levels), config.width), nn.LayerNorm(config.width), feed_forward(config.width)
+
+    def forward(self, values_BTC: Tensor) -> Tensor:
+        read_BLD = self.weights_LT @ self.embed(values_BTC)
+        return read_BLD + self.mlp(self.norm(read_BLD))
+
+
 class CQT(nn.Module):
     """The pyramid of scales over L latents. Scales are numbered from 0, the coarsest."""
 
@@ -70,11 +101,28 @@ class CQT(nn.Module):
         super().__init__()
         self.config = config
         width, num_digits = config.width, len(config.code_levels)
-        place = random_fourier_features(width, generator)
-        places_LD = place(anchors_L3)
         self.quantizer = build_quantizer(config.quantizer, config.code_levels)
         self.norms = nn.ModuleList(RunningNorm(t, num_digits, config.stat_momentum) for t in config.scales)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
+        if config.resampling == "queries":
+            self._add_queries(anchors_L3, generator)
+        elif config.resampling == "pooled":
+            for num_tokens in config.scales[:-1]:
+                centres_T3 = anchors_L3[farthest_points(anchors_L3, num_tokens)]
+                self.downs.append(PooledDown(anchors_L3, centres_T3))
+                self.ups.append(PooledUp(config, anchors_L3, centres_T3))
+        num_projections = 1 if config.resampling == "slices" else config.num_scales
+        self.to_code = nn.ModuleList(nn.Linear(width, num_digits) for _ in range(num_projections))
+        self.last_up = nn.Linear(num_digits, width)
+        nn.init.zeros_(self.last_up.weight), nn.init.zeros_(self.last_up.bias)
+        self.base = nn.Parameter(torch.zeros(config.num_latents, width))
+        self.register_buffer("sigma", torch.ones(config.num_scales))
+        self.register_buffer("sigma_calls", torch.zeros((), dtype=torch.int64))
+
+    def _add_queries(self, anchors_L3: Tensor, generator: torch.Generator) -> None:
+        config, width = self.config, self.config.width
+        place = random_fourier_features(width, generator)
+        places_LD = place(anchors_L3)
         for num_tokens in config.scales[:-1]:
             centres_TD = place(anchors_L3[farthest_points(anchors_L3, num_tokens)])
             if num_tokens == 1:
@@ -82,12 +130,6 @@ class CQT(nn.Module):
             sharpness = 1.2 * (num_tokens / config.num_latents) ** (1 / 3)
             self.downs.append(ScaleDown(config, places_LD, centres_TD, sharpness))
             self.ups.append(ScaleUp(config, places_LD, centres_TD, sharpness))
-        self.to_code = nn.ModuleList(nn.Linear(width, num_digits) for _ in config.scales)
-        self.last_up = nn.Linear(num_digits, width)
-        nn.init.zeros_(self.last_up.weight), nn.init.zeros_(self.last_up.bias)
-        self.base = nn.Parameter(torch.zeros(config.num_latents, width))
-        self.register_buffer("sigma", torch.ones(config.num_scales))
-        self.register_buffer("sigma_calls", torch.zeros((), dtype=torch.int64))
 
     def canvas_start(self, batch_size: int) -> Tensor:
         """The empty canvas: the learned base, (B, L, D)."""
@@ -95,28 +137,50 @@ class CQT(nn.Module):
 
     def spread(self, values_BTC: Tensor, scale: int) -> Tensor:
         """What `scale`'s quantised tokens add to the canvas, (B, L, D)."""
+        if self.config.resampling == "slices":
+            first, last = self._slice(scale)
+            return F.pad(self.last_up(values_BTC), (0, 0, first, self.config.num_latents - last))
         up = self.last_up if scale == self.config.num_scales - 1 else self.ups[scale]
         return self.sigma[scale] * up(values_BTC)
 
     def align(self, features_BLD: Tensor, scale: int) -> Tensor:
         """L latents (a residual, or the canvas) brought to `scale`'s T tokens, (B, T, D)."""
+        if self.config.resampling == "slices":
+            return self._align_slice(features_BLD, scale)
         if scale == self.config.num_scales - 1:
             return F.layer_norm(features_BLD, features_BLD.shape[-1:])
         return self.downs[scale](features_BLD)
 
-    def quantize(self, residual_BLD: Tensor, scale: int, frozen: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """One scale of the residual -> (values (B, T, C), codes (B, T), the quantiser's loss)."""
-        z_BTC = self.to_code[scale](self.align(residual_BLD, scale))
-        return self.quantizer(self.norms[scale](z_BTC, frozen))
+    def _slice(self, scale: int) -> tuple[int, int]:
+        first = sum(self.config.scales[:scale])
+        return first, first + self.config.scales[scale]
 
-    def forward(self, latents_BLD: Tensor, frozen: bool = False, num_scales: int | None = None) -> CQTOutput:
-        """Encode latents through the first `num_scales` scales (all by default); canvases after each, codes and losses."""
+    def _align_slice(self, features_BLD: Tensor, scale: int) -> Tensor:
+        """The latents of the group before (the canvas holds nothing yet of its own), as many as this group has."""
+        first, _ = self._slice(scale)
+        num_tokens = self.config.scales[scale]
+        return F.layer_norm(features_BLD[:, max(0, first - num_tokens) : max(num_tokens, first)], features_BLD.shape[-1:])
+
+    def quantize(self, residual_BLD: Tensor, scale: int, frozen: bool, quantized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """One scale of the residual -> (values (B, T, C), codes (B, T), the quantiser's loss)."""
+        if self.config.resampling == "slices":
+            first, last = self._slice(scale)
+            tokens_BTD, to_code = F.layer_norm(residual_BLD[:, first:last], residual_BLD.shape[-1:]), self.to_code[0]
+        else:
+            tokens_BTD, to_code = self.align(residual_BLD, scale), self.to_code[scale]
+        return self.quantizer(self.norms[scale](to_code(tokens_BTD), frozen), quantized)
+
+    def forward(self, latents_BLD: Tensor, frozen: bool = False, num_scales: int | None = None, quantized: bool = True) -> CQTOutput:
+        """Encode latents through the first `num_scales` scales (all by default); canvases after each, codes and losses.
+
+        Without `quantized` the canvases are sums of values that were bounded but not rounded (phase A with the scales in the path).
+        """
         canvas_BLD, output = self.canvas_start(len(latents_BLD)), CQTOutput()
         for scale in range(num_scales or self.config.num_scales):
             residual_BLD = latents_BLD - canvas_BLD
             if self.training and not frozen:
                 self._update_sigma(residual_BLD.detach(), scale)
-            values_BTC, codes_BT, loss = self.quantize(residual_BLD, scale, frozen)
+            values_BTC, codes_BT, loss = self.quantize(residual_BLD, scale, frozen, quantized)
             canvas_BLD = canvas_BLD + self.spread(values_BTC, scale)
             output.append(canvas_BLD, codes_BT, loss)
         return output

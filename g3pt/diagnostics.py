@@ -71,7 +71,7 @@ def eval_batches(arrays: dict[str, Any], model: CVQ, device: str | torch.device)
 
 
 def _diagnose_batch(model: CVQ, batch: dict[str, Tensor]) -> dict[str, Any]:
-    latents_BLD = model.encoder(batch["surface"], batch.get("sharp"))
+    latents_BLD = model.encode_latents(batch["surface"], batch.get("sharp"))
     iou_B, loss_B = _decoded(model, latents_BLD, batch)
     result: dict[str, Any] = {"iou_continuous": iou_B, "loss_volume": loss_B}
     if model.phase == "continuous":

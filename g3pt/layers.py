@@ -15,13 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+MAX_LOG_SCALE = math.log(100.0)
+
 
 class Attention(nn.Module):
-    """Multi-head attention of `query_BND` over `context_BMD` (itself by default). Inputs arrive normalised."""
+    """Multi-head attention of `query_BND` over `context_BMD` (itself by default). Inputs arrive normalised.
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    With `qk_norm`, queries and keys are unit vectors and a learned scale per head, capped at 100, takes the place of 1 / sqrt(width).
+    """
+
+    def __init__(self, width: int, num_heads: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.log_scale_H = nn.Parameter(torch.full((num_heads,), math.log(4.0))) if qk_norm else None
         self.to_query = nn.Linear(width, width, bias=False)
         self.to_key = nn.Linear(width, width, bias=False)
         self.to_value = nn.Linear(width, width, bias=False)
@@ -31,7 +37,12 @@ class Attention(nn.Module):
         context_BMD = query_BND if context_BMD is None else context_BMD
         query = self._split(self.to_query(query_BND))
         key, value = self._split(self.to_key(context_BMD)), self._split(self.to_value(context_BMD))
-        out = F.scaled_dot_product_attention(query, key, value)
+        if self.log_scale_H is None:
+            out = F.scaled_dot_product_attention(query, key, value)
+        else:
+            scale_H11 = self.log_scale_H.clamp_max(MAX_LOG_SCALE).exp()[:, None, None]
+            query, key = F.normalize(query, dim=-1) * scale_H11, F.normalize(key, dim=-1)
+            out = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, scale=1.0)
         return self.to_out(out.transpose(1, 2).flatten(2))
 
     def _split(self, x_BND: Tensor) -> Tensor:
@@ -46,10 +57,10 @@ def feed_forward(width: int, ratio: int = 4) -> nn.Sequential:
 class SelfBlock(nn.Module):
     """x + Attention(LN x), then x + MLP(LN x)."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention, self.mlp = Attention(width, num_heads), feed_forward(width)
+        self.attention, self.mlp = Attention(width, num_heads, qk_norm), feed_forward(width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         x_BND = x_BND + self.attention(self.norm_attention(x_BND))
@@ -59,10 +70,10 @@ class SelfBlock(nn.Module):
 class CrossBlock(nn.Module):
     """x + Attention(LN x, LN context), then x + MLP(LN x)."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.norm_query, self.norm_context, self.norm_mlp = (nn.LayerNorm(width) for _ in range(3))
-        self.attention, self.mlp = Attention(width, num_heads), feed_forward(width)
+        self.attention, self.mlp = Attention(width, num_heads, qk_norm), feed_forward(width)
 
     def forward(self, x_BND: Tensor, context_BMD: Tensor) -> Tensor:
         x_BND = x_BND + self.attention(self.norm_query(x_BND), self.norm_context(context_BMD))

@@ -85,14 +85,14 @@ class Quantizer(nn.Module):
 class FSQ(Quantizer):
     """Finite scalar quantisation: digit c of z takes one of `levels[c]` values in [-1, 1]."""
 
-    def forward(self, z_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z -> (values with straight-through gradient, codes int64, loss 0)."""
+    def forward(self, z_BTC: Tensor, quantized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """z -> (values with straight-through gradient, or bounded but not rounded; codes int64; loss 0)."""
         half_C = (self.levels_C - 1) * (1 + 1e-3) / 2
         offset_C = torch.where(self.levels_C % 2 == 0, 0.5, 0.0)
         bounded = (z_BTC + (offset_C / half_C).atanh()).tanh() * half_C - offset_C
         rounded = bounded + (bounded.round() - bounded).detach()
         codes_BT = self.digits_to_codes(rounded.detach().round().long() + self.levels_C // 2)
-        return rounded / (self.levels_C // 2), codes_BT, z_BTC.new_zeros(())
+        return (rounded if quantized else bounded) / (self.levels_C // 2), codes_BT, z_BTC.new_zeros(())
 
     def values(self, codes_BT: Tensor) -> Tensor:
         """Codes -> the values that `forward` gave for them, (B, T, C)."""
@@ -106,12 +106,12 @@ class LFQ(Quantizer):
         super().__init__(levels)
         self.temperature, self.group_bits = temperature, group_bits
 
-    def forward(self, z_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z -> (signs with straight-through gradient, codes int64, loss = -[H of the mean code - mean H] + commitment)."""
+    def forward(self, z_BTC: Tensor, quantized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """z -> (signs with straight-through gradient, or z bounded; codes int64; loss = -[H of the mean code - mean H] + commitment)."""
         sign_BTC = torch.where(z_BTC > 0, 1.0, -1.0)
         codes_BT = self.digits_to_codes((z_BTC > 0).long())
         loss = self._entropy_loss(z_BTC) + 5.0 * (z_BTC - sign_BTC).square().mean()
-        return z_BTC + (sign_BTC - z_BTC).detach(), codes_BT, loss
+        return z_BTC + (sign_BTC - z_BTC).detach() if quantized else z_BTC.tanh(), codes_BT, loss
 
     def values(self, codes_BT: Tensor) -> Tensor:
         """Codes -> signs, (B, T, C) of -1 and 1."""

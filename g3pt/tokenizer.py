@@ -38,14 +38,14 @@ class Encoder(nn.Module):
         self.sharp_offset = nn.Parameter(torch.zeros(config.width)) if config.num_sharp_points else None
         self.register_buffer("anchors_L3", anchors_L3)
         self.queries = nn.Parameter(torch.randn(config.num_latents, config.width) * 0.02)
-        self.cross = CrossBlock(config.width, config.num_heads)
-        self.blocks = nn.ModuleList(SelfBlock(config.width, config.num_heads) for _ in range(config.encoder_layers))
+        self.cross = CrossBlock(config.width, config.num_heads, config.qk_norm)
+        self.blocks = nn.ModuleList(SelfBlock(config.width, config.num_heads, config.qk_norm) for _ in range(config.encoder_layers))
 
     def forward(self, surface_BP6: Tensor, sharp_BP6: Tensor | None = None) -> Tensor:
         points_BPD = self.embed(surface_BP6)
         queries_BLD = self.queries.expand(len(surface_BP6), -1, -1)
         if self.config.latent_queries == "anchored":
-            queries_BLD = queries_BLD + gather(points_BPD, self._nearest(surface_BP6))
+            queries_BLD = queries_BLD + self._at_anchors(points_BPD, surface_BP6)
         if self.sharp_offset is not None:
             if sharp_BP6 is None:
                 raise ValueError(f"this tokenizer reads {self.config.num_sharp_points} sharp points beside the surface, got none")
@@ -53,14 +53,20 @@ class Encoder(nn.Module):
         x_BLD = run_blocks(self.blocks, self.cross(queries_BLD, points_BPD), self.config.checkpoint_layers)
         return F.layer_norm(x_BLD.float(), x_BLD.shape[-1:])  # fixed scale for everything after
 
+    def _at_anchors(self, points_BPD: Tensor, surface_BP6: Tensor) -> Tensor:
+        """The points' embedding about each anchor, (B, L, D): the nearest point's, or a mean with Gaussian weights."""
+        score_BLP = self._scores(surface_BP6[..., :3].float())
+        if not self.config.anchor_blur:
+            return gather(points_BPD, score_BLP.argmin(-1))
+        weights_BLP = (score_BLP / (-2 * self.config.anchor_blur**2)).softmax(-1)
+        return weights_BLP.to(points_BPD.dtype) @ points_BPD
+
     @torch.no_grad()
-    def _nearest(self, surface_BP6: Tensor) -> Tensor:
-        """Index (B, L) of the surface point nearest to each anchor."""
-        points_BP3 = surface_BP6[..., :3].float()
+    def _scores(self, points_BP3: Tensor) -> Tensor:
+        """Squared distance of each anchor to each point, (B, L, P), less the anchor's own square."""
         anchors = self.anchors_L3.expand(len(points_BP3), -1, -1)
         with torch.autocast(points_BP3.device.type, enabled=False):  # in bf16 most anchors pick another point
-            score = points_BP3.square().sum(-1)[:, None] - 2 * torch.bmm(anchors, points_BP3.transpose(1, 2))
-        return score.argmin(-1)
+            return points_BP3.square().sum(-1)[:, None] - 2 * torch.bmm(anchors, points_BP3.transpose(1, 2))
 
 
 class Decoder(nn.Module):
@@ -71,9 +77,9 @@ class Decoder(nn.Module):
         self.config = config
         self.places = nn.Parameter(torch.randn(config.num_latents, config.width) * 0.02)
         self.project = nn.Linear(config.width, config.width)
-        self.blocks = nn.ModuleList(SelfBlock(config.width, config.num_heads) for _ in range(config.decoder_layers))
+        self.blocks = nn.ModuleList(SelfBlock(config.width, config.num_heads, config.qk_norm) for _ in range(config.decoder_layers))
         self.embed = FourierPoints(config.width, config.num_fourier, num_features=3)
-        self.cross = CrossBlock(config.width, config.num_heads)
+        self.cross = CrossBlock(config.width, config.num_heads, config.qk_norm)
         self.norm, self.head = nn.LayerNorm(config.width), nn.Linear(config.width, 1)
 
     def latents(self, canvas_BLD: Tensor) -> Tensor:
@@ -111,31 +117,53 @@ class CVQ(nn.Module, Pretrained):
         start_joint = start_pyramid + round(self.config.pyramid_share * num_steps)
         phase: Phase = "continuous" if step < start_pyramid else "pyramid" if step < start_joint else "joint"
         self.statistics_frozen = step >= round((1 - self.config.stat_freeze_share) * num_steps)
-        if phase != "continuous" and start_pyramid > 0 and not self.has_base:
+        if phase != "continuous" and start_pyramid > 0 and not self.has_base and self.config.continuous_path == "latents":
             self.cqt.base.data.copy_(self.latent_mean_LD)
             self.has_base.fill_(True)
         changed, self.phase = phase != self.phase, phase
         self.encoder.requires_grad_(phase != "pyramid")
         self.decoder.requires_grad_(phase != "pyramid")
-        self.cqt.requires_grad_(phase != "continuous")
+        self.cqt.requires_grad_(phase != "continuous" or self.config.continuous_path == "pyramid")
         return changed
 
     def forward(self, batch: dict[str, Tensor], step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss of this phase and its parts, from surface_BP6, points_BQ3, occupancy_BQ, near_BQ (and sharp_BP6)."""
+        """The training loss of this phase and its parts, from surface_BP6, points_BQ3, occupancy_BQ, near_BQ (and sharp_BP6, again_BP6)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.phase != "pyramid"):
             latents_BLD = self.encoder(batch["surface_BP6"], batch.get("sharp_BP6"))
+        loss, logs = self._loss(latents_BLD, batch)
+        if self.config.consistency_weight and self.phase != "pyramid":
+            again_BP6 = batch["again_BP6"][: max(1, len(latents_BLD) // 4)]  # a quarter is enough, and costs a quarter
+            again_BLD = self.encoder(again_BP6, batch["sharp_BP6"][: len(again_BP6)] if "sharp_BP6" in batch else None)
+            consistency = F.mse_loss(again_BLD, latents_BLD[: len(again_BP6)])
+            loss, logs["loss_consistency"] = loss + self.config.consistency_weight * consistency, consistency.detach()
+        return loss, logs
+
+    def _loss(self, latents_BLD: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         if self.phase == "continuous":
             self._track_mean(latents_BLD.detach())
-            return self._occupancy_loss(latents_BLD, batch)
-        output = self.cqt(latents_BLD.detach(), frozen=self.statistics_frozen)
+            if self.config.continuous_path == "latents":
+                return self._occupancy_loss(latents_BLD, batch)
+        output = self.cqt(latents_BLD.detach(), frozen=self.statistics_frozen, quantized=self.phase != "continuous")
         pyramid_loss, logs = self._pyramid_loss(output, latents_BLD.detach())
         if self.phase == "pyramid":
             return pyramid_loss, logs
         canvas_BLD = output.canvases_BLD[-1]
-        loss, occupancy_logs = self._occupancy_loss(canvas_BLD + latents_BLD - latents_BLD.detach(), batch)
+        decoded_BLD = self._drop_scales(output.canvases_BLD) if self.phase == "joint" else canvas_BLD
+        loss, occupancy_logs = self._occupancy_loss(decoded_BLD + latents_BLD - latents_BLD.detach(), batch)
         commitment = F.mse_loss(latents_BLD, canvas_BLD.detach())
         loss = loss + pyramid_loss + self.config.commitment_weight * commitment
         return loss, occupancy_logs | logs | {"loss_commitment": commitment.detach()}
+
+    def _drop_scales(self, canvases_BLD: list[Tensor]) -> Tensor:
+        """The last canvas, or for a share of the objects the canvas after a random scale."""
+        canvas_BLD = canvases_BLD[-1]
+        if not self.config.scale_dropout:
+            return canvas_BLD
+        batch = len(canvas_BLD)
+        scale_B = torch.randint(len(canvases_BLD), (batch,), device=canvas_BLD.device)
+        dropped_B = torch.rand(batch, device=canvas_BLD.device) < self.config.scale_dropout
+        earlier_BLD = torch.stack(canvases_BLD)[scale_B, torch.arange(batch, device=canvas_BLD.device)]
+        return torch.where(dropped_B[:, None, None], earlier_BLD, canvas_BLD)
 
     def _track_mean(self, latents_BLD: Tensor) -> None:
         if self.training:
@@ -165,8 +193,15 @@ class CVQ(nn.Module, Pretrained):
     @torch.no_grad()
     def encode(self, surface_BP6: Tensor, sharp_BP6: Tensor | None = None, num_scales: int | None = None) -> Tensor:
         """Surface points -> codes (B, S) int64, scales coarse to fine (the first `num_scales` only, if given)."""
-        output = self.cqt(self.encoder(surface_BP6, sharp_BP6), frozen=True, num_scales=num_scales)
+        output = self.cqt(self.encode_latents(surface_BP6, sharp_BP6), frozen=True, num_scales=num_scales)
         return torch.cat(output.codes_BT, dim=1)
+
+    def encode_latents(self, surface_BP6: Tensor, sharp_BP6: Tensor | None = None) -> Tensor:
+        """Surface points -> continuous latents (B, L, D): the mean over the configured number of parts of the cloud."""
+        parts = self.config.num_encode_samplings
+        if parts == 1:
+            return self.encoder(surface_BP6, sharp_BP6)
+        return torch.stack([self.encoder(part_BP6, sharp_BP6) for part_BP6 in surface_BP6.chunk(parts, dim=1)]).mean(0)
 
     def canvas_start(self, batch_size: int) -> Tensor:
         """The empty canvas, (B, L, D)."""

@@ -50,14 +50,26 @@ def model() -> CVQ:
     return model
 
 
-@pytest.mark.parametrize("quantizer", ["fsq", "lfq"])
-def test_codes_rebuild_the_canvas_that_encoding_ended_with(quantizer: str) -> None:
-    model = CVQ(dataclasses.replace(TINY, quantizer=quantizer)).eval()
+VARIANTS = [  # each with what it changes
+    {"quantizer": "fsq"},
+    {"quantizer": "lfq"},
+    {"num_encode_samplings": 4, "anchor_blur": 0.1, "qk_norm": True},
+    {"resampling": "pooled"},
+    {"resampling": "pooled", "scales": (8, 8)},
+    {"resampling": "slices", "scales": (4, 4, 8)},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_codes_rebuild_the_canvas_that_encoding_ended_with(changes: dict) -> None:
+    model = CVQ(dataclasses.replace(TINY, **changes)).eval()
+    torch.nn.init.normal_(model.cqt.last_up.weight, std=0.3)
     batch = first_batch(TINY)
-    latents_BLD = model.encoder(batch["surface_BP6"])
+    latents_BLD = model.encode_latents(batch["surface_BP6"])
     output = model.cqt(latents_BLD, frozen=True)
     codes_BS = model.encode(batch["surface_BP6"])
-    assert codes_BS.shape == (4, TINY.num_tokens) and int(codes_BS.max()) < model.config.num_codes
+    assert codes_BS.shape == (4, model.config.num_tokens) and int(codes_BS.max()) < model.config.num_codes
+    assert latents_BLD.shape == (4, model.config.num_latents, 16)
     assert torch.allclose(model.canvas(codes_BS), output.canvases_BLD[-1], atol=1e-5)
 
 
@@ -84,11 +96,12 @@ def test_the_order_of_the_points_is_irrelevant(latent_queries: str) -> None:
     assert torch.allclose(model.encoder(surface_BP6), model.encoder(shuffled_BP6), atol=1e-4)
 
 
-@pytest.mark.parametrize(("quantizer", "latent_queries", "num_sharp"), [("fsq", "anchored", 0), ("lfq", "learned", 32)])
-def test_every_parameter_moves_within_five_steps(quantizer: str, latent_queries: str, num_sharp: int) -> None:
-    config = dataclasses.replace(
-        TINY, quantizer=quantizer, latent_queries=latent_queries, num_sharp_points=num_sharp, continuous_share=0.0, pyramid_share=0.0
-    )
+OPTIONS = {"consistency_weight": 0.5, "scale_dropout": 0.5, "qk_norm": True, "anchor_blur": 0.1, "num_sharp_points": 32}
+
+
+@pytest.mark.parametrize("changes", [{"quantizer": "lfq", "latent_queries": "learned"}, OPTIONS, *VARIANTS])
+def test_every_parameter_moves_within_five_steps(changes: dict) -> None:
+    config = dataclasses.replace(TINY, **changes, continuous_share=0.0, pyramid_share=0.0)
     model = CVQ(config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train = TrainConfig(steps=5, batch_size=4, learning_rate=1e-3, ema_decay=0.0, warmup_steps=1, weight_decay=0.0)
@@ -108,6 +121,47 @@ def test_phases_train_what_they_should(model: CVQ) -> None:
         trained[model.phase] = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert trained == {"continuous": {"encoder", "decoder"}, "pyramid": {"cqt"}, "joint": {"encoder", "decoder", "cqt"}}
     assert torch.equal(model.cqt.base.data, model.latent_mean_LD) and bool(model.has_base)
+
+
+def test_the_scales_in_the_path_train_everything_from_the_first_step() -> None:
+    """Phase A with the pyramid in it, not rounded: it ends where rounding begins, with what it learnt."""
+    config = dataclasses.replace(TINY, continuous_path="pyramid", continuous_share=0.5, pyramid_share=0.0)
+    model = CVQ(config)
+    model.set_phase(0, 100)
+    batch = first_batch(config)
+    model(batch)[0].backward()
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {"encoder", "decoder", "cqt"}
+    with torch.no_grad():
+        soft, hard = (model.cqt(model.encoder(batch["surface_BP6"]), frozen=True, quantized=q).canvases_BLD[-1] for q in (False, True))
+    assert not torch.equal(soft, hard), "rounding changes values"
+    model.set_phase(50, 100)
+    assert model.phase == "joint" and not model.has_base, "the learned base is not replaced by the latents' mean"
+
+
+def test_scale_dropout_decodes_whole_canvases_of_some_objects() -> None:
+    model = CVQ(dataclasses.replace(TINY, scale_dropout=0.5))
+    canvases = [torch.full((64, 8, 16), float(k)) for k in range(4)]
+    torch.manual_seed(0)
+    seen = model._drop_scales(canvases)
+    assert all(len(row.unique()) == 1 for row in seen)
+    share_last = float((seen[:, 0, 0] == 3).float().mean())
+    assert 0.4 < share_last < 0.85, "half is dropped, a quarter of these to the last scale again"
+    assert set(seen[:, 0, 0].tolist()) == {0.0, 1.0, 2.0, 3.0}
+
+
+def test_a_wide_blur_reads_the_mean_and_a_narrow_one_the_nearest_point() -> None:
+    batch = first_batch(TINY)["surface_BP6"]
+    nearest, narrow, wide = (CVQ(dataclasses.replace(TINY, anchor_blur=blur)).encoder for blur in (0.0, 1e-4, 100.0))
+    points = nearest.embed(batch)
+    assert torch.allclose(narrow._at_anchors(points, batch), nearest._at_anchors(points, batch), atol=1e-3)
+    assert torch.allclose(wide._at_anchors(points, batch), points.mean(1, keepdim=True).expand(-1, 8, -1), atol=1e-2)
+
+
+def test_later_groups_of_a_sliced_tokenizer_read_only_the_group_before() -> None:
+    model = CVQ(dataclasses.replace(TINY, resampling="slices", scales=(4, 4, 8))).eval()
+    canvas = torch.randn(1, 16, 16)
+    assert torch.allclose(model.align(canvas, 1), torch.nn.functional.layer_norm(canvas[:, 0:4], (16,)))
+    assert torch.allclose(model.align(canvas, 2), torch.nn.functional.layer_norm(canvas[:, 0:8], (16,)))
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one_in_every_phase() -> None:
