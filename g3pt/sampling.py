@@ -124,9 +124,13 @@ def sample_codes(
     seeds: Sequence[int],
     settings: SampleConfig,
     *,
+    known_BS: Tensor | None = None,
     cached: bool = True,
 ) -> Tensor:
-    """Encoded conditions and one seed a row -> codes int64 (B, S). `cached=False` recomputes all scales (for tests)."""
+    """Encoded conditions and one seed a row -> codes int64 (B, S). `cached=False` recomputes all scales (for tests).
+
+    `known_BS`: codes of the first whole scales, kept as they are; only the finer ones are drawn (completion of a coarse shape).
+    """
     car, tokenizer, scales = model.car, model.tokenizer, model.scales
     batch = len(seeds)
     uniforms_BSF = draw_uniforms(seeds, sum(scales), len(car.head.factors)).to(text_BC.device)
@@ -138,6 +142,9 @@ def sample_codes(
     if cached:
         caches = car.new_caches(text_BC.shape[0])
         car.run_prefix(image_BMC, condition, caches)
+    num_known = 0 if known_BS is None else known_BS.shape[1]
+    if num_known not in (sum(scales[:k]) for k in range(len(scales) + 1)):
+        raise ValueError(f"{num_known} known codes are no whole number of the scales {scales}")
     canvas_BLD = tokenizer.canvas_start(batch)
     codes, aligned = [], []
     for scale, num_tokens in enumerate(scales):
@@ -149,6 +156,9 @@ def sample_codes(
         else:
             hidden_BTD = car(_join(aligned), text_BC, image_BMC, num_scales=scale + 1)[:, -num_tokens:]
         start = sum(scales[:scale])
+        if start < num_known:
+            codes.append(known_BS[:, start : start + num_tokens].to(text_BC.device))
+            continue
         uniform_BTF = uniforms_BSF[:, start : start + num_tokens]
         codes.append(choose_codes(model, hidden_BTD, uniform_BTF, settings.guidance(scale, len(scales)), settings))
     return torch.cat(codes, dim=1)

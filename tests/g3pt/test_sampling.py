@@ -118,3 +118,16 @@ def test_guidance_of_zero_equals_no_guidance_and_more_moves_the_logits():
 def test_impossible_settings_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
         SampleConfig(**bad)
+
+
+def test_known_coarse_codes_are_kept_and_the_rest_is_what_they_lead_to():
+    model = tiny_g3pt().eval()
+    text_BC, image_BMC = model.encode_prompts(["a chair", "a table"], [None, None])
+    whole = sample_codes(model, text_BC, image_BMC, [0, 1], SampleConfig())
+    first = model.scales[0] + model.scales[1]
+    assert torch.equal(sample_codes(model, text_BC, image_BMC, [0, 1], SampleConfig(), known_BS=whole[:, :first]), whole), "the same draws go on"
+    other = (whole[:, :first] + 1) % model.tokenizer.config.num_codes
+    again = sample_codes(model, text_BC, image_BMC, [0, 1], SampleConfig(), known_BS=other)
+    assert torch.equal(again[:, :first], other) and not torch.equal(again[:, first:], whole[:, first:])
+    with pytest.raises(ValueError, match="no whole number"):
+        sample_codes(model, text_BC, image_BMC, [0, 1], SampleConfig(), known_BS=whole[:, : first - 1])
