@@ -189,7 +189,7 @@ class CQT(nn.Module):
         rms = mean_over_workers(residual_BLD.float().square().mean()).sqrt()
         self.sigma_calls += int(scale == 0)
         # a new tensor, not an in-place edit: autograd still holds the old one
-        share = max(self.config.stat_momentum, 1.0 / int(self.sigma_calls))
+        share = (1.0 / self.sigma_calls).clamp_min(self.config.stat_momentum)  # a tensor: a GPU does not wait for it
         is_scale = torch.arange(len(self.sigma), device=self.sigma.device) == scale
         self.sigma = torch.where(is_scale, self.sigma + share * (rms - self.sigma), self.sigma)
 

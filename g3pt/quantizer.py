@@ -45,7 +45,7 @@ class RunningNorm(nn.Module):
     def _update(self, z_BTC: Tensor) -> None:
         moments = mean_over_workers(torch.stack([z_BTC.mean(0), z_BTC.square().mean(0)]))
         self.calls += 1
-        share = max(self.momentum, 1.0 / int(self.calls))
+        share = (1.0 / self.calls).clamp_min(self.momentum)  # a tensor: a GPU does not wait for it
         self.mean_TC.lerp_(moments[0], share)
         self.square_TC.lerp_(moments[1], share)
 

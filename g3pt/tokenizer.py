@@ -26,6 +26,7 @@ from g3pt.layers import CrossBlock, FourierPoints, SelfBlock, run_blocks
 from g3pt.quantizer import mean_over_workers
 
 Phase = Literal["continuous", "pyramid", "joint"]
+MAX_SCORES = 2**27  # anchor-to-point distances held at once: 0.5 GB in float32
 
 
 class Encoder(nn.Module):
@@ -55,18 +56,23 @@ class Encoder(nn.Module):
 
     def _at_anchors(self, points_BPD: Tensor, surface_BP6: Tensor) -> Tensor:
         """The points' embedding about each anchor, (B, L, D): the nearest point's, or a mean with Gaussian weights."""
-        score_BLP = self._scores(surface_BP6[..., :3].float())
+        rows = max(1, MAX_SCORES // (len(self.anchors_L3) * surface_BP6.shape[1]))  # objects whose (L, P) distances lie in memory at once
+        parts = zip(points_BPD.split(rows), surface_BP6[..., :3].float().split(rows), strict=True)
+        return torch.cat([self._read_at_anchors(values, places) for values, places in parts])
+
+    def _read_at_anchors(self, points_BPD: Tensor, places_BP3: Tensor) -> Tensor:
+        score_BLP = self._scores(places_BP3)
         if not self.config.anchor_blur:
             return gather(points_BPD, score_BLP.argmin(-1))
         weights_BLP = (score_BLP / (-2 * self.config.anchor_blur**2)).softmax(-1)
         return weights_BLP.to(points_BPD.dtype) @ points_BPD
 
     @torch.no_grad()
-    def _scores(self, points_BP3: Tensor) -> Tensor:
+    def _scores(self, places_BP3: Tensor) -> Tensor:
         """Squared distance of each anchor to each point, (B, L, P), less the anchor's own square."""
-        anchors = self.anchors_L3.expand(len(points_BP3), -1, -1)
-        with torch.autocast(points_BP3.device.type, enabled=False):  # in bf16 most anchors pick another point
-            return points_BP3.square().sum(-1)[:, None] - 2 * torch.bmm(anchors, points_BP3.transpose(1, 2))
+        anchors = self.anchors_L3.expand(len(places_BP3), -1, -1)
+        with torch.autocast(places_BP3.device.type, enabled=False):  # in bf16 most anchors pick another point
+            return places_BP3.square().sum(-1)[:, None] - 2 * torch.bmm(anchors, places_BP3.transpose(1, 2))
 
 
 class Decoder(nn.Module):
@@ -173,7 +179,7 @@ class CVQ(nn.Module, Pretrained):
         logits_BQ = self.decoder.logits(self.decoder.latents(canvas_BLD), batch["points_BQ3"])
         loss_BQ = F.binary_cross_entropy_with_logits(logits_BQ.float(), batch["occupancy_BQ"].float(), reduction="none")
         near_BQ = batch["near_BQ"]
-        volume, near = loss_BQ[~near_BQ].mean(), loss_BQ[near_BQ].mean()
+        volume, near = (loss_BQ * ~near_BQ).sum() / (~near_BQ).sum(), (loss_BQ * near_BQ).sum() / near_BQ.sum()  # no index: a GPU would wait
         logs = {"loss_volume": volume.detach(), "loss_near": near.detach()}
         return volume + self.config.near_weight * near, logs
 
