@@ -36,7 +36,7 @@ def write_gallery(items: Sequence[dict[str, Any]], folder: Path) -> list[dict[st
 
     What was in `folder` goes. No items: no folder.
     """
-    from g3pt.geometry.isosurface import write_mesh
+    from g3pt.geometry.files import write_mesh
 
     shutil.rmtree(folder, ignore_errors=True)
     if not items:

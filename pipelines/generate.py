@@ -40,12 +40,14 @@ from pipelines.tracked import Outcome, logged
 BATCH = 8  # samples that pass through the model together
 COARSE_CELLS = 32  # of the first grid of the iso-surface: the resolution is this times a power of two
 MAX_NUM = 100_000
+MIN_FACES = 16  # nothing but a box survives fewer
 MANIFEST = pa.schema(
     [("sample", pa.string()), ("id", pa.string()), ("text", pa.string()), ("image", pa.string()), ("seed", pa.int64())]
     + [("cfg", pa.float64()), ("cfg_schedule", pa.string()), ("top_k", pa.int64()), ("top_p", pa.float64())]
-    + [("temperature", pa.float64()), ("resolution", pa.int64()), ("model", pa.string()), ("model_hash", pa.string())]
+    + [("temperature", pa.float64()), ("resolution", pa.int64()), ("max_faces", pa.int64()), ("model", pa.string()), ("model_hash", pa.string())]
     + [("file", pa.string()), ("sha256", pa.string()), ("vertices", pa.int64()), ("faces", pa.int64())]
     + [("seconds", pa.float64()), ("tokens_per_s", pa.float64()), ("status", pa.string()), ("error", pa.string())]
+    + [("note", pa.string())]  # of a good mesh: why it has more faces than asked for
 )
 
 
@@ -82,6 +84,8 @@ class GenerateConfig(DryRun, OnRay):
     """below 1 sharpens, above 1 flattens the choice"""
     resolution: int = 128
     """cells along the box of the extracted surface: 32, 64, 128, 256, ..."""
+    max_faces: int = 0
+    """simplify each mesh to at most this many faces if it stays closed; 0 keeps all"""
     format: Literal["glb", "obj", "ply", "stl"] = "glb"
     """mesh file format"""
     num_workers: int | None = None
@@ -103,6 +107,8 @@ class GenerateConfig(DryRun, OnRay):
         cells = self.resolution // COARSE_CELLS
         if cells < 1 or COARSE_CELLS * (1 << (cells.bit_length() - 1)) != self.resolution:
             raise ValueError(f"--resolution must be {COARSE_CELLS} times a power of two, got {self.resolution}")
+        if self.max_faces != 0 and self.max_faces < MIN_FACES:
+            raise ValueError(f"--max-faces must be 0 (keep all) or at least {MIN_FACES}, got {self.max_faces}")
         if self.num_workers is not None and self.num_workers < 1:
             raise ValueError(f"--num-workers must be positive, got {self.num_workers}")
         self.sampling  # noqa: B018 (checks its own numbers)
@@ -282,6 +288,8 @@ def identity(config: GenerateConfig, sample: Sample, model_hash: str) -> str:
     """sha256 of all that fixes a sample's mesh."""
     values = {"prompt": [sample.text, sample.image_sha256], "seed": sample.seed, "model": model_hash, "resolution": config.resolution,
               "format": config.format, "sampling": dataclasses.asdict(dataclasses.replace(config.sampling, cfg=sample.cfg))}  # fmt: skip
+    if config.max_faces:  # else as it was before there was this flag
+        values["max_faces"] = config.max_faces
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -402,20 +410,25 @@ class SampleMaker:
 
     def _decode(self, sample: Sample, codes_S: Any, sampling_seconds: float) -> None:
         """Codes to the sample's mesh file and record."""
-        from g3pt.geometry.isosurface import EmptyField, FullField, write_mesh
+        from g3pt.geometry.cleanup import simplify
+        from g3pt.geometry.files import write_mesh
+        from g3pt.geometry.isosurface import NoSurface
 
         started, file = time.perf_counter(), f"{sample.name}.{self.config.format}"
         speed = {"tokens_per_s": len(codes_S) / sampling_seconds}
         try:
             vertices, faces = self.model.decode_mesh(codes_S, self.config.resolution)
-        except (EmptyField, FullField) as error:
+        except NoSurface as error:
             seconds = sampling_seconds + time.perf_counter() - started
             self._record(sample, status="failed", error=f"{error.status}: {one_line(error)}", seconds=seconds, **speed)
             return
+        note = ""
+        if self.config.max_faces:
+            vertices, faces, note = simplify(vertices, faces, self.config.max_faces)
         write_mesh(self.output / file, vertices, faces)
         digest = hashlib.sha256((self.output / file).read_bytes()).hexdigest()
         seconds = sampling_seconds + time.perf_counter() - started
-        self._record(sample, status="ok", error="", file=file, sha256=digest, vertices=len(vertices), faces=len(faces),
+        self._record(sample, status="ok", error="", note=note, file=file, sha256=digest, vertices=len(vertices), faces=len(faces),
                      seconds=seconds, **speed)  # fmt: skip
 
     def _record(self, sample: Sample, **found: Any) -> None:
@@ -429,8 +442,8 @@ class SampleMaker:
 def manifest_rows(config: GenerateConfig, output: Path, samples: list[Sample], model_hash: str) -> list[dict[str, Any]]:
     """A row per sample, from the records."""
     settings = dataclasses.asdict(config.sampling)
-    shared = {"resolution": config.resolution, "model": config.model, "model_hash": model_hash}
-    empty = {"file": "", "sha256": "", "vertices": 0, "faces": 0, "seconds": 0.0, "tokens_per_s": 0.0}
+    shared = {"resolution": config.resolution, "max_faces": config.max_faces, "model": config.model, "model_hash": model_hash}
+    empty = {"file": "", "sha256": "", "vertices": 0, "faces": 0, "seconds": 0.0, "tokens_per_s": 0.0, "note": ""}
     rows = []
     for sample in samples:
         prompt = {"sample": sample.name, "id": sample.id, "text": sample.text or "", "image": sample.image or "", "seed": sample.seed}
@@ -450,6 +463,9 @@ def _finish(output: Path, rows: list[dict[str, Any]], made: int, seconds: float,
     reasons = Counter(row["error"].split(":")[0] for row in rows if row["status"] != "ok")
     why = f" ({', '.join(f'{name} {count}' for name, count in reasons.items())})" if reasons else ""
     print(f"generate: {len(ok)} ok, {len(rows) - len(ok)} failed{why}, {seconds:.1f} s", file=sys.stderr)
+    notes = [row for row in ok if row["note"]]
+    if notes:
+        print(f"generate: {len(notes)} of {len(ok)} meshes keep their faces, the first {notes[0]['sample']}: {notes[0]['note']}", file=sys.stderr)
     outcome.nothing_done = not made
     outcome.metrics |= {"samples_ok": float(len(ok)), "samples_not_ok": float(len(rows) - len(ok)), "samples_made": float(made), "seconds": seconds,
                         "seconds_per_sample": sum(r["seconds"] for r in ok) / max(1, len(ok)),

@@ -1,59 +1,76 @@
-"""From a field to a mesh: coarse-to-fine evaluation, marching cubes, cleaning, writing.
+"""From a field to a surface: the search for the cells that the surface crosses, then marching cubes block by block.
 
-A coarse grid over the whole box is evaluated; at each doubling only the cells that the surface crosses (the first
-time their neighbours too) are evaluated again; the rest copies its sign. Wherever a sign change then touches a
-copied value, that cell is evaluated too, until none is left. The result has the vertices of dense decoding, except
-for parts that lie wholly between the points of the coarse grid. Grid point i of R cells sits at 2 i / R - 1.
+A search (`g3pt.geometry.search`) is a generator that yields points and is sent the field's values there: one driver asks one field
+(`extract`), another asks a whole batch of searches together (`extract_many`). The vertices are those of dense decoding, except
+for parts that lie wholly between the points of the coarse grid. Memory: the search's, stated there, and one block of marching
+cubes (132^3 * 5 B = 12 MB) and the mesh.
 
-Shapes: N points, V vertices, F faces, grids (R + 1, R + 1, R + 1) indexed [x, y, z].
+Shapes: N points or cells, V vertices, F faces.
 """
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-FORMATS = ("glb", "obj", "ply", "stl")
+from g3pt.geometry.search import CORNERS, Crossed, EmptyField, FullField, NoSurface, TooComplexField, search
+
+__all__ = ["EmptyField", "FullField", "NoSurface", "TooComplexField", "default_coarse", "extract", "extract_many", "marching_cubes"]
+
 MIN_COARSE = 32  # a part apart from the rest and thinner than 2 / 32 can hide between the first grid's points
+BLOCK = 130  # cells a side of a block of marching cubes: 128 cells and the two beyond the box are one block
 
-
-class EmptyField(ValueError):
-    """The field is nowhere inside; `status` names it in manifests."""
-
-    status = "empty-field"
-
-
-class FullField(ValueError):
-    """The field is nowhere outside; `status` names it in manifests."""
-
-    status = "full-field"
+Field = Callable[[np.ndarray], np.ndarray]
 
 
 def extract(
-    field: Callable[[np.ndarray], np.ndarray], resolution: int = 128, coarse: int | None = None, level: float = 0.0,
-    chunk: int = 65536,
+    field: Field, resolution: int = 128, coarse: int | None = None, level: float = 0.0, chunk: int = 65536
 ) -> tuple[np.ndarray, np.ndarray]:
     """Surface where `field` equals `level`: vertices (V, 3) float32 in [-1, 1]^3, faces (F, 3) int64, facing outward.
 
     field: points (N, 3) float32 -> values (N,), above `level` inside; called on at most `chunk` points at a time.
     coarse: cells a side of the first grid; resolution must be coarse * 2^k (coarse = resolution decodes densely). By
     default the smallest such of at least MIN_COARSE.
-    A solid that touches the box is closed there. Raises EmptyField, FullField; ValueError for non-finite values.
+    Raises EmptyField, FullField, TooComplexField; ValueError for non-finite values.
     """
-    from skimage.measure import marching_cubes
 
+    def answer(requests: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        points = requests[0]
+        parts = [np.asarray(field(points[start : start + chunk])).reshape(-1) for start in range(0, len(points), chunk)]
+        return {0: np.concatenate(parts) if parts else np.zeros(0)}
+
+    (found,) = extract_many(answer, 1, resolution, coarse, level)
+    if isinstance(found, NoSurface):
+        raise found
+    return found
+
+
+def extract_many(
+    answer: Callable[[dict[int, np.ndarray]], dict[int, np.ndarray]],
+    count: int,
+    resolution: int = 128,
+    coarse: int | None = None,
+    level: float = 0.0,
+) -> list[tuple[np.ndarray, np.ndarray] | NoSurface]:
+    """The surfaces of `count` fields, as `extract` gives them, or why one has none; the fields are asked together.
+
+    answer: {number of the field: points (N, 3)} -> {number: values (N,)}, once a round for all fields that still search; a field
+    that has few cells near its surface ends no later than one that has many. Memory: the sum of what each needs.
+    """
     coarse = default_coarse(resolution) if coarse is None else coarse
-    grid = coarse_to_fine(field, resolution, coarse, level, chunk)
-    inside = grid > 0
-    if not inside.any():
-        raise EmptyField(f"no point of the field is inside (first grid {coarse}^3)")
-    if inside.all():
-        raise FullField(f"every point of the field is inside (first grid {coarse}^3)")
-    closed = np.pad(grid, 1, constant_values=-1e4 * max(1.0, float(np.abs(grid).max())))
-    vertices, faces, _, _ = marching_cubes(closed, 0.0, gradient_direction="ascent")
-    vertices = np.clip((vertices.astype(np.float64) - 1.0) * (2.0 / resolution) - 1.0, -1.0, 1.0)
-    return vertices.astype(np.float32), faces.astype(np.int64)
+    searches = {number: search(resolution, coarse, level) for number in range(count)}
+    found: dict[int, tuple[np.ndarray, np.ndarray] | NoSurface] = {}
+    replies: dict[int, np.ndarray | None] = dict.fromkeys(searches)  # None starts a generator
+    while replies:
+        requests: dict[int, np.ndarray] = {}
+        for number, values in replies.items():
+            try:
+                requests[number] = searches[number].send(values)
+            except StopIteration as end:
+                found[number] = marching_cubes(end.value)
+            except NoSurface as reason:
+                found[number] = reason
+        replies = dict(answer(requests)) if requests else {}
+    return [found[number] for number in range(count)]
 
 
 def default_coarse(resolution: int) -> int:
@@ -64,137 +81,37 @@ def default_coarse(resolution: int) -> int:
     return coarse
 
 
-def coarse_to_fine(
-    field: Callable[[np.ndarray], np.ndarray], resolution: int, coarse: int, level: float, chunk: int
-) -> np.ndarray:
-    """Field minus level on the fine grid, float32: exact about the surface, of the right sign elsewhere."""
-    doublings = (resolution // coarse).bit_length() - 1 if coarse > 0 else -1
-    if coarse < 2 or doublings < 0 or coarse << doublings != resolution:
-        raise ValueError(f"resolution must be coarse * 2^k, not {resolution} with coarse {coarse}")
-    grid = np.empty((coarse + 1,) * 3, dtype=np.float32)
-    _evaluate(field, grid, np.ones(grid.shape, dtype=bool), level, chunk)
-    for _ in range(doublings):
-        cells = _crossed_cells(grid > 0)
-        cells = _dilated(cells) if grid.shape[0] == coarse + 1 else cells
-        cells = cells.repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
-        grid = _doubled(grid)
-        known = np.zeros(grid.shape, dtype=bool)
-        wanted = _corners_of(cells)
-        while wanted.any():
-            _evaluate(field, grid, wanted, level, chunk)
-            known |= wanted
-            wanted = _corners_of(_crossed_cells(grid > 0)) & ~known
-    return grid
+def marching_cubes(crossed: Crossed) -> tuple[np.ndarray, np.ndarray]:
+    """The surface in the crossed cells, (V, 3) float32 and (F, 3) int64: Lewiner's marching cubes, one block of cells at a time.
 
-
-def _evaluate(
-    field: Callable[[np.ndarray], np.ndarray], grid: np.ndarray, wanted: np.ndarray, level: float, chunk: int
-) -> None:
-    """Write field - level into the grid at the wanted points."""
-    index = np.argwhere(wanted)
-    points = (index * (2.0 / (grid.shape[0] - 1)) - 1.0).astype(np.float32)
-    values = np.empty(len(points), dtype=np.float32)
-    for start in range(0, len(points), chunk):
-        values[start : start + chunk] = np.asarray(field(points[start : start + chunk])).reshape(-1) - level
-    if not np.isfinite(values).all():
-        raise ValueError("the field returned non-finite values")
-    grid[wanted] = values
-
-
-def _doubled(grid: np.ndarray) -> np.ndarray:
-    """Grid with twice the cells; each point copies the coarse point at or below it."""
-    index = np.arange(2 * grid.shape[0] - 1) // 2
-    return grid[np.ix_(index, index, index)]
-
-
-def _eight_corners(n: int) -> list[tuple[slice, slice, slice]]:
-    """Views of the eight corners of all cells, in a grid of n points a side."""
-    ends = (slice(0, n - 1), slice(1, n))
-    return [(x, y, z) for x in ends for y in ends for z in ends]
-
-
-def _crossed_cells(inside: np.ndarray) -> np.ndarray:
-    """Cells (R, R, R) whose corners are not all on one side."""
-    corners = [inside[view] for view in _eight_corners(inside.shape[0])]
-    return np.logical_or.reduce(corners) & ~np.logical_and.reduce(corners)
-
-
-def _corners_of(cells: np.ndarray) -> np.ndarray:
-    """Points (R + 1, R + 1, R + 1) that are a corner of a marked cell."""
-    n = cells.shape[0] + 1
-    points = np.zeros((n, n, n), dtype=bool)
-    for view in _eight_corners(n):
-        points[view] |= cells
-    return points
-
-
-def _dilated(cells: np.ndarray) -> np.ndarray:
-    """Cells and all their neighbours, diagonal ones too."""
-    for axis in range(3):
-        moved = np.moveaxis(cells, axis, 0)
-        grown = moved.copy()
-        grown[1:] |= moved[:-1]
-        grown[:-1] |= moved[1:]
-        cells = np.moveaxis(grown, 0, axis)
-    return cells
-
-
-def clean(vertices: np.ndarray, faces: np.ndarray, min_share: float = 0.01) -> tuple[np.ndarray, np.ndarray]:
-    """Mesh with equal vertices merged and without degenerate faces, inner shells and floaters, facing outward.
-
-    A floater is a component with less than `min_share` of the total area; an inner shell encloses negative volume.
-    The largest component always stays. An empty mesh comes back empty.
+    A vertex on the border of two blocks has the same coordinates in both, to the last bit (along the border both count from
+    the same corner), so equal vertices are one.
     """
-    from g3pt.geometry._kernels import component_labels
-    from g3pt.geometry.surface import face_normals
-
-    vertices, faces = _merged(np.asarray(vertices), np.asarray(faces, dtype=np.int64))
-    if len(faces) == 0:
-        return vertices, faces
-    positions = vertices.astype(np.float64)
-    a, b, c = (positions[faces[:, k]] for k in range(3))
-    volumes = np.einsum("fd,fd->f", a, np.cross(b, c)) / 6.0
-    if volumes.sum() < 0.0:
-        faces, volumes = faces[:, ::-1].copy(), -volumes
-    areas = face_normals(positions, faces)[1]
-    _, component = np.unique(component_labels(faces, len(vertices))[faces[:, 0]], return_inverse=True)
-    area_of, volume_of = np.bincount(component, areas), np.bincount(component, volumes)
-    keep = (area_of >= min_share * area_of.sum()) & (volume_of > 0.0)
-    keep[np.argmax(area_of)] = True
-    return _compact(vertices, faces[keep[component]])
+    block_N3 = (crossed.cells_N3 + 1) // BLOCK
+    key_N = block_N3 @ np.array([1 << 40, 1 << 20, 1])
+    order = np.argsort(key_N, kind="stable")
+    starts = np.flatnonzero(np.diff(key_N[order], prepend=-1))
+    vertices, faces, count = [], [], 0
+    for rows in np.split(order, starts[1:]):
+        corner = block_N3[rows[0]] * BLOCK - 1
+        local, triangles = _block_surface(crossed.cells_N3[rows] - corner, crossed.values_N8[rows])
+        vertices.append(np.clip((local.astype(np.float64) + corner) * (2.0 / crossed.resolution) - 1.0, -1.0, 1.0).astype(np.float32))
+        faces.append(triangles.astype(np.int64) + count)
+        count += len(local)
+    if len(vertices) == 1:
+        return vertices[0], faces[0]
+    unique, index = np.unique(np.concatenate(vertices), axis=0, return_inverse=True)
+    return unique, index.reshape(-1)[np.concatenate(faces)]
 
 
-def _merged(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Equal vertices made one, collapsed faces dropped."""
-    unique, index = np.unique(vertices, axis=0, return_inverse=True)
-    faces = index.reshape(-1)[faces]
-    whole = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
-    return unique, faces[whole]
+def _block_surface(cells_N3: np.ndarray, values_N8: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices and faces in units of cells; points that are no corner of a given cell are never looked at."""
+    from skimage import measure
 
-
-def _compact(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Without unused vertices."""
-    used, index = np.unique(faces, return_inverse=True)
-    return vertices[used], index.reshape(faces.shape)
-
-
-def write_mesh(path: str | Path, vertices: np.ndarray, faces: np.ndarray) -> None:
-    """Write .glb, .obj, .ply or .stl, by the suffix: complete or not at all (temporary file, then rename)."""
-    import trimesh
-
-    path = Path(path)
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise ValueError(f"mesh format must be one of {FORMATS}, not {path.suffix!r}")
-    mesh = trimesh.Trimesh(vertices, faces, process=False)
-    options = {"include_normals": True} if kind in ("glb", "obj") else {}
-    content = mesh.export(file_type=kind, **options)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    shape = tuple(cells_N3.max(axis=0) + 2)
+    volume, visited = np.full(shape, -1.0, dtype=np.float32), np.zeros(shape, dtype=bool)
+    for k, corner in enumerate(CORNERS):
+        volume[tuple((cells_N3 + corner).T)] = values_N8[:, k]
+    visited[tuple((cells_N3 + 1).T)] = True  # scikit-image's mask names a cell by its upper corner
+    vertices, faces, _, _ = measure.marching_cubes(volume, 0.0, gradient_direction="ascent", mask=visited)
+    return vertices, faces

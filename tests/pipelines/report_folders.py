@@ -95,7 +95,7 @@ def make_run(folder: Path, stage: str = "cvq", finished: bool = True, num_record
 
 def make_generation(folder: Path, text: str = "a chair", error: str = "empty-field: nothing inside") -> Path:
     """One mesh and one failed sample."""
-    from g3pt.geometry.isosurface import write_mesh
+    from g3pt.geometry.files import write_mesh
 
     (folder / "samples").mkdir(parents=True)
     write_mesh(folder / "a-s0.glb", BOX_V3, BOX_F3)

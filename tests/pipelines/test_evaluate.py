@@ -81,11 +81,11 @@ def test_an_oracle_tokenizer_is_perfect(
         lambda self, item: (current.update(id=item["row"]["id"]), real_run(self, item))[1],
     )
 
-    def oracle(model: Any, latents: Any, points: np.ndarray) -> np.ndarray:
+    def oracle(model: Any, latents: Any, rows: list[np.ndarray]) -> list[np.ndarray]:
         solid = true[current["id"]]
-        return np.where(inside(solid.vertices, solid.faces, points), 1.0, -1.0)
+        return [np.where(inside(solid.vertices, solid.faces, points), 1.0, -1.0) for points in rows]
 
-    monkeypatch.setattr(decoding, "logits", oracle)
+    monkeypatch.setattr(decoding, "logits_of_rows", oracle)
     output = evaluate(_flags(dataset, exports["cvq"], tmp_path / "cvq.json", resolution=64))
     found = json.loads(Path(output).read_text())["metrics"]
     assert found["num_objects"] == 6 and found["num_without_mesh"] == 0

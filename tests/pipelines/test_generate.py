@@ -232,6 +232,32 @@ def test_an_empty_solid_is_a_failed_row(model, tmp_path, monkeypatch):
     assert [r["error"] for r in manifest(tmp_path)] == ["empty-field: nothing inside", ""]
 
 
+def test_fewer_faces_are_another_sample_and_no_flag_is_the_old_one(model, tmp_path, monkeypatch):
+    import trimesh
+
+    ring = trimesh.creation.torus(0.6, 0.2)
+    monkeypatch.setattr(G3PT, "decode_mesh", lambda self, codes_S, resolution: (ring.vertices.astype("f4"), ring.faces))
+    generate(settings(model, tmp_path, text="a chair"), use_ray=False)
+    (whole,) = manifest(tmp_path)
+    assert whole["faces"] == len(ring.faces) and whole["max_faces"] == 0
+    generate(settings(model, tmp_path, text="a chair", max_faces=500), use_ray=False)
+    (row,) = manifest(tmp_path)
+    assert row["max_faces"] == 500 and row["note"] == "" and 300 < row["faces"] <= 500, "made anew"
+    assert trimesh.load(tmp_path / "out" / row["file"], force="mesh").is_watertight
+    plain = settings(model, tmp_path, text="a chair")
+    (sample,) = job.plan(plain)
+    known = {"prompt": ["a chair", None], "seed": 0, "model": "0", "resolution": 32, "format": "glb", "sampling": dataclasses.asdict(plain.sampling)}
+    assert job.identity(plain, sample, "0") == hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest(), "as before there was a flag"
+
+
+def test_a_mesh_that_would_not_close_is_kept_and_said(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("g3pt.geometry.cleanup.simplify", lambda vertices, faces, wanted: (vertices, faces, f"not simplified: {wanted}"))
+    generate(settings(model, tmp_path, text="a chair", max_faces=20), use_ray=False)
+    (row,) = manifest(tmp_path)
+    assert row["status"] == "ok" and row["note"] == "not simplified: 20" and row["faces"] > 20
+    assert "1 of 1 meshes keep their faces, the first sample-s0: not simplified: 20" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_mlflow_holds_the_run(model, tmp_path, monkeypatch):
     from mlflow import MlflowClient
@@ -253,6 +279,7 @@ def test_mlflow_holds_the_run(model, tmp_path, monkeypatch):
         ({"text": " "}, "--text is empty"),
         ({"text": "a", "num": 0}, "--num must be"),
         ({"text": "a", "resolution": 100}, "--resolution must be 32 times a power of two, got 100"),
+        ({"text": "a", "max_faces": 3}, "--max-faces must be 0"),
         ({"text": "a", "top_p": 0.0}, "top_p must be"),
         ({"text": "a", "cfg": float("inf")}, "cfg must be finite"),
     ],

@@ -1,12 +1,15 @@
-"""Fields of known shape: right radius and place, coarse-to-fine equals dense, cleaning, files."""
+"""Fields of known shape: right radius and place, coarse-to-fine equals dense, batches, memory."""
 
-from pathlib import Path
+import tracemalloc
 
 import numpy as np
 import pytest
 import trimesh
+from scipy.spatial import cKDTree
 
-from g3pt.geometry.isosurface import EmptyField, FullField, clean, default_coarse, extract, write_mesh
+from g3pt.geometry import isosurface, search
+from g3pt.geometry.cleanup import clean
+from g3pt.geometry.isosurface import EmptyField, FullField, TooComplexField, default_coarse, extract, extract_many
 
 
 def sphere(points: np.ndarray) -> np.ndarray:
@@ -96,39 +99,69 @@ def test_empty_full_and_non_finite_fields_are_named() -> None:
         extract(sphere, resolution=48, coarse=32)
 
 
-def test_clean_drops_floaters_inner_shells_and_degenerate_faces_and_keeps_parts() -> None:
-    body, part = trimesh.creation.box((1, 1, 1)), trimesh.creation.box((0.4, 0.4, 0.4))
-    part.apply_translation((1.5, 0, 0))
-    floater = trimesh.creation.box((0.05, 0.05, 0.05))
-    floater.apply_translation((0, 2, 0))
-    cavity = trimesh.creation.box((0.6, 0.6, 0.6))
-    cavity.invert()
-    mesh = trimesh.util.concatenate([body, part, floater, cavity])
-    faces = np.concatenate([mesh.faces, [[0, 0, 1], [3, 4, 4]]])
-    vertices, kept = clean(mesh.vertices, faces)
-    result = trimesh.Trimesh(vertices, kept, process=False)
-    assert len(kept) == 24 and len(vertices) == 16 and result.is_watertight
-    np.testing.assert_allclose(result.volume, 1.0 + 0.4**3)
-    flipped = trimesh.Trimesh(*clean(body.vertices, body.faces[:, ::-1]), process=False)
-    np.testing.assert_allclose(flipped.volume, 1.0)
-    assert len(clean(np.zeros((3, 3)), np.array([[0, 0, 1]]))[1]) == 0
+def test_half_a_voxel_off_would_be_seen_at_every_resolution() -> None:
+    centre, radius = np.array([0.17, -0.23, 0.31]), 0.37  # on no grid point, symmetric about none
+    for resolution in (64, 100, 128, 256):
+        vertices, _ = extract(lambda points: radius - np.linalg.norm(points - centre, axis=1), resolution)
+        voxel = 2 / resolution
+        assert np.abs(np.linalg.norm(vertices - centre, axis=1) - radius).max() < 0.05 * voxel + 0.3 * voxel**2
+        for axis in range(3):
+            ends = vertices[:, axis].min(), vertices[:, axis].max()
+            assert abs(ends[0] - (centre[axis] - radius)) < 0.5 * voxel and abs(ends[1] - (centre[axis] + radius)) < 0.5 * voxel
+        np.testing.assert_allclose(vertices.mean(axis=0), centre, atol=0.02 * voxel + 1e-3)
 
 
-@pytest.mark.parametrize("suffix", ["glb", "obj", "ply", "stl"])
-def test_written_meshes_open_again(tmp_path: Path, suffix: str) -> None:
-    vertices, faces = extract(torus, resolution=32, coarse=32)
-    path = tmp_path / f"torus.{suffix}"
-    write_mesh(path, vertices, faces)
-    first = path.read_bytes()
-    mesh = trimesh.load(path, force="mesh")
-    assert len(mesh.faces) == len(faces)
-    np.testing.assert_allclose(mesh.bounds, [vertices.min(axis=0), vertices.max(axis=0)], atol=1e-6)
-    write_mesh(path, vertices, faces)
-    assert path.read_bytes() == first
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+def test_blocks_of_marching_cubes_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = extract(torus, resolution=64, coarse=32)
+    monkeypatch.setattr(isosurface, "BLOCK", 10)
+    vertices, faces = extract(torus, resolution=64, coarse=32)
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    assert mesh.is_watertight and mesh.euler_number == 0 and len(vertices) == len(whole[0]) and len(faces) == len(whole[1])
+    assert cKDTree(vertices).query(whole[0])[0].max() < 1e-6
+    np.testing.assert_allclose(mesh.volume, trimesh.Trimesh(*whole, process=False).volume, rtol=1e-6)
 
 
-def test_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="fbx"):
-        write_mesh(tmp_path / "a.fbx", np.zeros((3, 3)), np.array([[0, 1, 2]]))
-    assert not list(tmp_path.iterdir())
+def test_a_batch_of_different_fields_gives_what_each_gives_alone() -> None:
+    fields = [sphere, torus, lambda points: np.full(len(points), -1.0), thin_plate_with_wire, lambda points: np.ones(len(points))]
+    rounds: list[set[int]] = []
+
+    def answer(wanted: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        rounds.append(set(wanted))
+        return {number: fields[number](points) for number, points in wanted.items()}
+
+    found = extract_many(answer, len(fields), resolution=64, coarse=16)
+    assert [type(surface) for surface in found] == [tuple, tuple, EmptyField, tuple, FullField]
+    for number in (0, 1, 3):
+        alone = extract(fields[number], resolution=64, coarse=16)
+        assert np.array_equal(found[number][0], alone[0]) and np.array_equal(found[number][1], alone[1])
+    assert rounds[0] == set(range(5)) and {2, 4}.isdisjoint(rounds[1]), "asked together; what has no surface asks no more"
+    assert extract_many(answer, 0) == []
+
+
+def test_memory_and_evaluations_stay_near_the_surface() -> None:
+    """The bound of g3pt/geometry/search.py, at 256 cells: the old dense grids took 100 MB and more."""
+    counted = [0]
+
+    def field(points: np.ndarray) -> np.ndarray:
+        counted[0] += len(points)
+        return sphere(points)
+
+    tracemalloc.start()
+    try:
+        vertices, _ = extract(field, resolution=256, coarse=32)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    expected_cells = 1.5 * 4 * np.pi * 0.6**2 / (4 / 256) ** 2
+    first_grid_and_a_slab = 35**3 * 8 + 2**18 * 60
+    assert peak < search.BYTES_A_CELL * expected_cells + first_grid_and_a_slab
+    assert counted[0] < 0.03 * 257**3 and len(vertices) == pytest.approx(4 * expected_cells, rel=0.1)
+
+
+def test_noise_is_refused_by_name_before_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "MAX_CELLS", 20_000)
+    random = np.random.default_rng(0)
+    with pytest.raises(TooComplexField, match="cells touch the surface, more than 20000") as refused:
+        extract(lambda points: random.normal(size=len(points)), resolution=64, coarse=32)
+    assert refused.value.status == "too-complex-field"
+    assert len(extract(sphere, resolution=64, coarse=32)[1])
