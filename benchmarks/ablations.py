@@ -55,6 +55,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "sharp": {"num_points": 768, "num_sharp_points": 256},
     "points-2048": {"num_points": 2048},
     "qk-norm": {"qk_norm": True},
+    "heads-2": {"num_heads": 2},
+    "fourier-4": {"num_fourier": 4},
+    "latents-128": {"scales": (1, 4, 16, 128)},
     # losses and phases
     "consistency.3": {"consistency_weight": 0.3},
     "consistency1": {"consistency_weight": 1.0},

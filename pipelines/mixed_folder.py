@@ -1,0 +1,89 @@
+"""A folder of real meshes with procedural shapes beside them, under one manifest: what `jobs/preprocess.py --source dir` reads.
+
+    python -m pipelines.mixed_folder --meshes MESHES --shapes 1000 --output FOLDER [--licenses CC0-1.0,...] [--exclude-ids 'market*,...']
+
+The released tokenizer was trained on such a folder. Files are copied; shapes are written as .ply, licence CC0-1.0, author g3pt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fnmatch
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UsageError, bad_input
+
+FREE = "CC0-1.0,CC-BY-3.0,CC-BY-4.0,MIT,BSD-2-Clause,BSD-3-Clause,Apache-2.0"
+UNCONFIRMED = "market*,trimesh*,odedstein*,classic*"  # ids whose licence nobody confirmed object by object
+COLUMNS = ("id", "path", "caption", "category", "license", "author", "attribution_url")
+
+
+def real_rows(meshes: Path, licenses: list[str], excluded: list[str]) -> list[dict[str, str]]:
+    """Rows of the folder's manifest that may be trained on and given away."""
+    manifest = meshes / "manifest.csv"
+    if not manifest.is_file():
+        raise ValueError(f"{manifest}: missing; licences are read from it")
+    with open(manifest, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    kept = [row for row in rows if row["license"] in licenses and not any(fnmatch.fnmatchcase(row["id"], glob) for glob in excluded)]
+    if not kept:
+        raise ValueError(f"{manifest}: none of its {len(rows)} objects has a licence of {','.join(licenses)}")
+    return kept
+
+
+def shape_rows(count: int, output: Path) -> list[dict[str, str]]:
+    """The first shapes by sha256 of their id, as jobs/preprocess.py takes them, written as files."""
+    import trimesh
+
+    from g3pt.records import id_hash
+    from g3pt.shapes import make_shape, shape_ids
+
+    rows = []
+    for shape_id in sorted(shape_ids(), key=id_hash)[:count]:
+        shape, path = make_shape(shape_id), Path(f"{shape_id}.ply")
+        (output / path).parent.mkdir(parents=True, exist_ok=True)
+        trimesh.Trimesh(shape.vertices, shape.faces, process=False).export(output / path)
+        rows.append({"id": shape_id, "path": path.as_posix(), "caption": shape.caption, "category": shape.family, "license": "CC0-1.0", "author": "g3pt (procedural)"})
+    return rows
+
+
+def build(meshes: Path, shapes: int, output: Path, licenses: list[str], excluded: list[str]) -> int:
+    """Fill `output`; the number of objects. Only files of kept folders travel."""
+    if (output / "manifest.csv").exists():
+        raise ValueError(f"{output}: has a manifest already; choose an empty folder")
+    rows = real_rows(meshes, licenses, excluded)
+    for folder in sorted({Path(row["path"]).parts[0] for row in rows}):
+        source = meshes / folder
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, output / folder, **({"dirs_exist_ok": True} if source.is_dir() else {}))
+    rows = [{name: row.get(name) or "" for name in COLUMNS} for row in [*rows, *shape_rows(shapes, output)]]
+    with open(output / "manifest.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return len(rows)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.mixed_folder", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--meshes", type=Path, required=True, help="folder of meshes with a manifest.csv")
+    parser.add_argument("--shapes", type=int, default=1000, help="procedural shapes beside them")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--licenses", default=FREE, help=f"allowed licences [{FREE}]")
+    parser.add_argument("--exclude-ids", default=UNCONFIRMED, help=f"patterns of ids left out [{UNCONFIRMED}]")
+    flags = parser.parse_args(arguments)
+    try:
+        with bad_input():
+            count = build(flags.meshes, flags.shapes, flags.output, flags.licenses.split(","), flags.exclude_ids.split(","))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{count} objects\nresult: {flags.output.absolute()}")
+
+
+if __name__ == "__main__":
+    main()
