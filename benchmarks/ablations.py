@@ -66,6 +66,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "no-phase-a": {"continuous_share": 0.0},
     "phase-a.5": {"continuous_share": 0.5},
     "no-warm-up": {"pyramid_share": 0.0},
+    "alongside": {"continuous_share": 0.2, "pyramid_share": 0.3, "pyramid_alone": False},
+    "alongside-late": {"continuous_share": 0.2, "pyramid_share": 0.5, "pyramid_alone": False},
+    "alongside-early": {"continuous_share": 0.05, "pyramid_share": 0.25, "pyramid_alone": False},
     "path-pyramid": {"continuous_path": "pyramid", "continuous_share": 0.38, "pyramid_share": 0.0},
     "continuous": {"continuous_share": 1.0, "pyramid_share": 0.0, "stat_freeze_share": 0.0},
     # how codes are read once it is trained

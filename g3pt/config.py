@@ -51,7 +51,8 @@ class CVQConfig:
     scale_dropout: float = 0.0  # share of objects decoded from a random number of scales, in the joint phase
     continuous_path: Literal["latents", "pyramid"] = "latents"  # what phase A decodes: the latents, or the scales' sum unquantised
     continuous_share: float = 0.3  # phase A: share of the steps without a quantiser
-    pyramid_share: float = 0.08  # phase A2: share of the steps that train only the pyramid, on frozen latents
+    pyramid_share: float = 0.08  # phase A2: share of the steps that train the pyramid on the latents, quantised, before it is decoded
+    pyramid_alone: bool = True  # in A2 encoder and decoder stand still; else they go on as in phase A
     stat_momentum: float = 0.03  # of the running per-position statistics before the quantiser
     stat_freeze_share: float = 0.1  # last share of the steps, in which those statistics stand still
     checkpoint_layers: bool = False  # recompute activations in the backward pass

@@ -127,17 +127,21 @@ class CVQ(nn.Module, Pretrained):
             self.cqt.base.data.copy_(self.latent_mean_LD)
             self.has_base.fill_(True)
         changed, self.phase = phase != self.phase, phase
-        self.encoder.requires_grad_(phase != "pyramid")
-        self.decoder.requires_grad_(phase != "pyramid")
+        self.encoder.requires_grad_(not self._autoencoder_rests)
+        self.decoder.requires_grad_(not self._autoencoder_rests)
         self.cqt.requires_grad_(phase != "continuous" or self.config.continuous_path == "pyramid")
         return changed
 
+    @property
+    def _autoencoder_rests(self) -> bool:
+        return self.phase == "pyramid" and self.config.pyramid_alone
+
     def forward(self, batch: dict[str, Tensor], step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss of this phase and its parts, from surface_BP6, points_BQ3, occupancy_BQ, near_BQ (and sharp_BP6, again_BP6)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.phase != "pyramid"):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._autoencoder_rests):
             latents_BLD = self.encoder(batch["surface_BP6"], batch.get("sharp_BP6"))
         loss, logs = self._loss(latents_BLD, batch)
-        if self.config.consistency_weight and self.phase != "pyramid":
+        if self.config.consistency_weight and not self._autoencoder_rests:
             again_BP6 = batch["again_BP6"][: max(1, len(latents_BLD) // 4)]  # a quarter is enough, and costs a quarter
             again_BLD = self.encoder(again_BP6, batch["sharp_BP6"][: len(again_BP6)] if "sharp_BP6" in batch else None)
             consistency = F.mse_loss(again_BLD, latents_BLD[: len(again_BP6)])
@@ -151,8 +155,11 @@ class CVQ(nn.Module, Pretrained):
                 return self._occupancy_loss(latents_BLD, batch)
         output = self.cqt(latents_BLD.detach(), frozen=self.statistics_frozen, quantized=self.phase != "continuous")
         pyramid_loss, logs = self._pyramid_loss(output, latents_BLD.detach())
-        if self.phase == "pyramid":
+        if self._autoencoder_rests:
             return pyramid_loss, logs
+        if self.phase == "pyramid":
+            loss, occupancy_logs = self._occupancy_loss(latents_BLD, batch)
+            return loss + pyramid_loss, occupancy_logs | logs
         canvas_BLD = output.canvases_BLD[-1]
         decoded_BLD = self._drop_scales(output.canvases_BLD) if self.phase == "joint" else canvas_BLD
         loss, occupancy_logs = self._occupancy_loss(decoded_BLD + latents_BLD - latents_BLD.detach(), batch)

@@ -110,8 +110,9 @@ def test_every_parameter_moves_within_five_steps(changes: dict) -> None:
     assert still == []
 
 
-def test_phases_train_what_they_should(model: CVQ) -> None:
-    config = dataclasses.replace(TINY, continuous_share=0.5, pyramid_share=0.2)
+@pytest.mark.parametrize("alone", [True, False])
+def test_phases_train_what_they_should(alone: bool) -> None:
+    config = dataclasses.replace(TINY, continuous_share=0.5, pyramid_share=0.2, pyramid_alone=alone)
     model = CVQ(config)
     trained = {}
     for step in (0, 50, 70):
@@ -119,7 +120,7 @@ def test_phases_train_what_they_should(model: CVQ) -> None:
         model.zero_grad()
         model(first_batch(config), step)[0].backward()
         trained[model.phase] = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
-    assert trained == {"continuous": {"encoder", "decoder"}, "pyramid": {"cqt"}, "joint": {"encoder", "decoder", "cqt"}}
+    assert trained == {"continuous": {"encoder", "decoder"}, "pyramid": {"cqt"} if alone else {"encoder", "decoder", "cqt"}, "joint": {"encoder", "decoder", "cqt"}}
     assert torch.equal(model.cqt.base.data, model.latent_mean_LD) and bool(model.has_base)
 
 
