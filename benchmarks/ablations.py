@@ -50,8 +50,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "fsq-125": {"fsq_levels": (5, 5, 5)},
     # what the latents read
     "learned": {"latent_queries": "learned"},
-    "blur.1": {"anchor_blur": 0.1},
-    "blur.2": {"anchor_blur": 0.2},
+    "nearest": {"anchor_blur": 0.0},
+    "blur.4": {"anchor_blur": 0.4},
+    "blur.8": {"anchor_blur": 0.8},
     "sharp": {"num_points": 768, "num_sharp_points": 256},
     "points-2048": {"num_points": 2048},
     "qk-norm": {"qk_norm": True},
@@ -60,15 +61,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "latents-128": {"scales": (1, 4, 16, 128)},
     # losses and phases
     "consistency.3": {"consistency_weight": 0.3},
-    "consistency1": {"consistency_weight": 1.0},
     "dropout.3": {"scale_dropout": 0.3},
     "no-commitment": {"commitment_weight": 0.0},
-    "no-phase-a": {"continuous_share": 0.0},
-    "phase-a.5": {"continuous_share": 0.5},
-    "no-warm-up": {"pyramid_share": 0.0},
-    "alongside": {"continuous_share": 0.2, "pyramid_share": 0.3, "pyramid_alone": False},
-    "alongside-late": {"continuous_share": 0.2, "pyramid_share": 0.5, "pyramid_alone": False},
-    "alongside-early": {"continuous_share": 0.05, "pyramid_share": 0.25, "pyramid_alone": False},
+    "alone": {"continuous_share": 0.3, "pyramid_share": 0.08, "pyramid_alone": True},
+    "alone-nearest": {"continuous_share": 0.3, "pyramid_share": 0.08, "pyramid_alone": True, "anchor_blur": 0.0},
+    "early": {"continuous_share": 0.05, "pyramid_share": 0.25},
+    "late": {"continuous_share": 0.2, "pyramid_share": 0.5},
+    "no-phase-a": {"continuous_share": 0.0, "pyramid_share": 0.0},
     "path-pyramid": {"continuous_path": "pyramid", "continuous_share": 0.38, "pyramid_share": 0.0},
     "continuous": {"continuous_share": 1.0, "pyramid_share": 0.0, "stat_freeze_share": 0.0},
     # how codes are read once it is trained
@@ -76,7 +75,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "encode-16384": {"num_encode_points": 16384},
     "encode-4x1024": {"num_encode_samplings": 4},
     "encode-16x1024": {"num_encode_points": 16384, "num_encode_samplings": 16},
-    "both": {"anchor_blur": 0.1, "consistency_weight": 0.3},
+    "encode-4x4096": {"num_encode_points": 16384, "num_encode_samplings": 4},
 }
 READS = {"num_encode_points", "num_encode_samplings"}  # changes that leave the weights as they are
 KNOWN = 64  # test objects whose codes are completed
@@ -196,7 +195,8 @@ def table(folder: Path) -> str:
         row = json.loads(path.read_text())
         rows.setdefault((row["row"], row["steps"]), []).append(row)
     lines = ["| row | steps | seeds | CPU s | IoU by first k scales | continuous | agreement | nats | completion | family | Chamfer |", "|" + "---|" * 11]
-    for (name, steps), found in sorted(rows.items(), key=lambda item: (list(ROWS).index(item[0][0]), item[0][1])):
+    order = list(ROWS)
+    for (name, steps), found in sorted(rows.items(), key=lambda item: (order.index(item[0][0]) if item[0][0] in order else len(order), item[0])):
         lines.append("| " + " | ".join(cells(name, steps, found)) + " |")
     return "\n".join(lines)
 

@@ -30,7 +30,7 @@ class CVQConfig:
     encoder_layers: int  # self-attention layers after the cross-attention from the points
     decoder_layers: int  # self-attention layers before the query points' cross-attention
     latent_queries: Literal["anchored", "learned"] = "anchored"  # learned: the paper's
-    anchor_blur: float = 0.0  # anchored: weights of the points fall off as a Gaussian of this width in box units; 0 takes the nearest point alone
+    anchor_blur: float = 0.2  # anchored: Gaussian weights of the points, width in spacings of the anchors; 0 takes the nearest point alone
     qk_norm: bool = False  # unit-norm Q and K with a learned scale per head in encoder and decoder
     resampling: Literal["queries", "pooled", "slices"] = "queries"  # queries: the paper's CQT; the others are controls (g3pt/cqt.py)
     quantizer: Literal["fsq", "lfq"] = "fsq"  # lfq: the paper's
@@ -50,9 +50,9 @@ class CVQConfig:
     consistency_weight: float = 0.0  # pulls the latents of a second sampling of the surface to the first's
     scale_dropout: float = 0.0  # share of objects decoded from a random number of scales, in the joint phase
     continuous_path: Literal["latents", "pyramid"] = "latents"  # what phase A decodes: the latents, or the scales' sum unquantised
-    continuous_share: float = 0.3  # phase A: share of the steps without a quantiser
-    pyramid_share: float = 0.08  # phase A2: share of the steps that train the pyramid on the latents, quantised, before it is decoded
-    pyramid_alone: bool = True  # in A2 encoder and decoder stand still; else they go on as in phase A
+    continuous_share: float = 0.2  # phase A: share of the steps without a quantiser
+    pyramid_share: float = 0.3  # phase A2: share of the steps that train the pyramid on the latents, quantised, before it is decoded
+    pyramid_alone: bool = False  # encoder and decoder stand still in A2 (give it 0.08 then); else they go on as in phase A
     stat_momentum: float = 0.03  # of the running per-position statistics before the quantiser
     stat_freeze_share: float = 0.1  # last share of the steps, in which those statistics stand still
     checkpoint_layers: bool = False  # recompute activations in the backward pass

@@ -28,6 +28,8 @@ from g3pt.config import CVQConfig
 from g3pt.layers import Attention, CrossBlock, feed_forward
 from g3pt.quantizer import RunningNorm, build_quantizer, mean_over_workers
 
+BOX = 1.9  # side of the cube that objects lie in
+
 
 class ScaleDown(nn.Module):
     """Down_k: T learned queries cross-attend the residual of L latents."""
@@ -211,13 +213,18 @@ class CQTOutput:
 
 def make_anchors(num_anchors: int) -> Tensor:
     """Fixed places in the box, (L, 3) in [-0.95, 0.95]: scrambled Sobol points in Morton order, so near index is near place."""
-    points = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(num_anchors).double() * 1.9 - 0.95
+    points = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(num_anchors).double() * BOX - BOX / 2
     cell = ((points + 1) / 2 * 1024).long()
     key = torch.zeros(num_anchors, dtype=torch.int64)
     for bit in range(10):
         for axis in range(3):
             key |= (cell[:, axis] >> bit & 1) << (3 * bit + axis)
     return points[key.argsort()].float()
+
+
+def anchor_spacing(num_anchors: int) -> float:
+    """Side of the cube that each anchor has to itself, in box units."""
+    return BOX / num_anchors ** (1 / 3)
 
 
 def farthest_points(points_N3: Tensor, count: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from g3pt.checkpoint import Pretrained
 from g3pt.config import CVQConfig
-from g3pt.cqt import CQT, CQTOutput, make_anchors
+from g3pt.cqt import CQT, CQTOutput, anchor_spacing, make_anchors
 from g3pt.layers import CrossBlock, FourierPoints, SelfBlock, run_blocks
 from g3pt.quantizer import mean_over_workers
 
@@ -64,7 +64,8 @@ class Encoder(nn.Module):
         score_BLP = self._scores(places_BP3)
         if not self.config.anchor_blur:
             return gather(points_BPD, score_BLP.argmin(-1))
-        weights_BLP = (score_BLP / (-2 * self.config.anchor_blur**2)).softmax(-1)
+        width = self.config.anchor_blur * anchor_spacing(self.config.num_latents)
+        weights_BLP = (score_BLP / (-2 * width**2)).softmax(-1)
         return weights_BLP.to(points_BPD.dtype) @ points_BPD
 
     @torch.no_grad()
