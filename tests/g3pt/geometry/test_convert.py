@@ -127,3 +127,16 @@ def test_normals_of_degenerate_faces_are_zero_not_nan() -> None:
 def test_config_refuses_bad_values(change: dict) -> None:
     with pytest.raises(ValueError):
         ConvertConfig(**change)
+
+
+def test_any_run_of_a_cloud_is_spread_more_evenly_than_chance() -> None:
+    """Points of a strip of 64 equal squares: a quarter of a cloud, from anywhere, counts far closer to equal than independent draws."""
+    x = np.arange(65.0)
+    vertices = np.concatenate([np.stack([x, 0 * x, 0 * x], axis=1), np.stack([x, 0 * x + 1, 0 * x], axis=1)])
+    k = np.arange(64)
+    faces = np.concatenate([np.stack([k, k + 1, k + 66], axis=1), np.stack([k, k + 66, k + 65], axis=1)])
+    points = sample_surface(vertices, faces, 4096, np.random.default_rng(0))
+    for start in (0, 1000, 3072):
+        counts = np.bincount(points[start : start + 1024, 0].astype(int), minlength=64)
+        assert counts.std() < 1.5, "independent draws have 4"
+    assert not np.array_equal(points, sample_surface(vertices, faces, 4096, np.random.default_rng(1)))
