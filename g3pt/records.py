@@ -31,6 +31,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from g3pt.selection import ALL, Selection
+
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "failed", "timeout", "out-of-memory", "rejected")
 SPLITS = ("train", "val", "test")
@@ -451,12 +453,12 @@ def load_arrays(
     split: str | None,
     columns: Sequence[str],
     status: str | None = "ok",
-    licenses: Sequence[str] | None = None,
+    selection: Selection = ALL,
 ) -> dict[str, Any]:
     """Whole columns in memory, sorted by id: tensors as (N, ...) arrays, numbers as (N,), text and views as lists."""
     info = dataset if isinstance(dataset, DatasetInfo) else open_dataset(dataset)
     wanted = list(dict.fromkeys(["id", "license", *columns]))
-    rows = [row for row in read_rows(info, wanted, split, status) if licenses is None or row["license"] in licenses]
+    rows = [row for row in read_rows(info, wanted, split, status) if selection.keeps(row)]
     rows.sort(key=lambda row: row["id"])
     return {name: _stacked(name, [row[name] for row in rows], info.config) for name in columns}
 

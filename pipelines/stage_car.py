@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from g3pt import records
 from g3pt.batches import batch_indices
 from g3pt.car import G3PT
-from g3pt.checkpoint import export_hash, read_export_config
+from g3pt.checkpoint import export_hash
 from g3pt.conditions import NONE, SMALL, prepare_image
 from g3pt.config import CARConfig, TrainConfig, from_dict
+from g3pt.selection import Selection
 from g3pt.tokenizer import CVQ
-from pipelines import tokens
-from pipelines.stage_cvq import trained_on
+from pipelines import tokens, trained_on
 
 if TYPE_CHECKING:
     from pipelines.runs import RunSpec
@@ -62,8 +62,7 @@ class CARStage:
     def _split(self, split: str) -> ConditionedCodes:
         if split not in self._splits:
             columns = ["id", "caption"] + ["views"] * bool(self.info.config.num_views)
-            licenses = self.spec.config.get("licenses") or None
-            arrays = records.load_arrays(self.info, split, columns, licenses=licenses)
+            arrays = records.load_arrays(self.info, split, columns, selection=Selection.of(self.spec.config))
             self._splits[split] = ConditionedCodes(self.model, arrays, self.codes)
         return self._splits[split]
 
@@ -105,11 +104,12 @@ class CARStage:
         assert isinstance(model, G3PT)
         tokenizer = self.spec.paths["tokenizer"]
         extra = {
-            "trained_on": trained_on(self.spec),
+            "trained_on": trained_on.note(trained_on.collect(self.spec), folder),
             "run": self.spec.config,
             "flops_per_object": model.car.flops_per_object,
             "tokenizer_hash": export_hash(tokenizer),
-            "tokenizer_trained_on": read_export_config(tokenizer).get("trained_on", []),  # it is embedded, so are its debts
+            # it is embedded, so are its debts
+            "tokenizer_trained_on": trained_on.note(trained_on.read(tokenizer), folder, "tokenizer_trained_on"),
         }
         model.save_pretrained(folder, extra=extra)
 

@@ -12,7 +12,9 @@ from g3pt import records
 from g3pt.batches import SurfaceBatches
 from g3pt.config import CVQConfig, TrainConfig, from_dict
 from g3pt.diagnostics import diagnose
+from g3pt.selection import Selection
 from g3pt.tokenizer import CVQ
+from pipelines import trained_on
 
 if TYPE_CHECKING:
     from pipelines.runs import RunSpec
@@ -23,7 +25,7 @@ EVAL_OBJECTS = 128  # validation objects that the running diagnostics read
 
 
 class CVQStage:
-    """CVQ over one dataset; see `pipelines.stages.Stage`. `spec.config` has model, train, dataset and licenses."""
+    """CVQ over one dataset; see `pipelines.stages.Stage`. `spec.config` has model, train, dataset and the selection."""
 
     def __init__(self, spec: RunSpec, rank: int, world_size: int) -> None:
         self.spec = spec
@@ -38,7 +40,7 @@ class CVQStage:
 
     def _load(self, split: str, columns: tuple[str, ...]) -> dict[str, Any]:
         columns += ("sharp",) * bool(self.config.num_sharp_points)
-        return records.load_arrays(self.spec.paths["data"], split, columns, licenses=self.spec.config.get("licenses") or None)
+        return records.load_arrays(self.spec.paths["data"], split, columns, selection=Selection.of(self.spec.config))
 
     def batches(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
         """Batches from a sample on."""
@@ -66,14 +68,4 @@ class CVQStage:
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the model and the ids, licences and authors that it was trained on."""
         assert isinstance(model, CVQ)
-        model.save_pretrained(folder, extra={"trained_on": trained_on(self.spec), "run": self.spec.config})
-
-
-def trained_on(spec: RunSpec) -> list[dict[str, str]]:
-    """id, licence and author of each training object, in order of id."""
-    licenses = spec.config.get("licenses") or None
-    rows = records.read_rows(spec.paths["data"], ["id", "license", "author"], split="train")
-    kept = [row for row in rows if licenses is None or row["license"] in licenses]
-    return sorted(kept, key=lambda row: row["id"])
-
-
+        model.save_pretrained(folder, extra={"trained_on": trained_on.note(trained_on.collect(self.spec), folder), "run": self.spec.config})

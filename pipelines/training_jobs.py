@@ -5,16 +5,17 @@ too few points, an unfinished tokenizer run. `--dry-run` prints the plan and nee
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from g3pt.selection import ALL, Selection, choose
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
 from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithTokenizer
+from pipelines.progress import say
 from pipelines.runs import RunSpec, stable_hash
 
 
@@ -35,7 +36,9 @@ class TrainFlags(DryRun, OnRay, OnDevice, OnData):
     seed: int = 0
     """seed of weights, order and noise"""
     licenses: str | None = None
-    """train only on objects with one of these licences, comma-separated; default all"""
+    """use only objects with one of these licences, comma-separated, spelled as in the dataset; default all"""
+    exclude_ids: str | None = None
+    """leave out objects whose id matches one of these shell patterns, comma-separated (market*,classic*)"""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "num_workers"):
@@ -79,34 +82,34 @@ def _train(stage: str, flags: TrainFlags, preset: Callable[..., Any], count: Cal
     if flags.dry_run:
         return _print_plan(stage, flags, model, config, count(model))
     train.check_output(flags.output)
-    spec = make_spec(flags.preset, model, config, _licenses(flags))
+    spec = make_spec(flags.preset, model, config, chosen(flags))
     if stage == "car":
         encode(spec, flags.num_workers, flags.ray_address, flags.device)
     run_dir = train.train_run(spec, absolute(flags.output), num_workers=flags.num_workers, ray_address=flags.ray_address, device=flags.device)
     return str(run_dir)
 
 
-def cvq_spec(data: str, preset: str, model: Any, train: Any, licenses: list[str] | None = None) -> RunSpec:
+def cvq_spec(data: str, preset: str, model: Any, train: Any, selection: Selection = ALL) -> RunSpec:
     """The identity of a CVQ run, its data checked."""
     from pipelines.tokens import READS, check_points
 
-    info = open_data(data, licenses)
+    info = open_data(data, selection)
     with bad_input():
         check_points(info, model, names=("num_points", *READS), reader=f"preset {preset}")
-    return _spec("cvq", preset, model, train, info, licenses)
+    return _spec("cvq", preset, model, train, info, selection)
 
 
-def car_spec(data: str, tokenizer: str, preset: str, model: Any, train: Any, licenses: list[str] | None = None) -> RunSpec:
+def car_spec(data: str, tokenizer: str, preset: str, model: Any, train: Any, selection: Selection = ALL) -> RunSpec:
     """The identity of a CAR run, its data and tokenizer checked."""
     from g3pt.checkpoint import export_hash, read_export_config
 
-    info = open_data(data, licenses)
+    info = open_data(data, selection)
     with bad_input():
         kind = read_export_config(tokenizer)["kind"]
         if kind != "cvq":
             raise ValueError(f"{tokenizer}: holds a {kind!r} model; --tokenizer takes a finished CVQ run")
         upstream = export_hash(tokenizer)
-    return _spec("car", preset, model, train, info, licenses, tokenizer={"path": absolute(tokenizer), "hash": upstream})
+    return _spec("car", preset, model, train, info, selection, tokenizer={"path": absolute(tokenizer), "hash": upstream})
 
 
 def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, device: str = "auto") -> None:
@@ -116,19 +119,16 @@ def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, devi
     encode_dataset(spec.paths["data"], spec.paths["tokenizer"], num_workers=max(1, num_workers), ray_address=ray_address, device=device)
 
 
-def open_data(data: str, licenses: list[str] | None = None) -> Any:
-    """The dataset's DatasetInfo; bad input, also a licence that no training object has, ends here with one line."""
+def open_data(data: str, selection: Selection = ALL) -> Any:
+    """The dataset's DatasetInfo; bad input, also a selection that its training objects can't meet, ends here with one line."""
     from g3pt.records import open_dataset, read_rows
 
     with bad_input():
         info = open_dataset(data)
         if not info.splits.get("train"):
             raise ValueError(f"{info.path}: its train split has no object with status ok")
-        if licenses:
-            found = Counter(row["license"] for row in read_rows(info, ["license"], split="train"))
-            if not found.keys() & set(licenses):
-                known = ", ".join(f"{name or 'none'} ({count})" for name, count in sorted(found.items(), key=str))
-                raise ValueError(f"{info.path}: no training object has a licence of {','.join(licenses)}; theirs are {known}")
+        if selection != ALL:
+            say(f"  {info.path.name}: the selection {choose(selection, read_rows(info, ['id', 'license'], split='train'), str(info.path))}")
     return info
 
 
@@ -160,13 +160,12 @@ def count_parameters(spec: RunSpec) -> int:
     return count_car(from_dict(CARConfig, spec.config["model"]))["parameters_no_embed"]
 
 
-def _spec(stage: str, preset: str, model: Any, train: Any, info: Any, licenses: list[str] | None, tokenizer: dict[str, str] | None = None) -> RunSpec:
+def _spec(stage: str, preset: str, model: Any, train: Any, info: Any, selection: Selection, tokenizer: dict[str, str] | None = None) -> RunSpec:
     # The fingerprint covers ids and meshes; captions and what a repeated conversion changed show in the files' own hashes.
     data = {"dataset": info.fingerprint, "shards": stable_hash(info.shards)}
     config = {"model": dataclasses.asdict(model), "train": dataclasses.asdict(train), **data}
     paths = {"data": absolute(str(info.path))}
-    if licenses:
-        config["licenses"] = licenses
+    config |= selection.as_config()
     if tokenizer:
         config["tokenizer"], paths["tokenizer"] = tokenizer["hash"], tokenizer["path"]
     return RunSpec(stage=stage, preset=preset, seed=train.seed, config=config, paths=paths)
@@ -191,8 +190,13 @@ def check_workers(train: Any, num_workers: int) -> None:
         raise UsageError(f"--batch-size {train.batch_size} is not a multiple of --num-workers {num_workers}")
 
 
-def _licenses(flags: TrainFlags) -> list[str] | None:
-    return sorted({part.strip() for part in flags.licenses.split(",") if part.strip()}) if flags.licenses else None
+def chosen(flags: TrainFlags) -> Selection:
+    """What --licenses and --exclude-ids say."""
+    return Selection(licenses=_listed(flags.licenses), exclude_ids=_listed(flags.exclude_ids))
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(sorted({part.strip() for part in (text or "").split(",") if part.strip()}))
 
 
 def _print_plan(stage: str, flags: TrainFlags, model: Any, train: Any, counts: dict[str, int]) -> None:

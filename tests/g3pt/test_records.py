@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from g3pt import records
+from g3pt.selection import Selection
 
 SMALL = records.RecordConfig(num_surface=8, num_sharp=4, num_queries=16, num_views=2, keep_solid=True)
 
@@ -188,7 +189,7 @@ def test_arrays_are_sorted_by_id_over_shards_and_filtered(tmp_path: Path) -> Non
     by_id = {row["id"]: row for row in rows}
     np.testing.assert_array_equal(test["surface"], np.stack([by_id[name]["surface"] for name in test["id"]]))
     assert test["scale"].tolist() == [0.5] * len(test["id"])
-    free = records.load_arrays(info, None, ["license"], licenses=["MIT"])["license"]
+    free = records.load_arrays(info, None, ["license"], selection=Selection(licenses=("MIT",)))["license"]
     assert free == ["MIT"] * 20
     assert sum(info.splits.values()) == 40 and info.splits["test"] == len(test["id"])
 

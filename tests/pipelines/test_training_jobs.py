@@ -1,15 +1,20 @@
 """What a training command checks before Ray starts, and what makes two runs different."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from g3pt import records
+from g3pt.checkpoint import read_export_config
 from g3pt.config import car_preset
-from pipelines import cluster, training_jobs
+from g3pt.selection import Selection
+from g3pt.tokenizer import CVQ
+from pipelines import cluster, trained_on, training_jobs
 from pipelines.errors import UsageError
-from pipelines.training_jobs import TrainCARFlags, TrainCVQFlags, train_car
+from pipelines.training_jobs import TrainCARFlags, TrainCVQFlags, train_car, train_cvq
+from tests.g3pt.tiny import tiny_tokenizer
 from tests.pipelines.toy_data import TOY, toy_row, write_toy_dataset, write_toy_tokenizer
 
 
@@ -27,11 +32,53 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "connect", refuse)
 
 
-def test_a_licence_that_nobody_has_is_named_with_those_there_are(paths: dict, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no training object has a licence of NOSUCH; theirs are CC0-1.0 \(\d+\)"):
-        train_car(TrainCARFlags(**paths, output=str(tmp_path / "runs"), licenses="NOSUCH"))
+COMMANDS = {"cvq": (TrainCVQFlags, train_cvq), "car": (TrainCARFlags, train_car)}
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"licenses": "NOSUCH,CC0-1.0"}, r"no training object has a licence of NOSUCH; theirs are CC0-1.0 \(\d+\)$"),
+        ({"licenses": "cc0-1.0"}, "no training object has a licence of cc0-1.0"),
+        ({"exclude_ids": "toy*"}, r"nothing to train on: the selection leaves out (\d+) of \1 training objects: toy\* \1$"),
+    ],
+)
+def test_a_selection_that_cannot_be_met_is_one_line(stage: str, flags: dict, says: str, paths: dict, tmp_path: Path) -> None:
+    flags_class, run = COMMANDS[stage]
+    given = {name: paths[name] for name in ("data", "tokenizer") if name in flags_class.__dataclass_fields__}
+    with pytest.raises(UsageError, match=says):
+        run(flags_class(**given, output=str(tmp_path / "runs"), **flags))
     assert not (tmp_path / "runs").exists()
-    assert training_jobs.open_data(paths["data"], ["CC0-1.0", "NOSUCH"]).splits["train"] > 0
+
+
+def test_a_selection_says_what_it_leaves_out_and_names_another_run(paths: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    specs = []
+    for more in ({}, {"exclude_ids": "toy/00*, classic*"}, {"exclude_ids": "toy/00*", "licenses": "CC0-1.0"}):
+        selection = training_jobs.chosen(TrainCARFlags(**paths, output="runs", **more))
+        specs.append(training_jobs.car_spec(paths["data"], paths["tokenizer"], "nano", *car_preset("nano"), selection))
+    (said, _) = capsys.readouterr().err.splitlines()
+    left = int(re.search(r"data: the selection leaves out (\d+) of 4\d training objects: classic\* 0, toy/00\* \1$", said)[1])
+    assert len({spec.name for spec in specs}) == 3 and "exclude_ids" not in specs[0].config
+    ids = [[row["id"] for row in trained_on.collect(spec)] for spec in specs]
+    assert len(ids[1]) == len(ids[0]) - left and not [i for i in ids[1] if i.startswith("toy/00")] and ids[1] == ids[2]
+    arrays = records.load_arrays(paths["data"], "train", ["id"], selection=Selection.of(specs[1].config))
+    assert arrays["id"] == ids[1], "what is trained on is what the export lists"
+
+
+def test_an_export_of_many_objects_lists_them_beside_its_config(paths: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"id": f"o{k}", "license": "MIT", "author": "a\nb \u2028", "url": ""} for k in range(30)]
+    few, many = tmp_path / "few", tmp_path / "many"
+    for folder, limit in ((few, 30), (many, 29)):
+        monkeypatch.setattr(trained_on, "MAX_INLINE", limit)
+        tiny_tokenizer().save_pretrained(folder, extra={"trained_on": trained_on.note(rows, folder)})
+        assert trained_on.read(folder) == rows
+        assert CVQ.from_pretrained(folder).config == tiny_tokenizer().config
+    assert read_export_config(few)["trained_on"] == rows
+    assert {name: read_export_config(many)["trained_on"][name] for name in ("objects", "licenses")} == {"objects": 30, "licenses": {"MIT": 30}}
+    (many / "trained_on.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="its sha256 differs"):
+        trained_on.read(many)
 
 
 def test_an_object_store_is_refused_before_anything_is_encoded(paths: dict) -> None:
