@@ -24,6 +24,7 @@ from torch import Tensor
 
 from g3pt.batches import unpack_rows
 from g3pt.tokenizer import CVQ
+from g3pt.usage import entropy_bits, expected_distinct
 
 EVAL_QUERIES = 2048  # volume points per object that the running validation reads
 EVAL_BATCH = 32
@@ -106,12 +107,12 @@ def _decoded(model: CVQ, canvas_BLD: Tensor, batch: dict[str, Tensor]) -> tuple[
 def code_statistics(codes_NT: Tensor, again_NT: Tensor, model: CVQ) -> dict[str, float]:
     """Utilisation, entropies (bits), digit balance and agreement of one scale's codes over N objects."""
     num_codes, quantizer = model.config.num_codes, model.cqt.quantizer
-    by_position = [entropy_bits(codes_T, num_codes) for codes_T in codes_NT.T]
+    by_position = [sample_entropy(codes_T, num_codes) for codes_T in codes_NT.T]
     digits, digits_again = quantizer.codes_to_digits(codes_NT.to(quantizer.radix_C.device)), quantizer.codes_to_digits(again_NT.to(quantizer.radix_C.device))
-    balance = [entropy_bits(digits[..., c].flatten(), levels) / math.log2(levels) for c, levels in enumerate(quantizer.levels)]
+    balance = [sample_entropy(digits[..., c].flatten(), levels) / math.log2(levels) for c, levels in enumerate(quantizer.levels)]
     return {
         "utilisation": len(codes_NT.unique()) / expected_distinct(codes_NT.numel(), num_codes),
-        "entropy_pooled": entropy_bits(codes_NT.flatten(), num_codes),
+        "entropy_pooled": sample_entropy(codes_NT.flatten(), num_codes),
         "entropy_position": float(np.mean(by_position)),
         "digit_balance": float(np.min(balance)),
         "agreement": float((codes_NT == again_NT).float().mean()),
@@ -119,13 +120,6 @@ def code_statistics(codes_NT: Tensor, again_NT: Tensor, model: CVQ) -> dict[str,
     }
 
 
-def entropy_bits(codes: Tensor, num_codes: int) -> float:
+def sample_entropy(codes: Tensor, num_codes: int) -> float:
     """Plug-in Shannon entropy of a flat sample of codes, in bits."""
-    share = torch.bincount(codes, minlength=num_codes).double() / len(codes)
-    share = share[share > 0]
-    return float(-(share * share.log2()).sum())
-
-
-def expected_distinct(draws: int, num_codes: int) -> float:
-    """How many distinct codes `draws` uniform draws of `num_codes` show: what utilisation is a share of."""
-    return num_codes * -math.expm1(draws * math.log1p(-1 / num_codes))
+    return float(entropy_bits(torch.bincount(codes, minlength=num_codes)))

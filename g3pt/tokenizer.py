@@ -24,6 +24,7 @@ from g3pt.config import CVQConfig
 from g3pt.cqt import CQT, CQTOutput, anchor_spacing, make_anchors
 from g3pt.layers import CrossBlock, FourierPoints, SelfBlock, run_blocks
 from g3pt.quantizer import mean_over_workers
+from g3pt.usage import CodeUsage
 
 Phase = Literal["continuous", "pyramid", "joint"]
 MAX_SCORES = 2**27  # anchor-to-point distances held at once: 0.5 GB in float32
@@ -115,6 +116,7 @@ class CVQ(nn.Module, Pretrained):
             self.decoder = Decoder(config)
         self.register_buffer("latent_mean_LD", torch.zeros(config.num_latents, config.width))
         self.register_buffer("has_base", torch.zeros((), dtype=torch.bool))
+        self.usage = CodeUsage(config.scales, config.code_levels)
         self.phase: Phase = "joint"
         self.statistics_frozen = False
 
@@ -155,6 +157,8 @@ class CVQ(nn.Module, Pretrained):
             if self.config.continuous_path == "latents":
                 return self._occupancy_loss(latents_BLD, batch)
         output = self.cqt(latents_BLD.detach(), frozen=self.statistics_frozen, quantized=self.phase != "continuous")
+        if self.training and self.phase != "continuous":
+            self.usage.add(output.codes_BT)
         pyramid_loss, logs = self._pyramid_loss(output, latents_BLD.detach())
         if self._autoencoder_rests:
             return pyramid_loss, logs
@@ -167,6 +171,10 @@ class CVQ(nn.Module, Pretrained):
         commitment = F.mse_loss(latents_BLD, canvas_BLD.detach())
         loss = loss + pyramid_loss + self.config.commitment_weight * commitment
         return loss, occupancy_logs | logs | {"loss_commitment": commitment.detach()}
+
+    def take_window(self) -> dict[str, float]:
+        """How the codes since the last call were spread, over all workers (`g3pt.usage`)."""
+        return self.usage.take()
 
     def _drop_scales(self, canvases_BLD: list[Tensor]) -> Tensor:
         """The last canvas, or for a share of the objects the canvas after a random scale."""

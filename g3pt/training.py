@@ -94,6 +94,7 @@ def fit(
             check_finite(pending)
         if is_last or done % config.log_every == 0:
             record = mean_record(pending) | {"step": done * config.batch_size, "learning_rate": learning_rate(config, step)}
+            record |= take_window(model)
             record["samples_per_second"] = (done - logged_step) * config.batch_size / (time.perf_counter() - started)
             if evaluate is not None and (is_last or done % config.eval_every < config.log_every):
                 with average.in_place_of_weights(model):
@@ -136,6 +137,12 @@ def set_phase(model: nn.Module, step: int, num_steps: int) -> bool:
     """Let a model with phases choose its own; True if the set of trained tensors changed."""
     choose = getattr(model, "set_phase", None)
     return bool(choose(step, num_steps)) if choose else False
+
+
+def take_window(model: nn.Module) -> Record:
+    """What a model that counts has counted since the last record; every worker asks, as they add up."""
+    take = getattr(model, "take_window", None)
+    return take() if take else {}
 
 
 class WeightAverage:

@@ -26,7 +26,7 @@ class Item:
     """A dataset, derived table, run, study, generation, evaluation, or a demo around them.
 
     `done` of `total` are counted in `unit`s. `reason` says why it is stale or failed; `notes` are worth knowing in any state.
-    `failures` counts rows that are not ok by reason (they don't make a finished thing unfinished). `next` is the command that
+    `alarm` tells of codes that collapse in a tokenizer's run. `failures` counts rows that are not ok by reason (they don't make a finished thing unfinished). `next` is the command that
     brings it further, None where there is nothing to type. `working` is known of unfinished things only.
     """
 
@@ -41,6 +41,7 @@ class Item:
     idle_seconds: float | None = None
     reason: str = ""
     notes: tuple[str, ...] = ()
+    alarm: str = ""
     failures: Mapping[str, int] = field(default_factory=dict)
     next: str | None = None
     parent: Path | None = None

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from g3pt.alarm import sounding
 from pipelines.inventory_inputs import Inputs, Verdict, export_folder
 from pipelines.inventory_items import Item, Place, activity, note_of, read_object
 from pipelines.notes import FAILURE_FILE, read_note
@@ -29,7 +30,7 @@ def describe_run(place: Place, inputs: Inputs) -> Item:
     total, records = train["steps"] * train["batch_size"], last_records(place.path / "metrics.jsonl")
     done = min(total, int(records[-1]["step"]) if records else 0)
     command = inputs.command(place.path)
-    common: dict[str, Any] = {"kind": "run", "path": place.path, "total": total, "unit": "samples"}
+    common: dict[str, Any] = {"kind": "run", "path": place.path, "total": total, "unit": "samples", "alarm": sounding(records)}
     if "_SUCCESS" in place.names:
         if export_folder(place.path / "export") is None:
             return Item(**common, state="failed", done=done, reason="export/ is missing although the run is finished")

@@ -8,6 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from g3pt.alarm import sounding
+from pipelines.curves import quality_by_tokens
 from pipelines.report_folders import evaluations_of
 from pipelines.report_html import Page, columns, command, facts, folded, join, paragraph, table, text, warning
 from pipelines.report_machine import failure_line, note_command
@@ -34,6 +36,7 @@ def run(page: Page, folder: Path) -> None:
                 "soft",
             )
         )
+        body += _by_scale(ledger, spec.get("config", "model", "scales", default=[]))
     body.append(folded("All numbers of the last record", _last_record(ledger)))
     page.add(page.heading(f"Training the {NAMES[stage].lower()}", folder), *body)
     if folder == page.root:
@@ -47,6 +50,7 @@ def _state(folder: Path, spec: Source, ledger: Source) -> Markup:
     )
     finished = (folder / "_SUCCESS").is_file()
     lines = [] if finished else [warning("Not finished: the same command goes on from the last checkpoint.")]
+    lines += _alarm(ledger.value)
     failure = failure_line(folder)
     pairs = [
         ("Run", text(folder.name)),
@@ -61,6 +65,15 @@ def _state(folder: Path, spec: Source, ledger: Source) -> Markup:
         ("Last record", text(clock(last.get("time")))),
     ]
     return join([*lines, *([failure] if failure else []), facts(pairs)])
+
+
+def _alarm(records: list[dict[str, float]]) -> list[Markup]:
+    """What the newest window of codes complains of; else whether an earlier one did."""
+    words, judged = sounding(records), [record["alarm"] for record in records if "alarm" in record]
+    if words:
+        return [warning(f"Alarm: {words}.")]
+    past = sum(value > 0 for value in judged)
+    return [paragraph(f"The collapse alarm sounded in {past} of {len(judged)} records, not in the last.", "soft")] if past else []
 
 
 def _curves(stage: str, ledger: Source) -> list[Markup]:
@@ -113,6 +126,36 @@ def _curves(stage: str, ledger: Source) -> list[Markup]:
             y_label="nats a token",
         ),
     ]
+
+
+DIAGNOSTICS = {
+    "val_iou": ("IoU, first k scales", ".3f"),
+    "val_residual_ratio": ("residual left", ".3f"),
+    "val_utilisation": ("reachable codes used", ".2f"),
+    "val_entropy_position": ("bits at a fixed position", ".1f"),
+    "val_agreement": ("same code from two samplings", ".2f"),
+    "val_agreement_digits": ("same digit", ".2f"),
+}
+
+
+def _by_scale(ledger: Source, scales: list[int]) -> list[Markup]:
+    """What each scale adds and how stable its codes are, of the newest record that validated them: a plot against tokens, and a table."""
+    newest = next((k for k in reversed(range(len(ledger.value))) if "val_iou_scale_1" in ledger.value[k]), None)
+    if newest is None or not scales:
+        return []
+    tokens, quality = quality_by_tokens(ledger.value, scales, "val")
+    lines = [Series(label="validation, decoding the first scales", x=tokens, y=quality, style="both")]
+    tokens, quality = quality_by_tokens(ledger.value, scales, "test")
+    lines += [Series(label="test", x=tokens, y=quality, style="both", colour=1)] if tokens else []
+    record = ledger.at(newest)
+    rows = [
+        (str(k), str(sum(scales[:k])), *(record.number(f"{name}_scale_{k}", spec=spec) for name, (_, spec) in DIAGNOSTICS.items()))
+        for k in range(1, len(scales) + 1)
+    ]
+    heads = ("k", "tokens of k scales", *(head for head, _ in DIAGNOSTICS.values()))
+    words = "Of validation objects. What two samplings of one surface disagree on is noise to a generator; reachable are the codes that as many uniform draws would show."
+    shown = plot("Quality by tokens", lines, x_label="tokens of the first 1 to k scales", y_label="volume IoU", log_x=True)
+    return [columns(shown, join([table(heads, rows, "The scales"), paragraph(words, "soft")]))]
 
 
 def _first(count: int) -> str:

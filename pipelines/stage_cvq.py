@@ -35,6 +35,7 @@ class CVQStage:
         self.arrays = self._load("train", TRAIN_COLUMNS)
         if not len(self.arrays["surface"]):
             raise ValueError(f"{spec.paths['data']}: its train split has no object with status ok and an allowed licence")
+        self.model.usage.num_objects = len(self.arrays["surface"])
         self._batches = SurfaceBatches(self.arrays, self.config, self.train_config.batch_size, self.train_config.seed, rank, world_size)
         self._eval_arrays: dict[str, dict[str, Any]] = {}
 

@@ -92,7 +92,7 @@ def percent(item: Item) -> str:
 
 def words(item: Item, root: Path) -> str:
     """What there is to say about an item beside its state and share; paths below the root are shown relative to it."""
-    parts = [item.reason] if item.reason else []
+    parts = [f"ALARM: {item.alarm}"] * bool(item.alarm) + [item.reason] * bool(item.reason)
     if item.done is not None:
         of = "" if item.total in (None, item.done) else f" of {item.total}"
         parts.append(f"{item.done}{of} {item.unit}")

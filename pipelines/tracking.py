@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from g3pt.alarm import Bell, in_words
 from pipelines.cards import SHORT, DatasetInput, shown_record
 from pipelines.errors import one_line
 from pipelines.experiments import experiment_tags
@@ -236,18 +237,32 @@ def best_effort(what: str, work: Callable[[], Result]) -> Result | None:
 
 
 class Mirror(Periodic):
-    """Copies a ledger's new records to an MLflow run until the block ends."""
+    """Copies a ledger's new records to an MLflow run until the block ends, and keeps its tag of the collapse alarm."""
 
     def __init__(self, tracking: Tracking, run_id: str, ledger: Ledger, interval_s: float = 2.0) -> None:
         super().__init__(lambda: best_effort("copying metrics to MLflow", self.copy), interval_s)
         self.tracking, self.run_id, self.ledger = tracking, run_id, ledger
         self._copied_to: float | None = None
+        self._heard, self._bell = -1.0, Bell()
+        self._tagged: str | None = None
 
     def copy(self) -> None:
         """Log what MLflow lacks."""
         if self._copied_to is None:
             self._copied_to = self.tracking.last_step(self.run_id)
-        new = [r for r in self.ledger.read() if r["step"] > self._copied_to]
+        records = self.ledger.read()
+        self._tag(records)
+        new = [r for r in records if r["step"] > self._copied_to]
         if new:
             self.tracking.log_records(self.run_id, [shown_record(record) for record in new])
             self._copied_to = new[-1]["step"]
+
+    def _tag(self, records: list[Record]) -> None:
+        """g3pt.alarm says what the newest record complains of; without complaint there is no such tag."""
+        for record in [r for r in records if r["step"] > self._heard]:
+            self._heard = record["step"]
+            self._bell.hear(record)
+        words = in_words(self._bell.sounding)
+        if words != self._tagged:
+            self.tracking.set_tags(self.run_id, {"g3pt.alarm": words}) if words else self.tracking.clear_tag(self.run_id, "g3pt.alarm")
+            self._tagged = words

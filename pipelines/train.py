@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from g3pt.alarm import Bell, in_words
 from pipelines import cards, cluster
 from pipelines.errors import UsageError
 from pipelines.failures import Failure, doing, is_deterministic, on_disk
@@ -100,14 +101,16 @@ def is_finished(run_dir: Path) -> bool:
 
 
 class Follower(Periodic):
-    """Shows the newest record of a run's ledger, on the driver: what workers print stays in Ray's own logs."""
+    """Shows the newest record of a run's ledger, and each collapse alarm once, on the driver: what workers print stays in Ray's own logs."""
 
     def __init__(self, spec: RunSpec, run_dir: Path) -> None:
         super().__init__(self.show)
+        self.name = spec.name
         train, self.ledger = spec.config["train"], Ledger(run_dir / "metrics.jsonl")
         state = {"run": spec.name, "done": checkpointed(run_dir), "tokens_per_unit": tokens_per_sample(spec)}
         self.progress = Progress("train", train["steps"] * train["batch_size"], "samples", **state)
-        self.shown = self.ledger.last_step()
+        self.shown, self.heard, self.bell = self.ledger.last_step(), 0.0, Bell()
+        self.alarms(self.ledger.read())  # told by an earlier start
 
     def __enter__(self) -> "Follower":
         self.progress.__enter__()
@@ -119,11 +122,21 @@ class Follower(Periodic):
         self.progress.__exit__(*raised)
 
     def show(self) -> None:
-        """Tell the newest record, once."""
-        for record in [r for r in self.ledger.read()[-1:] if r["step"] != self.shown]:
+        """Tell the newest record, once, and what alarms set in since."""
+        records = self.ledger.read()
+        for record in [r for r in records[-1:] if r["step"] != self.shown]:
             self.shown = record["step"]
             numbers = {name: record[name] for name in ("loss", "val_iou", "val_ce") if name in record}
             self.progress.show(int(record["step"]), rate=record.get("samples_per_second"), **numbers)
+        for line in self.alarms(records):
+            say(f"  {self.name}: {line}")
+
+    def alarms(self, records: list[Record]) -> list[str]:
+        """What sets in with the records that were not heard yet."""
+        new = [record for record in records if record["step"] > self.heard]
+        self.heard = new[-1]["step"] if new else self.heard
+        found = [(record["step"], self.bell.hear(record)) for record in new]
+        return [f"alarm at {step:.0f} samples: {in_words(faults)}" for step, faults in found if faults]
 
 
 def tokens_per_sample(spec: RunSpec) -> int:
@@ -163,10 +176,12 @@ def tracked(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None
 def describe_finished(spec: RunSpec, run_dir: Path, outcome: Outcome) -> None:
     """What MLflow shows of a finished run beside its ledger."""
     from g3pt.checkpoint import export_hash
-    from pipelines.curves import draw_run
+    from pipelines.curves import draw_run, draw_tokens
     from pipelines.training_jobs import count_parameters
 
     outcome.artifacts += [run_dir / "config.json", run_dir / "export" / "config.json", draw_run(run_dir, run_dir / "curves.png")]
+    tokens = draw_tokens(run_dir, spec.config["model"]["scales"], run_dir / "tokens.png") if spec.stage == "cvq" and "model" in spec.config else None
+    outcome.artifacts += [tokens] if tokens else []
     outcome.tags["g3pt.export_hash"] = export_hash(run_dir)
     outcome.params["parameters"] = count_parameters(spec)
 

@@ -77,7 +77,7 @@ def test_json_is_the_same(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert len(rows) == 9 and rows["study/runs/car-5k-s0-33333333"]["parent"] == "study"
     assert rows["meshes"] == {
         "kind": "generation", "path": "meshes", "state": "failed", "done": 3, "total": 4, "unit": "samples", "seconds_left": None,
-        "working": None, "idle_seconds": None, "reason": "1 of 3 meshes missing, the first is s1.glb", "notes": [], "failures": {"empty": 1},
+        "working": None, "idle_seconds": None, "reason": "1 of 3 meshes missing, the first is s1.glb", "notes": [], "alarm": "", "failures": {"empty": 1},
         "next": rows["meshes"]["next"], "parent": None,
     }  # fmt: skip
     assert rows["meshes"]["next"].startswith("python jobs/generate.py")

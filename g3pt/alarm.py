@@ -1,0 +1,84 @@
+"""The collapse alarm: which numbers of a ledger's record are below a floor, in words. No torch: `jobs/status.py` reads it too.
+
+A record carries, per scale, what `g3pt.usage` counted over the training batches since the record before. Four faults are told apart,
+since each hides from the measures of the others (LOG.md):
+
+    utilisation    distinct codes, as a share of those that as many uniform draws would show: few codes are in use
+    information    entropy of the codes at a fixed position, as a share of the reachable: codes only name their position
+    entropy_gap    bits by which a code's digits vary together: all bits flip at once, each alone in perfect balance
+    digit_balance  entropy of the least varied digit over its maximum: a digit or bit is stuck
+
+Ours: the floors. Utilisation's is the project's; the others lie far from both healthy runs and provoked collapse (LOG.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+UTILISATION_FLOOR, INFORMATION_FLOOR, BALANCE_FLOOR = 0.5, 0.25, 0.25  # shares
+GAP_LIMIT = 3.0  # bits
+SAYS = {
+    "utilisation": f"{{:.2f}} of the reachable codes are used (floor {UTILISATION_FLOOR})",
+    "information": f"codes at a fixed position hold {{:.2f}} of the reachable entropy (floor {INFORMATION_FLOOR})",
+    "digit_balance": f"a digit's entropy is {{:.2f}} of its maximum (floor {BALANCE_FLOOR})",
+    "entropy_gap": f"digits vary together, {{:.1f}} bits are lost (limit {GAP_LIMIT})",
+}
+FLOORS = {"utilisation": UTILISATION_FLOOR, "information": INFORMATION_FLOOR, "digit_balance": BALANCE_FLOOR}
+
+
+class Fault(NamedTuple):
+    """One number beyond its limit; `scale` counts from 1, the coarsest."""
+
+    scale: int
+    kind: str
+    value: float
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """What makes two faults the same one."""
+        return self.scale, self.kind
+
+    def __str__(self) -> str:
+        return f"scale {self.scale}: {SAYS[self.kind].format(self.value)}"
+
+
+def faults(record: Mapping[str, float]) -> list[Fault]:
+    """Of a ledger's record or of `g3pt.usage`'s part of it, by scale; a value that is not finite is a fault too."""
+    found, scale = [], 1
+    while f"utilisation_scale_{scale}" in record:
+        for kind in SAYS:
+            value = record[f"{kind}_scale_{scale}"]
+            if not math.isfinite(value) or (value > GAP_LIMIT if kind == "entropy_gap" else value < FLOORS[kind]):
+                found.append(Fault(scale, kind, value))
+        scale += 1
+    return found
+
+
+class Bell:
+    """Follows a ledger: tells each fault once when it sets in, and again only after it was gone."""
+
+    def __init__(self) -> None:
+        self.sounding: list[Fault] = []
+
+    def hear(self, record: Mapping[str, float]) -> list[Fault]:
+        """The faults that set in with this record; a record that judges no codes changes nothing."""
+        if "alarm" not in record:
+            return []
+        known, self.sounding = {fault.key for fault in self.sounding}, faults(record)
+        return [fault for fault in self.sounding if fault.key not in known]
+
+
+def sounding(records: Iterable[Mapping[str, float]]) -> str:
+    """The faults of the newest record that judges codes, as one line; empty if there is none."""
+    bell = Bell()
+    for record in records:
+        bell.hear(record)
+    return in_words(bell.sounding)
+
+
+def in_words(found: Iterable[Fault]) -> str:
+    """`codes collapse at scale 1: ...; scale 2: ...`, or nothing."""
+    words = "; ".join(map(str, found))
+    return f"codes collapse at {words}" if words else ""

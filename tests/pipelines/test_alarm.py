@@ -1,0 +1,98 @@
+"""Where a person meets the collapse alarm: a line when it sets in, a tag in MLflow, status and the report."""
+
+from pathlib import Path
+
+import pytest
+
+from g3pt.checkpoint import write_json
+from pipelines import status, train
+from pipelines.errors import NotWell
+from pipelines.runs import Ledger, RunSpec
+from pipelines.tracking import Mirror
+from tests.pipelines.test_train import toy_spec
+
+HEALTHY = {"utilisation_scale_1": 0.9, "information_scale_1": 0.9, "digit_balance_scale_1": 0.9, "entropy_gap_scale_1": 0.5, "alarm": 0.0}
+COLLAPSED = HEALTHY | {"utilisation_scale_1": 0.125, "alarm": 1.0}
+WORDS = "codes collapse at scale 1: 0.12 of the reachable codes are used (floor 0.5)"
+
+
+def run_folder(folder: Path, *windows: dict[str, float]) -> tuple[RunSpec, Path]:
+    """A run's folder with these windows in its ledger, ten samples apart."""
+    spec = toy_spec()
+    run_dir = folder / spec.name
+    run_dir.mkdir(parents=True)
+    write_json(run_dir / "config.json", spec.to_dict())
+    Ledger(run_dir / "metrics.jsonl").append([window | {"step": 10.0 * (k + 1), "loss": 1.0} for k, window in enumerate(windows)])
+    return spec, run_dir
+
+
+def test_the_driver_says_it_once_and_not_again_after_a_resumption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec, run_dir = run_folder(tmp_path, HEALTHY, COLLAPSED)
+    follower = train.Follower(spec, run_dir)
+    follower.ledger.append([COLLAPSED | {"step": 30.0}])
+    follower.show()
+    assert "alarm" not in capsys.readouterr().err, "an earlier start told it"
+    follower.ledger.append([HEALTHY | {"step": 40.0}, COLLAPSED | {"step": 50.0}, COLLAPSED | {"step": 60.0}])
+    follower.show()
+    follower.show()
+    said = capsys.readouterr().err
+    assert said.count("alarm") == 1 and f"{spec.name}: alarm at 50 samples: {WORDS}" in said
+
+
+class Store:
+    """As much of `Tracking` as a Mirror needs."""
+
+    def __init__(self) -> None:
+        self.tags: dict[str, str] = {}
+        self.metrics: dict[str, float] = {}
+
+    def last_step(self, run_id: str) -> int:
+        return -1
+
+    def log_records(self, run_id: str, records: list[dict[str, float]]) -> None:
+        for record in records:
+            self.metrics |= record
+
+    def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
+        self.tags |= tags
+
+    def clear_tag(self, run_id: str, key: str) -> None:
+        self.tags.pop(key, None)
+
+
+def test_mlflow_has_the_metric_and_a_tag_while_it_sounds(tmp_path: Path) -> None:
+    _, run_dir = run_folder(tmp_path, HEALTHY, COLLAPSED)
+    store, ledger = Store(), Ledger(run_dir / "metrics.jsonl")
+    mirror = Mirror(store, "1", ledger)
+    mirror.copy()
+    assert store.tags == {"g3pt.alarm": WORDS}
+    assert store.metrics["train/alarm"] == 1.0 and store.metrics["train codes/utilisation_scale_1"] == 0.125
+    ledger.append([HEALTHY | {"step": 30.0}])
+    mirror.copy()
+    assert store.tags == {} and store.metrics["train/alarm"] == 0.0
+
+
+def test_status_shows_it_in_the_table_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    run_folder(tmp_path / "bad", HEALTHY, COLLAPSED)
+    run_folder(tmp_path / "good", COLLAPSED, HEALTHY)
+    with pytest.raises(NotWell):
+        status.status(status.StatusFlags(dir=str(tmp_path)))
+    bad, good = capsys.readouterr().out.splitlines()
+    assert f"ALARM: {WORDS}" in bad and "ALARM" not in good
+    with pytest.raises(NotWell):
+        status.status(status.StatusFlags(dir=str(tmp_path), json=True))
+    assert [item["alarm"] for item in json.loads(capsys.readouterr().out)["items"]] == [WORDS, ""]
+
+
+def test_the_report_warns(tmp_path: Path) -> None:
+    from pipelines.report import write_report
+
+    _, bad = run_folder(tmp_path / "bad", HEALTHY, COLLAPSED)
+    _, good = run_folder(tmp_path / "good", COLLAPSED, HEALTHY)
+    assert f"Alarm: {WORDS}" in write_report(bad).read_text()
+    page = write_report(good).read_text()
+    assert "Alarm: " not in page and "The collapse alarm sounded in 1 of 2 records" in page
+
+
