@@ -72,7 +72,7 @@ class CVQConfig:
         points, parts = self.num_encode_points, self.num_encode_samplings
         _require(parts >= 1 and points % parts == 0, f"num_encode_points {points} is not a multiple of num_encode_samplings {parts}")
         _require(1 <= self.lfq_bits <= 16, f"lfq_bits must be 1 to 16 (codes are stored as uint16), got {self.lfq_bits}")
-        _require(min(self.fsq_levels) >= 2, f"fsq_levels must be at least 2, got {self.fsq_levels}")
+        _require(min(self.fsq_levels) >= 3, f"fsq_levels must be at least 3 (a digit of two would be stuck), got {self.fsq_levels}")
         _require(self.num_codes <= 65536, f"{self.num_codes} codes do not fit uint16")
         shares = self.continuous_share + self.pyramid_share + self.stat_freeze_share
         _require(0 <= shares <= 1, f"continuous, pyramid and freeze shares add up to {shares}, more than the whole run")

@@ -9,6 +9,9 @@ Source: FSQ, Mentzer et al. 2309.15505 (bound by tanh with half-step offset for 
 vector-quantize-pytorch); LFQ, Yu et al. 2310.05737 (sign, entropy terms, commitment); LFQ with 8192 codes is G3PT's.
 Ours: the per-position statistics; the joint entropy over groups of at most seven bits.
 
+The library is not used itself, only tested against (tests/g3pt/test_quantizer_parity.py): it needs einops, einx and loguru, where this package
+runs on torch alone; its LFQ has no grouped entropy (8192 codes x every token of a batch in memory) and numbers codes from the other end.
+
 Shapes: B batch, T tokens of a scale, C digits or bits of a code, G bits of a group.
 """
 

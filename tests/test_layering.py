@@ -18,7 +18,8 @@ FORBIDDEN = {
 BARE = {"torch", "numpy", "pyarrow", "safetensors"}
 HEAVY = [
     "trimesh", "numba", "scipy", "skimage", "transformers", "pyvista", "vtk", "PIL", "matplotlib", "pandas", "DracoPy",
-    "mesh2sdf", "huggingface_hub", "ray", "mlflow", "tyro", "sklearn", "tokenizers", "requests", "yaml",
+    "mesh2sdf", "huggingface_hub", "ray", "mlflow", "tyro", "sklearn", "tokenizers", "requests", "yaml", "einops",
+    "vector_quantize_pytorch",
 ]  # fmt: skip
 KERNELS = "g3pt.geometry._kernels"  # compiled by numba, imported inside functions only
 
