@@ -91,6 +91,7 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         return None
     from g3pt.checkpoint import export_hash, find_export, read_export_config
     from g3pt.records import open_dataset
+    from pipelines.credits import write_credits
     from pipelines.environment import environment
     from pipelines.gallery import folder_of, write_gallery
 
@@ -129,6 +130,7 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         output.parent.mkdir(parents=True, exist_ok=True)
         report["gallery"] = write_gallery(found["gallery"], folder_of(output))
         pictures = draw_pictures(found["pictures"], output.with_suffix(".png"), flags.num_pictures, found["columns"])
+        pictures += [write_credits(picture, report["gallery"]) for picture in pictures if kind == "cvq"]
         write_report(output, report)
         print_table(found["table"])
         _describe(report, [output, *pictures], outcome)

@@ -74,15 +74,23 @@ def contact_sheet(
     for i, (vertices, faces, title) in enumerate(items):
         left, top = i % columns * size, i // columns * (size + caption)
         if len(faces):
-            camera = _camera(np.radians(azimuth_degrees), np.radians(elevation_degrees), _fitting_distance(vertices))
-            picture = Image.fromarray(_images(vertices, faces, camera[None], size)[0])
-            sheet.paste(picture, (left, top + caption), picture)
+            view = picture(vertices, faces, size, azimuth_degrees, elevation_degrees)
+            sheet.paste(view, (left, top + caption), view)
         lines = textwrap.wrap(title, size // 6)[:2]
         draw.multiline_text((left + 4, top + 2), "\n".join(lines), fill="black", spacing=1)
-    _write_whole(Path(path), sheet)
+    write_whole(Path(path), sheet)
 
 
-def _write_whole(path: Path, image: "Image.Image") -> None:
+def picture(vertices: np.ndarray, faces: np.ndarray, size: int, azimuth_degrees: float = 35.0, elevation_degrees: float = 20.0) -> "Image.Image":
+    """One view (RGBA, size x size) that the object just fits."""
+    from PIL import Image
+
+    camera = _camera(np.radians(azimuth_degrees), np.radians(elevation_degrees), _fitting_distance(vertices))
+    return Image.fromarray(_images(vertices, faces, camera[None], size)[0])
+
+
+def write_whole(path: Path, image: "Image.Image") -> None:
+    """Write a PNG, complete or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     image.save(temporary, format="PNG")
     os.replace(temporary, path)
