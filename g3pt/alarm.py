@@ -8,6 +8,9 @@ since each hides from the measures of the others (LOG.md):
     entropy_gap    bits by which a code's digits vary together: all bits flip at once, each alone in perfect balance
     digit_balance  entropy of the least varied digit over its maximum: a digit or bit is stuck
 
+A fault sounds once it lasts PATIENCE records, or stands in a finished run's last: where quantisation sets in, healthy runs dip below
+utilisation's floor at the finest scale for a while (LOG.md). The ledger's `alarm` counts the faults of each record, lasting or not.
+
 Ours: the floors. Utilisation's is the project's; the others lie far from both healthy runs and provoked collapse (LOG.md).
 """
 
@@ -19,6 +22,7 @@ from typing import NamedTuple
 
 UTILISATION_FLOOR, INFORMATION_FLOOR, BALANCE_FLOOR = 0.5, 0.25, 0.25  # shares
 GAP_LIMIT = 3.0  # bits
+PATIENCE = 10  # records in a row
 SAYS = {
     "utilisation": f"{{:.2f}} of the reachable codes are used (floor {UTILISATION_FLOOR})",
     "information": f"codes at a fixed position hold {{:.2f}} of the reachable entropy (floor {INFORMATION_FLOOR})",
@@ -57,25 +61,31 @@ def faults(record: Mapping[str, float]) -> list[Fault]:
 
 
 class Bell:
-    """Follows a ledger: tells each fault once when it sets in, and again only after it was gone."""
+    """Follows a ledger: tells each fault once when it has lasted, and again only after it was gone."""
 
     def __init__(self) -> None:
-        self.sounding: list[Fault] = []
+        self.newest: list[Fault] = []  # of the last record that judges codes
+        self.lasting: dict[tuple[int, str], int] = {}  # records in a row
 
     def hear(self, record: Mapping[str, float]) -> list[Fault]:
-        """The faults that set in with this record; a record that judges no codes changes nothing."""
+        """The faults that start to sound with this record; a record that judges no codes changes nothing."""
         if "alarm" not in record:
             return []
-        known, self.sounding = {fault.key for fault in self.sounding}, faults(record)
-        return [fault for fault in self.sounding if fault.key not in known]
+        self.newest = faults(record)
+        self.lasting = {fault.key: self.lasting.get(fault.key, 0) + 1 for fault in self.newest}
+        return [fault for fault in self.newest if self.lasting[fault.key] == PATIENCE]
+
+    def sounding(self, finished: bool = False) -> list[Fault]:
+        """The faults that sound now; of a finished run all that its last record has."""
+        return [fault for fault in self.newest if finished or self.lasting[fault.key] >= PATIENCE]
 
 
-def sounding(records: Iterable[Mapping[str, float]]) -> str:
-    """The faults of the newest record that judges codes, as one line; empty if there is none."""
+def sounding(records: Iterable[Mapping[str, float]], finished: bool = False) -> str:
+    """What a run's alarm says, as one line; empty if it is silent."""
     bell = Bell()
     for record in records:
         bell.hear(record)
-    return in_words(bell.sounding)
+    return in_words(bell.sounding(finished))
 
 
 def in_words(found: Iterable[Fault]) -> str:

@@ -30,7 +30,7 @@ def describe_run(place: Place, inputs: Inputs) -> Item:
     total, records = train["steps"] * train["batch_size"], last_records(place.path / "metrics.jsonl")
     done = min(total, int(records[-1]["step"]) if records else 0)
     command = inputs.command(place.path)
-    common: dict[str, Any] = {"kind": "run", "path": place.path, "total": total, "unit": "samples", "alarm": sounding(records)}
+    common: dict[str, Any] = {"kind": "run", "path": place.path, "total": total, "unit": "samples", "alarm": sounding(records, "_SUCCESS" in place.names)}
     if "_SUCCESS" in place.names:
         if export_folder(place.path / "export") is None:
             return Item(**common, state="failed", done=done, reason="export/ is missing although the run is finished")

@@ -50,7 +50,7 @@ def _state(folder: Path, spec: Source, ledger: Source) -> Markup:
     )
     finished = (folder / "_SUCCESS").is_file()
     lines = [] if finished else [warning("Not finished: the same command goes on from the last checkpoint.")]
-    lines += _alarm(ledger.value)
+    lines += _alarm(ledger.value, finished)
     failure = failure_line(folder)
     pairs = [
         ("Run", text(folder.name)),
@@ -67,13 +67,13 @@ def _state(folder: Path, spec: Source, ledger: Source) -> Markup:
     return join([*lines, *([failure] if failure else []), facts(pairs)])
 
 
-def _alarm(records: list[dict[str, float]]) -> list[Markup]:
-    """What the newest window of codes complains of; else whether an earlier one did."""
-    words, judged = sounding(records), [record["alarm"] for record in records if "alarm" in record]
+def _alarm(records: list[dict[str, float]], finished: bool) -> list[Markup]:
+    """What the collapse alarm says; if it is silent, how many records had a fault that passed."""
+    words, judged = sounding(records, finished), [record["alarm"] for record in records if "alarm" in record]
     if words:
         return [warning(f"Alarm: {words}.")]
     past = sum(value > 0 for value in judged)
-    return [paragraph(f"The collapse alarm sounded in {past} of {len(judged)} records, not in the last.", "soft")] if past else []
+    return [paragraph(f"In {past} of {len(judged)} records the codes of a scale were below a floor of the collapse alarm; it did not last.", "soft")] if past else []
 
 
 def _curves(stage: str, ledger: Source) -> list[Markup]:

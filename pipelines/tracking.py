@@ -258,11 +258,11 @@ class Mirror(Periodic):
             self._copied_to = new[-1]["step"]
 
     def _tag(self, records: list[Record]) -> None:
-        """g3pt.alarm says what the newest record complains of; without complaint there is no such tag."""
+        """g3pt.alarm says what sounds now; without an alarm there is no such tag."""
         for record in [r for r in records if r["step"] > self._heard]:
             self._heard = record["step"]
             self._bell.hear(record)
-        words = in_words(self._bell.sounding)
+        words = in_words(self._bell.sounding())
         if words != self._tagged:
             self.tracking.set_tags(self.run_id, {"g3pt.alarm": words}) if words else self.tracking.clear_tag(self.run_id, "g3pt.alarm")
             self._tagged = words

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from g3pt.alarm import Bell, in_words
+from g3pt.alarm import Bell, in_words, sounding
 from pipelines import cards, cluster
 from pipelines.errors import UsageError
 from pipelines.failures import Failure, doing, is_deterministic, on_disk
@@ -101,11 +101,11 @@ def is_finished(run_dir: Path) -> bool:
 
 
 class Follower(Periodic):
-    """Shows the newest record of a run's ledger, and each collapse alarm once, on the driver: what workers print stays in Ray's own logs."""
+    """Shows the newest record of a run's ledger and each alarm when it starts to sound, on the driver: what workers print stays in Ray's own logs."""
 
     def __init__(self, spec: RunSpec, run_dir: Path) -> None:
         super().__init__(self.show)
-        self.name = spec.name
+        self.name, self.run_dir = spec.name, run_dir
         train, self.ledger = spec.config["train"], Ledger(run_dir / "metrics.jsonl")
         state = {"run": spec.name, "done": checkpointed(run_dir), "tokens_per_unit": tokens_per_sample(spec)}
         self.progress = Progress("train", train["steps"] * train["batch_size"], "samples", **state)
@@ -120,6 +120,10 @@ class Follower(Periodic):
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
         self.progress.__exit__(*raised)
+        told = {fault.key for fault in self.bell.sounding()}
+        last = [fault for fault in self.bell.sounding(is_finished(self.run_dir)) if fault.key not in told]
+        if last:
+            say(f"  {self.name}: alarm at its end: {in_words(last)}")
 
     def show(self) -> None:
         """Tell the newest record, once, and what alarms set in since."""
@@ -183,6 +187,7 @@ def describe_finished(spec: RunSpec, run_dir: Path, outcome: Outcome) -> None:
     tokens = draw_tokens(run_dir, spec.config["model"]["scales"], run_dir / "tokens.png") if spec.stage == "cvq" and "model" in spec.config else None
     outcome.artifacts += [tokens] if tokens else []
     outcome.tags["g3pt.export_hash"] = export_hash(run_dir)
+    outcome.tags["g3pt.alarm"] = sounding(Ledger(run_dir / "metrics.jsonl").read(), finished=True)  # no tag if it is silent
     outcome.params["parameters"] = count_parameters(spec)
 
 

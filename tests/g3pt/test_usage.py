@@ -40,7 +40,7 @@ def kinds(record: dict[str, float]) -> set[str]:
 @pytest.mark.parametrize("samples", [64, 320, 2000])
 def test_free_codes_are_at_the_top_of_every_measure(kind: str, samples: int) -> None:
     record = window(random_codes(samples, math.prod(LEVELS[kind])), LEVELS[kind])
-    assert record["alarm"] == 0 and faults(record) == [] and sounding([record]) == ""
+    assert record["alarm"] == 0 and faults(record) == [] and sounding([record], finished=True) == ""
     for scale in (1, 2, 3):
         assert record[f"utilisation_scale_{scale}"] == pytest.approx(1.0, abs=0.05)
         assert record[f"information_scale_{scale}"] == pytest.approx(1.0, abs=0.05)
@@ -56,6 +56,18 @@ def test_few_objects_shown_again_and_again_are_no_collapse() -> None:
 def test_too_small_a_window_is_not_judged() -> None:
     few, alike = window(random_codes(63, 8000)), window(random_codes(64, 8000), num_objects=15)
     assert "utilisation_scale_1" in few and "alarm" not in few and "alarm" not in alike
+
+
+def test_two_workers_count_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes_BS = random_codes(128, 8000) // 7
+    whole = window(codes_BS)
+    mine, other = CodeUsage(SCALES, LEVELS["fsq"]), CodeUsage(SCALES, LEVELS["fsq"])
+    mine.add(list(codes_BS[::2].split(SCALES, dim=1)))
+    other.add(list(codes_BS[1::2].split(SCALES, dim=1)))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.add_(other.counts_KV if x.shape == other.counts_KV.shape else other.hashed_SH))
+    assert mine.take() == whole
 
 
 COLLAPSES = {
@@ -171,14 +183,15 @@ def test_a_resumed_run_reports_the_windows_of_an_uninterrupted_one() -> None:
 # ------------------------------------------------------------------------------------------------------------- the bell
 
 
-def test_each_alarm_is_told_once_when_it_sets_in() -> None:
+def test_an_alarm_is_told_once_when_it_has_lasted() -> None:
     free, stuck = random_codes(320, 8192), random_codes(320, 8192) & ~1
     good, bad = window(free, LEVELS["lfq"]), window(stuck, LEVELS["lfq"])
-    bell = Bell()
-    heard = [len(bell.hear(record)) for record in (good, bad, bad, {"loss": 1.0}, good, bad)]
-    assert heard == [0, 3, 0, 0, 0, 3]
-    assert sounding([good, bad, {"loss": 1.0}]).startswith("codes collapse at scale 1: a digit's entropy is 0.00 of its maximum (floor 0.25)")
-    assert sounding([bad, good]) == ""
+    bell, loss = Bell(), {"loss": 1.0}
+    heard = [len(bell.hear(record)) for record in [*[bad] * 9, good, *[bad] * 9, loss, bad, bad, good, *[bad] * 10]]
+    assert [k for k, count in enumerate(heard) if count] == [20, 32] and heard[20] == 3
+    words = "codes collapse at scale 1: a digit's entropy is 0.00 of its maximum (floor 0.25)"
+    assert sounding([bad] * 10 + [loss]).startswith(words) and sounding([bad] * 9) == "" == sounding([bad] * 20 + [good], finished=True)
+    assert sounding([good, bad], finished=True).startswith(words), "what a run ends with is not passing"
 
 
 def test_not_a_number_is_a_fault() -> None:

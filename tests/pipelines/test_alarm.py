@@ -12,6 +12,7 @@ from pipelines.tracking import Mirror
 from tests.pipelines.test_train import toy_spec
 
 HEALTHY = {"utilisation_scale_1": 0.9, "information_scale_1": 0.9, "digit_balance_scale_1": 0.9, "entropy_gap_scale_1": 0.5, "alarm": 0.0}
+LASTING = 10
 COLLAPSED = HEALTHY | {"utilisation_scale_1": 0.125, "alarm": 1.0}
 WORDS = "codes collapse at scale 1: 0.12 of the reachable codes are used (floor 0.5)"
 
@@ -27,16 +28,27 @@ def run_folder(folder: Path, *windows: dict[str, float]) -> tuple[RunSpec, Path]
 
 
 def test_the_driver_says_it_once_and_not_again_after_a_resumption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec, run_dir = run_folder(tmp_path, HEALTHY, COLLAPSED)
+    spec, run_dir = run_folder(tmp_path, *[COLLAPSED] * LASTING)
     follower = train.Follower(spec, run_dir)
-    follower.ledger.append([COLLAPSED | {"step": 30.0}])
+    ledger = follower.ledger
+    ledger.append([COLLAPSED | {"step": 110.0}])
     follower.show()
     assert "alarm" not in capsys.readouterr().err, "an earlier start told it"
-    follower.ledger.append([HEALTHY | {"step": 40.0}, COLLAPSED | {"step": 50.0}, COLLAPSED | {"step": 60.0}])
+    ledger.append([HEALTHY | {"step": 120.0}, *[COLLAPSED | {"step": 130.0 + k} for k in range(LASTING + 2)]])
     follower.show()
     follower.show()
     said = capsys.readouterr().err
-    assert said.count("alarm") == 1 and f"{spec.name}: alarm at 50 samples: {WORDS}" in said
+    assert said.count("alarm") == 1 and f"{spec.name}: alarm at 139 samples: {WORDS}" in said
+
+
+@pytest.mark.parametrize(("finished", "lasted", "says"), [(True, 1, 1), (False, 1, 0), (True, LASTING, 1)])
+def test_a_run_that_ends_so_says_it_once(finished: bool, lasted: int, says: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec, run_dir = run_folder(tmp_path, HEALTHY)
+    with train.Follower(spec, run_dir) as follower:
+        follower.ledger.append([COLLAPSED | {"step": 20.0 + k} for k in range(lasted)])
+        if finished:
+            (run_dir / "_SUCCESS").touch()
+    assert capsys.readouterr().err.count(WORDS) == says
 
 
 class Store:
@@ -61,13 +73,13 @@ class Store:
 
 
 def test_mlflow_has_the_metric_and_a_tag_while_it_sounds(tmp_path: Path) -> None:
-    _, run_dir = run_folder(tmp_path, HEALTHY, COLLAPSED)
+    _, run_dir = run_folder(tmp_path, *[COLLAPSED] * LASTING)
     store, ledger = Store(), Ledger(run_dir / "metrics.jsonl")
     mirror = Mirror(store, "1", ledger)
     mirror.copy()
     assert store.tags == {"g3pt.alarm": WORDS}
     assert store.metrics["train/alarm"] == 1.0 and store.metrics["train codes/utilisation_scale_1"] == 0.125
-    ledger.append([HEALTHY | {"step": 30.0}])
+    ledger.append([HEALTHY | {"step": 300.0}])
     mirror.copy()
     assert store.tags == {} and store.metrics["train/alarm"] == 0.0
 
@@ -75,8 +87,8 @@ def test_mlflow_has_the_metric_and_a_tag_while_it_sounds(tmp_path: Path) -> None
 def test_status_shows_it_in_the_table_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import json
 
-    run_folder(tmp_path / "bad", HEALTHY, COLLAPSED)
-    run_folder(tmp_path / "good", COLLAPSED, HEALTHY)
+    run_folder(tmp_path / "bad", *[COLLAPSED] * LASTING)
+    run_folder(tmp_path / "good", *[COLLAPSED] * LASTING, HEALTHY)
     with pytest.raises(NotWell):
         status.status(status.StatusFlags(dir=str(tmp_path)))
     bad, good = capsys.readouterr().out.splitlines()
@@ -89,10 +101,10 @@ def test_status_shows_it_in_the_table_and_as_json(tmp_path: Path, capsys: pytest
 def test_the_report_warns(tmp_path: Path) -> None:
     from pipelines.report import write_report
 
-    _, bad = run_folder(tmp_path / "bad", HEALTHY, COLLAPSED)
+    _, bad = run_folder(tmp_path / "bad", *[COLLAPSED] * LASTING)
     _, good = run_folder(tmp_path / "good", COLLAPSED, HEALTHY)
     assert f"Alarm: {WORDS}" in write_report(bad).read_text()
     page = write_report(good).read_text()
-    assert "Alarm: " not in page and "The collapse alarm sounded in 1 of 2 records" in page
+    assert "Alarm: " not in page and "In 1 of 2 records the codes of a scale were below a floor" in page
 
 
