@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-F_THRESHOLDS: tuple[float, ...] = (0.01, 0.02)
+F_THRESHOLDS: tuple[float, ...] = (0.005, 0.01, 0.02)
 
 PROTOCOL: dict[str, str] = {
     "box": "the final solid is centred by its bounding box and scaled uniformly into [-0.95, 0.95]^3",
     "iou": "|A and B| / |A or B| over stored query points; both empty counts as 1; mean over objects",
-    "chamfer": "(mean_a min_b |a-b| + mean_b min_a |a-b|) / 2: mean of both directions, unsquared (L1 of distances)",
-    "chamfer_squared": "the same with squared distances: mean of both directions",
+    "chamfer": "Chamfer-L1: (mean_a min_b |a-b| + mean_b min_a |a-b|) / 2: mean of both directions, distances unsquared",
+    "chamfer_squared": "Chamfer-L2: the same with squared distances: mean of both directions",
     "f_score": "harmonic mean of precision and recall, distance strictly below the threshold in box units",
+    "hausdorff_95": "the larger of the two directed 95th percentiles of distances to the nearest point",
     "normal_consistency": "mean |n_a . n_nearest(a)|, mean of both directions, orientation ignored",
 }
 
@@ -67,6 +68,11 @@ def _harmonic(distance_A: np.ndarray, distance_C: np.ndarray, threshold: float) 
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
+def hausdorff_95(points_A3: np.ndarray, points_C3: np.ndarray) -> float:
+    """The larger of the two directed 95th percentiles of distances to the nearest point: Hausdorff without the worst twentieth."""
+    return float(max(np.percentile(nearest(points_A3, points_C3)[0], 95), np.percentile(nearest(points_C3, points_A3)[0], 95)))
+
+
 def normal_consistency(surface_A6: np.ndarray, surface_C6: np.ndarray) -> float:
     """Mean absolute cosine between a point's normal and its nearest neighbour's, mean of both directions."""
     return surface_metrics(surface_A6, surface_C6, ())["normal_consistency"]
@@ -87,6 +93,7 @@ def surface_metrics(
         "chamfer": float((distance_A.mean() + distance_C.mean()) / 2),
         "chamfer_squared": float(((distance_A**2).mean() + (distance_C**2).mean()) / 2),
         **scores,
+        "hausdorff_95": float(max(np.percentile(distance_A, 95), np.percentile(distance_C, 95))),
         "normal_consistency": float((cosine_A + cosine_C) / 2),
     }
 

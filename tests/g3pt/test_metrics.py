@@ -34,8 +34,10 @@ def test_identical_surfaces_are_perfect() -> None:
     assert metrics.surface_metrics(plane, plane) == {
         "chamfer": 0.0,
         "chamfer_squared": 0.0,
+        "f_score_0.005": 1.0,
         "f_score_0.01": 1.0,
         "f_score_0.02": 1.0,
+        "hausdorff_95": 0.0,
         "normal_consistency": 1.0,
     }
 
@@ -44,7 +46,53 @@ def test_a_plane_moved_by_a_known_amount() -> None:
     found = metrics.surface_metrics(_grid_plane(0.0), _grid_plane(0.015))
     assert found["chamfer"] == pytest.approx(0.015)
     assert found["chamfer_squared"] == pytest.approx(0.015**2)
-    assert (found["f_score_0.01"], found["f_score_0.02"]) == (0.0, 1.0)
+    assert (found["f_score_0.01"], found["f_score_0.02"], found["hausdorff_95"]) == (0.0, 1.0, pytest.approx(0.015))
+
+
+def test_hausdorff_leaves_out_the_worst_twentieth_and_takes_the_worse_direction() -> None:
+    plane = _grid_plane(0.0)[:, :3]
+    few, many = plane.copy(), plane.copy()
+    few[: len(few) // 50, 1] = 0.5  # 2 % of the points far off
+    many[: len(many) // 10, 1] = 0.5  # 10 %: more than a twentieth
+    assert metrics.hausdorff_95(plane, few) < 0.1 < metrics.hausdorff_95(plane, many)
+    assert metrics.hausdorff_95(many, plane) == metrics.hausdorff_95(plane, many) == pytest.approx(0.5)
+    random = np.random.default_rng(7)
+    a, b = random.normal(size=(200, 3)), random.normal(size=(300, 3))
+    table = _brute(a, b)
+    assert metrics.hausdorff_95(a, b) == pytest.approx(max(np.percentile(table.min(axis=1), 95), np.percentile(table.min(axis=0), 95)))
+
+
+def test_distances_equal_those_of_point_cloud_utils_and_scipy() -> None:
+    import point_cloud_utils
+    from scipy.spatial.distance import cdist, directed_hausdorff
+
+    random = np.random.default_rng(8)
+    a, b = random.uniform(-1, 1, (500, 3)), random.uniform(-1, 1, (400, 3)) * 0.9 + 0.05
+    # theirs is the sum of both directed means, ours their mean
+    assert metrics.chamfer(a, b) == pytest.approx(point_cloud_utils.chamfer_distance(a, b) / 2, rel=1e-6)
+    table = cdist(a, b)
+    assert metrics.chamfer_squared(a, b) == pytest.approx(((table.min(axis=1) ** 2).mean() + (table.min(axis=0) ** 2).mean()) / 2)
+    there, back = metrics.nearest(a, b)[0].max(), metrics.nearest(b, a)[0].max()
+    assert max(there, back) == pytest.approx(point_cloud_utils.hausdorff_distance(a, b), rel=1e-6)
+    assert (there, back) == pytest.approx((directed_hausdorff(a, b)[0], directed_hausdorff(b, a)[0]))
+
+
+def test_a_box_mesh_shifted_by_a_known_amount_against_trimesh() -> None:
+    import trimesh
+
+    from g3pt.geometry.surface import sample_surface
+
+    box = trimesh.creation.box((1, 1, 1))
+    moved = box.copy()
+    moved.apply_translation((0.0, 0.0, 0.01))
+    surfaces = [sample_surface(np.asarray(m.vertices), np.asarray(m.faces), 20_000, np.random.default_rng(k)) for k, m in enumerate((box, moved))]
+    found = metrics.surface_metrics(*surfaces)
+    _, exact, _ = trimesh.proximity.closest_point_naive(moved, surfaces[0][:500, :3])
+    assert exact.mean() == pytest.approx(0.01 / 3, rel=0.2), "a third of the surface moves off itself, the rest slides along"
+    sampling = metrics.chamfer(surfaces[0][:, :3], sample_surface(np.asarray(box.vertices), np.asarray(box.faces), 20_000, np.random.default_rng(9))[:, :3])
+    assert sampling < found["chamfer"] < sampling + 0.01 / 3 + 0.002
+    assert found["f_score_0.02"] > 0.95 and found["normal_consistency"] > 0.97  # 20,000 points lie 0.017 apart
+    assert 0.01 <= found["hausdorff_95"] < 0.02
 
 
 def test_spheres_of_two_radii_against_trimesh_distance() -> None:
