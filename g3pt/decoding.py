@@ -41,8 +41,8 @@ class Decoded:
 
 
 def logits(tokenizer: CVQ, latents_BLD: Tensor, points_Q3: np.ndarray) -> np.ndarray:
-    """Occupancy logits float32 (Q,) at one object's points, in the box [-1, 1]^3; positive inside."""
-    return logits_of_rows(tokenizer, latents_BLD, [points_Q3])[0]
+    """Occupancy logits float32 (Q,) at one object's points, in the box [-1, 1]^3; positive inside. By chunks."""
+    return packed_logits(tokenizer, latents_BLD, {0: points_Q3})[0]
 
 
 @torch.inference_mode()

@@ -35,10 +35,21 @@ def clean(vertices: np.ndarray, faces: np.ndarray, min_share: float = MIN_SHARE)
 
 def _merged(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Equal vertices made one, collapsed faces dropped."""
-    unique, index = np.unique(vertices, axis=0, return_inverse=True)
-    faces = index.reshape(-1)[faces]
+    unique, index = unique_rows(vertices)
+    faces = index[faces]
     whole = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
     return unique, faces[whole]
+
+
+def unique_rows(rows_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct rows in lexical order, and for each row its place among them: np.unique(axis=0), several times as fast."""
+    order = np.lexsort(rows_N3.T[::-1])
+    sorted_rows = rows_N3[order]
+    first = np.ones(len(rows_N3), dtype=bool)
+    first[1:] = (sorted_rows[1:] != sorted_rows[:-1]).any(axis=1)
+    index = np.empty(len(rows_N3), dtype=np.int64)
+    index[order] = np.cumsum(first) - 1
+    return sorted_rows[first], index
 
 
 def _compact(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

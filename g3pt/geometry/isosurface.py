@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from g3pt.geometry.cleanup import unique_rows
 from g3pt.geometry.search import CORNERS, Crossed, EmptyField, FullField, NoSurface, TooComplexField, search
 
 __all__ = ["EmptyField", "FullField", "NoSurface", "TooComplexField", "default_coarse", "extract", "extract_many", "marching_cubes"]
@@ -100,8 +101,8 @@ def marching_cubes(crossed: Crossed) -> tuple[np.ndarray, np.ndarray]:
         count += len(local)
     if len(vertices) == 1:
         return vertices[0], faces[0]
-    unique, index = np.unique(np.concatenate(vertices), axis=0, return_inverse=True)
-    return unique, index.reshape(-1)[np.concatenate(faces)]
+    unique, index = unique_rows(np.concatenate(vertices))
+    return unique, index[np.concatenate(faces)]
 
 
 def _block_surface(cells_N3: np.ndarray, values_N8: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
