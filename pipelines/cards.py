@@ -162,7 +162,7 @@ def generation(config: GenerateConfig, output: Path, model_hash: str) -> Card:
 def evaluation(flags: EvaluateFlags, output: Path, kind: str, dataset: DatasetInput, model_hash: str) -> Card:
     """Of jobs/evaluate.py; `kind` is cvq or car."""
     names = ("split", "limit", "seed", "resolution", "coarse", "cfg", "top_k", "top_p", "temperature")
-    names += ("num_samples", "num_image_samples") if kind == "car" else ("num_queries",)
+    names += ("num_samples", "num_image_samples") if kind == "car" else ("num_queries", "num_detailed")
     what = {"cvq": "Reconstruction", "car": "Samples of prompts"}[kind]
     return Card(
         stage="evaluate", name=f"{output.stem}-{model_name(flags.model)}-{flags.split}", folder=output, dataset=dataset, models={"model": Path(flags.model)},

@@ -1,7 +1,7 @@
 """How good a finished run is: a tokenizer by what it reconstructs, a generator by what it makes from prompts.
 
 How: the export's kind chooses. The work per object or per batch of samples is a plain class with one method
-(`pipelines.evaluate_cvq`, `pipelines.evaluate_car`), called in this process or, with `--num-workers`, in Ray actors; the results are
+(`pipelines.reconstruct`, `pipelines.evaluate_car`), called in this process or, with `--num-workers`, in Ray actors; the results are
 the same. The JSON holds the protocol (box, points, thresholds, mean or sum, seeds) beside the numbers; pictures lie beside it, and
 the pictured objects themselves in STEM.meshes (`pipelines.gallery`).
 """
@@ -48,6 +48,8 @@ class EvaluateFlags(DryRun, OnRay, OnData):
     """cells of the first, coarse grid, at most --resolution; 16 is faster and misses parts thinner than 0.125"""
     num_queries: int = 8192
     """tokenizer: stored query points of each kind used for IoU, at most"""
+    num_detailed: int = 16
+    """tokenizer: objects also meshed by scale and unquantised; 0: none"""
     cfg: float | None = None
     """generator: strength of guidance; 0 is none; default the sampler's"""
     top_k: int | None = None
@@ -57,7 +59,7 @@ class EvaluateFlags(DryRun, OnRay, OnData):
     temperature: float | None = None
     """generator: below 1 sharpens, above 1 flattens the choice; default the sampler's"""
     num_pictures: int = 12
-    """objects in the contact sheet and in STEM.meshes beside the JSON; 0 for none"""
+    """objects in the contact sheet and in STEM.meshes beside the JSON, as many of the worst too; 0 for none"""
     num_workers: int = 0
     """Ray actors at work; 0 works in this process"""
 
@@ -71,6 +73,7 @@ class EvaluateFlags(DryRun, OnRay, OnData):
             ("num_samples", 2),
             ("num_image_samples", 0),
             ("num_queries", 8),
+            ("num_detailed", 0),
             ("num_pictures", 0),
             ("num_workers", 0),
         ):
@@ -130,6 +133,7 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         output.parent.mkdir(parents=True, exist_ok=True)
         report["gallery"] = write_gallery(found["gallery"], folder_of(output))
         pictures = draw_pictures(found["pictures"], output.with_suffix(".png"), flags.num_pictures, found["columns"])
+        pictures += draw_pictures(found.get("worst_pictures", []), output.with_suffix(".worst.png"), flags.num_pictures, found["columns"])
         pictures += [write_credits(picture, report["gallery"]) for picture in pictures if kind == "cvq"]
         write_report(output, report)
         print_table(found["table"])

@@ -158,18 +158,18 @@ class Sampler:
             return [self._sample(batch, k, codes_S) for k, codes_S in enumerate(codes_BS)]
 
     def _sample(self, batch: dict[str, Any], k: int, codes_S: Any) -> dict[str, Any]:
+        from g3pt.decoding import decode_meshes
         from g3pt.geometry.surface import sample_surface
-        from pipelines.evaluate_cvq import mesh_or_status
 
         tokenizer = self.model.tokenizer
-        latents_BLD = tokenizer.decode_latents(codes_S[None])
-        vertices, faces, status = mesh_or_status(tokenizer, latents_BLD, self.resolution, self.coarse)
+        (decoded,) = decode_meshes(tokenizer, tokenizer.decode_latents(codes_S[None]), self.resolution, self.coarse)
+        vertices, faces = decoded.vertices, decoded.faces
         surface = None
         if len(faces):
             surface = points(sample_surface(vertices, faces, self.num_points, np.random.default_rng(batch["seeds"][k])))
         mesh = (vertices, faces) if batch["start"] + k < self.num_pictures else None
         prompt = {name: value for name, value in batch["prompts"][k].items() if name != "image" or mesh is not None}
-        return {**prompt, "seed": batch["seeds"][k], "status": status, "points": surface, "mesh": mesh}
+        return {**prompt, "seed": batch["seeds"][k], "status": decoded.status, "points": surface, "mesh": mesh}
 
 
 class Searcher:

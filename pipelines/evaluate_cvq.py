@@ -1,25 +1,30 @@
 """Reconstruction by a tokenizer: each object's surface -> codes -> occupancy and mesh, against labels and an independent surface.
 
-How: IoU at the stored query points from the model's own logits; the mesh from the iso-surface of the logits, sampled uniformly and
-compared with `eval_surface`. Also IoU when only the first k scales are decoded, and when one scale's codes are those of another object
-(a scale that carries nothing would not lower it).
-Ours: the protocol, stated in every report. Shapes: B batch, Q query points, S tokens of all scales.
+How: `pipelines.reconstruct` scores one object, `pipelines.reconstruction_figures` sums up and states the protocol,
+`pipelines.near_duplicates` says which objects the training split as good as holds. The worst objects are decoded once more for
+their picture. Ours: the protocol, stated in every report.
+Shapes: N objects, S tokens of all scales, C digits of a code.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from g3pt import metrics, records
+from g3pt import records
+from g3pt.bits import coded_bits, plain_bits
 from g3pt.records import DatasetInfo
-from pipelines.failures import doing
+from pipelines.near_duplicates import mark_near_duplicates
+from pipelines.reconstruct import Reconstructor
+from pipelines.reconstruction_figures import protocol, summarise, table
 from pipelines.tokens import check_points, encode, encoded_columns
 
 CREDITS = ("license", "author", "attribution_url", "source_url")
 COLUMNS = (
     "id",
     "caption",
+    "category",
     *CREDITS,
     "surface",
     "eval_surface",
@@ -40,33 +45,35 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
         model = CVQ.from_pretrained(export)
         check_points(info, model.config)
     arrays = load(info, flags.split, tuple(dict.fromkeys((*COLUMNS, *encoded_columns(model.config)))), flags.limit)
-    codes_BS = encode(model, [{name: arrays[name][k] for name in encoded_columns(model.config)} for k in range(len(arrays["id"]))])
-    partner = np.random.default_rng(flags.seed).permutation(len(codes_BS))
-    partner = partner[np.argsort(np.roll(partner, 1))]  # one cycle: nobody is its own partner unless alone
-    pictured = set(np.linspace(0, len(codes_BS) - 1, min(flags.num_pictures, len(codes_BS))).round().astype(int).tolist())
-    items = [
-        {
-            "row": {name: arrays[name][k] for name in COLUMNS},
-            "codes": codes_BS[k],
-            "other": codes_BS[partner[k]],
-            "number": k,
-            "picture": k in pictured,
-        }
-        for k in range(len(codes_BS))
-    ]
+    codes_NS = encode(model, [{name: arrays[name][k] for name in encoded_columns(model.config)} for k in range(len(arrays["id"]))])
+    items = work_items(arrays, codes_NS, flags)
     arguments = (str(export), flags.resolution, flags.coarse, flags.num_queries, flags.seed)
     results = map_work(Reconstructor, arguments, items, flags, "reconstruct", "objects")
     objects = [result["scores"] for result in results]
+    add_bits(objects, codes_NS, model)
+    duplicates = mark_near_duplicates(objects, arrays, info, flags.split)
     summary = summarise(objects)
-    pictured_objects = [result["pictured"] for result in results if result["pictured"]]
+    meshes = {k: result["mesh"] for k, result in enumerate(results) if result["mesh"] is not None}
+    worst = worst_objects(objects, flags.num_pictures)
+    unseen = [items[k] for k in worst if k not in meshes]
+    if unseen:  # a dozen: not worth starting actors again
+        here = Reconstructor(*arguments)
+        meshes |= {item["number"]: here.mesh(item) for item in unseen}
+    shown = {k: pictured_object(arrays, objects, k, mesh) for k, mesh in sorted(meshes.items())}
+    for rank, k in enumerate(worst, start=1):
+        shown[k]["worst"] = rank
+    evenly = [k for k in shown if items[k]["picture"]]
+    for k in evenly:
+        shown[k]["spread"] = True
     return {
-        "protocol": protocol(flags, info, model.config.scales),
+        "protocol": protocol(flags, info, model.config, duplicates),
         "metrics": summary,
         "objects": objects,
-        "pictures": [picture for item in pictured_objects for picture in sheet_pair(item)],
-        "gallery": pictured_objects,
+        "pictures": [picture for k in evenly for picture in sheet_pair(shown[k])],
+        "worst_pictures": [picture for k in worst for picture in sheet_pair(shown[k])],
+        "gallery": [shown[k] for k in evenly] + [shown[k] for k in worst if k not in evenly],
         "columns": 4,
-        "table": table(summary, len(objects)),
+        "table": table(summary),
     }
 
 
@@ -76,94 +83,50 @@ def load(info: DatasetInfo, split: str, columns: tuple[str, ...], limit: int) ->
     return {name: values[: limit or None] for name, values in arrays.items()}
 
 
-class Reconstructor:
-    """A tokenizer held by one worker; `run` scores one object."""
-
-    def __init__(self, export: str, resolution: int, coarse: int, num_queries: int, seed: int) -> None:
-        from g3pt.tokenizer import CVQ
-        from pipelines.cluster import torch_device
-
-        self.device = torch_device()
-        self.model = CVQ.from_pretrained(export).to(self.device)
-        self.resolution, self.coarse, self.num_queries, self.seed = resolution, coarse, num_queries, seed
-
-    def run(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Scores of one object and, where it is pictured, its input and reconstruction."""
-        import torch
-
-        with doing(f"reconstructing {item['row']['id']}"), torch.inference_mode():
-            return self._run(item)
-
-    def _run(self, item: dict[str, Any]) -> dict[str, Any]:
-        row = item["row"]
-        random = np.random.default_rng([self.seed, item["number"]])
-        volume = self._queries(row, "volume", random)
-        near = self._queries(row, "near", random)
-        latents = self._latents(item["codes"])
-        scores: dict[str, Any] = {
-            "id": row["id"],
-            "iou_volume": self._iou(latents, *volume),
-            "iou_near": self._iou(latents, *near),
+def work_items(arrays: dict[str, Any], codes_NS: np.ndarray, flags: Any) -> list[dict[str, Any]]:
+    """What `Reconstructor.run` gets for each object; pictured and detailed ones are spread evenly over the split."""
+    count = len(codes_NS)
+    partner = np.random.default_rng(flags.seed).permutation(count)
+    partner = partner[np.argsort(np.roll(partner, 1))]  # one cycle: nobody is its own partner unless alone
+    pictured, detailed = evenly_spaced(count, flags.num_pictures), evenly_spaced(count, flags.num_detailed)
+    return [
+        {
+            "row": {name: values[k] for name, values in arrays.items()},
+            "codes": codes_NS[k],
+            "other": codes_NS[partner[k]],
+            "number": k,
+            "picture": k in pictured,
+            "detailed": k in detailed,
         }
-        num_scales = len(self.model.config.scales)
-        scores["iou_first_scales"] = [
-            self._iou(self._latents(item["codes"], k), *volume) for k in range(1, num_scales)
-        ] + [scores["iou_volume"]]
-        scores["iou_shuffled_scale"] = [
-            self._iou(self._latents(self._mixed(item, k)), *volume) for k in range(num_scales)
-        ]
-        vertices, faces, status = mesh_or_status(self.model, latents, self.resolution, self.coarse)
-        scores |= {"status": status} | self._surface_scores(vertices, faces, row, random)
-        pictured = None
-        if item["picture"]:
-            told = {name: row[name] for name in ("id", "caption", *CREDITS)} | {name: scores[name] for name in ("iou_volume", "iou_near", "status")}
-            pictured = told | {"cloud": row["eval_surface"], "mesh": (vertices, faces)}
-        return {"scores": scores, "pictured": pictured}
-
-    def _queries(self, row: dict[str, Any], kind: str, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        points, inside = row[f"{kind}_points"], records.unpack_occupancy(row[f"{kind}_occupancy"])
-        chosen = random.permutation(len(points))[: self.num_queries]
-        return points[chosen].astype(np.float32), inside[chosen]
-
-    def _latents(self, codes_S: np.ndarray, num_scales: int | None = None) -> Any:
-        import torch
-
-        return self.model.decode_latents(torch.from_numpy(codes_S)[None].to(self.device), num_scales)
-
-    def _mixed(self, item: dict[str, Any], scale: int) -> np.ndarray:
-        """This object's codes, those of one scale taken from another object."""
-        start = sum(self.model.config.scales[:scale])
-        end = start + self.model.config.scales[scale]
-        mixed_S = item["codes"].copy()
-        mixed_S[start:end] = item["other"][start:end]
-        return mixed_S
-
-    def _iou(self, latents: Any, points: np.ndarray, inside: np.ndarray) -> float:
-        from g3pt import decoding
-
-        return metrics.volume_iou(decoding.logits(self.model, latents, points) > 0, inside)
-
-    def _surface_scores(
-        self, vertices: np.ndarray, faces: np.ndarray, row: dict[str, Any], random: np.random.Generator
-    ) -> dict[str, float | None]:
-        from g3pt.geometry.surface import sample_surface
-
-        true = row["eval_surface"].astype(np.float64)
-        if not len(faces):
-            zeros = {f"f_score_{threshold:g}": 0.0 for threshold in metrics.F_THRESHOLDS}
-            return {"chamfer": None, "chamfer_squared": None, **zeros, "normal_consistency": None}
-        return metrics.surface_metrics(sample_surface(vertices, faces, len(true), random), true)
+        for k in range(count)
+    ]
 
 
-def mesh_or_status(tokenizer: Any, latents: Any, resolution: int, coarse: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """The cleaned iso-surface and "ok", or an empty mesh and why."""
-    from g3pt import decoding
-    from g3pt.geometry.isosurface import EmptyField, FullField
+def evenly_spaced(count: int, wanted: int) -> set[int]:
+    """At most `wanted` of the numbers below `count`, the first and last among them."""
+    return set(np.linspace(0, count - 1, min(wanted, count)).round().astype(int).tolist())
 
-    try:
-        return (*decoding.decode_mesh(tokenizer, latents, resolution, coarse), "ok")
-    except (EmptyField, FullField) as error:
-        return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64), error.status
+
+def add_bits(objects: list[dict[str, Any]], codes_NS: np.ndarray, model: Any) -> None:
+    """Write each object's bits, plain and entropy-coded, into its scores."""
+    import torch
+
+    quantizer = model.cqt.quantizer
+    digits_NSC = quantizer.codes_to_digits(torch.from_numpy(codes_NS).to(quantizer.radix_C.device)).cpu().numpy()
+    plain = plain_bits(codes_NS.shape[1], model.config.num_codes)
+    for scores, coded in zip(objects, coded_bits(digits_NSC, quantizer.levels), strict=True):
+        scores |= {"bits": plain, "bits_coded": float(coded)}
+
+
+def worst_objects(objects: Sequence[dict[str, Any]], count: int) -> list[int]:
+    """Numbers of the `count` objects of least volume IoU, the worst first."""
+    return sorted(range(len(objects)), key=lambda k: objects[k]["iou_volume"])[:count]
+
+
+def pictured_object(arrays: dict[str, Any], objects: Sequence[dict[str, Any]], number: int, mesh: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    """An entry of the gallery: who made it, how it fared, input cloud and mesh."""
+    told = {name: arrays[name][number] for name in ("id", "caption", *CREDITS)}
+    return told | {name: objects[number][name] for name in ("iou_volume", "iou_near", "status")} | {"cloud": arrays["eval_surface"][number], "mesh": mesh}
 
 
 def sheet_pair(item: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray, str]]:
@@ -183,65 +146,3 @@ def cloud_mesh(surface_P6: np.ndarray, num_points: int = 4096, size: float = 0.0
         [points + size * (np.cos(t) * side + np.sin(t) * up) for t in (0.0, 2 * np.pi / 3, 4 * np.pi / 3)], axis=1
     )
     return corners.reshape(-1, 3), np.arange(3 * len(points)).reshape(-1, 3)
-
-
-def summarise(objects: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over objects; surface distances over the objects that gave a mesh, F-scores over all."""
-    names = (
-        "iou_volume",
-        "iou_near",
-        "chamfer",
-        "chamfer_squared",
-        *(f"f_score_{t:g}" for t in metrics.F_THRESHOLDS),
-        "normal_consistency",
-    )
-    found: dict[str, Any] = {"num_objects": len(objects), "num_without_mesh": sum(o["status"] != "ok" for o in objects)}
-    for name in names:
-        values = [o[name] for o in objects if o[name] is not None]
-        found[name] = float(np.mean(values)) if values else None
-        found[f"{name}_interval_95"] = list(metrics.bootstrap_interval(np.array(values))) if values else None
-    first = np.mean([o["iou_first_scales"] for o in objects], axis=0)
-    shuffled = np.mean([o["iou_shuffled_scale"] for o in objects], axis=0)
-    for k, (alone, mixed) in enumerate(zip(first, shuffled, strict=True), start=1):
-        found[f"iou_first_{k}_scales"] = float(alone)
-        found[f"iou_drop_shuffled_scale_{k}"] = float(found["iou_volume"] - mixed)
-    return found
-
-
-def protocol(flags: Any, info: DatasetInfo, scales: tuple[int, ...]) -> dict[str, Any]:
-    """How each number was made."""
-    queries = min(flags.num_queries, info.config.num_queries)
-    return {
-        **metrics.PROTOCOL,
-        "task": "reconstruction: the model reads `surface`, is compared with `eval_surface`, an independent sample of the same solid",
-        "query_points": f"{queries} volume points uniform in [-1, 1]^3 and {queries} near-surface points per object, labels exact",
-        "surface_points": f"{info.config.num_surface} on each side, uniform over the area",
-        "iso_surface": f"logit 0 on a grid of {flags.resolution} cells a side, from {flags.coarse} refined near the surface, floaters below 1 % of the area removed",
-        "aggregation": "mean over objects; objects without a mesh count 0 in F-scores and are left out of distances (num_without_mesh)",
-        "intervals": "95 % percentile bootstrap over objects, 1000 resamples, seed 0",
-        "shuffled": "codes of one scale replaced by those of another object of the split (one cycle through all objects)",
-        "scales": list(scales),
-        "seed": flags.seed,
-        "dataset_settings": info.settings,
-    }
-
-
-def table(found: dict[str, Any], num_objects: int) -> list[tuple[str, str]]:
-    """The rows that people read."""
-
-    def number(name: str) -> str:
-        return "none" if found[name] is None else f"{found[name]:.4f}"
-
-    num_scales = sum(name.startswith("iou_first_") for name in found)
-    return [
-        ("objects", f"{num_objects} ({found['num_without_mesh']} without a mesh)"),
-        ("IoU volume / near", f"{number('iou_volume')} / {number('iou_near')}"),
-        ("IoU, first k scales", " ".join(f"{found[f'iou_first_{k}_scales']:.3f}" for k in range(1, num_scales + 1))),
-        (
-            "IoU lost, scale k shuffled",
-            " ".join(f"{found[f'iou_drop_shuffled_scale_{k}']:.3f}" for k in range(1, num_scales + 1)),
-        ),
-        ("Chamfer (mean of both, unsquared)", number("chamfer")),
-        ("F-score 0.01 / 0.02", f"{number('f_score_0.01')} / {number('f_score_0.02')}"),
-        ("normal consistency", number("normal_consistency")),
-    ]

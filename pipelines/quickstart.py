@@ -175,7 +175,7 @@ def _evaluate(demo: Demo, model: str, name: str) -> str | None:
     from pipelines.evaluate import EvaluateFlags, evaluate
 
     flags = EvaluateFlags(
-        model=model, data=demo.data, output=str(demo.root / name), resolution=RESOLUTION, coarse=RESOLUTION // 4, num_samples=demo.flags.num_samples, num_workers=2
+        model=model, data=demo.data, output=str(demo.root / name), resolution=RESOLUTION, coarse=RESOLUTION // 4, num_samples=demo.flags.num_samples, num_detailed=8, num_workers=2,
     )
     return evaluate(flags)
 

@@ -1,4 +1,4 @@
-"""The section about a tokenizer's evaluation: inputs beside reconstructions, IoU by number of scales, metrics with their protocol."""
+"""The section about a tokenizer's evaluation: inputs beside reconstructions, the worst of them, figures with their protocol."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from markupsafe import Markup
 
 from pipelines.gallery import decode_cloud, folder_of
 from pipelines.report_evaluations import HINT, mesh_of, no_gallery, protocol, task
-from pipelines.report_html import Page, caption, card, cards, columns, join, paragraph, table
+from pipelines.report_html import Page, caption, card, cards, columns, paragraph
 from pipelines.report_machine import note_environment
 from pipelines.report_meshes import cloud_object, inside
-from pipelines.report_plots import Series, plot
+from pipelines.report_reconstruction import categories, compared_table, figures_table, scales_plot, scales_table
 from pipelines.report_values import Source, read_json
 
 
@@ -27,23 +27,31 @@ def tokenizer(page: Page, file: Path) -> None:
         if source.get("dataset", "split") == "test"
         else _objects(source),
     )
-    pairs = [_pair(page, file, source.at("gallery", k)) for k in range(len(source.get("gallery", default=[])))]
-    body = [task(source)]
-    if pairs:
-        body += [
-            paragraph(
-                f"Left the input's surface points with normals, right the reconstruction; both turn together. {HINT}",
-                "soft",
-            ),
-            cards(pairs, "pairs"),
-        ]
-    else:
-        body.append(no_gallery())
+    entries = [source.at("gallery", k) for k in range(len(source.get("gallery", default=[])))]
+    body = [task(source), *(_pictures(page, file, entries) if entries else [no_gallery()])]
     body += [
-        columns(_scales_plot(metrics), join([_scales_table(metrics), _tokenizer_table(metrics)])),
+        columns(scales_plot(metrics), scales_table(metrics)),
+        columns(figures_table(metrics), compared_table(metrics)),
+        categories(metrics),
         protocol(source),
     ]
     page.add(page.heading("Reconstructions", file), *body)
+
+
+def _pictures(page: Page, file: Path, entries: list[Source]) -> list[Markup]:
+    """The objects spread evenly over the split, as they came; then those of the worst that are not among them."""
+    spread = [entry for entry in entries if entry.get("spread") or entry.get("worst") is None]
+    worst = sorted((entry for entry in entries if entry not in spread), key=lambda entry: entry.get("worst"))
+    shown = [
+        paragraph(f"Left the input's surface points with normals, right the reconstruction; both turn together. {HINT}", "soft"),
+        cards([_pair(page, file, entry) for entry in spread], "pairs"),
+    ]
+    if worst:
+        shown += [
+            paragraph("The worst of the split by volume IoU that are not among the pictures above.", "soft"),
+            cards([_pair(page, file, entry) for entry in worst], "pairs"),
+        ]
+    return shown
 
 
 def _objects(source: Source) -> Markup:
@@ -72,68 +80,9 @@ def _pair(page: Page, file: Path, entry: Source) -> Markup:
     return card(
         views,
         caption(words),
-        Markup("volume IoU <strong>{}</strong>, near the surface {}").format(
-            entry.number("iou_volume"), entry.number("iou_near")
+        Markup("volume IoU <strong>{}</strong>, near the surface {}{}").format(
+            entry.number("iou_volume"),
+            entry.number("iou_near"),
+            Markup("; {} from the bottom").format(entry.number("worst", spec="d")) if entry.get("worst") else "",
         ),
     )
-
-
-def _num_scales(metrics: Source) -> int:
-    return sum(name.startswith("iou_first_") for name in metrics.value or {})
-
-
-def _scales_plot(metrics: Source) -> Markup:
-    ks = list(range(1, _num_scales(metrics) + 1))
-    first = Series(
-        label="decoding the first k scales", x=ks, y=[metrics.get(f"iou_first_{k}_scales") for k in ks], style="both"
-    )
-    lost = Series(
-        label="lost when scale k has another object's codes",
-        x=ks,
-        y=[metrics.get(f"iou_drop_shuffled_scale_{k}") for k in ks],
-        style="both",
-        colour=1,
-    )
-    return plot(
-        "IoU by number of scales", [first, lost], x_label="k", y_label="volume IoU", y_range=(min([0.0, *lost.y]), 1.0)
-    )
-
-
-def _scales_table(metrics: Source) -> Markup:
-    rows = [
-        (str(k), metrics.number(f"iou_first_{k}_scales"), metrics.number(f"iou_drop_shuffled_scale_{k}"))
-        for k in range(1, _num_scales(metrics) + 1)
-    ]
-    return table(("k", "IoU, first k scales", "IoU lost, scale k shuffled"), rows, "IoU by number of scales")
-
-
-def _tokenizer_table(metrics: Source) -> Markup:
-    names = {
-        "iou_volume": "Volume IoU",
-        "iou_near": "IoU near the surface",
-        "chamfer": "Chamfer distance",
-        "normal_consistency": "Normal consistency",
-    }
-    names |= {
-        name: f"F-score at {name.rpartition('_')[2]}"
-        for name in metrics.value or {}
-        if name.startswith("f_score_") and not name.endswith("_95")
-    }
-    rows = [
-        (
-            label,
-            metrics.number(name, spec=".4f" if name == "chamfer" else ".3f"),
-            metrics.interval(f"{name}_interval_95", spec=".4f" if name == "chamfer" else ".3f"),
-        )
-        for name, label in names.items()
-    ]
-    rows.append(
-        (
-            "Objects / without a mesh",
-            Markup("{} / {}").format(
-                metrics.number("num_objects", spec=",d"), metrics.number("num_without_mesh", spec=",d")
-            ),
-            Markup(""),
-        )
-    )
-    return table(("metric", "value", "95 % interval"), rows, "Reconstruction metrics")

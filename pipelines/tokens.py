@@ -153,6 +153,11 @@ def encode(model: Any, rows: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def _encode_batch(model: Any, rows: list[dict[str, Any]]) -> np.ndarray:
+    return model.encode(*encoder_inputs(model, rows)).cpu().numpy()
+
+
+def encoder_inputs(model: Any, rows: Sequence[dict[str, Any]]) -> tuple[Any, Any]:
+    """What the encoder reads of rows with `encoded_columns`: surface_BP6, and sharp_BP6 or None."""
     import torch
 
     config, device = model.config, next(model.parameters()).device
@@ -161,9 +166,7 @@ def _encode_batch(model: Any, rows: list[dict[str, Any]]) -> np.ndarray:
         stacked = np.stack([row[name][:count] for row in rows]).astype(np.float32)
         return torch.from_numpy(stacked).to(device)
 
-    surface_BP6 = points("surface", config.num_encode_points)
-    sharp_BP6 = points("sharp", config.num_sharp_points) if config.num_sharp_points else None
-    return model.encode(surface_BP6, sharp_BP6).cpu().numpy()
+    return points("surface", config.num_encode_points), points("sharp", config.num_sharp_points) if config.num_sharp_points else None
 
 
 def codes_table(ids: list[str], codes_NS: np.ndarray) -> pa.Table:

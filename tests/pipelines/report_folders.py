@@ -147,7 +147,7 @@ def make_evaluation(
             **credit,
         }
         gallery = [
-            told | {"id": "toy/0", "iou_volume": 0.8125, "status": "ok", "cloud": cloud, "mesh": (BOX_V3, BOX_F3)},
+            told | {"id": "toy/0", "iou_volume": 0.8125, "status": "ok", "cloud": cloud, "mesh": (BOX_V3, BOX_F3), "spread": True},
             told
             | {
                 "id": "../../toy",
@@ -155,11 +155,15 @@ def make_evaluation(
                 "status": "empty-field",
                 "cloud": cloud,
                 "mesh": (BOX_V3[:0], BOX_F3[:0]),
+                "worst": 1,
             },
         ]
         metrics: dict[str, Any] = {"num_objects": 2, "num_without_mesh": 1, "iou_volume": 0.40625, "iou_volume_interval_95": [0.3, 0.5], "iou_near": 0.5,
                                    "chamfer": 0.0371, "normal_consistency": None, "f_score_0.02": 0.25, "iou_first_1_scales": 0.25, "iou_first_2_scales": 0.40625,
-                                   "iou_drop_shuffled_scale_1": 0.375, "iou_drop_shuffled_scale_2": -0.01}  # fmt: skip
+                                   "iou_drop_shuffled_scale_1": 0.375, "iou_drop_shuffled_scale_2": -0.01, "chamfer_p95": None, "chamfer_median": 0.03, "bits": 1102.5,
+                                   "num_detailed": 1, "num_chamfer_by_scale": 1, "chamfer_first_1_scales": 0.08, "chamfer_first_2_scales": 0.0371,
+                                   "continuous_iou_volume": 0.8, "grid_iou_volume": 0.6, "distinct_iou_volume": 0.4, "num_near_duplicates": 1,
+                                   "by_category": {"<b>ball": {"num_objects": 2, "iou_volume": 0.40625, "chamfer": 0.0371}}}  # fmt: skip
         objects: list[dict[str, Any]] = [{"id": "toy/0", "iou_volume": 0.8125}]
     else:
         gallery = [

@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from g3pt import decoding, metrics, records, shapes
-from pipelines import evaluate_car, evaluate_cvq, tokens
+from pipelines import evaluate_car, evaluate_cvq, near_duplicates, reconstruction_figures, tokens
 from pipelines.errors import UsageError
 from pipelines.evaluate import EvaluateFlags, evaluate
+from pipelines.reconstruct import SURFACE_NAMES
+from pipelines.reconstruction_figures import summarise
 
 FAMILIES = ("bench", "hammer", "vase")
 COUNTS = {"train": 4, "test": 2}
@@ -18,7 +21,7 @@ CONFIG = records.RecordConfig(num_surface=1024, num_sharp=64, num_queries=1024)
 
 
 def _flags(data: Path, model: Path, output: Path, **changes: Any) -> EvaluateFlags:
-    values: dict[str, Any] = dict(num_samples=8, resolution=32, num_pictures=0, num_queries=512)
+    values: dict[str, Any] = dict(num_samples=8, resolution=32, num_pictures=0, num_queries=512, num_detailed=1)
     return EvaluateFlags(model=str(model), data=str(data), output=str(output), **(values | changes))
 
 
@@ -95,6 +98,9 @@ def test_an_oracle_tokenizer_is_perfect(
     for name in ("chamfer", "normal_consistency"):  # two samples of one solid: what sampling alone gives
         assert found[name] == pytest.approx(np.mean([copy[name] for copy in copies]), rel=0.1)
     assert found["iou_drop_shuffled_scale_1"] == 0.0, "the oracle does not read codes"
+    assert found["continuous_iou_volume"] == 1.0 and found["num_detailed"] == found["num_chamfer_by_scale"] == 1
+    assert found["continuous_chamfer"] == pytest.approx(found["detailed_chamfer"], rel=0.1) == found["chamfer_first_4_scales"]
+    assert 0.2 < found["grid_iou_volume"] < 0.9 and found["grid_chamfer"] > 2 * found["chamfer"], "bits of a cube don't read logits"
 
 
 def test_an_untrained_tokenizer_is_scored_by_its_own_logits(
@@ -104,9 +110,17 @@ def test_an_untrained_tokenizer_is_scored_by_its_own_logits(
 
     output = evaluate(_flags(dataset, exports["cvq"], tmp_path / "cvq.json", num_queries=1024))
     report = json.loads(Path(output).read_text())
-    assert {"chamfer", "iou", "query_points", "aggregation", "box", "seed"} <= set(report["protocol"])
+    assert {"chamfer", "iou", "query_points", "aggregation", "box", "seed", "grid", "continuous", "bits", "distinct", "tails"} <= set(report["protocol"])
     assert report["kind"] == "cvq" and len(report["objects"]) == 6
     model = CVQ.from_pretrained(exports["cvq"])
+    assert report["metrics"]["bits"] == pytest.approx(model.config.num_tokens * np.log2(model.config.num_codes))
+    assert set(report["metrics"]["by_category"]) == set(FAMILIES) and report["metrics"]["num_near_duplicates"] == 0
+    for row, surface in zip(report["objects"], records.load_arrays(dataset, "test", ("surface",))["surface"], strict=True):
+        continuous = model.decoder.latents(model.encode_latents(*tokens.encoder_inputs(model, [{"surface": surface}])))
+        points, packed = (records.load_arrays(dataset, "test", (name,))[name] for name in ("volume_points", "volume_occupancy"))
+        k = report["objects"].index(row)
+        expected = metrics.volume_iou(decoding.logits(model, continuous, points[k]) > 0, records.unpack_occupancy(packed[k]))
+        assert row["continuous"]["iou_volume"] == pytest.approx(expected, abs=1e-6)
     arrays = records.load_arrays(dataset, "test", ("id", "surface", "volume_points", "volume_occupancy"))
     codes = tokens.encode(model, [{"surface": surface} for surface in arrays["surface"]])
     for row, codes_S, points, packed in zip(
@@ -125,12 +139,66 @@ def test_an_untrained_tokenizer_is_scored_by_its_own_logits(
 
 
 def test_a_shuffled_scale_takes_only_that_scale_from_another_object() -> None:
-    from types import SimpleNamespace
-
     worker = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(scales=(1, 3, 2))))
     item = {"codes": np.zeros(6, int), "other": np.arange(10, 16)}
     assert evaluate_cvq.Reconstructor._mixed(worker, item, 1).tolist() == [0, 11, 12, 13, 0, 0]
     assert item["codes"].sum() == 0, "the object's own codes must stay"
+
+
+def test_training_objects_in_the_test_split_are_found_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another sampling of a training object is a near-duplicate, although its Chamfer is over the threshold; a moved one is not."""
+    random = np.random.default_rng(0)
+
+    def box(size: np.ndarray, count: int = 1024) -> np.ndarray:
+        points = random.uniform(-1, 1, (count, 3))
+        points[np.arange(count), random.integers(3, size=count)] = random.choice([-1.0, 1.0], count)
+        return np.concatenate([points * size, points], axis=1)
+
+    sizes = random.uniform(0.2, 0.9, (12, 3))
+    train = [{"id": f"train-{k}", "eval_surface": box(size)} for k, size in enumerate(sizes)]
+    monkeypatch.setattr(records, "read_rows", lambda *arguments: iter(train))
+    held = [sizes[7], sizes[3] + 0.004, sizes[5] + 0.1]
+    arrays = {name: [box(size) for size in held] for name in ("surface", "eval_surface")}
+    info = SimpleNamespace(splits={"train": len(train)})
+    objects: list[dict[str, Any]] = [{}, {}, {}]
+    rule = near_duplicates.mark_near_duplicates(objects, arrays, info, "test")
+    assert [o["near_duplicate"] for o in objects] == [True, True, False] and "0.01" in rule
+    assert [o["nearest_train"] for o in objects[:2]] == ["train-7", "train-3"]
+    assert metrics.chamfer(arrays["surface"][0][:, :3], arrays["eval_surface"][0][:, :3]) > near_duplicates.THRESHOLD
+    assert 0.03 < objects[2]["nearest_train_chamfer"] < 0.1
+    untouched: list[dict[str, Any]] = [{}, {}, {}]
+    assert "20000" in near_duplicates.mark_near_duplicates(untouched, arrays, SimpleNamespace(splits={"train": 10**6}), "test") and untouched == [{}, {}, {}]
+
+
+def _scores(iou: float, chamfer: float | None, category: str = "cup", duplicate: bool = False) -> dict[str, Any]:
+    """What `Reconstructor.run` and the rest give for one object."""
+    surface = {name: (0.0 if name.startswith("f_score") else None) if chamfer is None else chamfer for name in SURFACE_NAMES}
+    verdict = {"iou_volume": iou, "iou_near": iou / 2, "status": "ok" if chamfer is not None else "empty-field"} | surface
+    return verdict | {
+        "id": "x", "category": category, "iou_first_scales": [iou / 2, iou], "iou_shuffled_scale": [iou / 4, iou / 2], "near_duplicate": duplicate,
+        "continuous": {"iou_volume": 1.0, "iou_near": 1.0}, "grid": verdict, "bits": 100.0, "bits_coded": 90.0,
+    }  # fmt: skip
+
+
+def test_figures_of_known_scores_with_an_object_that_has_no_mesh() -> None:
+    objects = [_scores(k / 20, 0.01 * k) for k in range(1, 20)] + [_scores(0.0, None, "bowl", duplicate=True)]
+    objects[3]["chamfer_first_scales"], objects[4]["chamfer_first_scales"] = [0.2, 0.04], [None, 0.05]
+    found = summarise(objects)
+    assert (found["num_objects"], found["num_without_mesh"], found["num_near_duplicates"]) == (20, 1, 1)
+    assert found["iou_volume"] == pytest.approx(0.475) and found["distinct_iou_volume"] == pytest.approx(0.5)
+    assert found["chamfer"] == pytest.approx(0.1) == found["distinct_chamfer"], "a missing distance has no mean"
+    assert found["iou_volume_p05"] == 0.0 and found["iou_volume_median"] == pytest.approx(0.45)
+    assert found["chamfer_median"] == pytest.approx(0.11) and found["chamfer_p95"] is None, "the 19th of 20 is finite, the next is missing"
+    assert found["f_score_0.01"] == pytest.approx(0.095), "no mesh counts 0"
+    assert (found["chamfer_first_1_scales"], found["chamfer_first_2_scales"], found["num_chamfer_by_scale"]) == (0.2, 0.04, 1)
+    assert found["iou_first_1_scales"] == pytest.approx(0.2375) and found["iou_drop_shuffled_scale_2"] == pytest.approx(0.2375)
+    assert found["by_category"]["bowl"] == {"num_objects": 1, "num_without_mesh": 1, "iou_volume": 0.0, "iou_near": 0.0, "chamfer": None, "f_score_0.02": 0.0}
+    assert found["continuous_iou_volume"] == 1.0 and found["continuous_chamfer"] is None and found["grid_chamfer"] == found["chamfer"]
+    json.dumps(found, allow_nan=False)
+    shown = dict(reconstruction_figures.table(found))
+    assert shown["Chamfer-L1, first k scales, 1 objects"] == "0.2000 0.0400" and shown["objects"] == "20 (1 without a mesh)"
+    nothing = summarise([_scores(0.0, None)])
+    assert nothing["chamfer"] is None and nothing["hausdorff_95_p95"] is None and nothing["f_score_0.02"] == 0.0
 
 
 class _Oracle:
@@ -330,7 +398,11 @@ def test_pictured_objects_lie_beside_the_json(
     flags = _flags(dataset_with_views, exports[kind], tmp_path / "it.json", num_pictures=2, num_samples=3)
     evaluate(flags)
     report, folder = json.loads((tmp_path / "it.json").read_text()), tmp_path / "it.meshes"
-    assert len(report["gallery"]) == (2 if kind == "cvq" else 4) and report["environment"]["python"]
+    assert report["environment"]["python"] and len(report["gallery"]) == 4 or kind == "cvq"
+    if kind == "cvq":
+        worst = sorted((entry for entry in report["gallery"] if "worst" in entry), key=lambda entry: entry["worst"])
+        assert [entry["id"] for entry in worst] == [o["id"] for o in sorted(report["objects"], key=lambda o: o["iou_volume"])[:2]]
+        assert [entry["id"] for entry in report["gallery"]][:2] == [report["objects"][0]["id"], report["objects"][-1]["id"]], "spread evenly"
     for entry in report["gallery"]:
         assert (entry["status"] == "ok") == (entry["mesh"] is not None)
         if entry["mesh"]:
