@@ -24,10 +24,10 @@ UTILISATION_FLOOR, INFORMATION_FLOOR, BALANCE_FLOOR = 0.5, 0.25, 0.25  # shares
 GAP_LIMIT = 3.0  # bits
 PATIENCE = 10  # records in a row
 SAYS = {
-    "utilisation": f"{{:.2f}} of the reachable codes are used (floor {UTILISATION_FLOOR})",
-    "information": f"codes at a fixed position hold {{:.2f}} of the reachable entropy (floor {INFORMATION_FLOOR})",
-    "digit_balance": f"a digit's entropy is {{:.2f}} of its maximum (floor {BALANCE_FLOOR})",
-    "entropy_gap": f"digits vary together, {{:.1f}} bits are lost (limit {GAP_LIMIT})",
+    "utilisation": f"{{}} of the reachable codes are used (floor {UTILISATION_FLOOR})",
+    "information": f"codes at a fixed position hold {{}} of the reachable entropy (floor {INFORMATION_FLOOR})",
+    "digit_balance": f"a digit's entropy is {{}} of its maximum (floor {BALANCE_FLOOR})",
+    "entropy_gap": f"digits vary together, {{}} bits are lost (limit {GAP_LIMIT})",
 }
 FLOORS = {"utilisation": UTILISATION_FLOOR, "information": INFORMATION_FLOOR, "digit_balance": BALANCE_FLOOR}
 
@@ -43,9 +43,6 @@ class Fault(NamedTuple):
     def key(self) -> tuple[int, str]:
         """What makes two faults the same one."""
         return self.scale, self.kind
-
-    def __str__(self) -> str:
-        return f"scale {self.scale}: {SAYS[self.kind].format(self.value)}"
 
 
 def faults(record: Mapping[str, float]) -> list[Fault]:
@@ -89,6 +86,11 @@ def sounding(records: Iterable[Mapping[str, float]], finished: bool = False) -> 
 
 
 def in_words(found: Iterable[Fault]) -> str:
-    """`codes collapse at scale 1: ...; scale 2: ...`, or nothing."""
-    words = "; ".join(map(str, found))
-    return f"codes collapse at {words}" if words else ""
+    """`codes collapse at scales 1, 3: 0.03, 0.21 of the reachable codes are used (floor 0.5); scale 2: ...`, or nothing."""
+    found, parts = list(found), []
+    for kind, words in SAYS.items():
+        same = [fault for fault in found if fault.kind == kind]
+        if same:
+            scales, values = ", ".join(str(fault.scale) for fault in same), ", ".join(f"{fault.value:.2f}" for fault in same)
+            parts.append(f"scale{'s' * (len(same) > 1)} {scales}: {words.format(values)}")
+    return f"codes collapse at {'; '.join(parts)}" if parts else ""

@@ -85,7 +85,7 @@ def test_every_collapse_is_seen(name: str) -> None:
     record = window(make(random_codes(320, 8192)), LEVELS["lfq"])
     found = [fault for fault in faults(record) if fault.scale == 3]
     assert {fault.kind for fault in found} >= expected
-    assert record["alarm"] == len(faults(record)) and "scale 3: " in in_words(found)
+    assert record["alarm"] == len(faults(record)) and in_words(found).count("scale 3: ") == len(found)
 
 
 def test_codes_that_name_their_position_pass_every_pooled_measure() -> None:
@@ -189,9 +189,9 @@ def test_an_alarm_is_told_once_when_it_has_lasted() -> None:
     bell, loss = Bell(), {"loss": 1.0}
     heard = [len(bell.hear(record)) for record in [*[bad] * 9, good, *[bad] * 9, loss, bad, bad, good, *[bad] * 10]]
     assert [k for k, count in enumerate(heard) if count] == [20, 32] and heard[20] == 3
-    words = "codes collapse at scale 1: a digit's entropy is 0.00 of its maximum (floor 0.25)"
-    assert sounding([bad] * 10 + [loss]).startswith(words) and sounding([bad] * 9) == "" == sounding([bad] * 20 + [good], finished=True)
-    assert sounding([good, bad], finished=True).startswith(words), "what a run ends with is not passing"
+    words = "codes collapse at scales 1, 2, 3: a digit's entropy is 0.00, 0.00, 0.00 of its maximum (floor 0.25)"
+    assert sounding([bad] * 10 + [loss]) == words and sounding([bad] * 9) == "" == sounding([bad] * 20 + [good], finished=True)
+    assert sounding([good, bad], finished=True) == words, "what a run ends with is not passing"
 
 
 def test_not_a_number_is_a_fault() -> None:
