@@ -15,10 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipelines import release
 from pipelines.errors import UsageError, bad_input
 
 FREE = "CC0-1.0,CC-BY-3.0,CC-BY-4.0,MIT,BSD-2-Clause,BSD-3-Clause,Apache-2.0"
-UNCONFIRMED = "market*,trimesh*,odedstein*,classic*"  # ids whose licence nobody confirmed object by object
+UNCONFIRMED = ",".join(release.UNCONFIRMED)
 COLUMNS = ("id", "path", "caption", "category", "license", "author", "attribution_url")
 
 

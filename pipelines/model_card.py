@@ -124,14 +124,23 @@ def metrics(made: Made) -> list[str]:
     """On held-out objects: the evaluation with its protocol; without one what the run itself measured."""
     lines = ["## Held-out objects", ""]
     if made.evaluation is None:
-        found = {name: value for name, value in (made.records[-1] if made.records else {}).items() if name.startswith("test_")}
-        lines += ["Measured by the run on the test split (2048 volume points an object).", "", "| | |", "|---|---|"]
-        return [*lines, *(f"| {plain(name.removeprefix('test_'))} | {value:.4g} |" for name, value in sorted(found.items()))]
+        return [*lines, "Measured by the run itself on the test split; scales from coarse to fine.", "", *own_metrics(made.records[-1] if made.records else {})]
     values, dataset = made.evaluation["metrics"], made.evaluation["dataset"]
     lines += [f"Split {dataset['split']}, {values.get('num_objects', 'all its')} objects" + (", with the weights before rounding." if made.weights != "fp32" else "."), "", "| | value | 95 % interval |", "|---|---|---|"]
     lines += [f"| {label} | {values[name]:.4f} | {interval(values.get(f'{name}_interval_95'))} |" for name, label in SHOWN.items() if isinstance(values.get(name), (int, float))]
     lines += [f"| IoU, first {name.split('_')[2]} scales | {value:.4f} | |" for name, value in values.items() if name.startswith("iou_first_") and isinstance(value, (int, float))]
     return [*lines, "", "How each number is made:", "", *(f"- {plain(name)}: {plain(value)}" for name, value in made.evaluation["protocol"].items() if isinstance(value, (str, int, float)))]
+
+
+def own_metrics(record: Record) -> list[str]:
+    """The test figures of a ledger's last record: those of the whole, then one row a diagnostic with a column a scale."""
+    found = {name.removeprefix("test_"): value for name, value in sorted(record.items()) if name.startswith("test_")}
+    whole = [f"| {plain(name)} | {value:.4g} |" for name, value in found.items() if "_scale_" not in name]
+    by_scale = [name.removesuffix("_scale_1") for name in found if name.endswith("_scale_1")]
+    ks = range(1, 1 + sum(name.startswith(f"{by_scale[0]}_scale_") for name in found)) if by_scale else []
+    head = ["", f"| | {' | '.join(f'scale {k}' for k in ks)} |", "|---" * (len(ks) + 1) + "|"] if by_scale else []
+    rows = [f"| {plain(name)} | {' | '.join(format(found[f'{name}_scale_{k}'], '.4g') for k in ks)} |" for name in by_scale]
+    return ["| | |", "|---|---|", *whole, *head, *rows]
 
 
 def interval(pair: Sequence[float] | None) -> str:
@@ -141,4 +150,5 @@ def interval(pair: Sequence[float] | None) -> str:
 
 def configuration(made: Made) -> list[str]:
     """The model's configuration in full."""
-    return ["## Configuration", "", "```json", json.dumps(made.config["model"], indent=1, sort_keys=True), "```"]
+    rows = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in sorted(made.config["model"].items())]
+    return ["## Configuration", "", "```json", "{", ",\n".join(rows), "}", "```"]

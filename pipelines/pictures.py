@@ -133,7 +133,7 @@ def reconstruction(file: Path, entry: dict[str, Any]) -> Mesh | None:
 def words(entry: dict[str, Any]) -> str:
     """What stands under a pair."""
     name = str(entry.get("caption") or entry["id"])
-    return f"{name if len(name) <= 26 else name[:25] + '…'}  IoU {entry['iou_volume']:.2f}"
+    return f"{name if len(name) <= 34 else name[:33] + '…'}  IoU {entry['iou_volume']:.2f}"
 
 
 def sheet(pairs: Sequence[tuple[Mesh, Mesh | None, str]]) -> Image.Image:

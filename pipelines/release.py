@@ -129,6 +129,7 @@ def write(folder: Path, export: Path, made: model_card.Made) -> None:
     if made.weights == "fp16":
         weights = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     save_file(weights, folder / WEIGHTS_NAME)
+    (folder / WEIGHTS_NAME).chmod(0o644)  # it is written for its owner alone
     (folder / "README.md").write_text(model_card.card(made), encoding="utf-8")
     (folder / "CREDITS.md").write_text(model_card.credits(made), encoding="utf-8")
 

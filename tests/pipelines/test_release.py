@@ -29,7 +29,7 @@ def finished_run(folder: Path, rows: list[dict[str, str]], **changes: object) ->
     tiny_tokenizer(**changes).save_pretrained(run / "export", extra={"trained_on": rows, "run": {}})
     train = {"steps": 50, "batch_size": 4, "precision": "fp32"}
     write_json(run / "config.json", {"name": run.name, "seed": 0, "paths": {"data": "/data/real"}, "config": {"train": train, "dataset": "f" * 64, "exclude_ids": ["market*"]}})
-    Ledger(run / "metrics.jsonl").append([{"step": 100.0, "samples_per_second": 50.0}, {"step": 200.0, "samples_per_second": 25.0, "test_iou": 0.75}])
+    Ledger(run / "metrics.jsonl").append([{"step": 100.0, "samples_per_second": 50.0}, {"step": 200.0, "samples_per_second": 25.0, "test_iou": 0.75, "test_iou_scale_1": 0.5, "test_iou_scale_2": 0.75}])
     write_json(run / "command.json", {"environment": {"cores": 2, "cpu": "A CPU", "gpus": [], "git_commit": "abc123"}})
     (run / "_SUCCESS").touch()
     return run
@@ -42,7 +42,7 @@ def test_a_release_loads_as_the_run_and_tells_what_it_is(tmp_path: Path) -> None
     surface_BP6 = torch.randn(3, 64, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(CVQ.from_pretrained(output).encode(surface_BP6), CVQ.from_pretrained(run).encode(surface_BP6))
     card = (output / "README.md").read_text()
-    for told in ("license: apache-2.0", "# g3pt-tiny-cvq", "| CC-BY-4.0 | 2 |", "| CC0-1.0 | 1 |", "Left out by id: market\\*.", "50 steps of 4 objects (200 samples)", "6 s without", "abc123", "| iou | 0.75 |"):
+    for told in ("license: apache-2.0", "# g3pt-tiny-cvq", "| CC-BY-4.0 | 2 |", "| CC0-1.0 | 1 |", "Left out by id: market\\*.", "50 steps of 4 objects (200 samples)", "6 s without", "abc123", "| iou | 0.75 |", "| | scale 1 | scale 2 |", "| iou | 0.5 | 0.75 |"):
         assert told in card, told
     thanks = card.partition("With thanks")[2]
     assert "2 objects (<https://example.org/cup>, javascript:alert\\(1\\))" in thanks and "Kay" not in thanks
