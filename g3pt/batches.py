@@ -8,7 +8,11 @@ Shapes: N objects, P surface points, Q query points; tensors with suffix B are b
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,3 +90,69 @@ class SurfaceBatches:
 def unpack_rows(packed: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Bits `rows` of a little-endian packed array, as booleans."""
     return (packed[rows >> 3] >> (rows & 7).astype(np.uint8) & 1).astype(bool)
+
+
+# --- rows, and batches made ahead -------------------------------------------------------------------------------------
+
+
+def rows_of(batch: dict[str, Any], num_rows: int, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+    """The batch with its objects' places in the global batch, `row_B`, and that batch's size, `num_rows`."""
+    return {**batch, "row_B": torch.arange(rank, num_rows, world_size), "num_rows": num_rows}
+
+
+def rand_rows(batch: dict[str, Any], *shape: int) -> Tensor:
+    """Uniform numbers (B, *shape) in [0, 1) on the batch's device; an object's follow from its row in the global batch.
+
+    All workers and micro-batches draw for the whole global batch from the step's seed and take their rows, so an object
+    draws the same however the batch is cut. A batch without rows (outside of `fit`) is taken as a whole.
+    """
+    row_B = batch.get("row_B")
+    if row_B is None:
+        some = next(iter(batch.values()))
+        return torch.rand(len(some), *shape, device=some.device)
+    return torch.rand(batch["num_rows"], *shape, device=row_B.device)[row_B]
+
+
+def prefetched(batches: Iterator[dict[str, Any]], depth: int) -> Iterator[dict[str, Any]]:
+    """The same batches, up to `depth` of them made ahead by a thread, in pinned memory where there is a GPU; 0 makes them when asked.
+
+    An error of the thread is raised where its batch would have come. Closing the iterator ends the thread.
+    """
+    if depth < 1:
+        yield from batches
+        return
+    ready: queue.Queue[tuple[dict[str, Any] | None, BaseException | None]] = queue.Queue(depth)
+    closed = threading.Event()
+    thread = threading.Thread(target=_make_ahead, args=(batches, ready, closed), name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch, error = ready.get()
+            if error is not None:
+                raise error
+            if batch is None:
+                return
+            yield batch
+    finally:
+        closed.set()
+        thread.join()
+        if hasattr(batches, "close"):
+            batches.close()
+
+
+def _make_ahead(batches: Iterator[dict[str, Any]], ready: queue.Queue[Any], closed: threading.Event) -> None:
+    def put(item: tuple[Any, BaseException | None]) -> None:
+        while not closed.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
+    pin = torch.cuda.is_available()
+    try:
+        for batch in batches:
+            put(({name: value.pin_memory() for name, value in batch.items()} if pin else batch, None))
+            if closed.is_set():
+                return
+        put((None, None))
+    except BaseException as error:  # carried to the caller, whatever it is
+        put((None, error))

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from g3pt.batches import rand_rows
 from g3pt.checkpoint import Pretrained
 from g3pt.conditions import NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, TextEncoder, prepare_image
 from g3pt.config import CARConfig, CVQConfig, from_dict
@@ -361,8 +362,9 @@ class G3PT(nn.Module, Pretrained):
 
     def _inputs(self, batch: dict[str, Tensor], codes_BS: Tensor) -> Tensor:
         if self.training and self.config.code_noise > 0:
-            noise_BS = torch.randint_like(codes_BS, self.tokenizer.config.num_codes)
-            replaced_BS = torch.rand(codes_BS.shape, device=codes_BS.device) < self.config.code_noise
+            num_tokens = codes_BS.shape[1]
+            noise_BS = (rand_rows(batch, num_tokens) * self.tokenizer.config.num_codes).long()
+            replaced_BS = rand_rows(batch, num_tokens) < self.config.code_noise
             return self.aligned_inputs(torch.where(replaced_BS, noise_BS, codes_BS), self.active_scales)
         if "aligned_BTA" in batch:
             return batch["aligned_BTA"][:, : codes_BS.shape[1] - self.scales[0]]
@@ -371,19 +373,19 @@ class G3PT(nn.Module, Pretrained):
     def _conditions(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Encoded conditions, with the null embeddings where one is absent or dropped. Everything is always computed,
         so that every trained tensor has a gradient at every step, whatever was dropped."""
-        keep_text_B = self._keep(batch["has_text_B"], self.config.drop_text)
+        keep_text_B = self._keep(batch, "has_text_B", self.config.drop_text)
         text_BC = self.text(batch["text_BM"], batch["text_mask_BM"])
         text_BC = torch.where(keep_text_B[:, None], text_BC, self.car.null_text.to(text_BC.dtype))
         if self.image is None:
             return text_BC, None
-        keep_image_B = self._keep(batch["has_image_B"], self.config.drop_image)
+        keep_image_B = self._keep(batch, "has_image_B", self.config.drop_image)
         image_BMC = self.image(batch["images_B3HW"])
         return text_BC, torch.where(keep_image_B[:, None, None], image_BMC, self.car.null_image.to(image_BMC.dtype))
 
-    def _keep(self, present_B: Tensor, drop: float) -> Tensor:
+    def _keep(self, batch: dict[str, Tensor], present: str, drop: float) -> Tensor:
         if not self.training:
-            return present_B
-        return present_B & (torch.rand(present_B.shape, device=present_B.device) >= drop)
+            return batch[present]
+        return batch[present] & (rand_rows(batch) >= drop)
 
     def _loss(self, entropy_BS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Scale means of the cross-entropy, a scale of T tokens weighted by T ** (1 - scale_loss_power)."""

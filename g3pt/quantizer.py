@@ -61,6 +61,18 @@ def mean_over_workers(x: Tensor) -> Tensor:
     return x
 
 
+def variance_over_workers(x_BND: Tensor) -> Tensor:
+    """The mean over features of the variance over the objects of all workers; 1 for a single object."""
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if len(x_BND) * world < 2:
+        return x_BND.new_ones(())
+    if world == 1:
+        return x_BND.var(0).mean()
+    mean, square = mean_over_workers(torch.stack([x_BND.mean(0), x_BND.square().mean(0)]))
+    count = len(x_BND) * world
+    return (square - mean.square()).mean() * count / (count - 1)
+
+
 class Quantizer(nn.Module):
     """What FSQ and LFQ share: codes as mixed-radix numbers of their digits."""
 
@@ -128,7 +140,11 @@ class LFQ(Quantizer):
             joint = torch.ones_like(group[:, :1])
             for bit in group.unbind(-1):
                 joint = torch.cat([joint * (1 - bit[:, None]), joint * bit[:, None]], dim=-1)
-            loss = loss + entropy(joint).mean() - entropy(joint.mean(0))
+            mean = joint.mean(0)
+            # The value is the mean code of all workers; the gradient is this worker's share, which averaging gradients makes whole.
+            if self.training:
+                mean = mean + (mean_over_workers(mean.detach().clone()) - mean.detach())
+            loss = loss + entropy(joint).mean() - entropy(mean)
         return loss
 
 

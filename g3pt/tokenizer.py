@@ -19,11 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from g3pt.batches import rand_rows
 from g3pt.checkpoint import Pretrained
 from g3pt.config import CVQConfig
 from g3pt.cqt import CQT, CQTOutput, anchor_spacing, make_anchors
 from g3pt.layers import CrossBlock, FourierPoints, SelfBlock, run_blocks
-from g3pt.quantizer import mean_over_workers
+from g3pt.parallel import assign
+from g3pt.quantizer import mean_over_workers, variance_over_workers
 from g3pt.usage import CodeUsage
 
 Phase = Literal["continuous", "pyramid", "joint"]
@@ -127,7 +129,7 @@ class CVQ(nn.Module, Pretrained):
         phase: Phase = "continuous" if step < start_pyramid else "pyramid" if step < start_joint else "joint"
         self.statistics_frozen = step >= round((1 - self.config.stat_freeze_share) * num_steps)
         if phase != "continuous" and start_pyramid > 0 and not self.has_base and self.config.continuous_path == "latents":
-            self.cqt.base.data.copy_(self.latent_mean_LD)
+            assign(self.cqt.base, self.latent_mean_LD)
             self.has_base.fill_(True)
         changed, self.phase = phase != self.phase, phase
         self.encoder.requires_grad_(not self._autoencoder_rests)
@@ -166,7 +168,7 @@ class CVQ(nn.Module, Pretrained):
             loss, occupancy_logs = self._occupancy_loss(latents_BLD, batch)
             return loss + pyramid_loss, occupancy_logs | logs
         canvas_BLD = output.canvases_BLD[-1]
-        decoded_BLD = self._drop_scales(output.canvases_BLD) if self.phase == "joint" else canvas_BLD
+        decoded_BLD = self._drop_scales(output.canvases_BLD, batch) if self.phase == "joint" else canvas_BLD
         loss, occupancy_logs = self._occupancy_loss(decoded_BLD + latents_BLD - latents_BLD.detach(), batch)
         commitment = F.mse_loss(latents_BLD, canvas_BLD.detach())
         loss = loss + pyramid_loss + self.config.commitment_weight * commitment
@@ -176,15 +178,14 @@ class CVQ(nn.Module, Pretrained):
         """How the codes since the last call were spread, over all workers (`g3pt.usage`)."""
         return self.usage.take()
 
-    def _drop_scales(self, canvases_BLD: list[Tensor]) -> Tensor:
+    def _drop_scales(self, canvases_BLD: list[Tensor], batch: dict[str, Tensor]) -> Tensor:
         """The last canvas, or for a share of the objects the canvas after a random scale."""
         canvas_BLD = canvases_BLD[-1]
         if not self.config.scale_dropout:
             return canvas_BLD
-        batch = len(canvas_BLD)
-        scale_B = torch.randint(len(canvases_BLD), (batch,), device=canvas_BLD.device)
-        dropped_B = torch.rand(batch, device=canvas_BLD.device) < self.config.scale_dropout
-        earlier_BLD = torch.stack(canvases_BLD)[scale_B, torch.arange(batch, device=canvas_BLD.device)]
+        scale_B = (rand_rows(batch) * len(canvases_BLD)).long()
+        dropped_B = rand_rows(batch) < self.config.scale_dropout
+        earlier_BLD = torch.stack(canvases_BLD)[scale_B, torch.arange(len(canvas_BLD), device=canvas_BLD.device)]
         return torch.where(dropped_B[:, None, None], earlier_BLD, canvas_BLD)
 
     def _track_mean(self, latents_BLD: Tensor) -> None:
@@ -201,7 +202,7 @@ class CVQ(nn.Module, Pretrained):
 
     def _pyramid_loss(self, output: CQTOutput, latents_BLD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over scales of mse(canvas, latents) over the scale's amplitude, plus the quantiser's own loss."""
-        variance = latents_BLD.var(0).mean() if len(latents_BLD) > 1 else latents_BLD.new_ones(())
+        variance = variance_over_workers(latents_BLD)
         losses, logs = [], {}
         for scale, canvas_BLD in enumerate(output.canvases_BLD):
             error = F.mse_loss(canvas_BLD.float(), latents_BLD)

@@ -1,7 +1,14 @@
-"""One training loop for the tokenizer and the generator, in a test, a notebook or a Ray worker.
+"""One training loop for the tokenizer and the generator, in a test, a notebook or a Ray worker, on one process or many.
 
 `fit` is plain: batches in, records and states out through two callbacks. It keeps no random state: each step seeds itself
-from (seed, step, rank), and batches are asked for by the number of samples seen, so a resumed run repeats an uninterrupted one.
+from (seed, step), and batches are asked for by the number of samples seen, so a resumed run repeats an uninterrupted one.
+What an object draws at random follows its row in the global batch (`g3pt.batches.rand_rows`): neither the number of
+workers nor micro-batches change it.
+
+Micro-batches (gradient accumulation) keep the global batch where memory does not hold a worker's share. A model whose loss is a mean
+over objects trains as without them, within float noise. Running statistics (buffers) end a step as the mean of what
+each micro-batch made of them, which for an exponential average is what the whole share would have made; but within the
+step each micro-batch is normalised by its own, and LFQ's entropy sees it alone: there the weights differ a little (LOG.md).
 """
 
 from __future__ import annotations
@@ -16,9 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from g3pt.batches import prefetched, rows_of
 from g3pt.config import TrainConfig
+from g3pt.parallel import Alone, gathered, local, shard_like, whole
+from g3pt.quantizer import mean_over_workers
 
 Record = dict[str, float]
+Batch = dict[str, Any]  # tensors of B objects; row_B and num_rows: their places in the global batch, and its size
+PREFETCH = 2  # batches made ahead where a GPU computes
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -33,79 +45,159 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A 63-bit seed for one step on one worker."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8], "big") >> 1
+def step_seed(seed: int, step: int) -> int:
+    """A 63-bit seed for one step, on every worker."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/0".encode()).digest()[:8], "big") >> 1
 
 
 def fit(
     *,
     model: nn.Module,
-    batches: Callable[[int], Iterator[dict[str, Tensor]]],
+    batches: Callable[[int], Iterator[Batch]],
     config: TrainConfig,
     report: Callable[[Record], None],
     save: Callable[[dict[str, Any], int], None] | None = None,
     resume: dict[str, Any] | None = None,
     evaluate: Callable[[nn.Module], Record] | None = None,
     device: str | torch.device = "cpu",
-    wrap: Callable[[nn.Module], nn.Module] | None = None,
-    rank: int = 0,
+    parallel: Alone | None = None,
+    micro_batch: int | None = None,
 ) -> nn.Module:
-    """Train `model` for `config.steps` and give back its averaged (EMA) copy's weights, loaded into `model`.
+    """Train `model` for `config.steps`; a whole model with its averaged (EMA) weights, which is `model` unless that was sharded.
 
     `model(batch, step)` gives (loss, logs). `batches(start_sample)` yields this worker's share of each global batch.
     `report` gets one flat record per `log_every` steps, `step` being samples seen after it; `save(state, step)` gets what
-    `resume` takes. `wrap` (data parallelism) is applied anew whenever the set of trained tensors changes.
+    `resume` takes. Both are called on every worker with the same content (a sharded model's tensors only on rank 0).
+    `micro_batch` objects are computed at once; default a worker's whole share.
     Raises NonFiniteLoss with its step; nothing is saved after one.
     """
+    parallel, device = parallel or Alone(), torch.device(device)
+    share = config.batch_size // parallel.world_size
+    parts = count_parts(share, micro_batch)
     model.to(device).train()
+    parallel.shard(model)
     optimizer = make_optimizer(model, config)
     average = WeightAverage(model, config.ema_decay)
     first_step = 0
     if resume is not None:
         first_step = load_state(resume, model, optimizer, average, config)
-    wrapped, stream = None, batches(first_step * config.batch_size)
+    ahead = PREFETCH if device.type == "cuda" else 0
+    wrapped = None
     pending, started, logged_step = [], time.perf_counter(), first_step
-    autocast = contextlib.nullcontext
-    if config.precision == "bf16":
-        autocast = lambda: torch.autocast(torch.device(device).type, torch.bfloat16)  # noqa: E731
 
-    for step in range(first_step, config.steps):
-        with naming_step(step):
-            changed = set_phase(model, step, config.steps)
-            if wrapped is None or changed:
-                wrapped = wrap(model) if wrap else model
-            torch.manual_seed(step_seed(config.seed, step, rank))
-            batch = {name: value.to(device, non_blocking=True) for name, value in next(stream).items()}
-            with autocast():
-                loss, logs = wrapped(batch, step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            grad_norm = nn.utils.clip_grad_norm_(trained_parameters(model), config.clip_norm)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
-            optimizer.step()
-            average.update(model)
-            pending.append((step, loss.detach(), grad_norm.detach(), logs))
+    with contextlib.closing(prefetched(batches(first_step * config.batch_size), ahead)) as stream:
+        for step in range(first_step, config.steps):
+            with naming_step(step):
+                changed = set_phase(model, step, config.steps)
+                if wrapped is None or changed:
+                    wrapped = parallel.wrap(model)
+                batch = rows_of(next(stream), config.batch_size, parallel.rank, parallel.world_size)
+                optimizer.zero_grad(set_to_none=True)
+                loss, logs = backward(wrapped, model, on_device(batch, device), step, parts, config, parallel)
+                grad_norm = whole(nn.utils.clip_grad_norm_(trained_parameters(model), config.clip_norm))
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step)
+                optimizer.step()
+                average.update(model)
+                pending.append((step, loss, grad_norm.detach(), logs))
 
-        done = step + 1
-        is_last = done == config.steps
-        if is_last or done % config.log_every == 0 or done % config.checkpoint_every == 0:
-            check_finite(pending)
-        if is_last or done % config.log_every == 0:
-            record = mean_record(pending) | {"step": done * config.batch_size, "learning_rate": learning_rate(config, step)}
-            record |= take_window(model)
-            record["samples_per_second"] = (done - logged_step) * config.batch_size / (time.perf_counter() - started)
-            if evaluate is not None and (is_last or done % config.eval_every < config.log_every):
-                with average.in_place_of_weights(model):
-                    record |= evaluate(model)
-                model.train()
-            report(record)
-            pending, started, logged_step = [], time.perf_counter(), done
-        if save is not None and (is_last or done % config.checkpoint_every == 0):
-            save(state_dict(model, optimizer, average, done, config), done * config.batch_size)
-    copy_into(model, average.tensors)
-    return model.eval()
+            done = step + 1
+            is_last = done == config.steps
+            if is_last or done % config.log_every == 0 or done % config.checkpoint_every == 0:
+                check_finite(pending)
+            if is_last or done % config.log_every == 0:
+                record = mean_record(pending) | {"step": done * config.batch_size, "learning_rate": learning_rate(config, step)}
+                record |= take_window(model)
+                record["samples_per_second"] = (done - logged_step) * config.batch_size / (time.perf_counter() - started)
+                if evaluate is not None and (is_last or done % config.eval_every < config.log_every):
+                    with parallel.holding(model, average.tensors) as held:
+                        set_phase(held, step, config.steps)
+                        record |= evaluate(held)
+                    model.train()
+                report(record)
+                pending, started, logged_step = [], time.perf_counter(), done
+            if is_last or done % config.checkpoint_every == 0:
+                if parallel.is_sharded or save is not None:
+                    state = state_dict(model, optimizer, average, done, config, keep=parallel.rank == 0)
+                if save is not None:
+                    save(state, done * config.batch_size)
+    return parallel.finished(model, average.tensors)
+
+
+def count_parts(share: int, micro_batch: int | None) -> int:
+    """Micro-batches of a worker's share of the global batch."""
+    if micro_batch is None or micro_batch >= share:
+        return 1
+    if micro_batch < 1 or share % micro_batch:
+        raise ValueError(f"a worker's share of the batch, {share} objects, is not a multiple of the micro-batch {micro_batch}")
+    return share // micro_batch
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`."""
+    return {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def backward(
+    wrapped: nn.Module, model: nn.Module, batch: Batch, step: int, parts: int, config: TrainConfig, parallel: Alone
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradients of the mean loss over `parts` micro-batches; that loss and its logs, detached."""
+    autocast = torch.autocast(batch["row_B"].device.type, torch.bfloat16) if config.precision == "bf16" else contextlib.nullcontext()
+    statistics = Statistics(model) if parts > 1 else None
+    losses, logs = [], []
+    for index, part in enumerate(split(batch, parts)):
+        if statistics:
+            statistics.restart(model)
+        torch.manual_seed(step_seed(config.seed, step))  # each micro-batch draws for the whole batch and takes its rows
+        with contextlib.nullcontext() if index == parts - 1 else parallel.accumulating(wrapped):
+            with autocast:
+                loss, part_logs = wrapped(part, step)
+            (loss / parts if parts > 1 else loss).backward()
+        if statistics:
+            statistics.collect(model, parts)
+        losses.append(loss.detach())
+        logs.append(part_logs)
+    if not statistics:
+        return losses[0], logs[0]
+    statistics.finish(model)
+    return torch.stack(losses).mean(), {name: torch.stack([part[name] for part in logs]).mean() for name in logs[0]}
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """`parts` batches of equal size, in order."""
+    if parts == 1:
+        return [batch]
+    size = len(batch["row_B"]) // parts
+    cut = {name: value.split(size) if isinstance(value, Tensor) else [value] * parts for name, value in batch.items()}
+    return [{name: values[i] for name, values in cut.items()} for i in range(parts)]
+
+
+class Statistics:
+    """A model's buffers over the micro-batches of one step: each starts from the step's beginning; their mean remains."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        self.sums = {name: torch.zeros_like(buffer) for name, buffer in self.before.items() if buffer.is_floating_point()}
+
+    @torch.no_grad()
+    def restart(self, model: nn.Module) -> None:
+        """Before a micro-batch."""
+        for name, buffer in model.named_buffers():
+            buffer.copy_(self.before[name])
+
+    @torch.no_grad()
+    def collect(self, model: nn.Module, parts: int) -> None:
+        """After its backward pass."""
+        for name, buffer in model.named_buffers():
+            if name in self.sums:
+                self.sums[name] += buffer / parts
+
+    @torch.no_grad()
+    def finish(self, model: nn.Module) -> None:
+        """After the last: what only counts stays as that left it."""
+        for name, buffer in model.named_buffers():
+            if name in self.sums:
+                buffer.copy_(self.sums[name])
 
 
 @contextlib.contextmanager
@@ -163,28 +255,11 @@ class WeightAverage:
         groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for name, p in model.named_parameters():
             if p.requires_grad:
-                groups.setdefault(self.updates[name], []).append((self.tensors[name], p))
+                groups.setdefault(self.updates[name], []).append((local(self.tensors[name]), local(p)))
                 self.updates[name] += 1
         for n, pairs in groups.items():
             decay = min(self.decay, (1 + n) / (10 + n))
             torch._foreach_lerp_([average for average, _ in pairs], [p for _, p in pairs], 1 - decay)
-
-    @contextlib.contextmanager
-    def in_place_of_weights(self, model: nn.Module) -> Iterator[None]:
-        """Within the block the model holds its averaged weights."""
-        current = {name: p.detach().clone() for name, p in model.named_parameters()}
-        copy_into(model, self.tensors)
-        try:
-            yield
-        finally:
-            copy_into(model, current)
-
-
-@torch.no_grad()
-def copy_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Set the parameters named in `weights`."""
-    for name, p in model.named_parameters():
-        p.copy_(weights[name])
 
 
 def check_finite(pending: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]]) -> None:
@@ -198,33 +273,38 @@ def check_finite(pending: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]]) -
 
 
 def mean_record(pending: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]]) -> Record:
-    """Means over the steps since the last record; a log that only some steps have is averaged over those."""
+    """Means over the steps since the last record and over workers; a log that only some steps have is averaged over those."""
     sums: dict[str, list[float]] = {}
     for _, loss, grad_norm, logs in pending:
         for name, value in {"loss": loss, "grad_norm": grad_norm, **logs}.items():
             sums.setdefault(name, []).append(float(value))
-    return {name: sum(values) / len(values) for name, values in sums.items()}
+    means = torch.tensor([sum(values) / len(values) for values in sums.values()], dtype=torch.float64, device=pending[0][1].device)
+    return dict(zip(sums, mean_over_workers(means).tolist(), strict=True))
 
 
-def state_dict(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, done: int, config: TrainConfig) -> dict[str, Any]:
-    """All that continuing after `done` steps needs."""
+def state_dict(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, done: int, config: TrainConfig, keep: bool = True
+) -> dict[str, Any]:
+    """All that continuing after `done` steps needs, in whole tensors; without `keep` those of a sharded model are left out."""
     return {
         "steps_done": done,
         "batch_size": config.batch_size,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average.tensors,
+        "model": gathered(dict(model.state_dict()), keep),
+        "optimizer": gathered(optimizer.state_dict(), keep),
+        "average": gathered(average.tensors, keep),
         "average_updates": average.updates,
     }
 
 
 def load_state(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, config: TrainConfig) -> int:
-    """Restore what `state_dict` gave; the number of steps done."""
+    """Restore what `state_dict` gave, cut as the model is now; the number of steps done."""
     if state["batch_size"] != config.batch_size:
         raise ValueError(f"checkpoint was made with a global batch of {state['batch_size']}, this run has {config.batch_size}")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    model.load_state_dict({name: shard_like(state["model"][name], now) for name, now in model.state_dict().items()})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {i: {k: shard_like(v, parameters[i]) if v.ndim else v for k, v in kept.items()} for i, kept in state["optimizer"]["state"].items()}
+    optimizer.load_state_dict({**state["optimizer"], "state": moments})
     for name, tensor in average.tensors.items():
-        tensor.copy_(state["average"][name])
+        tensor.copy_(shard_like(state["average"][name], tensor))
     average.updates = dict(state["average_updates"])
     return int(state["steps_done"])

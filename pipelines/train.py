@@ -17,6 +17,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,9 +33,18 @@ from pipelines.tracked import Outcome, followed, is_told
 from pipelines.tracking import best_effort
 
 BUILD_STAGE = "pipelines.stages:build_stage"
-KEEP_CHECKPOINTS = 2
 LOCK_WAIT_S = 60.0  # for a worker of a killed run to disappear
 MAX_FAILURES = 3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How a run is computed, which changes its weights by float noise at most: no part of its identity."""
+
+    parallel: str = "ddp"  # or fsdp: what several workers do
+    micro_batch: int | None = None  # objects a worker computes at once; None: its share of the global batch
+    num_to_keep: int = 2  # checkpoints
 
 
 # --- the driver -------------------------------------------------------------------------------------------------------
@@ -49,6 +59,7 @@ def train_run(
     device: str = "auto",
     parent: str | None = None,
     build: str = BUILD_STAGE,
+    speed: Speed | None = None,
 ) -> Path:
     """Train `spec` below `output`, or go on with it, or see that it is finished; the run's folder.
 
@@ -62,10 +73,10 @@ def train_run(
     note = working_in(run_dir, total=train["steps"] * train["batch_size"], unit="samples")
     with note, on_disk(lambda: safe_state(spec, run_dir)), tracked(spec, run_dir, output, parent):
         if num_workers == 0:
-            work({"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build})
+            work(work_config(spec, run_dir, build, speed))
         else:
             cluster.connect(ray_address)
-            ray_train(spec, run_dir, num_workers, device, build)
+            ray_train(spec, run_dir, num_workers, device, build, speed)
     return run_dir
 
 
@@ -191,7 +202,14 @@ def describe_finished(spec: RunSpec, run_dir: Path, outcome: Outcome) -> None:
     outcome.params["parameters"] = count_parameters(spec)
 
 
-def ray_train(spec: RunSpec, run_dir: Path, num_workers: int, device: str = "auto", build: str = BUILD_STAGE) -> None:
+def work_config(spec: RunSpec, run_dir: Path, build: str = BUILD_STAGE, speed: Speed | None = None) -> dict[str, Any]:
+    """What `work` is told, as plain values."""
+    return {"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build, "speed": asdict(speed or Speed())}
+
+
+def ray_train(
+    spec: RunSpec, run_dir: Path, num_workers: int, device: str = "auto", build: str = BUILD_STAGE, speed: Speed | None = None
+) -> None:
     """`work` on `num_workers` Ray Train workers; a lost worker restarts the group from the newest checkpoint, MAX_FAILURES times.
 
     num_workers 0 is Train's local mode: in this process, on the CPU. An error that would come again is raised at once: that
@@ -202,7 +220,7 @@ def ray_train(spec: RunSpec, run_dir: Path, num_workers: int, device: str = "aut
     failures = 0
     while True:
         try:
-            _fit_once(spec, run_dir, num_workers, device, build)
+            _fit_once(work_config(spec, run_dir, build, speed), num_workers, device)
             return
         except TrainingFailedError as error:
             failures += 1
@@ -211,15 +229,15 @@ def ray_train(spec: RunSpec, run_dir: Path, num_workers: int, device: str = "aut
             say(f"  {spec.name}: {Failure.of(error).error[:160]}; starts again from {checkpointed(run_dir)} samples ({failures} of {MAX_FAILURES})")
 
 
-def _fit_once(spec: RunSpec, run_dir: Path, num_workers: int, device: str, build: str) -> None:
+def _fit_once(config: dict[str, Any], num_workers: int, device: str) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     use_gpu = num_workers > 0 and cluster.wants_gpu(device)
-    scratch = run_dir / "ray"  # Train's own bookkeeping; ours needs none of it
+    scratch = Path(config["run_dir"]) / "ray"  # Train's own bookkeeping; ours needs none of it
     trainer = TorchTrainer(
         ray_work if num_workers else work,
-        train_loop_config={"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build},
+        train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         # A name of its own each time: Train would silently resume an older one.
@@ -242,27 +260,21 @@ def ray_work(config: dict[str, Any]) -> None:
     context, device = ray.train.get_context(), get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    ranks = {"rank": context.get_world_rank(), "world_size": context.get_world_size()}
-    work(config, **ranks, device=device, wrap=data_parallel(device) if ranks["world_size"] > 1 else None)
+    work(config, rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
 
 
-def data_parallel(device: Any) -> Callable[[Any], Any]:
-    """Wraps a model in DDP; every parameter that wants a gradient must get one in each step. Models reduce their own buffers."""
-    from torch.nn.parallel import DistributedDataParallel
-
-    ids = [device] if device.type == "cuda" else None
-    return lambda model: DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
-
-
-def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: Any = "cpu", wrap: Callable[[Any], Any] | None = None) -> None:
+def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: Any = "cpu") -> None:
     """One worker of one run, from wherever the run stands to its end. Only rank 0 writes."""
+    from g3pt.parallel import make_parallel
     from g3pt.training import fit
 
-    spec, run_dir = RunSpec.from_dict(config["spec"]), Path(config["run_dir"])
+    keep_freed_memory()
+    spec, run_dir, speed = RunSpec.from_dict(config["spec"]), Path(config["run_dir"]), Speed(**config.get("speed", {}))
     with doing(f"training {spec.name}"), run_lock(run_dir) if rank == 0 else contextlib.nullcontext():
         state = agreed_checkpoint(run_dir / "checkpoints", rank, world_size, device)
         stage = resolve(config["build"])(spec, rank, world_size)
-        journal = Journal(spec.name, Ledger(run_dir / "metrics.jsonl"), stage.train_config, state) if rank == 0 else None
+        ledger = Ledger(run_dir / "metrics.jsonl")
+        journal = Journal(spec.name, ledger, stage.train_config, state, speed.num_to_keep) if rank == 0 else None
         model = fit(
             model=stage.model,
             batches=stage.batches,
@@ -272,12 +284,22 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
             resume=state and state["fit"],
             evaluate=stage.evaluate,
             device=device,
-            wrap=wrap,
-            rank=rank,
+            parallel=make_parallel(speed.parallel, rank, world_size),
+            micro_batch=speed.micro_batch,
         )
         if journal:
             journal.finish(stage.final(model))
             export(stage, model, run_dir)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse freed memory: activations of some MB are otherwise mapped and page-faulted anew in every step."""
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError):  # another C library has no mallopt
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, 2**30)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _ignore(_: Record) -> None:
@@ -287,8 +309,8 @@ def _ignore(_: Record) -> None:
 class Journal:
     """Rank 0's ledger and checkpoints. The last record is held back, in the checkpoint too, until the test metrics join it."""
 
-    def __init__(self, name: str, ledger: Ledger, config: Any, state: dict[str, Any] | None) -> None:
-        self.name, self.ledger = name, ledger
+    def __init__(self, name: str, ledger: Ledger, config: Any, state: dict[str, Any] | None, num_to_keep: int) -> None:
+        self.name, self.ledger, self.num_to_keep = name, ledger, num_to_keep
         self.checkpoints = ledger.path.parent / "checkpoints"
         self.last_step = config.steps * config.batch_size
         self.held: Record | None = state["held"] if state else None
@@ -308,7 +330,7 @@ class Journal:
 
     def save(self, state: dict[str, Any], step: int) -> None:
         """Write a checkpoint and drop old ones."""
-        save_checkpoint(self.checkpoints, {"step": step, "held": self.held, "fit": state})
+        save_checkpoint(self.checkpoints, {"step": step, "held": self.held, "fit": state}, self.num_to_keep)
 
     def finish(self, final: Record) -> None:
         """The last record, test metrics in it."""
@@ -353,8 +375,8 @@ def run_lock(run_dir: Path) -> Iterator[IO[str]]:
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
-    """`step-<samples>.pt`: temporary name, fsync, rename; the newest KEEP_CHECKPOINTS stay."""
+def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int) -> Path:
+    """`step-<samples>.pt`: temporary name, fsync, rename; the newest `num_to_keep` stay."""
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -366,7 +388,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
         os.fsync(file.fileno())
     os.replace(temporary, target)
     _sync_folder(folder)
-    for old in checkpoints(folder)[KEEP_CHECKPOINTS:]:
+    for old in checkpoints(folder)[num_to_keep:]:
         old.unlink()
     return target
 

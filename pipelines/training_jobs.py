@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from g3pt.selection import ALL, Selection, choose
 from pipelines.cli import absolute
@@ -39,9 +39,15 @@ class TrainFlags(DryRun, OnRay, OnDevice, OnData):
     """use only objects with one of these licences, comma-separated, spelled as in the dataset; default all"""
     exclude_ids: str | None = None
     """leave out objects whose id matches one of these shell patterns, comma-separated (market*,classic*)"""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """several workers: whole model on each (ddp) or cut among them (fsdp)"""
+    micro_batch: int | None = None
+    """objects a worker computes at once; default its share of the batch"""
+    num_to_keep: int = 2
+    """checkpoints kept, the newest"""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "num_workers"):
+        for name in ("steps", "batch_size", "num_workers", "micro_batch", "num_to_keep"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -85,7 +91,9 @@ def _train(stage: str, flags: TrainFlags, preset: Callable[..., Any], count: Cal
     spec = make_spec(flags.preset, model, config, chosen(flags))
     if stage == "car":
         encode(spec, flags.num_workers, flags.ray_address, flags.device)
-    run_dir = train.train_run(spec, absolute(flags.output), num_workers=flags.num_workers, ray_address=flags.ray_address, device=flags.device)
+    speed = train.Speed(parallel=flags.parallel, micro_batch=flags.micro_batch, num_to_keep=flags.num_to_keep)
+    workers = {"num_workers": flags.num_workers, "ray_address": flags.ray_address, "device": flags.device}
+    run_dir = train.train_run(spec, absolute(flags.output), speed=speed, **workers)
     return str(run_dir)
 
 
@@ -180,14 +188,19 @@ def _varied(train: Any, flags: TrainFlags) -> Any:
         # A checkpoint between two records would leave the steps before it out of the resumed run's next mean.
         changes["checkpoint_every"] -= changes["checkpoint_every"] % changes["log_every"]
     varied = dataclasses.replace(train, seed=flags.seed, **changes)
-    check_workers(varied, flags.num_workers)
+    check_workers(varied, flags.num_workers, flags.micro_batch)
     return varied
 
 
-def check_workers(train: Any, num_workers: int) -> None:
-    """Every worker takes an equal share of the global batch; 0 workers is this process alone."""
-    if train.batch_size % max(1, num_workers):
+def check_workers(train: Any, num_workers: int, micro_batch: int | None = None) -> None:
+    """Every worker takes an equal share of the global batch, in equal micro-batches; 0 workers is this process alone."""
+    from g3pt.training import count_parts
+
+    share, left = divmod(train.batch_size, max(1, num_workers))
+    if left:
         raise UsageError(f"--batch-size {train.batch_size} is not a multiple of --num-workers {num_workers}")
+    with bad_input():
+        count_parts(share, micro_batch)
 
 
 def chosen(flags: TrainFlags) -> Selection:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from g3pt.batches import SurfaceBatches
+from g3pt.batches import SurfaceBatches, rows_of
 from g3pt.config import CVQConfig, TrainConfig, cvq_preset, from_dict
 from g3pt.diagnostics import diagnose, eval_batches
 from g3pt.tokenizer import CVQ
@@ -143,7 +143,7 @@ def test_scale_dropout_decodes_whole_canvases_of_some_objects() -> None:
     model = CVQ(dataclasses.replace(TINY, scale_dropout=0.5))
     canvases = [torch.full((64, 8, 16), float(k)) for k in range(4)]
     torch.manual_seed(0)
-    seen = model._drop_scales(canvases)
+    seen = model._drop_scales(canvases, rows_of({}, 64))
     assert all(len(row.unique()) == 1 for row in seen)
     share_last = float((seen[:, 0, 0] == 3).float().mean())
     assert 0.4 < share_last < 0.85, "half is dropped, a quarter of these to the last scale again"

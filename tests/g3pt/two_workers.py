@@ -1,0 +1,118 @@
+"""Small trainings that one process and two must do alike: run by tests/g3pt/test_parallel.py, as a worker of a gloo group too.
+
+    python -m tests.g3pt.two_workers FOLDER RANK      one of two workers; leaves FOLDER/<case>-<kind>.pt
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from g3pt.batches import SurfaceBatches
+from g3pt.config import TrainConfig
+from g3pt.parallel import Alone, make_parallel
+from g3pt.tokenizer import CVQ
+from g3pt.training import fit
+from tests.g3pt.test_tokenizer import TINY, spheres
+from tests.g3pt.tiny import random_batch, tiny_g3pt
+
+BATCH, STEPS = 8, 8
+TRAIN = TrainConfig(steps=STEPS, batch_size=BATCH, learning_rate=2e-3, warmup_steps=1, log_every=1, eval_every=4, checkpoint_every=4)
+PHASES = {"continuous_share": 0.38, "pyramid_share": 0.25}  # 3 steps continuous, 2 of the pyramid alone, 3 of everything
+CASES: dict[str, dict[str, Any]] = {  # name -> changes of TINY
+    "fsq": {},
+    "lfq": {"quantizer": "lfq", "scale_dropout": 0.5, "code_weight": 0.5},
+    "bf16": {"checkpoint_layers": True},
+}
+KINDS = ("ddp", "fsdp")
+
+
+def train_config(case: str) -> TrainConfig:
+    """The one case in bf16, clipped hard, under its own loop configuration."""
+    return dataclasses.replace(TRAIN, precision="bf16", clip_norm=0.1) if case == "bf16" else TRAIN
+
+
+def train_cvq(case: str, parallel: Alone, micro_batch: int | None = None, resume: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Records, weights and the checkpoint half-way of one training of a tokenizer."""
+    config = dataclasses.replace(TINY, **PHASES, **CASES[case])
+    batches = SurfaceBatches(spheres(8), config, BATCH, 0, parallel.rank, parallel.world_size)
+    return _trained(CVQ(config), batches, train_config(case), parallel, micro_batch, resume)
+
+
+def train_car(parallel: Alone, micro_batch: int | None = None) -> dict[str, Any]:
+    """The same of a generator whose conditions are dropped and whose codes are replaced at random."""
+    model = tiny_g3pt(image_encoder="none", drop_text=0.5, code_noise=0.3)
+    whole = random_batch(model, BATCH)
+
+    def batches(_: int) -> Iterator[dict[str, Any]]:
+        while True:
+            yield {name: value[parallel.rank :: parallel.world_size] for name, value in whole.items()}
+
+    return _trained(model, batches, TRAIN, parallel, micro_batch, None)
+
+
+def _trained(
+    model: nn.Module, batches: Any, config: TrainConfig, parallel: Alone, micro_batch: int | None, resume: dict[str, Any] | None
+) -> dict[str, Any]:
+    records: list[dict[str, float]] = []
+    states: dict[int, dict[str, Any]] = {}
+
+    def save(state: dict[str, Any], step: int) -> None:
+        if step < STEPS * BATCH:
+            states[step] = _copy(state)
+
+    def evaluate(held: nn.Module) -> dict[str, float]:
+        assert all(type(p) is nn.Parameter for p in held.parameters()), "evaluation reads a whole model"
+        return {"val_norm": sum(float(p.detach().double().square().sum()) for p in held.parameters())}
+
+    model = fit(
+        model=model, batches=batches, config=config, report=records.append, save=save, resume=resume,
+        evaluate=evaluate, parallel=parallel, micro_batch=micro_batch,
+    )  # fmt: skip
+    return {"records": records, "state": states.get(STEPS * BATCH // 2), "weights": {k: v.clone() for k, v in model.state_dict().items()}}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {k: _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list) else value
+
+
+def main(folder: Path, rank: int) -> None:
+    """One of two workers: every case under both kinds, then FSDP resumed from DDP's checkpoint."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=300))
+
+    def keep(name: str, found: dict[str, Any]) -> dict[str, Any]:
+        if rank == 0:
+            torch.save(found, folder / f"{name}.pt")
+        return found
+
+    def both(kind: str) -> Alone:
+        return make_parallel(kind, rank, 2)
+
+    for kind, other in (KINDS, KINDS[::-1]):
+        box = [keep(f"fsq-{kind}", train_cvq("fsq", both(kind)))["state"]]
+        dist.broadcast_object_list(box, src=0)
+        keep(f"resumed-{other}", train_cvq("fsq", both(other), resume=box[0]))
+        keep(f"bf16-{kind}", train_cvq("bf16", both(kind)))
+    keep("lfq-ddp", train_cvq("lfq", both("ddp")))
+    keep("car-fsdp", train_car(both("fsdp")))
+    keep("car-micro-ddp", train_car(both("ddp"), micro_batch=2))
+    dist.barrier()
+    dist.destroy_process_group()  # gloo's threads abort an interpreter that ends with them running
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
