@@ -26,20 +26,25 @@ def sample_order(num_objects: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, num_objects]).permutation(num_objects)
 
 
-def batch_indices(num_objects: int, batch_size: int, seed: int, start_sample: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endlessly: (sample numbers, object indices) of this worker's share of each global batch, from `start_sample` on."""
+def global_batches(num_objects: int, batch_size: int, start_sample: int, rank: int = 0, world_size: int = 1) -> Iterator[np.ndarray]:
+    """Endlessly: the sample numbers of this worker's share of each global batch, from `start_sample` on."""
     if batch_size % world_size:
         raise ValueError(f"global batch {batch_size} is not a multiple of {world_size} workers")
     if num_objects < 1:
         raise ValueError("no object to train on: the split has no row with status ok")
-    orders: dict[int, np.ndarray] = {}
     while True:
-        samples = np.arange(start_sample + rank, start_sample + batch_size, world_size)
+        yield np.arange(start_sample + rank, start_sample + batch_size, world_size)
+        start_sample += batch_size
+
+
+def batch_indices(num_objects: int, batch_size: int, seed: int, start_sample: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Endlessly: (sample numbers, object indices) of this worker's share of each global batch, from `start_sample` on."""
+    orders: dict[int, np.ndarray] = {}
+    for samples in global_batches(num_objects, batch_size, start_sample, rank, world_size):
         epochs = samples // num_objects
         for epoch in set(epochs.tolist()) - set(orders):
             orders = {e: o for e, o in orders.items() if e >= epochs[0]} | {epoch: sample_order(num_objects, seed, epoch)}
         yield samples, np.array([orders[int(e)][s % num_objects] for e, s in zip(epochs, samples, strict=True)])
-        start_sample += batch_size
 
 
 def window(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -51,29 +56,39 @@ def window(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
 
 
 class SurfaceBatches:
-    """CVQ's batches from arrays of one split: `surface`, `sharp`, `near_points`, `volume_points` and unpacked occupancies."""
+    """CVQ's batches from one split's `surface`, `sharp`, `near_points`, `volume_points` and packed occupancies.
 
-    def __init__(self, arrays: dict[str, np.ndarray], config: CVQConfig, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.arrays, self.config, self.batch_size, self.seed = arrays, config, batch_size, seed
+    `objects`: the columns as arrays, or what streams them (`g3pt.streaming.ShardedObjects`).
+    """
+
+    def __init__(self, objects: Any, config: CVQConfig, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.objects, self.config, self.batch_size, self.seed = objects, config, batch_size, seed
         self.rank, self.world_size = rank, world_size
 
     def __call__(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
         """Batches from sample `start_sample` on, without end."""
-        num_objects = len(self.arrays["surface"])
-        for samples, indices in batch_indices(num_objects, self.batch_size, self.seed, start_sample, self.rank, self.world_size):
-            rows = [self._object(int(i), int(s)) for s, i in zip(samples, indices, strict=True)]
-            yield {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+        for samples, rows in self._rows(start_sample):
+            drawn = [self._draw(row, int(s)) for s, row in zip(samples, rows, strict=True)]
+            yield {name: torch.from_numpy(np.stack([one[name] for one in drawn])) for name in drawn[0]}
 
-    def _object(self, index: int, sample: int) -> dict[str, np.ndarray]:
+    def _rows(self, start_sample: int) -> Iterator[tuple[np.ndarray, list[dict[str, np.ndarray]]]]:
+        if not isinstance(self.objects, dict):
+            yield from self.objects.rows(self.batch_size, self.seed, start_sample, self.rank, self.world_size)
+            return
+        count = len(self.objects["surface"])
+        for samples, indices in batch_indices(count, self.batch_size, self.seed, start_sample, self.rank, self.world_size):
+            yield samples, [{name: values[i] for name, values in self.objects.items()} for i in indices]
+
+    def _draw(self, row: dict[str, np.ndarray], sample: int) -> dict[str, np.ndarray]:
         config, rng = self.config, np.random.default_rng([self.seed, sample])
-        surface = window(self.arrays["surface"][index], config.num_points, rng)
+        surface = window(row["surface"], config.num_points, rng)
         pools = [("volume", config.num_volume_queries), ("near", config.num_near_queries)]
         points, inside = [], []
         for pool, count in pools:
-            stored = self.arrays[f"{pool}_points"][index]
-            rows = rng.integers(len(stored), size=count)
-            points.append(stored[rows])
-            inside.append(unpack_rows(self.arrays[f"{pool}_occupancy"][index], rows))
+            stored = row[f"{pool}_points"]
+            chosen = rng.integers(len(stored), size=count)
+            points.append(stored[chosen])
+            inside.append(unpack_rows(row[f"{pool}_occupancy"], chosen))
         batch = {
             "surface_BP6": surface.astype(np.float32),
             "points_BQ3": np.concatenate(points).astype(np.float32),
@@ -81,9 +96,9 @@ class SurfaceBatches:
             "near_BQ": np.repeat([False, True], [count for _, count in pools]),
         }
         if config.num_sharp_points:
-            batch["sharp_BP6"] = window(self.arrays["sharp"][index], config.num_sharp_points, rng).astype(np.float32)
+            batch["sharp_BP6"] = window(row["sharp"], config.num_sharp_points, rng).astype(np.float32)
         if config.consistency_weight:
-            batch["again_BP6"] = window(self.arrays["surface"][index], config.num_points, rng).astype(np.float32)
+            batch["again_BP6"] = window(row["surface"], config.num_points, rng).astype(np.float32)
         return batch
 
 
@@ -113,8 +128,8 @@ def rand_rows(batch: dict[str, Any], *shape: int) -> Tensor:
     return torch.rand(batch["num_rows"], *shape, device=row_B.device)[row_B]
 
 
-def prefetched(batches: Iterator[dict[str, Any]], depth: int) -> Iterator[dict[str, Any]]:
-    """The same batches, up to `depth` of them made ahead by a thread, in pinned memory where there is a GPU; 0 makes them when asked.
+def prefetched(batches: Iterator[dict[str, Any]], depth: int, pin: bool = False) -> Iterator[dict[str, Any]]:
+    """The same batches, up to `depth` of them made ahead by a thread, in pinned memory with `pin`; 0 makes them when asked.
 
     An error of the thread is raised where its batch would have come. Closing the iterator ends the thread.
     """
@@ -123,7 +138,7 @@ def prefetched(batches: Iterator[dict[str, Any]], depth: int) -> Iterator[dict[s
         return
     ready: queue.Queue[tuple[dict[str, Any] | None, BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()
-    thread = threading.Thread(target=_make_ahead, args=(batches, ready, closed), name="prefetch", daemon=True)
+    thread = threading.Thread(target=_make_ahead, args=(batches, ready, closed, pin), name="prefetch", daemon=True)
     thread.start()
     try:
         while True:
@@ -140,14 +155,13 @@ def prefetched(batches: Iterator[dict[str, Any]], depth: int) -> Iterator[dict[s
             batches.close()
 
 
-def _make_ahead(batches: Iterator[dict[str, Any]], ready: queue.Queue[Any], closed: threading.Event) -> None:
+def _make_ahead(batches: Iterator[dict[str, Any]], ready: queue.Queue[Any], closed: threading.Event, pin: bool) -> None:
     def put(item: tuple[Any, BaseException | None]) -> None:
         while not closed.is_set():
             with contextlib.suppress(queue.Full):
                 ready.put(item, timeout=0.1)
                 return
 
-    pin = torch.cuda.is_available()
     try:
         for batch in batches:
             put(({name: value.pin_memory() for name, value in batch.items()} if pin else batch, None))

@@ -454,13 +454,45 @@ def load_arrays(
     columns: Sequence[str],
     status: str | None = "ok",
     selection: Selection = ALL,
+    limit: int | None = None,
 ) -> dict[str, Any]:
-    """Whole columns in memory, sorted by id: tensors as (N, ...) arrays, numbers as (N,), text and views as lists."""
+    """Whole columns in memory, sorted by id: tensors as (N, ...) arrays, numbers as (N,), text and views as lists.
+
+    With `limit` only the first objects; the others are passed by, not kept.
+    """
     info = dataset if isinstance(dataset, DatasetInfo) else open_dataset(dataset)
     wanted = list(dict.fromkeys(["id", "license", *columns]))
-    rows = [row for row in read_rows(info, wanted, split, status) if selection.keeps(row)]
+    first = _first_ids(info, split, status, selection, limit) if limit is not None else None
+    rows = [row for row in read_rows(info, wanted, split, status) if selection.keeps(row) and (first is None or row["id"] in first)]
     rows.sort(key=lambda row: row["id"])
     return {name: _stacked(name, [row[name] for row in rows], info.config) for name in columns}
+
+
+def _first_ids(info: DatasetInfo, split: str | None, status: str | None, selection: Selection, limit: int) -> set[str]:
+    rows = read_rows(info, ["id", "license"], split, status)
+    return set(sorted(row["id"] for row in rows if selection.keeps(row))[:limit])
+
+
+def count_objects(dataset: DatasetInfo, shard: int, split: str, selection: Selection = ALL) -> int:
+    """Objects of a shard that are ok, in the split and selected."""
+    return sum(selection.keeps(row) for row in read_rows(dataset, ["id", "license"], split, shards=[shard]))
+
+
+def load_shards(
+    dataset: DatasetInfo, split: str, columns: Sequence[str], shards: Sequence[int], count: int, selection: Selection = ALL
+) -> dict[str, np.ndarray]:
+    """Tensor columns of the `count` ok and selected objects of some shards, in the order named; never twice in memory."""
+    arrays = {name: np.empty((count, *shape), dtype) for name, (dtype, shape) in dataset.config.tensors.items() if name in columns}
+    selected = (row for row in read_rows(dataset, [*columns, "id", "license"], split, shards=shards) if selection.keeps(row))
+    found = 0
+    for found, row in enumerate(selected, start=1):
+        if found > count:
+            break
+        for name, values in arrays.items():
+            values[found - 1] = row[name]
+    if found != count:
+        raise ValueError(f"dataset {dataset.path}: shards {list(shards)} do not hold the {count} objects counted before: it changed while it was read")
+    return arrays
 
 
 def _stacked(name: str, values: list[Any], config: RecordConfig) -> Any:

@@ -81,11 +81,10 @@ def fit(
     first_step = 0
     if resume is not None:
         first_step = load_state(resume, model, optimizer, average, config)
-    ahead = PREFETCH if device.type == "cuda" else 0
-    wrapped = None
+    on_gpu, wrapped = device.type == "cuda", None
     pending, started, logged_step = [], time.perf_counter(), first_step
 
-    with contextlib.closing(prefetched(batches(first_step * config.batch_size), ahead)) as stream:
+    with contextlib.closing(prefetched(batches(first_step * config.batch_size), PREFETCH * on_gpu, pin=on_gpu)) as stream:
         for step in range(first_step, config.steps):
             with naming_step(step):
                 changed = set_phase(model, step, config.steps)

@@ -13,6 +13,7 @@ from g3pt.batches import SurfaceBatches
 from g3pt.config import CVQConfig, TrainConfig, from_dict
 from g3pt.diagnostics import diagnose
 from g3pt.selection import Selection
+from g3pt.streaming import training_objects
 from g3pt.tokenizer import CVQ
 from pipelines import trained_on
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 TRAIN_COLUMNS = ("surface", "near_points", "volume_points", "near_occupancy", "volume_occupancy")
 EVAL_COLUMNS = ("surface", "eval_surface", "volume_points", "volume_occupancy")
 EVAL_OBJECTS = 128  # validation objects that the running diagnostics read
+TEST_OBJECTS = 4096  # and test objects at the end: the first by id, as many as lie in memory at once
 
 
 class CVQStage:
@@ -32,16 +34,16 @@ class CVQStage:
         self.config: CVQConfig = from_dict(CVQConfig, spec.config["model"])
         self.train_config: TrainConfig = from_dict(TrainConfig, spec.config["train"])
         self.model = CVQ(self.config, seed=self.train_config.seed)
-        self.arrays = self._load("train", TRAIN_COLUMNS)
-        if not len(self.arrays["surface"]):
+        objects = training_objects(records.open_dataset(spec.paths["data"]), self._columns(TRAIN_COLUMNS), Selection.of(spec.config))
+        num_objects = len(objects["surface"] if isinstance(objects, dict) else objects)
+        if not num_objects:
             raise ValueError(f"{spec.paths['data']}: its train split has no object with status ok and an allowed licence")
-        self.model.usage.num_objects = len(self.arrays["surface"])
-        self._batches = SurfaceBatches(self.arrays, self.config, self.train_config.batch_size, self.train_config.seed, rank, world_size)
+        self.model.usage.num_objects = num_objects
+        self._batches = SurfaceBatches(objects, self.config, self.train_config.batch_size, self.train_config.seed, rank, world_size)
         self._eval_arrays: dict[str, dict[str, Any]] = {}
 
-    def _load(self, split: str, columns: tuple[str, ...]) -> dict[str, Any]:
-        columns += ("sharp",) * bool(self.config.num_sharp_points)
-        return records.load_arrays(self.spec.paths["data"], split, columns, selection=Selection.of(self.spec.config))
+    def _columns(self, columns: tuple[str, ...]) -> tuple[str, ...]:
+        return columns + ("sharp",) * bool(self.config.num_sharp_points)
 
     def batches(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
         """Batches from a sample on."""
@@ -52,13 +54,13 @@ class CVQStage:
         return self._diagnose(model, "val", EVAL_OBJECTS)
 
     def final(self, model: nn.Module) -> dict[str, float]:
-        """The same over all test objects, prefixed `test_`."""
-        return self._diagnose(model, "test", None)
+        """The same over the test objects, prefixed `test_`."""
+        return self._diagnose(model, "test", TEST_OBJECTS)
 
-    def _diagnose(self, model: nn.Module, split: str, limit: int | None) -> dict[str, float]:
+    def _diagnose(self, model: nn.Module, split: str, limit: int) -> dict[str, float]:
         if split not in self._eval_arrays:
-            arrays = self._load(split, EVAL_COLUMNS)
-            self._eval_arrays[split] = {name: values[:limit] for name, values in arrays.items()}
+            columns = self._columns(EVAL_COLUMNS)
+            self._eval_arrays[split] = records.load_arrays(self.spec.paths["data"], split, columns, selection=Selection.of(self.spec.config), limit=limit)
         arrays = self._eval_arrays[split]
         if not len(arrays["surface"]):
             return {}

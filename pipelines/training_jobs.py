@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from g3pt.selection import ALL, Selection, choose
@@ -81,12 +80,13 @@ def train_car(flags: TrainCARFlags) -> str | None:
 def _train(stage: str, flags: TrainFlags, preset: Callable[..., Any], count: Callable[..., Any], make_spec: Callable[..., RunSpec]) -> str | None:
     """What both commands do; `make_spec` checks the stage's own input."""
     from pipelines import train
+    from pipelines.training_plan import print_plan
 
     with bad_input():
         model, config = preset(flags.preset)
     config = _varied(config, flags)
     if flags.dry_run:
-        return _print_plan(stage, flags, model, config, count(model))
+        return print_plan(stage, flags, model, config, count(model))
     train.check_output(flags.output)
     spec = make_spec(flags.preset, model, config, chosen(flags))
     if stage == "car":
@@ -210,11 +210,3 @@ def chosen(flags: TrainFlags) -> Selection:
 
 def _listed(text: str | None) -> tuple[str, ...]:
     return tuple(sorted({part.strip() for part in (text or "").split(",") if part.strip()}))
-
-
-def _print_plan(stage: str, flags: TrainFlags, model: Any, train: Any, counts: dict[str, int]) -> None:
-    print(f"{stage} {flags.preset}: " + ", ".join(f"{key} {value:,}" for key, value in counts.items()))
-    print(f"model: {model}")
-    print(f"train: {train}")
-    print(f"samples: {train.steps * train.batch_size:,} on {flags.num_workers} worker(s)")
-    print(f"data: {flags.data}{'' if Path(flags.data).exists() else ' (does not exist yet)'}; output below {flags.output}")

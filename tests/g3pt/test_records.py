@@ -191,6 +191,8 @@ def test_arrays_are_sorted_by_id_over_shards_and_filtered(tmp_path: Path) -> Non
     assert test["scale"].tolist() == [0.5] * len(test["id"])
     free = records.load_arrays(info, None, ["license"], selection=Selection(licenses=("MIT",)))["license"]
     assert free == ["MIT"] * 20
+    mine = [name for name in names if by_id[name]["license"] == "MIT"]
+    assert records.load_arrays(info, None, ["id"], selection=Selection(licenses=("MIT",)), limit=3)["id"] == mine[:3]
     assert sum(info.splits.values()) == 40 and info.splits["test"] == len(test["id"])
 
 

@@ -25,7 +25,10 @@ def call(command: str, *args: str) -> int:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_dry_run_needs_no_data(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(command, "--dry-run") == 0
-    assert "parameters" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "parameters" in printed
+    if command != "sweep":
+        assert "operations of an object: forward" in printed and "memory of a worker:" in printed
     assert not Path("missing-out").exists()
 
 
@@ -39,6 +42,8 @@ def test_dry_run_needs_no_data(command: str, capsys: pytest.CaptureFixture[str])
         ("car", [], "does not exist"),
         ("cvq", ["--steps", "0"], "--steps must be at least 1"),
         ("cvq", ["--batch-size", "3", "--num-workers", "2"], "not a multiple"),
+        ("cvq", ["--micro-batch", "3"], "16 objects, is not a multiple of the micro-batch 3"),
+        ("car", ["--num-to-keep", "0"], "--num-to-keep must be at least 1"),
         ("sweep", ["--num-workers", "3"], "--batch-size 16 is not a multiple of --num-workers 3"),
         ("sweep", ["--seeds", "0,1,0"], "--seeds names 0 twice"),
         ("sweep", ["--sizes", "nano,20k,nano"], "--sizes names nano twice"),

@@ -174,6 +174,9 @@ def test_under_ray_a_lost_worker_costs_nothing(whole: Path, tmp_path: Path, ray_
 
 @pytest.mark.slow
 def test_two_workers_see_each_sample_once(whole: Path, tmp_path: Path, ray_cluster: None) -> None:
-    run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=2, build=TOY)
+    """Fully sharded, an object at a time: what a run computes at once is no part of its name. Equal curves: tests/g3pt/test_parallel.py."""
+    speed = train.Speed(parallel="fsdp", micro_batch=1, num_to_keep=1)
+    run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=2, build=TOY, speed=speed)
+    assert run_dir.name == whole.name and len(train.checkpoints(run_dir / "checkpoints")) == 1
     assert ledger_steps(run_dir) == ledger_steps(whole)
     assert (run_dir / "_SUCCESS").exists()

@@ -1,0 +1,306 @@
+"""Speed of the tokenizer by preset: data, encode, decode, train; where a training step's time goes; memory; share of the machine's matrix rate.
+
+    python benchmarks/tokenizer.py [--presets nano,micro] [--data DATASET] [--device auto] [--batch-size N] [--steps 10]
+                                   [--precision fp32|bf16] [--compile] [--output tokenizer.json]
+
+Needs torch, numpy and pyarrow alone, and no dataset: without --data, balls take the place of objects. Each call is timed after a
+warm-up: by wall time on a GPU, or on a CPU with several --threads; by CPU seconds with one thread, as other work on a shared
+machine makes its wall time mean little. "Utilisation" is the counted operations of a joint training step (g3pt/flops.py) a second over what one large
+matrix product reaches here in the same precision. Parts are timed in steps of their own, with the device idle between them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from g3pt import flops, training
+from g3pt.batches import SurfaceBatches, prefetched, rows_of
+from g3pt.config import CVQConfig, TrainConfig, cvq_preset
+from g3pt.tokenizer import CVQ
+
+Batch = dict[str, Any]
+REPOSITORY = Path(__file__).resolve().parents[1]
+STEPS = 10**6  # of the run whose last phase is measured, in which everything is trained
+COLUMNS = ("surface", "near_points", "volume_points", "near_occupancy", "volume_occupancy")
+QUERIES = 65536  # of a decoded object at a time
+
+
+def balls(config: CVQConfig, count: int = 32, num_queries: int = 32768) -> dict[str, np.ndarray]:
+    """Objects as a dataset stores them, of its default sizes."""
+    rng = np.random.default_rng(0)
+    num_points = max(16384, config.num_points, config.num_encode_points)
+    normal = rng.normal(size=(count, num_points, 3))
+    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+    radius = rng.uniform(0.3, 0.9, (count, 1, 1))
+    surface = np.concatenate([radius * normal, normal], -1).astype(np.float16)
+    arrays = {"surface": surface, "sharp": surface[:, : max(4096, config.num_sharp_points)]}
+    for pool in ("near", "volume"):
+        points = rng.uniform(-1, 1, (count, num_queries, 3)).astype(np.float16)
+        inside = np.linalg.norm(points.astype(np.float32), axis=-1) < radius[..., 0]
+        arrays |= {f"{pool}_points": points, f"{pool}_occupancy": np.packbits(inside, axis=-1, bitorder="little")}
+    return arrays
+
+
+def hardware(device: torch.device, threads: int) -> dict[str, Any]:
+    """What the figures were measured on."""
+    info, cpu = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    if info.exists():
+        cpu = next((line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"gpu": gpu, "cpu": cpu, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__, "load_average": os.getloadavg()[0]}
+
+
+def commit() -> str:
+    """HEAD, or what G3PT_COMMIT says where the code came without its history."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--exclude=*", "--dirty"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    return os.environ.get("G3PT_COMMIT", "unknown")
+
+
+class Timer:
+    """Seconds of a call, the device waited for."""
+
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self.device = device
+        self.now = time.perf_counter if device.type == "cuda" or threads > 1 else time.process_time
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def seconds(self, work: Callable[[], Any], repeats: int) -> float:
+        """Of one call: the mean of `repeats` after one more."""
+        work()
+        self.wait()
+        began = self.now()
+        for _ in range(repeats):
+            work()
+        self.wait()
+        return (self.now() - began) / repeats
+
+
+class Parts:
+    """Own seconds of named calls, those of calls inside them taken off."""
+
+    def __init__(self, timer: Timer) -> None:
+        self.timer, self.seconds, self._inner = timer, dict[str, float](), [0.0]
+
+    def watch(self, owner: Any, method: str, name: str) -> None:
+        """Time `owner.method` under `name` from now on."""
+        call = getattr(owner, method)
+
+        def timed(*args: Any, **given: Any) -> Any:
+            with self.part(name):
+                return call(*args, **given)
+
+        setattr(owner, method, timed)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        self.timer.wait()
+        began = self.timer.now()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            self.timer.wait()
+            whole = self.timer.now() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + whole - self._inner.pop()
+            self._inner[-1] += whole
+
+
+class Trainer:
+    """The parts of `fit`'s step, so that each can be timed; its arithmetic is `fit`'s."""
+
+    def __init__(self, config: CVQConfig, train: TrainConfig, device: torch.device, compiled: bool) -> None:
+        self.train, self.device = train, device
+        self.model = CVQ(config).to(device).train()
+        self.model.set_phase(STEPS - 1, STEPS)
+        self.model.statistics_frozen = False
+        self.called = torch.compile(self.model) if compiled else self.model
+        self.optimizer = training.make_optimizer(self.model, train)
+        self.average = training.WeightAverage(self.model, train.ema_decay)
+        self.alone = training.Alone()
+
+    def gradients(self, batch: Batch) -> None:
+        """Forward and backward."""
+        self.optimizer.zero_grad(set_to_none=True)
+        training.backward(self.called, self.model, batch, 0, 1, self.train, self.alone)
+
+    def update(self) -> None:
+        """Clipping, AdamW, averaged weights."""
+        torch.nn.utils.clip_grad_norm_(training.trained_parameters(self.model), self.train.clip_norm)
+        self.optimizer.step()
+        self.average.update(self.model)
+
+    def step(self, batch: Batch) -> None:
+        self.gradients(batch)
+        self.update()
+
+
+def matrix_rate(device: torch.device, precision: str, timer: Timer) -> float:
+    """Operations a second of a large matrix product."""
+    size = 8192 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = min(timer.seconds(lambda: a @ b, 5) for _ in range(3))
+    return 2 * size**3 / seconds
+
+
+def measure(preset: str, flags: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """One row of the table."""
+    config, train = preset_of(preset, flags)
+    timer, on_gpu = Timer(device, flags.threads), device.type == "cuda"
+    objects = training_objects(flags.data, config)
+    make = SurfaceBatches(objects, config, train.batch_size, 0)
+    stream = make(0)
+    data_s = timer.seconds(lambda: next(stream), flags.steps)
+    trainer = Trainer(config, train, device, flags.compile)
+    batch = training.on_device(rows_of(next(stream), train.batch_size), device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    step_s = timer.seconds(lambda: trainer.step(batch), flags.steps)
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
+    with contextlib.closing(prefetched(make(0), training.PREFETCH * on_gpu, pin=on_gpu)) as ahead:
+        fed = lambda: trainer.step(training.on_device(rows_of(next(ahead), train.batch_size), device))  # noqa: E731
+        fed_s = timer.seconds(fed, flags.steps)
+    rate, done = matrix_rate(device, train.precision, timer), flops.cvq_training(config, "joint") * train.batch_size
+    row = {
+        "preset": preset, "precision": train.precision, "batch_size": train.batch_size, "compiled": flags.compile,
+        "data_samples_per_s": train.batch_size / data_s,
+        "train_samples_per_s": train.batch_size / step_s,
+        "train_with_data_samples_per_s": train.batch_size / fed_s,
+        "step_ms": 1e3 * step_s, "clock": "wall" if timer.now is time.perf_counter else "cpu",
+        "flop_per_object": flops.cvq_training(config, "joint"), "matrix_flop_per_s": rate, "utilisation": done / step_s / rate,
+        "peak_bytes": peak, "estimated_bytes": estimate(config, train, trainer.model),
+        "parts_ms": parts(trainer, make, timer, flags.steps),
+    }  # fmt: skip
+    return row | decoding(trainer.model.eval(), batch, config, train, timer, flags.steps)
+
+
+def parts(trainer: Trainer, make: SurfaceBatches, timer: Timer, steps: int) -> dict[str, float]:
+    """Milliseconds of a step by part; never compiled, as compiling melts the parts together."""
+    clock, model, stream = Parts(timer), trainer.model, make(0)
+    trainer.called = model
+    watched = [
+        (model.encoder.embed, "forward", "points"),
+        (model.encoder, "_at_anchors", "anchors"),
+        (model.encoder.cross, "forward", "encoder cross-attention"),
+        (model.encoder, "forward", "encoder"),
+        (model.cqt, "forward", "CQT"),
+        (model.decoder, "latents", "decoder latents"),
+        (model.decoder, "logits", "query cross-attention"),
+        (model, "forward", "losses"),
+    ]
+    for owner, method, name in watched:
+        clock.watch(owner, method, name)
+    for _ in range(steps):
+        with clock.part("data"):
+            batch = training.on_device(rows_of(next(stream), trainer.train.batch_size), trainer.device)
+        with clock.part("backward"):
+            trainer.gradients(batch)
+        with clock.part("optimiser"):
+            trainer.update()
+    for owner, method, _ in watched:
+        delattr(owner, method)
+    return {name: 1e3 * seconds / steps for name, seconds in clock.seconds.items()}
+
+
+@torch.no_grad()
+def decoding(model: CVQ, batch: Batch, config: CVQConfig, train: TrainConfig, timer: Timer, steps: int) -> dict[str, float]:
+    """Rates of encoding for good and of decoding: latents, then queries of one object."""
+    count = min(8, train.batch_size)
+    device = batch["surface_BP6"].device
+    cloud = batch["surface_BP6"][:count].repeat(1, -(-config.num_encode_points // config.num_points), 1)[:, : config.num_encode_points]
+    sharp = batch["sharp_BP6"][:count] if "sharp_BP6" in batch else None
+    autocast = torch.autocast(device.type, torch.bfloat16) if train.precision == "bf16" else contextlib.nullcontext()
+    with autocast:
+        codes_BS = model.encode(cloud, sharp)
+        latents_BLD, points_BQ3 = model.decode_latents(codes_BS[:1]), torch.rand(1, QUERIES, 3, device=device) * 2 - 1
+        encode_s = timer.seconds(lambda: model.encode(cloud, sharp), steps)
+        latents_s = timer.seconds(lambda: model.decode_latents(codes_BS), steps)
+        queries_s = timer.seconds(lambda: model.occupancy_logits(latents_BLD, points_BQ3), max(1, steps // 5))
+    return {"encode_objects_per_s": count / encode_s, "decode_objects_per_s": count / latents_s, "decode_queries_per_s": QUERIES / queries_s}
+
+
+def preset_of(name: str, flags: argparse.Namespace) -> tuple[CVQConfig, TrainConfig]:
+    """The preset with the flags' batch and precision."""
+    config, train = cvq_preset(name)
+    changes = {"batch_size": flags.batch_size, "precision": flags.precision}
+    return config, dataclasses.replace(train, **{key: value for key, value in changes.items() if value is not None})
+
+
+def training_objects(data: str | None, config: CVQConfig) -> Any:
+    """The train split of a dataset, in memory or streamed as training reads it; or balls."""
+    if data is None:
+        return balls(config)
+    from g3pt import records, streaming
+
+    return streaming.training_objects(records.open_dataset(data), (*COLUMNS, *["sharp"] * bool(config.num_sharp_points)))
+
+
+def estimate(config: CVQConfig, train: TrainConfig, model: CVQ) -> int:
+    """What `--dry-run` would say."""
+    activations = flops.cvq_activations(config, train.batch_size, train.precision)
+    return flops.training_memory(sum(p.numel() for p in model.parameters()), activations, precision=train.precision).total
+
+
+def show(row: dict[str, Any]) -> None:
+    """One preset's lines."""
+    peak = f", peak {row['peak_bytes'] / 2**30:.2f} GiB" if row["peak_bytes"] else ""
+    print(
+        f"{row['preset']} {row['precision']} batch {row['batch_size']}: train {row['train_samples_per_s']:.1f} samples/s "
+        f"({row['train_with_data_samples_per_s']:.1f} with its data; data alone {row['data_samples_per_s']:.0f}), "
+        f"step {row['step_ms']:.1f} ms of {row['clock']} time, {row['flop_per_object'] / 1e9:.3g} GFLOP an object, "
+        f"utilisation {row['utilisation']:.0%} of {row['matrix_flop_per_s'] / 1e12:.3g} TFLOP/s{peak}, estimated {row['estimated_bytes'] / 2**30:.2f} GiB"
+    )
+    print(
+        f"  encode {row['encode_objects_per_s']:.1f} objects/s, decode {row['decode_objects_per_s']:.1f} objects/s "
+        f"and {row['decode_queries_per_s'] / 1e6:.3g} M queries/s"
+    )
+    whole = sum(row["parts_ms"].values())
+    print("  " + ", ".join(f"{name} {ms / whole:.0%}" for name, ms in sorted(row["parts_ms"].items(), key=lambda item: -item[1])), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", default="nano,micro", help="comma-separated")
+    parser.add_argument("--data", help="dataset; default made balls")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--batch-size", type=int, help="default the preset's")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default the preset's")
+    parser.add_argument("--steps", type=int, default=10, help="of each measurement")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the training step")
+    parser.add_argument("--output", type=Path, default=Path("tokenizer.json"))
+    flags = parser.parse_args()
+    torch.set_num_threads(flags.threads)
+    device = torch.device(flags.device if flags.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    rows = []
+    for preset in flags.presets.split(","):
+        rows.append(measure(preset, flags, device))
+        show(rows[-1])
+        flags.output.write_text(json.dumps({"commit": commit(), "hardware": hardware(device, flags.threads), "rows": rows}, indent=1) + "\n")
+    print(f"wrote {flags.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What `--dry-run` of the training commands prints: parameters, operations and memory of a preset, from its configuration alone.
+
+Operations are exact counts (`g3pt.flops`); activations are an estimate, which tests hold to 15 % of what autograd saves.
+"""
+
+from pathlib import Path
+from typing import Any
+
+CLIP_WIDTH, DINO_WIDTH, DINO_PATCH = 768, 1024, 14  # of the encoders that the large presets name
+
+
+def print_plan(stage: str, flags: Any, model: Any, train: Any, counts: dict[str, int]) -> None:
+    """The plan of one training command; neither data nor tokenizer need exist."""
+    print(f"{stage} {flags.preset}: " + ", ".join(f"{key} {value:,}" for key, value in counts.items()))
+    print(f"model: {model}")
+    print(f"train: {train}")
+    for line in cvq_lines(model, train, flags) if stage == "cvq" else car_lines(model, train, flags):
+        print(line)
+    print(f"samples: {train.steps * train.batch_size:,} on {flags.num_workers} worker(s)")
+    print(f"data: {flags.data}{'' if Path(flags.data).exists() else ' (does not exist yet)'}; output below {flags.output}")
+
+
+def cvq_lines(model: Any, train: Any, flags: Any) -> list[str]:
+    """Operations by phase and part, and a worker's memory."""
+    from g3pt import flops
+    from pipelines.training_jobs import count_cvq
+
+    parts = flops.cvq_parts(model)
+    forward = sum(cost.forward for cost in parts.values())
+    shares = ", ".join(f"{name} {cost.forward / forward:.0%}" for name, cost in parts.items())
+    phases = ", ".join(f"{phase} {_flops(flops.cvq_training(model, phase))}" for phase in flops.PHASES)
+    objects = _at_once(train, flags)
+    memory = flops.training_memory(
+        count_cvq(model)["parameters"],
+        flops.cvq_activations(model, objects, train.precision),
+        shards=_shards(flags),
+        precision=train.precision,
+    )
+    return [
+        f"operations of an object: forward {_flops(forward)} ({shares})",
+        f"  with its backward pass: {phases}; the run {_flops(flops.cvq_run(model, train))}",
+        _memory_line(memory, objects, flags),
+    ]
+
+
+def car_lines(model: Any, train: Any, flags: Any) -> list[str]:
+    """The same of a generator's transformer; its encoders and its frozen tokenizer aside."""
+    import torch
+
+    from g3pt import flops
+    from g3pt.car import CAR
+
+    codec, which = _codec(flags)
+    text, image, image_tokens = _condition_widths(model)
+    with torch.device("meta"):
+        car = CAR(model, codec, text_width=text, image_width=image, image_tokens=image_tokens)
+    training = flops.car_training(car.flops_per_object, model)
+    objects = _at_once(train, flags)
+    activations = flops.car_activations(model, codec.num_tokens + car.num_prefix, objects, train.precision)
+    parameters = sum(p.numel() for p in car.parameters())
+    return [
+        f"operations of an object: forward {_flops(car.flops_per_object)}, with its backward pass {_flops(training)}, "
+        f"the run {_flops(training * train.steps * train.batch_size)} ({codec.num_tokens} tokens of {which}, {car.num_prefix} of the image)",
+        _memory_line(flops.training_memory(parameters, activations, shards=_shards(flags), precision=train.precision), objects, flags),
+    ]
+
+
+def _codec(flags: Any) -> tuple[Any, str]:
+    """The tokenizer's configuration: of the run given, of the preset of the same name, or the paper's."""
+    from g3pt.checkpoint import read_export_config
+    from g3pt.config import CVQ_PRESETS, CVQConfig, from_dict
+
+    try:
+        return from_dict(CVQConfig, read_export_config(flags.tokenizer)["model"]), flags.tokenizer
+    except (OSError, ValueError, KeyError):
+        name = flags.preset if flags.preset in CVQ_PRESETS else "paper"
+        return CVQ_PRESETS[name][0], f"preset {name}, as {flags.tokenizer} does not exist yet"
+
+
+def _condition_widths(model: Any) -> tuple[int, int | None, int]:
+    """Width of the text's vector and of an image token, and how many of these."""
+    from g3pt.conditions import NONE, SMALL, SMALL_IMAGE, SMALL_TEXT
+
+    text = SMALL_TEXT["hidden_size"] if model.text_encoder == SMALL else CLIP_WIDTH
+    if model.image_encoder == NONE:
+        return text, None, 0
+    image = SMALL_IMAGE["hidden_size"] if model.image_encoder == SMALL else DINO_WIDTH
+    return text, image, (model.image_size // DINO_PATCH) ** 2 + 1
+
+
+def _at_once(train: Any, flags: Any) -> int:
+    share = train.batch_size // max(1, flags.num_workers)
+    return min(share, flags.micro_batch or share)
+
+
+def _shards(flags: Any) -> int:
+    return max(1, flags.num_workers) if flags.parallel == "fsdp" else 1
+
+
+def _memory_line(memory: Any, objects: int, flags: Any) -> str:
+    names = ("weights", "gradients", "optimizer", "average", "activations")
+    parts = ", ".join(f"{name} {_bytes(getattr(memory, name))}" for name in names)
+    return f"memory of a worker: {_bytes(memory.total)} ({parts} of {objects} objects at once; {flags.parallel})"
+
+
+def _flops(count: float) -> str:
+    return _with_unit(count, 1000, ["FLOP", *(f"{letter}FLOP" for letter in "kMGTPEZ")])
+
+
+def _bytes(count: float) -> str:
+    return _with_unit(count, 1024, ["B", *(f"{letter}iB" for letter in "KMGT")])
+
+
+def _with_unit(count: float, step: int, units: list[str]) -> str:
+    """Three digits and the largest unit that keeps a number above 1."""
+    power = 0
+    while count >= step and power < len(units) - 1:
+        count, power = count / step, power + 1
+    return f"{count:.3g} {units[power]}" if count < 1000 else f"{count:.0f} {units[power]}"
