@@ -40,7 +40,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How a run is computed, which changes its weights by float noise at most: no part of its identity."""
+    """How a run is computed: no part of its identity, but for a tokenizer's micro-batches (`training_jobs.named_by_micro_batch`)."""
 
     parallel: str = "ddp"  # or fsdp: what several workers do
     micro_batch: int | None = None  # objects a worker computes at once; None: its share of the global batch

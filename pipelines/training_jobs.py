@@ -88,7 +88,7 @@ def _train(stage: str, flags: TrainFlags, preset: Callable[..., Any], count: Cal
     if flags.dry_run:
         return print_plan(stage, flags, model, config, count(model))
     train.check_output(flags.output)
-    spec = make_spec(flags.preset, model, config, chosen(flags))
+    spec = named_by_micro_batch(make_spec(flags.preset, model, config, chosen(flags)), flags)
     if stage == "car":
         encode(spec, flags.num_workers, flags.ray_address, flags.device)
     speed = train.Speed(parallel=flags.parallel, micro_batch=flags.micro_batch, num_to_keep=flags.num_to_keep)
@@ -201,6 +201,17 @@ def check_workers(train: Any, num_workers: int, micro_batch: int | None = None) 
         raise UsageError(f"--batch-size {train.batch_size} is not a multiple of --num-workers {num_workers}")
     with bad_input():
         count_parts(share, micro_batch)
+
+
+def named_by_micro_batch(spec: RunSpec, flags: TrainFlags) -> RunSpec:
+    """The run's identity with how many objects all workers together compute at once, where that changes its weights.
+
+    A tokenizer's quantised phases normalise over them (`g3pt.training`); a generator, and an undivided batch, do not care.
+    """
+    at_once = (flags.micro_batch or spec.config["train"]["batch_size"]) * flags.num_workers
+    if spec.stage != "cvq" or at_once >= spec.config["train"]["batch_size"]:
+        return spec
+    return dataclasses.replace(spec, config={**spec.config, "objects_at_once": at_once})
 
 
 def chosen(flags: TrainFlags) -> Selection:

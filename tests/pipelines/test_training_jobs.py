@@ -13,6 +13,7 @@ from g3pt.selection import Selection
 from g3pt.tokenizer import CVQ
 from pipelines import cluster, trained_on, training_jobs
 from pipelines.errors import UsageError
+from pipelines.runs import RunSpec
 from pipelines.training_jobs import TrainCARFlags, TrainCVQFlags, train_car, train_cvq
 from tests.g3pt.tiny import tiny_tokenizer
 from tests.pipelines.toy_data import TOY, toy_row, write_toy_dataset, write_toy_tokenizer
@@ -112,3 +113,17 @@ def test_a_short_run_saves_only_where_it_reports(steps: int) -> None:
     config = training_jobs._varied(dataclasses.replace(car_preset("nano")[1], steps=1200), flags)
     assert config.checkpoint_every % config.log_every == 0
     assert steps // config.checkpoint_every >= min(5, steps)
+
+
+def test_micro_batches_are_part_of_a_tokenizer_s_name_only_where_they_change_it() -> None:
+    """It is the objects of all workers at once that are normalised together; a generator normalises nothing."""
+
+    def name(stage: str, **given: int) -> str:
+        spec = RunSpec(stage=stage, preset="nano", seed=0, config={"train": {"batch_size": 16}})
+        flags = TrainCVQFlags(data="d", output="o", **given)
+        return training_jobs.named_by_micro_batch(spec, flags).name
+
+    whole = name("cvq")
+    assert whole == name("cvq", num_workers=4) == name("cvq", micro_batch=16) == name("cvq", micro_batch=8, num_workers=2)
+    assert name("cvq", micro_batch=4) == name("cvq", micro_batch=2, num_workers=2) != whole
+    assert name("car", micro_batch=4) == name("car")
