@@ -25,7 +25,7 @@ class TrainFlags(DryRun, OnRay, OnDevice, OnData):
     output: str
     """folder of runs; this one gets a folder of its own below it"""
     preset: str = "nano"
-    """model size; --dry-run prints its parameters"""
+    """model size; --dry-run prints its parameters, operations and memory"""
     steps: int | None = None
     """optimiser steps; default the preset's"""
     batch_size: int | None = None
@@ -37,7 +37,7 @@ class TrainFlags(DryRun, OnRay, OnDevice, OnData):
     licenses: str | None = None
     """use only objects with one of these licences, comma-separated, spelled as in the dataset; default all"""
     exclude_ids: str | None = None
-    """leave out objects whose id matches one of these shell patterns, comma-separated (market*,classic*)"""
+    """leave out objects whose id matches one of these shell patterns, comma-separated (market*,classic*); default none"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """several workers: whole model on each (ddp) or cut among them (fsdp)"""
     micro_batch: int | None = None
