@@ -25,9 +25,10 @@ LABELS = {
 SPECS = {"chamfer": ".4f", "chamfer_squared": ".6f", "hausdorff_95": ".4f"}
 COMPARED = {
     "": "the codes",
-    "continuous_": "the same latents without the quantiser",
-    "grid_": "an occupancy grid of equal bits",
-    "distinct_": "the codes, without near-duplicates of training objects",
+    "continuous_": "continuous latents",
+    "detailed_": "the codes",
+    "grid_": "occupancy grid, equal bits",
+    "distinct_": "the codes, no near-duplicates",
 }
 COMPARED_NAMES = ("iou_volume", "iou_near", "chamfer", "f_score_0.02")
 
@@ -56,7 +57,7 @@ def scales_table(metrics: Source) -> Markup:
     heads = ["k", "IoU, first k scales", "IoU lost, scale k shuffled"]
     with_chamfer = metrics.get("num_chamfer_by_scale")
     if with_chamfer:
-        heads.append(Markup("Chamfer-L1, first k scales ({} objects)").format(metrics.number("num_chamfer_by_scale", spec=",d")))
+        heads.append(Markup("Chamfer-L1 of {}").format(metrics.number("num_chamfer_by_scale", spec=",d")))
     rows = []
     for k in range(1, num_scales(metrics) + 1):
         row = [str(k), metrics.number(f"iou_first_{k}_scales"), metrics.number(f"iou_drop_shuffled_scale_{k}")]
@@ -84,15 +85,20 @@ def compared_table(metrics: Source) -> Markup:
     """The codes beside the continuous latents, a grid of equal bits, and themselves without near-duplicates."""
     rows = []
     for prefix, label in COMPARED.items():
-        if f"{prefix}iou_volume" in (metrics.value or {}):
+        if f"{prefix}chamfer" in (metrics.value or {}) and not (prefix == "detailed_" and surfaces_of_all(metrics)):
             numbers = [metrics.number(f"{prefix}{name}", spec=SPECS.get(name, ".3f")) for name in COMPARED_NAMES]
             rows.append((_compared_label(metrics, prefix, label), *numbers))
     return table(("", *(LABELS[name] for name in COMPARED_NAMES)), rows, "Compared with") if len(rows) > 1 else Markup("")
 
 
+def surfaces_of_all(metrics: Source) -> bool:
+    """Whether the continuous latents of every object were meshed."""
+    return metrics.get("num_detailed") == metrics.get("num_objects")
+
+
 def _compared_label(metrics: Source, prefix: str, label: str) -> Markup | str:
-    if prefix == "continuous_" and metrics.get("num_detailed") != metrics.get("num_objects"):
-        return Markup("{} (surfaces of {} objects)").format(label, metrics.number("num_detailed", spec=",d"))
+    if prefix in ("continuous_", "detailed_") and not surfaces_of_all(metrics):
+        return Markup("{} (surfaces of the same {})").format(label, metrics.number("num_detailed", spec=",d"))
     if prefix == "distinct_":
         return Markup("{} ({} left out)").format(label, metrics.number("num_near_duplicates", spec=",d"))
     return label

@@ -31,7 +31,8 @@ def tokenizer(page: Page, file: Path) -> None:
     body = [task(source), *(_pictures(page, file, entries) if entries else [no_gallery()])]
     body += [
         columns(scales_plot(metrics), scales_table(metrics)),
-        columns(figures_table(metrics), compared_table(metrics)),
+        figures_table(metrics),
+        compared_table(metrics),
         categories(metrics),
         protocol(source),
     ]
@@ -83,6 +84,6 @@ def _pair(page: Page, file: Path, entry: Source) -> Markup:
         Markup("volume IoU <strong>{}</strong>, near the surface {}{}").format(
             entry.number("iou_volume"),
             entry.number("iou_near"),
-            Markup("; {} from the bottom").format(entry.number("worst", spec="d")) if entry.get("worst") else "",
+            Markup("; number {} from the bottom").format(entry.number("worst", spec="d")) if entry.get("worst") else "",
         ),
     )
