@@ -156,3 +156,14 @@ def test_bootstrap_interval_covers_and_repeats() -> None:
     assert low < np.median(values) < high
     assert high - low == pytest.approx(2 * 1.96 * 1.2533 / 20, rel=0.35)  # the median's standard error
     assert (low, high) == metrics.bootstrap_interval(values, np.median)
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_all_at_once_are_the_single_metrics_in_both_orders(turn: int) -> None:
+    random = np.random.default_rng(11)
+    few, spread = random.normal(size=(300, 6)) * 0.3, random.normal(size=(500, 6))  # far from symmetric
+    a, b = (few, spread)[::turn]
+    found = metrics.surface_metrics(a, b)
+    for name in ("chamfer", "chamfer_squared", "hausdorff_95"):
+        assert found[name] == pytest.approx(getattr(metrics, name)(a[:, :3], b[:, :3]), rel=1e-12), name
+    assert found["f_score_0.02"] == metrics.f_score(a[:, :3], b[:, :3], 0.02)
