@@ -134,7 +134,7 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         report["gallery"] = write_gallery(found["gallery"], folder_of(output))
         pictures = draw_pictures(found["pictures"], output.with_suffix(".png"), flags.num_pictures, found["columns"])
         pictures += draw_pictures(found.get("worst_pictures", []), output.with_suffix(".worst.png"), flags.num_pictures, found["columns"])
-        pictures += [write_credits(picture, report["gallery"]) for picture in pictures if kind == "cvq"]
+        pictures += [write_credits(picture, shown_in(picture, report["gallery"])) for picture in pictures if kind == "cvq"]
         write_report(output, report)
         print_table(found["table"])
         _describe(report, [output, *pictures], outcome)
@@ -216,6 +216,13 @@ def draw_pictures(items: list[tuple[Any, Any, str]], path: Path, wanted: int, co
         return []
     contact_sheet(items, path, columns=columns)
     return [path]
+
+
+def shown_in(sheet: Path, gallery: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The objects of a tokenizer's contact sheet, in its order: the worst ones, or those spread over the split."""
+    if sheet.stem.endswith(".worst"):
+        return sorted((entry for entry in gallery if entry.get("worst")), key=lambda entry: entry["worst"])
+    return [entry for entry in gallery if entry.get("spread")]
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:

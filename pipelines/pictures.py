@@ -92,7 +92,8 @@ def read_evaluation(file: Path) -> dict[str, Any]:
 
 def chosen(gallery: Sequence[dict[str, Any]], num: int, file: Path) -> list[dict[str, Any]]:
     """`num` of the pictured objects, evenly spread, those of unconfirmed licence left out."""
-    clear = [entry for entry in gallery if not any(fnmatchcase(entry["id"], pattern) for pattern in UNCONFIRMED)]
+    spread = [entry for entry in gallery if entry.get("spread")]  # the worst objects, also kept there, would bias a picture
+    clear = [entry for entry in spread if not any(fnmatchcase(entry["id"], pattern) for pattern in UNCONFIRMED)]
     if len(clear) < num:
         raise ValueError(f"{file}: its gallery has {len(clear)} objects of confirmed licence, --num asks for {num}; evaluate with more --num-pictures")
     return [clear[k] for k in np.linspace(0, len(clear) - 1, num).round().astype(int)]

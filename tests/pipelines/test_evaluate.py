@@ -363,6 +363,9 @@ def test_ray_actors_give_the_same_numbers(
     assert reports[0]["metrics"] == reports[1]["metrics"] and reports[0]["objects"] == reports[1]["objects"]
 
 
+SHEETS = ["cvq.png", "cvq.worst.png", "cvq.credits.md", "cvq.worst.credits.md"]
+
+
 @pytest.mark.slow
 def test_pictures_and_tracking(dataset: Path, exports: dict[str, Path], tmp_path: Path) -> None:
     from mlflow import MlflowClient
@@ -376,8 +379,9 @@ def test_pictures_and_tracking(dataset: Path, exports: dict[str, Path], tmp_path
     (run,) = client.search_runs([experiment.experiment_id])
     report = json.loads((tmp_path / "cvq.json").read_text())
     assert run.data.metrics["iou_volume"] == pytest.approx(report["metrics"]["iou_volume"])
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"cvq.json", "report.html", *["cvq.png"] * renderer}
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"cvq.json", "report.html", *SHEETS * renderer}
     if renderer:
+        assert "| 1 | shapes/" in (tmp_path / "cvq.credits.md").read_text() and "| 2 | shapes/" in (tmp_path / "cvq.worst.credits.md").read_text()
         from PIL import Image
 
         with Image.open(tmp_path / "cvq.png") as picture:

@@ -135,7 +135,7 @@ def evaluation(folder: Path, ids: list[str]) -> Path:
     cloud = np.concatenate([np.random.default_rng(0).uniform(-0.5, 0.5, (500, 3)), np.tile([0.0, 1.0, 0.0], (500, 1))], axis=1)
     items = [
         {"id": name, "caption": f"a {name} | x", "license": "CC-BY-4.0", "author": "A_B", "attribution_url": f"https://example.org/{k}", "source_url": "",
-         "iou_volume": 0.8, "iou_near": 0.7, "status": "ok", "cloud": cloud, "mesh": (corners, faces)}
+         "iou_volume": 0.8, "iou_near": 0.7, "status": "ok", "spread": True, "cloud": cloud, "mesh": (corners, faces)}
         for k, name in enumerate(ids)
     ]  # fmt: skip
     write_json(file, {"kind": "cvq", "dataset": {"path": str(folder / "data")}, "gallery": write_gallery(items, folder_of(file))})
@@ -160,10 +160,18 @@ def test_a_picture_has_its_credits_beside_it(tmp_path: Path) -> None:
     assert "| 1 | kit\\_\\_a | a kit\\_\\_a \\| x | A\\_B | [CC-BY-4.0](https://creativecommons.org/licenses/by/4.0/) | <https://example.org/0> |" in lines
 
 
+def test_a_contact_sheet_s_credits_are_of_its_objects_in_its_order() -> None:
+    from pipelines.evaluate import shown_in
+
+    gallery = [{"id": "a", "spread": True, "worst": 2}, {"id": "b", "spread": True}, {"id": "c", "worst": 1}]
+    assert [entry["id"] for entry in shown_in(Path("x/cvq.png"), gallery)] == ["a", "b"]
+    assert [entry["id"] for entry in shown_in(Path("x/cvq.worst.png"), gallery)] == ["c", "a"]
+
+
 def test_more_objects_than_there_are_is_one_line(tmp_path: Path) -> None:
     file = evaluation(tmp_path, ["kit__a", "market_x__b"])
     with pytest.raises(ValueError, match="1 objects of confirmed licence, --num asks for 2"):
-        pictures.chosen(json.loads(file.read_text())["gallery"], 2, file)
+        pictures.chosen([*json.loads(file.read_text())["gallery"], {"id": "kit__worst", "worst": 1}], 2, file)
     (tmp_path / "x.json").write_text("[]")
     for name, says in (("x.json", "not an evaluation"), ("y.json", "no such")):
         with pytest.raises(ValueError, match=says):
