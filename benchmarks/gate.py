@@ -23,11 +23,12 @@ from g3pt import metrics, records
 from g3pt.car import G3PT
 from g3pt.checkpoint import find_export
 from g3pt.config import car_preset
+from g3pt.decoding import decode_meshes
 from g3pt.geometry.surface import sample_surface
 from g3pt.tokenizer import CVQ
 from g3pt.training import fit
 from pipelines.evaluate import draw_pictures
-from pipelines.evaluate_cvq import cloud_mesh, mesh_or_status
+from pipelines.evaluate_cvq import cloud_mesh
 from pipelines.stage_car import ConditionedCodes
 from pipelines.tokens import encode, encoded_columns
 
@@ -79,9 +80,9 @@ def measure(model: G3PT, arrays: dict[str, Any], resolution: int) -> tuple[list[
         row: dict[str, Any] = {"id": arrays["id"][k], "caption": caption, "codes_equal": float((drawn_BS[k] == true_S).float().mean())}
         pictures.append((*cloud_mesh(arrays["eval_surface"][k]), caption[:40]))
         for name, codes_S in (("reconstruction", true_S), ("sample", drawn_BS[k])):
-            vertices, faces, status = mesh_or_status(model.tokenizer, model.tokenizer.decode_latents(codes_S[None]), resolution, 32)
-            row[name] = distance(vertices, faces, arrays["eval_surface"][k]) if status == "ok" else None
-            pictures.append((vertices, faces, f"{name} {row[name]:.4f}" if row[name] else f"{name} {status}"))
+            (mesh,) = decode_meshes(model.tokenizer, model.tokenizer.decode_latents(codes_S[None]), resolution)
+            row[name] = distance(mesh.vertices, mesh.faces, arrays["eval_surface"][k]) if mesh.status == "ok" else None
+            pictures.append((mesh.vertices, mesh.faces, f"{name} {row[name]:.4f}" if row[name] else f"{name} {mesh.status}"))
         rows.append(row)
     return rows, pictures
 

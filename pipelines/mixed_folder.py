@@ -1,8 +1,8 @@
 """A folder of real meshes with procedural shapes beside them, under one manifest: what `jobs/preprocess.py --source dir` reads.
 
-    python -m pipelines.mixed_folder --meshes MESHES --shapes 1000 --output FOLDER [--licenses CC0-1.0,...] [--exclude-ids 'market*,...']
+    python -m pipelines.mixed_folder --meshes MESHES --shapes 1000 --output FOLDER
 
-The released tokenizer was trained on such a folder. Files are copied; shapes are written as .ply, licence CC0-1.0, author g3pt.
+The released tokenizer was trained on such a folder: only objects that `pipelines.release` would let pass. Files are copied; shapes are written as .ply, licence CC0-1.0, author g3pt.
 """
 
 from __future__ import annotations
@@ -15,24 +15,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines import release
 from pipelines.errors import UsageError, bad_input
+from pipelines.release import ALLOWED, UNCONFIRMED
 
-FREE = "CC0-1.0,CC-BY-3.0,CC-BY-4.0,MIT,BSD-2-Clause,BSD-3-Clause,Apache-2.0"
-UNCONFIRMED = ",".join(release.UNCONFIRMED)
 COLUMNS = ("id", "path", "caption", "category", "license", "author", "attribution_url")
 
 
-def real_rows(meshes: Path, licenses: list[str], excluded: list[str]) -> list[dict[str, str]]:
+def real_rows(meshes: Path) -> list[dict[str, str]]:
     """Rows of the folder's manifest that may be trained on and given away."""
     manifest = meshes / "manifest.csv"
     if not manifest.is_file():
         raise ValueError(f"{manifest}: missing; licences are read from it")
     with open(manifest, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    kept = [row for row in rows if row["license"] in licenses and not any(fnmatch.fnmatchcase(row["id"], glob) for glob in excluded)]
+    kept = [row for row in rows if ALLOWED.fullmatch(row["license"]) and not any(fnmatch.fnmatchcase(row["id"], glob) for glob in UNCONFIRMED)]
     if not kept:
-        raise ValueError(f"{manifest}: none of its {len(rows)} objects has a licence of {','.join(licenses)}")
+        raise ValueError(f"{manifest}: none of its {len(rows)} objects has a free and confirmed licence")
     return kept
 
 
@@ -52,11 +50,11 @@ def shape_rows(count: int, output: Path) -> list[dict[str, str]]:
     return rows
 
 
-def build(meshes: Path, shapes: int, output: Path, licenses: list[str], excluded: list[str]) -> int:
+def build(meshes: Path, shapes: int, output: Path) -> int:
     """Fill `output`; the number of objects. Only files of kept folders travel."""
     if (output / "manifest.csv").exists():
         raise ValueError(f"{output}: has a manifest already; choose an empty folder")
-    rows = real_rows(meshes, licenses, excluded)
+    rows = real_rows(meshes)
     for folder in sorted({Path(row["path"]).parts[0] for row in rows}):
         source = meshes / folder
         (shutil.copytree if source.is_dir() else shutil.copy)(source, output / folder, **({"dirs_exist_ok": True} if source.is_dir() else {}))
@@ -74,12 +72,10 @@ def main(arguments: list[str] | None = None) -> Any:
     parser.add_argument("--meshes", type=Path, required=True, help="folder of meshes with a manifest.csv")
     parser.add_argument("--shapes", type=int, default=1000, help="procedural shapes beside them")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--licenses", default=FREE, help=f"allowed licences [{FREE}]")
-    parser.add_argument("--exclude-ids", default=UNCONFIRMED, help=f"patterns of ids left out [{UNCONFIRMED}]")
     flags = parser.parse_args(arguments)
     try:
         with bad_input():
-            count = build(flags.meshes, flags.shapes, flags.output, flags.licenses.split(","), flags.exclude_ids.split(","))
+            count = build(flags.meshes, flags.shapes, flags.output)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
