@@ -165,3 +165,11 @@ def nearest_neighbour_chamfer(family: str, count: int = 40) -> float:
     _, distances = nearest_objects(clouds, clouds, num_queries=1000, exclude=range(count), keep=6)
     _, noise = nearest_objects(again[:8], clouds, num_queries=1000, keep=1)
     return float(np.sqrt(np.median(distances) ** 2 - np.median(noise) ** 2))
+
+
+def test_the_demo_prompts_with_captions_of_the_grammar() -> None:
+    """The text encoder that the demo trains knows nothing else: a caption with an attribute left out gives another family."""
+    from pipelines.quickstart import PROMPTS
+
+    assert set(PROMPTS) <= set(shapes.all_captions())
+    assert len({shapes.caption_family(text) for text in PROMPTS}) == len(PROMPTS)
