@@ -33,10 +33,9 @@ from g3pt.checkpoint import Pretrained
 from g3pt.conditions import NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, TextEncoder, prepare_image
 from g3pt.config import CARConfig, CVQConfig, from_dict
 from g3pt.decoding import decode_mesh
+from g3pt.layers import unit_norm
 from g3pt.sampling import KVCache, SampleConfig, sample_codes
 from g3pt.tokenizer import CVQ
-
-MAX_LOG_SCALE = math.log(100.0)
 
 
 class UnitAttention(nn.Module):
@@ -51,9 +50,7 @@ class UnitAttention(nn.Module):
 
     def forward(self, x_BND: Tensor, mask_NN: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         query, key, value = self.to_qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        scale_H11 = self.log_scale_H.clamp_max(MAX_LOG_SCALE).exp()[:, None, None]
-        query = F.normalize(query, dim=-1) * scale_H11
-        key = F.normalize(key, dim=-1)
+        query, key = unit_norm(query, key, self.log_scale_H)
         if cache is not None:
             key, value = cache.append(key, value)
         out = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, attn_mask=mask_NN, scale=1.0)

@@ -86,8 +86,8 @@ class PooledUp(nn.Module):
 
     def __init__(self, config: CVQConfig, anchors_L3: Tensor, centres_T3: Tensor) -> None:
         super().__init__()
-        spacing = len(centres_T3) ** (-1 / 3)
-        weights_LT = (-torch.cdist(anchors_L3, centres_T3).square() / (2 * spacing**2)).softmax(1)
+        width = anchor_spacing(len(centres_T3)) / BOX  # about half of the centres' spacing
+        weights_LT = (-torch.cdist(anchors_L3, centres_T3).square() / (2 * width**2)).softmax(1)
         self.register_buffer("weights_LT", weights_LT if len(centres_T3) < len(anchors_L3) else torch.eye(len(anchors_L3)))
         self.embed, self.norm, self.mlp = nn.Linear(len(config.code_levels), config.width), nn.LayerNorm(config.width), feed_forward(config.width)
 

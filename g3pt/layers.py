@@ -40,13 +40,18 @@ class Attention(nn.Module):
         if self.log_scale_H is None:
             out = F.scaled_dot_product_attention(query, key, value)
         else:
-            scale_H11 = self.log_scale_H.clamp_max(MAX_LOG_SCALE).exp()[:, None, None]
-            query, key = F.normalize(query, dim=-1) * scale_H11, F.normalize(key, dim=-1)
+            query, key = unit_norm(query, key, self.log_scale_H)
             out = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, scale=1.0)
         return self.to_out(out.transpose(1, 2).flatten(2))
 
     def _split(self, x_BND: Tensor) -> Tensor:
         return x_BND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def unit_norm(query: Tensor, key: Tensor, log_scale_H: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys (B, H, N, width) as unit vectors, the queries times their head's scale, capped at 100."""
+    scale_H11 = log_scale_H.clamp_max(MAX_LOG_SCALE).exp()[:, None, None]
+    return F.normalize(query, dim=-1) * scale_H11, F.normalize(key, dim=-1)
 
 
 def feed_forward(width: int, ratio: int = 4) -> nn.Sequential:

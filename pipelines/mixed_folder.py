@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fnmatch
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UsageError, bad_input
-from pipelines.release import ALLOWED, UNCONFIRMED
+from pipelines.release import refusal
 
 COLUMNS = ("id", "path", "caption", "category", "license", "author", "attribution_url")
 
@@ -28,7 +27,7 @@ def real_rows(meshes: Path) -> list[dict[str, str]]:
         raise ValueError(f"{manifest}: missing; licences are read from it")
     with open(manifest, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    kept = [row for row in rows if ALLOWED.fullmatch(row["license"]) and not any(fnmatch.fnmatchcase(row["id"], glob) for glob in UNCONFIRMED)]
+    kept = [row for row in rows if refusal(row) is None]
     if not kept:
         raise ValueError(f"{manifest}: none of its {len(rows)} objects has a free and confirmed licence")
     return kept
@@ -51,13 +50,19 @@ def shape_rows(count: int, output: Path) -> list[dict[str, str]]:
 
 
 def build(meshes: Path, shapes: int, output: Path) -> int:
-    """Fill `output`; the number of objects. Only files of kept folders travel."""
+    """Fill `output`; the number of objects. Whole folders travel, for buffers and textures; links stay links, which the loader checks."""
     if (output / "manifest.csv").exists():
         raise ValueError(f"{output}: has a manifest already; choose an empty folder")
     rows = real_rows(meshes)
     for folder in sorted({Path(row["path"]).parts[0] for row in rows}):
-        source = meshes / folder
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, output / folder, **({"dirs_exist_ok": True} if source.is_dir() else {}))
+        source = (meshes / folder).resolve()
+        if source.parent != meshes.resolve():
+            raise ValueError(f"{meshes / 'manifest.csv'}: a path begins with {folder!r}, which is not a file or folder of {meshes}; correct it")
+        if source.is_dir():
+            shutil.copytree(source, output / folder, symlinks=True, dirs_exist_ok=True)
+        else:
+            output.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, output / folder)
     rows = [{name: row.get(name) or "" for name in COLUMNS} for row in [*rows, *shape_rows(shapes, output)]]
     with open(output / "manifest.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)

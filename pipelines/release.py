@@ -85,13 +85,20 @@ def sources(export: Path) -> list[dict[str, str]]:
     return [by_id for _, by_id in sorted({row["id"]: row for row in rows}.items())]
 
 
+def refusal(row: Mapping[str, str]) -> str | None:
+    """Why an object may not be in released weights, by its id and licence; None if it may."""
+    pattern = next((pattern for pattern in UNCONFIRMED if fnmatchcase(row["id"], pattern)), None)
+    if pattern:
+        return f"id matches {pattern}"
+    return None if ALLOWED.fullmatch(row["license"]) else f"licence {row['license'] or 'none'}"
+
+
 def check_sources(rows: Sequence[Mapping[str, str]], where: Path) -> None:
     """ValueError, with counts and an example of each, if an object may not be in released weights."""
     wrong: Counter[str] = Counter()
     example: dict[str, str] = {}
     for row in rows:
-        pattern = next((pattern for pattern in UNCONFIRMED if fnmatchcase(row["id"], pattern)), None)
-        reason = f"id matches {pattern}" if pattern else None if ALLOWED.fullmatch(row["license"]) else f"licence {row['license'] or 'none'}"
+        reason = refusal(row)
         if reason:
             wrong[reason] += 1
             example.setdefault(reason, row["id"])

@@ -34,6 +34,17 @@ def test_only_free_and_confirmed_objects_and_shapes_are_listed(meshes: Path, tmp
     assert not (output / "two").exists(), "folders of left-out objects do not travel"
 
 
+@pytest.mark.parametrize("path", ["../secret/a.ply", "/etc/a.ply", "out/a.ply"])
+def test_a_path_that_leaves_the_folder_is_refused_before_anything_is_copied(meshes: Path, tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "secret").mkdir()
+    (meshes / "out").symlink_to(tmp_path / "secret")
+    (meshes / "manifest.csv").write_text(f"id,path,license\na,{path},CC0-1.0\n")
+    with pytest.raises(SystemExit) as left:
+        mixed_folder.main(["--meshes", str(meshes), "--shapes", "0", "--output", str(tmp_path / "mixed")])
+    assert left.value.code == 2 and "is not a file or folder of" in capsys.readouterr().err
+    assert not (tmp_path / "mixed").exists()
+
+
 def test_a_second_call_and_a_missing_manifest_end_with_one_line(meshes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--meshes", str(meshes), "--shapes", "0", "--output", str(tmp_path / "mixed")]
     mixed_folder.main(arguments)
