@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from g3pt.selection import ALL, Selection
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATUSES = ("ok", "failed", "timeout", "out-of-memory", "rejected")
 SPLITS = ("train", "val", "test")
 RETRIED_REASONS = ("timeout", "out-of-memory", "download")  # what --retry-failed tries again
@@ -41,14 +41,19 @@ ROWS_PER_GROUP = 32
 
 TEXT_COLUMNS = (
     "id", "source", "path", "source_url", "content_sha256", "license", "author", "attribution_url", "caption",
-    "caption_source", "category", "split", "status", "error", "up_axis",
+    "caption_source", "name", "category", "split", "status", "error", "up_axis", "appearance",
 )  # fmt: skip
+LIST_COLUMNS = ("tags",)  # of text
 NUMBER_COLUMNS: dict[str, pa.DataType] = {
-    "num_faces": pa.int64(),
-    "num_components": pa.int64(),
+    "num_faces": pa.int64(),  # of the mesh as given, as was_watertight
     "was_watertight": pa.bool_(),
+    "num_components": pa.int64(),  # of the solid, as all that follow
+    "solid_faces": pa.int64(),
+    "solid_watertight": pa.bool_(),
     "volume": pa.float64(),
     "surface_area": pa.float64(),
+    "thickness": pa.float64(),  # 2 volume / surface_area: that of a slab
+    "volume_share": pa.float64(),  # of the volume points that lie inside
     "chamfer_to_input": pa.float64(),
     "scale": pa.float64(),
 }
@@ -137,6 +142,7 @@ def shard_name(index: int) -> str:
 def schema(config: RecordConfig) -> pa.Schema:
     """The Arrow schema of a shard."""
     columns = [pa.field(name, pa.string(), nullable=False) for name in TEXT_COLUMNS]
+    columns += [pa.field(name, pa.list_(pa.string()), nullable=False) for name in LIST_COLUMNS]
     columns += [pa.field(name, kind, nullable=False) for name, kind in NUMBER_COLUMNS.items()]
     for name, (dtype, shape) in config.tensors.items():
         columns.append(pa.field(name, pa.fixed_shape_tensor(pa.from_numpy_dtype(dtype), shape), nullable=False))
@@ -150,8 +156,8 @@ def schema(config: RecordConfig) -> pa.Schema:
 def empty_row(object_id: str, config: RecordConfig) -> dict[str, Any]:
     """A row of an object about which nothing is known yet: zeros and empty strings, status failed."""
     row: dict[str, Any] = dict.fromkeys(TEXT_COLUMNS, "")
-    row |= {"num_faces": 0, "num_components": 0, "was_watertight": False}
-    row |= {"volume": 0.0, "surface_area": 0.0, "chamfer_to_input": 0.0, "scale": 0.0}
+    row |= {name: [] for name in LIST_COLUMNS}
+    row |= {name: kind.to_pandas_dtype()() for name, kind in NUMBER_COLUMNS.items()}
     row |= {name: np.zeros(shape, dtype) for name, (dtype, shape) in config.tensors.items()}
     if config.num_views:
         row["views"] = []

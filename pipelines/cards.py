@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipelines.evaluate import EvaluateFlags
     from pipelines.generate import GenerateConfig
-    from pipelines.preprocess import PreprocessConfig
+    from pipelines.preprocess_config import PreprocessConfig
     from pipelines.runs import RunSpec
     from pipelines.sweep import SweepFlags
 

@@ -115,7 +115,7 @@ def readable_sidecars(folder: Path, names: list[str], config_sha256: str | None)
 def expected_config(note: dict[str, Any]) -> str | None:
     """The config hash that the noted command gives its shards; None if the note does not tell."""
     from g3pt.records import config_hash
-    from pipelines.preprocess import PreprocessConfig
+    from pipelines.preprocess_config import PreprocessConfig
 
     try:
         return config_hash(PreprocessConfig(**note["flags"]).settings)
@@ -128,7 +128,7 @@ def expected_config(note: dict[str, Any]) -> str | None:
 
 def changed_input(place: Place, note: dict[str, Any], found: dict[str, Any], verify: bool) -> tuple[str, str]:
     """(what changed since the dataset was made or "", what could not be seen or "")."""
-    from pipelines.preprocess import CODE_VERSION
+    from pipelines.preprocess_config import CODE_VERSION
 
     made_by = found["config"].get("code_version", CODE_VERSION)
     if made_by != CODE_VERSION:
@@ -146,7 +146,8 @@ def changed_input(place: Place, note: dict[str, Any], found: dict[str, Any], ver
 def replanned(flags: dict[str, Any]) -> tuple[str, str]:
     """What the same command would do now, every source file read."""
     from pipelines.errors import UsageError
-    from pipelines.preprocess import PreprocessConfig, make_plan
+    from pipelines.preprocess_config import PreprocessConfig
+    from pipelines.preprocess_plan import make_plan
     from pipelines.sources import list_objects
 
     config = PreprocessConfig(**flags | {"retry_failed": False})

@@ -116,7 +116,8 @@ def quickstart(flags: QuickstartFlags) -> str:
 def make_shapes(demo: Demo) -> str | None:
     """Procedural objects to Parquet, one rendered view each where a renderer starts."""
     from g3pt.geometry.render import renderer_available
-    from pipelines.preprocess import PreprocessConfig, preprocess
+    from pipelines.preprocess import preprocess
+    from pipelines.preprocess_config import PreprocessConfig
 
     missing = renderer_available()
     if missing:

@@ -1,8 +1,8 @@
 """One mesh to the tensors of one dataset row: solid, surface points, query points, labels, quality figures.
 
 Labels are computed at the stored float16 points against the solid itself. `num_faces` and `was_watertight` describe
-the mesh as given; `num_components`, `volume` and `surface_area` describe the solid; `chamfer_to_input` is the mean of
-both directed mean nearest distances between 4096 samples of each, in the solid's box.
+the mesh as given, the other figures the solid; `chamfer_to_input` is the mean of both directed mean nearest distances
+between 4096 samples of each, in the solid's box.
 
 Shapes: P surface points, Ps sharp points, Q query points.
 """
@@ -45,8 +45,8 @@ def mesh_to_tensors(vertices: np.ndarray, faces: np.ndarray, config: ConvertConf
     """Row values of one mesh (V, 3), (F, 3); the same arguments give the same bytes.
 
     Keys: surface, sharp, eval_surface (P, 6) and near_points, volume_points (Q, 3) float16; near_occupancy,
-    volume_occupancy uint8 (Q / 8,) packed little; num_faces, num_components, was_watertight, volume, surface_area,
-    chamfer_to_input; scale, offset (3,) with solid = input * scale + offset; solid (vertices, faces).
+    volume_occupancy uint8 (Q / 8,) packed little; the numbers of records.NUMBER_COLUMNS; scale, offset (3,) with
+    solid = input * scale + offset; solid (vertices, faces).
     Raises MeshError when the mesh can't become a solid.
     """
     from g3pt.geometry.labels import inside
@@ -71,6 +71,7 @@ def mesh_to_tensors(vertices: np.ndarray, faces: np.ndarray, config: ConvertConf
         "volume_occupancy": np.packbits(labels[config.num_queries :], bitorder="little"),
         "num_faces": len(faces),
         "was_watertight": is_watertight(vertices, faces),
+        "volume_share": float(labels[config.num_queries :].mean()),
         "chamfer_to_input": _chamfer_to_input(solid, vertices, faces, streams[5]),
         **_solid_figures(solid),
         "scale": solid.scale,
@@ -113,10 +114,15 @@ def _solid_figures(solid: Solid) -> dict:
     from g3pt.geometry.surface import face_normals
 
     labels = component_labels(solid.faces, len(solid.vertices))
+    volume = signed_volume(solid.vertices, solid.faces)
+    surface_area = float(face_normals(solid.vertices, solid.faces)[1].sum())
     return {
         "num_components": len(np.unique(labels[solid.faces[:, 0]])),
-        "volume": signed_volume(solid.vertices, solid.faces),
-        "surface_area": float(face_normals(solid.vertices, solid.faces)[1].sum()),
+        "solid_faces": len(solid.faces),
+        "solid_watertight": is_watertight(solid.vertices, solid.faces),
+        "volume": volume,
+        "surface_area": surface_area,
+        "thickness": 2.0 * volume / surface_area,
     }
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from g3pt import records
 from pipelines import tracked
-from pipelines.preprocess import PreprocessConfig, map_here, preprocess
+from pipelines.preprocess import preprocess
+from pipelines.preprocess_config import PreprocessConfig
+from pipelines.preprocess_shards import map_here
 from pipelines.tracking import Tracking
 from tests.jobs import kills
 

@@ -10,7 +10,9 @@ import pytest
 
 from g3pt.checkpoint import export_hash
 from pipelines import tracked, train
-from pipelines.preprocess import PreprocessConfig, map_here, preprocess
+from pipelines.preprocess import preprocess
+from pipelines.preprocess_config import PreprocessConfig
+from pipelines.preprocess_shards import map_here
 from pipelines.runs import Ledger, RunSpec
 from pipelines.tracking import Tracking
 from tests.jobs import kills

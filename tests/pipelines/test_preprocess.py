@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from g3pt import records
-from pipelines import preprocess as stage
+from pipelines import preprocess_shards as stage
 from pipelines import sources
 from pipelines.errors import UsageError
-from pipelines.preprocess import PreprocessConfig, ShardTask, preprocess
+from pipelines.preprocess import preprocess
+from pipelines.preprocess_config import PreprocessConfig
+from pipelines.preprocess_plan import ShardTask, default_num_shards
 
 SMALL = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
 CUBE_FACES = [(1, 2, 3, 4), (8, 7, 6, 5), (1, 5, 6, 2), (2, 6, 7, 3), (3, 7, 8, 4), (4, 8, 5, 1)]
@@ -299,7 +301,7 @@ def test_a_dataset_of_another_schema_is_refused_and_left_alone(tmp_path: Path, m
     file = info.path / "dataset.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"schema_version": 0}))
     before = written(info)
-    with pytest.raises(UsageError, match="has schema version 0; this program reads version 1"):
+    with pytest.raises(UsageError, match=f"has schema version 0; this program reads version {records.SCHEMA_VERSION}"):
         preprocess(config(tmp_path, seed=5), run_kept)
     assert written(info) == before
 
@@ -353,7 +355,7 @@ def test_the_content_of_a_gltf_includes_its_buffers_but_never_files_outside(tmp_
 
 
 def test_sizes_of_shards_follow_the_number_of_objects() -> None:
-    assert [stage.default_num_shards(number) for number in (1, 16, 17, 584, 10**6)] == [1, 1, 2, 37, 1024]
+    assert [default_num_shards(number) for number in (1, 16, 17, 584, 10**6)] == [1, 1, 2, 37, 1024]
 
 
 @pytest.mark.slow
