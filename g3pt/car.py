@@ -1,18 +1,13 @@
-"""CAR, the next-scale generator, and G3PT, which holds it with its frozen tokenizer and its two encoders.
+"""G3PT, the generator as it is trained, exported and used: CAR with its frozen tokenizer and its two encoders.
 
-All tokens of a scale are predicted at once from all coarser scales. The first scale reads a learned start token; scale
-k > 1 reads the sum of the coarser scales brought to its own tokens by the tokenizer (`G3PT.next_input`, the
-one place where codes become inputs: teacher forcing and sampling both call it). Attention is full inside a scale and
-causal across scales; image tokens stand before everything and see only themselves. The text, and the mean of the image
-tokens, enter through adaptive layer norm. Either condition may be absent: learned null embeddings take its place, and
-training drops each at random.
+`G3PT.next_input` is the one place where codes become CAR's inputs: the tokenizer's own CQT brings the sum of the coarser scales
+to the next scale's tokens, in teacher forcing and in sampling alike. Either condition may be absent: learned null embeddings
+take its place, and training drops each at random.
 
-Source: G3PT (arXiv 2409.06322): GPT-2 style decoder, unit-norm queries and keys, causal across scales, cross-scale
-alignment, DINOv2 prefix, CLIP by AdaLN. VAR (2404.02905): capped per-head scale, level and position embeddings.
-Ours: AdaLN that starts at the identity (no zero gates); the mean image token in it, beside the prefix; `CodeHead`,
-which predicts a code as a chain of few small softmaxes instead of one over V; the weights of the scales in the loss.
-Shapes: B batch, S tokens of all scales, T tokens of a scale, L latents, D width (of CAR; A of the tokenizer's aligned tokens), H heads,
-M image tokens, C width of a condition, F factors of a code, V values of a factor, N tokens of prefix and scales.
+Source: G3PT (arXiv 2409.06322): cross-scale alignment, DINOv2 and CLIP as conditions.
+Ours: the weights of the scales in the loss.
+Shapes: B batch, S tokens of all scales, T tokens of a scale, L latents, A width of the tokenizer's aligned tokens,
+M image tokens (or bytes of a text), C width of a condition.
 """
 
 from __future__ import annotations
@@ -24,248 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from g3pt.batches import rand_rows
 from g3pt.checkpoint import Pretrained
 from g3pt.conditions import NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, TextEncoder, prepare_image
 from g3pt.config import CARConfig, CVQConfig, from_dict
 from g3pt.decoding import decode_mesh
-from g3pt.layers import unit_norm
-from g3pt.sampling import KVCache, SampleConfig, sample_codes
+from g3pt.sampling import SampleConfig, sample_codes
 from g3pt.tokenizer import CVQ
-
-
-class UnitAttention(nn.Module):
-    """Self-attention whose queries and keys are unit vectors, times a learned scale per head, capped at 100."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.to_out = nn.Linear(width, width)
-        self.log_scale_H = nn.Parameter(torch.full((num_heads,), math.log(4.0)))
-
-    def forward(self, x_BND: Tensor, mask_NN: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        query, key, value = self.to_qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key = unit_norm(query, key, self.log_scale_H)
-        if cache is not None:
-            key, value = cache.append(key, value)
-        out = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, attn_mask=mask_NN, scale=1.0)
-        return self.to_out(out.transpose(1, 2).flatten(2))
-
-
-class Block(nn.Module):
-    """A pre-LN transformer block, whose norms and branches are modulated by the condition (AdaLN)."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.modulation = nn.Linear(width, 6 * width)
-        self.attention = UnitAttention(width, num_heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
-
-    def forward(
-        self, x_BND: Tensor, condition_BD: Tensor, mask_NN: Tensor | None = None, cache: KVCache | None = None
-    ) -> Tensor:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition_BD)[:, None].chunk(6, dim=-1)
-        x_BND = x_BND + (1 + gate_1) * self.attention(modulate(x_BND, shift_1, scale_1), mask_NN, cache)
-        return x_BND + (1 + gate_2) * self.mlp(modulate(x_BND, shift_2, scale_2))
-
-
-def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
-    """Layer norm with the condition's shift and scale."""
-    return F.layer_norm(x_BND, x_BND.shape[-1:]) * (1 + scale_B1D) + shift_B1D
-
-
-class CodeHead(nn.Module):
-    """p(code | hidden) as a chain over the code's factors: p(f1) p(f2 | f1) ...; one factor of V values is the plain head.
-
-    A code is a mixed-radix number of its factors, first factor fastest, as the tokenizer's quantiser numbers them.
-    """
-
-    def __init__(self, width: int, factors: Sequence[int]) -> None:
-        super().__init__()
-        self.factors = tuple(factors)
-        self.outs = nn.ModuleList(nn.Linear(width, values) for values in self.factors)
-        self.earlier = nn.ModuleList(nn.Embedding(values, width) for values in self.factors[:-1])
-        self.mixes = nn.ModuleList(nn.Linear(width, width) for _ in self.factors if len(self.factors) > 1)
-
-    def logits(self, hidden_BTD: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-        """Logits (B, T, V) of the factor after the `earlier` ones, whose values (B, T) are known."""
-        index = len(earlier)
-        if self.mixes:
-            hidden_BTD = self.mixes[index](hidden_BTD)
-            for embed, digit_BT in zip(self.earlier, earlier, strict=False):
-                hidden_BTD = hidden_BTD + embed(digit_BT)
-            hidden_BTD = F.gelu(hidden_BTD, approximate="tanh")
-        return self.outs[index](hidden_BTD)
-
-    def split(self, codes_BT: Tensor) -> list[Tensor]:
-        """Codes to the values of their factors."""
-        digits = []
-        for values in self.factors:
-            digits.append(codes_BT % values)
-            codes_BT = codes_BT // values
-        return digits
-
-    def join(self, digits: Sequence[Tensor]) -> Tensor:
-        """The inverse of `split`."""
-        codes_BT = torch.zeros_like(digits[-1])
-        for values, digit_BT in zip(reversed(self.factors), reversed(list(digits)), strict=True):
-            codes_BT = codes_BT * values + digit_BT
-        return codes_BT
-
-    def cross_entropy(self, hidden_BTD: Tensor, codes_BT: Tensor) -> Tensor:
-        """-log p(code), (B, T), in nats."""
-        digits = self.split(codes_BT)
-        total_BT = hidden_BTD.new_zeros(codes_BT.shape, dtype=torch.float32)
-        for index, digit_BT in enumerate(digits):
-            logits_BTV = self.logits(hidden_BTD, digits[:index]).float()
-            total_BT = total_BT + F.cross_entropy(logits_BTV.flatten(0, 1), digit_BT.flatten(), reduction="none").view_as(total_BT)
-        return total_BT
-
-
-def code_factors(config: CARConfig, codec: CVQConfig) -> tuple[int, ...]:
-    """The factors of a code: V for the joint head; else neighbouring digits, joined while at most `factor_values`."""
-    if config.head == "joint":
-        return (codec.num_codes,)
-    factors = [1]
-    for level in codec.code_levels:
-        if factors[-1] * level <= config.factor_values:
-            factors[-1] *= level
-        else:
-            factors.append(level)
-    return tuple(f for f in factors if f > 1)
-
-
-class CAR(nn.Module):
-    """The block-causal transformer: aligned tokens and conditions in, hidden states of all tokens out."""
-
-    def __init__(self, config: CARConfig, codec: CVQConfig, text_width: int, image_width: int | None, image_tokens: int = 0) -> None:
-        super().__init__()
-        self.config, self.scales, width = config, codec.scales, config.width
-        self.num_prefix = image_tokens if image_width else 0
-        self.input = nn.Linear(codec.width, width)
-        self.start = nn.Parameter(torch.randn(self.scales[0], width) * 0.02)
-        self.levels = nn.Parameter(torch.randn(len(self.scales), width) * 0.02)
-        self.positions = nn.Parameter(torch.randn(sum(self.scales), width) * 0.02)
-        self.text = nn.Linear(text_width, width)
-        self.null_text = nn.Parameter(torch.randn(text_width) * 0.5)
-        if self.num_prefix:
-            self.image = nn.Linear(image_width, width)
-            self.image_pool = nn.Linear(image_width, width)
-            self.null_image = nn.Parameter(torch.randn(image_width) * 0.5)
-            self.prefix_level = nn.Parameter(torch.randn(width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, config.num_heads) for _ in range(config.depth))
-        self.modulation = nn.Linear(width, 2 * width)
-        self.head = CodeHead(width, code_factors(config, codec))
-        level_N = torch.tensor([-1] * self.num_prefix + [k for k, t in enumerate(self.scales) for _ in range(t)])
-        self.register_buffer("level_N", level_N, persistent=False)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for name, module in self.named_modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                std = 0.02 if isinstance(module, nn.Embedding) else 1 / math.sqrt(module.weight.shape[1])
-                if name.endswith(("to_out", "mlp.2")):
-                    std /= math.sqrt(2 * self.config.depth)
-                if name.endswith("modulation"):
-                    std *= 0.1
-                nn.init.normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for out in self.head.outs:
-            nn.init.normal_(out.weight, std=0.02)
-
-    @property
-    def num_params_no_embed(self) -> int:
-        """Parameters of the transformer itself: without embeddings, input and condition projections, and the head."""
-        return sum(p.numel() for part in (self.blocks, self.modulation) for p in part.parameters())
-
-    @property
-    def flops_per_object(self) -> int:
-        """Multiply-adds, counted as two, of the matrix products of one forward pass of one object; training costs three times it.
-
-        Attention is counted over all pairs, as it is computed; the encoders and the tokenizer are not counted.
-        """
-        per_object = [self.text, self.modulation, *(block.modulation for block in self.blocks)]
-        per_token = [layer for block in self.blocks for layer in (block.attention.to_qkv, block.attention.to_out, block.mlp[0], block.mlp[2])]
-        tokens, scale_tokens = len(self.level_N), sum(self.scales)
-        weights = sum(layer.weight.numel() for layer in per_object)
-        weights += tokens * sum(layer.weight.numel() for layer in per_token)
-        weights += scale_tokens * sum(layer.weight.numel() for layer in (*self.head.outs, *self.head.mixes))
-        weights += (scale_tokens - self.scales[0]) * self.input.weight.numel()
-        if self.num_prefix:
-            weights += self.num_prefix * self.image.weight.numel() + self.image_pool.weight.numel()
-        return 2 * weights + 4 * len(self.blocks) * tokens**2 * self.config.width
-
-    def mask(self, num_tokens: int) -> Tensor:
-        """True where row may attend to column, among the prefix and the first `num_tokens` tokens."""
-        level_N = self.level_N[: self.num_prefix + num_tokens]
-        return level_N[:, None] >= level_N[None, :]
-
-    def condition(self, text_BC: Tensor, image_BMC: Tensor | None) -> Tensor:
-        """Text vector and mean image token to what modulates every layer, (B, D)."""
-        pooled_BD = self.text(text_BC)
-        if self.num_prefix:
-            pooled_BD = pooled_BD + self.image_pool(image_BMC.mean(dim=1))
-        return F.silu(pooled_BD)
-
-    def embed(self, aligned_BTA: Tensor | None, batch: int, first: int, last: int) -> Tensor:
-        """Input tokens of scales `first` up to, not including, `last`: start or aligned tokens, plus level and position."""
-        start, end = sum(self.scales[:first]), sum(self.scales[:last])
-        parts = [self.start.expand(batch, -1, -1)] if first == 0 else []
-        if aligned_BTA is not None:
-            parts.append(self.input(aligned_BTA))
-        level_T = self.level_N[self.num_prefix + start : self.num_prefix + end]
-        return torch.cat(parts, dim=1) + self.levels[level_T] + self.positions[start:end]
-
-    def embed_prefix(self, image_BMC: Tensor) -> Tensor:
-        """Image tokens as the first tokens of the sequence, (B, M, D)."""
-        return self.image(image_BMC) + self.prefix_level
-
-    def forward(
-        self, aligned_BTA: Tensor | None, text_BC: Tensor, image_BMC: Tensor | None, num_scales: int | None = None
-    ) -> Tensor:
-        """Teacher forcing: aligned tokens of scales 2, 3, ... -> hidden states (B, T, D) of the first `num_scales` scales."""
-        num_scales = len(self.scales) if num_scales is None else num_scales
-        condition_BD = self.condition(text_BC, image_BMC)
-        x_BND = self.embed(aligned_BTA, len(text_BC), 0, num_scales)
-        mask_NN = self.mask(x_BND.shape[1])
-        if self.num_prefix:
-            x_BND = torch.cat([self.embed_prefix(image_BMC), x_BND], dim=1)
-        for block in self.blocks:
-            if self.config.checkpoint_layers and torch.is_grad_enabled():
-                x_BND = checkpoint(block, x_BND, condition_BD, mask_NN, use_reentrant=False)
-            else:
-                x_BND = block(x_BND, condition_BD, mask_NN)
-        return self.finish(x_BND[:, self.num_prefix :], condition_BD)
-
-    def finish(self, x_BTD: Tensor, condition_BD: Tensor) -> Tensor:
-        """The last norm."""
-        return modulate(x_BTD, *self.modulation(condition_BD)[:, None].chunk(2, dim=-1))
-
-    def new_caches(self, batch: int) -> list[KVCache]:
-        """One empty cache a layer, long enough for the prefix and all scales."""
-        heads = self.config.num_heads
-        shape = (batch, heads, len(self.level_N), self.config.width // heads)
-        return [KVCache(*shape, like=self.start) for _ in self.blocks]
-
-    def run_prefix(self, image_BMC: Tensor | None, condition_BD: Tensor, caches: list[KVCache]) -> None:
-        """Fill the caches with the image tokens."""
-        if self.num_prefix:
-            x_BMD = self.embed_prefix(image_BMC)
-            for block, cache in zip(self.blocks, caches, strict=True):
-                x_BMD = block(x_BMD, condition_BD, cache=cache)
-
-    def run_scale(self, aligned_BTA: Tensor | None, scale: int, condition_BD: Tensor, caches: list[KVCache]) -> Tensor:
-        """Hidden states (B, T, D) of one scale's tokens, given the cached prefix and coarser scales."""
-        x_BTD = self.embed(aligned_BTA, len(condition_BD), scale, scale + 1)
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x_BTD = block(x_BTD, condition_BD, cache=cache)
-        return self.finish(x_BTD, condition_BD)
+from g3pt.transformer import CAR
 
 
 class G3PT(nn.Module, Pretrained):

@@ -114,8 +114,8 @@ class FullyShard(Alone):
 
 
 def _blocks() -> tuple[type[nn.Module], ...]:
-    from g3pt.car import Block
     from g3pt.layers import CrossBlock, SelfBlock
+    from g3pt.transformer import Block
 
     return Block, CrossBlock, SelfBlock
 

@@ -151,8 +151,8 @@ def count_car(model: Any) -> dict[str, int]:
     """Parameters of a generator's transformer without embeddings and heads; no memory is taken for them."""
     import torch
 
-    from g3pt.car import CAR
     from g3pt.config import cvq_preset
+    from g3pt.transformer import CAR
 
     with torch.device("meta"):
         car = CAR(model, cvq_preset("nano")[0], text_width=model.width, image_width=None)

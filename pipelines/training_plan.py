@@ -48,7 +48,7 @@ def car_lines(model: Any, train: Any, flags: Any) -> list[str]:
     import torch
 
     from g3pt import flops
-    from g3pt.car import CAR
+    from g3pt.transformer import CAR
 
     codec, which = _codec(flags)
     text, image, image_tokens = _condition_widths(model)

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from g3pt.car import CAR, G3PT, Block, CodeHead, code_factors
+from g3pt.car import G3PT
 from g3pt.config import CAR_PRESETS, CVQ_PRESETS, CARConfig
+from g3pt.heads import CodeHead, code_factors
 from g3pt.sampling import SampleConfig
+from g3pt.transformer import CAR, Block
 from tests.g3pt.tiny import random_batch, tiny_g3pt, tiny_tokenizer
 
 
