@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from g3pt import metrics, records
+from g3pt import datasets, metrics, reading, records
 from g3pt.checkpoint import read_export_config
 from g3pt.config import car_preset, cvq_preset
 from pipelines import train
@@ -116,7 +116,7 @@ def diagnosed(export: Path, data: str) -> dict[str, float]:
     from g3pt.tokenizer import CVQ
     from pipelines.stage_cvq import EVAL_COLUMNS
 
-    arrays = records.load_arrays(data, "test", EVAL_COLUMNS)
+    arrays = reading.load_arrays(data, "test", EVAL_COLUMNS)
     return {f"test_{name}": value for name, value in diagnose(CVQ.from_pretrained(export), arrays).items()}
 
 
@@ -169,8 +169,8 @@ def completion(run_dir: Path, data: str) -> list[float]:
     from pipelines.tokens import load_codes, tokens_kind
 
     model = G3PT.from_pretrained(find_export(run_dir)).eval()
-    info = records.open_dataset(data)
-    arrays = records.load_arrays(info, "test", ("id", "caption", "volume_points", "volume_occupancy"))
+    info = datasets.open_dataset(data)
+    arrays = reading.load_arrays(info, "test", ("id", "caption", "volume_points", "volume_occupancy"))
     tokenizer = json.loads((run_dir / "config.json").read_text())["paths"]["tokenizer"]
     codes = load_codes(info, tokens_kind(tokenizer))
     ids = arrays["id"][:KNOWN]

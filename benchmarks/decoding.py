@@ -36,7 +36,7 @@ def decoded_object(model: str, data: str) -> tuple[Field, int]:
     """The field of the first test object, and the chunk its device likes."""
     import torch
 
-    from g3pt import decoding, records
+    from g3pt import datasets, decoding, reading
     from g3pt.checkpoint import find_export
     from g3pt.tokenizer import CVQ
     from pipelines.cluster import torch_device
@@ -44,7 +44,7 @@ def decoded_object(model: str, data: str) -> tuple[Field, int]:
 
     torch.set_num_threads(1)
     tokenizer = CVQ.from_pretrained(find_export(model)).to(torch_device())
-    row = next(records.read_rows(records.open_dataset(data), encoded_columns(tokenizer.config), "test"))
+    row = next(reading.read_rows(datasets.open_dataset(data), encoded_columns(tokenizer.config), "test"))
     codes_S = torch.from_numpy(encode(tokenizer, [row])).to(torch_device())
     with torch.inference_mode():
         latents = tokenizer.decode_latents(codes_S)

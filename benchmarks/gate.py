@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from g3pt import metrics, records
+from g3pt import metrics, reading
 from g3pt.car import G3PT
 from g3pt.checkpoint import find_export
 from g3pt.config import car_preset
@@ -38,7 +38,7 @@ BOUND = 1.5
 def objects(data: str, tokenizer: CVQ, num: int) -> dict[str, Any]:
     """`num` training objects with captions of their own, and their codes."""
     columns = ("id", "caption", "surface", "eval_surface", *encoded_columns(tokenizer.config))
-    arrays = records.load_arrays(data, "train", tuple(dict.fromkeys(columns)))
+    arrays = reading.load_arrays(data, "train", tuple(dict.fromkeys(columns)))
     first = {caption: k for k, caption in reversed(list(enumerate(arrays["caption"]))) if caption}
     every = sorted(first.values())
     chosen = [every[k] for k in np.linspace(0, len(every) - 1, min(num, len(every))).astype(int)]

@@ -252,9 +252,9 @@ def training_objects(data: str | None, config: CVQConfig) -> Any:
     """The train split of a dataset, in memory or streamed as training reads it; or balls."""
     if data is None:
         return balls(config)
-    from g3pt import records, streaming
+    from g3pt import datasets, streaming
 
-    return streaming.training_objects(records.open_dataset(data), (*COLUMNS, *["sharp"] * bool(config.num_sharp_points)))
+    return streaming.training_objects(datasets.open_dataset(data), (*COLUMNS, *["sharp"] * bool(config.num_sharp_points)))
 
 
 def estimate(config: CVQConfig, train: TrainConfig, model: CVQ) -> int:

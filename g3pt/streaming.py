@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from g3pt import records
+from g3pt import datasets, reading
 from g3pt.batches import global_batches, prefetched
 from g3pt.selection import ALL, Selection
 
@@ -69,7 +69,7 @@ class ShardedObjects:
 
 
 def training_objects(
-    dataset: records.DatasetInfo,
+    dataset: datasets.DatasetInfo,
     columns: Sequence[str],
     selection: Selection = ALL,
     *,
@@ -80,13 +80,13 @@ def training_objects(
     shapes = [dataset.config.tensors[name] for name in columns]
     row_bytes = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in shapes)
     if dataset.splits.get("train", 0) * row_bytes <= in_memory_bytes:
-        return records.load_arrays(dataset, "train", columns, selection=selection)
+        return reading.load_arrays(dataset, "train", columns, selection=selection)
     shards = sorted(dataset.shards)
-    counts = [records.count_objects(dataset, shard, "train", selection) for shard in shards]
+    counts = [reading.count_objects(dataset, shard, "train", selection) for shard in shards]
     group_size = max(1, group_bytes // max(1, row_bytes * max(counts)))
 
     def load(group: list[int]) -> dict[str, np.ndarray]:
         names = [shards[i] for i in group]
-        return records.load_shards(dataset, "train", columns, names, sum(counts[i] for i in group), selection)
+        return reading.load_shards(dataset, "train", columns, names, sum(counts[i] for i in group), selection)
 
     return ShardedObjects(counts, load, group_size)

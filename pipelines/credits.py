@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from g3pt.records import write_atomic
+from g3pt.storage import write_atomic
 
 Row = Mapping[str, Any]
 LICENCE_PAGES = {

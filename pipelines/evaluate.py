@@ -93,7 +93,7 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         print(f"would evaluate {flags.model} on split {flags.split} of {flags.data} and write {flags.output}")
         return None
     from g3pt.checkpoint import export_hash, find_export, read_export_config
-    from g3pt.records import open_dataset
+    from g3pt.datasets import open_dataset
     from pipelines.credits import write_credits
     from pipelines.environment import environment
     from pipelines.gallery import folder_of, write_gallery
@@ -227,7 +227,7 @@ def shown_in(sheet: Path, gallery: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """Strict JSON (no NaN), complete or not at all."""
-    from g3pt.records import write_atomic
+    from g3pt.storage import write_atomic
 
     write_atomic(path, json.dumps(report, indent=1, allow_nan=False).encode("utf-8"))
 

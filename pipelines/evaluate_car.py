@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from g3pt import metrics, records, shapes
+from g3pt import metrics, reading, shapes
 from g3pt.checkpoint import read_export_config
 from g3pt.conditions import NONE
-from g3pt.records import DatasetInfo
+from g3pt.datasets import DatasetInfo
 from pipelines.errors import UsageError
 from pipelines.evaluate_cvq import CREDITS
 from pipelines.failures import doing
@@ -28,8 +28,8 @@ def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
     """Metrics, protocol, table, rows and pictures."""
     from pipelines.evaluate import map_work
 
-    train = records.load_arrays(info, "train", ("id", "caption", "category", "eval_surface"))
-    held = records.load_arrays(info, flags.split, ("id", "caption", "category", "eval_surface"))
+    train = reading.load_arrays(info, "train", ("id", "caption", "category", "eval_surface"))
+    held = reading.load_arrays(info, flags.split, ("id", "caption", "category", "eval_surface"))
     held = {name: values[: flags.limit or None] for name, values in held.items()}
     if not train["id"]:
         raise UsageError(f"dataset {info.path} has no training object to compare samples with")
@@ -116,7 +116,7 @@ def choose_images(info: DatasetInfo, export: Path, held: dict[str, Any], flags: 
     family_of = dict(zip(held["id"], held["category"], strict=True))
     drawn = [held["id"][k] for k in np.random.default_rng(flags.seed).permutation(len(held["id"]))]
     wanted = set(drawn[: flags.num_image_samples])
-    rows = records.read_rows(info, ["id", "views", *CREDITS], flags.split)
+    rows = reading.read_rows(info, ["id", "views", *CREDITS], flags.split)
     found = {row["id"]: row for row in rows if row["id"] in wanted and len(row["views"])}
     return [
         {"text": None, "image": bytes(found[i]["views"][0]), "family": family_of[i], "pictured": i, "credit": {name: found[i][name] for name in CREDITS}}
@@ -259,7 +259,7 @@ def points(cloud: np.ndarray) -> np.ndarray:
 def copy_distance(info: DatasetInfo, ids: list[str], count: int = 16) -> float:
     """The Chamfer that an exact copy would have: two independent samples of the same training surfaces, median."""
     wanted, found = set(ids[:count]), []
-    for row in records.read_rows(info, ["id", "surface", "eval_surface"], "train"):
+    for row in reading.read_rows(info, ["id", "surface", "eval_surface"], "train"):
         if row["id"] in wanted:
             _, distance = metrics.nearest_objects(
                 [row["surface"][:, :3]], [row["eval_surface"][:, :3]], num_queries=NUM_QUERIES

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from g3pt import records
+from g3pt import reading
 from g3pt.bits import coded_bits, plain_bits
-from g3pt.records import DatasetInfo
+from g3pt.datasets import DatasetInfo
 from pipelines.near_duplicates import mark_near_duplicates
 from pipelines.reconstruct import Reconstructor
 from pipelines.reconstruction_figures import protocol, summarise, table
@@ -79,7 +79,7 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
 
 def load(info: DatasetInfo, split: str, columns: tuple[str, ...], limit: int) -> dict[str, Any]:
     """Columns of the split's objects, the first `limit` by id (0: all)."""
-    arrays = records.load_arrays(info, split, columns)
+    arrays = reading.load_arrays(info, split, columns)
     return {name: values[: limit or None] for name, values in arrays.items()}
 
 

@@ -27,8 +27,9 @@ import pyarrow.parquet as pq
 
 from g3pt.checkpoint import export_hash, read_export_config, write_json
 from g3pt.conditions import NONE
-from g3pt.records import parquet_bytes, write_atomic
+from g3pt.datasets import parquet_bytes
 from g3pt.sampling import SampleConfig
+from g3pt.storage import write_atomic
 from pipelines import cards
 from pipelines.errors import UsageError, bad_input, one_line
 from pipelines.failures import doing, on_disk

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from g3pt import metrics, records
-from g3pt.records import DatasetInfo
+from g3pt import metrics, reading
+from g3pt.datasets import DatasetInfo
 from pipelines.progress import Progress
 
 THRESHOLD = 0.01
@@ -32,7 +32,7 @@ def mark_near_duplicates(objects: list[dict[str, Any]], arrays: dict[str, Any], 
     num_training = info.splits.get("train", 0)
     if not 0 < num_training <= MAX_TRAINING:
         return f"not searched: {num_training} training objects, and at most {MAX_TRAINING} are searched"
-    train = [(row["id"], positions(row["eval_surface"])) for row in records.read_rows(info, ["id", "eval_surface"], "train")]
+    train = [(row["id"], positions(row["eval_surface"])) for row in reading.read_rows(info, ["id", "eval_surface"], "train")]
     library = [cloud for _, cloud in train]
     clouds = [positions(cloud) for cloud in arrays["eval_surface"]]
     nearest: list[int] = []

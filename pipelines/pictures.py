@@ -101,7 +101,7 @@ def chosen(gallery: Sequence[dict[str, Any]], num: int, file: Path) -> list[dict
 
 def placements(dataset: Path, ids: set[str]) -> dict[str, dict[str, Any]]:
     """Where these objects' source meshes lie, and how they were placed in the box."""
-    from g3pt.records import read_rows
+    from g3pt.reading import read_rows
 
     rows = read_rows(dataset, ["id", "path", "scale", "offset"])
     return {row["id"]: row for row in rows if row["id"] in ids}

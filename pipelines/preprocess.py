@@ -13,7 +13,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from g3pt import records
+from g3pt import datasets, records, storage
 from pipelines import cards
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
@@ -51,7 +51,7 @@ def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray) -> str
     note = working_in(config.output, total=len(objects), flags=asdict(config))
     with note, on_disk(lambda: _finished_shards(config, plan)), logged(cards.preprocessing(config), config.output) as outcome:
         shards = _bring_up_to_date(config, plan, run_shards)
-        summary = records.write_dataset(Path(config.output), config.record, config.settings, plan.num_shards, shards)
+        summary = datasets.write_dataset(Path(config.output), config.record, config.settings, plan.num_shards, shards)
         _report(config, plan, shards, summary, time.monotonic() - started, outcome)
         if not summary["counts"].get("ok"):
             raise RuntimeError(f"no object is ok: {_counted(summary['failures'])}")
@@ -67,11 +67,11 @@ def _absolute(config: PreprocessConfig) -> PreprocessConfig:
 
 def _check_output(config: PreprocessConfig) -> None:
     with bad_input("--output "):
-        folder = records.local_folder(config.output)
+        folder = storage.local_folder(config.output)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is not a folder")
         if (folder / "dataset.json").exists():
-            records.open_dataset(folder)
+            datasets.open_dataset(folder)
 
 
 def _input_exists(config: PreprocessConfig) -> bool:

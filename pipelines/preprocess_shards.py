@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from g3pt import records
+from g3pt import datasets, reading, records
 from g3pt.geometry.convert import ConvertConfig
 from pipelines.failures import doing
 from pipelines.preprocess_config import PreprocessConfig
@@ -147,7 +147,7 @@ def _process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
         result = box.call("pipelines.preprocess_shards:convert_object", {"item": asdict(item), "config": arguments})
         rows.append(_row(item, result.status, result.error, result.table, config.record))
         seconds[item.id] = result.seconds
-    sidecar = records.write_shard(
+    sidecar = datasets.write_shard(
         Path(config.output),
         task.index,
         rows,
@@ -165,7 +165,7 @@ def _row(
 ) -> dict[str, Any]:
     if table is None:
         return records.empty_row(item.id, record) | item.columns() | {"status": status, "error": error}
-    return {name: records.column_values(table[name].combine_chunks())[0] for name in table.column_names}
+    return {name: reading.column_values(table[name].combine_chunks())[0] for name in table.column_names}
 
 
 Runner = Callable[[list[ShardTask], PreprocessConfig], Iterable[dict[str, Any]]]

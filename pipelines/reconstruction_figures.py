@@ -13,7 +13,7 @@ import numpy as np
 
 from g3pt import baselines, metrics
 from g3pt.bits import plain_bits
-from g3pt.records import DatasetInfo
+from g3pt.datasets import DatasetInfo
 from pipelines.near_duplicates import THRESHOLD
 from pipelines.reconstruct import SURFACE_NAMES
 

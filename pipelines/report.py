@@ -44,7 +44,7 @@ def report(flags: ReportFlags) -> str:
 
 def write_report(path: str | Path, output: str | Path | None = None) -> Path:
     """Write the report about `path`; gives the HTML file. UsageError, one line, if there is nothing to report on."""
-    from g3pt.records import write_atomic
+    from g3pt.storage import write_atomic
     from pipelines import report_folders
 
     if "://" in str(path):

@@ -34,7 +34,7 @@ LIGHT = ("id", "status", "split", "category", "caption", "license", "author", "a
 
 def dataset(page: Page, folder: Path) -> None:
     """A dataset, finished or not."""
-    from g3pt.records import open_dataset
+    from g3pt.datasets import open_dataset
 
     note = note_command(page, folder, "the dataset")
     if not (folder / "dataset.json").is_file():
@@ -213,7 +213,8 @@ def _new_categories(rows: list[dict[str, Any]], seen: Counter[str], count: int) 
 
 
 def _with_shapes(file: pq.ParquetFile, group: int, rows: list[dict[str, Any]], info: Any) -> list[dict[str, Any]]:
-    from g3pt.records import column_values, decode_solid
+    from g3pt.reading import column_values
+    from g3pt.records import decode_solid
 
     if not rows:
         return []

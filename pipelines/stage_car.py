@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from g3pt import records
+from g3pt import datasets, reading
 from g3pt.batches import batch_indices
 from g3pt.car import G3PT
 from g3pt.checkpoint import export_hash
@@ -42,7 +42,7 @@ class CARStage:
     def __init__(self, spec: RunSpec, rank: int = 0, world_size: int = 1) -> None:
         self.spec, self.rank, self.world_size = spec, rank, world_size
         self.train_config: TrainConfig = from_dict(TrainConfig, spec.config["train"])
-        self.info = records.open_dataset(spec.paths["data"])
+        self.info = datasets.open_dataset(spec.paths["data"])
         config = self._model_config()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train_config.seed)
@@ -62,7 +62,7 @@ class CARStage:
     def _split(self, split: str) -> ConditionedCodes:
         if split not in self._splits:
             columns = ["id", "caption"] + ["views"] * bool(self.info.config.num_views)
-            arrays = records.load_arrays(self.info, split, columns, selection=Selection.of(self.spec.config))
+            arrays = reading.load_arrays(self.info, split, columns, selection=Selection.of(self.spec.config))
             self._splits[split] = ConditionedCodes(self.model, arrays, self.codes)
         return self._splits[split]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from g3pt import records
+from g3pt import datasets, reading
 from g3pt.batches import SurfaceBatches
 from g3pt.config import CVQConfig, TrainConfig, from_dict
 from g3pt.diagnostics import diagnose
@@ -34,7 +34,7 @@ class CVQStage:
         self.config: CVQConfig = from_dict(CVQConfig, spec.config["model"])
         self.train_config: TrainConfig = from_dict(TrainConfig, spec.config["train"])
         self.model = CVQ(self.config, seed=self.train_config.seed)
-        objects = training_objects(records.open_dataset(spec.paths["data"]), self._columns(TRAIN_COLUMNS), Selection.of(spec.config))
+        objects = training_objects(datasets.open_dataset(spec.paths["data"]), self._columns(TRAIN_COLUMNS), Selection.of(spec.config))
         num_objects = len(objects["surface"] if isinstance(objects, dict) else objects)
         if not num_objects:
             raise ValueError(f"{spec.paths['data']}: its train split has no object with status ok and an allowed licence")
@@ -60,7 +60,7 @@ class CVQStage:
     def _diagnose(self, model: nn.Module, split: str, limit: int) -> dict[str, float]:
         if split not in self._eval_arrays:
             columns = self._columns(EVAL_COLUMNS)
-            self._eval_arrays[split] = records.load_arrays(self.spec.paths["data"], split, columns, selection=Selection.of(self.spec.config), limit=limit)
+            self._eval_arrays[split] = reading.load_arrays(self.spec.paths["data"], split, columns, selection=Selection.of(self.spec.config), limit=limit)
         arrays = self._eval_arrays[split]
         if not len(arrays["surface"]):
             return {}

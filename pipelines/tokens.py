@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from g3pt import records
+from g3pt import datasets, derived, reading, records
 from g3pt.checkpoint import export_hash, read_export_config
 from g3pt.config import CVQConfig, from_dict
-from g3pt.records import DatasetInfo
+from g3pt.datasets import DatasetInfo
 from pipelines.errors import bad_input
 from pipelines.failures import doing, on_disk
 from pipelines.progress import Progress
@@ -44,12 +44,12 @@ def encode_dataset(
     `num_workers` actors share the CPUs; where `device` means GPUs there is one for each GPU instead.
     """
     with bad_input():
-        info = records.open_dataset(data)
+        info = datasets.open_dataset(data)
         if read_export_config(tokenizer)["kind"] != "cvq":
             raise ValueError(f"{tokenizer}: not a tokenizer")
         kind = tokens_kind(tokenizer)
         check_points(info, from_dict(CVQConfig, read_export_config(tokenizer)["model"]))
-    todo = [index for index in sorted(info.shards) if not records.derived_is_current(info, kind, index)]
+    todo = [index for index in sorted(info.shards) if not derived.derived_is_current(info, kind, index)]
     before = len(info.shards) - len(todo)
     print(f"tokens: {len(info.shards)} shards, {before} encoded before, {len(todo)} to do", file=sys.stderr)
     if todo:
@@ -63,7 +63,7 @@ def encode_dataset(
 
 def _encoded_shards(info: DatasetInfo, kind: str) -> str:
     """What a stopped command leaves."""
-    done = sum(records.derived_is_current(info, kind, index) for index in info.shards)
+    done = sum(derived.derived_is_current(info, kind, index) for index in info.shards)
     return f"{done} of {len(info.shards)} shards are encoded ({info.path / 'derived' / kind})"
 
 
@@ -117,7 +117,7 @@ class ShardEncoder:
         from pipelines import cluster
 
         torch.set_num_threads(1)
-        self.info, self.kind = records.open_dataset(data), tokens_kind(tokenizer)
+        self.info, self.kind = datasets.open_dataset(data), tokens_kind(tokenizer)
         self.model = CVQ.from_pretrained(tokenizer).to(cluster.torch_device())
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -128,13 +128,13 @@ class ShardEncoder:
         """Write one shard's codes; the number of objects in it."""
         with doing(f"encoding {records.shard_name(index)} of {self.info.path}"):
             ids, codes_NS = encode_shard(self.model, self.info, index)
-            records.write_derived(self.info, self.kind, index, codes_table(ids, codes_NS))
+            derived.write_derived(self.info, self.kind, index, codes_table(ids, codes_NS))
         return len(ids)
 
 
 def encode_shard(model: Any, info: DatasetInfo, index: int) -> tuple[list[str], np.ndarray]:
     """(ids, codes uint16 (N, S)) of the `ok` rows of one shard."""
-    rows = list(records.read_rows(info, ["id", *encoded_columns(model.config)], shards=[index]))
+    rows = list(reading.read_rows(info, ["id", *encoded_columns(model.config)], shards=[index]))
     return [row["id"] for row in rows], encode(model, rows).astype(np.uint16)
 
 
@@ -179,6 +179,6 @@ def codes_table(ids: list[str], codes_NS: np.ndarray) -> pa.Table:
 
 def load_codes(info: DatasetInfo, kind: str) -> dict[str, np.ndarray]:
     """id -> codes uint16 (S,) of the whole dataset."""
-    table = records.read_derived(info, kind)
-    codes = records.column_values(table["codes"].combine_chunks())
+    table = derived.read_derived(info, kind)
+    codes = reading.column_values(table["codes"].combine_chunks())
     return dict(zip(table["id"].to_pylist(), codes, strict=True))

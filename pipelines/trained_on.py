@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from g3pt import records
+from g3pt import reading, storage
 from g3pt.checkpoint import find_export, read_export_config
 from g3pt.selection import Selection
 
@@ -27,7 +27,7 @@ Row = dict[str, str]
 def collect(spec: RunSpec) -> list[Row]:
     """The training objects of a run, in order of id."""
     selection = Selection.of(spec.config)
-    rows = records.read_rows(spec.paths["data"], ["id", "license", "author", "attribution_url", "source_url"], split="train")
+    rows = reading.read_rows(spec.paths["data"], ["id", "license", "author", "attribution_url", "source_url"], split="train")
     kept = [
         {"id": row["id"], "license": row["license"], "author": row["author"], "url": row["attribution_url"] or row["source_url"]}
         for row in rows
@@ -42,7 +42,7 @@ def note(rows: Sequence[Row], folder: Path, name: str = "trained_on") -> Any:
         return list(rows)
     data = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    records.write_atomic(folder / f"{name}.jsonl", data)
+    storage.write_atomic(folder / f"{name}.jsonl", data)
     licenses = dict(sorted(Counter(row["license"] for row in rows).items()))
     return {"file": f"{name}.jsonl", "objects": len(rows), "licenses": licenses, "sha256": hashlib.sha256(data).hexdigest()}
 

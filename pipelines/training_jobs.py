@@ -129,7 +129,8 @@ def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, devi
 
 def open_data(data: str, selection: Selection = ALL) -> Any:
     """The dataset's DatasetInfo; bad input, also a selection that its training objects can't meet, ends here with one line."""
-    from g3pt.records import open_dataset, read_rows
+    from g3pt.datasets import open_dataset
+    from g3pt.reading import read_rows
 
     with bad_input():
         info = open_dataset(data)

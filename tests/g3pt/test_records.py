@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from g3pt import records
+from g3pt import datasets, derived, reading, records
 from g3pt.selection import Selection
 
 SMALL = records.RecordConfig(num_surface=8, num_sharp=4, num_queries=16, num_views=2, keep_solid=True)
@@ -44,14 +44,14 @@ CASES = pytest.mark.parametrize("rows", list(ROWS.values()), ids=list(ROWS))
 
 def write(
     folder: Path, rows: list[dict], config: records.RecordConfig = SMALL, num_shards: int = 1
-) -> records.DatasetInfo:
+) -> datasets.DatasetInfo:
     settings = {"test": 1}
     shards = {}
     for index in range(num_shards):
         mine = [row for row in rows if records.shard_index(row["id"], num_shards) == index]
-        shards[index] = records.write_shard(folder, index, mine, config, num_shards=num_shards)
-    records.write_dataset(folder, config, settings, num_shards, shards)
-    return records.open_dataset(folder)
+        shards[index] = datasets.write_shard(folder, index, mine, config, num_shards=num_shards)
+    datasets.write_dataset(folder, config, settings, num_shards, shards)
+    return datasets.open_dataset(folder)
 
 
 def assert_same(found: dict, row: dict) -> None:
@@ -67,14 +67,14 @@ def assert_same(found: dict, row: dict) -> None:
 @CASES
 def test_rows_come_back_through_our_reader(tmp_path: Path, rows: list[dict]) -> None:
     info = write(tmp_path, rows)
-    found = list(records.read_rows(info, info.columns, status=None))
+    found = list(reading.read_rows(info, info.columns, status=None))
     assert len(found) == len(rows)
     for mine, row in zip(found, rows, strict=True):
         assert set(mine) == set(row)
         assert_same(mine, row)
     ok = [row["id"] for row in rows if row["status"] == "ok"]
-    assert [row["id"] for row in records.read_rows(tmp_path, ["id"])] == ok
-    assert records.load_arrays(info, None, ["surface"])["surface"].shape == (len(ok), 8, 6)
+    assert [row["id"] for row in reading.read_rows(tmp_path, ["id"])] == ok
+    assert reading.load_arrays(info, None, ["surface"])["surface"].shape == (len(ok), 8, 6)
 
 
 @CASES
@@ -101,7 +101,7 @@ def test_pandas_sees_flat_arrays(tmp_path: Path, rows: list[dict]) -> None:
 @CASES
 def test_torch_reads_arrays(tmp_path: Path, rows: list[dict]) -> None:
     info = write(tmp_path, rows)
-    arrays = records.load_arrays(info, None, ["surface", "near_occupancy", "offset"], status=None)
+    arrays = reading.load_arrays(info, None, ["surface", "near_occupancy", "offset"], status=None)
     surface = torch.from_numpy(arrays["surface"])
     assert surface.dtype == torch.float16 and tuple(surface.shape) == (len(rows), 8, 6)
     assert torch.equal(surface, torch.stack([torch.from_numpy(row["surface"]) for row in rows]))
@@ -131,8 +131,8 @@ def test_ray_data_reads_every_case(tmp_path: Path, ray_cluster: None) -> None:
 
 def test_a_shard_is_byte_identical_whatever_the_order_of_rows(tmp_path: Path) -> None:
     rows = [ok_row(name) for name in "abcd"]
-    first = records.write_shard(tmp_path / "one", 0, rows, SMALL, seconds={"a": 1.0})
-    second = records.write_shard(tmp_path / "two", 0, rows[::-1], SMALL, seconds={"a": 2.0})
+    first = datasets.write_shard(tmp_path / "one", 0, rows, SMALL, seconds={"a": 1.0})
+    second = datasets.write_shard(tmp_path / "two", 0, rows[::-1], SMALL, seconds={"a": 2.0})
     assert first["sha256"] == second["sha256"]
     assert hashlib.sha256((tmp_path / "one" / "shard-00000.parquet").read_bytes()).hexdigest() == first["sha256"]
     assert not list((tmp_path / "one").glob(".*"))
@@ -140,7 +140,7 @@ def test_a_shard_is_byte_identical_whatever_the_order_of_rows(tmp_path: Path) ->
 
 def test_sidecar_counts_failures_by_reason(tmp_path: Path) -> None:
     timeout = records.empty_row("t", SMALL) | {"status": "timeout", "error": "timeout: 60 s"}
-    sidecar = records.write_shard(tmp_path, 7, [ok_row("a"), failed_row("b"), failed_row("c"), timeout], SMALL)
+    sidecar = datasets.write_shard(tmp_path, 7, [ok_row("a"), failed_row("b"), failed_row("c"), timeout], SMALL)
     assert sidecar["counts"] == {"failed": 2, "ok": 1, "timeout": 1}
     assert sidecar["failures"] == {"failed/corrupt": 2, "timeout": 1}
     assert json.loads((tmp_path / "shard-00007.json").read_text()) == sidecar
@@ -182,17 +182,17 @@ def test_solid_round_trips_and_trimesh_reads_it() -> None:
 def test_arrays_are_sorted_by_id_over_shards_and_filtered(tmp_path: Path) -> None:
     rows = [ok_row(f"x{number}") | {"license": "CC0-1.0" if number % 2 else "MIT"} for number in range(40)]
     info = write(tmp_path, rows, num_shards=3)
-    names = records.load_arrays(info, None, ["id"])["id"]
+    names = reading.load_arrays(info, None, ["id"])["id"]
     assert names == sorted(row["id"] for row in rows)
-    test = records.load_arrays(info, "test", ["id", "surface", "scale"])
+    test = reading.load_arrays(info, "test", ["id", "surface", "scale"])
     assert test["id"] == [name for name in names if records.split_of(name) == "test"]
     by_id = {row["id"]: row for row in rows}
     np.testing.assert_array_equal(test["surface"], np.stack([by_id[name]["surface"] for name in test["id"]]))
     assert test["scale"].tolist() == [0.5] * len(test["id"])
-    free = records.load_arrays(info, None, ["license"], selection=Selection(licenses=("MIT",)))["license"]
+    free = reading.load_arrays(info, None, ["license"], selection=Selection(licenses=("MIT",)))["license"]
     assert free == ["MIT"] * 20
     mine = [name for name in names if by_id[name]["license"] == "MIT"]
-    assert records.load_arrays(info, None, ["id"], selection=Selection(licenses=("MIT",)), limit=3)["id"] == mine[:3]
+    assert reading.load_arrays(info, None, ["id"], selection=Selection(licenses=("MIT",)), limit=3)["id"] == mine[:3]
     assert sum(info.splits.values()) == 40 and info.splits["test"] == len(test["id"])
 
 
@@ -216,22 +216,22 @@ def test_rows_that_break_the_schema_are_refused() -> None:
 
 def test_datasets_that_cannot_be_read_say_why_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
-        records.open_dataset(tmp_path / "missing")
+        datasets.open_dataset(tmp_path / "missing")
     with pytest.raises(ValueError, match="dataset.json is missing"):
-        records.open_dataset(tmp_path)
+        datasets.open_dataset(tmp_path)
     with pytest.raises(ValueError, match="not built yet"):
-        records.open_dataset("s3://bucket/data")
+        datasets.open_dataset("s3://bucket/data")
     write(tmp_path, [ok_row("a")])
     found = json.loads((tmp_path / "dataset.json").read_text())
     (tmp_path / "dataset.json").write_text(json.dumps(found | {"schema_version": 99}))
     with pytest.raises(ValueError, match=rf"schema version 99; this program reads version {records.SCHEMA_VERSION}$"):
-        records.open_dataset(tmp_path)
+        datasets.open_dataset(tmp_path)
     (tmp_path / "dataset.json").write_text(json.dumps(found | {"columns": ["id"]}))
     with pytest.raises(ValueError, match="columns differ"):
-        records.open_dataset(tmp_path)
+        datasets.open_dataset(tmp_path)
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(ValueError, match="not readable JSON"):
-        records.open_dataset(tmp_path)
+        datasets.open_dataset(tmp_path)
 
 
 def test_unknown_columns_are_named(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_unknown_columns_are_named(tmp_path: Path) -> None:
                  records.RecordConfig(num_surface=8, num_sharp=4, num_queries=16))  # fmt: skip
     assert "views" not in info.columns and "view_cameras" not in info.columns
     with pytest.raises(ValueError, match="no column 'views'"):
-        records.load_arrays(info, None, ["views"])
+        reading.load_arrays(info, None, ["views"])
 
 
 def test_the_fingerprint_follows_content_and_config_but_not_shards(tmp_path: Path) -> None:
@@ -255,31 +255,31 @@ def test_derived_tables_join_by_id_and_know_when_they_are_stale(tmp_path: Path) 
     rows = [ok_row(f"x{number}") for number in range(10)]
     info = write(tmp_path, rows, num_shards=2)
     for index in (0, 1):
-        ids = [row["id"] for row in records.read_rows(info, ["id"], shards=[index])]
+        ids = [row["id"] for row in reading.read_rows(info, ["id"], shards=[index])]
         codes = pa.array([[index, 7]] * len(ids), pa.list_(pa.uint16(), 2))
-        path = records.write_derived(info, "tokens-12345678", index, pa.table({"id": ids, "codes": codes}))
+        path = derived.write_derived(info, "tokens-12345678", index, pa.table({"id": ids, "codes": codes}))
         assert path == tmp_path.resolve() / "derived" / "tokens-12345678" / f"shard-0000{index}.parquet"
-    table = records.read_derived(info, "tokens-12345678")
+    table = derived.read_derived(info, "tokens-12345678")
     assert table["id"].to_pylist() == sorted(row["id"] for row in rows)
     assert table["codes"].to_pylist()[0] == [records.shard_index("x0", 2), 7]
     changed = write(tmp_path, [row | {"caption": "new"} for row in rows], num_shards=2)
-    assert not records.derived_is_current(changed, "tokens-12345678", 0)
+    assert not derived.derived_is_current(changed, "tokens-12345678", 0)
     with pytest.raises(ValueError, match="missing or older"):
-        records.read_derived(changed, "tokens-12345678")
+        derived.read_derived(changed, "tokens-12345678")
     with pytest.raises(ValueError, match="needs an id column"):
-        records.write_derived(info, "tokens-12345678", 0, pa.table({"codes": [1]}))
+        derived.write_derived(info, "tokens-12345678", 0, pa.table({"codes": [1]}))
 
 
 def test_an_old_sidecar_never_stands_beside_a_new_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    records.write_shard(tmp_path, 0, [ok_row("a")], SMALL)
-    kept = records.write_atomic
+    datasets.write_shard(tmp_path, 0, [ok_row("a")], SMALL)
+    kept = datasets.write_atomic
 
     def dies_at_the_sidecar(path: Path, data: bytes) -> None:
         if path.suffix == ".json":
             raise KeyboardInterrupt
         kept(path, data)
 
-    monkeypatch.setattr(records, "write_atomic", dies_at_the_sidecar)
+    monkeypatch.setattr(datasets, "write_atomic", dies_at_the_sidecar)
     with pytest.raises(KeyboardInterrupt):
-        records.write_shard(tmp_path, 0, [ok_row("b")], SMALL)
+        datasets.write_shard(tmp_path, 0, [ok_row("b")], SMALL)
     assert (tmp_path / "shard-00000.parquet").exists() and not (tmp_path / "shard-00000.json").exists()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from g3pt import records, streaming
+from g3pt import reading, streaming
 from g3pt.batches import SurfaceBatches, prefetched, rand_rows, rows_of
 from g3pt.selection import Selection
 from g3pt.streaming import ShardedObjects
@@ -135,7 +135,7 @@ def test_a_dataset_too_large_for_memory_is_streamed_with_its_licences(tmp_path: 
     for name in columns:
         ours, theirs = ({np.ascontiguousarray(value).tobytes() for value in values} for values in ([row[name] for row in shown], held[name]))
         assert ours == theirs, name
-    count = records.count_objects(info, 0, "train")
+    count = reading.count_objects(info, 0, "train")
     for wrong in (count - 1, count + 1):
         with pytest.raises(ValueError, match="changed while it was read"):
-            records.load_shards(info, "train", columns, [0], wrong)
+            reading.load_shards(info, "train", columns, [0], wrong)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from g3pt import records
+from g3pt import datasets
 from pipelines import tracked
 from pipelines.preprocess import preprocess
 from pipelines.preprocess_config import PreprocessConfig
@@ -49,16 +49,16 @@ def test_a_dry_run_prints_its_plan_on_stdout(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> records.DatasetInfo:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> datasets.DatasetInfo:
     """The dataset made in this process, without Ray and without a kill."""
     folder = tmp_path_factory.mktemp("whole") / "data"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracked, "tell", lambda *_: None)
         preprocess(PreprocessConfig(output=str(folder), **SHAPES), map_here)
-    return records.open_dataset(folder)
+    return datasets.open_dataset(folder)
 
 
-def is_the_same(target: Path, whole: records.DatasetInfo) -> None:
+def is_the_same(target: Path, whole: datasets.DatasetInfo) -> None:
     """Byte for byte, the hashes in the sidecars being those of the files."""
     assert (target / "dataset.json").read_bytes() == (whole.path / "dataset.json").read_bytes()
     for index in whole.shards:
@@ -68,7 +68,7 @@ def is_the_same(target: Path, whole: records.DatasetInfo) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_and_killed_then_finished_equals_an_uninterrupted_run(tmp_path: Path, whole: records.DatasetInfo) -> None:
+def test_interrupted_and_killed_then_finished_equals_an_uninterrupted_run(tmp_path: Path, whole: datasets.DatasetInfo) -> None:
     """Ctrl-C in the middle of the work, kill -9 at a random moment later, then to the end."""
     target, args = tmp_path / "data", kills.command("preprocess", output=tmp_path / "data", **SHAPES)
     said = kills.interrupt_when(args, tmp_path, lambda: len(finished(target)) >= 2)
@@ -103,7 +103,7 @@ def reads_back_from_mlflow(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_killed_twenty_times(tmp_path: Path, whole: records.DatasetInfo) -> None:
+def test_killed_twenty_times(tmp_path: Path, whole: datasets.DatasetInfo) -> None:
     def args(folder: Path) -> list[str]:
         return kills.command("preprocess", output=folder / "data", **SHAPES)
 

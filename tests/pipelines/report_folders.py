@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from g3pt import records
+from g3pt import datasets, records
 from pipelines.gallery import folder_of, write_gallery
 from pipelines.generate import MANIFEST
 from tests.pipelines.toy_data import TOY, toy_row
@@ -50,10 +50,10 @@ def make_dataset(folder: Path, caption: str = "a ball", count: int = 21, **credi
     shards = {}
     for index in range(2):
         mine = [row for row in rows if records.shard_index(row["id"], 2) == index]
-        shards[index] = records.write_shard(
+        shards[index] = datasets.write_shard(
             folder, index, mine, TOY, num_shards=2, seconds={row["id"]: 0.25 for row in mine}
         )
-    records.write_dataset(folder, TOY, {"toy": 1}, 2, shards)
+    datasets.write_dataset(folder, TOY, {"toy": 1}, 2, shards)
     return folder
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from g3pt import decoding, metrics, records, shapes
+from g3pt import datasets, decoding, metrics, reading, records, shapes
 from pipelines import evaluate_car, evaluate_cvq, near_duplicates, reconstruction_figures, tokens
 from pipelines.errors import UsageError
 from pipelines.evaluate import EvaluateFlags, evaluate
@@ -51,8 +51,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 row |= {name: tensors[name] for name in CONFIG.tensors}
                 rows.append(row | {"status": "ok", "caption": shape.caption, "category": family})
     folder = tmp_path_factory.mktemp("evaluate") / "shapes"
-    sidecar = records.write_shard(folder, 0, rows, CONFIG)
-    records.write_dataset(folder, CONFIG, {"resolution": 48}, 1, {0: sidecar})
+    sidecar = datasets.write_shard(folder, 0, rows, CONFIG)
+    datasets.write_dataset(folder, CONFIG, {"resolution": 48}, 1, {0: sidecar})
     return folder
 
 
@@ -73,7 +73,7 @@ def test_an_oracle_tokenizer_is_perfect(
     from g3pt.geometry.watertight import watertight
 
     true = {}
-    for row in records.read_rows(dataset, ["id"], "test"):
+    for row in reading.read_rows(dataset, ["id"], "test"):
         shape = shapes.make_shape(row["id"])
         true[row["id"]] = watertight(shape.vertices, shape.faces, 48)
     current: dict[str, Any] = {}
@@ -93,7 +93,7 @@ def test_an_oracle_tokenizer_is_perfect(
     found = json.loads(Path(output).read_text())["metrics"]
     assert found["num_objects"] == 6 and found["num_without_mesh"] == 0
     assert found["iou_volume"] == found["iou_near"] == 1.0
-    pairs = records.load_arrays(dataset, "test", ("surface", "eval_surface"))
+    pairs = reading.load_arrays(dataset, "test", ("surface", "eval_surface"))
     copies = [metrics.surface_metrics(a, b) for a, b in zip(pairs["surface"], pairs["eval_surface"], strict=True)]
     for name in ("chamfer", "normal_consistency"):  # two samples of one solid: what sampling alone gives
         assert found[name] == pytest.approx(np.mean([copy[name] for copy in copies]), rel=0.1)
@@ -115,13 +115,13 @@ def test_an_untrained_tokenizer_is_scored_by_its_own_logits(
     model = CVQ.from_pretrained(exports["cvq"])
     assert report["metrics"]["bits"] == pytest.approx(model.config.num_tokens * np.log2(model.config.num_codes))
     assert set(report["metrics"]["by_category"]) == set(FAMILIES) and report["metrics"]["num_near_duplicates"] == 0
-    for row, surface in zip(report["objects"], records.load_arrays(dataset, "test", ("surface",))["surface"], strict=True):
+    for row, surface in zip(report["objects"], reading.load_arrays(dataset, "test", ("surface",))["surface"], strict=True):
         continuous = model.decoder.latents(model.encode_latents(*tokens.encoder_inputs(model, [{"surface": surface}])))
-        points, packed = (records.load_arrays(dataset, "test", (name,))[name] for name in ("volume_points", "volume_occupancy"))
+        points, packed = (reading.load_arrays(dataset, "test", (name,))[name] for name in ("volume_points", "volume_occupancy"))
         k = report["objects"].index(row)
         expected = metrics.volume_iou(decoding.logits(model, continuous, points[k]) > 0, records.unpack_occupancy(packed[k]))
         assert row["continuous"]["iou_volume"] == pytest.approx(expected, abs=1e-6)
-    arrays = records.load_arrays(dataset, "test", ("id", "surface", "volume_points", "volume_occupancy"))
+    arrays = reading.load_arrays(dataset, "test", ("id", "surface", "volume_points", "volume_occupancy"))
     codes = tokens.encode(model, [{"surface": surface} for surface in arrays["surface"]])
     for row, codes_S, points, packed in zip(
         report["objects"], codes, arrays["volume_points"], arrays["volume_occupancy"], strict=True
@@ -156,7 +156,7 @@ def test_training_objects_in_the_test_split_are_found_and_left_out(tmp_path: Pat
 
     sizes = random.uniform(0.2, 0.9, (12, 3))
     train = [{"id": f"train-{k}", "eval_surface": box(size)} for k, size in enumerate(sizes)]
-    monkeypatch.setattr(records, "read_rows", lambda *arguments: iter(train))
+    monkeypatch.setattr(reading, "read_rows", lambda *arguments: iter(train))
     held = [sizes[7], sizes[3] + 0.004, sizes[5] + 0.1]
     arrays = {name: [box(size) for size in held] for name in ("surface", "eval_surface")}
     info = SimpleNamespace(splits={"train": len(train)})
@@ -223,7 +223,7 @@ class _Oracle:
 def test_copies_and_wrong_families_are_seen(
     dataset: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turn: int
 ) -> None:
-    arrays = records.load_arrays(dataset, "train", ("surface", "category"))
+    arrays = reading.load_arrays(dataset, "train", ("surface", "category"))
     monkeypatch.setattr(
         _Oracle,
         "clouds",
@@ -242,7 +242,7 @@ def test_copies_and_wrong_families_are_seen(
     assert found["nearest_chamfer_median"] == pytest.approx(found["nearest_chamfer_of_a_copy"], rel=0.2)
     assert found["nearest_chamfer_ratio"] < 0.75, "copies are nearer to training than held-out objects"
     assert [o["seed"] for o in report["objects"]] == list(range(24))
-    train = {row["caption"] for row in records.read_rows(dataset, ["caption"], "train")}
+    train = {row["caption"] for row in reading.read_rows(dataset, ["caption"], "train")}
     assert [o["text"] not in train for o in report["objects"]] == [o["unseen"] for o in report["objects"]]
     assert sum(o["unseen"] for o in report["objects"]) == 12
 
@@ -256,7 +256,7 @@ def dataset_with_views(dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
     from PIL import Image
 
     config, rows = dataclasses.replace(CONFIG, num_views=2), []
-    for row in records.read_rows(dataset, list(CONFIG.tensors) + ["id", "caption", "category"]):
+    for row in reading.read_rows(dataset, list(CONFIG.tensors) + ["id", "caption", "category"]):
         views = []
         for grey in (100 + FAMILIES.index(row["category"]), 0):
             buffer = io.BytesIO()
@@ -264,7 +264,7 @@ def dataset_with_views(dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
             views.append(buffer.getvalue())
         rows.append(records.empty_row(row["id"], config) | row | {"status": "ok", "views": views})
     folder = tmp_path_factory.mktemp("views") / "shapes"
-    records.write_dataset(folder, config, {"resolution": 48}, 1, {0: records.write_shard(folder, 0, rows, config)})
+    datasets.write_dataset(folder, config, {"resolution": 48}, 1, {0: datasets.write_shard(folder, 0, rows, config)})
     return folder
 
 
@@ -294,13 +294,13 @@ class _Looker:
 def test_first_views_of_held_out_objects_are_a_protocol_of_their_own(
     dataset_with_views: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arrays = records.load_arrays(dataset_with_views, "train", ("surface", "category"))
+    arrays = reading.load_arrays(dataset_with_views, "train", ("surface", "category"))
     clouds = {f: c[:, :3] for c, f in zip(arrays["surface"], arrays["category"], strict=True)}
     monkeypatch.setattr(_Looker, "clouds", clouds, raising=False)
     monkeypatch.setattr(evaluate_car, "Sampler", _Looker)
     output = evaluate(_flags(dataset_with_views, exports["car"], tmp_path / "car.json", num_samples=24))
     report = json.loads(Path(output).read_text())
-    found, held = report["metrics"], [row["id"] for row in records.read_rows(dataset_with_views, ["id"], "test")]
+    found, held = report["metrics"], [row["id"] for row in reading.read_rows(dataset_with_views, ["id"], "test")]
     assert found["num_samples"] == len(report["objects"]) == 24 and found["family_accuracy"] < 0.6, "text samples are counted alone"
     assert found["image_num_samples"] == 6 and found["image_family_accuracy"] == 1.0
     assert found["image_family_chance"] == pytest.approx(1 / 3) and found["image_family_accuracy_interval_95"][0] > 0.5
@@ -412,7 +412,7 @@ def test_pictured_objects_lie_beside_the_json(
         if entry["mesh"]:
             assert len(trimesh.load(folder / entry["mesh"], force="mesh").faces)
         if kind == "cvq":
-            (row,) = [row for row in records.read_rows(dataset_with_views, ["id", "caption", "license", "eval_surface"]) if row["id"] == entry["id"]]
+            (row,) = [row for row in reading.read_rows(dataset_with_views, ["id", "caption", "license", "eval_surface"]) if row["id"] == entry["id"]]
             assert np.array_equal(decode_cloud((folder / entry["cloud"]).read_bytes()), row["eval_surface"].astype(np.float32))
             (scored,) = [scored for scored in report["objects"] if scored["id"] == entry["id"]]
             assert (entry["iou_volume"], entry["caption"], entry["license"]) == (scored["iou_volume"], row["caption"], row["license"])

@@ -270,7 +270,7 @@ def test_a_lost_shard_is_named(root: Path) -> None:
 
 def mesh_dataset(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A dataset of the two meshes in root/in, planned and written as ever but not converted; the folder of meshes."""
-    from g3pt import records
+    from g3pt import datasets, records
     from pipelines import preprocess, tracked
     from pipelines.sources import inputs_hash
 
@@ -278,7 +278,7 @@ def mesh_dataset(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for task in tasks:
             rows = [records.empty_row(item.id, config.record) | item.columns() | {"status": "ok"} for item in task.objects]
             hashes = {"config_sha256": records.config_hash(config.settings), "inputs_sha256": inputs_hash(task.objects)}
-            yield {"index": task.index, "sidecar": records.write_shard(Path(config.output), task.index, rows, config.record, **hashes)}
+            yield {"index": task.index, "sidecar": datasets.write_shard(Path(config.output), task.index, rows, config.record, **hashes)}
 
     (root / "in").mkdir(parents=True)
     for name in ("a", "b"):
@@ -307,15 +307,15 @@ def test_meshes_that_changed_make_their_dataset_stale(tmp_path: Path, monkeypatc
 
 
 def test_shapes_of_another_generator_are_stale(tmp_path: Path) -> None:
-    from g3pt import records
+    from g3pt import datasets, records
     from pipelines.sources import _list_shapes
     from tests.pipelines.toy_data import TOY
 
     shape = _list_shapes(1, 0)[0]
     row = records.empty_row(shape.id, TOY) | shape.columns() | {"status": "ok"}
     row["views"] = []
-    sidecar = records.write_shard(tmp_path, 0, [row], TOY)
-    records.write_dataset(tmp_path, TOY, {}, 1, {0: sidecar})
+    sidecar = datasets.write_shard(tmp_path, 0, [row], TOY)
+    datasets.write_dataset(tmp_path, TOY, {}, 1, {0: sidecar})
     toy.note(tmp_path, "python jobs/preprocess.py", total=1, unit="objects", flags={"source": "shapes", "seed": 0})
     assert states(tmp_path) == {}
     found = json.loads((tmp_path / "shard-00000.json").read_text())

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from g3pt import records
+from g3pt import datasets, reading, records
 from pipelines import preprocess_shards as stage
 from pipelines import sources
 from pipelines.errors import UsageError
@@ -70,16 +70,16 @@ def config(tmp_path: Path, **change: object) -> PreprocessConfig:
     return PreprocessConfig(**known | change)
 
 
-def run(settings: PreprocessConfig) -> records.DatasetInfo:
+def run(settings: PreprocessConfig) -> datasets.DatasetInfo:
     assert preprocess(settings, run_kept) == settings.output
-    return records.open_dataset(settings.output)
+    return datasets.open_dataset(settings.output)
 
 
-def hashes(info: records.DatasetInfo) -> dict[int, str]:
+def hashes(info: datasets.DatasetInfo) -> dict[int, str]:
     return info.shards
 
 
-def written(info: records.DatasetInfo) -> dict[int, int]:
+def written(info: datasets.DatasetInfo) -> dict[int, int]:
     return {index: info.shard_path(index).stat().st_mtime_ns for index in info.shards}
 
 
@@ -90,7 +90,7 @@ def redone(before: dict[int, int], after: dict[int, int]) -> set[int]:
 def test_shapes_become_rows_with_everything_the_contract_names(tmp_path: Path, logged: list[dict]) -> None:
     info = run(config(tmp_path, source="shapes", input=None, limit=6, keep_solid=True))
     assert info.counts == {"ok": 6} and sum(info.splits.values()) == 6
-    for row in records.read_rows(info, info.columns):
+    for row in reading.read_rows(info, info.columns):
         assert row["source"] == "shapes" and row["caption"] and row["caption_source"] == "template"
         assert row["category"] in row["id"] and row["license"] and len(row["content_sha256"]) == 64
         assert row["split"] == records.split_of(row["id"]) and row["error"] == "" and row["up_axis"] == "y"
@@ -144,7 +144,7 @@ def test_a_changed_limit_redoes_only_touched_shards_and_removes_empty_ones(
     full = run(config(tmp_path))
     kept = sources.limited([f"box{number}.obj" for number in range(6)], 2)
     less = run(config(tmp_path, limit=2, num_shards=None))  # the dataset's number of shards is kept
-    assert sorted(records.load_arrays(less, None, ["id"])["id"]) == kept
+    assert sorted(reading.load_arrays(less, None, ["id"])["id"]) == kept
     assert set(less.shards) == {records.shard_index(name, 3) for name in kept}
     if len(less.shards) < 3:
         assert "to remove: no object belongs to them any more" in capsys.readouterr().out
@@ -160,7 +160,7 @@ def test_bytes_do_not_depend_on_the_order_of_work(tmp_path: Path, meshes: Path) 
 
     first = run(config(tmp_path))
     preprocess(config(tmp_path, output=str(tmp_path / "other")), backwards)
-    other = records.open_dataset(tmp_path / "other")
+    other = datasets.open_dataset(tmp_path / "other")
     assert hashes(first) == hashes(other)
     assert (first.path / "dataset.json").read_bytes() == (other.path / "dataset.json").read_bytes()
 
@@ -177,7 +177,7 @@ def test_a_run_that_dies_keeps_what_is_finished_and_is_no_dataset_until_it_is(
         preprocess(config(tmp_path), dies)
     folder = tmp_path / "data"
     with pytest.raises(ValueError, match="did not finish"):
-        records.open_dataset(folder)
+        datasets.open_dataset(folder)
     (folder / ".shard-00001.parquet.99.tmp").write_bytes(b"half")
     (folder / "shard-00002.parquet").write_bytes(b"written, but its sidecar was not")
     assert hashes(run(config(tmp_path))) == hashes(whole)
@@ -195,13 +195,13 @@ def test_timeouts_are_rows_and_only_retry_failed_tries_them_again(tmp_path: Path
     settings = config(tmp_path, timeout_s=1e-4, limit=2)
     with pytest.raises(RuntimeError, match="no object is ok: timeout 2"):
         preprocess(settings, run_kept)
-    rows = list(records.read_rows(settings.output, ["status", "error", "surface"], status=None))
+    rows = list(reading.read_rows(settings.output, ["status", "error", "surface"], status=None))
     assert {row["status"] for row in rows} == {"timeout"} and rows[0]["error"] == "timeout: over 0.0001 s"
     assert not np.any(rows[0]["surface"])
     with pytest.raises(RuntimeError, match="no object is ok"):
         preprocess(config(tmp_path, limit=2), run_kept)
     assert run(config(tmp_path, limit=2, retry_failed=True)).counts == {"ok": 2}
-    before = written(records.open_dataset(settings.output))
+    before = written(datasets.open_dataset(settings.output))
     assert redone(before, written(run(config(tmp_path, limit=2, retry_failed=True)))) == set()
 
 
@@ -211,7 +211,7 @@ def test_bad_meshes_are_rows_with_a_reason_and_the_others_go_on(tmp_path: Path, 
     (meshes / "flat.obj").write_text("v 0 0 0\nv 0 0 0\nv 0 0 0\nf 1 2 3\n")
     (meshes / "points.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n")
     info = run(config(tmp_path))
-    rows = {row["id"]: row for row in records.read_rows(info, ["id", "status", "error"], status=None)}
+    rows = {row["id"]: row for row in reading.read_rows(info, ["id", "status", "error"], status=None)}
     assert info.counts["ok"] == 6
     assert {rows[name]["status"] for name in ("corrupt.glb", "empty.stl")} == {"failed"}
     assert {rows[name]["status"] for name in ("flat.obj", "points.obj")} == {"rejected"}
@@ -242,7 +242,7 @@ def test_a_manifest_names_the_objects(tmp_path: Path, meshes: Path) -> None:
         "status",
         "error",
     ]
-    rows = {row["id"]: row for row in records.read_rows(info, columns, status=None)}
+    rows = {row["id"]: row for row in reading.read_rows(info, columns, status=None)}
     assert set(rows) == {"one", "box3.obj", "gone", "outside"}
     assert rows["one"]["caption"] == "a box, small" and rows["one"]["caption_source"] == "manifest"
     assert rows["one"]["license"] == "MIT" and rows["one"]["author"] == "Ann" and rows["one"]["category"] == "boxes"
@@ -365,7 +365,7 @@ def test_hostile_files_are_refused_or_converted_and_nothing_stops_the_batch(tmp_
     info = run(config(tmp_path, input=str(folder), num_shards=None))
     with open(folder / "manifest.csv", newline="", encoding="utf-8") as file:
         expected = {row["id"]: row["expected"] for row in csv.DictReader(file)}
-    found = {row["id"]: row for row in records.read_rows(info, ["id", "status", "error"], status=None)}
+    found = {row["id"]: row for row in reading.read_rows(info, ["id", "status", "error"], status=None)}
     assert set(found) == set(expected)
     assert not [row for name, row in found.items() if expected[name] == "load" and row["status"] != "ok"]
     assert not [name for name, row in found.items() if expected[name] == "reject" and row["status"] == "ok"]
@@ -383,7 +383,7 @@ def test_views_are_pictures_of_the_object_with_their_cameras(tmp_path: Path) -> 
     if renderer_available():
         pytest.skip(renderer_available())
     info = run(config(tmp_path, source="shapes", input=None, limit=2, views=2, view_size=32))
-    for row in records.read_rows(info, ["views", "view_cameras"]):
+    for row in reading.read_rows(info, ["views", "view_cameras"]):
         assert row["view_cameras"].shape == (2, 4, 4) and not np.array_equal(*row["view_cameras"])
         for data in row["views"]:
             picture = np.asarray(Image.open(io.BytesIO(data)))
@@ -395,7 +395,7 @@ def test_views_are_pictures_of_the_object_with_their_cameras(tmp_path: Path) -> 
 def test_mesh2sdf_is_the_other_way_to_a_solid(tmp_path: Path, meshes: Path) -> None:
     settings = config(tmp_path, limit=1, watertight="mesh2sdf")
     assert settings.time_limit_s == 900.0 and config(tmp_path).time_limit_s == 60.0
-    row = next(records.read_rows(run(settings), ["volume", "chamfer_to_input"]))
+    row = next(reading.read_rows(run(settings), ["volume", "chamfer_to_input"]))
     assert row["volume"] > 1.0 and row["chamfer_to_input"] < 0.2
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from g3pt import records
+from g3pt import derived, reading, records
 from g3pt.checkpoint import export_hash
 from g3pt.tokenizer import CVQ
 from pipelines import tokens
@@ -29,13 +29,13 @@ def test_codes_are_those_of_the_tokenizer_for_every_ok_object(made):
     kind = tokens.encode_dataset(info.path, tokenizer, use_ray=False)
     assert kind == f"tokens-{export_hash(tokenizer)[:8]}"
     codes = tokens.load_codes(info, kind)
-    rows = {row["id"]: row for row in records.read_rows(info, ["id", "surface"])}
+    rows = {row["id"]: row for row in reading.read_rows(info, ["id", "surface"])}
     assert codes.keys() == rows.keys() and len(codes) == 52
     model = CVQ.from_pretrained(tokenizer)
     for object_id in list(rows)[:5]:
         surface = torch.from_numpy(rows[object_id]["surface"][None, :64].astype(np.float32))
         assert codes[object_id].tolist() == model.encode(surface)[0].tolist()
-    file = pq.read_schema(records.derived_path(info, kind, 0))
+    file = pq.read_schema(derived.derived_path(info, kind, 0))
     assert file.field("codes").type == pa.fixed_shape_tensor(pa.uint16(), (18,))
 
 
@@ -62,7 +62,7 @@ def test_a_shard_without_ok_objects_gives_an_empty_table(made, tmp_path):
 def test_an_object_has_the_same_codes_whatever_its_neighbours(made):
     info, tokenizer = made
     model = CVQ.from_pretrained(tokenizer)
-    rows = list(records.read_rows(info, ["id", "surface"], shards=[0]))
+    rows = list(reading.read_rows(info, ["id", "surface"], shards=[0]))
     together = tokens.encode(model, rows[:9])
     for i in (0, 4, 8):
         assert np.array_equal(tokens.encode(model, rows[i : i + 1])[0], together[i])
@@ -121,7 +121,7 @@ def test_every_batch_is_filled_up_whoever_encodes(made, monkeypatch):
     model, sizes = CVQ.from_pretrained(tokenizer), []
     original = CVQ.encode
     monkeypatch.setattr(CVQ, "encode", lambda self, surface, *more: sizes.append(len(surface)) or original(self, surface, *more))
-    rows = list(records.read_rows(info, ["id", "surface"]))[:19]
+    rows = list(reading.read_rows(info, ["id", "surface"]))[:19]
     codes = tokens.encode(model, rows)
     assert codes.shape == (19, 18) and sizes == [16, 16]
     assert np.array_equal(tokens.encode(model, rows[17:]), codes[17:])

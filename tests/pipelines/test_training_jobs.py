@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from g3pt import records
+from g3pt import datasets, reading, records
 from g3pt.checkpoint import read_export_config
 from g3pt.config import car_preset
 from g3pt.selection import Selection
@@ -63,7 +63,7 @@ def test_a_selection_says_what_it_leaves_out_and_names_another_run(paths: dict, 
     assert len({spec.name for spec in specs}) == 3 and "exclude_ids" not in specs[0].config
     ids = [[row["id"] for row in trained_on.collect(spec)] for spec in specs]
     assert len(ids[1]) == len(ids[0]) - left and not [i for i in ids[1] if i.startswith("toy/00")] and ids[1] == ids[2]
-    arrays = records.load_arrays(paths["data"], "train", ["id"], selection=Selection.of(specs[1].config))
+    arrays = reading.load_arrays(paths["data"], "train", ["id"], selection=Selection.of(specs[1].config))
     assert arrays["id"] == ids[1], "what is trained on is what the export lists"
 
 
@@ -95,8 +95,8 @@ def test_another_caption_makes_another_run(paths: dict, tmp_path: Path) -> None:
     shards = {}
     for index in range(3):
         mine = [row for row in rows if records.shard_index(row["id"], 3) == index]
-        shards[index] = records.write_shard(tmp_path / "data", index, mine, TOY, num_shards=3)
-    records.write_dataset(tmp_path / "data", TOY, {"toy": 1}, 3, shards)
+        shards[index] = datasets.write_shard(tmp_path / "data", index, mine, TOY, num_shards=3)
+    datasets.write_dataset(tmp_path / "data", TOY, {"toy": 1}, 3, shards)
     here, there, copy = (
         training_jobs.car_spec(str(data), paths["tokenizer"], "nano", *car_preset("nano"))
         for data in (paths["data"], tmp_path / "data", write_toy_dataset(tmp_path / "copy").path)

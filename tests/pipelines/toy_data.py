@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from g3pt import records
+from g3pt import datasets, records
 from tests.g3pt.tiny import tiny_tokenizer
 
 TOY = records.RecordConfig(num_surface=128, num_sharp=8, num_queries=64, num_views=2)
@@ -41,15 +41,15 @@ def _picture(is_ball: bool, view: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_toy_dataset(folder: Path, count: int = 60, num_shards: int = 3, config: records.RecordConfig = TOY) -> records.DatasetInfo:
+def write_toy_dataset(folder: Path, count: int = 60, num_shards: int = 3, config: records.RecordConfig = TOY) -> datasets.DatasetInfo:
     """`count` objects in `num_shards` shards."""
     rows = [toy_row(number, config) for number in range(count)]
     shards = {}
     for index in range(num_shards):
         mine = sorted((r for r in rows if records.shard_index(r["id"], num_shards) == index), key=lambda r: r["id"])
-        shards[index] = records.write_shard(folder, index, mine, config, num_shards=num_shards)
-    records.write_dataset(folder, config, {"toy": 1}, num_shards, shards)
-    return records.open_dataset(folder)
+        shards[index] = datasets.write_shard(folder, index, mine, config, num_shards=num_shards)
+    datasets.write_dataset(folder, config, {"toy": 1}, num_shards, shards)
+    return datasets.open_dataset(folder)
 
 
 def write_toy_tokenizer(folder: Path) -> Path:

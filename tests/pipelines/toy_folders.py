@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from g3pt import records
+from g3pt import datasets, derived, reading, records
 from g3pt.checkpoint import export_hash
 from pipelines.runs import stable_hash
 from pipelines.tokens import codes_table
@@ -28,9 +28,9 @@ def write_everything(root: Path, export: Path) -> Path:
     note(root / "data", f"python jobs/preprocess.py --output {root}/data", total=14, unit="objects")
     cvq = write_run(root / "runs" / "cvq-toy-s0-11111111", data, export)
     for index in data.shards:
-        rows = list(records.read_rows(data, ["id"], shards=[index]))
+        rows = list(reading.read_rows(data, ["id"], shards=[index]))
         codes_NS = np.zeros((len(rows), 3), np.uint16)
-        records.write_derived(data, f"tokens-{export_hash(cvq)[:8]}", index, codes_table([row["id"] for row in rows], codes_NS))
+        derived.write_derived(data, f"tokens-{export_hash(cvq)[:8]}", index, codes_table([row["id"] for row in rows], codes_NS))
     car = write_run(root / "runs" / "car-toy-s0-22222222", data, export, tokenizer=cvq)
     write_study(root / "study", data, export, cvq)
     write_generation(root / "meshes", car)
@@ -38,7 +38,7 @@ def write_everything(root: Path, export: Path) -> Path:
     return root
 
 
-def write_run(run: Path, data: records.DatasetInfo, export: Path, tokenizer: Path | None = None) -> Path:
+def write_run(run: Path, data: datasets.DatasetInfo, export: Path, tokenizer: Path | None = None) -> Path:
     """A finished run on `data`."""
     config: dict[str, Any] = {"train": CAR_STEPS, "dataset": data.fingerprint, "shards": stable_hash(data.shards)}
     paths = {"data": str(data.path)}
@@ -60,7 +60,7 @@ def write_ledger(run: Path, steps: int, interval_s: float = 1.0) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in made))
 
 
-def write_study(study: Path, data: records.DatasetInfo, export: Path, cvq: Path) -> Path:
+def write_study(study: Path, data: datasets.DatasetInfo, export: Path, cvq: Path) -> Path:
     """A finished study of two runs."""
     names = ["car-5k-s0-33333333", "car-20k-s0-44444444"]
     for name in names:
@@ -89,7 +89,7 @@ def write_generation(folder: Path, model: Path, failed: int = 1) -> Path:
     return folder
 
 
-def write_evaluation(file: Path, model: Path, data: records.DatasetInfo) -> Path:
+def write_evaluation(file: Path, model: Path, data: datasets.DatasetInfo) -> Path:
     """The report of an evaluation, its keys in the order in which pipelines.evaluate writes them."""
     dataset = {"path": str(data.path), "fingerprint": data.fingerprint, "shards": stable_hash(data.shards), "split": "test"}
     flags = {"model": "car", "data": "data", "output": "car.json", "split": "test", "limit": 0, "num_samples": 16, "seed": 3}
@@ -98,18 +98,18 @@ def write_evaluation(file: Path, model: Path, data: records.DatasetInfo) -> Path
     return file
 
 
-def another_dataset(data: Path) -> records.DatasetInfo:
+def another_dataset(data: Path) -> datasets.DatasetInfo:
     """The same folder with other objects in it."""
     return write_toy_dataset(data, count=15, num_shards=2)
 
 
 def other_bytes(data: Path) -> None:
     """The first shard written again: the same objects, another parquet."""
-    info = records.open_dataset(data)
+    info = datasets.open_dataset(data)
     rows = {i: sorted((toy_row(n) for n in range(14) if records.shard_index(f"toy/{n:03d}", 2) == i), key=lambda row: row["id"]) for i in (0, 1)}
     rows[0] = [row | {"caption": "another caption"} for row in rows[0]]
-    shards = {i: records.write_shard(data, i, rows[i], TOY, num_shards=2) for i in rows}
-    records.write_dataset(data, TOY, info.settings, 2, shards)
+    shards = {i: datasets.write_shard(data, i, rows[i], TOY, num_shards=2) for i in rows}
+    datasets.write_dataset(data, TOY, info.settings, 2, shards)
 
 
 def change_export(run: Path) -> None:

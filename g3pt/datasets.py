@@ -1,0 +1,179 @@
+"""Writing and opening a dataset: its shards, their sidecars, and dataset.json.
+
+How: a shard's parquet is written first and its sidecar second, each whole or not at all; dataset.json comes last. So what
+exists is finished, and a reader of dataset.json knows each shard's sha256.
+
+Source: DESIGN, contract 3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from g3pt.records import (
+    ROWS_PER_GROUP,
+    SCHEMA_VERSION,
+    SPLITS,
+    RecordConfig,
+    config_hash,
+    dataset_fingerprint,
+    failure_reason,
+    rows_to_table,
+    schema,
+    shard_name,
+)
+from g3pt.storage import local_folder, write_atomic
+
+
+def write_shard(
+    folder: Path,
+    index: int,
+    rows: Sequence[Mapping[str, Any]],
+    config: RecordConfig,
+    *,
+    config_sha256: str = "",
+    inputs_sha256: str = "",
+    num_shards: int = 1,
+    seconds: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Write one shard, parquet first and sidecar second, each through a temporary name. Returns the sidecar."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = sorted(rows, key=lambda row: row["id"])
+    data = parquet_bytes(rows_to_table(rows, config))
+    (folder / f"{shard_name(index)}.json").unlink(
+        missing_ok=True
+    )  # an old sidecar must never stand beside a new parquet
+    write_atomic(folder / f"{shard_name(index)}.parquet", data)
+    sidecar = {
+        "schema_version": SCHEMA_VERSION,
+        "config_sha256": config_sha256,
+        "inputs_sha256": inputs_sha256,
+        "num_shards": num_shards,
+        "rows": len(rows),
+        "counts": dict(sorted(Counter(row["status"] for row in rows).items())),
+        "splits": dict(sorted(Counter(row["split"] for row in rows if row["status"] == "ok").items())),
+        "failures": dict(sorted(Counter(failure_reason(row) for row in rows if row["status"] != "ok").items())),
+        "content": {row["id"]: row["content_sha256"] for row in rows},
+        "seconds": {name: round(value, 3) for name, value in sorted((seconds or {}).items())},
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    write_atomic(folder / f"{shard_name(index)}.json", json.dumps(sidecar, indent=1).encode("utf-8"))
+    return sidecar
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file in memory: the same table gives the same bytes on the same versions."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table, sink, row_group_size=ROWS_PER_GROUP, compression="zstd", compression_level=3, use_dictionary=False
+    )
+    return sink.getvalue().to_pybytes()
+
+
+def write_dataset(
+    folder: Path,
+    config: RecordConfig,
+    settings: Mapping[str, Any],
+    num_shards: int,
+    shards: Mapping[int, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Write dataset.json from the sidecars of all shards (index -> sidecar). `settings` is what the config hash covers."""
+    content: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    failures: Counter[str] = Counter()
+    splits: Counter[str] = Counter()
+    for sidecar in shards.values():
+        content |= sidecar["content"]
+        counts.update(sidecar["counts"])
+        failures.update(sidecar["failures"])
+        splits.update(sidecar["splits"])
+    config_sha256 = config_hash(settings)
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        "config": dict(settings),
+        "config_sha256": config_sha256,
+        "record": asdict(config),
+        "columns": schema(config).names,
+        "tensors": {name: {"dtype": np.dtype(d).name, "shape": list(s)} for name, (d, s) in config.tensors.items()},
+        "counts": dict(sorted(counts.items())),
+        "failures": dict(sorted(failures.items())),
+        "splits": {name: splits.get(name, 0) for name in SPLITS},
+        "num_shards": num_shards,
+        "shards": {str(index): shards[index]["sha256"] for index in sorted(shards)},
+        "fingerprint": dataset_fingerprint(content, config_sha256),
+    }
+    write_atomic(folder / "dataset.json", json.dumps(summary, indent=1).encode("utf-8"))
+    return summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """dataset.json, checked. `splits` counts ok rows; `shards` maps shard index to the sha256 of its parquet."""
+
+    path: Path
+    config: RecordConfig
+    settings: dict[str, Any]
+    fingerprint: str
+    schema_version: int
+    num_shards: int
+    counts: dict[str, int]
+    failures: dict[str, int]
+    splits: dict[str, int]
+    shards: dict[int, str]
+    columns: tuple[str, ...]
+
+    def shard_path(self, index: int) -> Path:
+        """The parquet file of one shard."""
+        return self.path / f"{shard_name(index)}.parquet"
+
+
+def open_dataset(path: str | Path) -> DatasetInfo:
+    """Read and check dataset.json. ValueError with one clear line where there is none or its schema is another."""
+    folder = local_folder(path)
+    if not folder.is_dir():
+        raise ValueError(f"no dataset at {folder}: the folder does not exist")
+    file = folder / "dataset.json"
+    if not file.is_file():
+        raise ValueError(f"no dataset at {folder}: dataset.json is missing (preprocessing did not finish there)")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not readable JSON: {error}") from error
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"dataset {folder} has schema version {version!r}; this program reads version {SCHEMA_VERSION}"
+        )
+    try:
+        return _dataset_info(folder.resolve(), found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _dataset_info(folder: Path, found: dict[str, Any]) -> DatasetInfo:
+    config = RecordConfig(**found["record"])
+    if found["columns"] != schema(config).names:
+        raise ValueError(f"its columns differ from schema version {SCHEMA_VERSION}")
+    return DatasetInfo(
+        path=folder,
+        config=config,
+        settings=found["config"],
+        shards={int(index): sha256 for index, sha256 in found["shards"].items()},
+        columns=tuple(found["columns"]),
+        **{
+            field.name: found[field.name]
+            for field in fields(DatasetInfo)
+            if field.name not in ("path", "config", "settings", "shards", "columns")
+        },
+    )

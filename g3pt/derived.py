@@ -1,0 +1,55 @@
+"""Tables made from a dataset's shards (tokens, condition features), a derived shard for each shard, joined by id.
+
+A derived shard remembers the sha256 of the parquet it was made from: another one makes it stale.
+Source: DESIGN, contract 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from g3pt.datasets import DatasetInfo, parquet_bytes
+from g3pt.records import shard_name
+from g3pt.storage import local_folder, write_atomic
+
+
+def derived_path(dataset: str | Path | DatasetInfo, kind: str, index: int) -> Path:
+    """`derived/<kind>/shard-00042.parquet`; `kind` is `<name>-<export-hash8>`."""
+    folder = dataset.path if isinstance(dataset, DatasetInfo) else local_folder(dataset)
+    return folder / "derived" / kind / f"{shard_name(index)}.parquet"
+
+
+def write_derived(dataset: DatasetInfo, kind: str, index: int, table: pa.Table) -> Path:
+    """Write one derived shard (must have an `id` column) in one rename; it remembers the parquet it was made from."""
+    if "id" not in table.column_names:
+        raise ValueError(f"a derived table needs an id column, got {table.column_names}")
+    path = derived_path(dataset, kind, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {**(table.schema.metadata or {}), b"g3pt.source_sha256": dataset.shards[index].encode("ascii")}
+    write_atomic(path, parquet_bytes(table.replace_schema_metadata(metadata)))
+    return path
+
+
+def derived_is_current(dataset: DatasetInfo, kind: str, index: int) -> bool:
+    """Whether the derived shard exists and was made from the shard as it stands."""
+    path = derived_path(dataset, kind, index)
+    if not path.is_file():
+        return False
+    metadata = pq.read_schema(path).metadata or {}
+    return metadata.get(b"g3pt.source_sha256", b"").decode("ascii") == dataset.shards[index]
+
+
+def read_derived(dataset: DatasetInfo, kind: str, shards: Iterable[int] | None = None) -> pa.Table:
+    """All derived shards as one table sorted by id. ValueError names the first shard that is missing or stale."""
+    tables = []
+    for index in sorted(dataset.shards) if shards is None else shards:
+        if not derived_is_current(dataset, kind, index):
+            raise ValueError(f"{derived_path(dataset, kind, index)} is missing or older than its shard: make it again")
+        tables.append(pq.read_table(derived_path(dataset, kind, index)))
+    if not tables:
+        raise ValueError(f"dataset {dataset.path} has no shards")
+    return pa.concat_tables([table.replace_schema_metadata(None) for table in tables]).sort_by("id")

@@ -1,0 +1,120 @@
+"""Reading a dataset: rows one by one, whole columns, or the arrays of some shards.
+
+A row that is not `ok` holds zeros in its tensors: everything here leaves such rows out unless asked for them.
+Shapes: N objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from g3pt.datasets import DatasetInfo, open_dataset
+from g3pt.records import NUMBER_COLUMNS, ROWS_PER_GROUP, RecordConfig
+from g3pt.selection import ALL, Selection
+
+
+def read_rows(
+    dataset: str | Path | DatasetInfo,
+    columns: Sequence[str],
+    split: str | None = None,
+    status: str | None = "ok",
+    shards: Iterable[int] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Rows as dicts of numpy arrays, strings and numbers; in shard order, within a shard by id.
+
+    `split` and `status` None keep all; `shards` None reads all shards of the dataset.
+    """
+    info = dataset if isinstance(dataset, DatasetInfo) else open_dataset(dataset)
+    unknown = [name for name in columns if name not in info.columns]
+    if unknown:
+        raise ValueError(f"dataset {info.path} has no column {unknown[0]!r}; it has {', '.join(info.columns)}")
+    for index in sorted(info.shards) if shards is None else shards:
+        yield from _shard_rows(info.shard_path(index), columns, split, status)
+
+
+def _shard_rows(path: Path, columns: Sequence[str], split: str | None, status: str | None) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing although dataset.json lists it")
+    wanted = list(dict.fromkeys([*columns, "split", "status"]))
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=wanted, use_threads=False):
+            yield from _batch_rows(batch, columns, split, status)
+
+
+def _batch_rows(
+    batch: pa.RecordBatch, columns: Sequence[str], split: str | None, status: str | None
+) -> Iterator[dict[str, Any]]:
+    splits, statuses = batch.column("split").to_pylist(), batch.column("status").to_pylist()
+    values = {name: column_values(batch.column(name)) for name in columns}
+    for row in range(batch.num_rows):
+        if split in (None, splits[row]) and status in (None, statuses[row]):
+            yield {name: values[name][row] for name in columns}
+
+
+def column_values(column: pa.Array) -> np.ndarray | list[Any]:
+    """A tensor column as one (N, ...) array, numbers as (N,), everything else as a list."""
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        return column.to_numpy_ndarray()
+    if pa.types.is_primitive(column.type) or pa.types.is_boolean(column.type):
+        return column.to_numpy(zero_copy_only=False)
+    return column.to_pylist()
+
+
+def load_arrays(
+    dataset: str | Path | DatasetInfo,
+    split: str | None,
+    columns: Sequence[str],
+    status: str | None = "ok",
+    selection: Selection = ALL,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Whole columns in memory, sorted by id: tensors as (N, ...) arrays, numbers as (N,), text and views as lists.
+
+    With `limit` only the first objects; the others are passed by, not kept.
+    """
+    info = dataset if isinstance(dataset, DatasetInfo) else open_dataset(dataset)
+    wanted = list(dict.fromkeys(["id", "license", *columns]))
+    first = _first_ids(info, split, status, selection, limit) if limit is not None else None
+    rows = [row for row in read_rows(info, wanted, split, status) if selection.keeps(row) and (first is None or row["id"] in first)]
+    rows.sort(key=lambda row: row["id"])
+    return {name: _stacked(name, [row[name] for row in rows], info.config) for name in columns}
+
+
+def _first_ids(info: DatasetInfo, split: str | None, status: str | None, selection: Selection, limit: int) -> set[str]:
+    rows = read_rows(info, ["id", "license"], split, status)
+    return set(sorted(row["id"] for row in rows if selection.keeps(row))[:limit])
+
+
+def count_objects(dataset: DatasetInfo, shard: int, split: str, selection: Selection = ALL) -> int:
+    """Objects of a shard that are ok, in the split and selected."""
+    return sum(selection.keeps(row) for row in read_rows(dataset, ["id", "license"], split, shards=[shard]))
+
+
+def load_shards(
+    dataset: DatasetInfo, split: str, columns: Sequence[str], shards: Sequence[int], count: int, selection: Selection = ALL
+) -> dict[str, np.ndarray]:
+    """Tensor columns of the `count` ok and selected objects of some shards, in the order named; never twice in memory."""
+    arrays = {name: np.empty((count, *shape), dtype) for name, (dtype, shape) in dataset.config.tensors.items() if name in columns}
+    selected = (row for row in read_rows(dataset, [*columns, "id", "license"], split, shards=shards) if selection.keeps(row))
+    found = 0
+    for found, row in enumerate(selected, start=1):
+        if found > count:
+            break
+        for name, values in arrays.items():
+            values[found - 1] = row[name]
+    if found != count:
+        raise ValueError(f"dataset {dataset.path}: shards {list(shards)} do not hold the {count} objects counted before: it changed while it was read")
+    return arrays
+
+
+def _stacked(name: str, values: list[Any], config: RecordConfig) -> Any:
+    if name in config.tensors:
+        dtype, shape = config.tensors[name]
+        return np.stack(values) if values else np.zeros((0, *shape), dtype)
+    return np.array(values) if name in NUMBER_COLUMNS else values
