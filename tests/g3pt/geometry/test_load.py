@@ -128,7 +128,7 @@ def test_a_buffer_in_a_folder_above_but_below_the_root_is_read(tmp_path: Path) -
     ("changes", "reason"),
     [
         ({"asset": {"version": "1.0"}}, "unsupported"),
-        ({"extensionsRequired": ["EXT_meshopt_compression"]}, "unsupported"),
+        ({"extensionsRequired": ["WEB3D_quantized_attributes"]}, "unsupported"),
         ({"nodes": [{"mesh": 0, "children": [0]}]}, "corrupt"),
         ({"nodes": [{"children": [k + 1, k + 1]} for k in range(60)] + [{"mesh": 0}]}, "too-large"),  # 2^60 placements
         ({"nodes": [{"mesh": 7}]}, "corrupt"),

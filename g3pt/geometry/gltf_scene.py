@@ -1,0 +1,119 @@
+"""Which meshes a glTF scene places, and where: nodes, their transforms, instances, visibility.
+
+Source: Khronos glTF 2.0 specification, 3.5 (scenes, nodes); EXT_mesh_gpu_instancing; KHR_node_visibility.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from g3pt.geometry.gltf_document import Document, table
+from g3pt.geometry.load import MeshError
+
+MAX_PLACEMENTS = 100_000
+_MAX_DEPTH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """A node that has a mesh, and where it stands: matrices (K, 4, 4) from the mesh to the scene, one for each instance."""
+
+    node: dict
+    matrices: np.ndarray
+
+
+@dataclass(kw_only=True)
+class Scene:
+    """The default scene: its placements, and each visited node's matrix (4, 4) to the scene (the joints of skins)."""
+
+    placements: list[Placement] = field(default_factory=list)
+    world: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+def default_scene(document: Document) -> Scene:
+    """The scene that `scene` names, else the first; the asset's other scenes are not read."""
+    scenes = document.root.get("scenes", [])
+    roots = document.item("scenes", document.root.get("scene", 0)).get("nodes", []) if scenes else []
+    walk = _Walk(document)
+    for root in roots:
+        walk.below(root, np.eye(4), ())
+    return walk.scene
+
+
+class _Walk:
+    """Collects what stands at and below a node; a node placed by several parents is drawn for each."""
+
+    def __init__(self, document: Document) -> None:
+        self.document, self.scene = document, Scene()
+        self._local: dict[int, np.ndarray] = {}
+        self._placed = 0
+
+    def below(self, index: Any, parent: np.ndarray, above: tuple[int, ...]) -> None:
+        node = self.document.item("nodes", index)
+        if index in above or len(above) > _MAX_DEPTH:
+            raise MeshError("corrupt", f"nodes[{index}] is its own ancestor, or is too deep")
+        self._count(1)
+        if index not in self._local:
+            self._local[index] = _local_matrix(node)
+        matrix = self.scene.world[index] = parent @ self._local[index]
+        if _extension(node, "KHR_node_visibility").get("visible", True) is False:
+            return
+        if "mesh" in node:
+            instances = _instance_matrices(self.document, node)
+            self._count(len(instances) - 1)
+            self.scene.placements.append(Placement(node=node, matrices=matrix @ instances))
+        for child in node.get("children", []):
+            self.below(child, matrix, (*above, index))
+
+    def _count(self, placed: int) -> None:
+        self._placed += placed
+        if self._placed > MAX_PLACEMENTS:
+            raise MeshError("too-large", f"the scene places more than {MAX_PLACEMENTS} nodes and instances")
+
+
+def _extension(item: dict, name: str) -> dict:
+    return table(table(item.get("extensions", {}), "extensions").get(name, {}), name)
+
+
+def _local_matrix(node: dict) -> np.ndarray:
+    if "matrix" in node:
+        return np.array(node["matrix"], dtype=np.float64).reshape(4, 4).T
+    translation, rotation, scale = (
+        np.array([node.get(name, default)], dtype=np.float64)
+        for name, default in (("translation", [0, 0, 0]), ("rotation", [0, 0, 0, 1]), ("scale", [1, 1, 1]))
+    )
+    return _matrices(translation, rotation, scale)[0]
+
+
+def _instance_matrices(document: Document, node: dict) -> np.ndarray:
+    """Matrices (K, 4, 4) of a node's instances in its own coordinates; one identity for a node without them."""
+    attributes = _extension(node, "EXT_mesh_gpu_instancing").get("attributes", {})
+    given = {
+        name: document.accessor(attributes[name]).astype(np.float64)
+        for name in ("TRANSLATION", "ROTATION", "SCALE")
+        if name in attributes
+    }
+    if not given or "skin" in node:  # a skin places its mesh by joints: instances of it are not defined
+        return np.eye(4)[None]
+    counts = {len(values) for values in given.values()}
+    if len(counts) > 1:
+        raise MeshError("corrupt", f"instance attributes have different counts {sorted(counts)}")
+    one = np.ones((counts.pop(), 1))
+    return _matrices(
+        given.get("TRANSLATION", one * [0, 0, 0]), given.get("ROTATION", one * [0, 0, 0, 1]), given.get("SCALE", one * [1, 1, 1])
+    )
+
+
+def _matrices(translation: np.ndarray, rotation: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Matrices (K, 4, 4) of translations (K, 3), unit quaternions x, y, z, w (K, 4) and scales (K, 3)."""
+    x, y, z, w = rotation.T
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    matrices = np.tile(np.eye(4), (len(translation), 1, 1))
+    matrices[:, :3, :3] = np.array(rows).transpose(2, 0, 1) * scale[:, None, :]
+    matrices[:, :3, 3] = translation
+    return matrices
