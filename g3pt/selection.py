@@ -1,7 +1,7 @@
 """Which objects of a dataset a model may be trained on: by licence, and by patterns of ids.
 
-Licences are compared letter by letter with the dataset's (SPDX names where the source gives them): `CC-BY` is not `CC-BY-4.0`. Patterns
-are the shell's, over the whole id, case counts; `*` also matches `/`. The same selection applies to validation and test.
+Licences are compared letter by letter with the dataset's (SPDX names where the source gives them): `CC-BY` is not `CC-BY-4.0`, and `open` stands for
+all open ones (`g3pt.licenses`). Patterns are the shell's, over the whole id, case counts; `*` also matches `/`. The same selection applies to validation and test.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
+
+from g3pt import licenses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Selection:
     def reason(self, row: Mapping[str, Any]) -> str | None:
         """The pattern or the licence that an object is left out for."""
         matched = next((pattern for pattern in self.exclude_ids if fnmatchcase(row["id"], pattern)), None)
-        if matched is None and self.licenses and row["license"] not in self.licenses:
+        if matched is None and not licenses.allowed(row["license"], self.licenses):
             return f"licence {row['license'] or 'none'}"
         return matched
 
@@ -52,7 +54,7 @@ def choose(selection: Selection, rows: Iterable[Mapping[str, Any]], where: str) 
     """
     rows = list(rows)
     found = Counter(row["license"] for row in rows)
-    unknown = [name for name in selection.licenses if name not in found]
+    unknown = licenses.unknown(selection.licenses, found)
     if unknown:
         known = ", ".join(f"{name or 'none'} ({count})" for name, count in sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
         raise ValueError(f"{where}: no training object has a licence of {','.join(unknown)}; theirs are {known}")

@@ -3,7 +3,7 @@
     python -m pipelines.release RUN --output weights/g3pt-nano-cvq [--evaluation FILE.json] [--weights fp16]
 
 How: the folder holds model.safetensors, config.json, the model card README.md and CREDITS.md; `from_pretrained` loads it. It is made under another
-name and renamed. Every object that the model (and a generator's tokenizer) was trained on must have a licence of ALLOWED and an id that
+name and renamed. Every object that the model (and a generator's tokenizer) was trained on must have an open licence (`g3pt.licenses`) and an id that
 no pattern of UNCONFIRMED matches: those sources' licences are not confirmed object by object.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import sys
 from collections import Counter
@@ -23,11 +22,11 @@ from typing import Any, Literal
 
 import tyro
 
+from g3pt.licenses import is_open
 from pipelines import model_card, trained_on
 from pipelines.errors import UsageError, bad_input
 from pipelines.flags import DryRun
 
-ALLOWED = re.compile(r"CC0-1\.0|public-domain|CC-BY-\d\.\d|MIT|BSD-[23]-Clause|Apache-2\.0")
 UNCONFIRMED = ("market*", "trimesh*", "odedstein*", "classic*")
 MAX_BYTES = 20 * 10**6
 
@@ -90,7 +89,7 @@ def refusal(row: Mapping[str, str]) -> str | None:
     pattern = next((pattern for pattern in UNCONFIRMED if fnmatchcase(row["id"], pattern)), None)
     if pattern:
         return f"id matches {pattern}"
-    return None if ALLOWED.fullmatch(row["license"]) else f"licence {row['license'] or 'none'}"
+    return None if is_open(row["license"]) else f"licence {row['license'] or 'none'}"
 
 
 def check_sources(rows: Sequence[Mapping[str, str]], where: Path) -> None:

@@ -35,7 +35,7 @@ class TrainFlags(DryRun, OnRay, OnDevice, OnData):
     seed: int = 0
     """seed of weights, order and noise"""
     licenses: str | None = None
-    """use only objects with one of these licences, comma-separated, spelled as in the dataset; default all"""
+    """use only objects with one of these licences, comma-separated, spelled as in the dataset; open: CC0, public domain, CC-BY, MIT, BSD, Apache; default all"""
     exclude_ids: str | None = None
     """leave out objects whose id matches one of these shell patterns, comma-separated (market*,classic*); default none"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
