@@ -21,7 +21,7 @@ HEAVY = [
     "mesh2sdf", "huggingface_hub", "ray", "mlflow", "tyro", "sklearn", "tokenizers", "requests", "yaml", "einops",
     "vector_quantize_pytorch",
 ]  # fmt: skip
-KERNELS = "g3pt.geometry._kernels"  # compiled by numba, imported inside functions only
+KERNELS = "_kernels"  # how the names of modules end that are compiled by numba, imported inside functions only
 
 
 def files(package: str) -> list[Path]:
@@ -101,7 +101,7 @@ class Block(importlib.abc.MetaPathFinder):
 
 sys.path.insert(0, {str(REPOSITORY)!r})
 sys.meta_path.insert(0, Block())
-for module in {[m for m in modules if m != KERNELS]!r}:
+for module in {[m for m in modules if not m.endswith(KERNELS)]!r}:
     importlib.import_module(module)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""Compiled loops of the geometry room: narrow-band distance, exterior flood fill, ray parity, edge lookup.
+"""Compiled loops over grids and triangles: narrow-band distance, exterior flood fill, ray parity.
 
 All are sequential and deterministic, without fast-math, and cached on disk (`cache=True`) so that worker
 processes do not compile again. Grids are (n, n, n) arrays indexed [x, y, z]; kernels work in grid units
@@ -307,60 +307,3 @@ def _height(px: float, py: float, t: np.ndarray) -> float:
     qx, qy = px - t[0, 0], py - t[0, 1]
     z = t[0, 2] + ((qx * vy - qy * vx) * uz + (ux * qy - uy * qx) * vz) / area
     return min(max(z, z_low), z_high)
-
-
-@njit(cache=True, nogil=True)
-def edge_neighbours(faces: np.ndarray, num_vertices: int) -> np.ndarray:
-    """For each side k of each face (F, 3), from corner k to k + 1: the one other face on it, -1 for none, -2 for more.
-
-    A counting sort by the smaller vertex, then short lists are compared.
-    """
-    num_faces = faces.shape[0]
-    starts = np.zeros(num_vertices + 1, dtype=np.int64)
-    for f in range(num_faces):
-        for k in range(3):
-            starts[min(faces[f, k], faces[f, (k + 1) % 3]) + 1] += 1
-    for i in range(num_vertices):
-        starts[i + 1] += starts[i]
-    cursor = starts[:-1].copy()
-    sides = np.empty(3 * num_faces, dtype=np.int64)
-    far = np.empty(3 * num_faces, dtype=np.int64)
-    for f in range(num_faces):
-        for k in range(3):
-            a, b = faces[f, k], faces[f, (k + 1) % 3]
-            at = cursor[min(a, b)]
-            sides[at], far[at] = 3 * f + k, max(a, b)
-            cursor[min(a, b)] += 1
-    result = np.full(3 * num_faces, -1, dtype=np.int64)
-    for v in range(num_vertices):
-        for i in range(starts[v], starts[v + 1]):
-            matches = 0
-            for j in range(starts[v], starts[v + 1]):
-                if j != i and far[j] == far[i]:
-                    matches += 1
-                    result[sides[i]] = sides[j] // 3
-            if matches > 1:
-                result[sides[i]] = -2
-    return result.reshape(num_faces, 3)
-
-
-@njit(cache=True, nogil=True)
-def component_labels(faces: np.ndarray, num_vertices: int) -> np.ndarray:
-    """Smallest vertex index of each vertex's connected component (V,); unused vertices are their own."""
-    parent = np.arange(num_vertices)
-    for f in range(faces.shape[0]):
-        for k in range(2):
-            a, b = faces[f, k], faces[f, k + 1]
-            while parent[a] != a:
-                parent[a] = parent[parent[a]]
-                a = parent[a]
-            while parent[b] != b:
-                parent[b] = parent[parent[b]]
-                b = parent[b]
-            if a < b:
-                parent[b] = a
-            else:
-                parent[a] = b
-    for i in range(num_vertices):
-        parent[i] = parent[parent[i]]
-    return parent

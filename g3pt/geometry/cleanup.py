@@ -14,7 +14,7 @@ def clean(vertices: np.ndarray, faces: np.ndarray, min_share: float = MIN_SHARE)
     A floater is a component with less than `min_share` of the total area; an inner shell encloses negative volume.
     The largest component always stays. An empty mesh comes back empty.
     """
-    from g3pt.geometry._kernels import component_labels
+    from g3pt.geometry._mesh_kernels import component_labels
     from g3pt.geometry.surface import face_normals
 
     vertices, faces = _merged(np.asarray(vertices), np.asarray(faces, dtype=np.int64))

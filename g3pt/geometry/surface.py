@@ -38,7 +38,7 @@ def sample_sharp(
 
     A surface without such edges gives uniform surface samples instead.
     """
-    from g3pt.geometry._kernels import edge_neighbours
+    from g3pt.geometry._mesh_kernels import edge_neighbours
 
     normals, _ = face_normals(vertices, faces)
     neighbours = edge_neighbours(faces, len(vertices))

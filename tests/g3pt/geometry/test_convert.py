@@ -110,6 +110,9 @@ def test_watertight_flag_merges_equal_vertices_and_sees_holes_and_flips() -> Non
     faces = np.arange(36).reshape(-1, 3)
     assert is_watertight(soup, faces)
     assert not is_watertight(soup, faces[1:])
+    corner_at_zero = soup - soup.min(axis=0)
+    corner_at_zero[::2] = np.where(corner_at_zero[::2] == 0.0, -0.0, corner_at_zero[::2])
+    assert is_watertight(corner_at_zero, faces), "-0.0 and 0.0 are one place"
     flipped = faces.copy()
     flipped[0] = flipped[0, ::-1]
     assert not is_watertight(soup, flipped)
@@ -140,3 +143,12 @@ def test_any_run_of_a_cloud_is_spread_more_evenly_than_chance() -> None:
         counts = np.bincount(points[start : start + 1024, 0].astype(int), minlength=64)
         assert counts.std() < 1.5, "independent draws have 4"
     assert not np.array_equal(points, sample_surface(vertices, faces, 4096, np.random.default_rng(1)))
+
+
+def test_a_corner_with_very_many_edges_costs_no_more_than_its_edges() -> None:
+    """The base of a cone of 100,000 sides meets in one corner: comparing each of its edges with each would take minutes."""
+    cone = trimesh.creation.cone(1.0, 1.0, sections=100_000)
+    vertices, faces = np.asarray(cone.vertices), np.asarray(cone.faces)
+    assert is_watertight(vertices, faces)
+    assert not is_watertight(vertices, np.concatenate([faces, faces[:1]]))
+    assert len(sample_sharp(vertices, faces, 10, np.random.default_rng(0))) == 10

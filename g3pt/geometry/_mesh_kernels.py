@@ -1,0 +1,130 @@
+"""Compiled loops over a mesh's connectivity: equal vertices, closed surfaces, neighbours, components.
+
+Sequential, deterministic and cached on disk like `_kernels`. Imported only inside functions, because it needs numba.
+
+Shapes: V vertices, F faces.
+"""
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True, nogil=True)
+def first_equal(bits: np.ndarray) -> np.ndarray:
+    """For each row of (V, 3) int64, the smallest index of a row with the same values (V,).
+
+    A hash table with open addressing, half empty at most: one pass, where sorting the rows took seconds.
+    """
+    count = bits.shape[0]
+    size = 16
+    while size < 2 * count:
+        size *= 2
+    table = np.full(size, -1, dtype=np.int64)
+    first = np.empty(count, dtype=np.int64)
+    for i in range(count):
+        h = np.uint64(bits[i, 0])
+        for k in range(1, 3):  # Fibonacci hashing: the high bits of a product depend on all bits below
+            h = (h ^ (h >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(bits[i, k])
+        h = (h ^ (h >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
+        at = np.int64((h ^ (h >> np.uint64(29))) & np.uint64(size - 1))
+        while table[at] >= 0:
+            j = table[at]
+            if bits[j, 0] == bits[i, 0] and bits[j, 1] == bits[i, 1] and bits[j, 2] == bits[i, 2]:
+                break
+            at = (at + 1) & (size - 1)
+        if table[at] < 0:
+            table[at] = i
+        first[i] = table[at]
+    return first
+
+
+@njit(cache=True, nogil=True)
+def _bucket(a: int, b: int, num_vertices: int) -> int:
+    """Where an edge is filed: by the sum of its ends, so that the many edges of one corner (a fan's) lie apart."""
+    total = a + b
+    return total - num_vertices if total >= num_vertices else total
+
+
+@njit(cache=True, nogil=True)
+def closed(faces: np.ndarray, num_vertices: int) -> bool:
+    """Whether each edge of the faces (F, 3) belongs to exactly two of them, which run it in opposite directions."""
+    starts = np.zeros(num_vertices + 1, dtype=np.int64)
+    for f in range(faces.shape[0]):
+        for k in range(3):
+            starts[_bucket(faces[f, k], faces[f, (k + 1) % 3], num_vertices) + 1] += 1
+    for i in range(num_vertices):
+        starts[i + 1] += starts[i]
+    cursor = starts[:-1].copy()
+    far = np.empty(3 * faces.shape[0], dtype=np.int64)  # the edge's larger end, below zero where the face runs towards it
+    for f in range(faces.shape[0]):
+        for k in range(3):
+            a, b = faces[f, k], faces[f, (k + 1) % 3]
+            bucket = _bucket(a, b, num_vertices)
+            far[cursor[bucket]] = ~b if a < b else a
+            cursor[bucket] += 1
+    for bucket in range(num_vertices):
+        for i in range(starts[bucket], starts[bucket + 1]):
+            same = opposite = 0
+            for j in range(starts[bucket], starts[bucket + 1]):
+                same += far[j] == far[i]
+                opposite += far[j] == ~far[i]
+            if same != 1 or opposite != 1:
+                return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def edge_neighbours(faces: np.ndarray, num_vertices: int) -> np.ndarray:
+    """For each side k of each face (F, 3), from corner k to k + 1: the one other face on it, -1 for none, -2 for more.
+
+    A counting sort by buckets, then short lists are compared.
+    """
+    num_faces = faces.shape[0]
+    starts = np.zeros(num_vertices + 1, dtype=np.int64)
+    for f in range(num_faces):
+        for k in range(3):
+            starts[_bucket(faces[f, k], faces[f, (k + 1) % 3], num_vertices) + 1] += 1
+    for i in range(num_vertices):
+        starts[i + 1] += starts[i]
+    cursor = starts[:-1].copy()
+    sides = np.empty(3 * num_faces, dtype=np.int64)
+    far = np.empty(3 * num_faces, dtype=np.int64)
+    for f in range(num_faces):
+        for k in range(3):
+            a, b = faces[f, k], faces[f, (k + 1) % 3]
+            bucket = _bucket(a, b, num_vertices)
+            sides[cursor[bucket]], far[cursor[bucket]] = 3 * f + k, max(a, b)
+            cursor[bucket] += 1
+    result = np.full(3 * num_faces, -1, dtype=np.int64)
+    for bucket in range(num_vertices):
+        for i in range(starts[bucket], starts[bucket + 1]):
+            matches = 0
+            for j in range(starts[bucket], starts[bucket + 1]):
+                if j != i and far[j] == far[i]:
+                    matches += 1
+                    result[sides[i]] = sides[j] // 3
+            if matches > 1:
+                result[sides[i]] = -2
+    return result.reshape(num_faces, 3)
+
+
+@njit(cache=True, nogil=True)
+def component_labels(faces: np.ndarray, num_vertices: int) -> np.ndarray:
+    """Smallest vertex index of each vertex's connected component (V,); unused vertices are their own."""
+    parent = np.arange(num_vertices)
+    for f in range(faces.shape[0]):
+        for k in range(2):
+            a, b = faces[f, k], faces[f, k + 1]
+            while parent[a] != a:
+                parent[a] = parent[parent[a]]
+                a = parent[a]
+            while parent[b] != b:
+                parent[b] = parent[parent[b]]
+                b = parent[b]
+            if a < b:
+                parent[b] = a
+            else:
+                parent[a] = b
+    for i in range(num_vertices):
+        parent[i] = parent[parent[i]]
+    return parent
