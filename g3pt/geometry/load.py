@@ -45,7 +45,7 @@ def load_mesh(path: str | Path, root: str | Path) -> LoadedMesh:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise MeshError("unsupported", f"{path.name} is none of {', '.join(SUFFIXES)}")
-    content = _read_below(path, root, "missing-file")
+    content = read_below(path, root, "missing-file")
     if not content.strip():
         raise MeshError("empty", f"{path.name} is empty")
     try:
@@ -63,7 +63,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _read_below(path: Path, root: Path, missing_reason: str) -> bytes:
+def read_below(path: Path, root: Path, missing_reason: str) -> bytes:
     """Content of a file that, links resolved, lies below root and is not huge."""
     if not path.resolve().is_relative_to(root):
         raise MeshError("external-uri", f"{path.name} lies outside the input folder")
@@ -75,13 +75,13 @@ def _read_below(path: Path, root: Path, missing_reason: str) -> bytes:
     return path.read_bytes()
 
 
-def _sibling_reader(path: Path, root: Path) -> Callable[[str], bytes]:
+def sibling_reader(path: Path, root: Path) -> Callable[[str], bytes]:
     """Reader of the files that an asset names, relative to it and below root."""
 
     def read(uri: str) -> bytes:
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", uri) or uri.startswith(("/", "\\")):
             raise MeshError("external-uri", f"{uri[:80]!r} is not a relative path")
-        return _read_below(path.parent / uri.replace("\\", "/"), root, "missing-file")
+        return read_below(path.parent / uri.replace("\\", "/"), root, "missing-file")
 
     return read
 
@@ -91,7 +91,7 @@ def _parse(content: bytes, suffix: str, path: Path, root: Path) -> tuple[np.ndar
     if suffix in (".glb", ".gltf"):
         from g3pt.geometry.gltf import read_gltf
 
-        return read_gltf(content, _sibling_reader(path, root))
+        return read_gltf(content, sibling_reader(path, root))
     return _through_trimesh(content, suffix)
 
 
@@ -115,7 +115,7 @@ def _through_trimesh(content: bytes, suffix: str) -> tuple[np.ndarray, np.ndarra
     if suffix == ".stl":
         _check_stl(content)
     if suffix in (".obj", ".off"):
-        content = _as_utf8(content)
+        content = as_utf8(content)
     if suffix == ".off":
         _check_off(content)
     options = {"split_object": False, "group_material": False, "skip_materials": True} if suffix == ".obj" else {}
@@ -131,7 +131,7 @@ def _through_trimesh(content: bytes, suffix: str) -> tuple[np.ndarray, np.ndarra
     )
 
 
-def _as_utf8(content: bytes) -> bytes:
+def as_utf8(content: bytes) -> bytes:
     """UTF-16 text with a byte-order mark as UTF-8; other bytes unchanged."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16").encode()
