@@ -7,6 +7,9 @@ It ends with its parent: the kernel kills it (PR_SET_PDEATHSIG), and an end of i
 
 Source: DESIGN, fact 4 (Ray Data has no time limit per row and retries a crashing row for ever).
 Ours: the time limit starts when the child says that it is ready, so that imports and compilation never count against a mesh.
+      A death is believed only where it must be the call's own doing: a child that has answered others before may have been
+      damaged by them, and a SIGKILL comes from outside (a person, the kernel short of memory), so the call is tried again in
+      a fresh child, three times at most. No call pays for an earlier one, and killing children changes no result.
 
 A frame is an 8-byte big-endian length and that many bytes.
 """
@@ -14,7 +17,9 @@ A frame is an 8-byte big-endian length and that many bytes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
+import errno
 import importlib
 import json
 import os
@@ -33,9 +38,15 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from pipelines.plain_text import plain
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S = 600.0  # the first child on a machine compiles the geometry kernels
 MAX_FRAME_BYTES = 4 * 2**30
+MAX_TRIES = 3  # of one call whose child died
+MAX_STARTS = 10  # of a child that is killed before it is ready
+NO_MEMORY = ("bad_alloc", "Cannot allocate memory", "out of memory")  # last words of C++ libraries
+LAST_BREATH_S = 5.0  # for a child that has closed its pipe to end
 _LENGTH = struct.Struct(">Q")
 _PR_SET_PDEATHSIG = 1
 
@@ -59,6 +70,7 @@ class Sandbox:
     warm_up: str | None = None
     _child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _stderr: IO[bytes] | None = field(default=None, repr=False)
+    _has_answered: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0:
@@ -68,21 +80,30 @@ class Sandbox:
 
     def call(self, function: str, arguments: Mapping[str, Any]) -> Result:
         """Run `module:function` with JSON keyword arguments in the child; it must return an Arrow table."""
+        request = json.dumps({"function": function, "arguments": dict(arguments)}).encode("utf-8")
+        for _ in range(MAX_TRIES):
+            result, is_believed = self._tried(request)
+            if is_believed:
+                break
+        return result
+
+    def _tried(self, request: bytes) -> tuple[Result, bool]:
+        """One try of a call, and whether what came of it is the call's own doing."""
         child = self._running_child()
         self._stderr.truncate(0)
-        request = json.dumps({"function": function, "arguments": dict(arguments)}).encode("utf-8")
-        started = time.monotonic()
+        started, was_fresh = time.monotonic(), not self._has_answered
         try:
             write_frame(child.stdin, request)
             reply = read_frame(child.stdout, started + self.timeout_s)
         except TimeoutError:
             self.close()
-            return Result(
-                status="timeout", error=f"timeout: over {self.timeout_s:g} s", seconds=time.monotonic() - started
-            )
+            return Result(status="timeout", error=f"timeout: over {self.timeout_s:g} s", seconds=time.monotonic() - started), True
         except (EOFError, BrokenPipeError):
-            return self._died(time.monotonic() - started)
-        return self._answer(reply, time.monotonic() - started)
+            was_killed, result = self._died(time.monotonic() - started)
+            return result, was_fresh and not was_killed
+        result = self._answer(reply, time.monotonic() - started)
+        self._has_answered = True
+        return result, was_fresh or self._child is not None
 
     def close(self) -> None:
         """Kill the child, if there is one. The next call starts another."""
@@ -93,6 +114,7 @@ class Sandbox:
             self._child.stdout.close()
             self._stderr.close()
             self._child = None
+            self._has_answered = False
 
     @property
     def pid(self) -> int | None:
@@ -102,11 +124,13 @@ class Sandbox:
     def _running_child(self) -> subprocess.Popen[bytes]:
         if self._child is not None and self._child.poll() is not None:
             self.close()
-        if self._child is None:
-            self._start()
-        return self._child
+        for _ in range(MAX_STARTS):
+            if self._child is not None or self._started():
+                return self._child
+        raise RuntimeError(f"the sandbox child was killed {MAX_STARTS} times before it was ready")
 
-    def _start(self) -> None:
+    def _started(self) -> bool:
+        """Start a child. False if something killed it before it was ready."""
         self._stderr = tempfile.TemporaryFile(mode="ab+")  # noqa: SIM115 (append mode: may be truncated between calls)
         command = [sys.executable, "-m", "pipelines.sandbox", "--memory-limit-gb", str(self.memory_limit_gb)]
         command += ["--parent-pid", str(os.getpid())] + (["--warm-up", self.warm_up] if self.warm_up else [])
@@ -116,33 +140,48 @@ class Sandbox:
         try:
             read_frame(self._child.stdout, time.monotonic() + START_TIMEOUT_S)
         except (EOFError, TimeoutError) as error:
-            said = self._last_words()
+            said, code = self._last_words(), self._exit_code() if isinstance(error, EOFError) else None
             self.close()
+            if code == -signal.SIGKILL:
+                return False
             raise RuntimeError(f"the sandbox child does not start: {said or type(error).__name__}") from error
+        return True
 
     def _answer(self, reply: bytes, seconds: float) -> Result:
-        with pa.ipc.open_stream(reply) as reader:
-            metadata = reader.schema.metadata or {}
-            table = reader.read_all()
-        status, error = metadata[b"status"].decode("utf-8"), metadata[b"error"].decode("utf-8")
+        try:
+            with pa.ipc.open_stream(reply) as reader:
+                metadata = reader.schema.metadata or {}
+                table = reader.read_all()
+            status, error = metadata[b"status"].decode("utf-8"), metadata[b"error"].decode("utf-8")
+        except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:  # its memory was overwritten
+            self.close()
+            return Result(status="failed", error=f"crash: the child's reply can't be read ({type(error).__name__})", seconds=seconds)
         if status == "out-of-memory":
             self.close()  # what is left of its address space is in pieces
         return Result(status=status, error=error, table=table if status == "ok" else None, seconds=seconds)
 
-    def _died(self, seconds: float) -> Result:
-        code, words = self._child.wait(), self._last_words()
+    def _died(self, seconds: float) -> tuple[bool, Result]:
+        """Whether the child was killed from outside, and what that means for its call."""
+        code, words = self._exit_code(), self._last_words()
         self.close()
-        if code == -signal.SIGKILL or "bad_alloc" in words or "Cannot allocate memory" in words:
-            return Result(status="out-of-memory", error="out-of-memory: the child was killed", seconds=seconds)
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return Result(
-            status="failed", error=f"crash: the child ended with {how}{': ' + words if words else ''}", seconds=seconds
-        )
+        was_killed = code == -signal.SIGKILL
+        if was_killed or any(said in words for said in NO_MEMORY):
+            return was_killed, Result(status="out-of-memory", error="out-of-memory: the child was killed", seconds=seconds)
+        how = "a closed pipe" if code is None else f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        text = f"crash: the child ended with {how}{': ' + words if words else ''}"
+        return False, Result(status="failed", error=text, seconds=seconds)
+
+    def _exit_code(self) -> int | None:
+        """Of a child that has closed its pipe; None if it goes on all the same."""
+        try:
+            return self._child.wait(timeout=LAST_BREATH_S)
+        except subprocess.TimeoutExpired:
+            return None
 
     def _last_words(self) -> str:
         self._stderr.seek(0)
         lines = self._stderr.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
-        return lines[-1].strip()[:200] if lines else ""
+        return plain(lines[-1].strip())[:200] if lines else ""
 
 
 def _child_environment() -> dict[str, str]:
@@ -192,17 +231,17 @@ def answer(request: bytes) -> bytes:
     try:
         called = json.loads(request)
         return _encode("ok", "", resolve(called["function"])(**called["arguments"]))
-    except MemoryError:
-        return _encode("out-of-memory", "out-of-memory: an allocation was refused")
     except Exception as error:  # the child's outermost frame: the row records it and the batch goes on
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return _encode("out-of-memory", "out-of-memory: an allocation was refused")
         return _encode(*describe(error))
 
 
 def describe(error: Exception) -> tuple[str, str]:
-    """Status and "reason: text" on one line. An exception may bring its own `status` and `reason`."""
-    status = getattr(error, "status", "failed")
-    reason = getattr(error, "reason", None) or type(error).__name__
-    text = " ".join(str(error).split())[:300]
+    """Status and "reason: text" on one line, safe to print. An exception may bring its own `status` and `reason` (as text)."""
+    own = {name: value for name in ("status", "reason") if isinstance(value := getattr(error, name, None), str) and value}
+    status, reason = own.get("status", "failed"), own.get("reason", type(error).__name__)
+    text = plain(" ".join(str(error).split()))[:300]
     return status, text if text.startswith(f"{reason}:") else f"{reason}: {text}"
 
 
@@ -227,6 +266,8 @@ def _die_with(parent_pid: int) -> None:
     """Ask the kernel to kill this process when its parent ends (Linux); the end of stdin does it elsewhere."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # /proc may be read-only; a kernel short of memory should take the child, not its worker
+            Path("/proc/self/oom_score_adj").write_text("1000")
     if os.getppid() != parent_pid:
         raise SystemExit("the parent ended before its child began")
 

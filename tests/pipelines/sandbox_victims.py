@@ -1,8 +1,11 @@
 """Functions that misbehave on purpose, run inside the sandbox by test_sandbox.py."""
 
 import ctypes
+import mmap
 import os
+import signal
 import time
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -29,6 +32,42 @@ def segfault() -> pa.Table:
 
 def eat_memory() -> pa.Table:
     return pa.table({"value": [bytes(bytearray(64 * 2**30))]})
+
+
+_leak: list[mmap.mmap] = []
+
+
+def leak_memory(gigabytes: float) -> pa.Table:
+    """Succeeds in a fresh child, and leaves it with too little for the next one."""
+    _leak.append(mmap.mmap(-1, int(gigabytes * 2**30)))  # address space only: no page is touched
+    return pa.table({"value": [len(_leak)]})
+
+
+def killed_by(number: int, times: int, marks: str) -> pa.Table:
+    """The child gets a signal on the first `times` calls, counted by files in the folder `marks`."""
+    done = len(list(Path(marks).iterdir()))
+    if done < times:
+        (Path(marks) / str(done)).touch()
+        os.kill(os.getpid(), number)
+        signal.pause()
+    return pa.table({"value": [done]})
+
+
+def hang_up() -> pa.Table:
+    """Closes every pipe and goes on."""
+    os.closerange(3, 64)
+    return hang()
+
+
+def raise_status() -> pa.Table:
+    """As urllib's HTTPError, whose status is a number."""
+    error = OSError("caf\udce9 \x1b[31mred")
+    error.status, error.reason = 404, None
+    raise error
+
+
+def start_killed_once() -> None:
+    killed_by(signal.SIGKILL, 1, os.environ["G3PT_TEST_MARKS"])
 
 
 def raise_error() -> pa.Table:

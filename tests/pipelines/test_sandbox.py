@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.sandbox import REPOSITORY, Sandbox
+import pipelines.sandbox
+from pipelines.sandbox import MAX_TRIES, REPOSITORY, Sandbox
 
 VICTIMS = "sandbox_victims"
 
@@ -72,6 +73,46 @@ def test_a_child_killed_from_outside_between_calls_is_replaced(sandbox: Sandbox)
     os.kill(pid, signal.SIGKILL)
     time.sleep(0.2)
     assert echo(sandbox)["pid"] != pid
+
+
+def test_a_call_whose_child_is_killed_from_outside_is_tried_again_twice(sandbox: Sandbox, tmp_path: Path) -> None:
+    result = sandbox.call(f"{VICTIMS}:killed_by", {"number": signal.SIGKILL, "times": 2, "marks": str(tmp_path)})
+    assert result.status == "ok" and result.table["value"][0].as_py() == 2
+    always = sandbox.call(f"{VICTIMS}:killed_by", {"number": signal.SIGKILL, "times": 99, "marks": str(tmp_path)})
+    assert (always.status, always.error) == ("out-of-memory", "out-of-memory: the child was killed")
+    assert len(list(tmp_path.iterdir())) == 2 + MAX_TRIES
+
+
+def test_a_crash_is_believed_of_a_fresh_child_only(sandbox: Sandbox, tmp_path: Path) -> None:
+    crash = {"number": signal.SIGSEGV, "times": 1, "marks": str(tmp_path)}
+    assert sandbox.call(f"{VICTIMS}:killed_by", crash).error.startswith("crash: ")
+    (tmp_path / "0").unlink()
+    echo(sandbox)
+    assert sandbox.call(f"{VICTIMS}:killed_by", crash).status == "ok"
+
+
+def test_memory_that_an_earlier_call_left_taken_costs_no_later_one(sandbox: Sandbox) -> None:
+    values = [sandbox.call(f"{VICTIMS}:leak_memory", {"gigabytes": 2.5}).table["value"][0].as_py() for _ in range(2)]
+    assert values == [1, 1]  # each in a child of its own
+
+
+def test_a_child_that_hangs_up_and_goes_on_is_killed(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipelines.sandbox, "LAST_BREATH_S", 0.2)
+    pid = echo(sandbox)["pid"]
+    assert sandbox.call(f"{VICTIMS}:hang_up", {}).error == "crash: the child ended with a closed pipe"
+    assert not _alive(pid)
+
+
+def test_a_child_killed_while_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sandbox: Sandbox) -> None:
+    monkeypatch.setenv("G3PT_TEST_MARKS", str(tmp_path))
+    sandbox.warm_up = f"{VICTIMS}:start_killed_once"
+    echo(sandbox)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_errors_own_status_counts_only_as_text_and_its_text_is_safe_to_print(sandbox: Sandbox) -> None:
+    result = sandbox.call(f"{VICTIMS}:raise_status", {})
+    assert (result.status, result.error) == ("failed", r"OSError: caf\udce9 \x1b[31mred")
 
 
 def test_a_child_that_cannot_start_says_why(sandbox: Sandbox) -> None:
