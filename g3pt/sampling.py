@@ -84,23 +84,6 @@ def draw_uniforms(seeds: Sequence[int], num_tokens: int, num_factors: int) -> Te
     return torch.stack(rows)
 
 
-class KVCache:
-    """Keys and values of one layer, allocated once and filled from the front."""
-
-    def __init__(self, batch: int, heads: int, length: int, head_width: int, like: Tensor) -> None:
-        self.keys = like.new_empty(batch, heads, length, head_width)
-        self.values = torch.empty_like(self.keys)
-        self.filled = 0
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, head width) and give back everything stored so far."""
-        end = self.filled + keys.shape[2]
-        self.keys[:, :, self.filled : end] = keys
-        self.values[:, :, self.filled : end] = values
-        self.filled = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-
 def choose_codes(model: G3PT, hidden_BTD: Tensor, uniform_BTF: Tensor, guidance: float, settings: SampleConfig) -> Tensor:
     """Codes (B, T) of one scale; with guidance the batch holds the conditional half, then the unconditional one."""
     head = model.car.head

@@ -21,29 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from g3pt.attention import KVCache, Levels, UnitAttention, attended_pairs
 from g3pt.config import CARConfig, CVQConfig
 from g3pt.heads import CodeHead, code_factors
-from g3pt.layers import unit_norm
-from g3pt.sampling import KVCache
-
-
-class UnitAttention(nn.Module):
-    """Self-attention whose queries and keys are unit vectors, times a learned scale per head, capped at 100."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.to_out = nn.Linear(width, width)
-        self.log_scale_H = nn.Parameter(torch.full((num_heads,), math.log(4.0)))
-
-    def forward(self, x_BND: Tensor, mask_NN: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        query, key, value = self.to_qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key = unit_norm(query, key, self.log_scale_H)
-        if cache is not None:
-            key, value = cache.append(key, value)
-        out = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, attn_mask=mask_NN, scale=1.0)
-        return self.to_out(out.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -56,10 +36,10 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
 
     def forward(
-        self, x_BND: Tensor, condition_BD: Tensor, mask_NN: Tensor | None = None, cache: KVCache | None = None
+        self, x_BND: Tensor, condition_BD: Tensor, levels: Levels | None = None, cache: KVCache | None = None
     ) -> Tensor:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition_BD)[:, None].chunk(6, dim=-1)
-        x_BND = x_BND + (1 + gate_1) * self.attention(modulate(x_BND, shift_1, scale_1), mask_NN, cache)
+        x_BND = x_BND + (1 + gate_1) * self.attention(modulate(x_BND, shift_1, scale_1), levels, cache)
         return x_BND + (1 + gate_2) * self.mlp(modulate(x_BND, shift_2, scale_2))
 
 
@@ -89,8 +69,8 @@ class CAR(nn.Module):
         self.blocks = nn.ModuleList(Block(width, config.num_heads) for _ in range(config.depth))
         self.modulation = nn.Linear(width, 2 * width)
         self.head = CodeHead(width, code_factors(config, codec))
-        level_N = torch.tensor([-1] * self.num_prefix + [k for k, t in enumerate(self.scales) for _ in range(t)])
-        self.register_buffer("level_N", level_N, persistent=False)
+        scale_S = torch.tensor([k for k, t in enumerate(self.scales) for _ in range(t)])
+        self.register_buffer("scale_S", scale_S, persistent=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -116,23 +96,23 @@ class CAR(nn.Module):
     def flops_per_object(self) -> int:
         """Multiply-adds, counted as two, of the matrix products of one forward pass of one object; training costs three times it.
 
-        Attention is counted over all pairs, as it is computed; the encoders and the tokenizer are not counted.
+        Attention is counted over the pairs that attend; the encoders and the tokenizer are not counted.
         """
         per_object = [self.text, self.modulation, *(block.modulation for block in self.blocks)]
         per_token = [layer for block in self.blocks for layer in (block.attention.to_qkv, block.attention.to_out, block.mlp[0], block.mlp[2])]
-        tokens, scale_tokens = len(self.level_N), sum(self.scales)
+        scale_tokens = sum(self.scales)
+        tokens = self.num_prefix + scale_tokens
         weights = sum(layer.weight.numel() for layer in per_object)
         weights += tokens * sum(layer.weight.numel() for layer in per_token)
         weights += scale_tokens * sum(layer.weight.numel() for layer in (*self.head.outs, *self.head.mixes))
         weights += (scale_tokens - self.scales[0]) * self.input.weight.numel()
         if self.num_prefix:
             weights += self.num_prefix * self.image.weight.numel() + self.image_pool.weight.numel()
-        return 2 * weights + 4 * len(self.blocks) * tokens**2 * self.config.width
+        return 2 * weights + 4 * len(self.blocks) * attended_pairs(self.attended(len(self.scales))) * self.config.width
 
-    def mask(self, num_tokens: int) -> Tensor:
-        """True where row may attend to column, among the prefix and the first `num_tokens` tokens."""
-        level_N = self.level_N[: self.num_prefix + num_tokens]
-        return level_N[:, None] >= level_N[None, :]
+    def attended(self, num_scales: int) -> Levels:
+        """Tokens of the prefix, if there is one, and of the first `num_scales` scales: each attends to itself and to those before it."""
+        return (self.num_prefix,) * (self.num_prefix > 0) + self.scales[:num_scales]
 
     def condition(self, text_BC: Tensor, image_BMC: Tensor | None) -> Tensor:
         """Text vector and mean image token to what modulates every layer, (B, D)."""
@@ -147,8 +127,7 @@ class CAR(nn.Module):
         parts = [self.start.expand(batch, -1, -1)] if first == 0 else []
         if aligned_BTA is not None:
             parts.append(self.input(aligned_BTA))
-        level_T = self.level_N[self.num_prefix + start : self.num_prefix + end]
-        return torch.cat(parts, dim=1) + self.levels[level_T] + self.positions[start:end]
+        return torch.cat(parts, dim=1) + self.levels[self.scale_S[start:end]] + self.positions[start:end]
 
     def embed_prefix(self, image_BMC: Tensor) -> Tensor:
         """Image tokens as the first tokens of the sequence, (B, M, D)."""
@@ -161,14 +140,14 @@ class CAR(nn.Module):
         num_scales = len(self.scales) if num_scales is None else num_scales
         condition_BD = self.condition(text_BC, image_BMC)
         x_BND = self.embed(aligned_BTA, len(text_BC), 0, num_scales)
-        mask_NN = self.mask(x_BND.shape[1])
+        levels = self.attended(num_scales)
         if self.num_prefix:
             x_BND = torch.cat([self.embed_prefix(image_BMC), x_BND], dim=1)
         for block in self.blocks:
             if self.config.checkpoint_layers and torch.is_grad_enabled():
-                x_BND = checkpoint(block, x_BND, condition_BD, mask_NN, use_reentrant=False)
+                x_BND = checkpoint(block, x_BND, condition_BD, levels, use_reentrant=False)
             else:
-                x_BND = block(x_BND, condition_BD, mask_NN)
+                x_BND = block(x_BND, condition_BD, levels)
         return self.finish(x_BND[:, self.num_prefix :], condition_BD)
 
     def finish(self, x_BTD: Tensor, condition_BD: Tensor) -> Tensor:
@@ -178,7 +157,7 @@ class CAR(nn.Module):
     def new_caches(self, batch: int) -> list[KVCache]:
         """One empty cache a layer, long enough for the prefix and all scales."""
         heads = self.config.num_heads
-        shape = (batch, heads, len(self.level_N), self.config.width // heads)
+        shape = (batch, heads, self.num_prefix + sum(self.scales), self.config.width // heads)
         return [KVCache(*shape, like=self.start) for _ in self.blocks]
 
     def run_prefix(self, image_BMC: Tensor | None, condition_BD: Tensor, caches: list[KVCache]) -> None:

@@ -37,10 +37,15 @@ def test_a_later_scale_cannot_change_an_earlier_logit():
 
 def test_attention_is_full_inside_a_scale_and_blind_to_the_future():
     model = tiny_g3pt()
-    levels = [-1] * model.car.num_prefix + [k for k, t in enumerate(model.scales) for _ in range(t)]
-    mask = model.car.mask(sum(model.scales))
-    for row, own in enumerate(levels):
-        assert mask[row].tolist() == [other <= own for other in levels]
+    assert model.car.attended(4) == (model.image.num_tokens, 1, 3, 6, 8) and tiny_g3pt(image_encoder="none").car.attended(2) == (1, 3)
+    attention, x_BND = model.car.blocks[0].attention, torch.randn(1, 10, 32)
+    with torch.no_grad():
+        before = attention(x_BND, (1, 3, 6))
+        for token, level in [(0, 0), (1, 1), (3, 1), (4, 2), (9, 2)]:
+            changed_BND = x_BND.clone()
+            changed_BND[:, token] += 1
+            moved = (attention(changed_BND, (1, 3, 6)) - before).abs().amax(dim=(0, 2)) > 1e-6
+            assert moved.tolist() == [other >= level for other in (0, 1, 1, 1, 2, 2, 2, 2, 2, 2)]
 
 
 def test_text_and_image_change_the_output():
@@ -232,5 +237,5 @@ def test_attention_agrees_with_the_formula():
     score = 4 * F.cosine_similarity(q[..., :, None, :], k[..., None, :, :], dim=-1)
     weights = score.masked_fill(~mask, -torch.inf).softmax(-1)
     want = block.attention.to_out((weights @ v).transpose(1, 2).reshape(2, 5, 8))
-    torch.testing.assert_close(block.attention(x, mask), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(block.attention(x, (1,) * 5), want, rtol=1e-5, atol=1e-5)
     assert isinstance(block.attention.to_qkv, nn.Linear)

@@ -71,7 +71,7 @@ def test_a_generator_s_activations_are_near_what_autograd_saves() -> None:
     hidden_BSD, condition_BD = model.car.embed(aligned_BTA, 8, 0, len(model.scales)), model.car.condition(text_BC, None)
     for block in blocks:
         with flops.SavedBytes(model) as kept:
-            hidden_BSD = block(hidden_BSD, condition_BD, model.car.mask(sum(model.scales)))
+            hidden_BSD = block(hidden_BSD, condition_BD, model.car.attended(len(model.scales)))
         saved += kept.total
     assert flops.car_activations(model.config, sum(model.scales), 8) == pytest.approx(saved, rel=0.2)
 
