@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import cards, cluster, train
+from pipelines import cards, checkpoints, cluster, train, train_follow
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
 from pipelines.failures import is_deterministic, on_disk
@@ -118,7 +118,7 @@ def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
 
 def check_finished(specs: Sequence[RunSpec], study: Path) -> None:
     """A RuntimeError that says of every run that did not finish why."""
-    unfinished = [spec.name for spec in specs if not train.is_finished(study / "runs" / spec.name)]
+    unfinished = [spec.name for spec in specs if not train_follow.is_finished(study / "runs" / spec.name)]
     if not unfinished:
         return
     error = RuntimeError(f"{len(unfinished)} of {len(specs)} runs did not finish; failure.json in each run's folder tells all")
@@ -132,8 +132,8 @@ def check_finished(specs: Sequence[RunSpec], study: Path) -> None:
 def _finished_runs(specs: Sequence[RunSpec], study: Path) -> str:
     """What a stopped study leaves."""
     folders = [study / "runs" / spec.name for spec in specs]
-    done = [folder for folder in folders if train.is_finished(folder)]
-    begun = [folder for folder in folders if folder not in done and train.checkpointed(folder)]
+    done = [folder for folder in folders if train_follow.is_finished(folder)]
+    begun = [folder for folder in folders if folder not in done and checkpoints.checkpointed(folder)]
     return f"{len(done)} of {len(specs)} runs are finished, {len(begun)} more have a checkpoint ({study})"
 
 
@@ -142,7 +142,7 @@ def is_finished(specs: Sequence[RunSpec], study: Path) -> bool:
     if not all((study / name).exists() for name in (*STUDY_FILES, "_SUCCESS")):
         return False
     known = {run["name"] for run in json.loads((study / "study.json").read_text())["runs"]}
-    return known == {spec.name for spec in specs} and all(train.is_finished(study / "runs" / name) for name in known)
+    return known == {spec.name for spec in specs} and all(train_follow.is_finished(study / "runs" / name) for name in known)
 
 
 def train_all(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: str | None = None, build: str = train.BUILD_STAGE) -> None:
@@ -150,7 +150,7 @@ def train_all(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: 
     todo = []
     for spec in specs:
         run_dir = train.prepare_run(spec, study / "runs")
-        if train.is_finished(run_dir):
+        if train_follow.is_finished(run_dir):
             train.say_finished(spec, run_dir, study, parent)
         else:
             (run_dir / FAILURE_FILE).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from g3pt.checkpoint import export_hash
-from pipelines import tracked, train
+from pipelines import checkpoints, tracked, train
 from pipelines.preprocess import preprocess
 from pipelines.preprocess_config import PreprocessConfig
 from pipelines.preprocess_shards import map_here
@@ -54,10 +54,10 @@ def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(data: str, tmp_p
     number = random.Random(time.time_ns()).choice([signal.SIGINT, signal.SIGTERM])
     first = kills.interrupt_when(command(data, tmp_path), tmp_path, lambda: any(tmp_path.glob("runs/*/checkpoints/step-*.pt")), number)
     (run_dir,) = (tmp_path / "runs").iterdir()
-    at = train.checkpointed(run_dir)
+    at = checkpoints.checkpointed(run_dir)
     assert f"  safe     its checkpoint at {at} of {STEPS * BATCH} samples ({run_dir})" in first.splitlines()
     wait_s = random.Random(time.time_ns()).uniform(0, 0.7)
-    killed_at = kills.kill_when(command(data, tmp_path), tmp_path, lambda: train.checkpointed(run_dir) > at, wait_s)
+    killed_at = kills.kill_when(command(data, tmp_path), tmp_path, lambda: checkpoints.checkpointed(run_dir) > at, wait_s)
     # Ray's worker may outlive the driver by a moment, and even come to the run's end: then the third start only tells MLflow so.
     reached = Ledger(run_dir / "metrics.jsonl").last_step()
     assert kills.finish(command(data, tmp_path), tmp_path) == str(run_dir)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from g3pt.checkpoint import write_json
-from pipelines import status, train
+from pipelines import status, train_follow
 from pipelines.errors import NotWell
 from pipelines.runs import Ledger, RunSpec
 from pipelines.tracking import Mirror
@@ -29,7 +29,7 @@ def run_folder(folder: Path, *windows: dict[str, float]) -> tuple[RunSpec, Path]
 
 def test_the_driver_says_it_once_and_not_again_after_a_resumption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec, run_dir = run_folder(tmp_path, *[COLLAPSED] * LASTING)
-    follower = train.Follower(spec, run_dir)
+    follower = train_follow.Follower(spec, run_dir)
     ledger = follower.ledger
     ledger.append([COLLAPSED | {"step": 110.0}])
     follower.show()
@@ -44,7 +44,7 @@ def test_the_driver_says_it_once_and_not_again_after_a_resumption(tmp_path: Path
 @pytest.mark.parametrize(("finished", "lasted", "says"), [(True, 1, 1), (False, 1, 0), (True, LASTING, 1)])
 def test_a_run_that_ends_so_says_it_once(finished: bool, lasted: int, says: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec, run_dir = run_folder(tmp_path, HEALTHY)
-    with train.Follower(spec, run_dir) as follower:
+    with train_follow.Follower(spec, run_dir) as follower:
         follower.ledger.append([COLLAPSED | {"step": 20.0 + k} for k in range(lasted)])
         if finished:
             (run_dir / "_SUCCESS").touch()

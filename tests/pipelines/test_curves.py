@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from g3pt.checkpoint import write_json
-from pipelines import train
+from pipelines import train_follow
 from pipelines.curves import draw_tokens, quality_by_tokens
 from pipelines.report import write_report
 from pipelines.report_runs import DIAGNOSTICS
@@ -46,7 +46,7 @@ def test_mlflow_gets_the_picture(run_dir: Path, monkeypatch: pytest.MonkeyPatch)
     import json
 
     outcome = Outcome()
-    train.describe_finished(RunSpec.from_dict(json.loads((run_dir / "config.json").read_text())), run_dir, outcome)
+    train_follow.describe_finished(RunSpec.from_dict(json.loads((run_dir / "config.json").read_text())), run_dir, outcome)
     assert run_dir / "tokens.png" in outcome.artifacts and (run_dir / "tokens.png").is_file()
 
 

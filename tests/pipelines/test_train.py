@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cards, runs, tracked, tracking, train
+from pipelines import cards, checkpoints, runs, tracked, tracking, train, train_worker
 from pipelines.errors import UsageError
 from pipelines.runs import Ledger, RunSpec
 from pipelines.tracking import Tracking
@@ -44,7 +44,7 @@ def test_a_run_leaves_what_the_contract_says(whole: Path) -> None:
     assert {p.name for p in whole.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints", "export", "_SUCCESS"}
     assert ledger_steps(whole) == [8 * i for i in range(1, 11)]
     assert "test_ce" in Ledger(whole / "metrics.jsonl").read()[-1]
-    assert [p.name for p in train.checkpoints(whole / "checkpoints")] == ["step-000000000080.pt", "step-000000000072.pt"]
+    assert [p.name for p in checkpoints.checkpoints(whole / "checkpoints")] == ["step-000000000080.pt", "step-000000000072.pt"]
 
 
 def test_a_finished_run_is_left_alone(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +104,7 @@ def test_resume_when_only_the_export_is_missing(whole: Path, tmp_path: Path) -> 
 def test_an_unreadable_newest_checkpoint_is_passed_over(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
     (run_dir / "_SUCCESS").unlink()
-    newest = train.checkpoints(run_dir / "checkpoints")[0]
+    newest = checkpoints.checkpoints(run_dir / "checkpoints")[0]
     newest.write_bytes(newest.read_bytes()[:100])
     train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
     assert "unreadable checkpoint step-000000000080.pt" in capsys.readouterr().err
@@ -127,11 +127,11 @@ def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(whole: Path, tmp_pa
         "finally:\n"
         "    dist.barrier(); dist.destroy_process_group()  # gloo's threads abort an interpreter that ends with them running\n"
     )
-    newest, older = train.checkpoints(whole / "checkpoints")
+    newest, older = checkpoints.checkpoints(whole / "checkpoints")
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / older.name).write_bytes(older.read_bytes())
-    with train.run_lock(tmp_path / "run"):
+    with train_worker.run_lock(tmp_path / "run"):
         environment = {**os.environ, "PYTHONPATH": str(runs.REPOSITORY)}
         workers = [subprocess.Popen([sys.executable, "-c", program, str(rank)], env=environment) for rank in range(2)]
         deadline = time.monotonic() + 60
@@ -177,6 +177,6 @@ def test_two_workers_see_each_sample_once(whole: Path, tmp_path: Path, ray_clust
     """Fully sharded, an object at a time: what a run computes at once is no part of its name. Equal curves: tests/g3pt/test_parallel.py."""
     speed = train.Speed(parallel="fsdp", micro_batch=1, num_to_keep=1)
     run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=2, build=TOY, speed=speed)
-    assert run_dir.name == whole.name and len(train.checkpoints(run_dir / "checkpoints")) == 1
+    assert run_dir.name == whole.name and len(checkpoints.checkpoints(run_dir / "checkpoints")) == 1
     assert ledger_steps(run_dir) == ledger_steps(whole)
     assert (run_dir / "_SUCCESS").exists()
