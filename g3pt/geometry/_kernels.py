@@ -1,7 +1,7 @@
 """Compiled loops over grids and triangles: narrow-band distance, exterior flood fill, ray parity.
 
 All are sequential and deterministic, without fast-math, and cached on disk (`cache=True`) so that worker
-processes do not compile again. Grids are (n, n, n) arrays indexed [x, y, z]; kernels work in grid units
+processes do not compile again. Grids are arrays indexed [x, y, z]; kernels work in grid units
 (neighbouring grid points are 1 apart). Imported only inside functions, because it needs numba.
 
 Source: closest point on a triangle by Voronoi regions, Ericson, Real-Time Collision Detection, 5.1.5.
@@ -68,7 +68,7 @@ def _splat_triangle(squared: np.ndarray, corners: np.ndarray, band: float, edges
     Walks columns along the triangle's dominant axis `a`: across it (u, w) only columns over the grown triangle,
     along it only the slab within `band` of its plane.
     """
-    n = squared.shape[0]
+    _, n_y, n_z = squared.shape
     ax, ay, az = corners[0]
     bx, by, bz = corners[1]
     cx, cy, cz = corners[2]
@@ -99,15 +99,15 @@ def _splat_triangle(squared: np.ndarray, corners: np.ndarray, band: float, edges
             edges[k, 0], edges[k, 1], edges[k, 2] = 0.0, 0.0, band
 
     u_low = max(0, math.ceil(min(corners[0, u], corners[1, u], corners[2, u]) - band))
-    u_high = min(n - 1, math.floor(max(corners[0, u], corners[1, u], corners[2, u]) + band))
+    u_high = min(squared.shape[u] - 1, math.floor(max(corners[0, u], corners[1, u], corners[2, u]) + band))
     w_low = max(0, math.ceil(min(corners[0, w], corners[1, w], corners[2, w]) - band))
-    w_high = min(n - 1, math.floor(max(corners[0, w], corners[1, w], corners[2, w]) + band))
+    w_high = min(squared.shape[w] - 1, math.floor(max(corners[0, w], corners[1, w], corners[2, w]) + band))
     a_low = max(0.0, min(corners[0, a], corners[1, a], corners[2, a]) - band)
-    a_high = min(n - 1.0, max(corners[0, a], corners[1, a], corners[2, a]) + band)
+    a_high = min(squared.shape[a] - 1.0, max(corners[0, a], corners[1, a], corners[2, a]) + band)
     half = band / abs(n_a)
-    stride_a = 1 if a == 2 else (n if a == 1 else n * n)
-    stride_u = 1 if u == 2 else (n if u == 1 else n * n)
-    stride_w = 1 if w == 2 else (n if w == 1 else n * n)
+    stride_a = 1 if a == 2 else (n_z if a == 1 else n_y * n_z)
+    stride_u = 1 if u == 2 else (n_z if u == 1 else n_y * n_z)
+    stride_w = 1 if w == 2 else (n_z if w == 1 else n_y * n_z)
     flat = squared.reshape(-1)
     for i_u in range(u_low, u_high + 1):
         for i_w in range(w_low, w_high + 1):
@@ -138,9 +138,9 @@ def _splat_triangle(squared: np.ndarray, corners: np.ndarray, band: float, edges
 
 
 @njit(cache=True, nogil=True)
-def narrow_band(triangles: np.ndarray, n: int, band: float) -> np.ndarray:
-    """Distance (n, n, n) float32 to the triangles (F, 3, 3), exact up to `band`, 1e3 and more beyond it."""
-    squared = np.full((n, n, n), np.float32(1e6))
+def narrow_band(triangles: np.ndarray, shape: tuple[int, int, int], band: float) -> np.ndarray:
+    """Distance (grid of `shape`, float32) to the triangles (F, 3, 3), exact up to `band`, 1e3 beyond it."""
+    squared = np.full(shape, np.float32(1e6))
     edges = np.empty((3, 3))
     for i in range(triangles.shape[0]):
         _splat_triangle(squared, triangles[i], band, edges)
@@ -151,13 +151,17 @@ def narrow_band(triangles: np.ndarray, n: int, band: float) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def fill_unreached(field: np.ndarray, value: float) -> None:
-    """Set to `value` each positive grid point that 6-connected positive steps from corner (0, 0, 0) don't reach.
+def outside_field(distance: np.ndarray, offset: float, snap: float) -> None:
+    """Unsigned distance to a field, in place: less the offset, at least `snap` from zero, negative where outside air can't reach.
 
-    Scanline flood fill along z. Afterwards the positive points are one connected region, the outside air.
+    Outside air is what 6-connected positive steps from corner (0, 0, 0) reach: a scanline flood fill along z. Afterwards
+    the positive points are one connected region.
     """
-    n0, n1, n2 = field.shape
-    flat = field.reshape(-1)
+    n0, n1, n2 = distance.shape
+    flat = distance.reshape(-1)
+    for i in range(flat.shape[0]):
+        value = flat[i] - np.float32(offset)
+        flat[i] = -np.float32(snap) if abs(value) < snap else value
     reached = np.zeros(flat.shape[0], dtype=np.uint8)
     stack = np.empty(1 << 16, dtype=np.int64)
     stack[0] = 0
@@ -210,7 +214,7 @@ def fill_unreached(field: np.ndarray, value: float) -> None:
                     fresh = True
     for i in range(flat.shape[0]):
         if flat[i] > 0.0 and not reached[i]:
-            flat[i] = value
+            flat[i] = -1.0
 
 
 @njit(cache=True, nogil=True)

@@ -1,6 +1,6 @@
 """Turn any triangle soup into one solid: watertight, a single outer surface, no inner shell.
 
-The mesh is scaled into a grid; in a narrow band around each face the distance to the nearest face is exact;
+The mesh is scaled into a grid no larger than its own box and a margin; in a narrow band around each face the distance to the nearest face is exact;
 grid points further than the offset that outside air can't reach count as inside; marching cubes takes the
 surface at the offset. A closed cube and a hollow double shell both become a solid cube, an open sheet becomes a
 thin slab, and disjoint parts stay. The result is centred by its box and scaled into [-BOX, BOX]^3.
@@ -8,7 +8,7 @@ thin slab, and disjoint parts stay. The result is centred by its box and scaled 
 Ours: mesh2sdf's fix option keeps one component and sweeps the whole grid; here its unsigned distance goes
 through the same fill and marching cubes, so both methods differ in the distance alone.
 
-Shapes: V vertices, F faces, n = resolution + 1 grid points a side.
+Shapes: V vertices, F faces, (X, Y, Z) grid points along the axes.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from g3pt.geometry.load import MeshError
 
 BOX = 0.95  # half side of the final solid's box
 OFFSET_VOXELS = 1.0
+_MARGIN_VOXELS = 2  # grid points beyond the mesh's box: the outermost layer is further than the offset, in the outside air
 _SNAP_VOXELS = 1e-3  # a surface closer than this to a grid point is moved off it, so that no face collapses
 METHODS = ("narrowband", "mesh2sdf")
 
@@ -45,14 +46,15 @@ def watertight(vertices: np.ndarray, faces: np.ndarray, resolution: int = 256, m
     if resolution < 16:
         raise ValueError(f"resolution must be at least 16, not {resolution}")
     triangles, scale, offset = _into_grid(vertices, faces, resolution)
-    distance = _narrowband(triangles, resolution) if method == "narrowband" else _mesh2sdf(triangles, resolution)
+    shape = tuple(int(count) for count in np.ceil(triangles.max(axis=(0, 1))) + _MARGIN_VOXELS + 1)
+    distance = _narrowband(triangles, shape) if method == "narrowband" else _mesh2sdf(triangles, shape, resolution)
     field = outside_field(distance)
     grid_vertices, solid_faces, _, _ = marching_cubes(field, 0.0, gradient_direction="descent")
     return _normalised(grid_vertices.astype(np.float64), solid_faces.astype(np.int64), scale, offset)
 
 
 def _into_grid(vertices: np.ndarray, faces: np.ndarray, resolution: int) -> tuple[np.ndarray, float, np.ndarray]:
-    """Triangles (F, 3, 3) in grid units and the transform grid = input * scale + offset."""
+    """Triangles (F, 3, 3) in grid units, their box beginning behind the margin, and the transform grid = input * scale + offset."""
     vertices = np.asarray(vertices, dtype=np.float64)
     if len(faces) == 0:
         raise MeshError("no-faces", "the mesh has no faces")
@@ -67,6 +69,7 @@ def _into_grid(vertices: np.ndarray, faces: np.ndarray, resolution: int) -> tupl
     voxel = 2.0 / resolution
     scale = 2.0 * (BOX - OFFSET_VOXELS * voxel) / extent / voxel
     offset = resolution / 2 - scale * (low + high) / 2
+    offset -= np.floor(scale * low + offset) - _MARGIN_VOXELS
     if not np.isfinite(scale):
         raise MeshError("zero-extent", f"the mesh's largest extent is {extent}")
     triangles = triangles * scale + offset
@@ -77,30 +80,29 @@ def _into_grid(vertices: np.ndarray, faces: np.ndarray, resolution: int) -> tupl
     return np.ascontiguousarray(triangles[solid_sides]), scale, offset
 
 
-def _narrowband(triangles: np.ndarray, resolution: int) -> np.ndarray:
+def _narrowband(triangles: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     from g3pt.geometry._kernels import narrow_band
 
     # Marching cubes reads only edges with one end below the offset: their other end is at most one voxel further.
-    return narrow_band(triangles, resolution + 1, OFFSET_VOXELS + 1.01)
+    return narrow_band(triangles, shape, OFFSET_VOXELS + 1.01)
 
 
-def _mesh2sdf(triangles: np.ndarray, resolution: int) -> np.ndarray:
+def _mesh2sdf(triangles: np.ndarray, shape: tuple[int, ...], resolution: int) -> np.ndarray:
     import mesh2sdf
 
     corners = triangles.reshape(-1, 3) * (2.0 / resolution) - 1.0
     signed = mesh2sdf.compute(corners, np.arange(len(corners)).reshape(-1, 3), resolution)
-    distance = np.full((resolution + 1,) * 3, 1e3, dtype=np.float32)  # its grid lacks the last plane of each axis
-    distance[:-1, :-1, :-1] = np.abs(signed) * (resolution / 2)
+    common = tuple(slice(min(count, resolution)) for count in shape)  # its grid has `resolution` points a side, ours may have more
+    distance = np.full(shape, 1e3, dtype=np.float32)
+    distance[common] = np.abs(signed[common]) * (resolution / 2)
     return distance
 
 
 def outside_field(distance: np.ndarray) -> np.ndarray:
-    """Field (n, n, n) in voxels, positive in the outside air only, from an unsigned distance in voxels (overwritten)."""
-    from g3pt.geometry._kernels import fill_unreached
+    """Field (X, Y, Z) in voxels, positive in the outside air only, from an unsigned distance in voxels (overwritten)."""
+    from g3pt.geometry import _kernels
 
-    distance -= np.float32(OFFSET_VOXELS)
-    distance[np.abs(distance) < _SNAP_VOXELS] = -_SNAP_VOXELS
-    fill_unreached(distance, -1.0)
+    _kernels.outside_field(distance, OFFSET_VOXELS, _SNAP_VOXELS)
     return distance
 
 

@@ -108,7 +108,7 @@ def test_soup_of_long_slanted_triangles_matches_brute_force_distance() -> None:
     for triangle in triangles:
         nearest = trimesh.triangles.closest_point(np.broadcast_to(triangle, (len(grid), 3, 3)), grid)
         expected = np.minimum(expected, np.linalg.norm(nearest - grid, axis=1))
-    found = narrow_band(triangles, n, band).reshape(-1)
+    found = narrow_band(triangles, (n, n, n), band).reshape(-1)
     near = expected < band - 1e-6
     assert near.sum() > 1000
     np.testing.assert_allclose(found[near], expected[near], atol=1e-5)
@@ -118,15 +118,11 @@ def test_soup_of_long_slanted_triangles_matches_brute_force_distance() -> None:
 def test_flood_fill_matches_connected_components() -> None:
     from scipy import ndimage
 
-    field = np.random.default_rng(1).standard_normal((20, 20, 20)).astype(np.float32) + 0.3
-    field[0, 0, 0] = 1.0
-    labels, count = ndimage.label(field > 0)
+    distance = np.random.default_rng(1).standard_normal((20, 16, 24)).astype(np.float32) + 1.3
+    distance[0, 0, 0] = 2.0
+    labels, count = ndimage.label(distance > 1.001)
     assert count > 5
-    from g3pt.geometry._kernels import fill_unreached
-
-    filled = field.copy()
-    fill_unreached(filled, -1.0)
-    np.testing.assert_array_equal(filled > 0, labels == labels[0, 0, 0])
+    np.testing.assert_array_equal(outside_field(distance) > 0, labels == labels[0, 0, 0])
 
 
 def test_outside_field_has_no_value_at_the_surface() -> None:
@@ -166,3 +162,22 @@ def test_bad_arguments() -> None:
         watertight(cube.vertices, cube.faces, R, method="sdf")
     with pytest.raises(ValueError, match="8"):
         watertight(cube.vertices, cube.faces, 8)
+
+
+def test_the_grid_is_no_larger_than_the_mesh_and_its_surface_never_touches_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    from g3pt.geometry import watertight as module
+
+    shapes = []
+
+    def recorded(distance: np.ndarray) -> np.ndarray:
+        field = outside_field(distance)
+        shapes.append(field.shape)
+        for axis in range(3):
+            assert (np.take(field, [0, -1], axis=axis) > 0).all(), "the outermost layer is air"
+        return field
+
+    monkeypatch.setattr(module, "outside_field", recorded)
+    for extents in ((1, 1, 1), (1, 0.1, 0.3), (0.02, 1, 0.02)):
+        box = trimesh.creation.box(extents)
+        watertight(box.vertices, box.faces, 40)  # its largest extent begins exactly on a grid point
+    assert max(shapes[1]) <= 43 and min(shapes[1]) < 0.3 * 40 and np.prod(shapes[2]) < 0.04 * 40**3
