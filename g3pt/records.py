@@ -44,6 +44,7 @@ NUMBER_COLUMNS: dict[str, pa.DataType] = {
     "num_faces": pa.int64(),  # of the mesh as given, as was_watertight
     "was_watertight": pa.bool_(),
     "num_components": pa.int64(),  # of the solid, as all that follow
+    "num_inner_shells": pa.int64(),  # of its components: those inside another, or facing inward; 0 in a good row
     "solid_faces": pa.int64(),
     "solid_watertight": pa.bool_(),
     "volume": pa.float64(),

@@ -2,7 +2,8 @@
 
 Source: DESIGN, facts 3 and 4.
 Ours: status `failed` means that reading or converting went wrong, `rejected` that the file was read and is no object we
-      take (no faces, no extent, not finite, too large, refers to files outside its folder).
+      take (no faces, no extent, not finite, too large, refers to files outside its folder), or that its solid breaks one of
+      the bounds of g3pt.geometry.quality: such a row keeps its figures and holds no tensors.
 """
 
 from __future__ import annotations
@@ -53,13 +54,17 @@ def convert_object(item: dict[str, Any], config: dict[str, Any]) -> pa.Table:
 
 def _converted_row(source: SourceObject, settings: PreprocessConfig) -> dict[str, Any]:
     from g3pt.geometry.convert import mesh_to_tensors
+    from g3pt.geometry.quality import quality_faults
 
     seed = object_seed(source.id, settings.seed)
     vertices, faces, about = _load(source, settings)
     found = mesh_to_tensors(vertices, faces, settings.convert, seed)
     solid_vertices, solid_faces = found.pop("solid")
-    row = records.empty_row(source.id, settings.record) | source.columns() | found
-    row |= about | {"status": "ok"}
+    row = records.empty_row(source.id, settings.record) | source.columns() | about
+    if faults := quality_faults(found, settings.num_queries):
+        figures = {name: found[name] for name in records.NUMBER_COLUMNS}
+        return row | figures | {"status": "rejected", "error": f"{faults[0][0]}: {'; '.join(text for _, text in faults)}"}
+    row |= found | {"status": "ok"}
     if settings.views:
         row["views"], row["view_cameras"] = _views(solid_vertices, solid_faces, settings, seed)
     if settings.keep_solid:

@@ -1,8 +1,7 @@
 """One mesh to the tensors of one dataset row: solid, surface points, query points, labels, quality figures.
 
 Labels are computed at the stored float16 points against the solid itself. `num_faces` and `was_watertight` describe
-the mesh as given, the other figures the solid; `chamfer_to_input` is the mean of both directed mean nearest distances
-between 4096 samples of each, in the solid's box.
+the mesh as given, the other figures the solid (g3pt.geometry.quality).
 
 Shapes: P surface points, Ps sharp points, Q query points.
 """
@@ -12,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from g3pt.geometry.watertight import METHODS, Solid
-
-_CHAMFER_POINTS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +47,7 @@ def mesh_to_tensors(vertices: np.ndarray, faces: np.ndarray, config: ConvertConf
     Raises MeshError when the mesh can't become a solid.
     """
     from g3pt.geometry.labels import inside
+    from g3pt.geometry.quality import chamfer_to_input, is_watertight, solid_figures
     from g3pt.geometry.surface import sample_sharp, sample_surface
     from g3pt.geometry.watertight import watertight
 
@@ -72,8 +70,8 @@ def mesh_to_tensors(vertices: np.ndarray, faces: np.ndarray, config: ConvertConf
         "num_faces": len(faces),
         "was_watertight": is_watertight(vertices, faces),
         "volume_share": float(labels[config.num_queries :].mean()),
-        "chamfer_to_input": _chamfer_to_input(solid, vertices, faces, streams[5]),
-        **_solid_figures(solid),
+        "chamfer_to_input": chamfer_to_input(solid, vertices, faces, streams[5]),
+        **solid_figures(solid),
         "scale": solid.scale,
         "offset": solid.offset,
         "solid": (solid.vertices, solid.faces),
@@ -87,48 +85,3 @@ def near_points(solid: Solid, config: ConvertConfig, rng: np.random.Generator) -
     points = sample_surface(solid.vertices, solid.faces, config.num_queries, rng)[:, :3]
     sigmas = np.resize(config.near_sigmas, config.num_queries)[:, None]
     return np.clip(points + sigmas * rng.standard_normal(points.shape), -1.0, 1.0)
-
-
-def is_watertight(vertices: np.ndarray, faces: np.ndarray) -> bool:
-    """Whether, after equal vertices are merged, every edge belongs to exactly two faces that run it in opposite ways."""
-    from g3pt.geometry._mesh_kernels import closed, first_equal
-
-    exact = np.ascontiguousarray(vertices, dtype=np.float64) + 0.0  # -0.0 becomes 0.0: equal vertices have equal bits
-    faces = first_equal(exact.view(np.int64))[np.asarray(faces)]
-    faces = faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])]
-    return len(faces) > 0 and closed(faces, len(vertices))
-
-
-def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:
-    """Volume enclosed by a closed surface, positive when its faces point outward."""
-    a, b, c = (vertices[faces[:, k]] for k in range(3))
-    return float(np.einsum("fd,fd->", a, np.cross(b, c)) / 6.0)
-
-
-def _solid_figures(solid: Solid) -> dict:
-    from g3pt.geometry._mesh_kernels import component_labels
-    from g3pt.geometry.surface import face_normals
-
-    labels = component_labels(solid.faces, len(solid.vertices))
-    volume = signed_volume(solid.vertices, solid.faces)
-    surface_area = float(face_normals(solid.vertices, solid.faces)[1].sum())
-    return {
-        "num_components": np.count_nonzero(np.bincount(labels[solid.faces[:, 0]])),
-        "solid_faces": len(solid.faces),
-        "solid_watertight": is_watertight(solid.vertices, solid.faces),
-        "volume": volume,
-        "surface_area": surface_area,
-        "thickness": 2.0 * volume / surface_area,
-    }
-
-
-def _chamfer_to_input(solid: Solid, vertices: np.ndarray, faces: np.ndarray, rng: np.random.Generator) -> float:
-    from scipy.spatial import cKDTree
-
-    from g3pt.geometry.surface import sample_surface
-
-    ours = sample_surface(solid.vertices, solid.faces, _CHAMFER_POINTS, rng)[:, :3]
-    placed = np.asarray(vertices, dtype=np.float64) * solid.scale + solid.offset
-    theirs = sample_surface(placed, np.asarray(faces), _CHAMFER_POINTS, rng)[:, :3]
-    forth, back = cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]
-    return float((forth.mean() + back.mean()) / 2)

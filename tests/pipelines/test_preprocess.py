@@ -220,6 +220,17 @@ def test_bad_meshes_are_rows_with_a_reason_and_the_others_go_on(tmp_path: Path, 
     assert sum(info.failures.values()) == 4
 
 
+def test_a_row_whose_solid_breaks_a_bound_is_rejected_with_its_figures_and_without_tensors(tmp_path: Path) -> None:
+    (tmp_path / "needle.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1e-6 0\nf 1 2 3\n")
+    settings = config(tmp_path, input=str(tmp_path), resolution=200, keep_solid=True)
+    (item,) = sources.list_objects("dir", str(tmp_path), None, 0)
+    (needle,) = stage.convert_object(dataclasses.asdict(item), dataclasses.asdict(settings)).to_pylist()
+    assert needle["status"] == "rejected" and needle["error"].startswith("too-thin: volume ")
+    assert records.failure_reason(needle) == "rejected/too-thin"
+    assert 0 < needle["volume"] < 8e-4 and needle["solid_watertight"] and needle["num_faces"] == 1
+    assert not any(needle["surface"]) and not any(needle["near_points"]) and needle["solid"] == b""
+
+
 def test_a_manifest_names_the_objects(tmp_path: Path, meshes: Path) -> None:
     (meshes / "manifest.csv").write_text(
         "path,id,caption,license,author,category,source_repo,source_commit,source_path\n"

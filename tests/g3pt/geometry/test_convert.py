@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import trimesh
 
-from g3pt.geometry.convert import ConvertConfig, is_watertight, mesh_to_tensors
+from g3pt.geometry.convert import ConvertConfig, mesh_to_tensors
 from g3pt.geometry.labels import inside
+from g3pt.geometry.quality import is_watertight
 from g3pt.geometry.surface import face_normals, sample_sharp, sample_surface
 from g3pt.geometry.watertight import BOX, watertight
 
