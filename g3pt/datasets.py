@@ -45,6 +45,7 @@ def write_shard(
     inputs_sha256: str = "",
     num_shards: int = 1,
     seconds: Mapping[str, float] | None = None,
+    view_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """Write one shard, parquet first and sidecar second, each through a temporary name. Returns the sidecar."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +66,7 @@ def write_shard(
         "failures": dict(sorted(Counter(failure_reason(row) for row in rows if row["status"] != "ok").items())),
         "content": {row["id"]: row["content_sha256"] for row in rows},
         "seconds": {name: round(value, 3) for name, value in sorted((seconds or {}).items())},
+        "view_seconds": round(view_seconds, 3),  # of all rows together, within their seconds
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }

@@ -29,7 +29,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorFlags(OnRay):
-    """Check this machine and the Ray cluster: versions, renderer, GPUs, storage, MLflow, disks, clocks; each line with its remedy.
+    """Check this machine and the Ray cluster: versions, GPUs, storage, MLflow, disks, clocks; each line with its remedy.
 
     Exit code 0 if nothing failed (warnings are allowed), else 1.
     """
@@ -79,7 +79,6 @@ def all_checks(flags: DoctorFlags) -> list[Check]:
         Check(name="python", timeout_s=10, run=here.check_python),
         Check(name="packages", timeout_s=30, run=here.check_packages),
         Check(name="mesh2sdf", timeout_s=90, run=here.check_mesh2sdf),
-        Check(name="renderer", timeout_s=120, run=here.check_renderer),
         Check(name="gpu", timeout_s=90, run=here.check_gpu),
         Check(name="disk", timeout_s=20, run=lambda: here.check_disk(storage)),
         Check(name="clock", timeout_s=10, run=here.check_clock),

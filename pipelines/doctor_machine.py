@@ -1,4 +1,4 @@
-"""What `jobs/doctor.py` looks at on one machine, without Ray: Python, packages, mesh2sdf, renderer, GPUs, disks, the clock.
+"""What `jobs/doctor.py` looks at on one machine, without Ray: Python, packages, mesh2sdf, GPUs, disks, the clock.
 
 A check returns `Found`: ok, warning (work is possible, something will be slower, missing or different) or failed, with the remedy.
 """
@@ -122,16 +122,6 @@ def child_error(code: str, timeout_s: float = CHILD_TIMEOUT_S) -> str | None:
     if done.returncode == 0:
         return None
     return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
-
-
-def check_renderer() -> Found:
-    """Offscreen rendering; without it views and pictures are skipped."""
-    from g3pt.geometry.render import renderer_available
-
-    reason = renderer_available()
-    if reason is None:
-        return ok("renders offscreen")
-    return warning(f"pictures and views are left out: {reason}", "install a software OpenGL (apt install libgl1 libegl1 libosmesa6 xvfb)")
 
 
 # --------------------------------------------------------------------------------------------------- GPU, disk, clock

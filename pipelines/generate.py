@@ -478,14 +478,12 @@ def _finish(output: Path, rows: list[dict[str, Any]], made: int, seconds: float,
 
 
 def _picture(output: Path, ok: list[dict[str, Any]]) -> Path | None:
-    """A contact sheet of the first meshes, if a renderer starts here."""
-    from g3pt.geometry.render import contact_sheet, renderer_available
-
-    reason = renderer_available()
-    if reason or not ok:
-        print(f"generate: no picture ({reason or 'nothing to show'})", file=sys.stderr)
+    """A contact sheet of the first meshes."""
+    if not ok:
         return None
     import trimesh
+
+    from g3pt.geometry.render import contact_sheet
 
     shown = []
     for row in ok[:16]:

@@ -55,12 +55,9 @@ class PicturesFlags:
 
 def pictures(flags: PicturesFlags) -> str:
     """Draw and credit; the picture's path."""
-    from g3pt.geometry.render import renderer_available, write_whole
+    from g3pt.geometry.render import write_whole
 
     file, output = Path(flags.evaluation), Path(flags.output)
-    reason = renderer_available()
-    if reason:
-        raise UsageError(f"can't draw: {reason}")
     with bad_input():
         found = read_evaluation(file)
         entries = chosen(found["gallery"], flags.num, file)

@@ -16,7 +16,7 @@ from typing import Any
 from g3pt import datasets, records, storage
 from pipelines import cards
 from pipelines.cli import absolute
-from pipelines.errors import UsageError, bad_input
+from pipelines.errors import bad_input
 from pipelines.failures import on_disk
 from pipelines.notes import working_in
 from pipelines.preprocess_config import PreprocessConfig
@@ -45,8 +45,6 @@ def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray) -> str
         print(f"  {line}", flush=True)
     if config.dry_run:
         return None
-    if config.views and plan.tasks:
-        _check_renderer(config)
     started = time.monotonic()
     note = working_in(config.output, total=len(objects), flags=asdict(config))
     with note, on_disk(lambda: _finished_shards(config, plan)), logged(cards.preprocessing(config), config.output) as outcome:
@@ -76,14 +74,6 @@ def _check_output(config: PreprocessConfig) -> None:
 
 def _input_exists(config: PreprocessConfig) -> bool:
     return config.source != "dir" or config.input is None or "://" in config.input or Path(config.input).exists()
-
-
-def _check_renderer(config: PreprocessConfig) -> None:
-    from g3pt.geometry.render import renderer_available
-
-    problem = renderer_available()
-    if problem:
-        raise UsageError(f"--views {config.views}: no renderer starts here ({problem}); leave --views out")
 
 
 def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) -> dict[int, dict[str, Any]]:

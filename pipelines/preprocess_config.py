@@ -10,6 +10,7 @@ from g3pt import records
 from g3pt.geometry.convert import ConvertConfig
 from pipelines.flags import DryRun, OnRay
 
+RENDERER = 1  # raise it when a change makes other pictures of the same meshes
 CODE_VERSION = 2  # raise it when a change of geometry or sampling changes a row's bytes: finished shards become stale
 
 
@@ -35,15 +36,17 @@ class PreprocessConfig(DryRun, OnRay):
     watertight: Literal["narrowband", "mesh2sdf"] = "narrowband"
     """how the solid is made; mesh2sdf is slow"""
     views: int = 0
-    """rendered RGBA views per object"""
+    """rendered RGBA views per object, textured"""
     view_size: int = 256
     """width and height of a view in pixels"""
+    cameras: Literal["random", "ring", "axes"] = "random"
+    """of the views: heights drawn, one height, or six sides"""
     num_surface: int = 16384
     """surface points per object, and as many again for evaluation"""
     num_sharp: int = 4096
     """points on sharp edges per object"""
     num_queries: int = 32768
-    """labelled points near the surface, and as many in the volume; a multiple of 8"""
+    """labelled points near the surface, as many in the volume; 8 divides it"""
     timeout_s: float | None = None
     """seconds for one object before it is killed; default 60, with mesh2sdf 900"""
     memory_limit_gb: float = 8.0
@@ -51,7 +54,7 @@ class PreprocessConfig(DryRun, OnRay):
     seed: int = 0
     """seed of shapes, points and views"""
     retry_failed: bool = False
-    """redo the shards that hold timeouts, out-of-memory or download errors"""
+    """redo shards that hold timeouts, out-of-memory or download errors"""
     keep_solid: bool = False
     """store each solid mesh as well (column solid, a binary PLY)"""
     num_workers: int | None = None
@@ -86,7 +89,7 @@ class PreprocessConfig(DryRun, OnRay):
             "code_version": CODE_VERSION,
             "convert": asdict(self.convert),
             "record": asdict(self.record),
-            "view_size": self.view_size if self.views else None,
+            "views": {"size": self.view_size, "cameras": self.cameras, "renderer": RENDERER} if self.views else None,
             "seed": self.seed,
         }
         return json.loads(records.canonical_json(found))

@@ -23,6 +23,7 @@ from g3pt.geometry.convert import ConvertConfig
 from pipelines.failures import doing
 from pipelines.preprocess_config import PreprocessConfig
 from pipelines.preprocess_plan import ShardTask
+from pipelines.preprocess_views import VIEW_SECONDS, rendered, view_seconds_of
 from pipelines.sandbox import Sandbox
 from pipelines.sources import SourceObject, inputs_hash
 
@@ -49,7 +50,9 @@ def convert_object(item: dict[str, Any], config: dict[str, Any]) -> pa.Table:
     except MeshError as error:
         status = "rejected" if error.reason in REJECTED_REASONS else "failed"
         raise RowError(status, error.reason, str(error)) from error
-    return records.rows_to_table([row], settings.record)
+    seconds = row.pop(VIEW_SECONDS, 0.0)
+    table = records.rows_to_table([row], settings.record)
+    return table.replace_schema_metadata({**table.schema.metadata, VIEW_SECONDS: str(seconds)})
 
 
 def _converted_row(source: SourceObject, settings: PreprocessConfig) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def _converted_row(source: SourceObject, settings: PreprocessConfig) -> dict[str
         return row | figures | {"status": "rejected", "error": f"{faults[0][0]}: {'; '.join(text for _, text in faults)}"}
     row |= found | {"status": "ok"}
     if settings.views:
-        row["views"], row["view_cameras"] = _views(solid_vertices, solid_faces, settings, seed)
+        row |= rendered(source, settings, (solid_vertices, solid_faces), found, seed)
     if settings.keep_solid:
         row["solid"] = records.encode_solid(solid_vertices, solid_faces)
     return row
@@ -87,14 +90,6 @@ def _load(source: SourceObject, settings: PreprocessConfig) -> tuple[np.ndarray,
     return mesh.vertices, mesh.faces, {"up_axis": mesh.up_axis}
 
 
-def _views(
-    vertices: np.ndarray, faces: np.ndarray, settings: PreprocessConfig, seed: int
-) -> tuple[list[bytes], np.ndarray]:
-    from g3pt.geometry.render import render_views
-
-    return render_views(vertices, faces, settings.views, settings.view_size, seed)
-
-
 def object_seed(object_id: str, seed: int) -> int:
     """A seed of its own for each object: independent of which others are converted, and in which order."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{object_id}".encode()).digest()[:7], "big")
@@ -110,12 +105,12 @@ def warm_up() -> None:
 
 
 def warm_up_with_views() -> None:
-    """`warm_up`, and start the renderer."""
+    """`warm_up`, and compile the renderer."""
+    from g3pt.geometry.appearance import clay
     from g3pt.geometry.render import render_views
 
     warm_up()
-    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], dtype=np.float64)
-    render_views(corners, np.array([[0, 1, 2]]), 1, 16, 0)
+    render_views(clay(np.eye(3), np.array([[0, 1, 2]])), 1, 16, 0)
 
 
 # -------------------------------------------------------------------------------------------------------------- shard
@@ -147,11 +142,12 @@ def process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
 
 def _process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
     box, arguments = _sandbox(config), asdict(config)
-    rows, seconds = [], {}
+    rows, seconds, view_seconds = [], {}, 0.0
     for item in task.objects:
         result = box.call("pipelines.preprocess_shards:convert_object", {"item": asdict(item), "config": arguments})
         rows.append(_row(item, result.status, result.error, result.table, config.record))
         seconds[item.id] = result.seconds
+        view_seconds += view_seconds_of(result.table)
     sidecar = datasets.write_shard(
         Path(config.output),
         task.index,
@@ -161,6 +157,7 @@ def _process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
         inputs_sha256=inputs_hash(task.objects),
         num_shards=task.num_shards,
         seconds=seconds,
+        view_seconds=view_seconds,
     )
     return {"index": task.index, "sidecar": sidecar}
 

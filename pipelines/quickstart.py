@@ -114,17 +114,13 @@ def quickstart(flags: QuickstartFlags) -> str:
 
 
 def make_shapes(demo: Demo) -> str | None:
-    """Procedural objects to Parquet, one rendered view each where a renderer starts."""
-    from g3pt.geometry.render import renderer_available
+    """Procedural objects to Parquet, one rendered view each."""
     from pipelines.preprocess import preprocess
     from pipelines.preprocess_config import PreprocessConfig
 
-    missing = renderer_available()
-    if missing:
-        print(f"views skipped: {missing}", file=sys.stderr)
     config = PreprocessConfig(
         source="shapes", output=demo.data, limit=demo.flags.num_shapes, num_shards=max(2, demo.flags.num_shapes // 32), resolution=RESOLUTION,
-        views=0 if missing else 1, view_size=64, num_surface=4096, num_sharp=512, num_queries=8192, seed=demo.flags.seed,
+        views=1, view_size=64, num_surface=4096, num_sharp=512, num_queries=8192, seed=demo.flags.seed,
     )  # fmt: skip
     return preprocess(config)
 

@@ -256,7 +256,7 @@ def _encode(status: str, error: str, table: pa.Table | None = None) -> bytes:
         return _encode("failed", f"bad-result: the function returned {type(table).__name__}, not a table")
     table = table if table is not None else pa.table({"nothing": pa.nulls(0)})
     sink = pa.BufferOutputStream()
-    tagged = table.schema.with_metadata({"status": status, "error": error})
+    tagged = table.schema.with_metadata({**(table.schema.metadata or {}), "status": status, "error": error})
     with pa.ipc.new_stream(sink, tagged) as writer:
         writer.write_table(table.cast(tagged))
     return sink.getvalue().to_pybytes()

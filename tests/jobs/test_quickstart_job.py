@@ -33,9 +33,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pictures(demo: Path) -> list[Path]:
-    from g3pt.geometry.render import renderer_available
-
-    rendered = [demo / "tokenizer.png", demo / "generator.png"] if renderer_available() is None else []
+    rendered = [demo / "tokenizer.png", demo / "generator.png"]
     return [demo / "study" / "curve.png", *rendered]
 
 

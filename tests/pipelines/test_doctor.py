@@ -127,13 +127,6 @@ def test_a_compiled_package_is_tried_in_a_child(monkeypatch: pytest.MonkeyPatch)
     assert found.state == "warning" and "apt install g++" in found.remedy
 
 
-def test_no_renderer_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    from g3pt.geometry import render
-
-    monkeypatch.setattr(render, "renderer_available", lambda: "no display")
-    assert doctor_machine.check_renderer().state == "warning"
-
-
 def with_driver(monkeypatch: pytest.MonkeyPatch, out: str, err: str = "") -> None:
     monkeypatch.setattr(doctor_machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(doctor_machine.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, out, err))

@@ -389,12 +389,10 @@ def test_views_are_pictures_of_the_object_with_their_cameras(tmp_path: Path) -> 
 
     from PIL import Image
 
-    from g3pt.geometry.render import renderer_available
-
-    if renderer_available():
-        pytest.skip(renderer_available())
     info = run(config(tmp_path, source="shapes", input=None, limit=2, views=2, view_size=32))
-    for row in reading.read_rows(info, ["views", "view_cameras"]):
+    assert json.loads((tmp_path / "data" / "shard-00000.json").read_text())["view_seconds"] > 0
+    for row in reading.read_rows(info, ["views", "view_cameras", "appearance"]):
+        assert row["appearance"] == "none"
         assert row["view_cameras"].shape == (2, 4, 4) and not np.array_equal(*row["view_cameras"])
         for data in row["views"]:
             picture = np.asarray(Image.open(io.BytesIO(data)))
@@ -408,12 +406,3 @@ def test_mesh2sdf_is_the_other_way_to_a_solid(tmp_path: Path, meshes: Path) -> N
     assert settings.time_limit_s == 900.0 and config(tmp_path).time_limit_s == 60.0
     row = next(reading.read_rows(run(settings), ["volume", "chamfer_to_input"]))
     assert row["volume"] > 1.0 and row["chamfer_to_input"] < 0.2
-
-
-def test_views_without_a_renderer_are_refused(tmp_path: Path, meshes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from g3pt.geometry import render
-
-    monkeypatch.setattr(render, "renderer_available", lambda: "no driver")
-    with pytest.raises(UsageError, match=r"--views 1: no renderer starts here \(no driver\); leave --views out"):
-        preprocess(config(tmp_path, views=1), run_kept)
-    assert not (tmp_path / "data").exists()

@@ -145,10 +145,6 @@ def evaluation(folder: Path, ids: list[str]) -> Path:
 def test_a_picture_has_its_credits_beside_it(tmp_path: Path) -> None:
     from PIL import Image
 
-    from g3pt.geometry.render import renderer_available
-
-    if reason := renderer_available():
-        pytest.skip(reason)
     file = evaluation(tmp_path, ["kit__a", "market_x__b", "kit__c", "kit__d"])
     output = Path(pictures.pictures(pictures.PicturesFlags(evaluation=str(file), output=str(tmp_path / "docs" / "shown.png"), num=3)))
     with Image.open(output) as image:
