@@ -11,12 +11,13 @@ Source: Khronos glTF 2.0 specification.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
 from g3pt.geometry.gltf_document import Document, ReadFile, open_document
 from g3pt.geometry.gltf_mesh import Primitive, joint_matrices, morphed, read_primitive, skinned
-from g3pt.geometry.gltf_scene import Placement, Scene, default_scene
+from g3pt.geometry.gltf_scene import Placement, Scene, check_nodes, default_scene
 from g3pt.geometry.load import MAX_FACES, MeshError
 
 _NOT_DECODED = {"WEB3D_quantized_attributes"}  # geometry that would be read wrongly
@@ -50,26 +51,37 @@ def read_parts(content: bytes, read_file: ReadFile) -> tuple[Document, list[Part
     missing = sorted(set(document.root.get("extensionsRequired", [])) & _NOT_DECODED)
     if missing:
         raise MeshError("unsupported", f"requires {', '.join(missing)}, which is not decoded")
-    parts, num_faces = [], 0
-    for part in _scene_parts(document):
-        num_faces += len(part.faces)
-        if num_faces > MAX_FACES:
-            raise MeshError("too-large", f"the scene places more than {MAX_FACES} faces")
-        parts.append(part)
+    parts = list(_scene_parts(document))
     if not parts:
-        raise MeshError("no-faces", "the scene has no triangles")
+        _refuse_empty(document)
     return document, parts
+
+
+def _refuse_empty(document: Document) -> NoReturn:
+    """A fault in what the scene leaves out (a missing buffer, a node that is its own ancestor) says more than `no-faces`."""
+    document.check_buffers()
+    check_nodes(document)
+    for mesh in range(len(document.root.get("meshes", []))):
+        for primitive in document.item("meshes", mesh).get("primitives", []):
+            read_primitive(document, primitive)
+    raise MeshError("no-faces", "the scene has no triangles")
 
 
 def _scene_parts(document: Document) -> Iterator[Part]:
     scene = default_scene(document)
     primitives: dict[int, list[Primitive]] = {}  # a mesh that several nodes place is decoded once
+    num_faces = num_vertices = 0
     for placement in scene.placements:
         mesh = placement.node["mesh"]
         if mesh not in primitives:
             found = [read_primitive(document, json) for json in document.item("meshes", mesh).get("primitives", [])]
             primitives[mesh] = [primitive for primitive in found if primitive is not None]
-        for primitive in primitives[mesh]:
+        num_faces += len(placement.matrices) * sum(len(primitive.faces) for primitive in primitives[mesh])
+        num_vertices += len(placement.matrices) * sum(len(primitive.vertices) for primitive in primitives[mesh])
+        if num_faces > MAX_FACES or num_vertices > 3 * MAX_FACES:  # before any copy is made
+            raise MeshError("too-large", f"the scene places more than {MAX_FACES} faces, or {3 * MAX_FACES} vertices")
+    for placement in scene.placements:
+        for primitive in primitives[placement.node["mesh"]]:
             yield from _placed(document, primitive, placement, scene)
 
 

@@ -18,6 +18,7 @@ from g3pt.geometry.load import MAX_FACES, MeshError
 
 _DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+_MAX_ZEROS = 1_000_000  # values of an accessor without data: a file of 200 bytes may claim any number
 _MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
 
 ReadFile = Callable[[str], bytes]  # a relative URI of the asset -> its bytes, or MeshError
@@ -27,8 +28,10 @@ def open_document(content: bytes, read_file: ReadFile) -> "Document":
     """The document of a .glb or .gltf file."""
     document, chunk = _split_glb(content) if content[:4] == b"glTF" else (_parse_json(content), None)
     version = str(table(document.get("asset", {}), "asset").get("version", ""))
+    if not version:
+        raise MeshError("corrupt", "glTF without asset.version")
     if version.split(".")[0] != "2":
-        raise MeshError("unsupported", f"glTF version {version or 'unknown'}, only 2.x is read")
+        raise MeshError("unsupported", f"glTF version {version}, only 2.x is read")
     return Document(document, chunk, read_file)
 
 
@@ -100,6 +103,11 @@ class Document:
         required = extension in self.root.get("extensionsRequired", [])
         return required or ("uri" not in self.item("buffers", buffer) and (buffer != 0 or self._chunk is None))
 
+    def check_buffers(self) -> None:
+        """Raise MeshError for a buffer that can't be read, whether anything uses it or not."""
+        for index in range(len(self.root.get("buffers", []))):
+            self._buffer(index)
+
     def _buffer(self, index: Any) -> bytes:
         if index not in self._buffers:
             self._buffers[index] = self._buffer_content(self.item("buffers", index).get("uri"))
@@ -130,6 +138,8 @@ class Document:
             raise MeshError("too-large", f"accessors[{index}] claims {count} values")
         if "bufferView" in accessor:
             values = self._strided(accessor["bufferView"], int(accessor.get("byteOffset", 0)), dtype, width, count)
+        elif count > _MAX_ZEROS:
+            raise MeshError("too-large", f"accessors[{index}] claims {count} values and holds none")
         else:
             values = np.zeros((count, width), dtype=dtype)
         if "sparse" in accessor:

@@ -41,6 +41,13 @@ def default_scene(document: Document) -> Scene:
     return walk.scene
 
 
+def check_nodes(document: Document) -> None:
+    """Raise MeshError for a node that is its own ancestor or names what isn't there, whether a scene holds it or not."""
+    walk = _Walk(document)
+    for index in range(len(document.root.get("nodes", []))):
+        walk.below(index, np.eye(4), ())
+
+
 class _Walk:
     """Collects what stands at and below a node; a node placed by several parents is drawn for each."""
 
@@ -79,6 +86,8 @@ def _extension(item: dict, name: str) -> dict:
 def _local_matrix(node: dict) -> np.ndarray:
     if "matrix" in node:
         return np.array(node["matrix"], dtype=np.float64).reshape(4, 4).T
+    if not {"translation", "rotation", "scale"} & node.keys():
+        return np.eye(4)
     translation, rotation, scale = (
         np.array([node.get(name, default)], dtype=np.float64)
         for name, default in (("translation", [0, 0, 0]), ("rotation", [0, 0, 0, 1]), ("scale", [1, 1, 1]))

@@ -1,11 +1,14 @@
 """Read one mesh file into plain arrays, safely: .glb .gltf .obj .ply .stl .off.
 
 Node transforms (and rest-pose skins) are applied, polygons triangulated, points and lines ignored, textures never
-read. What an asset names is read only if it lies below `root`; the rest is refused with a reason.
+read. What an asset names is read only if it lies below `root`; the rest is refused with a reason. MemoryError passes
+through: whether a mesh fits is the machine's doing (pipelines.sandbox makes it a row), what a file claims without
+holding it is refused before (g3pt.geometry.claims).
 """
 
+import os
 import re
-import struct
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +18,10 @@ import numpy as np
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 MAX_BYTES = 1 << 30
 MAX_FACES = 20_000_000
+MAX_COORDINATE = 1e100  # squares of lengths must not overflow
 REASONS = (
     "missing-file", "empty", "corrupt", "unsupported", "external-uri", "non-finite", "too-large", "no-faces",
-    "zero-extent",
+    "zero-extent", "unreadable",
 )
 
 
@@ -26,7 +30,7 @@ class MeshError(ValueError):
 
     def __init__(self, reason: str, message: str) -> None:
         assert reason in REASONS, reason
-        super().__init__(f"{reason}: {message}")
+        super().__init__(f"{reason}: {_printable(message)}")
         self.reason = reason
 
 
@@ -50,29 +54,46 @@ def load_mesh(path: str | Path, root: str | Path) -> LoadedMesh:
         raise MeshError("empty", f"{path.name} is empty")
     try:
         vertices, faces = _parse(content, suffix, path, root)
-    except MeshError:
+    except (MeshError, MemoryError):
         raise
-    except MemoryError as error:
-        raise MeshError("too-large", f"{path.name} does not fit in memory") from error
     except Exception as error:  # a parser may answer a broken file with any exception: name it, don't hide it
-        raise MeshError("corrupt", f"{path.name}: {type(error).__name__}: {_one_line(error)}") from error
+        raise MeshError("corrupt", f"{path.name}: {type(error).__name__}: {error}") from error
     return _checked(vertices, faces, "y" if suffix in (".glb", ".gltf") else "unspecified")
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _printable(text: str) -> str:
+    """One line of at most 300 characters that moves no terminal's cursor: file names and parsers' errors hold anything."""
+    line = " ".join(text.split())[:300]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
 def read_below(path: Path, root: Path, missing_reason: str) -> bytes:
-    """Content of a file that, links resolved, lies below root and is not huge."""
-    if not path.resolve().is_relative_to(root):
-        raise MeshError("external-uri", f"{path.name} lies outside the input folder")
-    if not path.is_file():
-        raise MeshError(missing_reason, f"{path.name} does not exist")
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise MeshError("too-large", f"{path.name} has {size} bytes, the limit is {MAX_BYTES}")
-    return path.read_bytes()
+    """Content of a regular file that, links resolved, lies below root and is not huge. Never waits on a pipe or device."""
+    try:
+        resolved = Path(os.path.realpath(path))  # unlike Path.resolve it answers for links that run in a circle
+        if not resolved.is_relative_to(root):
+            raise MeshError("external-uri", f"{path.name} lies outside the input folder")
+        return _regular_content(resolved, missing_reason)
+    except MeshError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MeshError(missing_reason, f"{path.name} does not exist") from error
+    except (OSError, ValueError) as error:  # no permission, a broken disk; a name too long or with a zero byte
+        raise MeshError("unreadable", f"{path.name[:100]}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _regular_content(path: Path, missing_reason: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise MeshError(missing_reason, f"{path.name} is a folder, pipe or device, not a file")
+        if about.st_size > MAX_BYTES:
+            raise MeshError("too-large", f"{path.name} has {about.st_size} bytes, the limit is {MAX_BYTES}")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def sibling_reader(path: Path, root: Path) -> Callable[[str], bytes]:
@@ -87,7 +108,11 @@ def sibling_reader(path: Path, root: Path) -> Callable[[str], bytes]:
 
 
 def _parse(content: bytes, suffix: str, path: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
-    _refuse_foreign_content(content, suffix)
+    from g3pt.geometry.claims import check_content
+
+    if suffix in (".obj", ".off"):
+        content = as_utf8(content)
+    check_content(content, suffix)
     if suffix in (".glb", ".gltf"):
         from g3pt.geometry.gltf import read_gltf
 
@@ -95,29 +120,11 @@ def _parse(content: bytes, suffix: str, path: Path, root: Path) -> tuple[np.ndar
     return _through_trimesh(content, suffix)
 
 
-def _refuse_foreign_content(content: bytes, suffix: str) -> None:
-    head = content[:200].lstrip().lower()
-    if content.startswith(b"version https://git-lfs"):
-        raise MeshError("corrupt", "a git-LFS pointer, not the file itself")
-    if head.startswith((b"<!doctype", b"<html")):
-        raise MeshError("corrupt", "an HTML page, not a mesh")
-    if suffix == ".glb" and not content.startswith(b"glTF"):
-        raise MeshError("corrupt", "GLB has a wrong magic number")
-    if suffix != ".glb" and suffix != ".gltf" and content.startswith(b"glTF"):
-        raise MeshError("corrupt", f"GLB content in a {suffix} file")
-
-
 def _through_trimesh(content: bytes, suffix: str) -> tuple[np.ndarray, np.ndarray]:
     import io
 
     import trimesh
 
-    if suffix == ".stl":
-        _check_stl(content)
-    if suffix in (".obj", ".off"):
-        content = as_utf8(content)
-    if suffix == ".off":
-        _check_off(content)
     options = {"split_object": False, "group_material": False, "skip_materials": True} if suffix == ".obj" else {}
     loaded = trimesh.load(io.BytesIO(content), file_type=suffix[1:], process=False, resolver=None, **options)
     scene = loaded if isinstance(loaded, trimesh.Scene) else trimesh.Scene(loaded)
@@ -138,35 +145,24 @@ def as_utf8(content: bytes) -> bytes:
     return content.removeprefix(b"\xef\xbb\xbf")
 
 
-def _check_stl(content: bytes) -> None:
-    """A binary STL says its number of faces: a file cut short must not pass as a smaller mesh."""
-    if content[:5].lower() == b"solid" and b"facet" in content[:2000].lower():
-        return
-    if len(content) < 84:
-        raise MeshError("corrupt", "STL header is cut off")
-    count = struct.unpack_from("<I", content, 80)[0]
-    if 84 + 50 * count > len(content):
-        raise MeshError("corrupt", f"STL says {count} faces but holds {(len(content) - 84) // 50}")
-
-
-def _check_off(content: bytes) -> None:
-    numbers = re.match(rb"\s*(?:[A-Za-z]*OFF)?(?:\s|#[^\n]*\n)*(\d+)\s+(\d+)", content)
-    if numbers and max(map(int, numbers.groups())) > len(content):
-        raise MeshError("corrupt", f"OFF header claims {numbers[1].decode()} vertices in {len(content)} bytes")
-
-
 def _checked(vertices: np.ndarray, faces: np.ndarray, up_axis: str) -> LoadedMesh:
-    vertices = np.ascontiguousarray(vertices, dtype=np.float64).reshape(-1, 3)
-    faces = np.ascontiguousarray(faces, dtype=np.int64).reshape(-1, 3)
+    vertices, faces = np.ascontiguousarray(vertices, dtype=np.float64), np.ascontiguousarray(faces, dtype=np.int64)
+    if vertices.shape[1:] != (3,) or faces.shape[1:] != (3,):
+        raise MeshError("corrupt", f"vertices of shape {vertices.shape}, faces of shape {faces.shape}")
     if len(faces) == 0:
         raise MeshError("no-faces", "the mesh has no faces")
     if len(faces) > MAX_FACES:
         raise MeshError("too-large", f"{len(faces)} faces, the limit is {MAX_FACES}")
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise MeshError("corrupt", f"face index {faces.max()} is out of range for {len(vertices)} vertices")
-    used = vertices[np.unique(faces)]
+    is_used = np.zeros(len(vertices), dtype=bool)
+    is_used[faces] = True
+    used = vertices[is_used]
     if not np.isfinite(used).all():
         raise MeshError("non-finite", "vertex positions are not finite")
-    if not (used.max(axis=0) - used.min(axis=0)).max() > 0.0:
+    largest = np.abs(used).max()
+    if largest > MAX_COORDINATE:
+        raise MeshError("too-large", f"coordinates up to {largest:.1e}, the limit is {MAX_COORDINATE:.0e}")
+    if not np.ptp(used, axis=0).max() > 0.0:
         raise MeshError("zero-extent", "all vertices are at one place")
     return LoadedMesh(vertices=vertices, faces=faces, up_axis=up_axis)
