@@ -26,13 +26,13 @@ from g3pt.records import (
     SPLITS,
     RecordConfig,
     config_hash,
-    dataset_fingerprint,
     failure_reason,
     rows_to_table,
     schema,
     shard_name,
 )
 from g3pt.storage import local_folder, write_atomic
+from g3pt.tally import Tally
 
 
 def write_shard(
@@ -46,8 +46,12 @@ def write_shard(
     num_shards: int = 1,
     seconds: Mapping[str, float] | None = None,
     view_seconds: float = 0.0,
+    files: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write one shard, parquet first and sidecar second, each through a temporary name. Returns the sidecar."""
+    """Write one shard, parquet first and sidecar second, each through a temporary name. Returns the sidecar.
+
+    `files`: id -> what tells later that the object's files are still those that were read.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = sorted(rows, key=lambda row: row["id"])
     data = parquet_bytes(rows_to_table(rows, config))
@@ -67,6 +71,7 @@ def write_shard(
         "content": {row["id"]: row["content_sha256"] for row in rows},
         "seconds": {name: round(value, 3) for name, value in sorted((seconds or {}).items())},
         "view_seconds": round(view_seconds, 3),  # of all rows together, within their seconds
+        "files": {name: list(stamps) for name, stamps in sorted((files or {}).items()) if stamps},
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
@@ -88,18 +93,10 @@ def write_dataset(
     config: RecordConfig,
     settings: Mapping[str, Any],
     num_shards: int,
-    shards: Mapping[int, Mapping[str, Any]],
+    shards: Tally | Mapping[int, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Write dataset.json from the sidecars of all shards (index -> sidecar). `settings` is what the config hash covers."""
-    content: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    failures: Counter[str] = Counter()
-    splits: Counter[str] = Counter()
-    for sidecar in shards.values():
-        content |= sidecar["content"]
-        counts.update(sidecar["counts"])
-        failures.update(sidecar["failures"])
-        splits.update(sidecar["splits"])
+    """Write dataset.json from all sidecars (index -> sidecar) or their sum. `settings` is what the config hash covers."""
+    tally = shards if isinstance(shards, Tally) else Tally(shards)
     config_sha256 = config_hash(settings)
     summary = {
         "schema_version": SCHEMA_VERSION,
@@ -108,12 +105,12 @@ def write_dataset(
         "record": asdict(config),
         "columns": schema(config).names,
         "tensors": {name: {"dtype": np.dtype(d).name, "shape": list(s)} for name, (d, s) in config.tensors.items()},
-        "counts": dict(sorted(counts.items())),
-        "failures": dict(sorted(failures.items())),
-        "splits": {name: splits.get(name, 0) for name in SPLITS},
+        "counts": dict(sorted(tally.counts.items())),
+        "failures": dict(sorted(tally.failures.items())),
+        "splits": {name: tally.splits.get(name, 0) for name in SPLITS},
         "num_shards": num_shards,
-        "shards": {str(index): shards[index]["sha256"] for index in sorted(shards)},
-        "fingerprint": dataset_fingerprint(content, config_sha256),
+        "shards": {str(index): sha256 for index, sha256 in sorted(tally.shards.items())},
+        "fingerprint": tally.fingerprint(config_sha256),
     }
     write_atomic(folder / "dataset.json", json.dumps(summary, indent=1).encode("utf-8"))
     return summary

@@ -123,11 +123,6 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def dataset_fingerprint(content: Mapping[str, str], config_sha256: str) -> str:
-    """Hash of the sorted (id, content sha256) pairs and the config hash."""
-    return config_hash({"objects": sorted(content.items()), "config": config_sha256})
-
-
 def shard_name(index: int) -> str:
     """`shard-00042`, without its ending."""
     return f"shard-{index:05d}"

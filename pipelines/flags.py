@@ -6,6 +6,11 @@ How: a command's flag class inherits those it has. `--help` shows the optional o
 from dataclasses import dataclass
 
 
+def listed(text: str | None) -> tuple[str, ...]:
+    """The parts of a flag that lists things with commas, sorted, each once."""
+    return tuple(sorted({part.strip() for part in (text or "").split(",") if part.strip()}))
+
+
 @dataclass(frozen=True, kw_only=True)
 class OnData:
     """A command that reads a dataset."""

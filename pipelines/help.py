@@ -18,7 +18,7 @@ from typing import Any
 NARROWEST, WIDEST = 60, 110  # columns of the page
 INDENT = 28  # columns of flag and kind before their explanation
 KINDS = {int: "INT", float: "NUMBER", str: "TEXT"}
-PATHS = {"data", "dir", "image", "input", "model", "output", "path", "prompts", "tokenizer"}  # flags that name a file or folder
+PATHS = {"captions", "data", "dir", "ids", "image", "input", "model", "output", "path", "prompts", "tokenizer"}  # flags that name a file or folder
 EXIT_CODES = "exit code: 0 done, 1 failed, 2 bad usage or input, 130 interrupted"
 MISSING = dataclasses.MISSING
 Field = dataclasses.Field[Any]

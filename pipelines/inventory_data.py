@@ -148,11 +148,11 @@ def replanned(flags: dict[str, Any]) -> tuple[str, str]:
     from pipelines.errors import UsageError
     from pipelines.preprocess_config import PreprocessConfig
     from pipelines.preprocess_plan import make_plan
-    from pipelines.sources import list_objects
+    from pipelines.sources import Listing
 
-    config = PreprocessConfig(**flags | {"retry_failed": False})
+    config = PreprocessConfig(**flags | {"retry_failed": False, "rehash": True})
     try:
-        plan = make_plan(config, list_objects(config.source, config.input, config.limit, config.seed))
+        plan = make_plan(config, Listing(config))
     except UsageError as error:
         return "", str(error)
     if not plan.tasks and not plan.extra:
@@ -162,19 +162,19 @@ def replanned(flags: dict[str, Any]) -> tuple[str, str]:
 
 def changed_shapes(place: Place, flags: dict[str, Any]) -> str:
     """Shapes are made of their generator's code: one object tells whether it is the same."""
-    from pipelines.sources import _shape_object, generator_hash
+    from pipelines.sources.shapes import generator_hash, shape_object
 
     sidecar = next((name for name in sorted(place.names) if name.startswith("shard-") and name.endswith(".json")), None)
     content = read_object(place.path / sidecar)["content"] if sidecar else {}
     for name, sha256 in sorted(content.items())[:1]:
-        if sha256 and sha256 != _shape_object(name, int(flags["seed"]), generator_hash()).content_sha256:
+        if sha256 and sha256 != shape_object(name, int(flags["seed"]), generator_hash()).content_sha256:
             return "the generator of shapes (g3pt/shapes) changed"
     return ""
 
 
 def changed_folder(folder: Path, started: float, flags: dict[str, Any], total: object) -> tuple[str, str]:
     """Whether a mesh folder has newer or other files than when the dataset's command started."""
-    from pipelines.sources import MANIFEST
+    from pipelines.sources.folder import MANIFEST
 
     if not folder.is_dir():
         return "", f"its input {folder} is not there"
@@ -193,7 +193,7 @@ def changed_folder(folder: Path, started: float, flags: dict[str, Any], total: o
 
 def scanned(folder: Path, since: float) -> tuple[int, Path | None, bool]:
     """(mesh files seen, one that is newer than `since`, whether all were seen) within SCAN_SECONDS."""
-    from pipelines.sources import MESH_ENDINGS
+    from pipelines.sources.folder import MESH_ENDINGS
 
     count, deadline = 0, time.monotonic() + SCAN_SECONDS
     for parent, _, names in os.walk(folder):

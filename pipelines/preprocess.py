@@ -9,7 +9,8 @@ Source: DESIGN, contracts 2 and 3.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,25 @@ from pipelines.errors import bad_input
 from pipelines.failures import on_disk
 from pipelines.notes import working_in
 from pipelines.preprocess_config import PreprocessConfig
-from pipelines.preprocess_plan import Plan, make_plan
+from pipelines.preprocess_plan import NOT_THERE, Plan, list_shards, make_plan
 from pipelines.preprocess_shards import Runner, map_on_ray
 from pipelines.progress import Progress
-from pipelines.sources import list_objects
+from pipelines.sources import Listing
 from pipelines.tracked import Outcome, logged
+
+
+@dataclass
+class Seconds:
+    """How long the objects of this run took, added up."""
+
+    count: int = 0
+    total: float = 0.0
+    longest: float = 0.0
+
+    def add(self, seconds: Iterable[float]) -> None:
+        """Those of one shard."""
+        for value in seconds:
+            self.count, self.total, self.longest = self.count + 1, self.total + value, max(self.longest, value)
 
 
 def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray) -> str | None:
@@ -34,23 +49,23 @@ def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray) -> str
     if config.dry_run and not _input_exists(config):
         print(f"plan for {config.output}: --input {config.input} does not exist yet")
         return None
-    objects = list_objects(config.source, config.input, config.limit, config.seed)
-    plan = make_plan(config, objects)
+    listing = Listing(config)
+    plan = make_plan(config, listing)
     said = "plan" if config.dry_run else "preprocess"
     print(
-        f"{said}: {len(objects)} objects of --source {config.source} -> {config.output} ({plan.num_shards} shards)",
+        f"{said}: {plan.num_objects} objects of --source {config.source} -> {config.output} ({plan.num_shards} shards)",
         flush=True,
     )
-    for line in plan.lines():
+    for line in [*listing.lines(), *plan.lines()]:
         print(f"  {line}", flush=True)
     if config.dry_run:
         return None
     started = time.monotonic()
-    note = working_in(config.output, total=len(objects), flags=asdict(config))
+    note = working_in(config.output, total=plan.num_objects, flags=asdict(config))
     with note, on_disk(lambda: _finished_shards(config, plan)), logged(cards.preprocessing(config), config.output) as outcome:
-        shards = _bring_up_to_date(config, plan, run_shards)
-        summary = datasets.write_dataset(Path(config.output), config.record, config.settings, plan.num_shards, shards)
-        _report(config, plan, shards, summary, time.monotonic() - started, outcome)
+        seconds = _bring_up_to_date(config, plan, run_shards)
+        summary = datasets.write_dataset(Path(config.output), config.record, config.settings, plan.num_shards, plan.current)
+        _report(config, plan, seconds, summary, time.monotonic() - started, outcome)
         if not summary["counts"].get("ok"):
             raise RuntimeError(f"no object is ok: {_counted(summary['failures'])}")
     return config.output
@@ -58,9 +73,8 @@ def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray) -> str
 
 def _absolute(config: PreprocessConfig) -> PreprocessConfig:
     """Local paths made absolute: Ray changes its workers' working directory."""
-    paths = {"output": config.output, "input": config.input}
-    fixed = {name: absolute(path) for name, path in paths.items() if path}
-    return PreprocessConfig(**{field.name: getattr(config, field.name) for field in fields(config)} | fixed)
+    paths = {name: getattr(config, name) for name in ("output", "input", "ids", "captions")}
+    return replace(config, **{name: absolute(path) for name, path in paths.items() if path})
 
 
 def _check_output(config: PreprocessConfig) -> None:
@@ -76,8 +90,8 @@ def _input_exists(config: PreprocessConfig) -> bool:
     return config.source != "dir" or config.input is None or "://" in config.input or Path(config.input).exists()
 
 
-def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) -> dict[int, dict[str, Any]]:
-    """Write what is stale, remove what is extra. Returns index -> sidecar of the whole dataset."""
+def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) -> Seconds:
+    """Write what is stale, add it to what is current, remove what is extra. Returns how long the objects took."""
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     if plan.tasks or plan.extra:
@@ -87,22 +101,25 @@ def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) 
     for index in plan.extra:
         for ending in ("json", "parquet"):
             (folder / f"{records.shard_name(index)}.{ending}").unlink(missing_ok=True)
-    shards = dict(plan.current)
+    seconds = Seconds()
     if not plan.tasks:
-        return shards
-    with Progress("preprocess", sum(len(task.objects) for task in plan.tasks), "objects") as progress:
-        done = failed = 0
+        return seconds
+    with Progress("preprocess", plan.tasks.num_objects, "objects") as progress:
+        failed = 0
         for finished in run_shards(plan.tasks, config):
-            sidecar = shards[finished["index"]] = finished["sidecar"]
-            done, failed = done + sidecar["rows"], failed + sum(sidecar["failures"].values())
-            progress.show(done, failed=failed)
-    return shards
+            sidecar = finished["sidecar"]
+            plan.current.add(finished["index"], sidecar)
+            seconds.add(sidecar["seconds"].values())
+            failed += sum(sidecar["failures"].values())
+            progress.show(seconds.count, failed=failed)
+    return seconds
 
 
 def _finished_shards(config: PreprocessConfig, plan: Plan) -> str:
     """What a stopped command leaves."""
-    left = sum(not (Path(config.output) / f"{records.shard_name(task.index)}.json").exists() for task in plan.tasks)
-    total = len(plan.tasks) + len(plan.current)
+    there = list_shards(Path(config.output))
+    left = sum(not there.get(index, NOT_THERE).has_sidecar for index in plan.tasks.indices)
+    total = len(plan.current.shards.keys() | set(plan.tasks.indices))
     return f"{total - left} of {total} shards are finished ({config.output})"
 
 
@@ -111,26 +128,25 @@ def _counted(counts: dict[str, int]) -> str:
 
 
 def _report(
-    config: PreprocessConfig, plan: Plan, shards: dict[int, dict], summary: dict[str, Any], seconds: float, outcome: Outcome
+    config: PreprocessConfig, plan: Plan, took: Seconds, summary: dict[str, Any], seconds: float, outcome: Outcome
 ) -> None:
     """Say what the dataset holds, and what MLflow shows of it if anything was done."""
-    done = [value for task in plan.tasks for value in shards[task.index]["seconds"].values()]
     print(
-        f"dataset: {_counted(summary['counts'])}; splits {_counted(summary['splits'])}; {len(shards)} shards",
+        f"dataset: {_counted(summary['counts'])}; splits {_counted(summary['splits'])}; {len(summary['shards'])} shards",
         flush=True,
     )
     if summary["failures"]:
         print(f"  not ok: {_counted(summary['failures'])}", flush=True)
-    outcome.nothing_done = not done
-    if not done:
+    outcome.nothing_done = not took.count
+    if not took.count:
         return
-    mean, longest = sum(done) / len(done), max(done)
-    print(f"  {mean:.2f} s per object (mean), {longest:.2f} s at most, {seconds:.0f} s in all", flush=True)
+    mean = took.total / took.count
+    print(f"  {mean:.2f} s per object (mean), {took.longest:.2f} s at most, {seconds:.0f} s in all", flush=True)
     counts, fingerprint = summary["counts"], summary["fingerprint"]
     outcome.metrics |= {"objects_ok": float(counts.get("ok", 0)), "objects_not_ok": float(sum(counts.values()) - counts.get("ok", 0))}
     outcome.metrics |= {f"not_ok/{name}": float(count) for name, count in summary["failures"].items()}
     outcome.metrics |= {f"split/{name}": float(count) for name, count in summary["splits"].items()}
-    outcome.metrics |= {"objects_done": float(len(done)), "seconds": seconds, "seconds_per_object": mean, "seconds_per_object_max": longest}
+    outcome.metrics |= {"objects_done": float(took.count), "seconds": seconds, "seconds_per_object": mean, "seconds_per_object_max": took.longest}
     outcome.name = f"{Path(config.output).name}-r{config.resolution}-{fingerprint[: cards.SHORT]}"
     outcome.params |= {"fingerprint": fingerprint, "num_shards": plan.num_shards}
     outcome.dataset = cards.DatasetInput(name=Path(config.output).name, fingerprint=fingerprint, path=config.output, context="made here")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from g3pt import records
 from g3pt.geometry.convert import ConvertConfig
-from pipelines.flags import DryRun, OnRay
+from pipelines.flags import DryRun, OnRay, listed
 
 RENDERER = 1  # raise it when a change makes other pictures of the same meshes
 CODE_VERSION = 2  # raise it when a change of geometry or sampling changes a row's bytes: finished shards become stale
@@ -27,10 +27,18 @@ class PreprocessConfig(DryRun, OnRay):
     """folder of the dataset"""
     input: str | None = None
     """folder of .glb .gltf .obj .ply .stl .off files for --source dir (a manifest.csv there names the objects); default none"""
+    ids: str | None = None
+    """file of ids, one a line: take only these; default all"""
+    categories: str | None = None
+    """take only objects of these categories, comma-separated; default all"""
+    licenses: str | None = None
+    """take only objects with one of these licences, comma-separated; open: CC0, public domain, CC-BY, MIT, BSD, Apache; default all"""
+    captions: str | None = None
+    """CSV of rows id,caption without a header, as Cap3D gives them; default none"""
     limit: int | None = None
     """take only the objects with the N smallest sha256(id); default all"""
     num_shards: int | None = None
-    """shards (files) of the dataset; default as before in this folder, else one per 16 objects, at most 1024"""
+    """shards (files) of the dataset; default as before in this folder, else one per 16 objects up to 1024 shards, then 128 objects each"""
     resolution: int = 256
     """grid cells along the box when the solid is made"""
     watertight: Literal["narrowband", "mesh2sdf"] = "narrowband"
@@ -55,6 +63,8 @@ class PreprocessConfig(DryRun, OnRay):
     """seed of shapes, points and views"""
     retry_failed: bool = False
     """redo shards that hold timeouts, out-of-memory or download errors"""
+    rehash: bool = False
+    """read every input again where size and time of its files say that they did not change"""
     keep_solid: bool = False
     """store each solid mesh as well (column solid, a binary PLY)"""
     num_workers: int | None = None
@@ -93,6 +103,16 @@ class PreprocessConfig(DryRun, OnRay):
             "seed": self.seed,
         }
         return json.loads(records.canonical_json(found))
+
+    @property
+    def wanted_categories(self) -> tuple[str, ...]:
+        """What --categories lists."""
+        return listed(self.categories)
+
+    @property
+    def wanted_licenses(self) -> tuple[str, ...]:
+        """What --licenses lists."""
+        return listed(self.licenses)
 
     @property
     def time_limit_s(self) -> float:

@@ -1,7 +1,9 @@
 """Which shards of a dataset are stale: objects compared with the sidecars that lie in the output folder.
 
 How: an object's shard follows from its id, so the plan needs no state: a shard is current when its sidecar carries the hash
-of this configuration and of these inputs.
+of this configuration and of these inputs. Objects lie in a `PlanStore`, sidecars are read one at a time and only added up (`Tally`), so
+that memory grows with the number of shards, not of objects. A shard without sidecar is stale whatever its files hold: its worker
+hashes them. Of the others a file is read again only if its stamp in the sidecar no longer holds (`pipelines.sources.content`).
 
 Source: DESIGN, contract 3.
 """
@@ -9,17 +11,25 @@ Source: DESIGN, contract 3.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from g3pt import records
+from g3pt.tally import Tally
+from pipelines.plan_store import PlanStore
 from pipelines.preprocess_config import PreprocessConfig
 from pipelines.sources import SourceObject, inputs_hash
+from pipelines.sources.fetch import known_content
 
-OBJECTS_PER_SHARD = 16
-MAX_SHARDS = 1024
+OBJECTS_PER_SHARD = 16  # of a small dataset: many shards, so that every worker has some
+MOST_OBJECTS_PER_SHARD = 128  # about 100 MB of Parquet
+MANY_SHARDS = 1024
+MAX_SHARDS = 100_000  # their names have five digits
+Sidecar = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,102 +43,146 @@ class ShardTask:
 
     def to_json(self) -> str:
         """Text that `from_json` reads back; a task travels to its worker like this."""
-        return json.dumps(asdict(self))
+        return json.dumps(vars(self) | {"objects": [vars(item) for item in self.objects]})
 
     @classmethod
     def from_json(cls, text: str) -> ShardTask:
         """The inverse of `to_json`."""
         found = json.loads(text)
-        return cls(**found | {"objects": [SourceObject(**item) for item in found["objects"]]})
+        return cls(**found | {"objects": [SourceObject.of(item) for item in found["objects"]]})
+
+
+class Tasks(Sequence[ShardTask]):
+    """The shards to write, in order; a task's objects are fetched when it is asked for."""
+
+    def __init__(self, store: PlanStore, num_shards: int, reasons: dict[int, str], num_objects: int) -> None:
+        self._store, self._num_shards = store, num_shards
+        self.reasons, self.indices, self.num_objects = reasons, tuple(reasons), num_objects
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> ShardTask:  # type: ignore[override]  # no slices
+        index = self.indices[position]
+        return ShardTask(index=index, num_shards=self._num_shards, objects=self._store.objects(index), reason=self.reasons[index])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a run will do: shards to write, shards that are current, and shards that no object belongs to any more."""
 
+    num_objects: int
     num_shards: int
-    tasks: list[ShardTask]
-    current: dict[int, dict[str, Any]]
+    tasks: Tasks
+    current: Tally
     extra: list[int]
-
-    @property
-    def num_finished(self) -> int:
-        """Objects in shards that are current."""
-        return sum(sidecar["rows"] for sidecar in self.current.values())
 
     def lines(self) -> list[str]:
         """The plan for a person."""
-        todo = sum(len(task.objects) for task in self.tasks)
-        reasons = Counter(task.reason for task in self.tasks)
+        reasons = Counter(self.tasks.reasons.values())
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        said = (
-            [f"{self.num_finished} objects in {len(self.current)} shards are finished and skipped"]
-            if self.current
-            else []
-        )
+        finished = len(self.current.shards)
+        said = [f"{self.current.rows} objects in {finished} shards are finished and skipped"] if finished else []
         if self.tasks:
-            said.append(f"{todo} objects in {len(self.tasks)} shards to convert ({why})")
+            said.append(f"{self.tasks.num_objects} objects in {len(self.tasks)} shards to convert ({why})")
         if self.extra:
             said.append(f"{len(self.extra)} shards to remove: no object belongs to them any more")
         return said or ["nothing to do"]
 
 
-def make_plan(config: PreprocessConfig, objects: list[SourceObject]) -> Plan:
+def make_plan(config: PreprocessConfig, objects: Iterable[SourceObject]) -> Plan:
     """Compare the objects with what lies in the output folder."""
-    folder = Path(config.output)
-    found = _read_sidecars(folder)
-    num_shards = config.num_shards or _num_shards_before(found) or default_num_shards(len(objects))
-    shards: dict[int, list[SourceObject]] = {}
-    for item in objects:
-        shards.setdefault(records.shard_index(item.id, num_shards), []).append(item)
+    store = PlanStore()
+    store.add(objects)
+    store.check_ids(f"--input {config.input}" if config.input else f"--source {config.source}")
+    if config.limit is not None:
+        store.limit(config.limit)
+    found = list_shards(Path(config.output))
+    num_shards = config.num_shards or _num_shards_before(Path(config.output), found) or default_num_shards(store.num_objects)
+    store.group(num_shards)
+    sizes = store.sizes()
+    reasons: dict[int, str] = {}
+    current = Tally()
     config_sha256 = records.config_hash(config.settings)
-    tasks, current = [], {}
-    for index, items in sorted(shards.items()):
-        reason = _stale_reason(folder, index, found.get(index), config_sha256, inputs_hash(items), config.retry_failed)
+    for index in sizes:
+        sidecar = _read_sidecar(Path(config.output), index) if found.get(index, NOT_THERE).has_sidecar else None
+        reason = _stale_reason(found.get(index, NOT_THERE), sidecar, config_sha256) or _changed(config, store.objects(index), sidecar)
         if reason:
-            tasks.append(ShardTask(index=index, num_shards=num_shards, objects=items, reason=reason))
+            reasons[index] = reason
         else:
-            current[index] = found[index]
-    written = {int(file.stem.split("-")[1]) for file in folder.glob("shard-[0-9]*.*")} if folder.is_dir() else set()
-    return Plan(num_shards=num_shards, tasks=tasks, current=current, extra=sorted(written - shards.keys()))
+            current.add(index, sidecar)
+    tasks = Tasks(store, num_shards, reasons, sum(sizes[index] for index in reasons))
+    return Plan(num_objects=store.num_objects, num_shards=num_shards, tasks=tasks, current=current, extra=sorted(found.keys() - sizes.keys()))
 
 
 def default_num_shards(num_objects: int) -> int:
-    """One shard per 16 objects, at most 1024."""
-    return min(MAX_SHARDS, max(1, -(-num_objects // OBJECTS_PER_SHARD)))
+    """One shard per 16 objects up to 1024 shards, then up to 128 objects a shard; at most 100,000."""
+    few = min(MANY_SHARDS, -(-num_objects // OBJECTS_PER_SHARD))
+    return max(1, few, min(MAX_SHARDS, -(-num_objects // MOST_OBJECTS_PER_SHARD)))
 
 
-def _num_shards_before(sidecars: dict[int, dict[str, Any]]) -> int | None:
-    counts = {sidecar.get("num_shards") for sidecar in sidecars.values()}
-    return counts.pop() if len(counts) == 1 else None
+# -------------------------------------------------------------------------------------------------------- what is there
 
 
-def _read_sidecars(folder: Path) -> dict[int, dict[str, Any]]:
-    """Index -> sidecar of every shard that has a readable one."""
-    found = {}
-    for file in sorted(folder.glob("shard-[0-9]*.json")) if folder.is_dir() else []:
-        try:
-            sidecar = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:  # cut off: its shard counts as not finished
-            continue
-        if isinstance(sidecar, dict):
-            found[int(file.stem.split("-")[1])] = sidecar
-    return found
+@dataclass(frozen=True)
+class Found:
+    """What lies in the folder of one shard."""
+
+    has_sidecar: bool = False
+    parquet_bytes: int | None = None
 
 
-def _stale_reason(
-    folder: Path, index: int, sidecar: dict[str, Any] | None, config_sha256: str, inputs_sha256: str, retry_failed: bool
-) -> str | None:
-    """Why a shard must be written, None when it is current."""
-    parquet = folder / f"{records.shard_name(index)}.parquet"
+NOT_THERE = Found()
+
+
+def list_shards(folder: Path) -> dict[int, Found]:
+    """Every shard of which anything lies in a folder, from one listing of it."""
+    sidecars: set[int] = set()
+    parquets: dict[int, int] = {}
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            index, _, ending = entry.name.removeprefix("shard-").partition(".")
+            if not entry.name.startswith("shard-") or not index.isdigit() or not entry.is_file():
+                continue
+            if ending == "json":
+                sidecars.add(int(index))
+            elif ending == "parquet":
+                parquets[int(index)] = entry.stat().st_size
+    return {index: Found(index in sidecars, parquets.get(index)) for index in sorted(sidecars | parquets.keys())}
+
+
+def _read_sidecar(folder: Path, index: int) -> Sidecar | None:
+    """A shard's sidecar; None where it is cut off or no sidecar, and the shard counts as not finished."""
+    try:
+        found = json.loads((folder / f"{records.shard_name(index)}.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _num_shards_before(folder: Path, found: dict[int, Found]) -> int | None:
+    """Of the first readable sidecar: shards of another number are stale in any case, their objects differ."""
+    sidecars = (_read_sidecar(folder, index) for index, what in found.items() if what.has_sidecar)
+    return next((sidecar.get("num_shards") for sidecar in sidecars if sidecar), None)
+
+
+def _stale_reason(found: Found, sidecar: Sidecar | None, config_sha256: str) -> str | None:
+    """Why a shard must be written, by what lies there alone; None if its objects have to be compared."""
     if sidecar is None:
-        return "unfinished" if parquet.exists() else "new"
-    if not parquet.is_file() or parquet.stat().st_size != sidecar.get("bytes"):
+        return "new" if found.parquet_bytes is None else "unfinished"
+    if found.parquet_bytes != sidecar.get("bytes"):
         return "damaged"
     if sidecar.get("config_sha256") != config_sha256:
         return "stale: settings changed"
-    if sidecar.get("inputs_sha256") != inputs_sha256:
-        return "stale: inputs changed"
-    if retry_failed and any(set(failure.split("/")) & set(records.RETRIED_REASONS) for failure in sidecar["failures"]):
-        return "to retry"
     return None
+
+
+def _changed(config: PreprocessConfig, objects: list[SourceObject], sidecar: Sidecar) -> str | None:
+    """Why a shard that is whole must be written: its objects are others than those it was made from, or failed ones are tried again."""
+    same = {item.id for item in objects} == sidecar["content"].keys()  # else nothing need be read to know
+    if not same or inputs_hash(known_content(config, objects, sidecar)) != sidecar.get("inputs_sha256"):
+        return "stale: inputs changed"
+    failed_again = any(set(failure.split("/")) & set(records.RETRIED_REASONS) for failure in sidecar["failures"])
+    return "to retry" if config.retry_failed and failed_again else None

@@ -1,4 +1,4 @@
-"""Convert shards: each mesh in a killable child (pipelines.sandbox), each shard one Ray Data task, finished in one rename.
+"""Convert shards: each mesh in a killable child (pipelines.sandbox), each shard one Ray task, finished in one rename.
 
 Source: DESIGN, facts 3 and 4.
 Ours: status `failed` means that reading or converting went wrong, `rejected` that the file was read and is no object we
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from pipelines.preprocess_plan import ShardTask
 from pipelines.preprocess_views import VIEW_SECONDS, rendered, view_seconds_of
 from pipelines.sandbox import Sandbox
 from pipelines.sources import SourceObject, inputs_hash
+from pipelines.sources.fetch import fetched
 
+MAX_RETRIES = 10  # of a shard whose worker or node died; a mesh that kills its child costs no retry
 REJECTED_REASONS = ("no-faces", "zero-extent", "non-finite", "too-large", "external-uri")
 
 # ------------------------------------------------------------------------------------------------------------- object
@@ -44,7 +46,7 @@ def convert_object(item: dict[str, Any], config: dict[str, Any]) -> pa.Table:
     """One object to a table of one row. Runs in the sandbox's child: arguments are what JSON can carry."""
     from g3pt.geometry.load import MeshError
 
-    settings, source = PreprocessConfig(**config), SourceObject(**item)
+    settings, source = PreprocessConfig(**config), SourceObject.of(item)
     try:
         row = _converted_row(source, settings)
     except MeshError as error:
@@ -142,22 +144,25 @@ def process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
 
 def _process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
     box, arguments = _sandbox(config), asdict(config)
-    rows, seconds, view_seconds = [], {}, 0.0
-    for item in task.objects:
+    rows, seconds, objects, files, view_seconds = [], {}, [], {}, 0.0
+    for found in fetched(task.objects, config):
+        item = found.item
         result = box.call("pipelines.preprocess_shards:convert_object", {"item": asdict(item), "config": arguments})
         rows.append(_row(item, result.status, result.error, result.table, config.record))
-        seconds[item.id] = result.seconds
+        seconds[item.id], files[item.id] = result.seconds, found.stamps
         view_seconds += view_seconds_of(result.table)
+        objects.append(item)
     sidecar = datasets.write_shard(
         Path(config.output),
         task.index,
         rows,
         config.record,
         config_sha256=records.config_hash(config.settings),
-        inputs_sha256=inputs_hash(task.objects),
+        inputs_sha256=inputs_hash(objects),
         num_shards=task.num_shards,
         seconds=seconds,
         view_seconds=view_seconds,
+        files=files,
     )
     return {"index": task.index, "sidecar": sidecar}
 
@@ -170,10 +175,10 @@ def _row(
     return {name: reading.column_values(table[name].combine_chunks())[0] for name in table.column_names}
 
 
-Runner = Callable[[list[ShardTask], PreprocessConfig], Iterable[dict[str, Any]]]
+Runner = Callable[[Sequence[ShardTask], PreprocessConfig], Iterable[dict[str, Any]]]
 
 
-def map_here(tasks: list[ShardTask], config: PreprocessConfig) -> Iterator[dict[str, Any]]:
+def map_here(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict[str, Any]]:
     """Shards one after another in this process, without Ray."""
     try:
         for task in tasks:
@@ -182,27 +187,40 @@ def map_here(tasks: list[ShardTask], config: PreprocessConfig) -> Iterator[dict[
         close_sandboxes()
 
 
-def map_on_ray(tasks: list[ShardTask], config: PreprocessConfig) -> Iterator[dict[str, Any]]:
-    """Shards as Ray Data tasks, one block each, in the order in which they finish."""
+def map_on_ray(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict[str, Any]]:
+    """Shards as Ray tasks, a few more at a time than there are CPUs, in the order in which they finish.
+
+    Not Ray Data: it wants all tasks at once, and a hundred thousand of them are gigabytes in the driver.
+    """
     from pipelines.cluster import connect
 
     connect(config.ray_address)
     import ray
 
-    arguments = json.dumps(asdict(config))
-    items = [{"task": task.to_json(), "config": arguments} for task in tasks]
-    # Without the repartition Ray fuses a small read with the map into one task: no parallelism, nothing saved before a failure.
-    data = ray.data.from_items(items).repartition(len(items))
-    done = data.map_batches(_process_batch, batch_size=None, num_cpus=1, concurrency=config.num_workers)
-    for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
-        for text in batch["done"]:
-            yield json.loads(text)
+    process = ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_process_text)
+    arguments = ray.put(json.dumps(asdict(config)))
+    pending: list[Any] = []
+    try:
+        for task in tasks:
+            while len(pending) >= (config.num_workers or 2 * int(ray.cluster_resources().get("CPU", 1))):
+                yield _first_done(pending)
+            pending.append(process.remote(task.to_json(), arguments))
+        while pending:
+            yield _first_done(pending)
+    finally:
+        for shard in pending:
+            ray.cancel(shard)
 
 
-def _process_batch(batch: dict[str, Any]) -> dict[str, list[str]]:
-    pairs = zip(batch["task"], batch["config"], strict=True)
-    done = [
-        process_shard(ShardTask.from_json(str(task)), PreprocessConfig(**json.loads(str(config))))
-        for task, config in pairs
-    ]
-    return {"done": [json.dumps(item) for item in done]}
+def _first_done(pending: list[Any]) -> dict[str, Any]:
+    """Wait for one of the pending shards, take it out and return what it gave."""
+    import ray
+
+    (done, *_), _ = ray.wait(pending)
+    pending.remove(done)
+    return json.loads(ray.get(done))
+
+
+def _process_text(task: str, config: str) -> str:
+    """`process_shard` between texts, which every Ray version carries alike."""
+    return json.dumps(process_shard(ShardTask.from_json(task), PreprocessConfig(**json.loads(config))))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from g3pt.selection import ALL, Selection, choose
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
-from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithTokenizer
+from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithTokenizer, listed
 from pipelines.progress import say
 from pipelines.runs import RunSpec, stable_hash
 
@@ -217,8 +217,4 @@ def named_by_micro_batch(spec: RunSpec, flags: TrainFlags) -> RunSpec:
 
 def chosen(flags: TrainFlags) -> Selection:
     """What --licenses and --exclude-ids say."""
-    return Selection(licenses=_listed(flags.licenses), exclude_ids=_listed(flags.exclude_ids))
-
-
-def _listed(text: str | None) -> tuple[str, ...]:
-    return tuple(sorted({part.strip() for part in (text or "").split(",") if part.strip()}))
+    return Selection(licenses=listed(flags.licenses), exclude_ids=listed(flags.exclude_ids))

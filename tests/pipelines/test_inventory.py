@@ -273,11 +273,13 @@ def mesh_dataset(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from g3pt import datasets, records
     from pipelines import preprocess, tracked
     from pipelines.sources import inputs_hash
+    from pipelines.sources.fetch import fetched
 
     def write_shards(tasks: list, config: preprocess.PreprocessConfig) -> Iterator[dict]:
         for task in tasks:
-            rows = [records.empty_row(item.id, config.record) | item.columns() | {"status": "ok"} for item in task.objects]
-            hashes = {"config_sha256": records.config_hash(config.settings), "inputs_sha256": inputs_hash(task.objects)}
+            objects = [found.item for found in fetched(task.objects, config)]
+            rows = [records.empty_row(item.id, config.record) | item.columns() | {"status": "ok"} for item in objects]
+            hashes = {"config_sha256": records.config_hash(config.settings), "inputs_sha256": inputs_hash(objects)}
             yield {"index": task.index, "sidecar": datasets.write_shard(Path(config.output), task.index, rows, config.record, **hashes)}
 
     (root / "in").mkdir(parents=True)
@@ -308,10 +310,10 @@ def test_meshes_that_changed_make_their_dataset_stale(tmp_path: Path, monkeypatc
 
 def test_shapes_of_another_generator_are_stale(tmp_path: Path) -> None:
     from g3pt import datasets, records
-    from pipelines.sources import _list_shapes
+    from pipelines.sources.shapes import list_shapes
     from tests.pipelines.toy_data import TOY
 
-    shape = _list_shapes(1, 0)[0]
+    shape = next(list_shapes(0))
     row = records.empty_row(shape.id, TOY) | shape.columns() | {"status": "ok"}
     row["views"] = []
     sidecar = datasets.write_shard(tmp_path, 0, [row], TOY)

@@ -7,7 +7,7 @@ import pytest
 import trimesh
 
 from pipelines import mixed_folder
-from pipelines.sources import list_objects
+from pipelines.sources.folder import list_folder
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_only_free_and_confirmed_objects_and_shapes_are_listed(meshes: Path, tmp
     output = tmp_path / "mixed"
     mixed_folder.main(["--meshes", str(meshes), "--shapes", "3", "--output", str(output)])
     assert capsys.readouterr().out.splitlines() == ["4 objects", f"result: {output}"]
-    found = list_objects("dir", str(output), None, 0)
+    found = sorted(list_folder(output), key=lambda item: item.id)
     ids = [item.id for item in found]
     assert "a" in ids and "b" not in ids and "market_c" not in ids and sum(i.startswith("shapes/") for i in ids) == 3
     assert not (output / "two").exists(), "folders of left-out objects do not travel"

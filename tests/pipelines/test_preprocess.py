@@ -2,9 +2,10 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,20 @@ import pytest
 
 from g3pt import datasets, reading, records
 from pipelines import preprocess_shards as stage
-from pipelines import sources
 from pipelines.errors import UsageError
+from pipelines.plan_store import PlanStore
 from pipelines.preprocess import preprocess
 from pipelines.preprocess_config import PreprocessConfig
 from pipelines.preprocess_plan import ShardTask, default_num_shards
+from pipelines.sources import SourceObject
+from pipelines.sources.content import Content, read_content
+from pipelines.sources.folder import list_folder
 
 SMALL = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
 CUBE_FACES = [(1, 2, 3, 4), (8, 7, 6, 5), (1, 5, 6, 2), (2, 6, 7, 3), (3, 7, 8, 4), (4, 8, 5, 1)]
 
 
-def run_kept(tasks: list[ShardTask], config: PreprocessConfig) -> Iterator[dict]:
+def run_kept(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict]:
     """As map_here, but the child lives on to the next test."""
     for task in tasks:
         yield stage.process_shard(task, config)
@@ -142,7 +146,7 @@ def test_a_changed_limit_redoes_only_touched_shards_and_removes_empty_ones(
     tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = run(config(tmp_path))
-    kept = sources.limited([f"box{number}.obj" for number in range(6)], 2)
+    kept = smallest_hashes([f"box{number}.obj" for number in range(6)], 2)
     less = run(config(tmp_path, limit=2, num_shards=None))  # the dataset's number of shards is kept
     assert sorted(reading.load_arrays(less, None, ["id"])["id"]) == kept
     assert set(less.shards) == {records.shard_index(name, 3) for name in kept}
@@ -154,7 +158,7 @@ def test_a_changed_limit_redoes_only_touched_shards_and_removes_empty_ones(
 
 
 def test_bytes_do_not_depend_on_the_order_of_work(tmp_path: Path, meshes: Path) -> None:
-    def backwards(tasks: list[ShardTask], settings: PreprocessConfig) -> Iterable[dict]:
+    def backwards(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterable[dict]:
         turned = [dataclasses.replace(task, objects=task.objects[::-1]) for task in reversed(tasks)]
         return run_kept(turned, settings)
 
@@ -168,7 +172,7 @@ def test_bytes_do_not_depend_on_the_order_of_work(tmp_path: Path, meshes: Path) 
 def test_a_run_that_dies_keeps_what_is_finished_and_is_no_dataset_until_it_is(
     tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def dies(tasks: list[ShardTask], settings: PreprocessConfig) -> Iterator[dict]:
+    def dies(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator[dict]:
         yield stage.process_shard(tasks[0], settings)
         raise RuntimeError("the power went out")
 
@@ -223,7 +227,7 @@ def test_bad_meshes_are_rows_with_a_reason_and_the_others_go_on(tmp_path: Path, 
 def test_a_row_whose_solid_breaks_a_bound_is_rejected_with_its_figures_and_without_tensors(tmp_path: Path) -> None:
     (tmp_path / "needle.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1e-6 0\nf 1 2 3\n")
     settings = config(tmp_path, input=str(tmp_path), resolution=200, keep_solid=True)
-    (item,) = sources.list_objects("dir", str(tmp_path), None, 0)
+    (item,) = list_folder(tmp_path)
     (needle,) = stage.convert_object(dataclasses.asdict(item), dataclasses.asdict(settings)).to_pylist()
     assert needle["status"] == "rejected" and needle["error"].startswith("too-thin: volume ")
     assert records.failure_reason(needle) == "rejected/too-thin"
@@ -303,7 +307,7 @@ def test_bad_usage_is_one_line_and_writes_nothing(tmp_path: Path, meshes: Path, 
 def test_a_file_name_that_is_no_text_is_one_line(meshes: Path) -> None:
     os.rename(meshes / "box3.obj", os.fsencode(meshes) + b"/caf\xe9.obj")
     with pytest.raises(UsageError, match="the file name .*caf.*dce9.obj' is not UTF-8") as caught:
-        sources.list_objects("dir", str(meshes), None, 0)
+        list(list_folder(meshes))
     str(caught.value).encode("utf-8")
 
 
@@ -341,11 +345,23 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert not (tmp_path / "data").exists()
 
 
+def chosen(ids: list[str], limit: int) -> list[str]:
+    store = PlanStore()
+    store.add(SourceObject(id=name, source="dir") for name in ids)
+    store.limit(limit)
+    store.group(1)
+    return [item.id for item in store.objects(0)]
+
+
+def smallest_hashes(ids: list[str], count: int) -> list[str]:
+    return sorted(sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
+
+
 def test_limit_takes_the_smallest_hashes_whatever_else_is_there() -> None:
     ids = [f"x{number}" for number in range(50)]
-    few = sources.limited(ids, 5)
+    few = chosen(ids, 5)
     assert (
-        len(few) == 5 and set(few) <= set(sources.limited(ids[::-1], 9)) and sources.limited(ids, None) == sorted(ids)
+        few == smallest_hashes(ids, 5) and set(few) <= set(chosen(ids[::-1], 9)) and chosen(ids, 50) == sorted(ids)
     )
 
 
@@ -356,17 +372,16 @@ def test_the_content_of_a_gltf_includes_its_buffers_but_never_files_outside(tmp_
     (root / "a b.bin").write_bytes(b"1")
     uris = ["a%20b.bin", "../secret.bin", "data:application/octet-stream;base64,AAAA"]
     (root / "x.gltf").write_text(json.dumps({"asset": {"version": "2.0"}, "buffers": [{"uri": uri} for uri in uris]}))
-    first, size = sources.content_hash(root, "x.gltf")
+    first = read_content(root, "x.gltf")
     (tmp_path / "secret.bin").write_bytes(b"other")
-    assert sources.content_hash(root, "x.gltf") == (first, size)
+    assert read_content(root, "x.gltf") == first and first.size == 1 + (root / "x.gltf").stat().st_size
     (root / "a b.bin").write_bytes(b"2")
-    assert sources.content_hash(root, "x.gltf")[0] != first
-    assert sources.content_hash(root, "../secret.bin") == ("", 0)
-    assert sources.content_hash(root, "gone.gltf") == ("", 0)
+    assert read_content(root, "x.gltf").sha256 != first.sha256
+    assert read_content(root, "../secret.bin") == read_content(root, "gone.gltf") == Content()
 
 
 def test_sizes_of_shards_follow_the_number_of_objects() -> None:
-    assert [default_num_shards(number) for number in (1, 16, 17, 584, 10**6)] == [1, 1, 2, 37, 1024]
+    assert [default_num_shards(number) for number in (1, 16, 17, 584, 10**5, 10**6, 10**7, 10**8)] == [1, 1, 2, 37, 1024, 7813, 78125, 100_000]
 
 
 @pytest.mark.slow
