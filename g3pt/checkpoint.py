@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from g3pt.config import from_dict
+from g3pt.storage import Location, location, write_atomic
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 
@@ -109,12 +110,9 @@ def export_hash(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: str | Path, values: Any) -> None:
-    """Write JSON under a temporary name, then rename: a reader sees the old file or the new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+def write_json(path: str | Location, values: Any) -> None:
+    """Write JSON whole or not at all: a reader sees the old file or the new one."""
+    write_atomic(location(path), (json.dumps(values, indent=2, sort_keys=True) + "\n").encode("utf-8"))
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

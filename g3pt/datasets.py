@@ -13,7 +13,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,12 +30,12 @@ from g3pt.records import (
     schema,
     shard_name,
 )
-from g3pt.storage import local_folder, write_atomic
+from g3pt.storage import Location, RemotePath, location, write_atomic
 from g3pt.tally import Tally
 
 
 def write_shard(
-    folder: Path,
+    folder: Location,
     index: int,
     rows: Sequence[Mapping[str, Any]],
     config: RecordConfig,
@@ -48,16 +47,15 @@ def write_shard(
     view_seconds: float = 0.0,
     files: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write one shard, parquet first and sidecar second, each through a temporary name. Returns the sidecar.
+    """Write one shard, parquet first and sidecar second, each whole or not at all. Returns the sidecar.
 
     `files`: id -> what tells later that the object's files are still those that were read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = sorted(rows, key=lambda row: row["id"])
     data = parquet_bytes(rows_to_table(rows, config))
-    (folder / f"{shard_name(index)}.json").unlink(
-        missing_ok=True
-    )  # an old sidecar must never stand beside a new parquet
+    # An old sidecar must never stand beside a new parquet.
+    (folder / f"{shard_name(index)}.json").unlink(missing_ok=True)
     write_atomic(folder / f"{shard_name(index)}.parquet", data)
     sidecar = {
         "schema_version": SCHEMA_VERSION,
@@ -89,7 +87,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def write_dataset(
-    folder: Path,
+    folder: Location,
     config: RecordConfig,
     settings: Mapping[str, Any],
     num_shards: int,
@@ -120,7 +118,7 @@ def write_dataset(
 class DatasetInfo:
     """dataset.json, checked. `splits` counts ok rows; `shards` maps shard index to the sha256 of its parquet."""
 
-    path: Path
+    path: Location
     config: RecordConfig
     settings: dict[str, Any]
     fingerprint: str
@@ -132,21 +130,19 @@ class DatasetInfo:
     shards: dict[int, str]
     columns: tuple[str, ...]
 
-    def shard_path(self, index: int) -> Path:
+    def shard_path(self, index: int) -> Location:
         """The parquet file of one shard."""
         return self.path / f"{shard_name(index)}.parquet"
 
 
-def open_dataset(path: str | Path) -> DatasetInfo:
+def open_dataset(path: str | Location) -> DatasetInfo:
     """Read and check dataset.json. ValueError with one clear line where there is none or its schema is another."""
-    folder = local_folder(path)
-    if not folder.is_dir():
-        raise ValueError(f"no dataset at {folder}: the folder does not exist")
+    folder = location(path)
     file = folder / "dataset.json"
-    if not file.is_file():
-        raise ValueError(f"no dataset at {folder}: dataset.json is missing (preprocessing did not finish there)")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(_why_missing(folder)) from None
     except ValueError as error:
         raise ValueError(f"{file} is not readable JSON: {error}") from error
     version = found.get("schema_version") if isinstance(found, dict) else None
@@ -160,7 +156,15 @@ def open_dataset(path: str | Path) -> DatasetInfo:
         raise ValueError(f"{file} is damaged: {type(error).__name__}: {error}") from error
 
 
-def _dataset_info(folder: Path, found: dict[str, Any]) -> DatasetInfo:
+def _why_missing(folder: Location) -> str:
+    if isinstance(folder, RemotePath):
+        folder.check_store()
+    elif not folder.is_dir():
+        return f"no dataset at {folder}: the folder does not exist"
+    return f"no dataset at {folder}: dataset.json is missing (preprocessing did not finish there)"
+
+
+def _dataset_info(folder: Location, found: dict[str, Any]) -> DatasetInfo:
     config = RecordConfig(**found["record"])
     if found["columns"] != schema(config).names:
         raise ValueError(f"its columns differ from schema version {SCHEMA_VERSION}")

@@ -7,23 +7,21 @@ Source: DESIGN, contract 3.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from g3pt.datasets import DatasetInfo, parquet_bytes
 from g3pt.records import shard_name
-from g3pt.storage import local_folder, write_atomic
+from g3pt.storage import Location, location, open_parquet, write_atomic
 
 
-def derived_path(dataset: str | Path | DatasetInfo, kind: str, index: int) -> Path:
+def derived_path(dataset: str | Location | DatasetInfo, kind: str, index: int) -> Location:
     """`derived/<kind>/shard-00042.parquet`; `kind` is `<name>-<export-hash8>`."""
-    folder = dataset.path if isinstance(dataset, DatasetInfo) else local_folder(dataset)
+    folder = dataset.path if isinstance(dataset, DatasetInfo) else location(dataset)
     return folder / "derived" / kind / f"{shard_name(index)}.parquet"
 
 
-def write_derived(dataset: DatasetInfo, kind: str, index: int, table: pa.Table) -> Path:
+def write_derived(dataset: DatasetInfo, kind: str, index: int, table: pa.Table) -> Location:
     """Write one derived shard (must have an `id` column) in one rename; it remembers the parquet it was made from."""
     if "id" not in table.column_names:
         raise ValueError(f"a derived table needs an id column, got {table.column_names}")
@@ -37,9 +35,11 @@ def write_derived(dataset: DatasetInfo, kind: str, index: int, table: pa.Table) 
 def derived_is_current(dataset: DatasetInfo, kind: str, index: int) -> bool:
     """Whether the derived shard exists and was made from the shard as it stands."""
     path = derived_path(dataset, kind, index)
-    if not path.is_file():
+    try:
+        with open_parquet(path) as file:
+            metadata = file.schema_arrow.metadata or {}
+    except FileNotFoundError:
         return False
-    metadata = pq.read_schema(path).metadata or {}
     return metadata.get(b"g3pt.source_sha256", b"").decode("ascii") == dataset.shards[index]
 
 
@@ -49,7 +49,8 @@ def read_derived(dataset: DatasetInfo, kind: str, shards: Iterable[int] | None =
     for index in sorted(dataset.shards) if shards is None else shards:
         if not derived_is_current(dataset, kind, index):
             raise ValueError(f"{derived_path(dataset, kind, index)} is missing or older than its shard: make it again")
-        tables.append(pq.read_table(derived_path(dataset, kind, index)))
+        with open_parquet(derived_path(dataset, kind, index)) as file:
+            tables.append(file.read())
     if not tables:
         raise ValueError(f"dataset {dataset.path} has no shards")
     return pa.concat_tables([table.replace_schema_metadata(None) for table in tables]).sort_by("id")

@@ -7,20 +7,19 @@ Shapes: N objects.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from g3pt.datasets import DatasetInfo, open_dataset
 from g3pt.records import NUMBER_COLUMNS, ROWS_PER_GROUP, RecordConfig
 from g3pt.selection import ALL, Selection
+from g3pt.storage import Location, open_parquet
 
 
 def read_rows(
-    dataset: str | Path | DatasetInfo,
+    dataset: str | Location | DatasetInfo,
     columns: Sequence[str],
     split: str | None = None,
     status: str | None = "ok",
@@ -38,13 +37,14 @@ def read_rows(
         yield from _shard_rows(info.shard_path(index), columns, split, status)
 
 
-def _shard_rows(path: Path, columns: Sequence[str], split: str | None, status: str | None) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing although dataset.json lists it")
+def _shard_rows(path: Location, columns: Sequence[str], split: str | None, status: str | None) -> Iterator[dict[str, Any]]:
     wanted = list(dict.fromkeys([*columns, "split", "status"]))
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=wanted, use_threads=False):
-            yield from _batch_rows(batch, columns, split, status)
+    try:
+        with open_parquet(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=wanted, use_threads=False):
+                yield from _batch_rows(batch, columns, split, status)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing although dataset.json lists it") from None
 
 
 def _batch_rows(
@@ -67,7 +67,7 @@ def column_values(column: pa.Array) -> np.ndarray | list[Any]:
 
 
 def load_arrays(
-    dataset: str | Path | DatasetInfo,
+    dataset: str | Location | DatasetInfo,
     split: str | None,
     columns: Sequence[str],
     status: str | None = "ok",

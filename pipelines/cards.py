@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from g3pt.storage import Location, location
+
 if TYPE_CHECKING:
     from pipelines.evaluate import EvaluateFlags
     from pipelines.generate import GenerateConfig
@@ -41,7 +43,7 @@ class Card:
     stage: str
     name: str
     title: str
-    folder: Path
+    folder: Location
     params: Mapping[str, Any]
     tags: Mapping[str, str] = field(default_factory=dict)
     dataset: DatasetInput | None = None
@@ -103,7 +105,7 @@ def by_scale(metrics: Mapping[str, Any]) -> list[dict[str, float]]:
 def preprocessing(config: PreprocessConfig) -> Card:
     """Of jobs/preprocess.py; the fingerprint joins its name once it is known."""
     names = ("source", "input", "limit", "resolution", "watertight", "views", "num_surface", "num_queries", "seed")
-    folder = Path(config.output)
+    folder = location(config.output)
     return Card(
         stage="preprocess", name=f"{folder.name}-r{config.resolution}", folder=folder, params=given(config, names),
         title=f"**Dataset {code(folder.name)}** from source {code(config.source)}, solids at {config.resolution}³.",
@@ -178,7 +180,7 @@ def given(flags: Any, names: Sequence[str]) -> dict[str, Any]:
 
 def dataset_input(path: str | None, fingerprint: str | None) -> DatasetInput | None:
     """A training dataset, if it is known."""
-    return DatasetInput(name=Path(path).name, fingerprint=fingerprint, path=path) if path and fingerprint else None
+    return DatasetInput(name=location(path).name, fingerprint=fingerprint, path=path) if path and fingerprint else None
 
 
 def label(dataset: DatasetInput) -> str:

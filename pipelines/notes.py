@@ -7,6 +7,8 @@ and the reports read them.
 Ours: an interrupted command (Ctrl-C, a kill) leaves no failure: its output is merely not finished.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -14,22 +16,26 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from g3pt.storage import Location
 
 COMMAND_FILE, FAILURE_FILE = "command.json", "failure.json"
 
 
 @contextlib.contextmanager
-def working_in(folder: str | Path, *, total: int | None = None, unit: str = "objects", flags: Mapping[str, Any] | None = None) -> Iterator[None]:
+def working_in(folder: str | Location, *, total: int | None = None, unit: str = "objects", flags: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Around a stage's work in `folder` (made if missing); `total` is all there is to do in `unit`s, finished ones counted."""
     from g3pt.checkpoint import write_json
+    from g3pt.storage import location
     from pipelines.cli import this_command
     from pipelines.environment import environment
     from pipelines.errors import UsageError
     from pipelines.failures import root_cause
     from pipelines.tracking import without_login
 
-    folder = Path(folder)
+    folder = location(folder)
     folder.mkdir(parents=True, exist_ok=True)
     note = {"command": without_login(this_command()), "working_dir": str(Path.cwd()), "started": time.time(), "total": total, "unit": unit}
     note |= {"host": socket.gethostname(), "pid": os.getpid()}  # whether somebody still works there
@@ -44,13 +50,14 @@ def working_in(folder: str | Path, *, total: int | None = None, unit: str = "obj
         raise
 
 
-def note_failure(folder: str | Path, error: BaseException) -> None:
+def note_failure(folder: str | Location, error: BaseException) -> None:
     """Write `failure.json`: the root cause's one line as `error`, with `step`, `doing`, `where` and `traceback` where they are known."""
     from g3pt.checkpoint import write_json
+    from g3pt.storage import location
     from pipelines.failures import Failure
 
     with contextlib.suppress(OSError):  # a full disk must not hide the error
-        write_json(Path(folder) / FAILURE_FILE, {**Failure.of(error).to_dict(), "time": time.time()})
+        write_json(location(folder) / FAILURE_FILE, {**Failure.of(error).to_dict(), "time": time.time()})
 
 
 def read_note(folder: str | Path, name: str) -> dict[str, Any] | None:

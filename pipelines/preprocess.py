@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from g3pt import datasets, records, storage
+from g3pt.storage import location
 from pipelines import cards
 from pipelines.cli import absolute
 from pipelines.errors import bad_input
@@ -64,7 +65,7 @@ def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray) -> str
     note = working_in(config.output, total=plan.num_objects, flags=asdict(config))
     with note, on_disk(lambda: _finished_shards(config, plan)), logged(cards.preprocessing(config), config.output) as outcome:
         seconds = _bring_up_to_date(config, plan, run_shards)
-        summary = datasets.write_dataset(Path(config.output), config.record, config.settings, plan.num_shards, plan.current)
+        summary = datasets.write_dataset(location(config.output), config.record, config.settings, plan.num_shards, plan.current)
         _report(config, plan, seconds, summary, time.monotonic() - started, outcome)
         if not summary["counts"].get("ok"):
             raise RuntimeError(f"no object is ok: {_counted(summary['failures'])}")
@@ -79,8 +80,10 @@ def _absolute(config: PreprocessConfig) -> PreprocessConfig:
 
 def _check_output(config: PreprocessConfig) -> None:
     with bad_input("--output "):
-        folder = storage.local_folder(config.output)
-        if folder.exists() and not folder.is_dir():
+        folder = location(config.output)
+        if isinstance(folder, storage.RemotePath):
+            folder.check_store()
+        elif folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is not a folder")
         if (folder / "dataset.json").exists():
             datasets.open_dataset(folder)
@@ -92,12 +95,11 @@ def _input_exists(config: PreprocessConfig) -> bool:
 
 def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) -> Seconds:
     """Write what is stale, add it to what is current, remove what is extra. Returns how long the objects took."""
-    folder = Path(config.output)
+    folder = location(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     if plan.tasks or plan.extra:
         (folder / "dataset.json").unlink(missing_ok=True)  # until the work is done this is no complete dataset
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    storage.remove_temporaries(folder)
     for index in plan.extra:
         for ending in ("json", "parquet"):
             (folder / f"{records.shard_name(index)}.{ending}").unlink(missing_ok=True)
@@ -117,7 +119,7 @@ def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) 
 
 def _finished_shards(config: PreprocessConfig, plan: Plan) -> str:
     """What a stopped command leaves."""
-    there = list_shards(Path(config.output))
+    there = list_shards(location(config.output))
     left = sum(not there.get(index, NOT_THERE).has_sidecar for index in plan.tasks.indices)
     total = len(plan.current.shards.keys() | set(plan.tasks.indices))
     return f"{total - left} of {total} shards are finished ({config.output})"
@@ -147,7 +149,8 @@ def _report(
     outcome.metrics |= {f"not_ok/{name}": float(count) for name, count in summary["failures"].items()}
     outcome.metrics |= {f"split/{name}": float(count) for name, count in summary["splits"].items()}
     outcome.metrics |= {"objects_done": float(took.count), "seconds": seconds, "seconds_per_object": mean, "seconds_per_object_max": took.longest}
-    outcome.name = f"{Path(config.output).name}-r{config.resolution}-{fingerprint[: cards.SHORT]}"
+    folder = location(config.output)
+    outcome.name = f"{folder.name}-r{config.resolution}-{fingerprint[: cards.SHORT]}"
     outcome.params |= {"fingerprint": fingerprint, "num_shards": plan.num_shards}
-    outcome.dataset = cards.DatasetInput(name=Path(config.output).name, fingerprint=fingerprint, path=config.output, context="made here")
-    outcome.artifacts.append(Path(config.output) / "dataset.json")
+    outcome.dataset = cards.DatasetInput(name=folder.name, fingerprint=fingerprint, path=config.output, context="made here")
+    outcome.artifacts.append(folder / "dataset.json")

@@ -11,14 +11,14 @@ Source: DESIGN, contract 3.
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from g3pt import records
+from g3pt.storage import Location, listing, location, read_many
 from g3pt.tally import Tally
 from pipelines.plan_store import PlanStore
 from pipelines.preprocess_config import PreprocessConfig
@@ -29,6 +29,7 @@ OBJECTS_PER_SHARD = 16  # of a small dataset: many shards, so that every worker 
 MOST_OBJECTS_PER_SHARD = 128  # about 100 MB of Parquet
 MANY_SHARDS = 1024
 MAX_SHARDS = 100_000  # their names have five digits
+SHARD_FILE = re.compile(r"shard-([0-9]+)\.(parquet|json)")
 Sidecar = dict[str, Any]
 
 
@@ -97,15 +98,15 @@ def make_plan(config: PreprocessConfig, objects: Iterable[SourceObject]) -> Plan
     store.check_ids(f"--input {config.input}" if config.input else f"--source {config.source}")
     if config.limit is not None:
         store.limit(config.limit)
-    found = list_shards(Path(config.output))
-    num_shards = config.num_shards or _num_shards_before(Path(config.output), found) or default_num_shards(store.num_objects)
+    folder = location(config.output)
+    found = list_shards(folder)
+    num_shards = config.num_shards or _num_shards_before(folder, found) or default_num_shards(store.num_objects)
     store.group(num_shards)
     sizes = store.sizes()
     reasons: dict[int, str] = {}
     current = Tally()
     config_sha256 = records.config_hash(config.settings)
-    for index in sizes:
-        sidecar = _read_sidecar(Path(config.output), index) if found.get(index, NOT_THERE).has_sidecar else None
+    for index, sidecar in _with_sidecars(folder, sizes, found):
         reason = _stale_reason(found.get(index, NOT_THERE), sidecar, config_sha256) or _changed(config, store.objects(index), sidecar)
         if reason:
             reasons[index] = reason
@@ -135,36 +136,39 @@ class Found:
 NOT_THERE = Found()
 
 
-def list_shards(folder: Path) -> dict[int, Found]:
+def list_shards(folder: Location) -> dict[int, Found]:
     """Every shard of which anything lies in a folder, from one listing of it."""
     sidecars: set[int] = set()
     parquets: dict[int, int] = {}
-    if not folder.is_dir():
-        return {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            index, _, ending = entry.name.removeprefix("shard-").partition(".")
-            if not entry.name.startswith("shard-") or not index.isdigit() or not entry.is_file():
-                continue
-            if ending == "json":
-                sidecars.add(int(index))
-            elif ending == "parquet":
-                parquets[int(index)] = entry.stat().st_size
+    for name, num_bytes in listing(folder).items():
+        match = SHARD_FILE.fullmatch(name)
+        if match and match[2] == "json":
+            sidecars.add(int(match[1]))
+        elif match:
+            parquets[int(match[1])] = num_bytes
     return {index: Found(index in sidecars, parquets.get(index)) for index in sorted(sidecars | parquets.keys())}
 
 
-def _read_sidecar(folder: Path, index: int) -> Sidecar | None:
-    """A shard's sidecar; None where it is cut off or no sidecar, and the shard counts as not finished."""
+def _with_sidecars(folder: Location, indices: Iterable[int], found: dict[int, Found]) -> Iterator[tuple[int, Sidecar | None]]:
+    """Each shard with its sidecar; None where there is none, or one that is cut off: the shard counts as not finished."""
+    there = [index for index in indices if found.get(index, NOT_THERE).has_sidecar]
+    contents = read_many([folder / f"{records.shard_name(index)}.json" for index in there])
+    has_sidecar = set(there)
+    for index in indices:
+        yield index, _parsed(next(contents)) if index in has_sidecar else None
+
+
+def _parsed(content: bytes) -> Sidecar | None:
     try:
-        found = json.loads((folder / f"{records.shard_name(index)}.json").read_text(encoding="utf-8"))
+        sidecar = json.loads(content)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return sidecar if isinstance(sidecar, dict) else None
 
 
-def _num_shards_before(folder: Path, found: dict[int, Found]) -> int | None:
+def _num_shards_before(folder: Location, found: dict[int, Found]) -> int | None:
     """Of the first readable sidecar: shards of another number are stale in any case, their objects differ."""
-    sidecars = (_read_sidecar(folder, index) for index, what in found.items() if what.has_sidecar)
+    sidecars = (_parsed((folder / f"{records.shard_name(index)}.json").read_bytes()) for index, what in found.items() if what.has_sidecar)
     return next((sidecar.get("num_shards") for sidecar in sidecars if sidecar), None)
 
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from g3pt import datasets, reading, records
 from g3pt.geometry.convert import ConvertConfig
+from g3pt.storage import location
 from pipelines.failures import doing
 from pipelines.preprocess_config import PreprocessConfig
 from pipelines.preprocess_plan import ShardTask
@@ -153,7 +154,7 @@ def _process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
         view_seconds += view_seconds_of(result.table)
         objects.append(item)
     sidecar = datasets.write_shard(
-        Path(config.output),
+        location(config.output),
         task.index,
         rows,
         config.record,

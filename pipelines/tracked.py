@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from g3pt.storage import Location, is_remote
 from pipelines import cards
 from pipelines.cards import Card
 from pipelines.cli import this_command
@@ -40,7 +41,7 @@ class Outcome:
     tags: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
-    artifacts: list[Path] = field(default_factory=list)
+    artifacts: list[Location] = field(default_factory=list)
     dataset: cards.DatasetInput | None = None  # made by the work
     page: Path | None = None  # the HTML report
     failure: str = ""
@@ -82,9 +83,11 @@ def log_run(card: Card, output: str | Path, outcome: Outcome, started: float, en
 
 
 def write_page(card: Card) -> Path | None:
-    """The HTML report about what was made; None, and one warning, if it cannot be written."""
+    """The HTML report about what was made; None in a bucket (reports read local folders), or with one warning if it cannot be written."""
     from pipelines.report import write_report
 
+    if is_remote(card.folder):
+        return None
     return best_effort(f"the report about {card.name}", lambda: write_report(card.folder))
 
 

@@ -14,12 +14,14 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from g3pt.alarm import Bell, in_words
+from g3pt.storage import Location, is_remote
 from pipelines.cards import SHORT, DatasetInput, shown_record
 from pipelines.errors import one_line
 from pipelines.experiments import experiment_tags
@@ -39,7 +41,7 @@ def tracking_uri(output: str | Path) -> str:
 
 def group_folder(output: str | Path) -> Path:
     """What belongs together: the folder that holds the outputs, and a local store."""
-    return Path.cwd() if "://" in str(output) else Path(output).absolute().parent
+    return Path.cwd() if is_remote(output) else Path(output).absolute().parent
 
 
 def without_login(text: str) -> str:
@@ -194,10 +196,14 @@ class Tracking:
         dataset = entities.Dataset(name=made_or_read.name, digest=made_or_read.fingerprint[:SHORT], source_type="local", source=json.dumps({"uri": made_or_read.path}))
         self.client.log_inputs(run_id, [entities.DatasetInput(dataset, [entities.InputTag("mlflow.data.context", made_or_read.context)])])
 
-    def log_artifacts(self, run_id: str, paths: Iterable[Path]) -> None:
-        """Files under their own names; those of an export in a folder of that name."""
-        for path in paths:
-            self.client.log_artifact(run_id, str(path), "export" if path.parent.name == "export" else None)
+    def log_artifacts(self, run_id: str, paths: Iterable[Location]) -> None:
+        """Files under their own names; those of an export in a folder of that name. MLflow takes local ones: others are fetched."""
+        with tempfile.TemporaryDirectory() as folder:
+            for path in paths:
+                local = path if isinstance(path, Path) else Path(folder, path.name)
+                if local is not path:
+                    local.write_bytes(path.read_bytes())
+                self.client.log_artifact(run_id, str(local), "export" if path.parent.name == "export" else None)
 
     def close_run(self, run_id: str, status: str = "FINISHED", ended: float | None = None) -> None:
         """End the run: FINISHED, FAILED or KILLED."""

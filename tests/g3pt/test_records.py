@@ -219,8 +219,6 @@ def test_datasets_that_cannot_be_read_say_why_in_one_line(tmp_path: Path) -> Non
         datasets.open_dataset(tmp_path / "missing")
     with pytest.raises(ValueError, match="dataset.json is missing"):
         datasets.open_dataset(tmp_path)
-    with pytest.raises(ValueError, match="not built yet"):
-        datasets.open_dataset("s3://bucket/data")
     write(tmp_path, [ok_row("a")])
     found = json.loads((tmp_path / "dataset.json").read_text())
     (tmp_path / "dataset.json").write_text(json.dumps(found | {"schema_version": 99}))

@@ -275,8 +275,6 @@ def test_a_manifest_names_the_objects(tmp_path: Path, meshes: Path) -> None:
         ({"input": "file.txt"}, "is not a folder"),
         ({"input": None}, "needs --input"),
         ({"input": "s3://bucket/meshes"}, "not built yet"),
-        ({"output": "s3://bucket/data"}, "not built yet"),
-        ({"output": "gs://bucket/data"}, "not built yet"),
         ({"output": "file.txt"}, "is not a folder"),
         ({"source": "objaverse"}, "not built yet"),
         ({"input": "twice"}, "1 ids appear more than once, the first is 'a'"),
