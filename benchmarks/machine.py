@@ -1,0 +1,86 @@
+"""What a benchmark's figures were measured on, and how: CPU seconds of this process and its peak resident memory."""
+
+import contextlib
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MB = 1024.0
+
+
+def about(*packages: str) -> dict[str, Any]:
+    """Hardware, load, commit and versions, for a benchmark's JSON."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    """Short hash, with "+" where tracked files differ from it; empty outside a checkout."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+@dataclass
+class Cost:
+    """CPU seconds of the process, and by how many MB its peak exceeded what it held before; filled when the block ends."""
+
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+
+
+@contextlib.contextmanager
+def cost() -> Iterator[Cost]:
+    """Measure a block. Process time, not wall time: the machine may be shared."""
+    found, before = Cost(), reset_peak()
+    started = time.process_time()
+    try:
+        yield found
+    finally:
+        found.seconds = time.process_time() - started
+        found.peak_mb = peak_mb() - before
+
+
+def reset_peak() -> float:
+    """Forget the peak resident memory (Linux), return what is resident now, in MB."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak_mb() -> float:
+    """Peak resident memory in MB since `reset_peak`."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return float(line.split()[1]) / MB
+    raise KeyError(name)
