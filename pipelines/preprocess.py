@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from g3pt import datasets, records, storage
-from g3pt.storage import location
+from g3pt.storage import Location, location
 from pipelines import cards
 from pipelines.cli import absolute
 from pipelines.errors import bad_input
@@ -27,6 +27,7 @@ from pipelines.preprocess_shards import Runner, map_on_ray
 from pipelines.progress import Progress
 from pipelines.sources import Listing
 from pipelines.tracked import Outcome, logged
+from pipelines.tracking import best_effort
 
 
 @dataclass
@@ -154,3 +155,17 @@ def _report(
     outcome.params |= {"fingerprint": fingerprint, "num_shards": plan.num_shards}
     outcome.dataset = cards.DatasetInput(name=folder.name, fingerprint=fingerprint, path=config.output, context="made here")
     outcome.artifacts.append(folder / "dataset.json")
+    outcome.artifacts += best_effort("the dataset's card", lambda: _card(folder)) or []
+
+
+def _card(folder: Location) -> list[Path]:
+    """The dataset's card and page, local folders alone."""
+    if isinstance(folder, storage.RemotePath):
+        print("  no card: it is made for local folders only", flush=True)
+        return []
+    from pipelines.dataset_card import write_card
+    from pipelines.report import write_report
+
+    made = [*write_card(folder), write_report(folder)]
+    print(f"  card: {made[-1]}", flush=True)
+    return made

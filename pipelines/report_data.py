@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,13 @@ from pipelines.report_meshes import cloud_object, mesh_object
 from pipelines.report_values import Source, Unreadable, read_json
 
 SHOWN_OBJECTS, SAMPLED_SHARDS, COUNTED_SHARDS, MAX_CATEGORIES = 12, 6, 150, 20
+HISTOGRAMS = {
+    "num_faces": "Faces of the mesh as given",
+    "volume": "Volume of the solid (the box has 8)",
+    "thickness": "Thickness of the solid, 2 volume / area",
+    "chamfer_to_input": "Chamfer distance from the solid to the mesh as given",
+    "seconds": "Seconds an object took",
+}
 LIGHT = ("id", "status", "split", "category", "caption", "license", "author", "attribution_url", "source_url")
 
 
@@ -52,6 +60,7 @@ def dataset(page: Page, folder: Path) -> None:
         kinds, objects = list(_kinds(info)), _objects(page, info)
     except (OSError, pa.ArrowException) as error:  # a damaged shard
         raise Unreadable(f"{folder}: {error}") from error
+    found = dataset_card(page, folder, info)
     page.add(
         page.heading("Dataset", folder),
         facts(
@@ -66,6 +75,7 @@ def dataset(page: Page, folder: Path) -> None:
             ]
         ),
         objects,
+        found,
         packed(
             [
                 _counts(source, "counts", "Objects by status", total),
@@ -75,6 +85,33 @@ def dataset(page: Page, folder: Path) -> None:
             ]
         ),
     )
+
+
+def dataset_card(page: Page, folder: Path, info: Any) -> Markup:
+    """The card that preprocessing left of this very dataset: histograms, and each object that is not ok with its reason."""
+    from pipelines.dataset_card import CARD
+
+    if not (folder / CARD).is_file():
+        return Markup("")
+    source = read_json(folder / CARD, page.root)
+    if source.get("fingerprint") != info.fingerprint:  # of the dataset as it was
+        return Markup("")
+    drawn = [_histogram(source, name, title) for name, title in HISTOGRAMS.items()]
+    rows = [(text(item["id"]), text(item["status"]), text(item["error"])) for item in source.get("not_ok", default=[])]
+    listed = table(("object", "status", "why"), rows, f"Objects that are not ok (at most {len(rows)} are listed)") if rows else Markup("")
+    return join([paragraph("How the ok objects are spread; bins are about a factor of three wide.", "soft"), packed(drawn), listed])
+
+
+def _histogram(source: Source, name: str, title: str) -> Markup:
+    """A bar a bin, from the first that holds anything to the last."""
+    edges, counts = (source.get("histograms", name, what, default=[]) for what in ("edges", "counts"))
+    filled = [at for at, count in enumerate(counts) if count]
+    if not filled:
+        return Markup("")
+    most = max(counts)
+    labels = [f"below {edges[0]:g}", *(f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)), f"{edges[-1]:g} and more"]
+    shown = range(filled[0], filled[-1] + 1)
+    return table((), [bar(source.number("histograms", name, "counts", at, spec=",d"), counts[at] / most, labels[at]) for at in shown], title)
 
 
 def _failed_note(source: Source, total: int) -> Markup | str:
