@@ -24,7 +24,7 @@ class PreprocessConfig(DryRun, OnRay):
     source: Literal["shapes", "dir", "objaverse"]
     """where objects come from: procedural shapes, or a folder of meshes (objaverse is not built yet)"""
     output: str
-    """folder of the dataset"""
+    """folder of the dataset, or s3://bucket/path, gs://bucket/path"""
     input: str | None = None
     """folder of .glb .gltf .obj .ply .stl .off files for --source dir (a manifest.csv there names the objects); default none"""
     ids: str | None = None
