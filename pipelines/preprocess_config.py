@@ -10,7 +10,7 @@ from g3pt import records
 from g3pt.geometry.convert import ConvertConfig
 from pipelines.flags import DryRun, OnRay, listed
 
-RENDERER = 1  # raise it when a change makes other pictures of the same meshes
+RENDERER = 2  # raise it when a change makes other pictures of the same meshes
 CODE_VERSION = 2  # raise it when a change of geometry or sampling changes a row's bytes: finished shards become stale
 
 

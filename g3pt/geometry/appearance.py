@@ -92,7 +92,7 @@ def _kind(parts: list[Part], missing: int) -> str:
         return "texture-missing"
     if any(part.material.image is not None for part in parts):
         return "texture"
-    if any(part.colours is not None for part in parts):
+    if any(part.colours is not None and part.colours.min(initial=1.0) < 1.0 for part in parts):  # white ones say nothing
         return "vertex-colours"
     return "material" if any(part.material.colour != CLAY for part in parts) else "none"
 

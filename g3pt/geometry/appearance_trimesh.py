@@ -60,14 +60,17 @@ def _obj_part(mesh: Any, has_normals: bool, pictures: dict[str, np.ndarray | Non
 
 
 def _obj_material(found: Any, pictures: dict[str, np.ndarray | None], read_file: ReadFile) -> Material:
-    """Kd, d or Tr, and map_Kd, whose alpha counts only where there is a map_d."""
+    """Kd, d or Tr, and map_Kd, whose alpha counts only where there is a map_d.
+
+    Who writes an invisible object means a visible one: exporters disagree about whether 0 or 1 is opaque.
+    """
     words = {str(name).lower(): value for name, value in found.kwargs.items()}
     image = None
     if _PICTURE_KEY in words:
         image = _picture(" ".join(words[_PICTURE_KEY]), pictures, read_file)
     elif "kd" not in words:
         return Material()
-    alpha = _number(words.get("d"), 1.0 - _number(words.get("tr"), 0.0))
+    alpha = _number(words.get("d"), 1.0 - _number(words.get("tr"), 0.0)) or 1.0
     rgb = srgb_to_linear(np.clip(words.get("kd", _WHITE[:3]), 0.0, 1.0))
     mode = "blend" if alpha < 1.0 else "mask" if "map_d" in words and image is not None else "opaque"
     return Material(colour=(*map(float, rgb), alpha), image=image, alpha_mode=mode)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 3  # a side of each pixel
 AMBIENT = 0.36
-LIGHTS = ((-0.5, 0.7, 0.75, 0.62), (0.9, 0.15, 0.6, 0.28), (0.1, 0.6, -0.9, 0.25))  # in camera space: direction, strength
+LIGHTS = ((-0.5, 0.7, 0.75, 0.55), (0.9, 0.15, 0.6, 0.24), (0.1, 0.6, -0.9, 0.25))  # in camera space: direction, strength
 _CAPTION_PIXELS = 30
 
 

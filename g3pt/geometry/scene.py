@@ -43,11 +43,11 @@ def build_scene(parts: list[Part]) -> Scene:
     materials = [part.material for part in parts]
     levels, level, texels = _textures(parts)
     return Scene(
-        vertices=np.concatenate([np.asarray(part.vertices, dtype=np.float64) for part in parts]),
-        normals=_stacked([part.normals for part in parts], parts, 3),
-        uvs=_stacked([part.uvs for part in parts], parts, 2),
-        colours=np.concatenate([_colours(part) for part in parts]),
-        faces=np.concatenate(faces),
+        vertices=_stacked([part.vertices for part in parts], np.float64),
+        normals=_stacked([_or_zeros(part.normals, part, 3) for part in parts]),
+        uvs=_stacked([_or_zeros(part.uvs, part, 2) for part in parts]),
+        colours=_stacked([_colours(part) for part in parts]),
+        faces=_stacked(faces, np.int64),
         material=np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.faces) for part in parts]),
         mode=np.array([_mode(part) for part in parts], dtype=np.int32),
         cutoff=np.array([material.cutoff for material in materials], dtype=np.float32),
@@ -61,9 +61,14 @@ def build_scene(parts: list[Part]) -> Scene:
     )
 
 
-def _stacked(values: list[np.ndarray | None], parts: list[Part], width: int) -> np.ndarray:
-    found = [np.zeros((len(p.vertices), width)) if v is None else v for v, p in zip(values, parts, strict=True)]
-    return np.nan_to_num(np.concatenate(found).astype(np.float32), posinf=0.0, neginf=0.0)
+def _stacked(values: list[np.ndarray], dtype: type = np.float32) -> np.ndarray:
+    """One array in C order: in another order the rasteriser would be compiled again."""
+    return np.ascontiguousarray(np.concatenate(values), dtype=dtype)
+
+
+def _or_zeros(values: np.ndarray | None, part: Part, width: int) -> np.ndarray:
+    found = np.zeros((len(part.vertices), width), np.float32) if values is None else np.asarray(values, np.float32)
+    return np.nan_to_num(found, posinf=0.0, neginf=0.0)
 
 
 def _colours(part: Part) -> np.ndarray:

@@ -142,8 +142,9 @@ def test_materials_and_pictures_of_an_obj(tmp_path: Path) -> None:
     assert pictured.material.image[0, 0].tolist() == [200, 100, 50, 255]
     at = {tuple(vertex): tuple(uv) for vertex, uv in zip(pictured.vertices.tolist(), pictured.uvs.tolist(), strict=True)}
     assert at[0.0, 0.0, 0.0] == (0.0, 1.0) and at[1.0, 1.0, 0.0] == (1.0, 0.0)  # the picture's origin is its upper left
-    (tmp_path / "a.mtl").write_text("newmtl one\nKd 1 0 0\nnewmtl two\nmap_Kd ../../etc/passwd\n")
-    assert load_appearance(tmp_path / "a.obj", tmp_path).kind == "texture-missing"
+    (tmp_path / "a.mtl").write_text("newmtl one\nKd 1 0 0\nTr 1\nnewmtl two\nmap_Kd ../../etc/passwd\n")
+    found = load_appearance(tmp_path / "a.obj", tmp_path)
+    assert found.kind == "texture-missing" and {part.material.alpha_mode for part in found.parts} == {"opaque"}
     (tmp_path / "a.mtl").unlink()
     assert load_appearance(tmp_path / "a.obj", tmp_path).kind == "none"
 
