@@ -133,3 +133,16 @@ def test_readme_s_python_runs(head: Head) -> None:
     code = with_names("\n".join(block), head.folder)
     done = subprocess.run([sys.executable, "-c", code], cwd=head.folder, env=head.environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 or "EmptyField" in done.stderr, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_readme_s_readers_run(head: Head) -> None:
+    """The lines that read a dataset by pyarrow, pandas, Ray Data and a torch DataLoader, on the dataset that the commands made."""
+    found = blocks()
+    (first,) = [at for at, block in enumerate(found) if block[0].startswith("import glob")]
+    code = "\n".join(line for block in found[first : first + 5] for line in block)
+    assert "pyarrow.dataset.dataset" in code and "pandas.read" in code and "ray.data.read" in code and "DataLoader" in code
+    code += "\nassert points.shape[1] == 6 and batch['surface'].shape[2] == 6 and len(loader.dataset) > 0"
+    own = {**head.environment, "RAY_ADDRESS": head.address, "PYTHONPATH": str(head.folder)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=head.folder, env=own, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
