@@ -67,7 +67,7 @@ def sphere() -> Known:
 
 
 def torus() -> Known:
-    mesh = trimesh.creation.torus(1.0, 0.3, major_sections=128, minor_sections=64)
+    mesh = trimesh.creation.torus(1.0, 0.3, major_sections=256, minor_sections=128)
     return Known(mesh=mesh, parts=1, euler=0, volume=lambda s, d: 2 * PI**2 * s * (0.3 * s + d) ** 2)
 
 
