@@ -42,10 +42,21 @@ def finish(args: Sequence[str], folder: Path, timeout_s: float = 300, **environm
 
 def kill_when(args: Sequence[str], folder: Path, ready: Callable[[], bool], wait_s: float, **environment: str) -> float:
     """Start the command, SIGKILL it `wait_s` after `ready()` first holds; the clock's time of the kill."""
-    process, deadline = start(args, folder, **environment), time.monotonic() + 200
+    process = start(args, folder, **environment)
+    wait_until(process, folder, ready)
+    return kill_driver(process, wait_s)
+
+
+def wait_until(process: subprocess.Popen[str], folder: Path, ready: Callable[[], bool]) -> None:
+    """Until `ready()` holds of a command that must go on meanwhile."""
+    deadline = time.monotonic() + 200
     while not ready():
         assert process.poll() is None and time.monotonic() < deadline, printed(folder)[1][-4000:]
         time.sleep(0.02)
+
+
+def kill_driver(process: subprocess.Popen[str], wait_s: float) -> float:
+    """SIGKILL the command itself after `wait_s`; the clock's time of the kill."""
     time.sleep(wait_s)
     assert process.poll() is None, "it ended before the kill"
     process.send_signal(signal.SIGKILL)
@@ -53,13 +64,49 @@ def kill_when(args: Sequence[str], folder: Path, ready: Callable[[], bool], wait
     return time.time()
 
 
+def kill_below(process: subprocess.Popen[str], kind: str, rng: random.Random) -> bool:
+    """SIGKILL a sandbox child ("child") of a command, or the Ray worker of one ("worker"), whose child must end with it.
+
+    False if there is none just now.
+    """
+    found = sandbox_children(process.pid)
+    if not found:
+        return False
+    child, worker = rng.choice(sorted(found.items()))
+    try:
+        os.kill(child if kind == "child" else worker, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    deadline = time.monotonic() + 20
+    while is_alive(child):
+        assert time.monotonic() < deadline, f"the sandbox child {child} outlives its {kind}"
+        time.sleep(0.02)
+    return True
+
+
+def sandbox_children(pid: int) -> dict[int, int]:
+    """Process id of each sandbox child below a process -> that of its parent, a Ray worker."""
+    found = {}
+    for number in descendants(pid):
+        with contextlib.suppress(OSError, IndexError):
+            if b"pipelines.sandbox" in (Path("/proc") / str(number) / "cmdline").read_bytes().split(b"\0"):
+                found[number] = int((Path("/proc") / str(number) / "stat").read_text().rpartition(")")[2].split()[1])
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs: one that ended and was not waited for does not."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def interrupt_when(args: Sequence[str], folder: Path, ready: Callable[[], bool], number: int = signal.SIGINT, **environment: str) -> str:
     """Start the command, signal it once `ready()` holds: it must end within 20 s as its signal says, without a traceback or a
     process left behind, and name the command that resumes; what it printed on stderr."""
-    process, deadline = start(args, folder, **environment), time.monotonic() + 200
-    while not ready():
-        assert process.poll() is None and time.monotonic() < deadline, printed(folder)[1][-4000:]
-        time.sleep(0.02)
+    process = start(args, folder, **environment)
+    wait_until(process, folder, ready)
     family = descendants(process.pid)
     process.send_signal(number)
     assert process.wait(timeout=20) == 128 + number
@@ -108,4 +155,22 @@ def kill_often(args_for: Callable[[Path], Sequence[str]], root: Path, check: Cal
             assert process.returncode == 0, printed(folder)[1][-4000:]
             break
         finish(args_for(folder), folder)
+        check(folder)
+
+
+def kill_below_often(
+    args_for: Callable[[Path], Sequence[str]], root: Path, check: Callable[[Path], None], kind: str, kills: int, pause_s: tuple[float, float]
+) -> None:
+    """Kill `kills` sandbox children or workers of a command, at random pauses; each start must come through, and `check` its folder."""
+    rng, done, turn = random.Random(time.time_ns()), 0, 0
+    while done < kills:
+        folder = root / f"turn-{turn}"
+        turn += 1
+        process = start(args_for(folder), folder)
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=rng.uniform(*pause_s))
+            if process.poll() is None and done < kills:
+                done += kill_below(process, kind, rng)
+        assert process.returncode == 0, printed(folder)[1][-4000:]
         check(folder)

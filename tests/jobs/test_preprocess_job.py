@@ -69,17 +69,22 @@ def is_the_same(target: Path, whole: datasets.DatasetInfo) -> None:
 
 @pytest.mark.slow
 def test_interrupted_and_killed_then_finished_equals_an_uninterrupted_run(tmp_path: Path, whole: datasets.DatasetInfo) -> None:
-    """Ctrl-C in the middle of the work, kill -9 at a random moment later, then to the end."""
+    """Ctrl-C in the middle of the work; then kill -9 at random moments of a sandbox child, a Ray worker and the driver; then to the end."""
     target, args = tmp_path / "data", kills.command("preprocess", output=tmp_path / "data", **SHAPES)
     said = kills.interrupt_when(args, tmp_path, lambda: len(finished(target)) >= 2)
     done = len(finished(target))
     assert f"  safe     {done} of {len(whole.shards)} shards are finished ({target})" in said.splitlines() and 2 <= done < len(whole.shards)
     assert not (target / "failure.json").exists()
-    wait_s = random.Random(time.time_ns()).uniform(0, 0.6)
-    kills.kill_when(args, tmp_path, lambda: len(finished(target)) >= done + 2, wait_s)
+    rng, process = random.Random(time.time_ns()), kills.start(args, tmp_path)
+    for number, kind in enumerate(("child", "worker"), start=1):
+        kills.wait_until(process, tmp_path, lambda number=number: len(finished(target)) >= done + number)
+        time.sleep(rng.uniform(0, 0.3))
+        kills.wait_until(process, tmp_path, lambda kind=kind: kills.kill_below(process, kind, rng))
+    kills.wait_until(process, tmp_path, lambda: len(finished(target)) >= done + 3)
+    kills.kill_driver(process, rng.uniform(0, 0.6))
     assert not (target / "dataset.json").exists()
     before = {file: file.stat().st_mtime_ns for file in finished(target)}
-    assert done + 2 <= len(before) < len(whole.shards)
+    assert done + 3 <= len(before) < len(whole.shards)
     assert kills.finish(args, tmp_path) == str(target)
     assert "are finished and skipped" in (said := kills.printed(tmp_path)[1]) and "dataset: ok 80" in said
     is_the_same(target, whole)
@@ -102,11 +107,19 @@ def reads_back_from_mlflow(tmp_path: Path) -> None:
     assert json.loads(Path(client.download_artifacts(found.info.run_id, "dataset.json")).read_text())["counts"] == {"ok": 80}
 
 
+def args(folder: Path) -> list[str]:
+    """The command that fills a folder with `whole`."""
+    return kills.command("preprocess", output=folder / "data", **SHAPES)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["child", "worker"])
+def test_children_and_workers_killed_twenty_times_change_nothing(tmp_path: Path, whole: datasets.DatasetInfo, kind: str) -> None:
+    kills.kill_below_often(args, tmp_path, lambda folder: is_the_same(folder / "data", whole), kind, 20, (0.5, 4.0))
+
+
 @pytest.mark.soak
 def test_killed_twenty_times(tmp_path: Path, whole: datasets.DatasetInfo) -> None:
-    def args(folder: Path) -> list[str]:
-        return kills.command("preprocess", output=folder / "data", **SHAPES)
-
     began = time.monotonic()
     kills.finish(args(tmp_path / "timed"), tmp_path / "timed")
     longest_s = 1.2 * (time.monotonic() - began)
