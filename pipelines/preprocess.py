@@ -8,6 +8,7 @@ Source: DESIGN, contracts 2 and 3.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -18,10 +19,10 @@ from g3pt import datasets, records, storage
 from g3pt.storage import Location, location
 from pipelines import cards
 from pipelines.cli import absolute
-from pipelines.errors import bad_input
 from pipelines.failures import on_disk
 from pipelines.notes import working_in
 from pipelines.preprocess_config import PreprocessConfig
+from pipelines.preprocess_output import alone_in, check_output
 from pipelines.preprocess_plan import NOT_THERE, Plan, list_shards, make_plan
 from pipelines.preprocess_shards import Runner, map_on_ray
 from pipelines.progress import Progress
@@ -47,7 +48,12 @@ class Seconds:
 def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray) -> str | None:
     """Bring the dataset at config.output up to date with its source. Returns its folder, None for a dry run."""
     config = _absolute(config)
-    _check_output(config)
+    check_output(config.output)
+    with contextlib.nullcontext() if config.dry_run else alone_in(config.output):
+        return _preprocess(config, run_shards)
+
+
+def _preprocess(config: PreprocessConfig, run_shards: Runner) -> str | None:
     if config.dry_run and not _input_exists(config):
         print(f"plan for {config.output}: --input {config.input} does not exist yet")
         return None
@@ -79,17 +85,6 @@ def _absolute(config: PreprocessConfig) -> PreprocessConfig:
     return replace(config, **{name: absolute(path) for name, path in paths.items() if path})
 
 
-def _check_output(config: PreprocessConfig) -> None:
-    with bad_input("--output "):
-        folder = location(config.output)
-        if isinstance(folder, storage.RemotePath):
-            folder.check_store()
-        elif folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder")
-        if (folder / "dataset.json").exists():
-            datasets.open_dataset(folder)
-
-
 def _input_exists(config: PreprocessConfig) -> bool:
     return config.source != "dir" or config.input is None or "://" in config.input or Path(config.input).exists()
 
@@ -115,6 +110,7 @@ def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) 
             seconds.add(sidecar["seconds"].values())
             failed += sum(sidecar["failures"].values())
             progress.show(seconds.count, failed=failed)
+    storage.remove_temporaries(folder)  # of workers that died
     return seconds
 
 
