@@ -71,6 +71,7 @@ def _preprocess(config: PreprocessConfig, run_shards: Runner) -> str | None:
     started = time.monotonic()
     note = working_in(config.output, total=plan.num_objects, flags=asdict(config))
     with note, on_disk(lambda: _finished_shards(config, plan)), logged(cards.preprocessing(config), config.output) as outcome:
+        outcome.nothing_done = _is_whole(config, plan)
         seconds = _bring_up_to_date(config, plan, run_shards)
         summary = datasets.write_dataset(location(config.output), config.record, config.settings, plan.num_shards, plan.current)
         _report(config, plan, seconds, summary, time.monotonic() - started, outcome)
@@ -87,6 +88,11 @@ def _absolute(config: PreprocessConfig) -> PreprocessConfig:
 
 def _input_exists(config: PreprocessConfig) -> bool:
     return config.source != "dir" or config.input is None or "://" in config.input or Path(config.input).exists()
+
+
+def _is_whole(config: PreprocessConfig, plan: Plan) -> bool:
+    """Whether an earlier start finished the dataset. One killed after its last shard did not: the next has yet to tell of it."""
+    return not plan.tasks and not plan.extra and (location(config.output) / "dataset.json").exists()
 
 
 def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) -> Seconds:
@@ -136,16 +142,17 @@ def _report(
     )
     if summary["failures"]:
         print(f"  not ok: {_counted(summary['failures'])}", flush=True)
-    outcome.nothing_done = not took.count
-    if not took.count:
+    if outcome.nothing_done:
         return
-    mean = took.total / took.count
-    print(f"  {mean:.2f} s per object (mean), {took.longest:.2f} s at most, {seconds:.0f} s in all", flush=True)
+    if took.count:
+        mean = took.total / took.count
+        print(f"  {mean:.2f} s per object (mean), {took.longest:.2f} s at most, {seconds:.0f} s in all", flush=True)
+        outcome.metrics |= {"seconds_per_object": mean, "seconds_per_object_max": took.longest}
     counts, fingerprint = summary["counts"], summary["fingerprint"]
     outcome.metrics |= {"objects_ok": float(counts.get("ok", 0)), "objects_not_ok": float(sum(counts.values()) - counts.get("ok", 0))}
     outcome.metrics |= {f"not_ok/{name}": float(count) for name, count in summary["failures"].items()}
     outcome.metrics |= {f"split/{name}": float(count) for name, count in summary["splits"].items()}
-    outcome.metrics |= {"objects_done": float(took.count), "seconds": seconds, "seconds_per_object": mean, "seconds_per_object_max": took.longest}
+    outcome.metrics |= {"objects_done": float(took.count), "seconds": seconds}
     folder = location(config.output)
     outcome.name = f"{folder.name}-r{config.resolution}-{fingerprint[: cards.SHORT]}"
     outcome.params |= {"fingerprint": fingerprint, "num_shards": plan.num_shards}

@@ -189,6 +189,20 @@ def test_a_run_that_dies_keeps_what_is_finished_and_is_no_dataset_until_it_is(
     assert not list(folder.glob(".*"))
 
 
+def test_a_start_that_only_finishes_the_dataset_tells_of_it_once(tmp_path: Path, meshes: Path, logged: list[dict]) -> None:
+    """Killed between the last shard and dataset.json: nothing is left to convert, but nothing was logged and there is no card yet."""
+    first = run(config(tmp_path))
+    whole = (first.path / "dataset.json").read_bytes()
+    for name in MADE_BESIDE:
+        (first.path / name).unlink()
+    logged.clear()
+    assert (run(config(tmp_path)).path / "dataset.json").read_bytes() == whole
+    assert [file.name for file in logged[0]["artifacts"]] == MADE_BESIDE and logged[0]["metrics"]["objects_done"] == 0
+    assert all((first.path / name).exists() for name in MADE_BESIDE)
+    run(config(tmp_path))
+    assert len(logged) == 1
+
+
 def test_a_damaged_parquet_is_redone(tmp_path: Path, meshes: Path) -> None:
     first = run(config(tmp_path))
     first.shard_path(0).write_bytes(b"")
