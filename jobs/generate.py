@@ -6,7 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.cli import main  # noqa: E402
-from pipelines.generate import GenerateConfig, generate  # noqa: E402
+from pipelines.generate import generate  # noqa: E402
+from pipelines.generate_config import GenerateConfig  # noqa: E402
 
 if __name__ == "__main__":
     main(GenerateConfig, generate, example='python jobs/generate.py --model out/runs/car-nano-s0-1234abcd --text "a tall chair" --output out/meshes')

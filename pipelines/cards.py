@@ -17,7 +17,7 @@ from g3pt.storage import Location, location
 
 if TYPE_CHECKING:
     from pipelines.evaluate import EvaluateFlags
-    from pipelines.generate import GenerateConfig
+    from pipelines.generate_config import GenerateConfig
     from pipelines.preprocess_config import PreprocessConfig
     from pipelines.runs import RunSpec
     from pipelines.sweep import SweepFlags

@@ -150,7 +150,8 @@ def train_generator(demo: Demo) -> str | None:
 
 def generate_meshes(demo: Demo) -> str | None:
     """A few prompts to GLB files."""
-    from pipelines.generate import GenerateConfig, generate
+    from pipelines.generate import generate
+    from pipelines.generate_config import GenerateConfig
 
     prompts = demo.root / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"id": f"prompt-{i}", "text": text, "seed": i}) + "\n" for i, text in enumerate(PROMPTS)))

@@ -8,7 +8,8 @@ import pytest
 from g3pt.records import SCHEMA_VERSION
 from pipelines import cli
 from pipelines.evaluate import EvaluateFlags, evaluate
-from pipelines.generate import GenerateConfig, generate
+from pipelines.generate import generate
+from pipelines.generate_config import GenerateConfig
 from pipelines.sweep import SweepFlags, scaling_sweep
 from pipelines.training_jobs import TrainCARFlags, TrainCVQFlags, train_car, train_cvq
 from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer

@@ -14,7 +14,10 @@ from g3pt.car import G3PT
 from pipelines import generate as job
 from pipelines import tracked
 from pipelines.errors import UsageError
-from pipelines.generate import GenerateConfig, generate
+from pipelines.generate import generate
+from pipelines.generate_config import GenerateConfig
+from pipelines.prompts import Sample, plan
+from pipelines.sample_maker import SampleMaker, batches, identity
 from tests.g3pt.tiny import tiny_g3pt
 
 
@@ -96,8 +99,8 @@ def test_a_run_started_again_makes_only_what_is_missing(model, tmp_path, monkeyp
     config = settings(model, tmp_path, text="a chair", num=3)
     generate(config, use_ray=False)
     before, made = manifest(tmp_path), []
-    original = job.SampleMaker.make
-    monkeypatch.setattr(job.SampleMaker, "make", lambda self, batch: made.extend(s.name for s in batch) or original(self, batch))
+    original = SampleMaker.make
+    monkeypatch.setattr(SampleMaker, "make", lambda self, batch: made.extend(s.name for s in batch) or original(self, batch))
     generate(config, use_ray=False)
     assert made == []
     (tmp_path / "out" / before[1]["file"]).write_bytes(b"torn")
@@ -178,8 +181,8 @@ def test_rows_that_no_table_could_hold_are_failed_rows(model, tmp_path):
 
 
 def test_batches_share_one_guidance():
-    samples = [job.Sample(id=str(i), text="a", image=None, cfg=c) for i, c in enumerate([1.0, 1.0, 0.0, 2.0, 2.0, 2.0])]
-    assert [[s.cfg for s in batch] for batch in job.batches(samples, 2)] == [[1.0, 1.0], [0.0], [2.0, 2.0], [2.0]]
+    samples = [Sample(id=str(i), text="a", image=None, cfg=c) for i, c in enumerate([1.0, 1.0, 0.0, 2.0, 2.0, 2.0])]
+    assert [[s.cfg for s in batch] for batch in batches(samples, 2)] == [[1.0, 1.0], [0.0], [2.0, 2.0], [2.0]]
 
 
 def test_actors_ask_for_the_gpus_that_the_cluster_has(model, tmp_path, monkeypatch):
@@ -201,7 +204,7 @@ def test_actors_ask_for_the_gpus_that_the_cluster_has(model, tmp_path, monkeypat
     monkeypatch.setattr(cluster, "connect", lambda address: None)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
     monkeypatch.setattr(ray.data, "from_items", lambda items, **options: Data())
-    todo = job.plan(settings(model, tmp_path, text="a chair", num=40))
+    todo = plan(settings(model, tmp_path, text="a chair", num=40))
     job._make(settings(model, tmp_path, text="a chair"), tmp_path, todo, "0", use_ray=True)
     assert asked["num_gpus"] == 1 and "num_cpus" not in asked and asked["size"] == 2
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
@@ -245,9 +248,9 @@ def test_fewer_faces_are_another_sample_and_no_flag_is_the_old_one(model, tmp_pa
     assert row["max_faces"] == 500 and row["note"] == "" and 300 < row["faces"] <= 500, "made anew"
     assert trimesh.load(tmp_path / "out" / row["file"], force="mesh").is_watertight
     plain = settings(model, tmp_path, text="a chair")
-    (sample,) = job.plan(plain)
+    (sample,) = plan(plain)
     known = {"prompt": ["a chair", None], "seed": 0, "model": "0", "resolution": 32, "format": "glb", "sampling": dataclasses.asdict(plain.sampling)}
-    assert job.identity(plain, sample, "0") == hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest(), "as before there was a flag"
+    assert identity(plain, sample, "0") == hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest(), "as before there was a flag"
 
 
 def test_a_mesh_that_would_not_close_is_kept_and_said(model, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,83 @@
+"""The flags of `jobs/generate.py`, checked: what to make, how codes are drawn, what is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from g3pt.sampling import SampleConfig
+from pipelines.flags import DryRun, OnRay
+
+COARSE_CELLS = 32  # of the first grid of the iso-surface: the resolution is this times a power of two
+MAX_NUM = 100_000
+MIN_FACES = 16  # nothing but a box survives fewer
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(DryRun, OnRay):
+    """Generate meshes from a text, an image, or a file of prompts.
+
+    Starting the same command again makes only what is missing.
+    """
+
+    model: str
+    """finished run of jobs/train_car.py, or its export"""
+    output: str
+    """folder for meshes and manifest.parquet"""
+    text: str | None = None
+    """what to make, in words; default none; may be given together with --image"""
+    image: str | None = None
+    """picture of what to make (alpha, or an even border, is background); default none"""
+    prompts: str | None = None
+    """file of prompts, .jsonl or .parquet, with id, text, image, seed, cfg, n (image paths are relative to it and stay in its folder); default none"""
+    num: int = 1
+    """samples per prompt, with seeds rising by one"""
+    seed: int = 0
+    """seed of a prompt's first sample"""
+    cfg: float = SampleConfig.cfg
+    """strength of guidance; 0 is none"""
+    cfg_schedule: Literal["ramp", "constant"] = "ramp"
+    """guidance rises from 0 at the coarsest scale, or is the same at all"""
+    top_k: int = SampleConfig.top_k
+    """keep the K likeliest values of each code digit; 0 keeps all"""
+    top_p: float = SampleConfig.top_p
+    """keep the likeliest values that together have this probability"""
+    temperature: float = SampleConfig.temperature
+    """below 1 sharpens, above 1 flattens the choice"""
+    resolution: int = 128
+    """cells along the box of the extracted surface: 32, 64, 128, 256, ..."""
+    max_faces: int = 0
+    """simplify each mesh to at most this many faces if it stays closed; 0 keeps all"""
+    format: Literal["glb", "obj", "ply", "stl"] = "glb"
+    """mesh file format"""
+    num_workers: int | None = None
+    """batches made at a time; default the cluster's GPUs, or its CPUs where it has none"""
+
+    def __post_init__(self) -> None:
+        if self.prompts is not None and (self.text is not None or self.image is not None):
+            raise ValueError("--prompts cannot be combined with --text or --image")
+        if self.prompts is None and self.text is None and self.image is None:
+            raise ValueError("one of --text, --image, --prompts is required")
+        if self.prompts is not None and Path(self.prompts).suffix not in (".jsonl", ".parquet"):
+            raise ValueError(f"--prompts must be a .jsonl or .parquet file, got {self.prompts!r}")
+        if self.text is not None and not self.text.strip():
+            raise ValueError("--text is empty")
+        if not 1 <= self.num <= MAX_NUM:
+            raise ValueError(f"--num must be 1 to {MAX_NUM}, got {self.num}")
+        if not 0 <= self.seed < 2**62:
+            raise ValueError(f"--seed must be 0 to 2^62, got {self.seed}")
+        cells = self.resolution // COARSE_CELLS
+        if cells < 1 or COARSE_CELLS * (1 << (cells.bit_length() - 1)) != self.resolution:
+            raise ValueError(f"--resolution must be {COARSE_CELLS} times a power of two, got {self.resolution}")
+        if self.max_faces != 0 and self.max_faces < MIN_FACES:
+            raise ValueError(f"--max-faces must be 0 (keep all) or at least {MIN_FACES}, got {self.max_faces}")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ValueError(f"--num-workers must be positive, got {self.num_workers}")
+        self.sampling  # noqa: B018 (checks its own numbers)
+
+    @property
+    def sampling(self) -> SampleConfig:
+        """How codes are drawn."""
+        return SampleConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SampleConfig)})
