@@ -190,21 +190,31 @@ CVQ_PRESETS: dict[str, tuple[CVQConfig, TrainConfig]] = {
               TrainConfig(steps=60_000, batch_size=256, learning_rate=1e-4, precision="bf16", ema_decay=0.9999)),
 }
 # Small sizes are named by their parameters; from 0.1B on, VAR's rule: width = 64 x depth, heads = depth.
-# 18 x depth x width^2 parameters each, without embeddings and head. The demo's sweep trains 5k to 150k.
+# 18 x depth x width^2 parameters each, without embeddings and head. From nano on a size is 1.5 to 2.9 times the one before:
+# twelve points over three and a half decades for a scaling study. The demo's sweep trains 5k to 150k.
+PRETRAINED: dict[str, Any] = {"text_encoder": "openai/clip-vit-large-patch14", "image_encoder": "facebook/dinov2-large", "image_size": 224}
 CAR_PRESETS: dict[str, tuple[CARConfig, TrainConfig]] = {
     "5k":    (CARConfig(depth=1, width=16, num_heads=1),   TrainConfig(steps=1200, batch_size=16, learning_rate=6e-3, ema_decay=0.99)),
     "20k":   (CARConfig(depth=1, width=32, num_heads=2),   TrainConfig(steps=1200, batch_size=16, learning_rate=4e-3, ema_decay=0.99)),
     "80k":   (CARConfig(depth=2, width=48, num_heads=2),   TrainConfig(steps=1200, batch_size=16, learning_rate=4e-3, ema_decay=0.99)),
     "150k":  (CARConfig(depth=2, width=64, num_heads=2),   TrainConfig(steps=1200, batch_size=16, learning_rate=3e-3, ema_decay=0.99)),
     "nano":  (CARConfig(depth=3, width=96, num_heads=3),   TrainConfig(steps=1200, batch_size=16, learning_rate=3e-3, ema_decay=0.99)),
+    "1.5M":  (CARConfig(depth=5, width=128, num_heads=4),  TrainConfig(steps=4000, batch_size=32, learning_rate=2e-3, ema_decay=0.995)),
     "micro": (CARConfig(depth=6, width=192, num_heads=6),  TrainConfig(steps=10_000, batch_size=64, learning_rate=1e-3)),
+    "10M":   (CARConfig(depth=8, width=256, num_heads=8),  TrainConfig(steps=20_000, batch_size=128, learning_rate=6e-4, precision="bf16")),
     "small": (CARConfig(depth=8, width=384, num_heads=6),  TrainConfig(steps=50_000, batch_size=128, learning_rate=4e-4, precision="bf16")),
     "base":  (CARConfig(depth=12, width=512, num_heads=8), TrainConfig(steps=100_000, batch_size=256, learning_rate=2e-4, precision="bf16")),
-    "0.1B":  (CARConfig(depth=11, width=704, num_heads=11, text_encoder="openai/clip-vit-large-patch14", image_encoder="facebook/dinov2-large", image_size=224),
+    "0.1B":  (CARConfig(depth=11, width=704, num_heads=11, **PRETRAINED),
               TrainConfig(steps=200_000, batch_size=256, learning_rate=2e-4, precision="bf16", ema_decay=0.9999)),
-    "0.5B":  (CARConfig(depth=19, width=1216, num_heads=19, text_encoder="openai/clip-vit-large-patch14", image_encoder="facebook/dinov2-large", image_size=224, checkpoint_layers=True),
+    "0.2B":  (CARConfig(depth=14, width=896, num_heads=14, **PRETRAINED),
+              TrainConfig(steps=200_000, batch_size=256, learning_rate=2e-4, precision="bf16", ema_decay=0.9999)),
+    "0.3B":  (CARConfig(depth=16, width=1024, num_heads=16, **PRETRAINED, checkpoint_layers=True),
+              TrainConfig(steps=200_000, batch_size=512, learning_rate=1.75e-4, precision="bf16", ema_decay=0.9999)),
+    "0.5B":  (CARConfig(depth=19, width=1216, num_heads=19, **PRETRAINED, checkpoint_layers=True),
               TrainConfig(steps=200_000, batch_size=512, learning_rate=1.5e-4, precision="bf16", ema_decay=0.9999)),
-    "1.5B":  (CARConfig(depth=27, width=1728, num_heads=27, text_encoder="openai/clip-vit-large-patch14", image_encoder="facebook/dinov2-large", image_size=224, checkpoint_layers=True),
+    "0.9B":  (CARConfig(depth=23, width=1472, num_heads=23, **PRETRAINED, checkpoint_layers=True),
+              TrainConfig(steps=200_000, batch_size=1024, learning_rate=1.25e-4, precision="bf16", ema_decay=0.9999)),
+    "1.5B":  (CARConfig(depth=27, width=1728, num_heads=27, **PRETRAINED, checkpoint_layers=True),
               TrainConfig(steps=200_000, batch_size=1024, learning_rate=1e-4, precision="bf16", ema_decay=0.9999)),
 }
 # fmt: on

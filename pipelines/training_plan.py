@@ -3,10 +3,14 @@
 Operations are exact counts (`g3pt.flops`); activations are an estimate, which tests hold to 15 % of what autograd saves.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
-CLIP_WIDTH, DINO_WIDTH, DINO_PATCH = 768, 1024, 14  # of the encoders that the large presets name
+from g3pt import flops
+
+CLIP_WIDTH, DINO_WIDTH, DINO_PATCH = 768, 1024, 14  # of the encoders that the large presets name, both ViT-L/14
+CLIP_PARAMETERS, DINO_PARAMETERS = 123_060_480, 304_368_640  # of CLIP its text tower; both frozen
 
 
 def print_plan(stage: str, flags: Any, model: Any, train: Any, counts: dict[str, int]) -> None:
@@ -22,13 +26,12 @@ def print_plan(stage: str, flags: Any, model: Any, train: Any, counts: dict[str,
 
 def cvq_lines(model: Any, train: Any, flags: Any) -> list[str]:
     """Operations by phase and part, and a worker's memory."""
-    from g3pt import flops
     from pipelines.training_jobs import count_cvq
 
     parts = flops.cvq_parts(model)
     forward = sum(cost.forward for cost in parts.values())
     shares = ", ".join(f"{name} {cost.forward / forward:.0%}" for name, cost in parts.items())
-    phases = ", ".join(f"{phase} {_flops(flops.cvq_training(model, phase))}" for phase in flops.PHASES)
+    phases = ", ".join(f"{phase} {with_flop(flops.cvq_training(model, phase))}" for phase in flops.PHASES)
     objects = _at_once(train, flags)
     memory = flops.training_memory(
         count_cvq(model)["parameters"],
@@ -37,32 +40,57 @@ def cvq_lines(model: Any, train: Any, flags: Any) -> list[str]:
         precision=train.precision,
     )
     return [
-        f"operations of an object: forward {_flops(forward)} ({shares})",
-        f"  with its backward pass: {phases}; the run {_flops(flops.cvq_run(model, train))}",
+        f"operations of an object: forward {with_flop(forward)} ({shares})",
+        f"  with its backward pass: {phases}; the run {with_flop(flops.cvq_run(model, train))}",
         _memory_line(memory, objects, flags),
     ]
 
 
 def car_lines(model: Any, train: Any, flags: Any) -> list[str]:
-    """The same of a generator's transformer; its encoders and its frozen tokenizer aside."""
-    import torch
-
-    from g3pt import flops
-    from g3pt.transformer import CAR
-
+    """The same of a generator's transformer; what its frozen tokenizer and encoders compute is aside, their weights are counted."""
     codec, which = _codec(flags)
-    text, image, image_tokens = _condition_widths(model)
-    with torch.device("meta"):
-        car = CAR(model, codec, text_width=text, image_width=image, image_tokens=image_tokens)
+    car = meta_car(model, codec)
     training = flops.car_training(car.flops_per_object, model)
     objects = _at_once(train, flags)
-    activations = flops.car_activations(model, codec.num_tokens + car.num_prefix, objects, train.precision)
-    parameters = sum(p.numel() for p in car.parameters())
     return [
-        f"operations of an object: forward {_flops(car.flops_per_object)}, with its backward pass {_flops(training)}, "
-        f"the run {_flops(training * train.steps * train.batch_size)} ({codec.num_tokens} tokens of {which}, {car.num_prefix} of the image)",
-        _memory_line(flops.training_memory(parameters, activations, shards=_shards(flags), precision=train.precision), objects, flags),
+        f"operations of an object: forward {with_flop(car.flops_per_object)}, with its backward pass {with_flop(training)}, "
+        f"the run {with_flop(training * train.steps * train.batch_size)} ({codec.num_tokens} tokens of {which}, {car.num_prefix} of the image)",
+        _memory_line(car_memory(car, codec, train.precision, objects, _shards(flags)), objects, flags),
     ]
+
+
+def meta_car(model: Any, codec: Any) -> Any:
+    """The transformer of a configuration over a tokenizer's, without memory for its weights."""
+    import torch
+
+    from g3pt.transformer import CAR
+
+    text, image, image_tokens = condition_widths(model)
+    with torch.device("meta"):
+        return CAR(model, codec, text_width=text, image_width=image, image_tokens=image_tokens)
+
+
+def car_memory(car: Any, codec: Any, precision: str, objects: int, shards: int = 1) -> flops.Memory:
+    """What a worker holds that trains `car` on `objects` at once; small encoders aside."""
+    activations = flops.car_activations(car.config, codec.num_tokens + car.num_prefix, objects, precision)
+    trained = sum(p.numel() for p in car.parameters())
+    return flops.training_memory(trained, activations, shards=shards, precision=precision, frozen=frozen_parameters(car.config, codec))
+
+
+def frozen_parameters(model: Any, codec: Any) -> int:
+    """Of the tokenizer, and of the pretrained encoders as the presets name them."""
+    from g3pt.conditions import NONE, SMALL
+
+    encoders = [(model.text_encoder, CLIP_PARAMETERS), (model.image_encoder, DINO_PARAMETERS)]
+    return tokenizer_parameters(codec) + sum(count for name, count in encoders if name not in (SMALL, NONE))
+
+
+@functools.lru_cache
+def tokenizer_parameters(codec: Any) -> int:
+    """Of a tokenizer; it is built for that, two seconds at the paper's size."""
+    from pipelines.training_jobs import count_cvq
+
+    return count_cvq(codec)["parameters"]
 
 
 def _codec(flags: Any) -> tuple[Any, str]:
@@ -77,7 +105,7 @@ def _codec(flags: Any) -> tuple[Any, str]:
         return CVQ_PRESETS[name][0], f"preset {name}, as {flags.tokenizer} does not exist yet"
 
 
-def _condition_widths(model: Any) -> tuple[int, int | None, int]:
+def condition_widths(model: Any) -> tuple[int, int | None, int]:
     """Width of the text's vector and of an image token, and how many of these."""
     from g3pt.conditions import NONE, SMALL, SMALL_IMAGE, SMALL_TEXT
 
@@ -99,19 +127,21 @@ def _shards(flags: Any) -> int:
 
 def _memory_line(memory: Any, objects: int, flags: Any) -> str:
     names = ("weights", "gradients", "optimizer", "average", "activations")
-    parts = ", ".join(f"{name} {_bytes(getattr(memory, name))}" for name in names)
-    return f"memory of a worker: {_bytes(memory.total)} ({parts} of {objects} objects at once; {flags.parallel})"
+    parts = ", ".join(f"{name} {with_bytes(getattr(memory, name))}" for name in names)
+    return f"memory of a worker: {with_bytes(memory.total)} ({parts} of {objects} objects at once; {flags.parallel})"
 
 
-def _flops(count: float) -> str:
-    return _with_unit(count, 1000, ["FLOP", *(f"{letter}FLOP" for letter in "kMGTPEZ")])
+def with_flop(count: float) -> str:
+    """1070000000 as 1.07 GFLOP."""
+    return with_unit(count, 1000, ["FLOP", *(f"{letter}FLOP" for letter in "kMGTPEZ")])
 
 
-def _bytes(count: float) -> str:
-    return _with_unit(count, 1024, ["B", *(f"{letter}iB" for letter in "KMGT")])
+def with_bytes(count: float) -> str:
+    """1073741824 as 1 GiB."""
+    return with_unit(count, 1024, ["B", *(f"{letter}iB" for letter in "KMGT")])
 
 
-def _with_unit(count: float, step: int, units: list[str]) -> str:
+def with_unit(count: float, step: int, units: list[str]) -> str:
     """Three digits and the largest unit that keeps a number above 1."""
     power = 0
     while count >= step and power < len(units) - 1:
