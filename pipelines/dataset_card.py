@@ -15,14 +15,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from g3pt.datasets import DatasetInfo, open_dataset
 from g3pt.reading import read_rows
-from g3pt.records import id_hash, shard_name
+from g3pt.records import id_hash, shard_index, shard_name
 from g3pt.storage import read_many, write_atomic
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 CARD, SHEET = "card.json", "contact_sheet.png"
 SHOWN_OBJECTS, SHOWN_SLOWEST, SHOWN_NOT_OK, SHOWN_NAMES = 64, 20, 100, 200
@@ -43,7 +46,7 @@ class Histogram:
     """Counts between edges; the first is of what lies below the first edge, the last of what lies above the last."""
 
     edges: list[float]
-    counts: list[int] = field(default_factory=list)
+    counts: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.counts = [0] * (len(self.edges) + 1)
@@ -88,6 +91,7 @@ class Summary:
             "fingerprint": info.fingerprint,
             "counts": info.counts,
             **{name: dict(counter.most_common(SHOWN_NAMES)) for name, counter in self.named.items()},
+            "num_names": {name: len(counter) for name, counter in self.named.items()},
             "histograms": {name: {"edges": found.edges, "counts": found.counts} for name, found in self.histograms.items()},
             "slowest": [{"id": object_id, "seconds": took} for took, object_id in sorted(self.slowest, reverse=True)],
             "not_ok": [{"id": name, "status": status, "error": error} for _, name, status, error in sorted(self.not_ok, reverse=True)],
@@ -112,9 +116,10 @@ def write_card(folder: Path) -> list[Path]:
     made = [folder / CARD]
     shown = summary.in_order()
     if shown:
+        from g3pt.geometry.render import picture_sheet
         from pipelines.credits import write_credits
 
-        draw_sheet(folder / SHEET, [(row["caption"] or row["id"], image) for row, image in pictures(info, shown)])
+        picture_sheet(folder / SHEET, [row["caption"] or row["id"] for row in shown], pictures(info, shown), COLUMNS, TILE)
         made += [folder / SHEET, write_credits(folder / SHEET, shown)]
     return made
 
@@ -130,10 +135,8 @@ def summarise(info: DatasetInfo) -> Summary:
     return summary
 
 
-def pictures(info: DatasetInfo, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Each row with its picture (TILE, TILE, 3) uint8: its first view, else its surface points."""
-    from g3pt.records import shard_index
-
+def pictures(info: DatasetInfo, rows: list[dict[str, Any]]) -> Iterator[Image.Image]:
+    """Each row's picture (RGBA, TILE x TILE): its first view, else its surface points."""
     wanted = {row["id"] for row in rows}
     column = "views" if info.config.num_views else "surface"
     found = {}
@@ -141,19 +144,19 @@ def pictures(info: DatasetInfo, rows: list[dict[str, Any]]) -> Iterator[tuple[di
         for row in read_rows(info, ["id", column], shards=[index]):
             if row["id"] in wanted:
                 found[row["id"]] = _view(row["views"][0]) if column == "views" else cloud_picture(row["surface"])
-    yield from ((row, found[row["id"]]) for row in rows)
+    yield from (found[row["id"]] for row in rows)
 
 
-def _view(data: bytes) -> np.ndarray:
+def _view(data: bytes) -> Image.Image:
     from PIL import Image
 
-    view = Image.open(io.BytesIO(data)).convert("RGBA").resize((TILE, TILE), Image.Resampling.LANCZOS)
-    white = Image.new("RGBA", view.size, "white")
-    return np.asarray(Image.alpha_composite(white, view).convert("RGB"))
+    return Image.open(io.BytesIO(data)).convert("RGBA").resize((TILE, TILE), Image.Resampling.LANCZOS)
 
 
-def cloud_picture(surface_P6: np.ndarray, azimuth_degrees: float = 35.0, elevation_degrees: float = 20.0) -> np.ndarray:
-    """Points with normals as discs of 2 x 2 pixels, lit from the camera, near ones over far ones; (TILE, TILE, 3) uint8."""
+def cloud_picture(surface_P6: np.ndarray, azimuth_degrees: float = 35.0, elevation_degrees: float = 20.0) -> Image.Image:
+    """Points with normals as discs of 2 x 2 pixels on white, lit from the camera, near ones over far ones; RGBA, TILE x TILE."""
+    from PIL import Image
+
     azimuth, elevation = np.radians([azimuth_degrees, elevation_degrees])
     back = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
     right = np.array([np.cos(azimuth), 0.0, -np.sin(azimuth)])
@@ -167,20 +170,4 @@ def cloud_picture(surface_P6: np.ndarray, azimuth_degrees: float = 35.0, elevati
     for down in (0, 1):
         for across in (0, 1):
             image[pixel[:, 1] + down, pixel[:, 0] + across] = shade
-    return image
-
-
-def draw_sheet(path: Path, tiles: list[tuple[str, np.ndarray]]) -> None:
-    """Pictures with their titles in rows of COLUMNS, as one PNG."""
-    from PIL import Image, ImageDraw
-
-    from g3pt.geometry.render import write_whole
-
-    rows, high = -(-len(tiles) // COLUMNS), TILE + 14
-    sheet = Image.new("RGB", (min(len(tiles), COLUMNS) * TILE, rows * high), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, (title, image) in enumerate(tiles):
-        left, top = number % COLUMNS * TILE, number // COLUMNS * high
-        sheet.paste(Image.fromarray(image), (left, top + 14))
-        draw.text((left + 3, top + 1), "".join(c if c.isprintable() else "?" for c in title)[: TILE // 6 - 1], fill="black")
-    write_whole(path, sheet)
+    return Image.fromarray(image).convert("RGBA")

@@ -158,17 +158,17 @@ def _report(
     outcome.params |= {"fingerprint": fingerprint, "num_shards": plan.num_shards}
     outcome.dataset = cards.DatasetInput(name=folder.name, fingerprint=fingerprint, path=config.output, context="made here")
     outcome.artifacts.append(folder / "dataset.json")
-    outcome.artifacts += best_effort("the dataset's card", lambda: _card(folder)) or []
+    best_effort("the dataset's card", lambda: _card(folder, outcome))
 
 
-def _card(folder: Location) -> list[Path]:
-    """The dataset's card and page, local folders alone."""
+def _card(folder: Location, outcome: Outcome) -> None:
+    """The dataset's card and page, local folders alone; the page also of a dataset without any object that is ok."""
     if isinstance(folder, storage.RemotePath):
         print("  no card: it is made for local folders only", flush=True)
-        return []
+        return
     from pipelines.dataset_card import write_card
     from pipelines.report import write_report
 
-    made = [*write_card(folder), write_report(folder)]
-    print(f"  card: {made[-1]}", flush=True)
-    return made
+    outcome.artifacts += write_card(folder)
+    outcome.page = write_report(folder)
+    print(f"  card: {outcome.page}", flush=True)

@@ -29,7 +29,8 @@ from pipelines.report_machine import note_command, unfinished
 from pipelines.report_meshes import cloud_object, mesh_object
 from pipelines.report_values import Source, Unreadable, read_json
 
-SHOWN_OBJECTS, SAMPLED_SHARDS, COUNTED_SHARDS, MAX_CATEGORIES = 12, 6, 150, 20
+SHOWN_OBJECTS, SAMPLED_SHARDS, COUNTED_SHARDS, MAX_CATEGORIES, SHOWN_SLOWEST = 12, 6, 150, 20, 5
+KINDS = {"category": "Categories", "license": "Licences"}
 HISTOGRAMS = {
     "num_faces": "Faces of the mesh as given",
     "volume": "Volume of the solid (the box has 8)",
@@ -56,11 +57,12 @@ def dataset(page: Page, folder: Path) -> None:
     total = sum(info.counts.values())
     page.tile(source.number("counts", "ok", spec=",d"), "objects in the dataset", _failed_note(source, total))
     settings = source.at("config")
+    made = card_of(page, folder, info)
     try:
-        kinds, objects = list(_kinds(info)), _objects(page, info)
+        objects = _objects(page, info)
+        kinds = [*_kinds_of(made), _slowest_of(made)] if made else [*_kinds(info), _slowest(page, info)]
     except (OSError, pa.ArrowException) as error:  # a damaged shard
         raise Unreadable(f"{folder}: {error}") from error
-    found = dataset_card(page, folder, info)
     page.add(
         page.heading("Dataset", folder),
         facts(
@@ -75,31 +77,52 @@ def dataset(page: Page, folder: Path) -> None:
             ]
         ),
         objects,
-        found,
+        _spread_and_not_ok(made, total - info.counts.get("ok", 0)) if made else Markup(""),
         packed(
             [
                 _counts(source, "counts", "Objects by status", total),
                 _counts(source, "failures", "Why objects failed", total),
                 *kinds,
-                _slowest(page, info),
             ]
         ),
     )
 
 
-def dataset_card(page: Page, folder: Path, info: Any) -> Markup:
-    """The card that preprocessing left of this very dataset: histograms, and each object that is not ok with its reason."""
+def card_of(page: Page, folder: Path, info: Any) -> Source | None:
+    """The card that preprocessing left, if it is of this very dataset."""
     from pipelines.dataset_card import CARD
 
     if not (folder / CARD).is_file():
-        return Markup("")
-    source = read_json(folder / CARD, page.root)
-    if source.get("fingerprint") != info.fingerprint:  # of the dataset as it was
-        return Markup("")
-    drawn = [_histogram(source, name, title) for name, title in HISTOGRAMS.items()]
-    rows = [(text(item["id"]), text(item["status"]), text(item["error"])) for item in source.get("not_ok", default=[])]
-    listed = table(("object", "status", "why"), rows, f"Objects that are not ok (at most {len(rows)} are listed)") if rows else Markup("")
+        return None
+    made = read_json(folder / CARD, page.root)
+    return made if made.get("fingerprint") == info.fingerprint else None  # else of the dataset as it was
+
+
+def _spread_and_not_ok(made: Source, num_not_ok: int) -> Markup:
+    """A card's histograms, and each object that is not ok with its reason."""
+    drawn = [_histogram(made, name, title) for name, title in HISTOGRAMS.items()]
+    rows = [(text(item["id"]), text(item["status"]), text(item["error"])) for item in made.get("not_ok", default=[])]
+    title = f"Objects that are not ok: {len(rows):,d} of {num_not_ok:,d}"
+    listed = table(("object", "status", "why"), rows, title) if rows else Markup("")
     return join([paragraph("How the ok objects are spread; bins are about a factor of three wide.", "soft"), packed(drawn), listed])
+
+
+def _kinds_of(made: Source) -> Iterator[Markup]:
+    """Categories and licences, as a card counted them."""
+    for name, title in KINDS.items():
+        counts = made.get(name, default={})
+        shown = list(counts)[:MAX_CATEGORIES]
+        more = made.get("num_names", name, default=len(counts)) - len(shown)
+        if shown:
+            rows = [bar(made.number(name, value, spec=",d"), counts[value] / counts[shown[0]], value) for value in shown]
+            yield table((), rows, f"{title} of ok objects" + (f"; {more:,d} more" if more else ""))
+
+
+def _slowest_of(made: Source) -> Markup:
+    """The objects that took longest, as a card names them."""
+    slowest = made.get("slowest", default=[])[:SHOWN_SLOWEST]
+    rows = [(text(item["id"]), made.number("slowest", at, "seconds", spec=".2f", unit="\u00a0s")) for at, item in enumerate(slowest)]
+    return table((), rows, "The slowest objects") if rows else Markup("")
 
 
 def _histogram(source: Source, name: str, title: str) -> Markup:
@@ -132,13 +155,11 @@ def _counts(source: Source, key: str, title: str, total: int) -> Markup:
 
 
 def _kinds(info: Any) -> Iterator[Markup]:
-    """Categories and licences of the ok objects, counted in at most COUNTED_SHARDS shards."""
+    """Categories and licences of the ok objects of a dataset without a card, counted in at most COUNTED_SHARDS shards."""
     chosen = spread(sorted(info.shards), COUNTED_SHARDS)
-    found: dict[str, Counter[str]] = {"category": Counter(), "license": Counter()}
+    found: dict[str, Counter[str]] = {name: Counter() for name in KINDS}
     for index in chosen:
-        if not info.shard_path(index).is_file():
-            raise Unreadable(f"{info.shard_path(index)} is missing although dataset.json lists it")
-        with pq.ParquetFile(info.shard_path(index)) as file:
+        with _opened(info, index) as file:
             columns_read = file.read(columns=["status", *found], use_threads=False)
         ok = [status == "ok" for status in columns_read["status"].to_pylist()]
         for name, counter in found.items():
@@ -146,7 +167,7 @@ def _kinds(info: Any) -> Iterator[Markup]:
                 value or "not stated" for value, good in zip(columns_read[name].to_pylist(), ok, strict=True) if good
             )
     where = "" if len(chosen) == len(info.shards) else f", counted in {len(chosen)} of {len(info.shards)} shards"
-    for name, title in (("category", "Categories"), ("license", "Licences")):
+    for name, title in KINDS.items():
         most = found[name].most_common(MAX_CATEGORIES)
         rows = [
             bar(Markup("<span>{}</span>").format(f"{count:,d}"), count / most[0][1], value) for value, count in most
@@ -157,7 +178,7 @@ def _kinds(info: Any) -> Iterator[Markup]:
 
 
 def _slowest(page: Page, info: Any) -> Markup:
-    """The objects that took longest, by the sidecars of a few shards."""
+    """The objects that took longest in a dataset without a card, by the sidecars of a few shards."""
     from g3pt.records import shard_name
 
     chosen = spread(sorted(info.shards), COUNTED_SHARDS)
@@ -173,7 +194,7 @@ def _slowest(page: Page, info: Any) -> Markup:
     ]
     rows = [
         (text(object_id), sidecar.number("seconds", object_id, spec=".2f", unit="\u00a0s"))
-        for _, object_id, sidecar in sorted(times, key=lambda entry: -entry[0])[:5]
+        for _, object_id, sidecar in sorted(times, key=lambda entry: -entry[0])[:SHOWN_SLOWEST]
     ]
     return (
         table(
@@ -222,7 +243,7 @@ def sample_objects(info: Any, count: int) -> list[dict[str, Any]]:
     seen: Counter[str] = Counter()
     found: list[dict[str, Any]] = []
     for index in spread(sorted(info.shards), SAMPLED_SHARDS):
-        with pq.ParquetFile(info.shard_path(index)) as file:
+        with _opened(info, index) as file:
             for group in spread(range(file.num_row_groups), 2):
                 rows = [
                     dict(row, place=k)
@@ -235,6 +256,12 @@ def sample_objects(info: Any, count: int) -> list[dict[str, Any]]:
                 )
                 found += _with_shapes(file, group, chosen, info)
     return found[:count]
+
+
+def _opened(info: Any, index: int) -> pq.ParquetFile:
+    if not info.shard_path(index).is_file():
+        raise Unreadable(f"{info.shard_path(index)} is missing although dataset.json lists it")
+    return pq.ParquetFile(info.shard_path(index))
 
 
 def _new_categories(rows: list[dict[str, Any]], seen: Counter[str], count: int) -> list[dict[str, Any]]:

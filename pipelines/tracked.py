@@ -43,7 +43,7 @@ class Outcome:
     records: list[Record] = field(default_factory=list)
     artifacts: list[Location] = field(default_factory=list)
     dataset: cards.DatasetInput | None = None  # made by the work
-    page: Path | None = None  # the HTML report
+    page: Path | None = None  # the HTML report, where the work wrote it itself
     failure: str = ""
     nothing_done: bool = False  # then there is no run
     run_id: str | None = None  # of a followed run
@@ -69,7 +69,7 @@ def logged(card: Card, output: str | Path) -> Iterator[Outcome]:
 def tell(card: Card, output: str | Path, outcome: Outcome, started: float) -> None:
     """The report beside the output, and the run in MLflow; neither stops the work."""
     ended = time.time()
-    if not outcome.failure:
+    if not outcome.failure and outcome.page is None:
         outcome.page = write_page(card)
     best_effort(f"logging {card.name} to MLflow", lambda: log_run(card, output, outcome, started, ended))
 

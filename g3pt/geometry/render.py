@@ -9,6 +9,7 @@ Shapes: V vertices, F faces, N views.
 
 import io
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,20 +101,27 @@ def contact_sheet(
     azimuth_degrees: float = 35.0, elevation_degrees: float = 20.0,
 ) -> None:
     """One PNG with a picture of each (vertices, faces, title), in rows of `columns`; a mesh without faces stays blank."""
+    views = (picture(vertices, faces, size, azimuth_degrees, elevation_degrees) if len(faces) else None for vertices, faces, _ in items)
+    picture_sheet(path, [title for *_, title in items], views, columns, size)
+
+
+def picture_sheet(path: str | Path, titles: Sequence[str], pictures: Iterable["Image.Image | None"], columns: int, size: int) -> None:
+    """One PNG of pictures (RGBA, size x size; None stays blank) below their titles, in rows of `columns`; narrower if there are fewer.
+
+    A title gets two lines; what can't be printed in it is a question mark.
+    """
     import textwrap
 
     from PIL import Image, ImageDraw
 
-    caption = _CAPTION_PIXELS
-    rows = -(-len(items) // columns)
-    sheet = Image.new("RGB", (columns * size, max(rows, 1) * (size + caption)), "white")
+    high, rows = size + _CAPTION_PIXELS, -(-len(titles) // columns)
+    sheet = Image.new("RGB", (max(1, min(columns, len(titles))) * size, max(rows, 1) * high), "white")
     draw_on = ImageDraw.Draw(sheet)
-    for i, (vertices, faces, title) in enumerate(items):
-        left, top = i % columns * size, i // columns * (size + caption)
-        if len(faces):
-            view = picture(vertices, faces, size, azimuth_degrees, elevation_degrees)
-            sheet.paste(view, (left, top + caption), view)
-        lines = textwrap.wrap(title, size // 6)[:2]
+    for i, (title, view) in enumerate(zip(titles, pictures, strict=True)):
+        left, top = i % columns * size, i // columns * high
+        if view is not None:
+            sheet.paste(view, (left, top + _CAPTION_PIXELS), view)
+        lines = textwrap.wrap("".join(c if c.isprintable() else "?" for c in title), size // 6)[:2]
         draw_on.multiline_text((left + 4, top + 2), "\n".join(lines), fill="black", spacing=1)
     write_whole(Path(path), sheet)
 

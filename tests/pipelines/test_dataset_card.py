@@ -11,6 +11,7 @@ from g3pt import datasets, records
 from pipelines import dataset_card
 from pipelines.dataset_card import CARD, SHEET, Histogram, write_card
 from pipelines.report import write_report
+from tests.pipelines.report_numbers import check_numbers
 
 SMALL = records.RecordConfig(num_surface=64, num_sharp=8, num_queries=8)
 
@@ -71,6 +72,20 @@ def test_the_page_shows_the_card_of_this_very_dataset_with_its_text_escaped(fold
     assert "Thickness of the solid" not in write_report(folder).read_text()
 
 
+def test_the_page_counts_no_shard_again_whose_dataset_has_a_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_card, "SHOWN_NAMES", 1)
+    write_card(folder)
+    sidecar = folder / f"{records.shard_name(records.shard_index('chair', 2))}.json"
+    sidecar.write_text(sidecar.read_text().replace("0.5", "77.5"))
+    page = write_report(folder).read_text()
+    check_numbers(page, folder)
+    assert "Categories of ok objects; 1 more" in page and "Objects that are not ok: 1 of 1" in page and "77.5" not in page
+    assert 'card.json#/category/cup" data-value="5"' in page and 'card.json#/slowest/0/seconds" data-value="0.5"' in page
+    (folder / CARD).unlink()
+    page = write_report(folder).read_text()
+    assert "Categories of ok objects<" in page and "77.50" in page
+
+
 def test_a_value_on_an_edge_counts_above_it() -> None:
     histogram = Histogram([1.0, 3.0])
     for value in (0.5, 1.0, 2.9, 3.0, 9.0):
@@ -80,5 +95,5 @@ def test_a_value_on_an_edge_counts_above_it() -> None:
 
 def test_nearer_points_hide_those_behind_them() -> None:
     front, behind = [0, 0, 0.5, 0, 0, 1], [0, 0, -0.5, 0, 0, 0.2]
-    image = dataset_card.cloud_picture(np.array([front, behind], dtype=np.float32), 0.0, 0.0)
+    image = np.asarray(dataset_card.cloud_picture(np.array([front, behind], dtype=np.float32), 0.0, 0.0))
     assert image[dataset_card.TILE // 2, dataset_card.TILE // 2, 0] == 220

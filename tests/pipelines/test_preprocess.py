@@ -22,7 +22,7 @@ from pipelines.sources.content import Content, read_content
 from pipelines.sources.folder import list_folder
 
 SMALL = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
-MADE_BESIDE = ["dataset.json", "card.json", "contact_sheet.png", "contact_sheet.credits.md", "report.html"]  # logged to MLflow
+MADE_BESIDE = ["dataset.json", "card.json", "contact_sheet.png", "contact_sheet.credits.md"]  # logged to MLflow, with the page
 CUBE_FACES = [(1, 2, 3, 4), (8, 7, 6, 5), (1, 5, 6, 2), (2, 6, 7, 3), (3, 7, 8, 4), (4, 8, 5, 1)]
 
 

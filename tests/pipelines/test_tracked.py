@@ -213,12 +213,14 @@ def test_the_report_is_in_mlflow_and_its_failure_stops_nothing(folder: Path, mon
         return page
 
     monkeypatch.setattr("pipelines.report.write_report", write)
-    for name in ("reported", "unreadable"):
-        with logged(card(folder, name), folder / "x"):
-            pass
-    files = [[f.path for f in client(folder).list_artifacts(find(folder, name)[0].info.run_id)] for name in ("reported", "unreadable")]
-    assert files == [["report.html"], []]
-    assert (folder / "reported.html").exists()
+    for name in ("reported", "unreadable", "written"):
+        with logged(card(folder, name), folder / "x") as outcome:
+            if name == "written":  # by the work itself: not once more
+                outcome.page = folder / "own.html"
+                outcome.page.write_text("own")
+    files = [[f.path for f in client(folder).list_artifacts(find(folder, name)[0].info.run_id)] for name in ("reported", "unreadable", "written")]
+    assert files == [["report.html"], [], ["report.html"]]
+    assert (folder / "reported.html").exists() and not (folder / "written.html").exists()
     assert "the report about unreadable failed, going on without: UsageError" in capsys.readouterr().err
 
 

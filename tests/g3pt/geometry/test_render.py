@@ -10,7 +10,7 @@ from PIL import Image
 
 from g3pt.geometry.appearance import Appearance, Material, Part, clay
 from g3pt.geometry.cameras import FIELD_OF_VIEW_DEGREES, fitting_distance, look_at_origin, place_cameras
-from g3pt.geometry.render import contact_sheet, draw, render_views
+from g3pt.geometry.render import contact_sheet, draw, picture_sheet, render_views
 
 RED, GREEN, BLUE, YELLOW = (1, 0, 0, 1), (0, 1, 0, 1), (0, 0, 1, 1), (1, 1, 0, 1)
 FRONT = look_at_origin(0, 0, 4.0)[None]
@@ -164,3 +164,10 @@ def test_contact_sheet_has_a_cell_for_each_mesh(tmp_path: Path) -> None:
     assert sheet.shape == (2 * (64 + caption), 128, 3)
     cells = sheet.reshape(2, 64 + caption, 2, 64, 3)[:, caption:].transpose(0, 2, 1, 3, 4)
     assert [(cell < 250).any() for cell in cells.reshape(4, 64, 64, 3)] == [True, False, True, False]
+
+
+def test_a_sheet_of_fewer_pictures_than_columns_is_narrower_and_prints_any_title(tmp_path: Path) -> None:
+    red = Image.new("RGBA", (32, 32), (255, 0, 0, 255))
+    picture_sheet(tmp_path / "sheet.png", ["a\x00\ud800 title that is far too long for two lines of thirty-two pixels", ""], [red, red], columns=5, size=32)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape[1] == 64 and (sheet[-32:] == [255, 0, 0]).all()
