@@ -26,7 +26,8 @@ from g3pt.checkpoint import Pretrained
 from g3pt.conditions import NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, TextEncoder, prepare_image
 from g3pt.config import CARConfig, CVQConfig, from_dict
 from g3pt.decoding import decode_mesh
-from g3pt.sampling import SampleConfig, sample_codes
+from g3pt.guidance import needed_ways
+from g3pt.sampling import SampleConfig, row_settings, row_weights, sample_codes
 from g3pt.tokenizer import CVQ
 from g3pt.transformer import CAR
 
@@ -182,24 +183,35 @@ class G3PT(nn.Module, Pretrained):
         texts: Sequence[str | None],
         images: Sequence[Any | None],
         seeds: Sequence[int],
-        settings: SampleConfig | None = None,
+        settings: SampleConfig | Sequence[SampleConfig] | None = None,
         batch: int = 8,
     ) -> Tensor:
-        """One prompt and one seed a row -> codes int64 (B, S). Rows go through in batches of exactly `batch` (the last
-        is filled up), so that a row's arithmetic, and with it its codes, doesn't depend on how many rows there are."""
+        """One prompt and one seed a row -> codes int64 (B, S); settings for all rows, or one a row.
+
+        Rows that need the same ways of guidance go through in batches of exactly `batch` (the last is filled up), so that a
+        row's arithmetic, and with it its codes, doesn't depend on which rows there are."""
         return self.sample_encoded(*self.encode_prompts(texts, images), seeds, settings, batch)
 
     def sample_encoded(
-        self, text_BC: Tensor, image_BMC: Tensor | None, seeds: Sequence[int], settings: SampleConfig | None = None, batch: int = 8
+        self,
+        text_BC: Tensor,
+        image_BMC: Tensor | None,
+        seeds: Sequence[int],
+        settings: SampleConfig | Sequence[SampleConfig] | None = None,
+        batch: int = 8,
     ) -> Tensor:
         """`sample_codes` for conditions that `encode_prompts` gave."""
-        rows = []
-        for start in range(0, len(seeds), batch):
-            index = [min(start + i, len(seeds) - 1) for i in range(batch)]
-            part = None if image_BMC is None else image_BMC[index]
-            codes_BS = sample_codes(self, text_BC[index], part, [seeds[i] for i in index], settings or SampleConfig())
-            rows.append(codes_BS[: len(seeds) - start])
-        return torch.cat(rows)
+        rows = row_settings(settings or SampleConfig(), len(seeds))
+        ways = [needed_ways(weights_KW) for weights_KW in row_weights(self, text_BC, image_BMC, rows)]
+        found: dict[int, Tensor] = {}
+        for wanted in sorted(set(ways)):
+            alike = [row for row in range(len(seeds)) if ways[row] == wanted]
+            for start in range(0, len(alike), batch):
+                index = [alike[min(start + i, len(alike) - 1)] for i in range(batch)]
+                part = None if image_BMC is None else image_BMC[index]
+                codes_BS = sample_codes(self, text_BC[index], part, [seeds[i] for i in index], [rows[i] for i in index])
+                found |= dict(zip(index, codes_BS, strict=True))
+        return torch.stack([found[row] for row in range(len(seeds))])
 
     @torch.inference_mode()
     def decode_mesh(self, codes_S: Tensor, resolution: int = 128) -> tuple[np.ndarray, np.ndarray]:

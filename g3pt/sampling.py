@@ -1,69 +1,117 @@
 """Next-scale sampling: guidance, top-k, top-p, inverse-CDF draws, and the loop over scales with a K/V cache.
 
-Every random number of a sample is drawn before the loop from a generator of its own (`draw_uniforms`), so that a sample
-depends on its prompt and seed and not on who shares its batch. A code is drawn factor by factor (see `CodeHead`).
-At each scale only that scale's tokens pass through the transformer; keys and values of the prefix and of all coarser
-scales lie in a cache allocated once.
+Every random number of a sample is drawn before the loop from a generator of its own (`draw_uniforms`), and every setting is a
+row's own, so that a sample depends on its prompt, seed and settings and not on who shares its batch. A code is drawn factor by
+factor (see `CodeHead`). At each scale only that scale's tokens pass through the transformer; keys and values of the prefix and
+of all coarser scales lie in a cache allocated once.
 
-Source: VAR (2404.02905): t = cfg * k / (S - 1) over scales, logits = (1 + t) conditional - t unconditional; G3PT's
-cross-scale alignment makes the next scale's input (see `car.next_input`).
-Ours: inverse-CDF draws per sample, top-k and top-p per factor of a code, the constant guidance schedule.
+Source: VAR (2404.02905): guidance t = cfg * k / (S - 1) over scales; G3PT's cross-scale alignment makes the next scale's input
+(see `car.next_input`). Guidance of text and image: g3pt/guidance.py.
+Ours: inverse-CDF draws per sample, top-k and top-p per factor of a code, the constant schedule, lists with a number a scale.
 Shapes: B batch, S tokens of all scales, T tokens of a scale, F factors of a code, V values of a factor, D width,
-M image tokens, C condition width.
+M image tokens, C condition width, K scales, W ways of guidance.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from g3pt.guidance import guided, needed_ways, spread_ways, way_weights
+
 if TYPE_CHECKING:
     from g3pt.car import G3PT
+
+PerScale = float | tuple[float, ...]  # one number for all scales, or one for each, coarse to fine
+LISTED = ("cfg", "cfg_text", "cfg_image", "top_k", "top_p", "temperature")  # settings that may be lists
+RANGES = {
+    "cfg": (lambda v: 0 <= v < math.inf, "finite and at least 0"),
+    "top_k": (lambda v: v >= 0 and v == int(v), "a whole number of at least 0"),
+    "top_p": (lambda v: 0 < v <= 1, "in (0, 1]"),
+    "temperature": (lambda v: 0 < v < math.inf, "finite and above 0"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """How codes are drawn from logits."""
+    """How codes are drawn from logits. A tuple has one number a scale, coarse to fine; `check_scales` compares its length."""
 
-    cfg: float = 2.0  # guidance: 0 is none
-    cfg_schedule: str = "ramp"  # ramp: from 0 at the first scale to cfg at the last; constant
-    top_k: int = 0  # values of a factor kept; 0 keeps all
-    top_p: float = 0.95  # smallest set of values with this much probability is kept; 1 keeps all
-    temperature: float = 1.0
+    cfg: PerScale = 2.0  # guidance of both conditions: 0 is none
+    cfg_text: PerScale | None = None  # of the text alone; None follows cfg
+    cfg_image: PerScale | None = None  # of the image alone; None follows cfg
+    cfg_schedule: str = "ramp"  # a single number goes from 0 at the first scale up to itself at the last; constant: is the same at all
+    top_k: int | tuple[int, ...] = 0  # values of a factor kept; 0 keeps all
+    top_p: PerScale = 0.95  # smallest set of values with this much probability is kept; 1 keeps all
+    temperature: PerScale = 1.0
 
     def __post_init__(self) -> None:
-        for name, good, want in (
-            ("cfg", 0 <= self.cfg < math.inf, "finite and at least 0"),
-            ("cfg_schedule", self.cfg_schedule in ("ramp", "constant"), "ramp or constant"),
-            ("top_k", self.top_k >= 0, "at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("temperature", 0 < self.temperature < math.inf, "finite and above 0"),
-        ):
-            if not good:
-                raise ValueError(f"{name} must be {want}, got {getattr(self, name)!r}")
+        if self.cfg_schedule not in ("ramp", "constant"):
+            raise ValueError(f"cfg_schedule must be ramp or constant, got {self.cfg_schedule!r}")
+        for name in LISTED:
+            value = getattr(self, name)
+            if value is None and name in ("cfg_text", "cfg_image"):
+                continue
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, name, value)
+            good, want = RANGES["cfg" if name.startswith("cfg") else name]
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not numbers or not all(good(number) for number in numbers):
+                raise ValueError(f"{name} must be {want}, got {value!r}")
 
-    def guidance(self, scale: int, num_scales: int) -> float:
-        """t of scale `scale` (0 is the coarsest)."""
+    def check_scales(self, num_scales: int) -> None:
+        """A ValueError that names a list whose length is not the model's number of scales."""
+        for name in LISTED:
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != num_scales:
+                raise ValueError(f"{name} has {len(value)} numbers, but the model has {num_scales} scales: give one number, or one a scale")
+
+    def at(self, name: str, scale: int) -> float:
+        """The value of a listed setting at `scale` (0 is the coarsest)."""
+        value = getattr(self, name)
+        return value[scale] if isinstance(value, tuple) else value
+
+    def guidance(self, condition: str, num_scales: int) -> list[float]:
+        """t of the condition `text` or `image` at each scale."""
+        value = getattr(self, f"cfg_{condition}")
+        value = self.cfg if value is None else value
+        if isinstance(value, tuple):
+            return list(value)
         if self.cfg_schedule == "constant" or num_scales == 1:
-            return self.cfg
-        return self.cfg * scale / (num_scales - 1)
+            return [value] * num_scales
+        return [value * scale / (num_scales - 1) for scale in range(num_scales)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings for JSON; scales of guidance that follow `cfg` are left out, as before there were any."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
-def filter_logits(logits_V: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Logits (..., V) with -inf outside the top k values, then outside the smallest set that holds `top_p`."""
-    if 0 < top_k < logits_V.shape[-1]:
-        smallest = logits_V.topk(top_k, dim=-1).values[..., -1:]
-        logits_V = logits_V.masked_fill(logits_V < smallest, -torch.inf)
-    if top_p < 1:
-        sorted_V, order_V = logits_V.sort(dim=-1, descending=True, stable=True)
+def filter_logits(logits_V: Tensor, top_k: int | Tensor, top_p: float | Tensor) -> Tensor:
+    """Logits (..., V) with -inf outside the top k values, then outside the smallest set that holds `top_p`.
+
+    Either limit is a number or a tensor that broadcasts to (..., 1); `top_k` of 0 keeps all.
+    """
+    num_values = logits_V.shape[-1]
+    top_k, top_p = torch.as_tensor(top_k), torch.as_tensor(top_p)
+    limits_k, limits_p = bool((top_k > 0).any()), bool((top_p < 1).any())  # asked before they move: a GPU does not wait for it
+    if not (limits_k or limits_p):
+        return logits_V
+    top_k, top_p = top_k.to(logits_V.device), top_p.to(logits_V.device)
+    sorted_V, order_V = logits_V.sort(dim=-1, descending=True, stable=True)
+    if limits_k:
+        last = torch.where(top_k > 0, top_k, num_values).clamp_max(num_values) - 1
+        smallest = sorted_V.gather(-1, last.expand(*logits_V.shape[:-1], 1))
+        logits_V, sorted_V = (x_V.masked_fill(x_V < smallest, -torch.inf) for x_V in (logits_V, sorted_V))
+    if limits_p:
         probability_V = sorted_V.softmax(-1)
         before_V = probability_V.cumsum(-1) - probability_V
-        outside_V = torch.zeros_like(logits_V, dtype=torch.bool).scatter(-1, order_V, before_V >= top_p)
+        outside_V = torch.zeros_like(logits_V, dtype=torch.bool).scatter(-1, order_V, (before_V >= top_p) & (top_p < 1))
         logits_V = logits_V.masked_fill(outside_V, -torch.inf)
     return logits_V
 
@@ -84,17 +132,35 @@ def draw_uniforms(seeds: Sequence[int], num_tokens: int, num_factors: int) -> Te
     return torch.stack(rows)
 
 
-def choose_codes(model: G3PT, hidden_BTD: Tensor, uniform_BTF: Tensor, guidance: float, settings: SampleConfig) -> Tensor:
-    """Codes (B, T) of one scale; with guidance the batch holds the conditional half, then the unconditional one."""
-    head = model.car.head
-    batch = uniform_BTF.shape[0]
+def row_settings(settings: SampleConfig | Sequence[SampleConfig], num_rows: int) -> list[SampleConfig]:
+    """Settings of each row, from one for all or one a row."""
+    rows = [settings] * num_rows if isinstance(settings, SampleConfig) else list(settings)
+    if len(rows) != num_rows:
+        raise ValueError(f"{len(rows)} settings for {num_rows} seeds: give one SampleConfig, or one a seed")
+    return rows
+
+
+def row_weights(model: G3PT, text_BC: Tensor, image_BMC: Tensor | None, rows: Sequence[SampleConfig]) -> Tensor:
+    """Weights of guidance (B, K, 3) of rows with these encoded conditions; a condition equal to its null embedding is none."""
+    num_scales = len(model.scales)
+    has_text_B = (text_BC != model.car.null_text).any(-1).tolist()
+    has_image_B = [False] * len(rows) if image_BMC is None else (image_BMC != model.car.null_image).flatten(1).any(-1).tolist()
+    weights = []
+    for settings, has_text, has_image in zip(rows, has_text_B, has_image_B, strict=True):
+        settings.check_scales(num_scales)
+        weights.append(way_weights(settings.guidance("text", num_scales), settings.guidance("image", num_scales), has_text, has_image))
+    return torch.stack(weights)
+
+
+def choose_codes(model: G3PT, hidden_BTD: Tensor, uniform_BTF: Tensor, weights_BW: Tensor, rows: Sequence[SampleConfig], scale: int) -> Tensor:
+    """Codes (B, T) of one scale, from the hidden states (W * B, T, D) of all rows for each way in turn."""
+    head, num_ways = model.car.head, weights_BW.shape[1]
+    top_k, top_p, temperature = (torch.tensor([settings.at(name, scale) for settings in rows])[:, None, None] for name in ("top_k", "top_p", "temperature"))
+    temperature = temperature.to(hidden_BTD.device)
     digits: list[Tensor] = []
     for factor in range(len(head.factors)):
-        repeated = [d.repeat(hidden_BTD.shape[0] // batch, 1) for d in digits]
-        logits_BTV = head.logits(hidden_BTD, repeated).float()
-        if hidden_BTD.shape[0] > batch:
-            logits_BTV = (1 + guidance) * logits_BTV[:batch] - guidance * logits_BTV[batch:]
-        logits_BTV = filter_logits(logits_BTV / settings.temperature, settings.top_k, settings.top_p)
+        logits_BTV = guided(head.logits(hidden_BTD, [d.repeat(num_ways, 1) for d in digits]).float(), weights_BW)
+        logits_BTV = filter_logits(logits_BTV / temperature, top_k, top_p)
         digits.append(inverse_cdf(logits_BTV, uniform_BTF[..., factor]))
     return head.join(digits)
 
@@ -105,22 +171,23 @@ def sample_codes(
     text_BC: Tensor,
     image_BMC: Tensor | None,
     seeds: Sequence[int],
-    settings: SampleConfig,
+    settings: SampleConfig | Sequence[SampleConfig],
     *,
     known_BS: Tensor | None = None,
     cached: bool = True,
 ) -> Tensor:
-    """Encoded conditions and one seed a row -> codes int64 (B, S). `cached=False` recomputes all scales (for tests).
+    """Encoded conditions, a seed and settings a row -> codes int64 (B, S). `cached=False` recomputes all scales (for tests).
 
     `known_BS`: codes of the first whole scales, kept as they are; only the finer ones are drawn (completion of a coarse shape).
+    All rows run through the ways that any of them needs; `G3PT.sample_encoded` puts rows of equal needs together.
     """
     car, tokenizer, scales = model.car, model.tokenizer, model.scales
-    batch = len(seeds)
+    batch, rows = len(seeds), row_settings(settings, len(seeds))
     uniforms_BSF = draw_uniforms(seeds, sum(scales), len(car.head.factors)).to(text_BC.device)
-    if settings.cfg > 0:
-        text_BC = torch.cat([text_BC, car.null_text.expand_as(text_BC)])
-        image_BMC = None if image_BMC is None else torch.cat([image_BMC, car.null_image.expand_as(image_BMC)])
-    ways = text_BC.shape[0] // batch
+    weights_BKW = row_weights(model, text_BC, image_BMC, rows)
+    ways = needed_ways(weights_BKW)
+    weights_BKW = weights_BKW[..., list(ways)].to(text_BC.device)
+    text_BC, image_BMC = spread_ways(text_BC, image_BMC, car.null_text, getattr(car, "null_image", None), ways)
     condition, caches = car.condition(text_BC, image_BMC), None
     if cached:
         caches = car.new_caches(text_BC.shape[0])
@@ -133,7 +200,7 @@ def sample_codes(
     for scale, num_tokens in enumerate(scales):
         if scale > 0:
             canvas_BLD, aligned_BTD = model.next_input(canvas_BLD, codes[-1], scale)
-            aligned.append(aligned_BTD.repeat(ways, 1, 1))
+            aligned.append(aligned_BTD.repeat(len(ways), 1, 1))
         if cached:
             hidden_BTD = car.run_scale(aligned[-1] if aligned else None, scale, condition, caches)
         else:
@@ -143,7 +210,7 @@ def sample_codes(
             codes.append(known_BS[:, start : start + num_tokens].to(text_BC.device))
             continue
         uniform_BTF = uniforms_BSF[:, start : start + num_tokens]
-        codes.append(choose_codes(model, hidden_BTD, uniform_BTF, settings.guidance(scale, len(scales)), settings))
+        codes.append(choose_codes(model, hidden_BTD, uniform_BTF, weights_BKW[:, scale], rows, scale))
     return torch.cat(codes, dim=1)
 
 

@@ -119,7 +119,7 @@ def _made_on_ray(config: GenerateConfig, todo: list[Sample], arguments: tuple[di
 
 def manifest_rows(config: GenerateConfig, output: Path, samples: list[Sample], model_hash: str) -> list[dict[str, Any]]:
     """A row per sample, from the records."""
-    settings = dataclasses.asdict(config.sampling)
+    settings = config.sampling.as_dict()
     shared = {"resolution": config.resolution, "max_faces": config.max_faces, "model": config.model, "model_hash": model_hash}
     empty = {"file": "", "sha256": "", "vertices": 0, "faces": 0, "seconds": 0.0, "tokens_per_s": 0.0, "note": ""}
     rows = []

@@ -80,4 +80,4 @@ class GenerateConfig(DryRun, OnRay):
     @property
     def sampling(self) -> SampleConfig:
         """How codes are drawn."""
-        return SampleConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SampleConfig)})
+        return SampleConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SampleConfig) if hasattr(self, f.name)})

@@ -28,7 +28,7 @@ BATCH = 8  # samples that pass through the model together
 def identity(config: GenerateConfig, sample: Sample, model_hash: str) -> str:
     """sha256 of all that fixes a sample's mesh."""
     values = {"prompt": [sample.text, sample.image_sha256], "seed": sample.seed, "model": model_hash, "resolution": config.resolution,
-              "format": config.format, "sampling": dataclasses.asdict(dataclasses.replace(config.sampling, cfg=sample.cfg))}  # fmt: skip
+              "format": config.format, "sampling": dataclasses.replace(config.sampling, cfg=sample.cfg).as_dict()}  # fmt: skip
     if config.max_faces:  # else as it was before there was this flag
         values["max_faces"] = config.max_faces
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 
-from g3pt import sampling
 from g3pt.sampling import SampleConfig, draw_uniforms, filter_logits, inverse_cdf, sample_codes
 from tests.g3pt.tiny import tiny_g3pt
 
@@ -93,27 +92,124 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 def test_guidance_schedules():
     ramp = SampleConfig(cfg=3.0)
-    assert [ramp.guidance(k, 4) for k in range(4)] == [0, 1, 2, 3]
-    assert SampleConfig(cfg=3.0, cfg_schedule="constant").guidance(0, 4) == 3
+    assert ramp.guidance("text", 4) == ramp.guidance("image", 4) == [0, 1, 2, 3]
+    assert SampleConfig(cfg=3.0, cfg_schedule="constant").guidance("text", 2) == [3, 3]
+    own = SampleConfig(cfg=3.0, cfg_text=6.0, cfg_image=(1, 0, 2))
+    assert own.guidance("text", 3) == [0, 3, 6] and own.guidance("image", 3) == [1, 0, 2]
+    assert SampleConfig(cfg=1.5).guidance("text", 1) == [1.5]
 
 
-def test_guidance_of_zero_equals_no_guidance_and_more_moves_the_logits():
+def guided_by_hand(model, text_BC, image_BMC, codes_BS, scale, text, image):
+    """The nested form of InstructPix2Pix, from three separate teacher-forced passes."""
+    nulls = model.car.null_text.expand_as(text_BC), model.car.null_image.expand_as(image_BMC)
+    start, end = sum(model.scales[:scale]), sum(model.scales[: scale + 1])
+
+    def logits(text_BC, image_BMC):
+        hidden_BSD = model.car(model.aligned_inputs(codes_BS), text_BC, image_BMC)
+        return model.car.head.logits(hidden_BSD[:, start:end], [])
+
+    none, seen, both = logits(*nulls), logits(nulls[0], image_BMC), logits(text_BC, image_BMC)
+    return none + (1 + image) * (seen - none) + (1 + text) * (both - seen)
+
+
+@pytest.mark.parametrize(("text", "image"), [("a chair", True), ("a chair", False), (None, True)])
+@pytest.mark.parametrize("cfg", [{"cfg_text": 3.0, "cfg_image": 1.0}, {"cfg_text": 0.0, "cfg_image": 2.0}, {"cfg": 2.0, "cfg_image": 0.0}, {"cfg": 1.0}, {"cfg": 0.0}])
+def test_text_and_image_are_guided_by_their_own_scales(text, image, cfg):
     model = tiny_g3pt().eval()
-    head, hidden = model.car.head, torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
-    uniform = draw_uniforms([0], 3, len(head.factors))
-    plain = sampling.choose_codes(model, hidden[:1], uniform, 0.0, SampleConfig(cfg=0))
-    same = sampling.choose_codes(model, hidden, uniform, 0.0, SampleConfig(cfg=1))
-    assert torch.equal(plain, same)
-    with torch.no_grad():
-        logits = head.logits(hidden, [])
-    greedy = sampling.choose_codes(model, hidden, uniform, 5.0, SampleConfig(cfg=5, top_k=1))
-    assert torch.equal(greedy % head.factors[0], (6 * logits[:1] - 5 * logits[1:]).argmax(-1))
+    picture = torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(0)) if image else None
+    text_BC, image_BMC = model.encode_prompts([text], [picture])
+    settings = SampleConfig(**cfg, cfg_schedule="constant", top_k=1)
+    codes_BS = sample_codes(model, text_BC, image_BMC, [0], settings)
+    want_text, want_image = settings.guidance("text", 4)[0], settings.guidance("image", 4)[0]
+    with torch.inference_mode():
+        for scale in range(4):
+            want = guided_by_hand(model, text_BC, image_BMC, codes_BS, scale, want_text, want_image).argmax(-1)
+            start, end = sum(model.scales[:scale]), sum(model.scales[: scale + 1])
+            assert torch.equal(codes_BS[:, start:end] % model.car.head.factors[0], want)
+
+
+def test_only_the_ways_that_weigh_something_are_run():
+    model, seen = tiny_g3pt().eval(), []
+    model.car.blocks[0].register_forward_hook(lambda block, args, out: seen.append(len(out)))
+    picture = torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(0))
+
+    def ways(text, image, **cfg):
+        seen.clear()
+        model.sample_codes([text], [image], [0], SampleConfig(**cfg), batch=1)
+        assert len(set(seen)) == 1
+        return seen[0]
+
+    assert ways(None, None, cfg=3.0) == 1
+    assert ways("a chair", picture, cfg=0.0) == 1
+    assert ways("a chair", None, cfg=3.0) == ways(None, picture, cfg=3.0) == 2
+    assert ways("a chair", picture, cfg=3.0) == 2
+    assert ways("a chair", picture, cfg=3.0, cfg_image=0.0) == 2
+    assert ways("a chair", picture, cfg_text=3.0, cfg_image=1.0) == 3
+    assert ways("a chair", None, cfg_text=0.0, cfg_image=1.0) == 1
+    assert ways("a chair", picture, cfg_text=(1, 0, 0, 2), cfg_image=(1, 0, 0, 2)) == 2
+
+
+def test_rows_of_different_settings_share_a_batch_and_keep_their_codes():
+    model = tiny_g3pt().eval()
+    picture = torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(0))
+    rows = [
+        ("a chair", None, SampleConfig(cfg=0.0)),
+        ("a chair", None, SampleConfig(cfg=4.0, top_p=0.5)),
+        ("a chair", picture, SampleConfig(cfg_text=1.0, cfg_image=5.0, temperature=0.7)),
+        (None, picture, SampleConfig(cfg=3.0, cfg_schedule="constant", top_k=2)),
+        ("a table", picture, SampleConfig(cfg_text=5.0, cfg_image=1.0, top_k=(1, 2, 3, 4))),
+        (None, None, SampleConfig()),
+    ]
+    texts, images, settings = zip(*rows, strict=True)
+    together = model.sample_codes(texts, images, range(6), settings, batch=3)
+    for i, (text, image, one) in enumerate(rows):
+        assert torch.equal(model.sample_codes([text], [image], [i], one, batch=3)[0], together[i]), one
+        plain = model.sample_codes([text], [image], [i], SampleConfig(cfg=0.0, top_p=1.0), batch=3)[0]
+        assert i in (0, 5) or not torch.equal(plain, together[i]), "the settings must matter"
+    mixed = sample_codes(model, *model.encode_prompts(texts, images), range(6), settings)
+    assert torch.equal(mixed, together), "rows also run through ways that only others need"
+    with pytest.raises(ValueError, match="2 settings for 1 seeds"):
+        model.sample_codes(["a chair"], [None], [0], [SampleConfig()] * 2)
+
+
+@pytest.mark.parametrize(("name", "listed", "single"), [("temperature", (1.0, 0.2, 3.0, 0.5), 0.5), ("top_k", (0, 1, 2, 5), 5), ("top_p", (1, 0.1, 0.5, 0.2), 0.2), ("cfg", (0, 3.0, 1.0, 2.0), 2.0)])
+def test_a_list_gives_each_scale_its_own_setting(name, listed, single):
+    model = tiny_g3pt().eval()
+    conditions = model.encode_prompts(["a chair"] * 4, [None] * 4)
+    plain = {"cfg": 1.0, "cfg_schedule": "constant", "top_p": 1.0}
+    drawn = sample_codes(model, *conditions, range(4), SampleConfig(**plain | {name: list(listed)}))
+    coarse = drawn[:, : sum(model.scales[:3])]
+    last = sample_codes(model, *conditions, range(4), SampleConfig(**plain | {name: single}), known_BS=coarse)
+    assert torch.equal(last, drawn)
+    other = sample_codes(model, *conditions, range(4), SampleConfig(**plain | {name: (*listed[:3], listed[0])}), known_BS=coarse)
+    assert not torch.equal(other, drawn)
+
+
+@pytest.mark.parametrize("name", ["cfg", "cfg_text", "cfg_image", "top_k", "top_p", "temperature"])
+def test_a_list_of_another_length_is_refused_by_name(name):
+    model = tiny_g3pt().eval()
+    settings = SampleConfig(**{name: (1, 1, 1)})
+    with pytest.raises(ValueError, match=f"^{name} has 3 numbers, but the model has 4 scales"):
+        model.sample_codes(["a chair"], [None], [0], settings)
+
+
+def test_settings_as_json_name_a_guidance_of_its_own_only_where_there_is_one():
+    assert set(SampleConfig().as_dict()) == {"cfg", "cfg_schedule", "top_k", "top_p", "temperature"}
+    assert SampleConfig(**SampleConfig(cfg_text=[1, 2.5]).as_dict()) == SampleConfig(cfg_text=(1, 2.5))
+
+
+def test_limits_may_differ_by_row():
+    logits = torch.randn(4, 3, 11, generator=torch.Generator().manual_seed(3)) * 2
+    top_k, top_p = torch.tensor([0, 3, 0, 50])[:, None, None], torch.tensor([1.0, 1.0, 0.6, 0.9])[:, None, None]
+    got = filter_logits(logits, top_k, top_p)
+    for row in range(4):
+        assert torch.equal(got[row], filter_logits(logits[row], int(top_k[row]), float(top_p[row])))
 
 
 @pytest.mark.parametrize(
     "bad",
-    [{"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"temperature": 0}, {"temperature": math.inf}, {"cfg": -1}, {"cfg": math.inf},
-     {"cfg": math.nan}, {"cfg_schedule": "up"}],
+    [{"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"top_k": 1.5}, {"temperature": 0}, {"temperature": math.inf}, {"cfg": -1}, {"cfg": math.inf},
+     {"cfg": math.nan}, {"cfg_schedule": "up"}, {"cfg_text": -1}, {"cfg_image": math.nan}, {"top_p": (0.9, 0)}, {"cfg": ()}, {"temperature": [1.0, -1]}],
 )  # fmt: skip
 def test_impossible_settings_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):

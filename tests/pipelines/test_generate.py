@@ -249,7 +249,7 @@ def test_fewer_faces_are_another_sample_and_no_flag_is_the_old_one(model, tmp_pa
     assert trimesh.load(tmp_path / "out" / row["file"], force="mesh").is_watertight
     plain = settings(model, tmp_path, text="a chair")
     (sample,) = plan(plain)
-    known = {"prompt": ["a chair", None], "seed": 0, "model": "0", "resolution": 32, "format": "glb", "sampling": dataclasses.asdict(plain.sampling)}
+    known = {"prompt": ["a chair", None], "seed": 0, "model": "0", "resolution": 32, "format": "glb", "sampling": plain.sampling.as_dict()}
     assert identity(plain, sample, "0") == hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest(), "as before there was a flag"
 
 
