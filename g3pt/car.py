@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from g3pt.batches import rand_rows
 from g3pt.checkpoint import Pretrained
-from g3pt.conditions import NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, TextEncoder, prepare_image
+from g3pt.conditions import NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, TextEncoder
 from g3pt.config import CARConfig, CVQConfig, from_dict
 from g3pt.decoding import decode_mesh
 from g3pt.guidance import needed_ways
+from g3pt.pictures import prepare_image
 from g3pt.sampling import SampleConfig, row_settings, row_weights, sample_codes
 from g3pt.tokenizer import CVQ
 from g3pt.transformer import CAR

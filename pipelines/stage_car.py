@@ -22,8 +22,9 @@ from g3pt import datasets, reading
 from g3pt.batches import batch_indices
 from g3pt.car import G3PT
 from g3pt.checkpoint import export_hash
-from g3pt.conditions import NONE, SMALL, prepare_image
+from g3pt.conditions import NONE, SMALL
 from g3pt.config import CARConfig, TrainConfig, from_dict
+from g3pt.pictures import prepare_image
 from g3pt.selection import Selection
 from g3pt.tokenizer import CVQ
 from pipelines import tokens, trained_on
