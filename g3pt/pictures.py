@@ -1,10 +1,18 @@
 """A picture of an object becomes what the image encoder reads: the object alone, in the middle of a small square.
+
+How: what is transparent is background. Where nothing is, and nine tenths of the picture's edge have one colour, the pixels of that
+colour that hang together with the edge are background. Else the picture is used whole, and that is said. The object's square lies on the
+mean colour, so that the background is zero: on white a small encoder trained from scratch learnt nothing (LOG.md).
+
+Ours: all of it.
+Shapes: H W pixels.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +22,12 @@ from torch import Tensor
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # what DINOv2 was trained with
 IMAGE_STD = (0.229, 0.224, 0.225)
-BORDER_TOLERANCE = 12  # of 255: a border this even is taken for a background
+BORDER_TOLERANCE = 12  # of 255: how far a background's pixels may be from its colour
+BORDER_SHARE = 0.9  # of the picture's edge that has one colour, where that is a background: the object may touch the edge
+VISIBLE = 8  # of 255: alpha above it
+MAX_SIDE = 2048  # pixels: a larger picture is scaled down first, else a long thin one would need a square of its length
+WHOLE = "image has no alpha and no even background: used whole"
+ONE_COLOUR = "image has one colour: used whole"
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # of those PIL knows, EPS would start Ghostscript
 MAX_PIXELS = 2**26  # of a picture: more would take gigabytes while it is cut out
 
@@ -22,14 +35,21 @@ MAX_PIXELS = 2**26  # of a picture: more would take gigabytes while it is cut ou
 def prepare_image(image: Any, size: int, margin: float = 0.05) -> Tensor:
     """Any PIL image, encoded bytes or path to normalised pixels float32 (3, size, size).
 
-    The object (alpha, else what differs from an even border, else everything) is cut out as a square with `margin` of its
-    side around it and laid on the mean colour, so that the background is zero: on white a small encoder trained from
-    scratch learnt nothing (LOG.md). A ValueError or OSError tells what is wrong with a picture that cannot be used: not one of
-    IMAGE_FORMATS, broken, above MAX_PIXELS, or nothing visible in it.
+    The object is cut out as a square with `margin` of its side around it. Warns (UserWarning) where background cannot be told from
+    object. A ValueError or OSError tells what is wrong with a picture that cannot be used: not one of IMAGE_FORMATS, broken, above
+    MAX_PIXELS, or nothing visible in it.
     """
+    pixels, warning = cut_out(image, size, margin)
+    if warning:
+        warnings.warn(warning, stacklevel=2)
+    return pixels
+
+
+def cut_out(image: Any, size: int, margin: float = 0.05) -> tuple[Tensor, str]:
+    """`prepare_image`, with its warning as text; "" where there is none."""
     from PIL import Image
 
-    picture = _open(image)
+    picture, warning = _without_background(_open(image))
     left, top, right, bottom = _visible_box(picture)
     side = max(right - left, bottom - top)
     side += 2 * round(margin * side)
@@ -39,23 +59,21 @@ def prepare_image(image: Any, size: int, margin: float = 0.05) -> Tensor:
     small = canvas.convert("RGB").resize((size, size), Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC)
     pixels_HW3 = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(size, size, 3).float() / 255
     mean, std = torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD)
-    return ((pixels_HW3 - mean) / std).permute(2, 0, 1).contiguous()
+    return ((pixels_HW3 - mean) / std).permute(2, 0, 1).contiguous(), warning
 
 
 def _open(image: Any) -> Any:
-    """A PIL image in RGBA, upright."""
-    from PIL import ImageOps
-
+    """A PIL image in RGBA, upright, at most MAX_SIDE long."""
     if isinstance(image, (bytes, bytearray, memoryview)):
         image = _read(io.BytesIO(bytes(image)))
     elif isinstance(image, (str, Path)):
         image = _read(image)
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
     if image.mode == "CMYK":
         image = image.convert("RGB")
-    return image.convert("RGBA")
+    return _shrunk(image.convert("RGBA"))
 
 
 def _read(file: str | Path | io.BytesIO) -> Any:
@@ -72,29 +90,81 @@ def _read(file: str | Path | io.BytesIO) -> Any:
     return image
 
 
+def _upright(image: Any) -> Any:
+    """Turned as its EXIF says; as it is, where that says nothing readable."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, EOFError, LookupError, TypeError, ValueError, struct.error):
+        return image
+
+
+def _shrunk(picture: Any) -> Any:
+    """At most MAX_SIDE long; the colour behind transparency does not leak into its neighbours."""
+    from PIL import Image
+
+    scale = MAX_SIDE / max(picture.size)
+    if scale >= 1:
+        return picture
+    small = tuple(max(1, round(scale * length)) for length in picture.size)
+    return picture.convert("RGBa").resize(small, Image.Resampling.BOX).convert("RGBA")
+
+
 def _to_8_bits(image: Any) -> Any:
-    """16-bit, integer and float greyscale, stretched to 8 bits (PIL's own conversion clips)."""
+    """16-bit, integer and float greyscale, stretched to 8 bits (PIL's own conversion clips); what is not finite is black."""
     import numpy as np
     from PIL import Image
 
     values = np.asarray(image, dtype=np.float64)
-    low, high = float(values.min()), float(values.max())
-    return Image.fromarray(((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8))
+    finite = np.isfinite(values)
+    low, high = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 0.0)
+    scaled = (np.where(finite, values, low) - low) / max(high - low, 1e-12) * 255
+    return Image.fromarray(scaled.round().astype(np.uint8))
+
+
+def _without_background(picture: Any) -> tuple[Any, str]:
+    """An RGBA picture, its even background made transparent if it has no transparency; and a warning, or ""."""
+    import numpy as np
+    from PIL import Image
+
+    pixels_HW4 = np.array(picture)
+    if not (pixels_HW4[..., 3] > VISIBLE).all():
+        return picture, ""
+    background_HW = _even_background(pixels_HW4[..., :3].astype(np.int16))
+    if not background_HW.any():
+        return picture, WHOLE
+    if background_HW.all():
+        return picture, ONE_COLOUR
+    pixels_HW4[background_HW, 3] = 0
+    return Image.fromarray(pixels_HW4), ""
+
+
+def _even_background(pixels_HW3: Any) -> Any:
+    """Where the colour of the picture's edge reaches from the edge (bool (H, W)); nowhere if the edge has no one colour."""
+    import numpy as np
+    from scipy import ndimage
+
+    def edge(values: Any) -> Any:
+        return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+
+    colour = np.median(edge(pixels_HW3), axis=0)
+    near_HW = np.abs(pixels_HW3 - colour).max(axis=-1) <= BORDER_TOLERANCE
+    if edge(near_HW).mean() < BORDER_SHARE:
+        return np.zeros_like(near_HW)
+    labels_HW, count = ndimage.label(near_HW)
+    reaches = np.zeros(count + 1, dtype=bool)
+    reaches[edge(labels_HW)] = True
+    reaches[0] = False
+    return reaches[labels_HW]
 
 
 def _visible_box(picture: Any) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the object in an RGBA picture."""
+    """(left, top, right, bottom) of the object in an RGBA picture without background."""
     import numpy as np
 
-    pixels = np.asarray(picture).astype(np.int16)
-    visible = pixels[..., 3] > 8
+    visible = np.asarray(picture)[..., 3] > VISIBLE
     if not visible.any():
         raise ValueError("image is fully transparent")
-    if visible.all():
-        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])[:, :3]
-        background = np.median(border, axis=0)
-        if np.abs(border - background).max() <= BORDER_TOLERANCE:
-            different = np.abs(pixels[..., :3] - background).max(axis=-1) > BORDER_TOLERANCE
-            visible = different if different.any() else visible
     rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
