@@ -110,7 +110,7 @@ class CARConfig:
     depth: int
     width: int
     num_heads: int
-    head: Literal["digits", "joint"] = "digits"  # digits: one softmax per digit or bit of a code; joint: the paper's V
+    head: Literal["digits", "joint", "bits"] = "digits"  # digits: a chain of softmaxes over the code's digits; joint: the paper's V; bits: independent
     factor_values: int = 8  # digits head: neighbouring digits share a softmax while it has at most so many values
     scale_loss_power: float = 0.5  # a token of scale k weighs T_k ** -power: fine scales do not swamp the sum
     code_noise: float = 0.0  # share of input codes replaced at random while training (targets unchanged; ours, off)
@@ -127,7 +127,7 @@ class CARConfig:
     def __post_init__(self) -> None:
         _require(self.width % self.num_heads == 0, f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         _require(self.depth >= 1, f"depth must be at least 1, got {self.depth}")
-        _require(self.head in ("digits", "joint"), f"unknown head {self.head!r}")
+        _require(self.head in ("digits", "joint", "bits"), f"unknown head {self.head!r}")
         _require(self.factor_values >= 2, f"factor_values must be at least 2, got {self.factor_values}")
         for name in ("drop_text", "drop_image", "code_noise", "progressive_share"):
             _require(0 <= getattr(self, name) <= 1, f"{name} must be a share in [0, 1], got {getattr(self, name)}")

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from g3pt.attention import KVCache, Levels, UnitAttention, attended_pairs
 from g3pt.config import CARConfig, CVQConfig
-from g3pt.heads import CodeHead, code_factors
+from g3pt.heads import build_head
 
 
 class Block(nn.Module):
@@ -68,7 +68,7 @@ class CAR(nn.Module):
             self.prefix_level = nn.Parameter(torch.randn(width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, config.num_heads) for _ in range(config.depth))
         self.modulation = nn.Linear(width, 2 * width)
-        self.head = CodeHead(width, code_factors(config, codec))
+        self.head = build_head(config, codec)
         scale_S = torch.tensor([k for k, t in enumerate(self.scales) for _ in range(t)])
         self.register_buffer("scale_S", scale_S, persistent=False)
         self._initialise()

@@ -8,7 +8,7 @@ from torch import nn
 
 from g3pt.car import G3PT
 from g3pt.config import CAR_PRESETS, CVQ_PRESETS, CARConfig
-from g3pt.heads import CodeHead, code_factors
+from g3pt.heads import BitHead, CodeHead, build_head, code_factors
 from g3pt.sampling import SampleConfig
 from g3pt.transformer import CAR, Block
 from tests.g3pt.tiny import random_batch, tiny_g3pt, tiny_tokenizer
@@ -70,7 +70,7 @@ def test_the_mean_image_token_modulates_every_layer():
         assert (model.car.condition(text_BC, image_BMC.flip(0)) - condition_BD).abs().amax() > 1e-3
 
 
-@pytest.mark.parametrize("head", ["digits", "joint"])
+@pytest.mark.parametrize("head", ["digits", "joint", "bits"])
 def test_every_trained_tensor_moves_within_five_steps_of_mixed_drops(head):
     model = tiny_g3pt(head=head, drop_text=0.5, drop_image=0.5).train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -94,10 +94,10 @@ def test_tokenizer_stays_in_evaluation_mode_while_the_generator_trains():
     assert model.training and not any(m.training for m in model.tokenizer.modules())
 
 
-@pytest.mark.parametrize("factors", [(8000,), (8, 8, 5, 5, 5), (128, 64)])
-def test_head_splits_and_joins_codes_and_sums_to_one(factors):
+@pytest.mark.parametrize(("kind", "factors"), [(CodeHead, (8000,)), (CodeHead, (8, 8, 5, 5, 5)), (CodeHead, (128, 64)), (BitHead, (8, 5, 5)), (BitHead, (2,) * 13)])
+def test_head_splits_and_joins_codes_and_sums_to_one(kind, factors):
     torch.manual_seed(0)
-    head = CodeHead(16, factors)
+    head = kind(16, factors)
     codes_BT = torch.randint(math.prod(factors), (2, 7))
     assert torch.equal(head.join(head.split(codes_BT)), codes_BT)
     every = torch.arange(math.prod(factors))[None]
@@ -115,6 +115,18 @@ def test_factors_number_codes_as_the_quantiser_does():
         assert torch.equal(torch.stack(head.split(codes), -1), tokenizer.cqt.quantizer.codes_to_digits(codes))
     wide = dataclasses.replace(config, factor_values=128)
     assert code_factors(wide, tiny_tokenizer(quantizer="lfq").config) == (128, 64)
+
+
+def test_independent_bits_are_one_logit_each_and_their_entropies_add():
+    torch.manual_seed(0)
+    head = build_head(CARConfig(depth=1, width=16, num_heads=1, head="bits"), tiny_tokenizer(quantizer="lfq").config)
+    assert head.factors == (2,) * 13 and sum(p.numel() for p in head.parameters()) == 13 * 17
+    hidden, codes = torch.randn(3, 5, 16), torch.randint(2**13, (3, 5))
+    bits = torch.stack(head.split(codes), -1).float()
+    want = F.binary_cross_entropy_with_logits(head.outs[0](hidden), bits, reduction="none").sum(-1)
+    torch.testing.assert_close(head.cross_entropy(hidden, codes), want)
+    chained = sum(F.cross_entropy(head.logits(hidden, head.split(codes)[:i]).flatten(0, 1), bits[..., i].long().flatten(), reduction="none") for i in range(13))
+    torch.testing.assert_close(chained.view(3, 5), want)
 
 
 def test_loss_weighs_scales_as_stated():
@@ -204,12 +216,12 @@ def test_presets_have_the_sizes_they_are_named_for():
     assert small == sorted(small)
 
 
-@pytest.mark.parametrize("image_encoder", ["small", "none"])
-def test_flops_equal_those_that_torch_counts(image_encoder):
+@pytest.mark.parametrize(("image_encoder", "head"), [("small", "digits"), ("none", "digits"), ("none", "bits")])
+def test_flops_equal_those_that_torch_counts(image_encoder, head):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = tiny_g3pt(image_encoder=image_encoder).eval()
+    model = tiny_g3pt(image_encoder=image_encoder, head=head).eval()
     batch = random_batch(model, 1)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         text_BC, image_BMC = model._conditions(batch)

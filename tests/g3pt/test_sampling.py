@@ -46,7 +46,7 @@ def test_uniforms_belong_to_their_seed():
 
 
 @pytest.mark.parametrize("image_encoder", ["small", "none"])
-@pytest.mark.parametrize(("cfg", "head"), [(0.0, "digits"), (2.0, "digits"), (2.0, "joint")])
+@pytest.mark.parametrize(("cfg", "head"), [(0.0, "digits"), (2.0, "digits"), (2.0, "joint"), (2.0, "bits")])
 def test_cached_sampling_equals_uncached(image_encoder, cfg, head):
     model = tiny_g3pt(image_encoder=image_encoder, head=head).eval()
     image = None if image_encoder == "none" else torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(0))
