@@ -117,6 +117,7 @@ class CARConfig:
     progressive_share: float = 0.0  # share of the steps, at the start, that train only the coarser half of the scales
     drop_text: float = 0.1  # share of training objects that lose their text, independently of
     drop_image: float = 0.3  # the share that loses its image
+    drop_phrases: float = 0.0  # share of training objects whose caption loses attributes at random (g3pt/captions.py)
     text_encoder: str = "small"  # "small": trained here, jointly; else a hub id or a folder of CLIPTextModel
     text_revision: str | None = None
     image_encoder: str = "small"  # "none", "small": trained here, jointly; else a hub id or a folder of Dinov2Model
@@ -129,7 +130,7 @@ class CARConfig:
         _require(self.depth >= 1, f"depth must be at least 1, got {self.depth}")
         _require(self.head in ("digits", "joint", "bits"), f"unknown head {self.head!r}")
         _require(self.factor_values >= 2, f"factor_values must be at least 2, got {self.factor_values}")
-        for name in ("drop_text", "drop_image", "code_noise", "progressive_share"):
+        for name in ("drop_text", "drop_image", "drop_phrases", "code_noise", "progressive_share"):
             _require(0 <= getattr(self, name) <= 1, f"{name} must be a share in [0, 1], got {getattr(self, name)}")
 
 

@@ -10,7 +10,7 @@ cross-entropies given an image alone, and given nothing, stand beside them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from g3pt import datasets, reading
 from g3pt.batches import batch_indices
+from g3pt.captions import shorten
 from g3pt.car import G3PT
 from g3pt.checkpoint import export_hash
 from g3pt.conditions import NONE, SMALL
@@ -74,7 +75,13 @@ class CARStage:
             len(data), train.batch_size, train.seed, start_sample, self.rank, self.world_size
         ):
             views = [int(np.random.default_rng([train.seed, int(s)]).integers(2**31)) for s in samples]
-            yield data.batch(indices.tolist(), views)
+            shortened = [self._shortening(int(s)) for s in samples] if self.model.config.drop_phrases else None
+            yield data.batch(indices.tolist(), views, shortened)
+
+    def _shortening(self, sample: int) -> np.random.Generator | None:
+        """What decides which attributes a sample's caption keeps; None where it keeps all."""
+        random = np.random.default_rng([self.train_config.seed, sample, 1])  # 1: not the stream that chooses its view
+        return random if random.random() < self.model.config.drop_phrases else None
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Cross-entropies over the first validation objects, in nats a token, prefixed `val_`."""
@@ -155,9 +162,11 @@ class ConditionedCodes:
             return None
         return torch.cat([model.aligned_inputs(part).float() for part in self.codes_NS.split(EVAL_BATCH)])
 
-    def batch(self, indices: list[int], views: list[int]) -> dict[str, Tensor]:
-        """Objects by index; `views` are numbers that choose among an object's views."""
+    def batch(self, indices: list[int], views: list[int], shortened: Sequence[np.random.Generator | None] | None = None) -> dict[str, Tensor]:
+        """Objects by index; `views` are numbers that choose among an object's views, `shortened` what shortens their captions."""
         texts = [self.captions[i] or "" for i in indices]
+        if shortened is not None:
+            texts = [text if random is None else shorten(text, random) for text, random in zip(texts, shortened, strict=True)]
         ids_BM, mask_BM = self.text_tokenizer(texts, cut=True)
         batch = {
             "codes_BS": self.codes_NS[indices],

@@ -39,6 +39,22 @@ def test_batches_follow_from_the_sample_number(paths):
     assert not torch.equal(first["codes_BS"], second["codes_BS"])
 
 
+def test_a_share_of_the_captions_loses_attributes_by_sample_number(paths):
+    def texts(run, start=0, count=20):
+        batches = run.batches(start)
+        rows = [row for _ in range(count) for row in next(batches)["text_BM"]]
+        return [run.model.text.tokenizer.decode(row) for row in rows]
+
+    full, half, always = (texts(stage(paths, drop_phrases=share)) for share in (0.0, 0.5, 1.0))
+    cut = [sum(len(a) < len(b) for a, b in zip(some, full, strict=True)) for some in (half, always)]
+    assert 0.2 * len(full) < cut[0] < cut[1] <= len(full)
+    assert all(set(a.split()) <= set(b.split()) | {"an"} for a, b in zip(always, full, strict=True))
+    assert texts(stage(paths, drop_phrases=0.5), 80, 2) == half[80:96], "resumed"
+    run = stage(paths, drop_phrases=0.5)
+    assert texts(stage(paths, 1, 2, drop_phrases=0.5), 0, 2) == half[1:16:2], "a worker's share"
+    assert [run._split("train").captions[0]] == [run.model.text.tokenizer.decode(run._split("train").batch([0], [0])["text_BM"][0])], "evaluation reads whole captions"
+
+
 def test_workers_share_the_global_batch(paths):
     whole = next(stage(paths).batches(0))
     halves = [next(stage(paths, rank, 2).batches(0)) for rank in range(2)]
