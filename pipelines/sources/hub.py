@@ -1,0 +1,221 @@
+"""One file of the hub's dataset allenai/objaverse into a folder: read on where it broke off, tried again, checked, never waited for too long.
+
+How: a `Download` works in a thread of its own. It asks the hub where a file is, how long, and with which hash (huggingface_hub's HEAD
+request, which also brings HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE), reads it into a hidden part file, compares length and hash, and
+renames it: what lies under its own name is whole, and is never asked for again.
+
+Ours: not `hf_hub_download` (2.4): it compares no hash where it reads over HTTP, has no limit on the whole, and after a failed HEAD
+      waits up to 60 s for each of six more. Not the `objaverse` package (0.1.7): one urlretrieve without time limit, second try or
+      hash, from an address that can't be changed. The folder is laid out as that package leaves it, so its downloads are taken over.
+      Nobody waits for a download beyond its limit, not even where a server sends a byte every few seconds: the thread is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+REPOSITORY = "allenai/objaverse"
+PARTS = ".incoming"  # below the folder: files that are not whole yet
+STALL_S = 15.0  # without a byte, or without an answer
+MAX_TRIES = 5
+FIRST_WAIT_S = 1.0  # before the second try; doubled each time
+GRACE_S = 1.0  # for a download to tell itself that its time is over
+LEFTOVER_S = 86400.0  # a part this old belongs to no living download
+AHEAD = 4  # downloads beside the one that is waited for
+SAY_NO = {401: "refused", 403: "refused", 404: "not-found", 410: "not-found"}
+BUSY = (408, 425, 429)
+Item = TypeVar("Item")
+Started = TypeVar("Started")
+
+
+class DownloadError(Exception):
+    """Why a file could not be had, as a row's error reads: `download-<reason>: text`. `again`: another try may help, in `wait_s` if set."""
+
+    def __init__(self, reason: str, text: str, *, again: bool = False, wait_s: float | None = None) -> None:
+        super().__init__(f"download-{reason}: {text}")
+        self.again, self.wait_s = again, wait_s
+
+
+class Download:
+    """A file of the hub on its way to `folder / name`; a file that lies there already is taken as it is."""
+
+    def __init__(self, folder: Path, name: str, limit_s: float) -> None:
+        self.file, self.limit_s = folder / name, limit_s
+        self.deadline = time.monotonic() + limit_s
+        self.is_new = not self.file.is_file()
+        self._done: Future[None] = Future()
+        if self.is_new:
+            threading.Thread(target=self._work, args=(folder, name), daemon=True).start()  # a stalled one must not hold up the exit
+        else:
+            self._done.set_result(None)
+
+    def result(self) -> Path:
+        """Wait for the file. DownloadError where it can't be had within the limit."""
+        try:
+            self._done.result(timeout=max(0.0, self.deadline - time.monotonic()) + GRACE_S)
+        except TimeoutError:
+            raise _too_slow(self.limit_s) from None
+        return self.file
+
+    def _work(self, folder: Path, name: str) -> None:
+        try:
+            self._done.set_result(fetch(folder, name, self.limit_s))
+        except BaseException as error:  # handed on to whoever waits
+            self._done.set_exception(error)
+
+
+def ahead(items: Iterable[Item], start: Callable[[Item], Started], most: int = AHEAD) -> Iterator[tuple[Item, Started]]:
+    """Each item with what `start` made of it, in order, `most` of them started before they are asked for."""
+    window: deque[tuple[Item, Started]] = deque()
+    for item in items:
+        window.append((item, start(item)))
+        if len(window) > most:
+            yield window.popleft()
+    yield from window
+
+
+def endpoint() -> str:
+    """The hub's address: HF_ENDPOINT or huggingface.co."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def default_folder() -> str:
+    """Where downloads lie if the user names no folder."""
+    from huggingface_hub import constants
+
+    return os.path.join(constants.HF_HOME, "objaverse")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Parts of downloads that were killed."""
+    with contextlib.suppress(OSError):
+        for part in (folder / PARTS).iterdir():
+            if part.stat().st_mtime < time.time() - LEFTOVER_S:
+                part.unlink()
+
+
+# ----------------------------------------------------------------------------------------------------------- one file
+
+
+def fetch(folder: Path, name: str, limit_s: float) -> None:
+    """Bring a file of the dataset to `folder / name`, whole. DownloadError where that fails."""
+    deadline = time.monotonic() + limit_s
+    part = folder / PARTS / f"{name.replace('/', '-')}.{os.getpid()}-{threading.get_ident()}"
+    try:
+        _until_whole(name, part, deadline, limit_s)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(part, folder / name)
+    except OSError as error:  # of the disk: what the network says is told apart in `_try`
+        raise DownloadError("disk", f"{error.strerror or error} ({folder})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _until_whole(name: str, part: Path, deadline: float, limit_s: float) -> None:
+    tries = 0
+    while True:
+        if time.monotonic() >= deadline:
+            raise _too_slow(limit_s)
+        try:
+            return _try(name, part, deadline)
+        except DownloadError as error:
+            tries += error.wait_s is None  # one that says when to come back is not broken
+            if not error.again or tries >= MAX_TRIES:
+                raise
+            pause = error.wait_s if error.wait_s is not None else FIRST_WAIT_S * 2 ** (tries - 1)
+        except TimeoutError:
+            raise _too_slow(limit_s) from None
+        time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+
+
+def _try(name: str, part: Path, deadline: float) -> None:
+    """One try. Its part stays for the next one, unless its content is wrong. TimeoutError past the deadline."""
+    import httpx2  # huggingface_hub's HTTP library
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, OfflineModeIsEnabled
+
+    url = hf_hub_url(REPOSITORY, name, repo_type="dataset", endpoint=endpoint())
+    try:
+        found = get_hf_file_metadata(url, timeout=_patience(deadline), endpoint=endpoint())
+        _read(found.location, part, found.size, deadline)
+    except OfflineModeIsEnabled as error:
+        raise DownloadError("offline", f"{name}: HF_HUB_OFFLINE is set") from error
+    except HfHubHTTPError as error:
+        raise _refusal(error.response, name) from error
+    except FileMetadataError as error:
+        raise DownloadError("server", f"{name}: {error}") from error
+    except httpx2.TimeoutException as error:
+        raise DownloadError("stalled", f"{name}: no byte within {STALL_S:g} s", again=True) from error
+    except httpx2.ConnectError as error:
+        raise DownloadError("unreachable", f"{endpoint()}: {error}", again=True) from error
+    except httpx2.HTTPError as error:  # the connection broke, or what came is no HTTP
+        raise DownloadError("broken", f"{name}: {error}", again=True) from error
+    _check(part, name, found.size, found.etag)
+
+
+def _read(address: str, part: Path, size: int | None, deadline: float) -> None:
+    """Read a file's rest from its address."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers
+
+    there = part.stat().st_size if part.exists() else 0
+    if there and size is not None and there >= size:  # nothing is left to ask for
+        return
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={there}-"} if there else {})
+    if address.startswith(f"{endpoint()}/"):  # a login is for the hub, not for the storage that it points to
+        headers |= build_hf_headers()
+    with get_session().stream("GET", address, headers=headers, timeout=_patience(deadline)) as answer:
+        if answer.status_code >= 400:
+            part.unlink(missing_ok=True)  # 416 among others: what is there is not this file's beginning
+            raise _refusal(answer, part.name)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "ab" if answer.status_code == 206 else "wb") as file:
+            for piece in answer.iter_raw():
+                file.write(piece)
+                if time.monotonic() >= deadline:
+                    raise TimeoutError
+
+
+def _patience(deadline: float) -> float:
+    """Seconds to wait for one answer or one piece."""
+    return max(0.1, min(STALL_S, deadline - time.monotonic()))
+
+
+def _refusal(answer: Any, name: str) -> DownloadError:
+    """What an answer of 400 and above means."""
+    status, wait = answer.status_code, answer.headers.get("Retry-After", "")
+    if status in BUSY or status >= 500:
+        return DownloadError("server", f"{name}: HTTP {status}", again=True, wait_s=float(wait) if wait.isdecimal() else None)
+    return DownloadError(SAY_NO.get(status, "server"), f"{name}: HTTP {status}", again=status == 416)
+
+
+def _check(part: Path, name: str, size: int | None, etag: str | None) -> None:
+    """Compare length and hash with what the hub says: sha256 of large files, git's hash of others."""
+    there = part.stat().st_size
+    if size is not None and there < size:
+        raise DownloadError("truncated", f"{name}: {there} of {size} bytes", again=True)
+    digest = {64: hashlib.sha256(), 40: hashlib.sha1(b"blob %d\0" % there)}.get(len(etag or ""))
+    if digest is None or (size is not None and there > size):
+        part.unlink()
+        raise DownloadError("checksum", f"{name}: {there} bytes, of {size} with the hash {etag}", again=digest is not None)
+    with open(part, "rb") as file:
+        hashlib.file_digest(file, lambda: digest)
+    if digest.hexdigest() != etag:
+        part.unlink()
+        raise DownloadError("checksum", f"{name}: the hash is {digest.hexdigest()}, not {etag}", again=True)
+
+
+def _too_slow(limit_s: float) -> DownloadError:
+    return DownloadError("timeout", f"over {limit_s:g} s")
