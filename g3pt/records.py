@@ -32,7 +32,8 @@ import pyarrow as pa
 SCHEMA_VERSION = 2
 STATUSES = ("ok", "failed", "timeout", "out-of-memory", "rejected")
 SPLITS = ("train", "val", "test")
-RETRIED_REASONS = ("timeout", "out-of-memory", "download")  # what --retry-failed tries again
+RETRIED_REASONS = ("timeout", "out-of-memory")  # what --retry-failed tries again,
+DOWNLOAD_REASON = "download-"  # and all that begin so
 ROWS_PER_GROUP = 32
 
 TEXT_COLUMNS = (
@@ -230,3 +231,8 @@ def failure_reason(row: Mapping[str, Any]) -> str:
     """`failed/corrupt`, `timeout`: the status and the word before the colon of `error`, if it adds something."""
     reason = row["error"].split(":", 1)[0]
     return row["status"] if reason in ("", row["status"]) else f"{row['status']}/{reason}"
+
+
+def is_retried(failure: str) -> bool:
+    """Whether --retry-failed tries again what failed with this `failure_reason`."""
+    return any(word in RETRIED_REASONS or word.startswith(DOWNLOAD_REASON) for word in failure.split("/"))

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from g3pt.records import RETRIED_REASONS, shard_name
+from g3pt.records import is_retried, shard_name
 from pipelines.cluster import available_cpus
 from pipelines.inventory_inputs import Inputs
 from pipelines.inventory_items import (
@@ -68,7 +68,7 @@ def finished_dataset(place: Place, note: dict[str, Any], inputs: Inputs) -> dict
 
 def retried(failures: dict[str, int]) -> bool:
     """Whether --retry-failed would do anything."""
-    return any(set(name.split("/")) & set(RETRIED_REASONS) for name in failures)
+    return any(map(is_retried, failures))
 
 
 def unfinished_dataset(place: Place, note: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
@@ -140,6 +140,8 @@ def changed_input(place: Place, note: dict[str, Any], found: dict[str, Any], ver
         return replanned(flags)
     if flags["source"] == "shapes":
         return changed_shapes(place, flags), ""
+    if flags["source"] == "objaverse":  # what is downloaded does not change; newer files there are other objects
+        return "", ""
     return changed_folder(Path(str(flags.get("input"))), started_at(note), flags, note.get("total"))
 
 
@@ -149,11 +151,12 @@ def replanned(flags: dict[str, Any]) -> tuple[str, str]:
     from pipelines.preprocess_config import PreprocessConfig
     from pipelines.preprocess_plan import make_plan
     from pipelines.sources import Listing
+    from pipelines.sources.objaverse import NotDownloaded
 
-    config = PreprocessConfig(**flags | {"retry_failed": False, "rehash": True})
+    config = PreprocessConfig(**flags | {"retry_failed": False, "rehash": True, "dry_run": True})
     try:
         plan = make_plan(config, Listing(config))
-    except UsageError as error:
+    except (UsageError, NotDownloaded) as error:
         return "", str(error)
     if not plan.tasks and not plan.extra:
         return "", ""

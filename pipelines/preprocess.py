@@ -27,6 +27,8 @@ from pipelines.preprocess_plan import NOT_THERE, Plan, list_shards, make_plan
 from pipelines.preprocess_shards import Runner, map_on_ray
 from pipelines.progress import Progress
 from pipelines.sources import Listing
+from pipelines.sources.hub import default_folder
+from pipelines.sources.objaverse import NotDownloaded
 from pipelines.tracked import Outcome, logged
 from pipelines.tracking import best_effort
 
@@ -58,7 +60,11 @@ def _preprocess(config: PreprocessConfig, run_shards: Runner) -> str | None:
         print(f"plan for {config.output}: --input {config.input} does not exist yet")
         return None
     listing = Listing(config)
-    plan = make_plan(config, listing)
+    try:
+        plan = make_plan(config, listing)
+    except NotDownloaded as missing:
+        print(f"plan for {config.output}: {missing}")
+        return None
     said = "plan" if config.dry_run else "preprocess"
     print(
         f"{said}: {plan.num_objects} objects of --source {config.source} -> {config.output} ({plan.num_shards} shards)",
@@ -81,7 +87,9 @@ def _preprocess(config: PreprocessConfig, run_shards: Runner) -> str | None:
 
 
 def _absolute(config: PreprocessConfig) -> PreprocessConfig:
-    """Local paths made absolute: Ray changes its workers' working directory."""
+    """Local paths made absolute: Ray changes its workers' working directory, and their environment may name another cache."""
+    if config.source == "objaverse" and not config.input:
+        config = replace(config, input=default_folder())
     paths = {name: getattr(config, name) for name in ("output", "input", "ids", "captions")}
     return replace(config, **{name: absolute(path) for name, path in paths.items() if path})
 

@@ -22,15 +22,15 @@ class PreprocessConfig(DryRun, OnRay):
     """
 
     source: Literal["shapes", "dir", "objaverse"]
-    """where objects come from: procedural shapes, or a folder of meshes (objaverse is not built yet)"""
+    """where objects come from: procedural shapes, a folder of meshes, or Objaverse 1.0 from the Hugging Face hub (HF_ENDPOINT, HF_TOKEN)"""
     output: str
     """folder of the dataset, or s3://bucket/path, gs://bucket/path"""
     input: str | None = None
-    """folder of .glb .gltf .obj .ply .stl .off files for --source dir (a manifest.csv there names the objects); default none"""
+    """dir: folder of .glb .gltf .obj .ply .stl .off files (a manifest.csv there names the objects); objaverse: folder of downloads, default $HF_HOME/objaverse"""
     ids: str | None = None
     """file of ids, one a line: take only these; default all"""
     categories: str | None = None
-    """take only objects of these categories, comma-separated; default all"""
+    """take only objects of these categories, comma-separated (objaverse: LVIS categories); default all"""
     licenses: str | None = None
     """take only objects with one of these licences, comma-separated; open: CC0, public domain, CC-BY, MIT, BSD, Apache; default all"""
     captions: str | None = None
@@ -57,6 +57,10 @@ class PreprocessConfig(DryRun, OnRay):
     """labelled points near the surface, as many in the volume; 8 divides it"""
     timeout_s: float | None = None
     """seconds for one object before it is killed; default 60, with mesh2sdf 900"""
+    download_timeout_s: float = 600.0
+    """seconds for one download of --source objaverse, all tries together"""
+    drop_downloads: bool = False
+    """remove each mesh that was downloaded once its shard is written"""
     memory_limit_gb: float = 8.0
     """address space in GiB for one object's child process"""
     seed: int = 0
@@ -71,7 +75,7 @@ class PreprocessConfig(DryRun, OnRay):
     """shards converted at a time; default the cluster's CPUs"""
 
     def __post_init__(self) -> None:
-        for name in ("limit", "num_shards", "view_size", "num_workers", "timeout_s", "memory_limit_gb"):
+        for name in ("limit", "num_shards", "view_size", "num_workers", "timeout_s", "memory_limit_gb", "download_timeout_s"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")

@@ -188,5 +188,5 @@ def _changed(config: PreprocessConfig, objects: list[SourceObject], sidecar: Sid
     same = {item.id for item in objects} == sidecar["content"].keys()  # else nothing need be read to know
     if not same or inputs_hash(known_content(config, objects, sidecar)) != sidecar.get("inputs_sha256"):
         return "stale: inputs changed"
-    failed_again = any(set(failure.split("/")) & set(records.RETRIED_REASONS) for failure in sidecar["failures"])
+    failed_again = any(map(records.is_retried, sidecar["failures"]))
     return "to retry" if config.retry_failed and failed_again else None

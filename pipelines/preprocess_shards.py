@@ -25,9 +25,9 @@ from pipelines.failures import doing
 from pipelines.preprocess_config import PreprocessConfig
 from pipelines.preprocess_plan import ShardTask
 from pipelines.preprocess_views import VIEW_SECONDS, rendered, view_seconds_of
-from pipelines.sandbox import Sandbox
+from pipelines.sandbox import Result, Sandbox
 from pipelines.sources import SourceObject, inputs_hash
-from pipelines.sources.fetch import fetched
+from pipelines.sources.fetch import drop_downloads, fetched
 
 MAX_RETRIES = 10  # of a shard whose worker or node died; a mesh that kills its child costs no retry
 REJECTED_REASONS = ("no-faces", "zero-extent", "non-finite", "too-large", "external-uri")
@@ -145,26 +145,31 @@ def process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
 
 def _process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
     box, arguments = _sandbox(config), asdict(config)
-    rows, seconds, objects, files, view_seconds = [], {}, [], {}, 0.0
+    rows, seconds, inputs, view_seconds = [], {}, [], 0.0
     for found in fetched(task.objects, config):
         item = found.item
-        result = box.call("pipelines.preprocess_shards:convert_object", {"item": asdict(item), "config": arguments})
+        if found.problem:
+            result = Result(status="failed", error=found.problem)
+        else:
+            result = box.call("pipelines.preprocess_shards:convert_object", {"item": asdict(item), "config": arguments})
         rows.append(_row(item, result.status, result.error, result.table, config.record))
-        seconds[item.id], files[item.id] = result.seconds, found.stamps
+        seconds[item.id] = result.seconds
         view_seconds += view_seconds_of(result.table)
-        objects.append(item)
+        inputs.append(found)
     sidecar = datasets.write_shard(
         location(config.output),
         task.index,
         rows,
         config.record,
         config_sha256=records.config_hash(config.settings),
-        inputs_sha256=inputs_hash(objects),
+        inputs_sha256=inputs_hash(found.item for found in inputs),
         num_shards=task.num_shards,
         seconds=seconds,
         view_seconds=view_seconds,
-        files=files,
+        files={found.item.id: found.stamps for found in inputs},
     )
+    if config.drop_downloads:
+        drop_downloads(inputs, config)
     return {"index": task.index, "sidecar": sidecar}
 
 

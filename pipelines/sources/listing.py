@@ -16,6 +16,7 @@ from g3pt import licenses
 from pipelines.errors import UsageError
 from pipelines.sources.captions import Captions
 from pipelines.sources.folder import input_folder, list_folder
+from pipelines.sources.objaverse import list_objaverse
 from pipelines.sources.objects import SourceObject
 from pipelines.sources.shapes import list_shapes
 
@@ -67,7 +68,7 @@ class Listing:
         if config.source == "shapes":
             return list_shapes(config.seed)
         if config.source == "objaverse":
-            raise UsageError("--source objaverse is not built yet: use shapes or dir")
+            return list_objaverse(config, self.ids)
         if config.input is None:
             raise UsageError("--source dir needs --input, a folder of meshes")
         return list_folder(input_folder(config.input))

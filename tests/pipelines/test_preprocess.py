@@ -290,7 +290,6 @@ def test_a_manifest_names_the_objects(tmp_path: Path, meshes: Path) -> None:
         ({"input": None}, "needs --input"),
         ({"input": "s3://bucket/meshes"}, "not built yet"),
         ({"output": "file.txt"}, "is not a folder"),
-        ({"source": "objaverse"}, "not built yet"),
         ({"input": "twice"}, "1 ids appear more than once, the first is 'a'"),
         ({"input": "no-path"}, "has no column 'path'; it has id, file"),
         ({"input": "no-rows"}, "holds no objects: manifest.csv has no rows"),
