@@ -2,16 +2,19 @@
 
 How: the mesh becomes occupancy on a grid by counting signed crossings of vertical rays (right for overlapping closed parts), and
 each family's ruler looks at extents, slices, runs and counts. The rulers also work on generated solids. NumPy, SciPy inside.
-Ours: all of it; the thresholds lie in the gaps that the families' ranges leave.
+Ours: all of it; the thresholds lie in the gaps that the families' ranges leave, on the shapes and on their solids at 64 cells and finer,
+which are a voxel thicker on every side (LOG.md, 2026-11-28).
 Legend: n grid cells a side; the grid spans the mesh's own bounding box with cubic cells.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 _CELLS = 96
+_CHUNK = 512  # faces looked at together: a mesh of large ones asks for cells^2 columns each
 
 
 @dataclass(frozen=True)
@@ -80,29 +83,38 @@ def occupancy(vertices: np.ndarray, faces: np.ndarray, cells: int = _CELLS) -> R
     cell = extent.max() / cells
     shape = np.maximum(np.rint(extent / cell).astype(int), 1)
     steps = extent / shape
-    corner_F33 = (
-        (vertices[faces] - low) / steps - 0.5 + 1e-4 * np.array([1.0, 0.0, 0.7])
-    )  # cell centres at whole numbers, never on an edge
+    # cell centres at whole numbers, never on an edge
+    corner_F33 = (np.asarray(vertices, np.float64)[faces] - low) / steps - 0.5 + 1e-4 * np.array([1.0, 0.0, 0.7])
     crossings = np.zeros((shape[0], shape[1] + 1, shape[2]), dtype=np.int32)
-    for a, b, c in corner_F33:
-        area = (b[0] - a[0]) * (c[2] - a[2]) - (c[0] - a[0]) * (b[2] - a[2])
-        if abs(area) < 1e-12:
-            continue
-        x0, x1 = max(0, int(np.ceil(min(a[0], b[0], c[0])))), min(shape[0] - 1, int(max(a[0], b[0], c[0])))
-        z0, z1 = max(0, int(np.ceil(min(a[2], b[2], c[2])))), min(shape[2] - 1, int(max(a[2], b[2], c[2])))
-        if x1 < x0 or z1 < z0:
-            continue
-        x, z = np.arange(x0, x1 + 1)[:, None], np.arange(z0, z1 + 1)[None, :]
-        u = ((x - a[0]) * (c[2] - a[2]) - (c[0] - a[0]) * (z - a[2])) / area
-        v = ((b[0] - a[0]) * (z - a[2]) - (x - a[0]) * (b[2] - a[2])) / area
-        hit_x, hit_z = np.nonzero((u >= 0) & (v >= 0) & (u + v <= 1))
-        y = a[1] + u[hit_x, hit_z] * (b[1] - a[1]) + v[hit_x, hit_z] * (c[1] - a[1])
-        # counted as the number of cell centres below the crossing; a face whose normal looks up has negative area in (x, z)
-        np.add.at(
-            crossings, (hit_x + x0, np.clip(np.ceil(y).astype(int), 0, shape[1]), hit_z + z0), 1 if area < 0 else -1
-        )
+    for start in range(0, len(corner_F33), _CHUNK):
+        x, y, z, sign = _crossings(corner_F33[start : start + _CHUNK], shape)
+        np.add.at(crossings, (x, y, z), sign)
     winding = np.cumsum(crossings[:, ::-1], axis=1)[:, ::-1][:, 1:]
     return Ruler(winding > 0, extent, float(steps.mean()))
+
+
+def _crossings(corner_F33: np.ndarray, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Where faces cross the vertical line through a column's centres: column x, number of cell centres below, column z, sign of the winding."""
+    a, b, c = (corner_F33[:, k] for k in range(3))
+    area = (b[:, 0] - a[:, 0]) * (c[:, 2] - a[:, 2]) - (c[:, 0] - a[:, 0]) * (b[:, 2] - a[:, 2])
+    first = np.maximum(np.ceil(corner_F33.min(axis=1)).astype(int), 0)[:, [0, 2]]
+    last = np.minimum(corner_F33.max(axis=1).astype(int), shape - 1)[:, [0, 2]]
+    size = np.where((np.abs(area) < 1e-12)[:, None], 0, np.maximum(last - first + 1, 0))
+    # every column of every face's rectangle, one after another
+    count = size.prod(axis=1)
+    face = np.repeat(np.arange(len(count)), count)
+    rank = np.arange(len(face)) - np.repeat(np.cumsum(count) - count, count)
+    x, z = first[face, 0] + rank // size[face, 1], first[face, 1] + rank % size[face, 1]
+    ax, ay, az = a[face].T
+    bx, by, bz = b[face].T
+    cx, cy, cz = c[face].T
+    u = ((x - ax) * (cz - az) - (cx - ax) * (z - az)) / area[face]
+    v = ((bx - ax) * (z - az) - (x - ax) * (bz - az)) / area[face]
+    hit = (u >= 0) & (v >= 0) & (u + v <= 1)
+    y = ay + u * (by - ay) + v * (cy - ay)
+    # a face whose normal looks up has negative area in (x, z)
+    sign = np.where(area[face] < 0, 1, -1)
+    return x[hit], np.clip(np.ceil(y[hit]).astype(int), 0, shape[1]), z[hit], sign[hit]
 
 
 def measure(family: str, vertices: np.ndarray, faces: np.ndarray) -> dict[str, str]:
@@ -110,6 +122,18 @@ def measure(family: str, vertices: np.ndarray, faces: np.ndarray) -> dict[str, s
     if family not in RULERS:
         raise ValueError(f"unknown family: {family!r}")
     return RULERS[family](occupancy(vertices, faces))
+
+
+def measure_any(family: str, vertices: np.ndarray, faces: np.ndarray) -> dict[str, str]:
+    """`measure` for a mesh that may be no object of the family at all: nothing where its ruler finds nothing to hold on to."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # means of nothing, shares of nothing
+        try:
+            return measure(family, vertices, faces)
+        except (IndexError, ValueError):
+            if family not in RULERS:
+                raise
+            return {}
 
 
 def _slab(r: Ruler) -> float:
@@ -340,7 +364,7 @@ def _axe(r: Ruler) -> dict[str, str]:
     axis = np.flatnonzero(front[:, int(0.25 * num_y)]).mean()
     blade = front.sum(axis=1)[int(axis + 0.6 * (num_x - axis)) :]
     return {
-        "length": _pick(r.extent[1] / thickness, 6.5, "long", "short"),
+        "length": _pick(r.extent[1] / thickness, 5.75, "long", "short"),
         "count": _pick(axis / (num_x - axis), 0.72, "a double", "a single"),
         "width": _pick(blade.max() * r.cell / thickness, 2.2, "wide", "narrow"),
         "edge": _pick(blade[-2] / blade.max(), 0.8, "straight", "curved"),

@@ -105,6 +105,26 @@ def test_a_ruler_on_shapes_made_by_hand() -> None:
     assert found == {"size": "tall", "shape": "square", "top": "a thin top", "base": "four legs"}
 
 
+@pytest.mark.parametrize("family", shapes.FAMILIES)
+def test_a_ruler_reads_solids_too(family: str) -> None:
+    """Solids of 64 cells are a voxel thicker on every side, and that is what a tokenizer learns to give back."""
+    from g3pt.geometry.watertight import watertight
+
+    for shape in _of(family, 3, seed=1):
+        solid = watertight(shape.vertices, shape.faces, 64)
+        assert measure.measure(family, solid.vertices, solid.faces) == shapes.caption_attributes(shape.caption), shape.id
+
+
+def test_a_ruler_never_trips_over_what_is_no_object_of_its_family() -> None:
+    vertices, faces = shapes.make_shape("shapes/boat-00003").vertices, shapes.make_shape("shapes/boat-00003").faces
+    for family in shapes.FAMILIES:
+        for part in (faces, faces[:40], faces[:1], faces[:0]):
+            found = measure.measure_any(family, vertices, part)
+            assert set(found) <= set(families.ALL[family].slots)
+    with pytest.raises(ValueError, match="unknown family"):
+        measure.measure_any("dragon", vertices, faces)
+
+
 def test_captions_are_one_closed_vocabulary_and_unambiguous() -> None:
     captions = shapes.all_captions()
     assert len(captions) == sum(len(f.combinations()) for f in families.ALL.values()), (
