@@ -4,7 +4,7 @@
 to the next scale's tokens, in teacher forcing and in sampling alike. Either condition may be absent: learned null embeddings
 take its place, and training drops each at random.
 
-Source: G3PT (arXiv 2409.06322): cross-scale alignment, DINOv2 and CLIP as conditions.
+Source: G3PT (arXiv 2409.06322): cross-scale alignment, DINOv2 and CLIP as conditions. Infinity (2412.04431): self-correction.
 Ours: the weights of the scales in the loss.
 Shapes: B batch, S tokens of all scales, T tokens of a scale, L latents, A width of the tokenizer's aligned tokens,
 M image tokens (or bytes of a text), C width of a condition.
@@ -25,6 +25,7 @@ from g3pt.batches import rand_rows
 from g3pt.checkpoint import Pretrained
 from g3pt.conditions import NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, TextEncoder
 from g3pt.config import CARConfig, CVQConfig, from_dict
+from g3pt.correction import corrected
 from g3pt.decoding import decode_mesh
 from g3pt.guidance import needed_ways
 from g3pt.pictures import prepare_image
@@ -116,21 +117,26 @@ class G3PT(nn.Module, Pretrained):
         `batch`: codes_BS; text_BM, text_mask_BM, has_text_B; images_B3HW, has_image_B (if the model reads images);
         aligned_BTA, if computed before. While training, present conditions are dropped at random.
         """
-        codes_BS = batch["codes_BS"][:, : sum(self.scales[: self.active_scales])]
-        aligned_BTA = self._inputs(batch, codes_BS)
+        aligned_BTA, codes_BS = self._teacher(batch)
         text_BC, image_BMC = self._conditions(batch)
         hidden_BSD = self.car(aligned_BTA, text_BC, image_BMC, num_scales=self.active_scales)
         return self._loss(self.car.head.cross_entropy(hidden_BSD, codes_BS))
 
-    def _inputs(self, batch: dict[str, Tensor], codes_BS: Tensor) -> Tensor:
+    def _teacher(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Aligned inputs and target codes of the active scales; while training the inputs may be disturbed on purpose."""
+        num_tokens = sum(self.scales[: self.active_scales])
+        codes_BS = batch["codes_BS"][:, :num_tokens]
+        if self.training and self.config.bit_flip > 0:
+            rate_B = rand_rows(batch) * self.config.bit_flip
+            shape = (num_tokens, self.tokenizer.cqt.quantizer.num_digits)
+            return corrected(self.tokenizer, batch["codes_BS"], rate_B, rand_rows(batch, *shape), rand_rows(batch, *shape), self.active_scales)
         if self.training and self.config.code_noise > 0:
-            num_tokens = codes_BS.shape[1]
             noise_BS = (rand_rows(batch, num_tokens) * self.tokenizer.config.num_codes).long()
             replaced_BS = rand_rows(batch, num_tokens) < self.config.code_noise
-            return self.aligned_inputs(torch.where(replaced_BS, noise_BS, codes_BS), self.active_scales)
+            return self.aligned_inputs(torch.where(replaced_BS, noise_BS, codes_BS), self.active_scales), codes_BS
         if "aligned_BTA" in batch:
-            return batch["aligned_BTA"][:, : codes_BS.shape[1] - self.scales[0]]
-        return self.aligned_inputs(codes_BS, self.active_scales)
+            return batch["aligned_BTA"][:, : num_tokens - self.scales[0]], codes_BS
+        return self.aligned_inputs(codes_BS, self.active_scales), codes_BS
 
     def _conditions(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Encoded conditions, with the null embeddings where one is absent or dropped. Everything is always computed,

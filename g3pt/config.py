@@ -113,7 +113,8 @@ class CARConfig:
     head: Literal["digits", "joint", "bits"] = "digits"  # digits: a chain of softmaxes over the code's digits; joint: the paper's V; bits: independent
     factor_values: int = 8  # digits head: neighbouring digits share a softmax while it has at most so many values
     scale_loss_power: float = 0.5  # a token of scale k weighs T_k ** -power: fine scales do not swamp the sum
-    code_noise: float = 0.0  # share of input codes replaced at random while training (targets unchanged; ours, off)
+    code_noise: float = 0.0  # share of input codes replaced at random while training (targets unchanged; ours, a control)
+    bit_flip: float = 0.0  # largest share of an object's input digits changed while training, its targets recomputed (g3pt/correction.py)
     progressive_share: float = 0.0  # share of the steps, at the start, that train only the coarser half of the scales
     drop_text: float = 0.1  # share of training objects that lose their text, independently of
     drop_image: float = 0.3  # the share that loses its image
@@ -130,8 +131,14 @@ class CARConfig:
         _require(self.depth >= 1, f"depth must be at least 1, got {self.depth}")
         _require(self.head in ("digits", "joint", "bits"), f"unknown head {self.head!r}")
         _require(self.factor_values >= 2, f"factor_values must be at least 2, got {self.factor_values}")
-        for name in ("drop_text", "drop_image", "drop_phrases", "code_noise", "progressive_share"):
+        for name in ("drop_text", "drop_image", "drop_phrases", "code_noise", "bit_flip", "progressive_share"):
             _require(0 <= getattr(self, name) <= 1, f"{name} must be a share in [0, 1], got {getattr(self, name)}")
+        _require(not (self.code_noise and self.bit_flip), f"code_noise {self.code_noise} and bit_flip {self.bit_flip} exclude each other")
+
+    @property
+    def noisy_inputs(self) -> bool:
+        """Whether training changes the input codes, so that its inputs are made anew each time."""
+        return self.code_noise > 0 or self.bit_flip > 0
 
 
 @dataclass(frozen=True, kw_only=True)

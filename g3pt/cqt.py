@@ -163,14 +163,18 @@ class CQT(nn.Module):
         num_tokens = self.config.scales[scale]
         return F.layer_norm(features_BLD[:, max(0, first - num_tokens) : max(num_tokens, first)], features_BLD.shape[-1:])
 
-    def quantize(self, residual_BLD: Tensor, scale: int, frozen: bool, quantized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """One scale of the residual -> (values (B, T, C), codes (B, T), the quantiser's loss)."""
+    def scores(self, residual_BLD: Tensor, scale: int, frozen: bool = True) -> Tensor:
+        """One scale of the residual as the quantiser reads it: normalised z, (B, T, C)."""
         if self.config.resampling == "slices":
             first, last = self._slice(scale)
             tokens_BTD, to_code = F.layer_norm(residual_BLD[:, first:last], residual_BLD.shape[-1:]), self.to_code[0]
         else:
             tokens_BTD, to_code = self.align(residual_BLD, scale), self.to_code[scale]
-        return self.quantizer(self.norms[scale](to_code(tokens_BTD), frozen), quantized)
+        return self.norms[scale](to_code(tokens_BTD), frozen)
+
+    def quantize(self, residual_BLD: Tensor, scale: int, frozen: bool, quantized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """One scale of the residual -> (values (B, T, C), codes (B, T), the quantiser's loss)."""
+        return self.quantizer(self.scores(residual_BLD, scale, frozen), quantized)
 
     def forward(self, latents_BLD: Tensor, frozen: bool = False, num_scales: int | None = None, quantized: bool = True) -> CQTOutput:
         """Encode latents through the first `num_scales` scales (all by default); canvases after each, codes and losses.

@@ -114,6 +114,15 @@ class FSQ(Quantizer):
         return (self.codes_to_digits(codes_BT) - self.levels_C // 2) / (self.levels_C // 2).float()
 
 
+    def centres(self, codes_BT: Tensor) -> Tensor:
+        """Codes -> z in the middle of their cells, (B, T, C); the outermost cells, which have no end, a quarter of a step inside their value."""
+        half_C = (self.levels_C - 1) * (1 + 1e-3) / 2
+        offset_C = torch.where(self.levels_C % 2 == 0, 0.5, 0.0)
+        limit_C = (self.levels_C - 1) / 2 - 0.25
+        bounded = (self.codes_to_digits(codes_BT) - self.levels_C // 2 + offset_C).clamp(-limit_C, limit_C)
+        return (bounded / half_C).atanh() - (offset_C / half_C).atanh()
+
+
 class LFQ(Quantizer):
     """Lookup-free quantisation: bit c of a code is the sign of z's component c."""
 
@@ -131,6 +140,10 @@ class LFQ(Quantizer):
     def values(self, codes_BT: Tensor) -> Tensor:
         """Codes -> signs, (B, T, C) of -1 and 1."""
         return self.codes_to_digits(codes_BT).float() * 2 - 1
+
+    def centres(self, codes_BT: Tensor) -> Tensor:
+        """Codes -> z that the commitment loss pulls towards: the signs."""
+        return self.values(codes_BT)
 
     def _entropy_loss(self, z_BTC: Tensor) -> Tensor:
         """Mean entropy of single codes minus entropy of the mean code, joint within groups of bits (in nats)."""

@@ -158,7 +158,7 @@ class ConditionedCodes:
     def _aligned(self, model: G3PT) -> Tensor | None:
         """All teacher-forcing inputs, or None where they would not fit (or are noisy, so made anew each time)."""
         size = 4 * self.codes_NS.numel() * model.tokenizer.config.width
-        if size > CACHE_BYTES or not len(self) or model.config.code_noise > 0:
+        if size > CACHE_BYTES or not len(self) or model.config.noisy_inputs:
             return None
         return torch.cat([model.aligned_inputs(part).float() for part in self.codes_NS.split(EVAL_BATCH)])
 

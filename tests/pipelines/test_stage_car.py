@@ -108,6 +108,7 @@ def test_without_views_there_is_no_image_encoder(paths, tmp_path):
 def test_noise_on_the_codes_makes_inputs_anew(paths):
     assert "aligned_BTA" in next(stage(paths).batches(0))
     assert "aligned_BTA" not in next(stage(paths, code_noise=0.2).batches(0))
+    assert "aligned_BTA" not in next(stage(paths, bit_flip=0.2).batches(0))
 
 
 def test_missing_codes_are_named(paths, tmp_path):
