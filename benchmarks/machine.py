@@ -79,6 +79,36 @@ def peak_mb() -> float:
     return _status("VmHWM")
 
 
+def family(pid: int) -> dict[int, float]:
+    """Ids of a process and of all below it -> CPU seconds of each, its ended children's included if it waited for them (Linux)."""
+    seconds, children = dict[int, float](), dict[int, list[int]]()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields, number = stat.read_text().rpartition(")")[2].split(), int(stat.parent.name)
+            seconds[number] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+            children.setdefault(int(fields[1]), []).append(number)
+    found, todo = dict[int, float](), [pid]
+    while todo:
+        number = todo.pop()
+        found[number] = seconds.get(number, 0.0)
+        todo += children.get(number, [])
+    return found
+
+
+def command_line(pid: int) -> bytes:
+    """A process's arguments, each ended by a zero byte; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def busy_seconds() -> float:
+    """CPU seconds that the whole machine has worked since it started (Linux)."""
+    user, nice, system, _, _, irq, soft, *_ = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:])
+    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+
+
 def _status(name: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
