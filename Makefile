@@ -1,5 +1,6 @@
 # make demo   the whole pipeline at toy size, with its report      (15 minutes on 2 cores after the installation)
-# make test   the fast and the slow tests                          (15 minutes on 2 cores)
+# make test   the fast and the slow tests, side by side            (15 minutes on 2 cores)
+# make fast   the fast tests alone
 # make soak   the long fault runs, 20 kills a stage                (by hand)
 # make lint   ruff
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -12,7 +13,7 @@ demo: $(STAMP)
 	$(VENV)/bin/python jobs/quickstart.py
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest -m "not soak"
+	$(VENV)/bin/python tests/both_tiers.py
 
 fast: $(STAMP)
 	$(VENV)/bin/python -m pytest -m "not slow and not soak"
