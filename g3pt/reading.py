@@ -6,14 +6,15 @@ Shapes: N objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from g3pt.datasets import DatasetInfo, open_dataset
-from g3pt.records import NUMBER_COLUMNS, ROWS_PER_GROUP, RecordConfig
+from g3pt.records import NUMBER_COLUMNS, ROWS_PER_GROUP, RecordConfig, shard_index
 from g3pt.selection import ALL, Selection
 from g3pt.storage import Location, open_parquet
 
@@ -24,36 +25,47 @@ def read_rows(
     split: str | None = None,
     status: str | None = "ok",
     shards: Iterable[int] | None = None,
+    ids: Container[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows as dicts of numpy arrays, strings and numbers; in shard order, within a shard by id.
 
-    `split` and `status` None keep all; `shards` None reads all shards of the dataset.
+    `split`, `status` and `ids` None keep all; `shards` None reads all shards of the dataset. With `ids`, row groups that hold none of them stay unread.
     """
     info = dataset if isinstance(dataset, DatasetInfo) else open_dataset(dataset)
     unknown = [name for name in columns if name not in info.columns]
     if unknown:
         raise ValueError(f"dataset {info.path} has no column {unknown[0]!r}; it has {', '.join(info.columns)}")
     for index in sorted(info.shards) if shards is None else shards:
-        yield from _shard_rows(info.shard_path(index), columns, split, status)
+        yield from _shard_rows(info.shard_path(index), columns, split, status, ids)
 
 
-def _shard_rows(path: Location, columns: Sequence[str], split: str | None, status: str | None) -> Iterator[dict[str, Any]]:
-    wanted = list(dict.fromkeys([*columns, "split", "status"]))
+def _shard_rows(
+    path: Location, columns: Sequence[str], split: str | None, status: str | None, ids: Container[str] | None
+) -> Iterator[dict[str, Any]]:
+    wanted = list(dict.fromkeys([*columns, "split", "status"] + ["id"] * (ids is not None)))
     try:
         with open_parquet(path) as file:
-            for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=wanted, use_threads=False):
-                yield from _batch_rows(batch, columns, split, status)
+            groups = None if ids is None else _groups_with(file, ids)
+            for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, row_groups=groups, columns=wanted, use_threads=False):
+                yield from _batch_rows(batch, columns, split, status, ids)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing although dataset.json lists it") from None
 
 
+def _groups_with(file: pq.ParquetFile, ids: Container[str]) -> list[int]:
+    """The row groups that hold one of `ids`."""
+    groups = range(file.num_row_groups)
+    return [index for index in groups if any(name in ids for name in file.read_row_group(index, columns=["id"]).column("id").to_pylist())]
+
+
 def _batch_rows(
-    batch: pa.RecordBatch, columns: Sequence[str], split: str | None, status: str | None
+    batch: pa.RecordBatch, columns: Sequence[str], split: str | None, status: str | None, ids: Container[str] | None
 ) -> Iterator[dict[str, Any]]:
     splits, statuses = batch.column("split").to_pylist(), batch.column("status").to_pylist()
+    names = batch.column("id").to_pylist() if ids is not None else []
     values = {name: column_values(batch.column(name)) for name in columns}
     for row in range(batch.num_rows):
-        if split in (None, splits[row]) and status in (None, statuses[row]):
+        if split in (None, splits[row]) and status in (None, statuses[row]) and (ids is None or names[row] in ids):
             yield {name: values[name][row] for name in columns}
 
 
@@ -76,12 +88,14 @@ def load_arrays(
 ) -> dict[str, Any]:
     """Whole columns in memory, sorted by id: tensors as (N, ...) arrays, numbers as (N,), text and views as lists.
 
-    With `limit` only the first objects; the others are passed by, not kept.
+    With `limit` only the first objects; row groups without them are not read.
     """
     info = dataset if isinstance(dataset, DatasetInfo) else open_dataset(dataset)
     wanted = list(dict.fromkeys(["id", "license", *columns]))
     first = _first_ids(info, split, status, selection, limit) if limit is not None else None
-    rows = [row for row in read_rows(info, wanted, split, status) if selection.keeps(row) and (first is None or row["id"] in first)]
+    shards = None if first is None else sorted({shard_index(name, info.num_shards) for name in first} & info.shards.keys())
+    rows = [row for row in read_rows(info, wanted, split, status, shards, first) if selection.keeps(row)]
+    assert first is None or len(rows) == len(first), f"{info.path}: objects lie in other shards than their ids say"
     rows.sort(key=lambda row: row["id"])
     return {name: _stacked(name, [row[name] for row in rows], info.config) for name in columns}
 
@@ -98,9 +112,10 @@ def count_objects(dataset: DatasetInfo, shard: int, split: str, selection: Selec
 
 def load_shards(
     dataset: DatasetInfo, split: str, columns: Sequence[str], shards: Sequence[int], count: int, selection: Selection = ALL
-) -> dict[str, np.ndarray]:
-    """Tensor columns of the `count` ok and selected objects of some shards, in the order named; never twice in memory."""
+) -> dict[str, Any]:
+    """Columns of the `count` ok and selected objects of some shards, in the order named: tensors never twice in memory, all else as lists."""
     arrays = {name: np.empty((count, *shape), dtype) for name, (dtype, shape) in dataset.config.tensors.items() if name in columns}
+    lists: dict[str, list[Any]] = {name: [] for name in columns if name not in arrays}
     selected = (row for row in read_rows(dataset, [*columns, "id", "license"], split, shards=shards) if selection.keeps(row))
     found = 0
     for found, row in enumerate(selected, start=1):
@@ -108,9 +123,11 @@ def load_shards(
             break
         for name, values in arrays.items():
             values[found - 1] = row[name]
+        for name, kept in lists.items():
+            kept.append(row[name])
     if found != count:
         raise ValueError(f"dataset {dataset.path}: shards {list(shards)} do not hold the {count} objects counted before: it changed while it was read")
-    return arrays
+    return arrays | lists
 
 
 def _stacked(name: str, values: list[Any], config: RecordConfig) -> Any:

@@ -196,6 +196,17 @@ def test_arrays_are_sorted_by_id_over_shards_and_filtered(tmp_path: Path) -> Non
     assert sum(info.splits.values()) == 40 and info.splits["test"] == len(test["id"])
 
 
+def test_the_first_objects_are_read_without_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [ok_row(f"x{number:03d}") for number in range(2 * records.ROWS_PER_GROUP * 3)]
+    info = write(tmp_path, rows, num_shards=2)
+    whole, seen = reading.load_arrays(info, None, ["id", "surface"]), []
+    original = reading._batch_rows
+    monkeypatch.setattr(reading, "_batch_rows", lambda batch, columns, *given: seen.extend([batch.num_rows] * ("surface" in columns)) or original(batch, columns, *given))
+    first = reading.load_arrays(info, None, ["id", "surface"], limit=5)
+    assert first["id"] == whole["id"][:5] and np.array_equal(first["surface"], whole["surface"][:5])
+    assert sum(seen) == 2 * records.ROWS_PER_GROUP, "one row group of each shard"
+
+
 def test_rows_that_break_the_schema_are_refused() -> None:
     def table(**change: object) -> pa.Table:
         return records.rows_to_table([ok_row("a") | change], SMALL)

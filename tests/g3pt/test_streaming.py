@@ -136,6 +136,8 @@ def test_a_dataset_too_large_for_memory_is_streamed_with_its_licences(tmp_path: 
         ours, theirs = ({np.ascontiguousarray(value).tobytes() for value in values} for values in ([row[name] for row in shown], held[name]))
         assert ours == theirs, name
     count = reading.count_objects(info, 0, "train")
+    named = reading.load_shards(info, "train", ("surface", "caption"), [0], count)
+    assert named["caption"] == [row["caption"] for row in reading.read_rows(info, ["caption"], "train", shards=[0])] and len(named["surface"]) == count
     for wrong in (count - 1, count + 1):
         with pytest.raises(ValueError, match="changed while it was read"):
             reading.load_shards(info, "train", columns, [0], wrong)
