@@ -27,9 +27,9 @@ from g3pt.decoding import decode_meshes
 from g3pt.geometry.surface import sample_surface
 from g3pt.tokenizer import CVQ
 from g3pt.training import fit
+from pipelines.car_batches import ConditionedCodes
 from pipelines.evaluate import draw_pictures
 from pipelines.evaluate_cvq import cloud_mesh
-from pipelines.stage_car import ConditionedCodes
 from pipelines.tokens import encode, encoded_columns
 
 BOUND = 1.5
@@ -52,8 +52,7 @@ def overfit(tokenizer: CVQ, arrays: dict[str, Any], preset: str, steps: int) -> 
     model_config, train = car_preset(preset)
     torch.manual_seed(0)
     model = G3PT(dataclasses.replace(model_config, image_encoder="none", drop_text=0.0), tokenizer)
-    codes = dict(zip(arrays["id"], arrays["codes"], strict=True))
-    data = ConditionedCodes(model, {"id": arrays["id"], "caption": arrays["caption"]}, codes)
+    data = ConditionedCodes(model, {"id": arrays["id"], "caption": arrays["caption"], "codes": np.stack(arrays["codes"])})
     batch = data.batch(list(range(len(data))), [0] * len(data))
     train = dataclasses.replace(train, steps=steps, batch_size=len(data), log_every=max(1, steps // 6))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,13 @@ from g3pt.selection import ALL, Selection
 
 IN_MEMORY_BYTES = 8 * 2**30  # a split up to so many bytes is read whole by each worker
 GROUP_BYTES = 2 * 2**30  # of one group
-Row = dict[str, np.ndarray]
+Row = dict[str, Any]
 
 
 class ShardedObjects:
     """N objects in shards of `counts`; `load(shards)` gives the arrays of some, object after object, in the order named."""
 
-    def __init__(self, counts: Sequence[int], load: Callable[[list[int]], dict[str, np.ndarray]], group_size: int) -> None:
+    def __init__(self, counts: Sequence[int], load: Callable[[list[int]], dict[str, Any]], group_size: int) -> None:
         self.counts, self.load, self.group_size = np.asarray(counts), load, group_size
 
     def __len__(self) -> int:
@@ -68,25 +69,43 @@ class ShardedObjects:
             epoch += 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """Columns from elsewhere: `num_bytes` an object; `join(arrays, shards)` adds them to the columns read of some shards (`id` among them)."""
+
+    num_bytes: int
+    join: Callable[[dict[str, Any], list[int]], dict[str, Any]]
+
+
 def training_objects(
     dataset: datasets.DatasetInfo,
     columns: Sequence[str],
     selection: Selection = ALL,
     *,
+    joined: Joined | None = None,
     in_memory_bytes: int = IN_MEMORY_BYTES,
     group_bytes: int = GROUP_BYTES,
-) -> dict[str, np.ndarray] | ShardedObjects:
+) -> dict[str, Any] | ShardedObjects:
     """The train split: as arrays if it fits, else as shards to stream. Which of the two follows from the dataset alone."""
-    shapes = [dataset.config.tensors[name] for name in columns]
-    row_bytes = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in shapes)
+    row_bytes = object_bytes(dataset, columns) + (joined.num_bytes if joined else 0)
     if dataset.splits.get("train", 0) * row_bytes <= in_memory_bytes:
-        return reading.load_arrays(dataset, "train", columns, selection=selection)
+        arrays = reading.load_arrays(dataset, "train", columns, selection=selection)
+        return joined.join(arrays, sorted(dataset.shards)) if joined else arrays
     shards = sorted(dataset.shards)
     counts = [reading.count_objects(dataset, shard, "train", selection) for shard in shards]
     group_size = max(1, group_bytes // max(1, row_bytes * max(counts)))
 
-    def load(group: list[int]) -> dict[str, np.ndarray]:
+    def load(group: list[int]) -> dict[str, Any]:
         names = [shards[i] for i in group]
-        return reading.load_shards(dataset, "train", columns, names, sum(counts[i] for i in group), selection)
+        arrays = reading.load_shards(dataset, "train", columns, names, sum(counts[i] for i in group), selection)
+        return joined.join(arrays, names) if joined else arrays
 
     return ShardedObjects(counts, load, group_size)
+
+
+def object_bytes(dataset: datasets.DatasetInfo, columns: Sequence[str]) -> int:
+    """Bytes of an object's columns in memory: tensors by their shape, text and views as the mean of what the shards hold, by their footers."""
+    tensors = {name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, (dtype, shape) in dataset.config.tensors.items()}
+    others = [name for name in columns if name not in tensors]
+    total = sum(reading.stored_bytes(dataset, shard, others) for shard in dataset.shards) if others else 0
+    return sum(tensors.get(name, 0) for name in columns) + -(-total // max(1, dataset.counts.get("ok", 0)))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +177,8 @@ def codes_table(ids: list[str], codes_NS: np.ndarray) -> pa.Table:
     return pa.table({"id": pa.array(ids, pa.string()), "codes": codes})
 
 
-def load_codes(info: DatasetInfo, kind: str) -> dict[str, np.ndarray]:
-    """id -> codes uint16 (S,) of the whole dataset."""
-    table = derived.read_derived(info, kind)
+def load_codes(info: DatasetInfo, kind: str, shards: Iterable[int] | None = None) -> dict[str, np.ndarray]:
+    """id -> codes uint16 (S,) of the whole dataset, or of some shards."""
+    table = derived.read_derived(info, kind, shards)
     codes = reading.column_values(table["codes"].combine_chunks())
     return dict(zip(table["id"].to_pylist(), codes, strict=True))

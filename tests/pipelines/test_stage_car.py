@@ -1,13 +1,17 @@
 import dataclasses
+import itertools
 
 import pytest
 import torch
 
+from g3pt import datasets, reading
 from g3pt.car import G3PT
 from g3pt.checkpoint import read_export_config
 from g3pt.config import CARConfig, TrainConfig
+from g3pt.streaming import ShardedObjects
 from g3pt.training import fit
-from pipelines import sweep, tokens
+from pipelines import car_batches, sweep, tokens
+from pipelines.car_batches import ConditionedCodes
 from pipelines.runs import RunSpec
 from pipelines.stage_car import CARStage
 from tests.g3pt.tiny import tiny_tokenizer
@@ -50,9 +54,9 @@ def test_a_share_of_the_captions_loses_attributes_by_sample_number(paths):
     assert 0.2 * len(full) < cut[0] < cut[1] <= len(full)
     assert all(set(a.split()) <= set(b.split()) | {"an"} for a, b in zip(always, full, strict=True))
     assert texts(stage(paths, drop_phrases=0.5), 80, 2) == half[80:96], "resumed"
-    run = stage(paths, drop_phrases=0.5)
+    held = stage(paths, drop_phrases=0.5).train.objects
     assert texts(stage(paths, 1, 2, drop_phrases=0.5), 0, 2) == half[1:16:2], "a worker's share"
-    assert [run._split("train").captions[0]] == [run.model.text.tokenizer.decode(run._split("train").batch([0], [0])["text_BM"][0])], "evaluation reads whole captions"
+    assert held.arrays["caption"][0] == held.collate.text_tokenizer.decode(held.batch([0], [0])["text_BM"][0]), "evaluation reads whole captions"
 
 
 def test_workers_share_the_global_batch(paths):
@@ -61,6 +65,48 @@ def test_workers_share_the_global_batch(paths):
     for rank, half in enumerate(halves):
         assert torch.equal(half["codes_BS"], whole["codes_BS"][rank::2])
         assert torch.equal(half["images_B3HW"], whole["images_B3HW"][rank::2])
+
+
+@pytest.fixture
+def streamed(paths, monkeypatch):
+    """The train split held to be too large: shard by shard, two at a time."""
+    original = car_batches.training_objects
+    monkeypatch.setattr(car_batches, "training_objects", lambda *given, **more: original(*given, **more, in_memory_bytes=0, group_bytes=16_000))
+    return lambda **more: stage(paths, **more)
+
+
+def test_a_streamed_object_gives_the_batch_that_it_gives_in_memory(paths, streamed):
+    shards = streamed(code_noise=0.1, drop_phrases=0.5).train  # noise: no aligned inputs in memory either
+    assert isinstance(shards.objects, ShardedObjects) and shards.objects.group_size == 2
+    info = datasets.open_dataset(paths["data"])
+    arrays = reading.load_arrays(info, "train", car_batches.columns(info))
+    kind = tokens.tokens_kind(paths["tokenizer"])
+    held = ConditionedCodes(stage(paths, code_noise=0.1).model, car_batches.joined_codes(info, kind, 18).join(arrays))
+    shown, batches = [], shards(0)
+    rows = shards.objects.rows(TRAIN.batch_size, TRAIN.seed, 0)
+    for batch, (samples, objects) in itertools.islice(zip(batches, rows, strict=True), 2 * len(held) // TRAIN.batch_size):
+        names = [row["id"] for row in objects]
+        expected = held.batch([arrays["id"].index(name) for name in names], shards._choices(samples), shards._shortened(samples))
+        assert batch.keys() == expected.keys() and all(torch.equal(batch[name], expected[name]) for name in batch)
+        shown += names
+    assert sorted(shown[: len(held)]) == sorted(arrays["id"]), "each object once an epoch"
+
+
+def test_streaming_resumes_in_the_middle_of_an_epoch(streamed):
+    batches = streamed().batches(0)
+    whole = [next(batches) for _ in range(9)]
+    for start in (3, 8):  # an epoch is 42 objects
+        again = next(streamed().batches(start * TRAIN.batch_size))
+        assert all(torch.equal(whole[start][name], again[name]) for name in again)
+    half = next(streamed(rank=1, world_size=2).batches(3 * TRAIN.batch_size))
+    assert all(torch.equal(half[name], whole[3][name][1::2]) for name in half if "text" not in name)
+
+
+def test_a_streamed_run_trains_and_its_validation_is_the_same(paths, streamed):
+    run, seen = streamed(), []
+    fit(model=run.model, batches=run.batches, config=run.train_config, report=seen.append, evaluate=run.evaluate)
+    assert seen[-1]["ce"] < seen[0]["ce"] - 0.3
+    assert streamed().evaluate(run.model) == stage(paths).evaluate(run.model)
 
 
 def test_training_lowers_the_cross_entropy_and_repeats_bitwise(paths, tmp_path):
