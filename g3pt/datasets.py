@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -30,8 +31,10 @@ from g3pt.records import (
     schema,
     shard_name,
 )
-from g3pt.storage import Location, RemotePath, location, write_atomic
+from g3pt.storage import Location, RemotePath, listing, location, write_atomic
 from g3pt.tally import Tally
+
+SHARD_FILE = re.compile(r"shard-([0-9]+)\.(parquet|json)")
 
 
 def write_shard(
@@ -112,6 +115,30 @@ def write_dataset(
     }
     write_atomic(folder / "dataset.json", json.dumps(summary, indent=1).encode("utf-8"))
     return summary
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in the folder of one shard."""
+
+    has_sidecar: bool = False
+    parquet_bytes: int | None = None
+
+
+NOT_THERE = Found()
+
+
+def list_shards(folder: Location) -> dict[int, Found]:
+    """Every shard of which anything lies in a folder, from one listing of it."""
+    sidecars: set[int] = set()
+    parquets: dict[int, int] = {}
+    for name, num_bytes in listing(folder).items():
+        match = SHARD_FILE.fullmatch(name)
+        if match and match[2] == "json":
+            sidecars.add(int(match[1]))
+        elif match:
+            parquets[int(match[1])] = num_bytes
+    return {index: Found(index in sidecars, parquets.get(index)) for index in sorted(sidecars | parquets.keys())}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ A row that is not `ok` holds zeros in its tensor columns, never nulls: one null 
 unreadable. Readers filter on `status`. An object's shard and split follow from its id alone, so neither depends on what
 else is in the dataset.
 
-Here is what a row is; g3pt/datasets.py writes and opens datasets, g3pt/reading.py reads rows, g3pt/derived.py joins tables to them.
+Here is what a row is; g3pt/datasets.py writes and opens datasets, g3pt/reading.py reads rows, g3pt/derived.py joins tables to them;
+`python -m g3pt.records DATASET [--verify]` says what a dataset holds and whether it is whole (g3pt/inspection.py).
 
 Source: DESIGN, contract 3 (schema, hashes, splits).
 Ours: `solid` is a binary PLY (any mesh tool reads it); `views` and `view_cameras` exist only where views were asked for;
@@ -236,3 +237,11 @@ def failure_reason(row: Mapping[str, Any]) -> str:
 def is_retried(failure: str) -> bool:
     """Whether --retry-failed tries again what failed with this `failure_reason`."""
     return any(word in RETRIED_REASONS or word.startswith(DOWNLOAD_REASON) for word in failure.split("/"))
+
+
+if __name__ == "__main__":  # python -m g3pt.records DATASET [--verify]
+    import sys
+
+    from g3pt.inspection import main
+
+    raise SystemExit(main(sys.argv[1:]))

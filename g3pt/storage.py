@@ -195,14 +195,14 @@ def listing(folder: Location) -> dict[str, int]:
     return found
 
 
-def read_many(paths: Sequence[Location]) -> Iterator[bytes]:
-    """Contents of files, in the order named; those of a bucket many at a time."""
+def read_many(paths: Sequence[Location], ahead: int = READ_AHEAD) -> Iterator[bytes]:
+    """Contents of files, in the order named; those of a bucket many at a time, at most `ahead` of them in memory."""
     if not paths or isinstance(paths[0], Path):
         yield from (path.read_bytes() for path in paths)
         return
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
-        for start in range(0, len(paths), READ_AHEAD):
-            yield from pool.map(lambda path: path.read_bytes(), paths[start : start + READ_AHEAD])
+        for start in range(0, len(paths), ahead):
+            yield from pool.map(lambda path: path.read_bytes(), paths[start : start + ahead])
 
 
 def write_atomic(path: Location, data: bytes) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from g3pt import datasets, records, storage
+from g3pt.datasets import NOT_THERE, list_shards
 from g3pt.storage import Location, location
 from pipelines import cards
 from pipelines.cli import absolute
@@ -23,7 +24,7 @@ from pipelines.failures import on_disk
 from pipelines.notes import working_in
 from pipelines.preprocess_config import PreprocessConfig
 from pipelines.preprocess_output import alone_in, check_output
-from pipelines.preprocess_plan import NOT_THERE, Plan, list_shards, make_plan
+from pipelines.preprocess_plan import Plan, make_plan
 from pipelines.preprocess_shards import Runner, map_on_ray
 from pipelines.progress import Progress
 from pipelines.sources import Listing

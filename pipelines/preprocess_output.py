@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import IO
 
 from g3pt import datasets
+from g3pt.datasets import SHARD_FILE
 from g3pt.records import SCHEMA_VERSION
 from g3pt.storage import Location, RemotePath, listing, location
 from pipelines.errors import UsageError, bad_input
 from pipelines.notes import COMMAND_FILE, read_note
-from pipelines.preprocess_plan import SHARD_FILE
 
 LOCK_FILE = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)

@@ -11,14 +11,14 @@ Source: DESIGN, contract 3.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from g3pt import records
-from g3pt.storage import Location, listing, location, read_many
+from g3pt.datasets import NOT_THERE, Found, list_shards
+from g3pt.storage import Location, location, read_many
 from g3pt.tally import Tally
 from pipelines.plan_store import PlanStore
 from pipelines.preprocess_config import PreprocessConfig
@@ -29,7 +29,6 @@ OBJECTS_PER_SHARD = 16  # of a small dataset: many shards, so that every worker 
 MOST_OBJECTS_PER_SHARD = 128  # about 100 MB of Parquet
 MANY_SHARDS = 1024
 MAX_SHARDS = 100_000  # their names have five digits
-SHARD_FILE = re.compile(r"shard-([0-9]+)\.(parquet|json)")
 Sidecar = dict[str, Any]
 
 
@@ -123,30 +122,6 @@ def default_num_shards(num_objects: int) -> int:
 
 
 # -------------------------------------------------------------------------------------------------------- what is there
-
-
-@dataclass(frozen=True)
-class Found:
-    """What lies in the folder of one shard."""
-
-    has_sidecar: bool = False
-    parquet_bytes: int | None = None
-
-
-NOT_THERE = Found()
-
-
-def list_shards(folder: Location) -> dict[int, Found]:
-    """Every shard of which anything lies in a folder, from one listing of it."""
-    sidecars: set[int] = set()
-    parquets: dict[int, int] = {}
-    for name, num_bytes in listing(folder).items():
-        match = SHARD_FILE.fullmatch(name)
-        if match and match[2] == "json":
-            sidecars.add(int(match[1]))
-        elif match:
-            parquets[int(match[1])] = num_bytes
-    return {index: Found(index in sidecars, parquets.get(index)) for index in sorted(sidecars | parquets.keys())}
 
 
 def _with_sidecars(folder: Location, indices: Iterable[int], found: dict[int, Found]) -> Iterator[tuple[int, Sidecar | None]]:

@@ -95,6 +95,18 @@ def test_a_folder_of_a_bucket_does_what_a_local_one_does(folder: Location) -> No
     assert listing(folder) == {"two.bin": 0} and folder.exists()
 
 
+def test_a_dataset_in_a_bucket_is_summed_up_and_verified(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from g3pt.inspection import main
+
+    info = write_rows(location(bucket) / "data", [ok_row(f"o{k}") for k in range(9)], num_shards=3)
+    assert main([str(info.path)]) == 0 and "ok 9" in capsys.readouterr().out
+    info.shard_path(1).write_bytes(info.shard_path(1).read_bytes()[:-9] + b"corrupted")
+    info.shard_path(2).unlink()
+    assert main([str(info.path), "--verify"]) == 1
+    out = capsys.readouterr().out
+    assert "shard-00001.parquet  has sha256 " in out and "shard-00002.parquet  missing" in out and "remove shard-00001.json there" in out
+
+
 def test_a_small_file_is_one_put_and_a_folder_one_listing(store: S3Server, bucket: str) -> None:
     path, before = location(bucket) / "data" / "a.json", len(store.requests())
     write_atomic(path, b"1")

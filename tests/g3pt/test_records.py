@@ -49,7 +49,7 @@ def write(
     shards = {}
     for index in range(num_shards):
         mine = [row for row in rows if records.shard_index(row["id"], num_shards) == index]
-        shards[index] = datasets.write_shard(folder, index, mine, config, num_shards=num_shards)
+        shards[index] = datasets.write_shard(folder, index, mine, config, config_sha256=records.config_hash(settings), num_shards=num_shards)
     datasets.write_dataset(folder, config, settings, num_shards, shards)
     return datasets.open_dataset(folder)
 

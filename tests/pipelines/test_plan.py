@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from g3pt import datasets, records
+from g3pt.datasets import list_shards
+from g3pt.inspection import Inspection
 from g3pt.tally import Tally
 from pipelines.errors import UsageError
 from pipelines.preprocess_config import PreprocessConfig
-from pipelines.preprocess_plan import Plan, list_shards, make_plan
+from pipelines.preprocess_plan import Plan, make_plan
 from pipelines.sources import Listing, SourceObject, content, inputs_hash
 from pipelines.sources.fetch import fetched
 
@@ -209,6 +211,29 @@ def test_the_number_of_shards_stays_as_it_was(tmp_path: Path, meshes: Path) -> N
     other = plan(config(tmp_path, num_shards=2))
     assert set(other.tasks.reasons.values()) <= {"stale: inputs changed", "new"} and len(other.tasks) == 2
     assert other.extra == sorted(again.current.shards.keys() - {0, 1})
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "no sidecar", "extra"])
+def test_the_remedy_that_an_inspection_names_redoes_the_shard(tmp_path: Path, meshes: Path, damage: str) -> None:
+    """What --verify finds is what the next start makes anew, once the named files are removed."""
+    done = make(settings := config(tmp_path))
+    datasets.write_dataset(Path(settings.output), settings.record, settings.settings, done.num_shards, done.current)
+    index = min(done.current.shards)
+    parquet = Path(settings.output) / f"{records.shard_name(index)}.parquet"
+    data = parquet.read_bytes()
+    if damage in ("flip", "cut"):
+        parquet.write_bytes(data[:-1] + (b"X" if damage == "flip" else b""))
+    elif damage == "extra":
+        parquet.with_name("shard-00007.parquet").write_bytes(data)
+    else:
+        (parquet if damage == "missing" else parquet.with_suffix(".json")).unlink()
+    looked = Inspection(settings.output, verify=True)
+    assert list(looked.run())[-1] == len(done.current.shards) and looked.faults
+    for fault in looked.faults:
+        if fault.remedy_removes:
+            (Path(settings.output) / fault.remedy_removes).unlink()
+    after = plan(settings)
+    assert (list(after.tasks.indices), after.extra) == (([], [7]) if damage == "extra" else ([index], []))
 
 
 def test_shards_are_listed_by_what_lies_there(tmp_path: Path) -> None:
