@@ -19,6 +19,7 @@ from pipelines.errors import UsageError
 REPOSITORY = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 512 * 2**20  # shared memory of a local cluster: datasets at laptop scale pass through in shards
 _logs_folder: str | None = None
+PASSED_ON = ("HF_ENDPOINT", "HF_HUB_OFFLINE")  # where workers find the Hugging Face hub; HF_TOKEN is a secret and each node's own
 WORKER_ENV = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -122,10 +123,10 @@ def logs_folder() -> str | None:
 
 
 def worker_env() -> dict[str, str]:
-    """Environment of every worker: one thread each, and this repository importable."""
+    """Environment of every worker: one thread each, the driver's hub, and this repository importable."""
     inherited = os.environ.get("PYTHONPATH", "")
     path = os.pathsep.join(part for part in (str(REPOSITORY), inherited) if part)
-    return {**WORKER_ENV, "PYTHONPATH": path}
+    return {**WORKER_ENV, **{name: os.environ[name] for name in PASSED_ON if name in os.environ}, "PYTHONPATH": path}
 
 
 def quiet_environment() -> None:

@@ -32,7 +32,8 @@ GRACE_S = 1.0  # for a download to tell itself that its time is over
 LEFTOVER_S = 86400.0  # a part this old belongs to no living download
 AHEAD = 4  # downloads beside the one that is waited for
 SAY_NO = {401: "refused", 403: "refused", 404: "not-found", 410: "not-found"}
-BUSY = (408, 425, 429)
+TOO_OFTEN, TOO_OFTEN_S = 429, 30.0  # and how long to wait where it says nothing; the hub counts requests in windows of minutes
+BUSY = (408, 425, TOO_OFTEN)
 Item = TypeVar("Item")
 Started = TypeVar("Started")
 
@@ -195,10 +196,22 @@ def _patience(deadline: float) -> float:
 
 def _refusal(answer: Any, name: str) -> DownloadError:
     """What an answer of 400 and above means."""
-    status, wait = answer.status_code, answer.headers.get("Retry-After", "")
+    status = answer.status_code
     if status in BUSY or status >= 500:
-        return DownloadError("server", f"{name}: HTTP {status}", again=True, wait_s=float(wait) if wait.isdecimal() else None)
+        return DownloadError("server", f"{name}: HTTP {status}", again=True, wait_s=_told_to_wait(answer))
     return DownloadError(SAY_NO.get(status, "server"), f"{name}: HTTP {status}", again=status == 416)
+
+
+def _told_to_wait(answer: Any) -> float | None:
+    """Seconds until the server wants to be asked again: as it says, or if it only says that it was asked too often. None for another fault."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    wait, limit = answer.headers.get("Retry-After", ""), parse_ratelimit_headers(answer.headers)
+    if wait.isdecimal():
+        return float(wait)
+    if answer.status_code != TOO_OFTEN:
+        return None
+    return limit.reset_in_seconds + 1.0 if limit else TOO_OFTEN_S
 
 
 def _check(part: Path, name: str, size: int | None, etag: str | None) -> None:

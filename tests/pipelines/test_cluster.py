@@ -60,3 +60,11 @@ def test_evaluation_puts_its_actors_where_there_is_room(
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(UsageError, match="--device must be auto, cpu or gpu, got 'tpu'"):
         cluster.wants_gpu("tpu")
+
+
+def test_workers_learn_which_hub_the_driver_uses_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    found = cluster.worker_env()
+    assert found["HF_ENDPOINT"] == "https://mirror.example" and not {"HF_TOKEN", "HF_HUB_OFFLINE"} & found.keys()

@@ -46,6 +46,31 @@ def test_a_fault_that_passes_costs_another_try(hub: HubServer, tmp_path: Path, f
     assert hub.asked()[NAME] == reads and list((tmp_path / client.PARTS).iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("status", "headers", "wait_s"),
+    [
+        (429, {"Retry-After": "7"}, 7.0),
+        (429, {"RateLimit": '"resolvers";r=0;t=55'}, 56.0),  # the hub's own
+        (429, {}, client.TOO_OFTEN_S),
+        (503, {"Retry-After": "2"}, 2.0),
+        (503, {"Retry-After": "Fri, 27 Nov 2026 10:00:00 GMT"}, None),
+        (500, {}, None),
+    ],
+)
+def test_a_server_may_say_when_to_come_back(status: int, headers: dict[str, str], wait_s: float | None) -> None:
+    import httpx2
+
+    found = client._refusal(httpx2.Response(status, headers=headers), NAME)
+    assert found.again and found.wait_s == wait_s
+
+
+def test_waiting_as_told_ends_with_the_limit(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_told_to_wait", lambda answer: 3600.0)
+    hub.faults[NAME] = ["429"]
+    with pytest.raises(DownloadError, match="download-timeout"):
+        Download(tmp_path, NAME, 0.3).result()
+
+
 def test_a_broken_connection_goes_on_where_it_broke(hub: HubServer, tmp_path: Path) -> None:
     hub.faults[NAME] = ["cut", "cut"]
     Download(tmp_path, NAME, 20).result()
