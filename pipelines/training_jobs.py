@@ -14,6 +14,7 @@ from g3pt.selection import ALL, Selection, choose
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
 from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithTokenizer, listed
+from pipelines.overrides import overridden
 from pipelines.progress import say
 from pipelines.runs import RunSpec, stable_hash
 
@@ -44,6 +45,8 @@ class TrainFlags(DryRun, OnRay, OnDevice, OnData):
     """objects a worker computes at once; default its share of the batch"""
     num_to_keep: int = 2
     """checkpoints kept, the newest"""
+    set: str | None = None
+    """change fields of the preset, name=value,... (drop_phrases=0.5,head=bits); --dry-run prints all fields; default none"""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "num_workers", "micro_batch", "num_to_keep"):
@@ -84,7 +87,7 @@ def _train(stage: str, flags: TrainFlags, preset: Callable[..., Any], count: Cal
 
     with bad_input():
         model, config = preset(flags.preset)
-    config = _varied(config, flags)
+    model, config = overridden(flags.set, model, _varied(config, flags))
     if flags.dry_run:
         return print_plan(stage, flags, model, config, count(model))
     train.check_output(flags.output)
