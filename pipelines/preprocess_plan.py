@@ -94,13 +94,13 @@ def make_plan(config: PreprocessConfig, objects: Iterable[SourceObject]) -> Plan
     """Compare the objects with what lies in the output folder."""
     store = PlanStore()
     store.add(objects)
-    store.check_ids(f"--input {config.input}" if config.input else f"--source {config.source}")
+    where = f"--input {config.input}" if config.input else f"--source {config.source}"
     if config.limit is not None:
-        store.limit(config.limit)
+        store.limit(config.limit, where)
     folder = location(config.output)
     found = list_shards(folder)
     num_shards = config.num_shards or _num_shards_before(folder, found) or default_num_shards(store.num_objects)
-    store.group(num_shards)
+    store.group(num_shards, where)
     sizes = store.sizes()
     reasons: dict[int, str] = {}
     current = Tally()

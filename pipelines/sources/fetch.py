@@ -6,7 +6,6 @@ another node: what the sidecar says of it holds as long as no other file lies in
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -68,24 +67,24 @@ def drop_downloads(objects: Iterable[Fetched], config: PreprocessConfig) -> None
 
 def known_content(config: PreprocessConfig, objects: list[SourceObject], sidecar: dict[str, Any]) -> list[SourceObject]:
     """A shard's objects with what their files hold now: from its sidecar as long as the stamps there hold, else read."""
-    found = [item if item.content_sha256 else _recorded(config, item, sidecar) for item in objects]
+    root = Path(config.input or "")  # made once: of ten million objects it would be minutes
+    found = [item if item.content_sha256 else _recorded(root, config.rehash, item, sidecar) for item in objects]
     unread = [item for item, content in zip(objects, found, strict=True) if content is None]
     if unread:
-        root = Path(config.input)
         with ThreadPoolExecutor(READERS) as readers:
             read = dict(zip(unread, readers.map(lambda item: _with(item, read_content(root, item.path)), unread), strict=True))
         found = [content or read[item] for item, content in zip(objects, found, strict=True)]
     return found
 
 
-def _recorded(config: PreprocessConfig, item: SourceObject, sidecar: dict[str, Any]) -> SourceObject | None:
+def _recorded(root: Path, rehash: bool, item: SourceObject, sidecar: dict[str, Any]) -> SourceObject | None:
     """An object with the content that its sidecar knows; None if that may have changed."""
     stamps = sidecar.get("files", {}).get(item.id, [])
-    gone = item.source == "objaverse" and not (Path(config.input) / item.path).exists()
-    if not gone and (config.rehash or not is_unchanged(Path(config.input), stamps)):
+    gone = item.source == "objaverse" and not (root / item.path).exists()
+    if not gone and (rehash or not is_unchanged(root, stamps)):
         return None
     return _with(item, Content(sha256=sidecar["content"][item.id], size=stamped_size(stamps)))
 
 
 def _with(item: SourceObject, content: Content) -> SourceObject:
-    return dataclasses.replace(item, content_sha256=content.sha256, size=content.size)
+    return SourceObject(**vars(item) | {"content_sha256": content.sha256, "size": content.size})  # a third of replace's time

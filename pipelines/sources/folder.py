@@ -61,12 +61,13 @@ def _check_text(root: Path, name: str) -> None:
 def _manifest_rows(manifest: Path) -> Iterator[Row]:
     try:
         with open(manifest, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
+            rows = filter(None, csv.reader(file))  # a DictReader takes twice as long
+            columns = next(rows, [])
             if "path" not in columns:
                 raise UsageError(f"{manifest} has no column 'path'; it has {', '.join(columns) or 'none'}")
-            for number, row in enumerate(reader, start=2):
-                if not row["path"]:
+            for number, values in enumerate(rows, start=2):
+                row = dict(zip(columns, values, strict=False))  # a short row lacks its last columns
+                if not row.get("path"):
                     raise UsageError(f"{manifest} line {number} has an empty path")
                 yield row
     except (UnicodeDecodeError, csv.Error) as error:

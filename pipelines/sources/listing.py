@@ -32,6 +32,7 @@ class Listing:
     def __init__(self, config: PreprocessConfig) -> None:
         self.config = config
         self.ids = read_ids(Path(config.ids)) if config.ids else None
+        self.wanted_categories, self.wanted_licenses = config.wanted_categories, config.wanted_licenses
         self.captions = Captions(Path(config.captions)) if config.captions else None
         self.listed = 0
         self.categories: Counter[str] = Counter()
@@ -75,12 +76,14 @@ class Listing:
 
     def _reason(self, item: SourceObject) -> str | None:
         """Why an object is left out."""
-        wanted = self.config.wanted_categories
-        self.categories[item.category] += bool(wanted)  # else a source of one category an object would fill the memory
-        if wanted and item.category not in wanted:
-            return "category"
+        if self.wanted_categories:  # else a source of one category an object would fill the memory
+            self.categories[item.category] += 1
+            if item.category not in self.wanted_categories:
+                return "category"
+        if not self.wanted_licenses:  # as above
+            return None
         self.licenses[item.license] += 1
-        return None if licenses.allowed(item.license, self.config.wanted_licenses) else f"licence {item.license or 'none'}"
+        return None if licenses.allowed(item.license, self.wanted_licenses) else f"licence {item.license or 'none'}"
 
     def _captioned(self, item: SourceObject) -> SourceObject:
         caption = self.captions.of(item.id) if self.captions else None
@@ -89,8 +92,8 @@ class Listing:
     def _check(self) -> None:
         if self.ids is not None and not self.listed:
             raise UsageError(f"--ids {self.config.ids}: none of its {len(self.ids)} ids is in the source")
-        self._check_names("--categories", self.config.wanted_categories, self.categories, "category")
-        unknown = licenses.unknown(self.config.wanted_licenses, self.licenses)
+        self._check_names("--categories", self.wanted_categories, self.categories, "category")
+        unknown = licenses.unknown(self.wanted_licenses, self.licenses)
         self._check_names("--licenses", unknown, self.licenses, "licence")
         if self.listed and self.left_out.total() == self.listed:
             raise UsageError(f"nothing to convert: {self.lines()[0]}")

@@ -7,7 +7,6 @@ files would take days: whoever converts a file hashes it (`pipelines.sources.con
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -38,15 +37,6 @@ class SourceObject:
         """The columns of a row that are known before conversion."""
         return {name: value for name, value in vars(self).items() if name != "size"} | {"tags": list(self.tags)}
 
-    def to_json(self) -> str:
-        """Canonical JSON, which `from_json` reads back."""
-        return canonical_json(vars(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> SourceObject:
-        """The inverse of `to_json`."""
-        return cls.of(json.loads(text))
-
     @classmethod
     def of(cls, values: dict[str, Any]) -> SourceObject:
         """From what JSON can carry."""
@@ -55,5 +45,4 @@ class SourceObject:
 
 def inputs_hash(objects: Iterable[SourceObject]) -> str:
     """sha256 over the sorted objects of a shard: ids, sizes, content hashes and what their rows say about them."""
-    rows = ",".join(item.to_json() for item in sorted(objects, key=lambda item: item.id))
-    return hashlib.sha256(f"[{rows}]".encode()).hexdigest()
+    return hashlib.sha256(canonical_json([vars(item) for item in sorted(objects, key=lambda item: item.id)]).encode()).hexdigest()

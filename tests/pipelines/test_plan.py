@@ -178,6 +178,14 @@ def test_names_tags_and_captions_reach_the_row(tmp_path: Path, manifest: Path) -
     assert listing.lines() == ["captions of cap3d.csv for 2 objects; 4 rows of it are not `id,caption` and were left out"]
 
 
+def test_a_manifest_may_have_short_long_and_empty_lines(tmp_path: Path, manifest: Path) -> None:
+    manifest.write_text('\ufeffpath,id,name\n\na.off\n"b,1.off",b,"two\nlines",too much\n,c\n', encoding="utf-8")
+    found = Listing(config(tmp_path))._source()
+    assert [(item.id, item.path, item.name) for item in (next(found), next(found))] == [("a.off", "a.off", ""), ("b", "b,1.off", "two\nlines")]
+    with pytest.raises(UsageError, match="manifest.csv line 4 has an empty path"):
+        next(found)
+
+
 def test_another_caption_makes_its_shard_stale(tmp_path: Path, manifest: Path) -> None:
     make(config(tmp_path))
     (tmp_path / "cap.csv").write_text("b,a chair\n")

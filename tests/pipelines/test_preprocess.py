@@ -359,8 +359,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
 def chosen(ids: list[str], limit: int) -> list[str]:
     store = PlanStore()
     store.add(SourceObject(id=name, source="dir") for name in ids)
-    store.limit(limit)
-    store.group(1)
+    store.limit(limit, "here")
+    store.group(1, "here")
     return [item.id for item in store.objects(0)]
 
 

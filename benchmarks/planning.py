@@ -1,0 +1,181 @@
+"""Preprocessing's plan at scale: CPU seconds and peak memory of planning 10^5 to 10^7 objects, and of starting again on 100,000 finished shards.
+
+    python benchmarks/planning.py --output planning.json
+    python benchmarks/planning.py --objects 10000000 --shards 0 --folder /scratch     (14 GB of disk there; removed at the end)
+
+Each case has a process of its own: peak memory is what that process held beyond its imports, seconds are process time. The manifest is written and read
+as a stream; its meshes do not exist, which a plan does not ask. Finished shards are fabricated: sidecars as `write_shard` makes them for objects
+whose files are missing, beside a few bytes in place of each Parquet; the start compares every object with them as it would at any time.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks import machine  # noqa: E402
+from g3pt import records  # noqa: E402
+
+CATEGORIES = ("chair", "table", "lamp", "car", "plant", "tool", "house", "animal")
+LICENCES = ("CC0-1.0", "CC-BY-4.0", "MIT")
+PARQUET = b"PAR1"  # in place of a shard: a plan looks at its size
+SHOWN = {"plan": "plan", "done": "start: all done", "one stale": "start: one shard stale", "dataset.json": "dataset.json"}
+
+
+# ------------------------------------------------------------------------------------------------------- what is there
+
+
+def write_manifest(folder: Path, num_objects: int) -> int:
+    """manifest.csv of made-up objects, written as a stream; its bytes."""
+    with open(folder / "manifest.csv", "w", encoding="utf-8") as file:
+        file.write("id,path,license,author,source_url,name,category\n")
+        for number in range(num_objects):
+            name = hashlib.md5(number.to_bytes(8, "big")).hexdigest()  # as objaverse's ids look
+            author = f"author{number % 9973}"
+            file.write(f"{name},{name[:2]}/{name}.glb,{LICENCES[number % 3]},{author},https://example.org/{name},Object {number},{CATEGORIES[number % 8]}\n")
+    return (folder / "manifest.csv").stat().st_size
+
+
+def config_of(folder: Path, num_shards: int | None = None) -> Any:
+    """The flags of the command that is planned."""
+    from pipelines.preprocess_config import PreprocessConfig
+
+    return PreprocessConfig(source="dir", input=str(folder), output=str(folder / "data"), num_shards=num_shards)
+
+
+def fabricate(config: Any) -> None:
+    """Sidecars of every shard as if all had been converted, each beside a file of the size it names."""
+    from pipelines.preprocess_plan import make_plan
+    from pipelines.sources import Listing, inputs_hash
+    from pipelines.sources.fetch import fetched
+
+    folder, sha256 = Path(config.output), records.config_hash(config.settings)
+    folder.mkdir()
+    for task in make_plan(config, Listing(config)).tasks:
+        found = list(fetched(task.objects, config))
+        ids = [one.item.id for one in found]
+        sidecar = {
+            "schema_version": records.SCHEMA_VERSION, "config_sha256": sha256, "inputs_sha256": inputs_hash([one.item for one in found]),
+            "num_shards": task.num_shards, "rows": len(ids), "counts": {"ok": len(ids)}, "splits": dict(Counter(map(records.split_of, ids))),
+            "failures": {}, "content": dict.fromkeys(ids, "0" * 64), "seconds": dict.fromkeys(ids, 0.4), "view_seconds": 0.0,
+            "files": {name: [[f"{name[:2]}/{name}.glb", -1, 0]] for name in ids}, "bytes": len(PARQUET), "sha256": "0" * 64,
+        }  # fmt: skip
+        sidecar["inputs_sha256"] = inputs_hash(known(config, found, sidecar))
+        (folder / f"{records.shard_name(task.index)}.json").write_text(json.dumps(sidecar, indent=1))
+        (folder / f"{records.shard_name(task.index)}.parquet").write_bytes(PARQUET)
+
+
+def known(config: Any, found: list[Any], sidecar: dict[str, Any]) -> list[Any]:
+    """The objects with the content that the sidecar names, as the next start will know them."""
+    from pipelines.sources.fetch import known_content
+
+    return known_content(config, [one.item for one in found], sidecar)
+
+
+# -------------------------------------------------------------------------------------------------------- in the child
+
+
+def run_case(case: dict[str, Any]) -> dict[str, Any]:
+    """One case: its cost and what came out."""
+    from g3pt import datasets
+    from pipelines.preprocess_plan import make_plan
+    from pipelines.sources import Listing
+
+    config = config_of(Path(case["folder"]), case["num_shards"])
+    with machine.cost() as planning:
+        plan = make_plan(config, Listing(config))
+    found = {**asdict(planning), "num_shards": plan.num_shards, "stale": len(plan.tasks), "current": len(plan.current.shards)}
+    if case["what"] == "done":
+        with machine.cost() as writing:
+            datasets.write_dataset(Path(config.output), config.record, config.settings, plan.num_shards, plan.current)
+        found["dataset_json"] = asdict(writing)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- in the parent
+
+
+def child(**case: Any) -> dict[str, Any]:
+    """`run_case` in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, "--case", json.dumps(case, default=str)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{case} failed: {done.stderr.strip()[-500:]}")
+    return {**case, **json.loads(done.stdout.splitlines()[-1])}
+
+
+@contextmanager
+def scratch(folder: Path | None) -> Iterator[Path]:
+    """A folder that goes at the end."""
+    place = Path(tempfile.mkdtemp(prefix="planning-", dir=folder))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place)
+
+
+def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Plans of new datasets, then starts on one that is finished."""
+    rows = []
+    for num_objects in flags.objects:
+        with scratch(flags.folder) as folder:
+            num_bytes = write_manifest(folder, num_objects)
+            rows.append(child(what="plan", folder=folder, objects=num_objects, num_shards=None) | {"manifest_bytes": num_bytes})
+            print(line(rows[-1]), flush=True)
+    if flags.shards:
+        with scratch(flags.folder) as folder:
+            num_objects = flags.shards * flags.per_shard
+            write_manifest(folder, num_objects)
+            fabricate(config_of(folder, flags.shards))
+            rows.append(child(what="done", folder=folder, objects=num_objects, num_shards=flags.shards))
+            rows.append({**rows[-1], **rows[-1]["dataset_json"], "what": "dataset.json"})
+            print(line(rows[-2]), line(rows[-1]), sep="\n", flush=True)
+            sidecar = next((folder / "data").glob("shard-*.json"))
+            sidecar.write_text(sidecar.read_text().replace('"inputs_sha256": "', '"inputs_sha256": "x'))
+            rows.append(child(what="one stale", folder=folder, objects=num_objects, num_shards=flags.shards))
+            print(line(rows[-1]), flush=True)
+    return rows
+
+
+HEAD = "| case | objects | shards | stale | CPU s | peak MB |\n|---|---|---|---|---|---|"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    return f"| {SHOWN[row['what']]} | {row['objects']:,d} | {row['num_shards']:,d} | {row['stale']:,d} | {row['seconds']:.1f} | {row['peak_mb']:.0f} |"
+
+
+def main() -> None:
+    """Measure, print a Markdown table row by row, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objects", type=lambda text: [int(part) for part in text.split(",") if part], default=[100_000, 1_000_000], help="sizes of new datasets to plan")
+    parser.add_argument("--shards", type=int, default=100_000, help="finished shards to start on; 0 for none")
+    parser.add_argument("--per-shard", type=int, default=10, help="objects of a finished shard (mean)")
+    parser.add_argument("--folder", type=Path, help="where to work; default the system's folder for temporary files")
+    parser.add_argument("--output", type=Path, default=Path("planning.json"))
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    if flags.case:
+        print(json.dumps(run_case(json.loads(flags.case))))
+        return
+    print(HEAD, flush=True)
+    report = {"machine": machine.about("pyarrow", "numpy"), "rows": measure(flags)}
+    report["machine"]["load_average_after"] = os.getloadavg()
+    flags.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"result: {flags.output}")
+
+
+if __name__ == "__main__":
+    main()
