@@ -139,6 +139,28 @@ def test_loss_weighs_scales_as_stated():
     assert logs["ce"].item() == pytest.approx(entropy_BS.mean().item())
 
 
+def test_each_token_has_the_embedding_of_its_level_and_of_its_position():
+    car = tiny_g3pt(image_encoder="none").car
+    aligned_BTA = torch.zeros(1, 17, 16)
+    with torch.no_grad():
+        before_SD = car.embed(aligned_BTA, 1, 0, 4)[0]
+        car.levels[2] += 1
+        assert torch.nonzero((car.embed(aligned_BTA, 1, 0, 4)[0] - before_SD).abs().amax(-1) > 0.5).flatten().tolist() == list(range(4, 10))
+        car.levels[2] -= 1
+        car.positions[5] += 1
+        assert torch.nonzero((car.embed(aligned_BTA, 1, 0, 4)[0] - before_SD).abs().amax(-1) > 0.5).flatten().tolist() == [5]
+        assert torch.equal(car.embed(aligned_BTA[:, :6], 1, 2, 3)[0], car.embed(aligned_BTA, 1, 0, 4)[0, 4:10]), "a scale alone is embedded as in the whole"
+
+
+def test_the_condition_modulates_what_without_it_is_a_plain_pre_norm_block():
+    block, x_BND, condition_BD = Block(16, 2), torch.randn(2, 5, 16), torch.randn(2, 16)
+    with torch.no_grad():
+        assert not torch.allclose(block(x_BND, condition_BD), block(x_BND, condition_BD.flip(0)))
+        nn.init.zeros_(block.modulation.weight), nn.init.zeros_(block.modulation.bias)
+        hidden_BND = x_BND + block.attention(F.layer_norm(x_BND, (16,)))
+        torch.testing.assert_close(block(x_BND, condition_BD), hidden_BND + block.mlp(F.layer_norm(hidden_BND, (16,))))
+
+
 def test_query_key_scale_is_capped():
     block = Block(16, 2)
     with torch.no_grad():
