@@ -1,0 +1,197 @@
+"""What each choice in the generator is worth on small data: head, disturbed inputs, loss weights, shortened captions, guidance.
+
+    python benchmarks/generator.py --data DATASET --tokenizer RUN --output FOLDER --rows default,bits,bit_flip.1 [--steps 600]
+    python benchmarks/generator.py --output FOLDER          # the table of what is there
+    python benchmarks/generator.py --list                   # the rows and what they change
+
+Each row is a CAR of one preset, text only, with the changes listed in ROWS, trained on the same codes of the same tokenizer in the same order
+for the same number of steps. Figures:
+  nats     cross-entropy of a test object's codes given its caption, summed over its tokens
+  family   share of samples whose nearest training object is of the prompted family, with Wilson's 95 % interval; half of the captions are absent
+           from training. Nearest: by IoU of occupancies at fixed points in the box, both decoded by the tokenizer from codes (no meshes: cheap)
+  short    the same for prompts with attributes left out (`g3pt.captions.shorten`), one in four with none left
+  Chamfer  median distance of the first samples' surfaces, at 32 cells, to that nearest object's stored surface
+Samples are drawn under each of GUIDANCE with the same seeds. CPU seconds are those of this process, one thread. A row that is done is skipped.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from g3pt import metrics, reading
+from g3pt.captions import shorten
+from g3pt.config import car_preset
+from g3pt.datasets import open_dataset
+from g3pt.decoding import decode_meshes
+from g3pt.geometry.surface import sample_surface
+from g3pt.sampling import SampleConfig
+from g3pt.shapes import caption_family
+from g3pt.training import fit
+from pipelines.evaluate_car import choose_prompts
+from pipelines.stage_car import CARStage
+from pipelines.tokens import encode_dataset, load_codes, tokens_kind
+from pipelines.training_jobs import car_spec
+
+ROWS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "joint": {"head": "joint"},
+    "bits": {"head": "bits"},
+    "drop_phrases.5": {"drop_phrases": 0.5},
+    "bit_flip.1": {"bit_flip": 0.1},
+    "bit_flip.3": {"bit_flip": 0.3},
+    "code_noise.1": {"code_noise": 0.1},
+    "progressive.5": {"progressive_share": 0.5},
+    "power0": {"scale_loss_power": 0.0},
+    "power1": {"scale_loss_power": 1.0},
+}
+GUIDANCE = {
+    "ramp 2": SampleConfig(),
+    "constant 2": SampleConfig(cfg_schedule="constant"),
+    "constant 1": SampleConfig(cfg=1.0, cfg_schedule="constant"),
+}
+SHORT = ("ramp 2", "constant 2")  # guidance of shortened prompts
+NUM_POINTS = 1024  # at which occupancies are compared
+NUM_MESHES = 32  # samples whose surface is compared
+JUDGES: dict[str, Any] = {}  # made once a process
+
+
+class Judge:
+    """The training objects as the tokenizer decodes them, to find each sample's nearest one."""
+
+    def __init__(self, stage: CARStage, data: str, tokenizer: str) -> None:
+        self.tokenizer, codes = stage.model.tokenizer, load_codes(open_dataset(data), tokens_kind(tokenizer))
+        self.train = reading.load_arrays(data, "train", ("id", "caption", "category", "eval_surface"))
+        self.held = reading.load_arrays(data, "test", ("id", "caption", "category"))
+        self.points_Q3 = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(NUM_POINTS) * 1.9 - 0.95
+        self.inside_NQ = self.occupancies(torch.from_numpy(np.stack([codes[i] for i in self.train["id"]]).astype(np.int64)))
+        held_BS = torch.from_numpy(np.stack([codes[i] for i in self.held["id"]]).astype(np.int64))
+        self.ceiling = float(np.mean([self.train["category"][k] == c for k, c in zip(self.nearest(held_BS), self.held["category"], strict=True)]))
+
+    @torch.inference_mode()
+    def occupancies(self, codes_BS: Tensor) -> Tensor:
+        """Occupancies (B, Q) at the fixed points, as 0.0 and 1.0."""
+        parts = [self.tokenizer.occupancy_logits(self.tokenizer.decode_latents(part), self.points_Q3.expand(len(part), -1, -1)) for part in codes_BS.split(16)]
+        return (torch.cat(parts) > 0).float()
+
+    def nearest(self, codes_BS: Tensor) -> list[int]:
+        """Index of the training object with the largest IoU, for each row."""
+        inside_BQ = self.occupancies(codes_BS)
+        common_BN = inside_BQ @ self.inside_NQ.T
+        union_BN = inside_BQ.sum(1)[:, None] + self.inside_NQ.sum(1) - common_BN
+        return (common_BN / union_BN.clamp_min(1)).argmax(1).tolist()
+
+    def family(self, codes_BS: Tensor, families: list[str]) -> dict[str, Any]:
+        """Share of rows of the right family, with its interval."""
+        right = [self.train["category"][k] == family for k, family in zip(self.nearest(codes_BS), families, strict=True)]
+        return {"share": float(np.mean(right)), "interval": list(metrics.wilson_interval(sum(right), len(right)))}
+
+    def chamfer(self, codes_BS: Tensor) -> float | None:
+        """Median distance of the first rows' surfaces to their nearest object; None where none has a surface."""
+        meshes = decode_meshes(self.tokenizer, self.tokenizer.decode_latents(codes_BS[:NUM_MESHES]), 32, 16)
+        found = []
+        for mesh, k in zip(meshes, self.nearest(codes_BS[:NUM_MESHES]), strict=True):
+            if len(mesh.faces):
+                cloud = sample_surface(mesh.vertices, mesh.faces, 2048, np.random.default_rng(0))[:, :3]
+                found.append(metrics.chamfer(cloud, self.train["eval_surface"][k][:2048, :3].astype(np.float64)))
+        return float(np.median(found)) if found else None
+
+
+def short_prompts(prompts: list[str]) -> list[str]:
+    """Each prompt with attributes left out; every fourth with all of them left out."""
+    found = []
+    for k, text in enumerate(prompts):
+        short = shorten(text, np.random.default_rng([0, k]) if k % 4 else None)
+        found.append(short if short != text else shorten(text, None))
+    return found
+
+
+def run_row(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
+    """Train and measure one row; a dict of figures."""
+    model, train = car_preset(flags.preset)
+    model = dataclasses.replace(model, image_encoder="none", **ROWS[name])
+    train = dataclasses.replace(train, steps=flags.steps, seed=seed, log_every=50, eval_every=flags.steps)
+    started, records = time.process_time(), []
+    stage = CARStage(car_spec(flags.data, flags.tokenizer, flags.preset, model, train))
+    fit(model=stage.model, batches=stage.batches, config=stage.train_config, report=lambda record: records.append(record) or print(f"{name} {record['step']} {record['ce']:.4f}", flush=True))
+    test = stage.final(stage.model)
+    row = {"row": name, "seed": seed, "steps": flags.steps, "changes": ROWS[name], "train_seconds": time.process_time() - started}
+    row |= {"ce": [record["ce"] for record in records], "nats_by_scale": [test[f"test_ce_scale_{k}"] for k in range(1, len(stage.model.scales) + 1)]}
+    row["nats"] = sum(t * ce for t, ce in zip(stage.model.scales, row["nats_by_scale"], strict=True))
+    row["nats_unconditional"] = test["test_ce_unconditional"] * sum(stage.model.scales)
+    return row | judged(stage, flags)
+
+
+def judged(stage: CARStage, flags: argparse.Namespace) -> dict[str, Any]:
+    """Samples of the trained model and what they are."""
+    started, judge = time.process_time(), JUDGES.get(flags.tokenizer) or Judge(stage, flags.data, flags.tokenizer)
+    JUDGES[flags.tokenizer] = judge
+    prompts = choose_prompts(judge.train, judge.held, flags.samples, 0)
+    texts, families = [prompt["text"] for prompt in prompts], [prompt["family"] for prompt in prompts]
+    assert families == [caption_family(text) for text in short_prompts(texts)]
+    row: dict[str, Any] = {"ceiling": judge.ceiling, "family": {}, "short": {}, "samples": len(texts)}
+    stage.model.eval()
+    for name, settings in GUIDANCE.items():
+        for kind, asked in (("family", texts), ("short", short_prompts(texts)))[: 1 + (name in SHORT)]:
+            codes_BS = stage.model.sample_codes(asked, [None] * len(asked), range(len(asked)), settings, batch=32)
+            row[kind][name] = judge.family(codes_BS, families)
+            if kind == "family" and name == "ramp 2":
+                row["chamfer"] = judge.chamfer(codes_BS)
+    return row | {"judge_seconds": time.process_time() - started}
+
+
+def table(folder: Path) -> str:
+    """Markdown of all rows found."""
+    rows = [json.loads(path.read_text()) for path in folder.glob("*-s*.json")]
+    rows.sort(key=lambda row: (list(ROWS).index(row["row"]), row["steps"], row["seed"]))
+    names = ["row", "steps", "seed", "CPU s", "nats", "by scale", *(f"family, {name}" for name in GUIDANCE), *(f"short, {name}" for name in SHORT), "Chamfer"]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return "\n".join(lines + ["| " + " | ".join(cells(row)) + " |" for row in rows])
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    found = [*row["family"].values(), *row["short"].values()]
+    shares = [f"{one['share']:.3f} ({one['interval'][0]:.2f} to {one['interval'][1]:.2f})" for one in found]
+    by_scale = " ".join(f"{ce:.2f}" for ce in row["nats_by_scale"])
+    return [row["row"], str(row["steps"]), str(row["seed"]), f"{row['train_seconds']:.0f}", f"{row['nats']:.0f}", by_scale, *shares, "" if row["chamfer"] is None else f"{row['chamfer']:.4f}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="dataset of jobs/preprocess.py")
+    parser.add_argument("--tokenizer", help="run or export of a tokenizer; one folder of results for each")
+    parser.add_argument("--output", type=Path, default=Path("out/generator"))
+    parser.add_argument("--rows", default="", help="comma-separated names of ROWS")
+    parser.add_argument("--seeds", default="0", help="comma-separated")
+    parser.add_argument("--preset", default="nano")
+    parser.add_argument("--steps", type=int, default=600, help="optimiser steps")
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--list", action="store_true")
+    flags = parser.parse_args()
+    if flags.list:
+        print("\n".join(f"{name:15} {changes}" for name, changes in ROWS.items()))
+        return
+    torch.set_num_threads(1)
+    flags.output.mkdir(parents=True, exist_ok=True)
+    if flags.rows:
+        encode_dataset(flags.data, flags.tokenizer, use_ray=False)
+    for name in filter(None, flags.rows.split(",")):
+        for seed in map(int, flags.seeds.split(",")):
+            path = flags.output / f"{name}-{flags.steps}-s{seed}.json"
+            if not path.exists():
+                path.write_text(json.dumps(run_row(name, seed, flags), indent=1))
+                print(table(flags.output).splitlines()[0], f"| {' | '.join(cells(json.loads(path.read_text())))} |", sep="\n", flush=True)
+    print(table(flags.output))
+
+
+if __name__ == "__main__":
+    main()
