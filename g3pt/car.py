@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from g3pt.batches import rand_rows
 from g3pt.checkpoint import Pretrained
-from g3pt.conditions import NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, TextEncoder
+from g3pt.conditions import NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, StoredEncoder, TextEncoder
 from g3pt.config import CARConfig, CVQConfig, from_dict
 from g3pt.correction import corrected
 from g3pt.decoding import decode_mesh
@@ -44,14 +44,16 @@ class G3PT(nn.Module, Pretrained):
     kind = "car"
     config_class = CARConfig
 
-    def __init__(self, config: CARConfig, tokenizer: CVQ, small: dict[str, Any] | None = None) -> None:
+    def __init__(self, config: CARConfig, tokenizer: CVQ, small: dict[str, Any] | None = None, stored: dict[str, StoredEncoder] | None = None) -> None:
+        """`stored` stands for the pretrained encoders text, image or both, where batches bring their features."""
         super().__init__()
         self.small = small or {"text": SMALL_TEXT, "image": SMALL_IMAGE}
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         self.frozen: dict[str, nn.Module] = {}
-        text = TextEncoder(config.text_encoder, config.text_revision, self.small["text"])
-        image = None
-        if config.image_encoder != NONE:
+        stored = stored or {}
+        text = stored.get("text") or TextEncoder(config.text_encoder, config.text_revision, self.small["text"])
+        image = stored.get("image")
+        if config.image_encoder != NONE and image is None:
             image = ImageEncoder(config.image_encoder, config.image_revision, config.image_size, self.small["image"])
         self.config = dataclasses.replace(config, text_revision=text.revision, image_revision=image and image.revision)
         for name, encoder in (("text", text), ("image", image)):
@@ -114,7 +116,8 @@ class G3PT(nn.Module, Pretrained):
     def forward(self, batch: dict[str, Tensor], step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss and cross-entropies, in nats a token.
 
-        `batch`: codes_BS; text_BM, text_mask_BM, has_text_B; images_B3HW, has_image_B (if the model reads images);
+        `batch`: codes_BS; text_BM, text_mask_BM, has_text_B; images_B3HW, has_image_B (if the model reads images), or the
+        encoders' outputs text_BC, image_BMC in any precision instead of their inputs;
         aligned_BTA, if computed before. While training, present conditions are dropped at random.
         """
         aligned_BTA, codes_BS = self._teacher(batch)
@@ -142,12 +145,12 @@ class G3PT(nn.Module, Pretrained):
         """Encoded conditions, with the null embeddings where one is absent or dropped. Everything is always computed,
         so that every trained tensor has a gradient at every step, whatever was dropped."""
         keep_text_B = self._keep(batch, "has_text_B", self.config.drop_text)
-        text_BC = self.text(batch["text_BM"], batch["text_mask_BM"])
+        text_BC = batch["text_BC"].float() if "text_BC" in batch else self.text(batch["text_BM"], batch["text_mask_BM"])
         text_BC = torch.where(keep_text_B[:, None], text_BC, self.car.null_text.to(text_BC.dtype))
         if self.image is None:
             return text_BC, None
         keep_image_B = self._keep(batch, "has_image_B", self.config.drop_image)
-        image_BMC = self.image(batch["images_B3HW"])
+        image_BMC = batch["image_BMC"].float() if "image_BMC" in batch else self.image(batch["images_B3HW"])
         return text_BC, torch.where(keep_image_B[:, None, None], image_BMC, self.car.null_image.to(image_BMC.dtype))
 
     def _keep(self, batch: dict[str, Tensor], present: str, drop: float) -> Tensor:

@@ -12,7 +12,9 @@ Shapes: B batch, M condition tokens (bytes of a text, patches of an image), C wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,9 +98,11 @@ class TextEncoder(nn.Module):
             self.model = CLIPTextModel(CLIPTextConfig(**(small or SMALL_TEXT)))
             _freeze_key_biases(self.model)
         else:
-            self.tokenizer = HubTokenizer(name, revision)
-            self.model = CLIPTextModel.from_pretrained(name, revision=revision, use_safetensors=True).requires_grad_(False).eval()
-        self.revision = getattr(self.model.config, "_commit_hash", None) or revision
+            revision = commit_of(name, revision)
+            with from_hub(name):
+                self.tokenizer = HubTokenizer(name, revision)
+                self.model = CLIPTextModel.from_pretrained(name, revision=revision, use_safetensors=True).requires_grad_(False).eval()
+        self.revision = revision
 
     @property
     def width(self) -> int:
@@ -126,10 +130,12 @@ class ImageEncoder(nn.Module):
             self.model = Dinov2Model(Dinov2Config(image_size=size, **(small or SMALL_IMAGE)))
             _freeze_key_biases(self.model)
         else:
-            self.model = AutoModel.from_pretrained(name, revision=revision, use_safetensors=True).requires_grad_(False).eval()
+            revision = commit_of(name, revision)
+            with from_hub(name):
+                self.model = AutoModel.from_pretrained(name, revision=revision, use_safetensors=True).requires_grad_(False).eval()
             if not isinstance(self.model, Dinov2Model):
                 raise ValueError(f"image encoder {name!r} is a {type(self.model).__name__}, not a Dinov2Model")
-        self.revision = getattr(self.model.config, "_commit_hash", None) or revision
+        self.revision = revision
         if size % self.model.config.patch_size:
             raise ValueError(f"image_size {size} is not a multiple of the encoder's patch, {self.model.config.patch_size}")
 
@@ -147,6 +153,52 @@ class ImageEncoder(nn.Module):
         """Normalised pixels to tokens (B, M, C)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained_here):
             return self.model(pixel_values=images_B3HW).last_hidden_state
+
+
+class StoredEncoder(nn.Module):
+    """A pretrained encoder of which a model only knows the shape, as what it gives is stored (`g3pt.features`): no weights."""
+
+    trained_here = False
+
+    def __init__(self, name: str, revision: str | None, width: int, num_tokens: int = 1) -> None:
+        super().__init__()
+        self.name, self.revision, self.width, self.num_tokens = name, revision, width, num_tokens
+
+    def forward(self, *_: Tensor) -> Tensor:
+        """Refused: there is nothing to compute with."""
+        raise RuntimeError(f"{self.name}: only its stored features are at hand; load the export to give prompts")
+
+
+class MissingEncoder(ValueError):
+    """A pretrained encoder is neither here nor to be had; one line that says what to do."""
+
+
+@contextlib.contextmanager
+def from_hub(name: str) -> Iterator[None]:
+    """Load an encoder inside: drawn numbers stay as they were, and what a hub that does not answer raises becomes a MissingEncoder."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        from huggingface_hub import constants
+
+        said = " ".join(str(error).split("\n")[0].split()).rstrip(" .")
+        raise MissingEncoder(
+            f"encoder {name} is neither in the Hugging Face cache {constants.HF_HUB_CACHE} nor to be had from the hub ({said}); "
+            f"remedy: `hf download {name}` where there is a network, and HF_HOME set to a cache that every node reads"
+        ) from error
+
+
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The commit that a hub id's revision (None: main) stands for now, from the hub or its cache; None for a folder."""
+    if Path(name).is_dir():
+        return None
+    from transformers.utils import cached_file
+
+    with from_hub(name):
+        return Path(cached_file(name, "config.json", revision=revision)).parent.name  # CACHE/models--OWNER--NAME/snapshots/COMMIT
 
 
 def _freeze_key_biases(model: nn.Module) -> None:

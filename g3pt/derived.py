@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from g3pt.datasets import DatasetInfo, parquet_bytes
 from g3pt.records import shard_name
-from g3pt.storage import Location, location, open_parquet, write_atomic
+from g3pt.storage import Location, location, open_parquet, write_atomic, written_whole
 
 
 def derived_path(dataset: str | Location | DatasetInfo, kind: str, index: int) -> Location:
@@ -27,9 +28,24 @@ def write_derived(dataset: DatasetInfo, kind: str, index: int, table: pa.Table) 
         raise ValueError(f"a derived table needs an id column, got {table.column_names}")
     path = derived_path(dataset, kind, index)
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {**(table.schema.metadata or {}), b"g3pt.source_sha256": dataset.shards[index].encode("ascii")}
+    metadata = {**(table.schema.metadata or {}), **_made_from(dataset, index)}
     write_atomic(path, parquet_bytes(table.replace_schema_metadata(metadata)))
     return path
+
+
+def write_derived_groups(dataset: DatasetInfo, kind: str, index: int, schema: pa.Schema, groups: Iterable[pa.Table]) -> Location:
+    """The same of a table that need not fit memory, a row group at a time; `schema` with its metadata is kept."""
+    path = derived_path(dataset, kind, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    schema = schema.with_metadata({**(schema.metadata or {}), **_made_from(dataset, index)})
+    with written_whole(path) as name, pq.ParquetWriter(name, schema, compression="zstd", use_dictionary=False, write_statistics=False) as file:
+        for table in groups:
+            file.write_table(table.replace_schema_metadata(schema.metadata))
+    return path
+
+
+def _made_from(dataset: DatasetInfo, index: int) -> dict[bytes, bytes]:
+    return {b"g3pt.source_sha256": dataset.shards[index].encode("ascii")}
 
 
 def derived_is_current(dataset: DatasetInfo, kind: str, index: int) -> bool:

@@ -17,6 +17,7 @@ import errno
 import functools
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -223,8 +224,28 @@ def write_atomic(path: Location, data: bytes) -> None:
         raise
 
 
+@contextlib.contextmanager
+def written_whole(path: Location) -> Iterator[Path]:
+    """A local name to write at, piece by piece: what is there at the block's end becomes `path`, whole or not at all."""
+    if isinstance(path, RemotePath):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+            path.write_bytes((Path(folder) / path.name).read_bytes())
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
 def remove_temporaries(folder: Location) -> None:
-    """Remove what `write_atomic` left in a local folder when it was killed; a bucket drops unfinished uploads by its own rules."""
+    """Remove what was left in a local folder by a writer that was killed; a bucket drops unfinished uploads by its own rules."""
     if isinstance(folder, Path):
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)

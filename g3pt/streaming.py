@@ -83,11 +83,12 @@ def training_objects(
     selection: Selection = ALL,
     *,
     joined: Joined | None = None,
+    sized_by: Sequence[str] | None = None,
     in_memory_bytes: int = IN_MEMORY_BYTES,
     group_bytes: int = GROUP_BYTES,
 ) -> dict[str, Any] | ShardedObjects:
-    """The train split: as arrays if it fits, else as shards to stream. Which of the two follows from the dataset alone."""
-    row_bytes = object_bytes(dataset, columns) + (joined.num_bytes if joined else 0)
+    """The train split: as arrays if it fits, else as shards to stream. Which of the two follows from the dataset alone, by the size of the columns `sized_by`."""
+    row_bytes = object_bytes(dataset, columns if sized_by is None else sized_by) + (joined.num_bytes if joined else 0)
     if dataset.splits.get("train", 0) * row_bytes <= in_memory_bytes:
         arrays = reading.load_arrays(dataset, "train", columns, selection=selection)
         return joined.join(arrays, sorted(dataset.shards)) if joined else arrays

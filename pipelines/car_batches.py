@@ -1,6 +1,6 @@
 """The generator's batches: codes, captions and views of objects, in memory or streamed shard by shard.
 
-An object is a row with `id`, `codes`, `caption` and `views`. Order, and which view an object shows, follow from (seed, sample number) alone
+An object is a row with `id`, `codes`, `caption` and `views`; where an encoder's features are stored (`g3pt.features`), with `text` and `num_views` instead. Order, and which view an object shows, follow from (seed, sample number) alone
 (`g3pt.batches`; `g3pt.streaming` where the train split is larger than its IN_MEMORY_BYTES): a batch that begins anywhere is the same batch.
 
 In memory, what teacher forcing feeds the transformer and the prepared views are kept between epochs, within CACHE_BYTES each.
@@ -21,6 +21,7 @@ from g3pt.captions import shorten
 from g3pt.car import G3PT
 from g3pt.config import TrainConfig
 from g3pt.datasets import DatasetInfo
+from g3pt.features import StoredFeatures
 from g3pt.pictures import prepare_image
 from g3pt.selection import Selection
 from g3pt.streaming import Joined, ShardedObjects, training_objects
@@ -32,18 +33,22 @@ Row = dict[str, Any]
 Shortened = Sequence[np.random.Generator | None]  # None for a caption that stays whole
 
 
-def columns(info: DatasetInfo) -> list[str]:
-    """What is read of an object, beside its codes."""
-    return ["id", "caption"] + ["views"] * bool(info.config.num_views)
+def columns(info: DatasetInfo, stored: StoredFeatures | None = None) -> list[str]:
+    """What is read of an object, beside its codes and stored features."""
+    return ["id", "caption"] + ["views"] * (info.config.num_views > 0 and not (stored and "image" in stored.kinds))
 
 
-def joined_codes(info: DatasetInfo, kind: str, num_tokens: int) -> Joined:
-    """The derived codes as one more column, uint16 (N, S)."""
+def joined_codes(info: DatasetInfo, kind: str, num_tokens: int, stored: StoredFeatures | None = None) -> Joined:
+    """The derived codes as one more column, uint16 (N, S), and what is stored of the conditions.
 
-    def join(arrays: dict[str, Any], shards: Sequence[int] | None = None) -> dict[str, Any]:
+    Features do not count for the size: a run is streamed or not, in the same order, whether they are stored or computed.
+    """
+
+    def join(arrays: dict[str, Any], shards: Sequence[int]) -> dict[str, Any]:
         codes = tokens.load_codes(info, kind, shards) if arrays["id"] else {}
         found = [codes[name] for name in arrays["id"]]
-        return arrays | {"codes": np.stack(found) if found else np.zeros((0, num_tokens), np.uint16)}
+        conditions = stored.columns(arrays["id"], shards) if stored else {}
+        return arrays | {"codes": np.stack(found) if found else np.zeros((0, num_tokens), np.uint16)} | conditions
 
     return Joined(num_bytes=2 * num_tokens, join=join)
 
@@ -51,9 +56,11 @@ def joined_codes(info: DatasetInfo, kind: str, num_tokens: int) -> Joined:
 class Collate:
     """Rows to the batches that `G3PT.forward` reads."""
 
-    def __init__(self, model: G3PT) -> None:
-        self.text_tokenizer, self.image_size = model.text.tokenizer, model.config.image_size
-        self.reads_images = model.image is not None
+    def __init__(self, model: G3PT, stored: StoredFeatures | None = None) -> None:
+        self.stored = stored.again() if stored else None
+        kinds = stored.kinds if stored else {}
+        self.text_tokenizer = None if "text" in kinds else model.text.tokenizer
+        self.image_size, self.reads_images, self.stored_images = model.config.image_size, model.image is not None, "image" in kinds
 
     def __call__(
         self, rows: Sequence[Row], choices: Sequence[int], shortened: Shortened | None = None, images: Sequence[Tensor] | None = None
@@ -62,38 +69,43 @@ class Collate:
         texts = [row["caption"] or "" for row in rows]
         if shortened is not None:
             texts = [text if random is None else shorten(text, random) for text, random in zip(texts, shortened, strict=True)]
-        ids_BM, mask_BM = self.text_tokenizer(texts, cut=True)
         batch = {
             "codes_BS": torch.from_numpy(np.stack([row["codes"] for row in rows]).astype(np.int64)),
-            "text_BM": ids_BM,
-            "text_mask_BM": mask_BM,
             "has_text_B": torch.tensor([bool(text) for text in texts]),
         }
+        if self.text_tokenizer is None:
+            batch["text_BC"] = torch.from_numpy(np.stack([row["text"] for row in rows]))
+        else:
+            batch["text_BM"], batch["text_mask_BM"] = self.text_tokenizer(texts, cut=True)
         if self.reads_images:
-            batch["images_B3HW"] = torch.stack(images or [self.image(row, choice) for row, choice in zip(rows, choices, strict=True)])
-            batch["has_image_B"] = torch.tensor([len(_views(row)) > 0 for row in rows])
+            name = "image_BMC" if self.stored_images else "images_B3HW"
+            batch[name] = torch.stack(images or [self.image(row, choice) for row, choice in zip(rows, choices, strict=True)])
+            batch["has_image_B"] = torch.tensor([num_views(row) > 0 for row in rows])
         return batch
 
     def image(self, row: Row, choice: int) -> Tensor:
-        """The chosen view as the encoder reads it, zeros for an object without views."""
-        views = _views(row)
+        """The chosen view as the encoder reads it, or what the encoder made of it; zeros for an object without views."""
+        if self.stored_images:
+            return torch.from_numpy(self.stored.image(row["id"], choice % max(1, num_views(row))))
+        views = row.get("views") or ()
         if not len(views):
             return torch.zeros(3, self.image_size, self.image_size)
         return prepare_image(views[choice % len(views)], self.image_size)
 
 
-def _views(row: Row) -> Sequence[bytes]:
-    return row.get("views") or ()
+def num_views(row: Row) -> int:
+    """How many views an object has."""
+    return int(row["num_views"]) if "num_views" in row else len(row.get("views") or ())
 
 
 class ConditionedCodes:
     """One split in memory; `arrays` has `id`, `caption`, `codes` and, if there are any, `views`."""
 
-    def __init__(self, model: G3PT, arrays: dict[str, Any]) -> None:
-        self.arrays, self.collate = arrays, Collate(model)
+    def __init__(self, model: G3PT, arrays: dict[str, Any], stored: StoredFeatures | None = None) -> None:
+        self.arrays, self.collate = arrays, Collate(model, stored)
         self.aligned_NTA = self._aligned(model)
         self._prepared: dict[tuple[int, int], Tensor] = {}
-        self._max_prepared = CACHE_BYTES // (12 * model.config.image_size**2)
+        self._max_prepared = 0 if self.collate.stored_images else CACHE_BYTES // (12 * model.config.image_size**2)
 
     def __len__(self) -> int:
         return len(self.arrays["caption"])
@@ -120,7 +132,7 @@ class ConditionedCodes:
         return batch
 
     def _image(self, index: int, row: Row, choice: int) -> Tensor:
-        key = (index, choice % max(1, len(_views(row))))
+        key = (index, choice % max(1, num_views(row)))
         if key not in self._prepared and len(self._prepared) < self._max_prepared:
             self._prepared[key] = self.collate.image(row, choice)
         return self._prepared[key] if key in self._prepared else self.collate.image(row, choice)
@@ -129,11 +141,22 @@ class ConditionedCodes:
 class TrainBatches:
     """The train split's batches of one worker, from any sample on."""
 
-    def __init__(self, model: G3PT, info: DatasetInfo, kind: str, train: TrainConfig, selection: Selection, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        model: G3PT,
+        info: DatasetInfo,
+        kind: str,
+        train: TrainConfig,
+        selection: Selection,
+        rank: int = 0,
+        world_size: int = 1,
+        stored: StoredFeatures | None = None,
+    ) -> None:
         self.train, self.rank, self.world_size, self.drop_phrases = train, rank, world_size, model.config.drop_phrases
-        objects = training_objects(info, columns(info), selection, joined=joined_codes(info, kind, sum(model.scales)))
-        self.objects = objects if isinstance(objects, ShardedObjects) else ConditionedCodes(model, objects)
-        self.collate = Collate(model)
+        codes = joined_codes(info, kind, sum(model.scales), stored)
+        objects = training_objects(info, columns(info, stored), selection, joined=codes, sized_by=columns(info))
+        self.objects = objects if isinstance(objects, ShardedObjects) else ConditionedCodes(model, objects, stored)
+        self.collate = Collate(model, stored)
 
     def __len__(self) -> int:
         return len(self.objects)

@@ -224,7 +224,7 @@ def describe_derived(place: Place, inputs: Inputs) -> Item:
     shards = {f"{shard_name(int(index))}.parquet": str(sha256) for index, sha256 in read_object(dataset / "dataset.json")["shards"].items()}
     common |= {"done": len(there & shards.keys()), "total": len(shards)}
     known = inputs.tokenizers()
-    if known and not any(sha256.startswith(hash8) for sha256 in known):
+    if known and place.path.name.startswith("tokens-") and not any(sha256.startswith(hash8) for sha256 in known):
         return Item(**common | {"next": None}, state="stale", reason="no tokenizer here has this export any more: nothing reads it")
     seen, older = older_shards(place.path, {name: shards[name] for name in sorted(there & shards.keys())}, inputs.verify)
     notes = (f"{seen} of {len(there)} shards compared: --verify compares all",) if seen < len(there & shards.keys()) else ()

@@ -9,7 +9,7 @@ every EVERY_S seconds at most, and at the end; without colour, carriage return o
 
 The prefix `progress ` and these keys are stable; keys that are not known are left out. No value holds a space.
 
-    stage       annotations (of --source objaverse), preprocess, train, tokens, generate, evaluate
+    stage       annotations (of --source objaverse), preprocess, train, tokens, features, generate, evaluate
     state       running; at the end done, or stopped (failed or interrupted)
     run         training run, or part of an evaluation
     done total  whole numbers of `unit`; what an earlier start of the command finished counts as done in training only

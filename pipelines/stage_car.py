@@ -19,6 +19,7 @@ from g3pt.car import G3PT
 from g3pt.checkpoint import export_hash
 from g3pt.conditions import NONE, SMALL
 from g3pt.config import CARConfig, TrainConfig, from_dict
+from g3pt.features import StoredFeatures
 from g3pt.records import shard_index
 from g3pt.selection import Selection
 from g3pt.tokenizer import CVQ
@@ -34,18 +35,23 @@ TEST_OBJECTS = 4096  # and test objects at the end: the first by id, as many as 
 
 
 class CARStage:
-    """CAR over one dataset and one tokenizer; see `pipelines.stages.Stage`. `spec.config` has model, train, dataset, tokenizer."""
+    """CAR over one dataset and one tokenizer; see `pipelines.stages.Stage`. `spec.config` has model, train, dataset, tokenizer.
+
+    `spec.paths` may have `text_features` and `image_features`, derived tables that stand for the pretrained encoders.
+    """
 
     def __init__(self, spec: RunSpec, rank: int = 0, world_size: int = 1) -> None:
         self.spec = spec
         self.train_config: TrainConfig = from_dict(TrainConfig, spec.config["train"])
         self.info = datasets.open_dataset(spec.paths["data"])
         config = self._model_config()
+        kinds = {condition: spec.paths[f"{condition}_features"] for condition in ("text", "image") if f"{condition}_features" in spec.paths}
+        self.stored = StoredFeatures(self.info, kinds) if kinds else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train_config.seed)
-            self.model = G3PT(config, CVQ.from_pretrained(spec.paths["tokenizer"]))
+            self.model = G3PT(config, CVQ.from_pretrained(spec.paths["tokenizer"]), stored=self.stored.encoders() if self.stored else None)
         self.kind, self.selection = tokens.tokens_kind(spec.paths["tokenizer"]), Selection.of(spec.config)
-        self.train = TrainBatches(self.model, self.info, self.kind, self.train_config, self.selection, rank, world_size)
+        self.train = TrainBatches(self.model, self.info, self.kind, self.train_config, self.selection, rank, world_size, self.stored)
         self._splits: dict[str, ConditionedCodes] = {}
         if not len(self.train):
             raise ValueError(f"{spec.paths['data']}: its train split has no object with status ok and an allowed licence")
@@ -64,10 +70,10 @@ class CARStage:
     def _split(self, split: str, limit: int) -> ConditionedCodes:
         """The first objects of a split that is not trained on."""
         if split not in self._splits:
-            arrays = reading.load_arrays(self.info, split, car_batches.columns(self.info), selection=self.selection, limit=limit)
+            arrays = reading.load_arrays(self.info, split, car_batches.columns(self.info, self.stored), selection=self.selection, limit=limit)
             shards = sorted({shard_index(name, self.info.num_shards) for name in arrays["id"]})
-            codes = car_batches.joined_codes(self.info, self.kind, sum(self.model.scales))
-            self._splits[split] = ConditionedCodes(self.model, codes.join(arrays, shards))
+            codes = car_batches.joined_codes(self.info, self.kind, sum(self.model.scales), self.stored)
+            self._splits[split] = ConditionedCodes(self.model, codes.join(arrays, shards), self.stored)
         return self._splits[split]
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Codes of a whole dataset, written once by a frozen tokenizer: `DATASET/derived/tokens-<export hash>/shard-*.parquet`.
 
-Each shard is one task of a Ray Data pool of actors that hold the tokenizer; a shard that is there and was made from its
-source as it stands is skipped, so the same call resumes. The work itself, `encode_shard`, is a plain function.
+Each shard is one task of a Ray Data pool of actors that hold the tokenizer (`pipelines.derive`). The work itself, `encode_shard`, is a plain function.
 
 Ours: objects are encoded in batches of one fixed size (the last one filled up), from the first stored points, so that codes
 depend on neither worker count nor neighbours.
@@ -10,9 +9,7 @@ Shapes: B batch, P surface points, S tokens of all scales.
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +20,9 @@ from g3pt import datasets, derived, reading, records
 from g3pt.checkpoint import export_hash, read_export_config
 from g3pt.config import CVQConfig, from_dict
 from g3pt.datasets import DatasetInfo
+from pipelines.derive import Pool, ShardWorker, derive
 from pipelines.errors import bad_input
-from pipelines.failures import doing, on_disk
-from pipelines.progress import Progress
+from pipelines.failures import doing
 
 ENCODE_BATCH = 16
 READS = ("num_encode_points", "num_sharp_points")  # of an object, when it is encoded
@@ -49,33 +46,9 @@ def encode_dataset(
             raise ValueError(f"{tokenizer}: not a tokenizer")
         kind = tokens_kind(tokenizer)
         check_points(info, from_dict(CVQConfig, read_export_config(tokenizer)["model"]))
-    todo = [index for index in sorted(info.shards) if not derived.derived_is_current(info, kind, index)]
-    before = len(info.shards) - len(todo)
-    print(f"tokens: {len(info.shards)} shards, {before} encoded before, {len(todo)} to do", file=sys.stderr)
-    if todo:
-        with on_disk(lambda: _encoded_shards(info, kind)), Progress("tokens", sum(_num_ok(info, index) for index in todo), "objects") as progress:
-            done = 0
-            for count in _encoded(info, tokenizer, todo, num_workers, ray_address, device) if use_ray else _encoded_here(info, tokenizer, todo):
-                done += count
-                progress.show(done)
+    pool = Pool(num_workers=num_workers, ray_address=ray_address, device=device, use_ray=use_ray)
+    derive(info, [kind], ShardEncoder, (str(info.path), str(Path(tokenizer).resolve())), "tokens", pool)
     return kind
-
-
-def _encoded_shards(info: DatasetInfo, kind: str) -> str:
-    """What a stopped command leaves."""
-    done = sum(derived.derived_is_current(info, kind, index) for index in info.shards)
-    return f"{done} of {len(info.shards)} shards are encoded ({info.path / 'derived' / kind})"
-
-
-def _num_ok(info: DatasetInfo, index: int) -> int:
-    """Objects of a shard that have codes, from its sidecar."""
-    return json.loads((info.path / f"{records.shard_name(index)}.json").read_text())["counts"].get("ok", 0)
-
-
-def _encoded_here(info: DatasetInfo, tokenizer: str | Path, todo: list[int]) -> Iterator[int]:
-    """Objects of each shard, encoded in this process."""
-    encoder = ShardEncoder(str(info.path), str(tokenizer))
-    yield from map(encoder.encode, todo)
 
 
 def check_points(info: DatasetInfo, config: CVQConfig, *, names: Sequence[str] = READS, reader: str = "the tokenizer") -> None:
@@ -86,29 +59,8 @@ def check_points(info: DatasetInfo, config: CVQConfig, *, names: Sequence[str] =
             raise ValueError(f"{reader} reads {name} = {getattr(config, name)}, dataset {info.path} stores {stored} per object")
 
 
-def _encoded(info: DatasetInfo, tokenizer: str | Path, todo: list[int], num_workers: int, ray_address: str | None, device: str) -> Iterator[int]:
-    """Objects of each shard, encoded on Ray, as they are done."""
-    import ray
-
-    from pipelines import cluster
-
-    cluster.connect(ray_address)
-    request, room = cluster.actor_resources(device)
-    workers = max(1, min(room if "num_gpus" in request else num_workers, len(todo)))
-    # One block each from the start: tasks that split them would wait for ever for a CPU that an actor holds.
-    shards = ray.data.from_items([{"shard": index} for index in todo], override_num_blocks=len(todo))
-    done = shards.map_batches(
-        ShardEncoder,
-        fn_constructor_args=(str(info.path), str(Path(tokenizer).resolve())),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        **request,
-    )
-    yield from (int(row["objects"]) for row in done.iter_rows())
-
-
-class ShardEncoder:
-    """A tokenizer held by one worker; called with a batch of shard numbers it writes their derived tables."""
+class ShardEncoder(ShardWorker):
+    """A tokenizer held by one worker."""
 
     def __init__(self, data: str, tokenizer: str) -> None:
         import torch
@@ -119,10 +71,6 @@ class ShardEncoder:
         torch.set_num_threads(1)
         self.info, self.kind = datasets.open_dataset(data), tokens_kind(tokenizer)
         self.model = CVQ.from_pretrained(tokenizer).to(cluster.torch_device())
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Ray Data's interface: {'shard': (n,)} -> {'shard', 'objects'}."""
-        return {"shard": batch["shard"], "objects": np.array([self.encode(int(i)) for i in batch["shard"]])}
 
     def encode(self, index: int) -> int:
         """Write one shard's codes; the number of objects in it."""

@@ -64,6 +64,8 @@ class TrainCVQFlags(TrainFlags):
 class TrainCARFlags(WithTokenizer, TrainFlags):
     """Train the generator CAR on a tokenizer's codes; encodes the dataset first where that was not done yet."""
 
+    features: Literal["live", "stored"] = "live"
+    """of pretrained encoders: computed in each step, or once for all (DATASET/derived)"""
 
 
 def train_cvq(flags: TrainCVQFlags) -> str | None:
@@ -93,6 +95,7 @@ def _train(stage: str, flags: TrainFlags, preset: Callable[..., Any], count: Cal
     train.check_output(flags.output)
     spec = named_by_micro_batch(make_spec(flags.preset, model, config, chosen(flags)), flags)
     if stage == "car":
+        spec = with_features(spec, flags)
         encode(spec, flags.num_workers, flags.ray_address, flags.device)
     speed = train.Speed(parallel=flags.parallel, micro_batch=flags.micro_batch, num_to_keep=flags.num_to_keep)
     workers = {"num_workers": flags.num_workers, "ray_address": flags.ray_address, "device": flags.device}
@@ -120,6 +123,7 @@ def car_spec(data: str, tokenizer: str, preset: str, model: Any, train: Any, sel
         if kind != "cvq":
             raise ValueError(f"{tokenizer}: holds a {kind!r} model; --tokenizer takes a finished CVQ run")
         upstream = export_hash(tokenizer)
+        model = pinned(model)
     return _spec("car", preset, model, train, info, selection, tokenizer={"path": absolute(tokenizer), "hash": upstream})
 
 
@@ -128,6 +132,31 @@ def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, devi
     from pipelines.tokens import encode_dataset
 
     encode_dataset(spec.paths["data"], spec.paths["tokenizer"], num_workers=max(1, num_workers), ray_address=ray_address, device=device)
+
+
+def pinned(model: Any) -> Any:
+    """The configuration with the commits of its pretrained encoders: a hub's main branch may move while a run rests."""
+    from g3pt.conditions import NONE, SMALL, commit_of
+
+    commits = {}
+    for condition in ("text", "image"):
+        name = getattr(model, f"{condition}_encoder")
+        if name not in (SMALL, NONE):
+            commits[f"{condition}_revision"] = commit_of(name, getattr(model, f"{condition}_revision"))
+    return dataclasses.replace(model, **commits)
+
+
+def with_features(spec: RunSpec, flags: TrainCARFlags) -> RunSpec:
+    """The same run, told where its conditions' features are stored if --features asks for that; made where they are missing."""
+    from g3pt.config import CARConfig, from_dict
+    from pipelines.derive import Pool
+    from pipelines.features import store_features
+
+    if flags.features == "live":
+        return spec
+    pool = Pool(num_workers=flags.num_workers, ray_address=flags.ray_address, device=flags.device)
+    kinds = store_features(spec.paths["data"], from_dict(CARConfig, spec.config["model"]), spec.preset, pool)
+    return dataclasses.replace(spec, paths=spec.paths | {f"{condition}_features": kind for condition, kind in kinds.items()})
 
 
 def open_data(data: str, selection: Selection = ALL) -> Any:
