@@ -32,7 +32,7 @@ from g3pt import records  # noqa: E402
 CATEGORIES = ("chair", "table", "lamp", "car", "plant", "tool", "house", "animal")
 LICENCES = ("CC0-1.0", "CC-BY-4.0", "MIT")
 PARQUET = b"PAR1"  # in place of a shard: a plan looks at its size
-SHOWN = {"plan": "plan", "done": "start: all done", "one stale": "start: one shard stale", "dataset.json": "dataset.json"}
+SHOWN = {"plan": "plan", "fingerprint": "fingerprint", "done": "start: all done", "one stale": "start: one shard stale", "dataset.json": "dataset.json"}
 
 
 # ------------------------------------------------------------------------------------------------------- what is there
@@ -43,10 +43,15 @@ def write_manifest(folder: Path, num_objects: int) -> int:
     with open(folder / "manifest.csv", "w", encoding="utf-8") as file:
         file.write("id,path,license,author,source_url,name,category\n")
         for number in range(num_objects):
-            name = hashlib.md5(number.to_bytes(8, "big")).hexdigest()  # as objaverse's ids look
+            name = id_of(number)
             author = f"author{number % 9973}"
             file.write(f"{name},{name[:2]}/{name}.glb,{LICENCES[number % 3]},{author},https://example.org/{name},Object {number},{CATEGORIES[number % 8]}\n")
     return (folder / "manifest.csv").stat().st_size
+
+
+def id_of(number: int) -> str:
+    """An id as Objaverse's look."""
+    return hashlib.md5(number.to_bytes(8, "big")).hexdigest()
 
 
 def config_of(folder: Path, num_shards: int | None = None) -> Any:
@@ -88,8 +93,25 @@ def known(config: Any, found: list[Any], sidecar: dict[str, Any]) -> list[Any]:
 # -------------------------------------------------------------------------------------------------------- in the child
 
 
+def sum_up(num_objects: int) -> dict[str, Any]:
+    """The fingerprint of a dataset of so many objects, from sidecars made on the way: what writing dataset.json takes beside its shards' names."""
+    from g3pt.tally import Tally
+    from pipelines.preprocess_plan import default_num_shards
+
+    num_shards = default_num_shards(num_objects)
+    with machine.cost() as summing:
+        tally = Tally()
+        for index in range(num_shards):
+            content = {id_of(number): "0" * 64 for number in range(index, num_objects, num_shards)}
+            tally.add(index, {"sha256": "0" * 64, "rows": len(content), "counts": {"ok": len(content)}, "failures": {}, "splits": {}, "content": content})
+        tally.fingerprint("0" * 64)
+    return {**asdict(summing), "num_shards": num_shards, "stale": 0}
+
+
 def run_case(case: dict[str, Any]) -> dict[str, Any]:
     """One case: its cost and what came out."""
+    if case["what"] == "fingerprint":
+        return sum_up(case["objects"])
     from g3pt import datasets
     from pipelines.preprocess_plan import make_plan
     from pipelines.sources import Listing
@@ -113,7 +135,7 @@ def child(**case: Any) -> dict[str, Any]:
     done = subprocess.run([sys.executable, __file__, "--case", json.dumps(case, default=str)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{case} failed: {done.stderr.strip()[-500:]}")
-    return {**case, **json.loads(done.stdout.splitlines()[-1])}
+    return {name: value for name, value in case.items() if name != "folder"} | json.loads(done.stdout.splitlines()[-1])
 
 
 @contextmanager
@@ -134,6 +156,8 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
             num_bytes = write_manifest(folder, num_objects)
             rows.append(child(what="plan", folder=folder, objects=num_objects, num_shards=None) | {"manifest_bytes": num_bytes})
             print(line(rows[-1]), flush=True)
+        rows.append(child(what="fingerprint", objects=num_objects))
+        print(line(rows[-1]), flush=True)
     if flags.shards:
         with scratch(flags.folder) as folder:
             num_objects = flags.shards * flags.per_shard

@@ -1,7 +1,7 @@
 """What a dataset holds, beside it: card.json (counts, histograms, the slowest, what is not ok), contact_sheet.png and its credits.
 
-How: one pass over the shards, one at a time, of the small columns alone; bins, the few largest and the chosen ids are all that is kept, so
-memory does not grow with the dataset. The pictured objects are the ok ones with the smallest sha256(id): the same whatever the order.
+How: one pass over the shards, one at a time, of the small columns alone; bins, counts of a bounded number of names, the few largest and the chosen
+ids are all that is kept, so memory does not grow with the dataset. The pictured objects are the ok ones with the smallest sha256(id): the same whatever the order.
 `pipelines.report` shows the card in the dataset's page, and preprocessing logs all of it to MLflow.
 """
 
@@ -11,7 +11,6 @@ import bisect
 import heapq
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from g3pt.datasets import DatasetInfo, open_dataset
 from g3pt.reading import read_rows
 from g3pt.records import id_hash, shard_index, shard_name
 from g3pt.storage import read_many, write_atomic
+from g3pt.summary import Names
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,7 +60,7 @@ class Summary:
     """What one pass over a dataset keeps."""
 
     def __init__(self) -> None:
-        self.named = {name: Counter[str]() for name in ("category", "license", "appearance")}
+        self.named = {name: Names() for name in ("category", "license", "appearance")}
         self.histograms = {name: Histogram(edges) for name, edges in EDGES.items()}
         self.pictured: list[tuple[int, dict[str, Any]]] = []  # a heap of (-sha256(id), row)
         self.slowest: list[tuple[float, str]] = []
@@ -73,7 +73,7 @@ class Summary:
             _keep(self.not_ok, (rank, row["id"], row["status"], row["error"]), SHOWN_NOT_OK)
             return
         for name, counter in self.named.items():
-            counter[row[name] or "not stated"] += 1
+            counter.add({row[name]: 1})
         for name in EDGES.keys() & row.keys():
             self.histograms[name].add(float(row[name]))
         if len(self.pictured) < SHOWN_OBJECTS or rank > self.pictured[0][0]:

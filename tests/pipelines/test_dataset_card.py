@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from g3pt import datasets, records
+from g3pt.summary import FURTHER_NAMES
 from pipelines import dataset_card
 from pipelines.dataset_card import CARD, SHEET, Histogram, write_card
 from pipelines.report import write_report
@@ -61,6 +62,13 @@ def test_only_so_many_objects_are_pictured_those_with_the_smallest_hash(folder: 
     card = json.loads((folder / CARD).read_text())
     names = [f"cup-{k}" for k in range(5)] + ["chair"]
     assert card["pictured"] == sorted(names, key=records.id_hash)[:2] and [item["id"] for item in card["slowest"]] == ["chair"]
+
+
+def test_a_category_an_object_does_not_fill_the_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("g3pt.summary.MOST_NAMES", 1)
+    write_card(folder)
+    card = json.loads((folder / CARD).read_text())
+    assert sum(card["category"].values()) == 6 and FURTHER_NAMES in card["category"] and card["num_names"]["category"] == 2
 
 
 def test_the_page_shows_the_card_of_this_very_dataset_with_its_text_escaped(folder: Path) -> None:
