@@ -107,7 +107,7 @@ class Contents:
         rows += [("licences", self.licences.line()), ("categories", self.categories.line())]
         rows += [("tensors", ", ".join(f"{name} {what}" for name, what in self.tensors.items()) or "none")]
         table = [" " * 14 + "".join(f"{share:>10}" for share in SHARES)]
-        table += [f"  {name:<12}" + "".join(f"{found.at(share):>10.4g}" for share in SHARES.values()) for name, found in self.spread.items() if found.count]
+        table += [f"  {name:<12}" + "".join(f"{shown(found.at(share)):>10}" for share in SHARES.values()) for name, found in self.spread.items() if found.count]
         return [line for row in rows for line in labelled(*row)] + (table if len(table) > 1 else [])
 
 
@@ -123,8 +123,14 @@ def counted(column: pa.ChunkedArray) -> dict[str, int]:
 
 
 def tensors_of(schema: pa.Schema) -> dict[str, str]:
-    """Tensor column -> `float16 (16384, 6)`."""
-    return {field.name: f"{field.type.value_type.to_pandas_dtype().__name__} {tuple(field.type.shape)}" for field in schema if isinstance(field.type, pa.FixedShapeTensorType)}
+    """Tensor column -> `float16[16384,6]`."""
+    tensors = [field for field in schema if isinstance(field.type, pa.FixedShapeTensorType)]
+    return {field.name: f"{field.type.value_type.to_pandas_dtype().__name__}[{','.join(map(str, field.type.shape))}]" for field in tensors}
+
+
+def shown(value: float) -> str:
+    """Three digits: bins know no more."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def plain(text: str) -> str:

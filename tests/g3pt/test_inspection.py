@@ -59,9 +59,9 @@ def test_a_summary_counts_what_is_there(folder: Path, capsys: pytest.CaptureFixt
     assert found["status"] == "ok 36, rejected 4" and found["not ok"] == "rejected/zero-extent 4"
     assert found["splits"] == ", ".join(f"{name} {count}" for name, count in info.splits.items()) + " (ok objects)"
     assert found["licences"] == "not stated 20, CC0-1.0 16" and sorted(found["categories"].split(", ")) == [f"kind {k} 12" for k in range(3)]
-    assert "surface float16 (64, 6)" in out
+    assert "surface float16[64,6]" in out
     faces = sorted(100 * (n + 1) for n in range(40) if n % 10 != 9)
-    least, *_, median, _, _, most = map(float, found["faces"].split())
+    least, *_, median, _, _, most = (float(value.replace(",", "")) for value in found["faces"].split())
     assert (least, most) == (faces[0], faces[-1]) and abs(median / faces[17] - 1) < 0.006
     assert found["seconds"].split() == ["0.25"] * 7 and found["volume"].split() == ["0.5"] * 7
 
