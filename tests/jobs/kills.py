@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
+IN_A_ROW = 5  # kills of children or workers without any progress between them
 
 
 def command(job: str, *more: str, **flags: object) -> list[str]:
@@ -159,18 +160,25 @@ def kill_often(args_for: Callable[[Path], Sequence[str]], root: Path, check: Cal
 
 
 def kill_below_often(
-    args_for: Callable[[Path], Sequence[str]], root: Path, check: Callable[[Path], None], kind: str, kills: int, pause_s: tuple[float, float]
-) -> None:
-    """Kill `kills` sandbox children or workers of a command, at random pauses; each start must come through, and `check` its folder."""
+    args_for: Callable[[Path], Sequence[str]], root: Path, check: Callable[[Path], None], kind: str, kills: int, pause_s: tuple[float, float],
+    progress: Callable[[Path], int],
+) -> None:  # fmt: skip
+    """Kill `kills` sandbox children or workers of a command, at random pauses; each start must come through, and `check` its folder.
+
+    After IN_A_ROW kills the next one waits until `progress(folder)` has grown: a command gives up where nothing comes up between kills
+    (sandbox.MAX_STARTS), and on a machine that is busy enough no pause is long enough for a child to start.
+    """
     rng, done, turn = random.Random(time.time_ns()), 0, 0
     while done < kills:
         folder = root / f"turn-{turn}"
         turn += 1
-        process = start(args_for(folder), folder)
+        process, reached, in_a_row = start(args_for(folder), folder), 0, 0
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=rng.uniform(*pause_s))
-            if process.poll() is None and done < kills:
-                done += kill_below(process, kind, rng)
+            if (now := progress(folder)) > reached:
+                reached, in_a_row = now, 0
+            if process.poll() is None and done < kills and in_a_row < IN_A_ROW and kill_below(process, kind, rng):
+                done, in_a_row = done + 1, in_a_row + 1
         assert process.returncode == 0, printed(folder)[1][-4000:]
         check(folder)

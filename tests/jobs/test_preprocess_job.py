@@ -115,7 +115,7 @@ def args(folder: Path) -> list[str]:
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", ["child", "worker"])
 def test_children_and_workers_killed_twenty_times_change_nothing(tmp_path: Path, whole: datasets.DatasetInfo, kind: str) -> None:
-    kills.kill_below_often(args, tmp_path, lambda folder: is_the_same(folder / "data", whole), kind, 20, (0.5, 4.0))
+    kills.kill_below_often(args, tmp_path, lambda folder: is_the_same(folder / "data", whole), kind, 20, (0.5, 4.0), lambda folder: len(finished(folder / "data")))
 
 
 @pytest.mark.soak
