@@ -11,6 +11,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from tests.empty_store import EmptyStore  # noqa: E402
+
 for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
     os.environ.pop(name, None)
 os.environ.update(
@@ -35,6 +37,14 @@ def one_torch_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmptyStore]:
+    """Stores of MLflow that this process opens, copied from one; commands in processes of their own make theirs, or are laid one."""
+    store = EmptyStore(tmp_path_factory.mktemp("mlflow"))
+    with store.copied():
+        yield store
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from pipelines.preprocess_plan import ShardTask
 from pipelines.sources import inputs_hash
 from pipelines.stage_cvq import CVQStage
 from pipelines.tracking import Tracking
+from tests.empty_store import EmptyStore
 from tests.g3pt.test_records import ok_row
 from tests.g3pt.test_records import write as write_rows
 from tests.g3pt.tiny import tiny_tokenizer
@@ -267,8 +268,11 @@ def test_preprocessing_resumes_in_a_bucket_and_removes_what_is_extra(
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_a_bucket_holds_the_bytes_of_an_uninterrupted_run(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_and_started_again_a_bucket_holds_the_bytes_of_an_uninterrupted_run(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: EmptyStore
+) -> None:
     """The command itself, on Ray, killed with SIGKILL at a random moment."""
+    empty_store.lay(tmp_path / "mlflow.db")
     flags = {"source": "shapes", "limit": 30, "num_shards": 10, **SMALL}
     target = location(bucket) / "data"
     args = kills.command("preprocess", output=target, **flags)

@@ -13,6 +13,7 @@ from pipelines.preprocess import preprocess
 from pipelines.preprocess_config import PreprocessConfig
 from pipelines.preprocess_shards import map_here
 from pipelines.tracking import Tracking
+from tests.empty_store import EmptyStore
 from tests.jobs import kills
 
 COUNTS = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
@@ -68,8 +69,11 @@ def is_the_same(target: Path, whole: datasets.DatasetInfo) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_and_killed_then_finished_equals_an_uninterrupted_run(tmp_path: Path, whole: datasets.DatasetInfo) -> None:
+def test_interrupted_and_killed_then_finished_equals_an_uninterrupted_run(
+    tmp_path: Path, whole: datasets.DatasetInfo, empty_store: EmptyStore
+) -> None:
     """Ctrl-C in the middle of the work; then kill -9 at random moments of a sandbox child, a Ray worker and the driver; then to the end."""
+    empty_store.lay(tmp_path / "mlflow.db")
     target, args = tmp_path / "data", kills.command("preprocess", output=tmp_path / "data", **SHAPES)
     said = kills.interrupt_when(args, tmp_path, lambda: len(finished(target)) >= 2)
     done = len(finished(target))

@@ -15,6 +15,7 @@ from pipelines.preprocess_config import PreprocessConfig
 from pipelines.preprocess_shards import map_here
 from pipelines.runs import Ledger, RunSpec
 from pipelines.tracking import Tracking
+from tests.empty_store import EmptyStore
 from tests.jobs import kills
 
 STEPS, BATCH = 60, 4
@@ -49,8 +50,9 @@ def is_the_same(run_dir: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(data: str, tmp_path: Path) -> None:
+def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(data: str, tmp_path: Path, empty_store: EmptyStore) -> None:
     """Ctrl-C once a checkpoint is there, kill -9 at a random moment after the next one, then to the end."""
+    empty_store.lay(tmp_path / "mlflow.db")
     number = random.Random(time.time_ns()).choice([signal.SIGINT, signal.SIGTERM])
     first = kills.interrupt_when(command(data, tmp_path), tmp_path, lambda: any(tmp_path.glob("runs/*/checkpoints/step-*.pt")), number)
     (run_dir,) = (tmp_path / "runs").iterdir()

@@ -60,18 +60,30 @@ def test_a_login_is_cut_from_what_is_printed(capsys: pytest.CaptureFixture[str])
     assert tracking.without_login("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
 
 
+IN_FORKS = """
+import os, sys
+import alembic.command, mlflow.store.tracking.sqlalchemy_store  # what a first store imports
+from pipelines.tracking import Tracking
+
+for number in range(4):
+    if os.fork() == 0:
+        print(Tracking(sys.argv[1]).open_run("g3pt/car", f"p{number}", {}), flush=True)
+        os._exit(0)
+for _ in range(4):
+    os.wait()
+"""
+
+
 @pytest.mark.slow
 def test_four_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
-    program = (
-        "import sys; from pipelines import tracking as t;"
-        f"print(t.Tracking({tracking.tracking_uri(tmp_path / 'runs')!r}).open_run('g3pt/car', 'p' + sys.argv[1], {{}}))"
-    )
+    """Forks of one that has imported MLflow and opened no store."""
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    processes = [subprocess.Popen([sys.executable, "-c", program, str(i)], env=env, stdout=subprocess.PIPE, text=True) for i in range(4)]
-    ids = {p.communicate(timeout=120)[0].strip() for p in processes}
-    client = Tracking(tracking.tracking_uri(tmp_path / "runs")).client
+    uri = tracking.tracking_uri(tmp_path / "runs")
+    done = subprocess.run([sys.executable, "-c", IN_FORKS, uri], env=env, capture_output=True, text=True, timeout=120)
+    ids = set(done.stdout.split())
+    client = Tracking(uri).client
     experiment = client.get_experiment_by_name("g3pt/car")
-    assert experiment.experiment_id != "0"
+    assert experiment is not None and experiment.experiment_id != "0", done.stderr[-2000:]
     assert {r.info.run_id for r in client.search_runs([experiment.experiment_id])} == ids
     assert len(ids) == 4
 
