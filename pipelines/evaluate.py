@@ -7,6 +7,7 @@ the pictured objects themselves in STEM.meshes (`pipelines.gallery`).
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,7 @@ class EvaluateFlags(DryRun, OnRay, OnData):
     num_image_samples: int = 64
     """generator: samples, each from the first view of another held-out object and no text; 0 for none"""
     seed: int = 0
-    """first seed of the samples; also seeds surface sampling and the shuffled codes"""
+    """first seed of the samples, of surface points and of shuffled codes"""
     resolution: int = 128
     """cells along the box of the extracted surface, a power of two"""
     coarse: int = 32
@@ -49,15 +50,19 @@ class EvaluateFlags(DryRun, OnRay, OnData):
     num_queries: int = 8192
     """tokenizer: stored query points of each kind used for IoU, at most"""
     num_detailed: int = 16
-    """tokenizer: objects also meshed by scale and unquantised; 0: none"""
+    """objects also meshed by scale (tokenizer) or rebuilt (generator)"""
+    num_compared: int = 200
+    """generator: samples and held-out objects compared as sets; 0: none"""
+    guidance_grid: str | None = None
+    """generator: 64 samples at each strength too, as 0,1,2,4; default none"""
     cfg: float | None = None
     """generator: strength of guidance; 0 is none; default the sampler's"""
     top_k: int | None = None
-    """generator: keep the K likeliest values of each code digit; 0 keeps all; default the sampler's"""
+    """generator: keep K values of each digit; 0: all; default the sampler's"""
     top_p: float | None = None
-    """generator: keep the likeliest values that together have this probability; default the sampler's"""
+    """generator: keep values of this joint probability; default the sampler's"""
     temperature: float | None = None
-    """generator: below 1 sharpens, above 1 flattens the choice; default the sampler's"""
+    """generator: below 1 sharpens, above 1 flattens; default the sampler's"""
     num_pictures: int = 12
     """objects in the contact sheet and in STEM.meshes beside the JSON, as many of the worst too; 0 for none"""
     num_workers: int = 0
@@ -74,6 +79,7 @@ class EvaluateFlags(DryRun, OnRay, OnData):
             ("num_image_samples", 0),
             ("num_queries", 8),
             ("num_detailed", 0),
+            ("num_compared", 0),
             ("num_pictures", 0),
             ("num_workers", 0),
         ):
@@ -85,6 +91,19 @@ class EvaluateFlags(DryRun, OnRay, OnData):
                 raise ValueError(f"--{name} must be a power of two, at least {least}, got {value}")
         if self.coarse > self.resolution:
             raise ValueError(f"--coarse must be at most --resolution {self.resolution}, got {self.coarse}")
+        if self.guidance_grid is not None:
+            strengths(self.guidance_grid)
+
+
+def strengths(text: str) -> list[float]:
+    """The numbers of a --guidance-grid, sorted, each once; ValueError unless they are finite and at least 0."""
+    try:
+        found = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or not all(0 <= value < math.inf for value in found):
+        raise ValueError(f"--guidance-grid must be numbers of at least 0 with commas between them, like 0,1,2,4, got {text!r}")
+    return found
 
 
 def evaluate(flags: EvaluateFlags) -> str | None:
@@ -126,6 +145,7 @@ def evaluate(flags: EvaluateFlags) -> str | None:
             "seconds": round(time.monotonic() - started, 1),
             "protocol": found["protocol"],
             "metrics": found["metrics"],
+            **({"seconds_per_object": found["seconds_per_object"]} if found.get("seconds_per_object") else {}),
             "objects": found["objects"],
             **({"image_objects": found["image_objects"]} if found.get("image_objects") else {}),
             "environment": environment(),
@@ -137,6 +157,7 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         pictures += [write_credits(picture, shown_in(picture, report["gallery"])) for picture in pictures if kind == "cvq"]
         write_report(output, report)
         print_table(found["table"])
+        print_protocol(found["protocol"])
         _describe(report, [output, *pictures], outcome)
     return str(output)
 
@@ -144,6 +165,7 @@ def evaluate(flags: EvaluateFlags) -> str | None:
 def _describe(report: dict[str, Any], files: list[Path], outcome: Outcome) -> None:
     """What MLflow shows of an evaluation."""
     outcome.metrics |= cards.intervals(report["metrics"]) | {"seconds": report["seconds"]}
+    outcome.metrics |= {f"seconds_{stage}": value for stage, value in cards.intervals(report.get("seconds_per_object", {})).items()}
     outcome.records += cards.by_scale(report["metrics"])
     outcome.artifacts += files
 
@@ -232,3 +254,9 @@ def print_table(rows: list[tuple[str, str]]) -> None:
     """Two columns, for people."""
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"  {name:<{width}}  {value}" for name, value in rows))
+
+
+def print_protocol(protocol: dict[str, Any]) -> None:
+    """How the numbers of the table were made, a line each; the dataset's settings stand in the JSON."""
+    print("how these numbers were made:")
+    print("\n".join(f"  {name.replace('_', ' ')}: {words}" for name, words in protocol.items() if not isinstance(words, dict)))

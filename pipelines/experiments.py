@@ -51,7 +51,7 @@ EXPERIMENTS = {
     ),
     "g3pt/evaluate": Experiment(
         "Tokenizers by what they reconstruct, generators by what they make from prompts. How each number is made stands in the JSON under `protocol`.",
-        ("iou_volume", "chamfer", "f_score_0.02", "family_accuracy", "family_accuracy_unseen", "family_chance"),
+        ("iou_volume", "chamfer", "f_score_0.02", "family_accuracy", "family_accuracy_unseen", "family_chance", "attribute_agreement", "valid_share"),
         ("model", "split", "resolution", "dataset"),
     ),
 }  # fmt: skip

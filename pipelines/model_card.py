@@ -23,7 +23,8 @@ SHOWN = {  # of an evaluation, in this order, where it has them
     "iou_volume": "volume IoU", "iou_near": "IoU near the surface", "chamfer": "Chamfer distance", "f_score_0.005": "F-score at 0.005",
     "f_score_0.01": "F-score at 0.01", "f_score_0.02": "F-score at 0.02", "normal_consistency": "normal consistency",
     "hausdorff_95": "Hausdorff distance, 95 %", "distinct_iou_volume": "volume IoU without near-duplicates", "distinct_chamfer": "Chamfer without near-duplicates",
-    "continuous_iou_volume": "volume IoU of the unquantised latents", "grid_iou_volume": "volume IoU of an occupancy grid of equal bits", "family_accuracy": "right family", "nearest_training_chamfer": "Chamfer to the nearest training object",
+    "continuous_iou_volume": "volume IoU of the unquantised latents", "grid_iou_volume": "volume IoU of an occupancy grid of equal bits", "family_accuracy": "right family",
+    "attribute_agreement": "attributes of the prompt found on the mesh", "valid_share": "watertight and in one body", "nearest_chamfer_median": "Chamfer to the nearest training object, median",
 }  # fmt: skip
 
 

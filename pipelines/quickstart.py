@@ -173,7 +173,7 @@ def _evaluate(demo: Demo, model: str, name: str) -> str | None:
     from pipelines.evaluate import EvaluateFlags, evaluate
 
     flags = EvaluateFlags(
-        model=model, data=demo.data, output=str(demo.root / name), resolution=RESOLUTION, coarse=RESOLUTION // 4, num_samples=demo.flags.num_samples, num_detailed=8, num_workers=2,
+        model=model, data=demo.data, output=str(demo.root / name), resolution=RESOLUTION, coarse=RESOLUTION // 4, num_samples=demo.flags.num_samples, num_detailed=8, num_compared=64, num_workers=2,
     )
     return evaluate(flags)
 
@@ -236,8 +236,15 @@ def metric_rows(tokenizer: dict[str, Any], generator: dict[str, Any]) -> list[tu
         ("generator: samples of the prompted family", f"{generator['family_accuracy']:.3f} ({low:.3f} to {high:.3f}), chance {generator['family_chance']:.3f}"),
         ("the same, prompts never trained on", f"{generator['family_accuracy_unseen']:.3f}"),
         *([("the same, given only a held-out picture", f"{generator['image_family_accuracy']:.3f}")] if generator.get("image_family_accuracy") is not None else []),
+        *([("attributes of the prompt found on the mesh", f"{_interval(generator, 'attribute_agreement')}, chance {generator['attribute_chance']:.3f}")] if generator.get("attribute_agreement") is not None else []),
+        ("samples watertight and in one body", _interval(generator, "valid_share")),
         ("nearest training object, median Chamfer", f"{generator['nearest_chamfer_median']:.4f}; test objects {generator['held_out_nearest_chamfer_median']:.4f}"),
     ]  # fmt: skip
+
+
+def _interval(found: dict[str, Any], name: str) -> str:
+    low, high = found[f"{name}_interval_95"]
+    return f"{found[name]:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _exponent(fit: dict[str, Any]) -> str:

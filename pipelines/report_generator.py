@@ -1,4 +1,4 @@
-"""The section about a generator's evaluation: samples beside text or picture, family accuracy with chance, distances, protocol."""
+"""The section about a generator's evaluation: samples beside text or picture, then the figures and their protocol."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from markupsafe import Markup
 
 from pipelines.gallery import folder_of
 from pipelines.report_evaluations import HINT, mesh_of, no_gallery, protocol, task
-from pipelines.report_html import Page, caption, card, cards, paragraph, side_by_side, table, text
+from pipelines.report_generator_figures import figures
+from pipelines.report_html import Page, caption, card, cards, paragraph, text
 from pipelines.report_machine import note_environment
 from pipelines.report_meshes import inside
 from pipelines.report_values import Source, read_json
@@ -28,6 +29,12 @@ def generator(page: Page, file: Path) -> None:
             "samples of the prompted family",
             Markup("chance {}").format(metrics.number("family_chance")),
         )
+    if metrics.get("attribute_agreement") is not None:
+        page.tile(
+            metrics.number("attribute_agreement"),
+            "attributes of the prompt on the mesh",
+            Markup("chance {}").format(metrics.number("attribute_chance")),
+        )
     entries = [source.at("gallery", k) for k in range(len(source.get("gallery", default=[])))]
     samples = [_sample(page, file, source, entry) for entry in entries if entry.get("object") is not None]
     pictured = [_pictured(page, file, source, entry) for entry in entries if entry.get("image_object") is not None]
@@ -39,7 +46,7 @@ def generator(page: Page, file: Path) -> None:
         body += [paragraph(words, "soft"), cards(pictured, "pairs")]
     if not entries:
         body.append(no_gallery())
-    body += [side_by_side(_accuracies(metrics), _distances(metrics)), protocol(source)]
+    body += [figures(source), protocol(source)]
     page.add(page.heading("Evaluation of the generator", file), *body)
 
 
@@ -50,7 +57,7 @@ def _sample(page: Page, file: Path, source: Source, entry: Source) -> Markup:
     words = str(scored.get("text") or "no prompt")
     seen = {True: "prompt never trained on", False: "prompt seen in training"}.get(scored.get("unseen"), "")
     told = Markup("seed {} · {}").format(scored.number("seed", spec="d"), seen)
-    return card(page.view(mesh, words, why_not=why_not), caption(words), told, _nearest(scored))
+    return card(page.view(mesh, words, why_not=why_not), caption(words), told, _nearest(scored), _missed(scored))
 
 
 def _pictured(page: Page, file: Path, source: Source, entry: Source) -> Markup:
@@ -76,65 +83,17 @@ def _picture(file: Path, entry: Source, words: str) -> Markup:
     return Markup('<img class="picture" src="{}" alt="{}">').format(address, words)
 
 
+def _missed(scored: Source) -> Markup:
+    """The attributes that the ruler does not find on the mesh, if the prompt states any."""
+    wanted, measured = scored.get("attributes") or {}, scored.get("measured") or {}
+    missed = [f"{slot} {value}" + (f" (found {measured[slot]})" if slot in measured else "") for slot, value in wanted.items() if measured.get(slot) != value]
+    if not wanted:
+        return Markup("")
+    return text("all attributes found" if not missed else f"not found: {', '.join(missed)}")
+
+
 def _nearest(scored: Source) -> Markup:
     if not scored.get("nearest"):
         return Markup("")
     name = text(scored.get("nearest_family") or scored.get("nearest"))
     return Markup("nearest in training: {}, Chamfer {}").format(name, scored.number("chamfer"))
-
-
-def _accuracies(metrics: Source) -> Markup:
-    parts = (("All texts", "family_{}", "num_labelled"), ("Seen in training", "family_{}_seen", "num_labelled_seen"),
-             ("Never trained on", "family_{}_unseen", "num_labelled_unseen"), ("A held-out picture, no text", "image_family_{}", "image_num_labelled"))  # fmt: skip
-    rows = []
-    for label, name, count in parts:
-        accuracy = name.format("accuracy")
-        if metrics.get(accuracy) is not None:
-            rows.append(
-                (
-                    label,
-                    metrics.number(accuracy),
-                    metrics.interval(f"{accuracy}_interval_95"),
-                    metrics.number(name.format("chance")),
-                    metrics.number(count, spec=",d"),
-                )
-            )
-    if metrics.get("held_out_nearest_family_accuracy") is not None:
-        rows.append(
-            (
-                "Held-out objects (a ceiling)",
-                metrics.number("held_out_nearest_family_accuracy"),
-                Markup(""),
-                Markup(""),
-                metrics.number("num_held_out", spec=",d"),
-            )
-        )
-    return (
-        table(
-            ("prompts", "share", "95 % interval", "chance", "samples"),
-            rows,
-            "Samples whose nearest training object is of the prompted family",
-        )
-        if rows
-        else Markup("")
-    )
-
-
-def _distances(metrics: Source) -> Markup:
-    rows = [
-        (
-            "Samples, median",
-            metrics.number("nearest_chamfer_median", spec=".4f"),
-            metrics.interval("nearest_chamfer_median_interval_95", spec=".4f"),
-        ),
-        ("Held-out objects, median", metrics.number("held_out_nearest_chamfer_median", spec=".4f"), Markup("")),
-        ("An exact copy would have", metrics.number("nearest_chamfer_of_a_copy", spec=".4f"), Markup("")),
-        (
-            "Samples / without a mesh",
-            Markup("{} / {}").format(
-                metrics.number("num_samples", spec=",d"), metrics.number("num_without_mesh", spec=",d")
-            ),
-            Markup(""),
-        ),
-    ]
-    return table(("", "value", "95 % interval"), rows, "Chamfer distance to the nearest training object")

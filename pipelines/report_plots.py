@@ -16,7 +16,7 @@ from markupsafe import Markup
 from pipelines.report_html import join
 
 COLOURS = ("#2f6db5", "#d55e00", "#3a9d6e", "#b0609c", "#8c6d1f", "#56b4e9", "#444b57")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 440, 270, 46, 10, 10, 38
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 440, 270, 54, 10, 10, 38
 MAX_POINTS = 300
 
 

@@ -10,8 +10,10 @@ import pytest
 
 from g3pt import datasets, decoding, metrics, reading, records, shapes
 from pipelines import evaluate_car, evaluate_cvq, near_duplicates, reconstruction_figures, tokens
+from pipelines import generator_figures as figures
 from pipelines.errors import UsageError
 from pipelines.evaluate import EvaluateFlags, evaluate
+from pipelines.generator_samples import mesh_figures
 from pipelines.reconstruct import SURFACE_NAMES
 from pipelines.reconstruction_figures import summarise
 
@@ -215,8 +217,15 @@ class _Oracle:
         for prompt, seed in zip(batch["prompts"], batch["seeds"], strict=True):
             family = FAMILIES[(FAMILIES.index(prompt["family"]) + self.turn) % 3]
             points = next(cloud for cloud, category in self.clouds if category == family)
-            samples.append({**prompt, "seed": seed, "status": "ok", "points": points, "mesh": None})
+            measured = prompt["attributes"] if self.turn == 0 else {}
+            samples.append({**_sample(prompt, seed, points), "measured": measured})
         return samples
+
+
+def _sample(prompt: dict[str, Any], seed: int, points: np.ndarray) -> dict[str, Any]:
+    """A whole object with these points, none of its attributes right."""
+    checks = {"num_faces": 12, "num_bodies": 1, "watertight": True, "sampling_floor": 0.06, "measured": {}}
+    return {**prompt, "seed": seed, "status": "ok", "points": points, "mesh": None, "seconds": {"codes": 0.1, "mesh": 0.2, "checks": 0.3}, **checks}
 
 
 @pytest.mark.parametrize("turn", [0, 1])
@@ -241,6 +250,15 @@ def test_copies_and_wrong_families_are_seen(
     assert (low > 3 / 4) if turn == 0 else (high < 1 / 4)
     assert found["nearest_chamfer_median"] == pytest.approx(found["nearest_chamfer_of_a_copy"], rel=0.2)
     assert found["nearest_chamfer_ratio"] < 0.75, "copies are nearer to training than held-out objects"
+    assert found["num_copies"] == 24 and found["held_out_copy_share"] < 0.5
+    assert found["attribute_agreement"] == found["all_attributes"] == (1.0 if turn == 0 else 0.0)
+    assert 0.2 < found["attribute_chance"] < 0.8 and found["attribute_agreement_seen"] == found["attribute_agreement_unseen"]
+    assert sum(part["num"] for part in found["by_attribute"].values()) == sum(len(o["attributes"]) for o in report["objects"])
+    assert found["num_compared"] == 6 and 0 < found["cov"] <= 1 and found["train_mmd"] > 0
+    assert found["valid_share"] == 1.0 and found["statuses"] == {"ok": 24} and found["num_faces"] == 12
+    assert report["seconds_per_object"]["mesh"] == pytest.approx(0.2)
+    for told in ("attributes", "validity", "copies", "sets_cov", "sets_one_nna", "seconds_per_object"):
+        assert report["protocol"][told]
     assert [o["seed"] for o in report["objects"]] == list(range(24))
     train = {row["caption"] for row in reading.read_rows(dataset, ["caption"], "train")}
     assert [o["text"] not in train for o in report["objects"]] == [o["unseen"] for o in report["objects"]]
@@ -287,7 +305,7 @@ class _Looker:
             family = FAMILIES[0]
             if prompt["text"] is None:
                 family = FAMILIES[Image.open(io.BytesIO(prompt["image"])).getpixel((5, 5))[0] - 100]
-            samples.append({**prompt, "seed": seed, "status": "ok", "points": self.clouds[family], "mesh": None})
+            samples.append(_sample(prompt, seed, self.clouds[family]))
         return samples
 
 
@@ -331,23 +349,96 @@ def test_an_untrained_generator_runs_and_repeats(dataset: Path, exports: dict[st
     assert found["num_samples"] == 8 and found["num_held_out"] == 6
     assert found["held_out_nearest_family_accuracy"] > 1 / 3
     assert reports[0]["protocol"]["seeds"] == [0, 7] and found["image_num_samples"] == 0, "this dataset has no views"
+    assert found["rebuilt_num_with_attributes"] == found["solid_num_with_attributes"] == 1, "--num-detailed 1"
+    assert found["solid_attribute_agreement"] == 1.0 and reports[0]["seconds_per_object"]["codes"] > 0
 
 
 def test_a_sample_without_a_mesh_counts_as_wrong() -> None:
-    sample = {
-        "text": "t",
-        "family": "chair",
-        "unseen": False,
-        "seed": 0,
-        "nearest": None,
-        "nearest_family": None,
-        "chamfer": None,
-        "status": "empty-field",
-    }
-    good = sample | {"status": "ok", "nearest_family": "chair", "chamfer": 0.1}
-    found = evaluate_car.summarise([sample, good, good], ["chair", "table"])
+    nothing: dict[str, Any] = {
+        "text": "t", "family": "chair", "unseen": False, "seed": 0, "nearest": None, "nearest_family": None, "chamfer": None, "copy": False,
+        "status": "empty-field", "num_faces": 0, "num_bodies": 0, "watertight": False, "attributes": {"size": "tall", "base": "four legs"}, "measured": {},
+    }  # fmt: skip
+    good = nothing | {"status": "ok", "nearest_family": "chair", "chamfer": 0.1, "num_faces": 8, "num_bodies": 1, "watertight": True, "measured": {"size": "tall", "base": "?"}}
+    split = good | {"num_bodies": 2}
+    train = {"category": ["chair", "table"], "caption": [caption for caption, (family, _) in shapes.all_captions().items() if family == "chair"]}
+    found = figures.summarise([nothing, good, split], train)
     assert found["family_accuracy"] == pytest.approx(2 / 3) and found["num_without_mesh"] == 1
     assert found["nearest_chamfer_median"] == 0.1 and found["family_accuracy_unseen"] is None
+    assert found["attribute_agreement"] == pytest.approx(1 / 3) and found["all_attributes"] == 0.0
+    assert found["by_attribute"]["size"]["agreement"] == pytest.approx(2 / 3) and found["by_attribute"]["base"]["agreement"] == 0.0
+    assert found["by_attribute"]["size"]["chance"] == pytest.approx(1 / 2) and found["by_attribute"]["base"]["chance"] == pytest.approx(1 / 3)
+    assert found["mesh_share"] == found["watertight_share"] == pytest.approx(2 / 3)
+    assert found["one_body_share"] == found["valid_share"] == pytest.approx(1 / 3), "two bodies are not one object"
+    assert found["statuses"] == {"empty-field": 1, "ok": 2} and found["num_faces"] == 8
+    low, high = found["valid_share_interval_95"]
+    assert 0 < low < 1 / 3 < high < 1
+
+
+def test_a_copy_is_as_near_as_two_samples_of_one_surface() -> None:
+    assert figures.is_copy(0.025, 0.02) and not figures.is_copy(0.04, 0.02)
+    assert not figures.is_copy(None, None)
+
+
+def test_meshes_are_checked_for_what_makes_them_whole() -> None:
+    import trimesh
+
+    box = trimesh.creation.box((1, 1, 1))
+    two = trimesh.util.concatenate([box, box.copy().apply_translation((3, 0, 0))])
+    assert mesh_figures(box.vertices, box.faces) == {"num_faces": 12, "num_bodies": 1, "watertight": True}
+    assert mesh_figures(two.vertices, two.faces) == {"num_faces": 24, "num_bodies": 2, "watertight": True}
+    assert not mesh_figures(box.vertices, box.faces[1:])["watertight"]
+    assert not mesh_figures(box.vertices, box.faces[:, ::-1])["watertight"], "inside out"
+    assert mesh_figures(np.zeros((0, 3)), np.zeros((0, 3), int)) == {"num_faces": 0, "num_bodies": 0, "watertight": False}
+
+
+def test_held_out_objects_tell_what_ruler_and_tokenizer_allow(dataset: Path) -> None:
+    """The solid of an object that the dataset holds shows what its caption states; one of another seed is left out."""
+    info = datasets.open_dataset(dataset)
+    rows = list(reading.read_rows(info, ["id", "caption", "category"], "test"))
+    solids = [evaluate_car.solid_of(row, info) for row in rows]
+    assert all(solid and solid["measured"] == solid["attributes"] and solid["watertight"] for solid in solids)
+    assert evaluate_car.solid_of(rows[0] | {"caption": "a red dragon"}, info) is None
+    assert evaluate_car.solid_of(rows[0] | {"id": "meshes/dragon.glb"}, info) is None
+
+
+class _Guided:
+    """A sampler that listens to its prompt only when it is guided, and only on the constant schedule."""
+
+    clouds: dict[str, np.ndarray]
+
+    def __init__(self, *arguments: Any) -> None:
+        self.data = arguments
+
+    def run(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """Samples as `Sampler` gives them."""
+        listens = batch["settings"].get("cfg", 0) > 0 and batch["settings"]["cfg_schedule"] == "constant"
+        return [
+            _sample(prompt, seed, self.clouds[prompt["family"] if listens else FAMILIES[0]]) | {"measured": prompt["attributes"] if listens else {}}
+            for prompt, seed in zip(batch["prompts"], batch["seeds"], strict=True)
+        ]
+
+
+def test_a_guidance_grid_repeats_the_prompts_at_each_strength(
+    dataset: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = reading.load_arrays(dataset, "train", ("surface", "category"))
+    monkeypatch.setattr(_Guided, "clouds", {f: c[:, :3] for c, f in zip(arrays["surface"], arrays["category"], strict=True)}, raising=False)
+    monkeypatch.setattr(evaluate_car, "Sampler", _Guided)
+    output = evaluate(_flags(dataset, exports["car"], tmp_path / "car.json", num_samples=12, num_detailed=0, num_compared=0, guidance_grid="2,0"))
+    report = json.loads(Path(output).read_text())
+    points = {(point["cfg"], point["cfg_schedule"]): point for point in report["metrics"]["guidance"]}
+    assert list(points) == [(0.0, "ramp"), (2.0, "ramp"), (2.0, "constant")], "no guidance has no schedule"
+    assert points[2.0, "constant"]["family_accuracy"] == points[2.0, "constant"]["attribute_agreement"] == 1.0
+    assert points[2.0, "ramp"]["family_accuracy"] == points[0.0, "ramp"]["family_accuracy"] == pytest.approx(1 / 3, abs=0.2)
+    assert all(point["num_samples"] == 12 for point in points.values())
+    assert report["metrics"]["num_compared"] == 0 and "rebuilt_num_with_attributes" not in report["metrics"]
+    assert "guidance 2 constant" in capsys.readouterr().out and "guidance" in report["protocol"]
+
+
+@pytest.mark.parametrize("grid", ["1,x", "-1", "nan", ",", "inf"])
+def test_a_grid_that_is_no_list_of_strengths_is_refused(grid: str) -> None:
+    with pytest.raises(ValueError, match="--guidance-grid"):
+        EvaluateFlags(model="m", data="d", output="o.json", guidance_grid=grid)
 
 
 @pytest.mark.slow

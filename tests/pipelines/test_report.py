@@ -125,6 +125,15 @@ def test_failures_are_shown_as_such(tmp_path: Path) -> None:
     assert "failed/corrupt" in text
 
 
+def test_a_generators_page_tells_what_was_asked_for_and_what_came(tmp_path: Path) -> None:
+    text = page(make_evaluation(tmp_path / "generator.json", "car"))
+    for words in ("Attributes of the prompt", "Whole objects", "Coverage (COV)", "Guidance: attributes", "all attributes found", "(found two panels)", "share that is met"):
+        assert words in text, words
+    assert text.count("<svg viewBox") == 3 * (1 + 4), "three plots and their legends"
+    assert text.count("share that is met") == 3, "beside the table, and (with its tooltip) in the whole protocol"
+    assert "<u>four" not in text and "<i>size" not in text
+
+
 def test_of_many_shards_a_few_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = write_toy_dataset(tmp_path / "data", count=60, num_shards=12)
     opened: list[str] = []
