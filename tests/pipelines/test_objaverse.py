@@ -1,7 +1,9 @@
 """`--source objaverse` against a hub on the loopback: what is chosen, what is read, what rows say, and what a bad server costs."""
 
+import dataclasses
 import functools
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -92,8 +94,9 @@ def run(settings: PreprocessConfig) -> dict[str, dict[str, Any]]:
 
 
 def run_kept(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator[dict]:
+    """What a Ray task does, called here: from text to text."""
     for task in tasks:
-        yield stage.process_shard(task, settings)
+        yield json.loads(stage._process_text(task.to_json(), json.dumps(dataclasses.asdict(settings))))
 
 
 # --------------------------------------------------------------------------------------------------------------- listing
