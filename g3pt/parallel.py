@@ -2,11 +2,14 @@
 
 DDP keeps the whole model on each worker and averages gradients. FSDP2 gives each worker a slice of every trained tensor (weights,
 gradients, AdamW's moments, averaged weights) and gathers a block's weights while it computes. Both run on NCCL and on gloo; frozen
-tensors (a generator's tokenizer) and buffers stay whole everywhere. A checkpoint holds whole tensors either way, gathered on rank 0,
-so that a run can go on under the other one, or alone.
+tensors (a generator's tokenizer) and buffers stay whole everywhere. A sharded state is stored by all workers (g3pt/sharded.py) and read
+back under either kind, or alone, whatever the number of workers.
 
-Ours: evaluation and export of a sharded model use a whole copy of it, in main memory between times. That, and the whole
-checkpoint, needs 4 and 16 bytes a parameter of rank 0's memory: fine up to some 1e9 parameters; beyond, torch.distributed.checkpoint.
+While it trains, no worker ever holds a sharded model whole: evaluation gathers a block at a time, too. Only the finished one is
+gathered, on rank 0 (4 bytes a parameter).
+Ours: in bf16 a generator's block is gathered in bf16 (half the traffic and memory; gradients are summed over workers in float32). What is
+in no block, and the whole tokenizer, is gathered in float32: FSDP2 fixes the type of gradients when it first runs, and the
+tokenizer's phases change what has one.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ class Alone:
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
 
-    def shard(self, model: nn.Module) -> None:
+    def shard(self, model: nn.Module, precision: str = "fp32") -> None:
         """Called once, with the model on its device and before the optimiser is made."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -43,12 +46,12 @@ class Alone:
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def holding(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[nn.Module]:
-        """Within the block, a whole model with these `weights`: `model` itself, which gets its own back afterwards."""
+    def holding(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+        """Within the block `model` has these `weights`, and any of its methods may be called; it gets its own back afterwards."""
         current = {name: p.detach().clone() for name, p in model.named_parameters()}
         copy_into(model, weights)
         try:
-            yield model
+            yield
         finally:
             copy_into(model, current)
 
@@ -78,46 +81,70 @@ class FullyShard(Alone):
 
     is_sharded = True
 
-    def shard(self, model: nn.Module) -> None:
+    def shard(self, model: nn.Module, precision: str = "fp32") -> None:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        self._whole = copy.deepcopy(model).cpu()
+        self._shell = shell_of(model)
+        # Inputs are not cast: the residual stream between blocks stays float32, as under autocast alone.
+        lower = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        self._in_bf16 = precision == "bf16" and any(isinstance(module, _generator_block()) for module in model.modules())
         mesh = init_device_mesh(next(model.parameters()).device.type, (self.world_size,))
         frozen = {p for p in model.parameters() if not p.requires_grad}
         for module in list(model.modules()):
             if isinstance(module, _blocks()) and not frozen.issuperset(module.parameters()):
-                fully_shard(module, mesh=mesh)
+                narrow = self._in_bf16 and isinstance(module, _generator_block())
+                fully_shard(module, mesh=mesh, mp_policy=lower if narrow else MixedPrecisionPolicy())
         fully_shard(model, mesh=mesh, ignored_params=frozen)
 
     @contextlib.contextmanager
-    def holding(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[nn.Module]:
-        device = next(model.parameters()).device
-        try:
-            yield self._fill(model, weights).to(device)
-        finally:
-            self._whole.cpu()
-
-    def finished(self, model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-        device = next(model.parameters()).device
-        return self._fill(model, weights).to(device).eval()
+    def holding(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+        """As alone. What is in no block is gathered for the whole time: evaluation calls methods that have no hook."""
+        with super().holding(model, weights):
+            model.unshard()
+            try:
+                with bf16_where(self._in_bf16, next(model.parameters()).device):  # as the weights that it gathers are
+                    yield
+            finally:
+                model.reshard()
 
     @torch.no_grad()
-    def _fill(self, model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-        """The whole copy with these weights and the model's state; every worker must call it."""
-        for name, p in self._whole.named_parameters():
-            p.copy_(whole(weights[name]))
-        buffers = dict(model.named_buffers())
-        for name, buffer in self._whole.named_buffers():
-            buffer.copy_(buffers[name])
-        return self._whole
+    def finished(self, model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+        """On rank 0 the whole model; elsewhere one without memory. A tensor at a time is whole on the others."""
+        buffers, found = dict(model.named_buffers()), self._shell
+        for name, shell in list(found.named_parameters()):
+            value = whole(weights[name])
+            if self.rank == 0:
+                owner, _, leaf = name.rpartition(".")
+                setattr(found.get_submodule(owner), leaf, nn.Parameter(value.clone(), requires_grad=shell.requires_grad))
+        for name, buffer in list(found.named_buffers()):
+            owner, _, leaf = name.rpartition(".")
+            setattr(found.get_submodule(owner), leaf, buffers[name])
+        return found.eval()
+
+
+def bf16_where(wanted: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to bf16, if wanted."""
+    return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+def shell_of(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose parameters take no memory; modules that it holds outside its tree (frozen encoders) are shared."""
+    known: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
+    known |= {id(encoder): encoder for encoder in getattr(model, "frozen", {}).values()}
+    return copy.deepcopy(model, known)
+
+
+def _generator_block() -> type[nn.Module]:
+    from g3pt.transformer import Block
+
+    return Block
 
 
 def _blocks() -> tuple[type[nn.Module], ...]:
     from g3pt.layers import CrossBlock, SelfBlock
-    from g3pt.transformer import Block
 
-    return Block, CrossBlock, SelfBlock
+    return _generator_block(), CrossBlock, SelfBlock
 
 
 def make_parallel(kind: str, rank: int, world_size: int) -> Alone:
@@ -143,8 +170,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole `tensor`, which every worker has, cut as `like` is."""
-    if not hasattr(like, "placements"):
+    """A whole `tensor`, which every worker has, cut as `like` is; one that is cut already is left as it is."""
+    if not hasattr(like, "placements") or hasattr(tensor, "placements"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
@@ -162,18 +189,3 @@ def copy_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Set the parameters named in `weights`, which are cut as the model's are."""
     for name, p in model.named_parameters():
         p.copy_(weights[name])
-
-
-def gathered(state: Any, keep: bool) -> Any:
-    """A state dict with whole tensors, in main memory where sharded ones were; with `keep` False their place holds None.
-
-    One tensor is whole at a time, and a worker that does not keep it lets it go; all take part in each.
-    """
-    if isinstance(state, dict):
-        return {key: gathered(value, keep) for key, value in state.items()}
-    if isinstance(state, list):
-        return [gathered(value, keep) for value in state]
-    if isinstance(state, Tensor) and hasattr(state, "full_tensor"):
-        value = state.full_tensor()
-        return value.cpu() if keep else None
-    return state

@@ -25,10 +25,12 @@ from torch import Tensor, nn
 
 from g3pt.batches import prefetched, rows_of
 from g3pt.config import TrainConfig
-from g3pt.parallel import Alone, gathered, local, shard_like, whole
+from g3pt.parallel import Alone, bf16_where, local, shard_like, whole
 from g3pt.quantizer import mean_over_workers
+from g3pt.sharded import Like
 
 Record = dict[str, float]
+Resume = dict[str, Any] | Callable[[Like], dict[str, Any]]  # a state, or what reads one into tensors that are there
 Batch = dict[str, Any]  # tensors of B objects; row_B and num_rows: their places in the global batch, and its size
 PREFETCH = 2  # batches made ahead where a GPU computes
 
@@ -57,17 +59,19 @@ def fit(
     config: TrainConfig,
     report: Callable[[Record], None],
     save: Callable[[dict[str, Any], int], None] | None = None,
-    resume: dict[str, Any] | None = None,
+    resume: Resume | None = None,
     evaluate: Callable[[nn.Module], Record] | None = None,
     device: str | torch.device = "cpu",
     parallel: Alone | None = None,
     micro_batch: int | None = None,
 ) -> nn.Module:
-    """Train `model` for `config.steps`; a whole model with its averaged (EMA) weights, which is `model` unless that was sharded.
+    """Train `model` for `config.steps`; a whole model with its averaged (EMA) weights, which is `model` unless that was
+    sharded: then it is another one, on rank 0, and on other workers an empty shell.
 
     `model(batch, step)` gives (loss, logs). `batches(start_sample)` yields this worker's share of each global batch.
     `report` gets one flat record per `log_every` steps, `step` being samples seen after it; `save(state, step)` gets what
-    `resume` takes. Both are called on every worker with the same content (a sharded model's tensors only on rank 0).
+    `resume` takes. Both are called on every worker with the same content, but for the slices of a sharded model's tensors.
+    `evaluate` runs on every worker too; a sharded model gathers a block at a time for it.
     `micro_batch` objects are computed at once; default a worker's whole share.
     Raises NonFiniteLoss with its step; nothing is saved after one.
     """
@@ -75,7 +79,7 @@ def fit(
     share = config.batch_size // parallel.world_size
     parts = count_parts(share, micro_batch)
     model.to(device).train()
-    parallel.shard(model)
+    parallel.shard(model, config.precision)
     optimizer = make_optimizer(model, config)
     average = WeightAverage(model, config.ema_decay)
     first_step = 0
@@ -109,17 +113,13 @@ def fit(
                 record |= take_window(model)
                 record["samples_per_second"] = (done - logged_step) * config.batch_size / (time.perf_counter() - started)
                 if evaluate is not None and (is_last or done % config.eval_every < config.log_every):
-                    with parallel.holding(model, average.tensors) as held:
-                        set_phase(held, step, config.steps)
-                        record |= evaluate(held)
+                    with parallel.holding(model, average.tensors):
+                        record |= evaluate(model)
                     model.train()
                 report(record)
                 pending, started, logged_step = [], time.perf_counter(), done
-            if is_last or done % config.checkpoint_every == 0:
-                if parallel.is_sharded or save is not None:
-                    state = state_dict(model, optimizer, average, done, config, keep=parallel.rank == 0)
-                if save is not None:
-                    save(state, done * config.batch_size)
+            if save is not None and (is_last or done % config.checkpoint_every == 0):
+                save(state_dict(model, optimizer, average, done, config), done * config.batch_size)
     return parallel.finished(model, average.tensors)
 
 
@@ -141,7 +141,7 @@ def backward(
     wrapped: nn.Module, model: nn.Module, batch: Batch, step: int, parts: int, config: TrainConfig, parallel: Alone
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradients of the mean loss over `parts` micro-batches; that loss and its logs, detached."""
-    autocast = torch.autocast(batch["row_B"].device.type, torch.bfloat16) if config.precision == "bf16" else contextlib.nullcontext()
+    autocast = bf16_where(config.precision == "bf16", batch["row_B"].device)
     statistics = Statistics(model) if parts > 1 else None
     losses, logs = [], []
     for index, part in enumerate(split(batch, parts)):
@@ -281,29 +281,47 @@ def mean_record(pending: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]]) ->
     return dict(zip(sums, mean_over_workers(means).tolist(), strict=True))
 
 
-def state_dict(
-    model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, done: int, config: TrainConfig, keep: bool = True
-) -> dict[str, Any]:
-    """All that continuing after `done` steps needs, in whole tensors; without `keep` those of a sharded model are left out."""
+def state_dict(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, done: int, config: TrainConfig) -> dict[str, Any]:
+    """All that continuing after `done` steps needs; the tensors are the model's own, sharded where it is."""
     return {
         "steps_done": done,
         "batch_size": config.batch_size,
-        "model": gathered(dict(model.state_dict()), keep),
-        "optimizer": gathered(optimizer.state_dict(), keep),
-        "average": gathered(average.tensors, keep),
+        "model": dict(model.state_dict()),
+        "optimizer": optimizer.state_dict(),
+        "average": average.tensors,
         "average_updates": average.updates,
     }
 
 
-def load_state(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, config: TrainConfig) -> int:
+def load_state(resume: Resume, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, config: TrainConfig) -> int:
     """Restore what `state_dict` gave, cut as the model is now; the number of steps done."""
+    state = resume(filled_in_place(model, optimizer, average)) if callable(resume) else resume
     if state["batch_size"] != config.batch_size:
         raise ValueError(f"checkpoint was made with a global batch of {state['batch_size']}, this run has {config.batch_size}")
     model.load_state_dict({name: shard_like(state["model"][name], now) for name, now in model.state_dict().items()})
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    moments = {i: {k: shard_like(v, parameters[i]) if v.ndim else v for k, v in kept.items()} for i, kept in state["optimizer"]["state"].items()}
+    parameters = numbered(optimizer)
+    found = {int(i): kept for i, kept in state["optimizer"]["state"].items()}
+    moments = {i: {k: shard_like(v, parameters[i]) if v.ndim else v for k, v in kept.items()} for i, kept in found.items()}
     optimizer.load_state_dict({**state["optimizer"], "state": moments})
     for name, tensor in average.tensors.items():
         tensor.copy_(shard_like(state["average"][name], tensor))
     average.updates = dict(state["average_updates"])
     return int(state["steps_done"])
+
+
+def filled_in_place(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage) -> Like:
+    """Where a stored tensor of `state_dict` goes: its own place in the model and in the averages, or a new moment cut like its parameter."""
+    parameters, weights = numbered(optimizer), model.state_dict()
+
+    def place(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        part, _, rest = name.partition("/")
+        if part == "optimizer" and shape:  # optimizer/state/<number>/<moment>
+            return torch.zeros_like(parameters[int(rest.split("/")[1])])
+        return {"model": weights, "average": average.tensors}[part][rest] if part != "optimizer" else torch.empty(shape, dtype=dtype)
+
+    return place
+
+
+def numbered(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The parameters in the order by which the optimiser's own state names them."""
+    return [p for group in optimizer.param_groups for p in group["params"]]

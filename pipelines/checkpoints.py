@@ -1,13 +1,21 @@
-"""Checkpoints of a run: `step-<samples>.pt`, whole or not at all; the newest readable one is gone on from.
+"""Checkpoints of a run, whole or not at all; the newest readable one is gone on from, by any number of workers of either kind.
+
+`step-<samples>.pt` is one file of whole tensors, written by rank 0: one process, and DDP, whose workers all hold the whole. A sharded
+run (FSDP) leaves a folder `step-<samples>.dcp`, to which each worker writes its own slices (g3pt/sharded.py). Both appear by a rename
+once all is on disk.
 
 Ours: own files instead of Ray's, so that a run has one format with and without Ray, and a resumed run needs nothing but its folder.
-They are torch's own format, trusted like code and read with `weights_only`.
+Nothing is unpickled: `.pt` is torch's own format, read with `weights_only`; the folder holds safetensors and JSON.
 """
 
+import functools
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+PATTERNS = ("step-*.pt", "step-*.dcp")
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int) -> Path:
@@ -15,7 +23,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int) -> Pa
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step-{state['step']:012d}.pt"
+    target = folder / f"{_stem(state)}.pt"
     temporary = folder / f".{target.name}.{os.getpid()}"
     with open(temporary, "wb") as file:
         torch.save(state, file)
@@ -23,9 +31,42 @@ def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int) -> Pa
         os.fsync(file.fileno())
     os.replace(temporary, target)
     _sync_folder(folder)
-    for old in checkpoints(folder)[num_to_keep:]:
-        old.unlink()
+    keep_newest(folder, num_to_keep)
     return target
+
+
+def save_sharded(folder: Path, state: dict[str, Any], num_to_keep: int, rank: int) -> Path:
+    """`step-<samples>.dcp`, by all workers at once; rank 0's word counts for what is no tensor, and rank 0 renames."""
+    from torch.distributed import barrier
+
+    from g3pt.sharded import write_sharded
+
+    target = folder / f"{_stem(state)}.dcp"
+    temporary = folder / f".{target.name}"
+    if rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    barrier()
+    write_sharded(temporary, state, rank == 0)
+    if rank == 0:
+        _sync_folder(temporary)
+        _remove(target)  # an unreadable one that was passed over
+        temporary.rename(target)
+        _sync_folder(folder)
+        keep_newest(folder, num_to_keep)
+    return target
+
+
+def keep_newest(folder: Path, num_to_keep: int) -> None:
+    """Older checkpoints go."""
+    for old in checkpoints(folder)[num_to_keep:]:
+        _remove(old)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """What a killed worker was about to write; for who is alone with the run."""
+    for left in [*folder.glob(".step-*"), *folder.glob(".gone-*")]:
+        _remove(left)
 
 
 def agreed_checkpoint(folder: Path, rank: int, world_size: int, device: Any = "cpu") -> dict[str, Any] | None:
@@ -47,7 +88,7 @@ def agreed_checkpoint(folder: Path, rank: int, world_size: int, device: Any = "c
 
 
 def newest_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
-    """Name and state of the newest readable file. An unreadable one (a disk that filled up, say) is named and passed over."""
+    """Name and state of the newest readable one. An unreadable one (a disk that filled up, say) is named and passed over."""
     for path in checkpoints(folder):
         try:
             return path.name, read_checkpoint(path)
@@ -57,15 +98,42 @@ def newest_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """One checkpoint's state, on the CPU."""
+    """One checkpoint: `step` and `held` as they were saved, `fit` as `g3pt.training.fit` takes it (a folder's tensors are read by it, in place)."""
+    if path.suffix == ".dcp":
+        from g3pt.sharded import ShardedState
+
+        stored = ShardedState(path)
+        return {"step": stored.rest["step"], "held": stored.rest["held"], "fit": functools.partial(stored.read, "fit")}
     import torch
 
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint files, newest first."""
-    return sorted(folder.glob("step-*.pt"), reverse=True)
+    """Checkpoints, newest first."""
+    return sorted((path for pattern in PATTERNS for path in folder.glob(pattern)), reverse=True)
+
+
+def checkpointed(run_dir: Path) -> int:
+    """Samples seen at the newest checkpoint, 0 without one."""
+    known = checkpoints(run_dir / "checkpoints")
+    return int(known[0].stem.rpartition("-")[2]) if known else 0
+
+
+def _stem(state: dict[str, Any]) -> str:
+    return f"step-{state['step']:012d}"
+
+
+def _remove(path: Path) -> None:
+    """A file, or a folder, which first loses the name by which it counts."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    gone = path.with_name(f".gone-{path.name.removeprefix('.gone-')}")
+    if path != gone:
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -74,9 +142,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def checkpointed(run_dir: Path) -> int:
-    """Samples seen at the newest checkpoint, 0 without one."""
-    known = checkpoints(run_dir / "checkpoints")
-    return int(known[0].stem.rpartition("-")[2]) if known else 0

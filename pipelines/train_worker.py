@@ -1,6 +1,6 @@
 """One worker of a training run: `work`, a plain function around `g3pt.training.fit`, with and without Ray.
 
-How: rank 0 writes checkpoints, the ledger and the export, and `_SUCCESS` last. The last record of the ledger waits for the test
+How: rank 0 writes the ledger, the export and checkpoints (a sharded run's are written by all workers), and `_SUCCESS` last. The last record of the ledger waits for the test
 metrics, so that each step stays once; records past the checkpoint that a run goes on from are dropped first.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pipelines.checkpoints import agreed_checkpoint, save_checkpoint
+from pipelines.checkpoints import agreed_checkpoint, remove_unfinished, save_checkpoint, save_sharded
 from pipelines.errors import UsageError
 from pipelines.failures import doing
 from pipelines.runs import Ledger, Record, RunSpec
@@ -63,17 +63,18 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
         state = agreed_checkpoint(run_dir / "checkpoints", rank, world_size, device)
         stage = resolve(config["build"])(spec, rank, world_size)
         ledger = Ledger(run_dir / "metrics.jsonl")
-        journal = Journal(spec.name, ledger, stage.train_config, state, speed.num_to_keep) if rank == 0 else None
+        journal = Journal(spec.name, ledger, stage.train_config, state) if rank == 0 else None
+        parallel = make_parallel(speed.parallel, rank, world_size)
         model = fit(
             model=stage.model,
             batches=stage.batches,
             config=stage.train_config,
             report=journal.report if journal else _ignore,
-            save=journal.save if journal else None,
+            save=make_save(run_dir / "checkpoints", journal, parallel, speed.num_to_keep),
             resume=state and state["fit"],
             evaluate=stage.evaluate,
             device=device,
-            parallel=make_parallel(speed.parallel, rank, world_size),
+            parallel=parallel,
             micro_batch=speed.micro_batch,
         )
         if journal:
@@ -95,12 +96,26 @@ def _ignore(_: Record) -> None:
     """The report of a worker that is not rank 0."""
 
 
-class Journal:
-    """Rank 0's ledger and checkpoints. The last record is held back, in the checkpoint too, until the test metrics join it."""
+def make_save(folder: Path, journal: "Journal | None", parallel: Any, num_to_keep: int) -> Callable[[dict[str, Any], int], None] | None:
+    """What saves a state of `fit` on this worker: all workers if the state is sharded, else rank 0 alone, which has the journal."""
 
-    def __init__(self, name: str, ledger: Ledger, config: Any, state: dict[str, Any] | None, num_to_keep: int) -> None:
-        self.name, self.ledger, self.num_to_keep = name, ledger, num_to_keep
-        self.checkpoints = ledger.path.parent / "checkpoints"
+    def save(state: dict[str, Any], step: int) -> None:
+        whole = {"step": step, "held": journal.held if journal else None, "fit": state}
+        if parallel.is_sharded:
+            save_sharded(folder, whole, num_to_keep, parallel.rank)
+        else:
+            save_checkpoint(folder, whole, num_to_keep)
+
+    if journal:
+        remove_unfinished(folder)
+    return save if journal or parallel.is_sharded else None
+
+
+class Journal:
+    """Rank 0's ledger. The last record is held back, in the checkpoint too, until the test metrics join it."""
+
+    def __init__(self, name: str, ledger: Ledger, config: Any, state: dict[str, Any] | None) -> None:
+        self.name, self.ledger = name, ledger
         self.last_step = config.steps * config.batch_size
         self.held: Record | None = state["held"] if state else None
         start = state["step"] if state else 0
@@ -116,10 +131,6 @@ class Journal:
             self.held = record
         else:
             self.ledger.append([record])
-
-    def save(self, state: dict[str, Any], step: int) -> None:
-        """Write a checkpoint and drop old ones."""
-        save_checkpoint(self.checkpoints, {"step": step, "held": self.held, "fit": state}, self.num_to_keep)
 
     def finish(self, final: Record) -> None:
         """The last record, test metrics in it."""

@@ -11,7 +11,7 @@ import torch
 
 from g3pt.parallel import Alone, make_parallel
 from g3pt.training import count_parts
-from tests.g3pt.two_workers import BATCH, CASES, KINDS, STEPS, train_car, train_cvq
+from tests.g3pt.two_workers import BATCH, CASES, KINDS, STEPS, stored, train_car, train_cvq
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CURVE = 2e-4  # relative: float noise, which rounding to codes amplifies step by step
@@ -64,6 +64,13 @@ def test_bf16_clipping_averaged_weights_and_recomputed_layers_work_under_both(fo
     assert found["records"][3]["val_norm"] == pytest.approx(alone["bf16"]["records"][3]["val_norm"], rel=1e-4)
 
 
+def test_a_generator_gathered_in_bf16_learns_as_one_that_computes_in_bf16(folder: Path) -> None:
+    found, alone = load(folder, "car-bf16-fsdp"), train_car(Alone(), precision="bf16")
+    same_curve(found, alone, rel=0.02)
+    assert found["records"][3]["val_norm"] == pytest.approx(alone["records"][3]["val_norm"], rel=1e-3)
+    assert all(value.dtype == torch.float32 for name, value in found["weights"].items() if value.is_floating_point()), "the weights themselves stay float32"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_running_statistics_are_those_of_all_workers(folder: Path, alone: dict[str, dict[str, Any]], kind: str) -> None:
     ours, theirs = load(folder, f"fsq-{kind}")["weights"], alone["fsq"]["weights"]
@@ -84,7 +91,8 @@ def test_a_checkpoint_goes_on_under_the_other_kind(folder: Path, kind: str) -> N
 def test_a_checkpoint_of_two_workers_goes_on_alone(folder: Path) -> None:
     for kind in KINDS:
         whole = load(folder, f"fsq-{kind}")
-        resumed = train_cvq("fsq", Alone(), resume=whole["state"])
+        assert (whole["state"] is None) == (kind == "fsdp"), "a sharded state is not gathered"
+        resumed = train_cvq("fsq", Alone(), resume=whole["state"] or stored(folder))
         same_curve({"records": whole["records"][: STEPS // 2] + resumed["records"]}, whole)
 
 

@@ -1,14 +1,16 @@
 """Small trainings that one process and two must do alike: run by tests/g3pt/test_parallel.py, as a worker of a gloo group too.
 
-    python -m tests.g3pt.two_workers FOLDER RANK      one of two workers; leaves FOLDER/<case>-<kind>.pt
+    python -m tests.g3pt.two_workers FOLDER RANK      one of two workers; leaves FOLDER/<case>-<kind>.pt, and FOLDER/<case>-<kind>
+                                                      with the half-way state of a sharded training
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from torch import nn
 
 from g3pt.batches import SurfaceBatches
 from g3pt.config import TrainConfig
-from g3pt.parallel import Alone, make_parallel
+from g3pt.parallel import Alone, make_parallel, whole
+from g3pt.sharded import ShardedState, write_sharded
 from g3pt.tokenizer import CVQ
 from g3pt.training import fit
 from tests.g3pt.test_tokenizer import TINY, spheres
@@ -39,38 +42,39 @@ def train_config(case: str) -> TrainConfig:
     return dataclasses.replace(TRAIN, precision="bf16", clip_norm=0.1) if case == "bf16" else TRAIN
 
 
-def train_cvq(case: str, parallel: Alone, micro_batch: int | None = None, resume: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Records, weights and the checkpoint half-way of one training of a tokenizer."""
+def train_cvq(case: str, parallel: Alone, micro_batch: int | None = None, resume: Any = None, folder: Path | None = None) -> dict[str, Any]:
+    """Records, weights and the checkpoint half-way of one training of a tokenizer; a sharded one's goes to `folder`."""
     config = dataclasses.replace(TINY, **PHASES, **CASES[case])
     batches = SurfaceBatches(spheres(8), config, BATCH, 0, parallel.rank, parallel.world_size)
-    return _trained(CVQ(config), batches, train_config(case), parallel, micro_batch, resume)
+    return _trained(CVQ(config), batches, train_config(case), parallel, micro_batch, resume, folder)
 
 
-def train_car(parallel: Alone, micro_batch: int | None = None) -> dict[str, Any]:
+def train_car(parallel: Alone, micro_batch: int | None = None, precision: Any = "fp32") -> dict[str, Any]:
     """The same of a generator whose conditions are dropped and whose codes are replaced at random."""
     model = tiny_g3pt(image_encoder="none", drop_text=0.5, code_noise=0.3)
-    whole = random_batch(model, BATCH)
+    everything = random_batch(model, BATCH)
 
     def batches(_: int) -> Iterator[dict[str, Any]]:
         while True:
-            yield {name: value[parallel.rank :: parallel.world_size] for name, value in whole.items()}
+            yield {name: value[parallel.rank :: parallel.world_size] for name, value in everything.items()}
 
-    return _trained(model, batches, TRAIN, parallel, micro_batch, None)
+    return _trained(model, batches, dataclasses.replace(TRAIN, precision=precision), parallel, micro_batch, None)
 
 
 def _trained(
-    model: nn.Module, batches: Any, config: TrainConfig, parallel: Alone, micro_batch: int | None, resume: dict[str, Any] | None
+    model: nn.Module, batches: Any, config: TrainConfig, parallel: Alone, micro_batch: int | None, resume: Any, folder: Path | None = None
 ) -> dict[str, Any]:
     records: list[dict[str, float]] = []
     states: dict[int, dict[str, Any]] = {}
 
     def save(state: dict[str, Any], step: int) -> None:
-        if step < STEPS * BATCH:
+        if step < STEPS * BATCH and folder and parallel.is_sharded:
+            write_sharded(folder, {"fit": state}, parallel.rank == 0)
+        elif step < STEPS * BATCH and not parallel.is_sharded:
             states[step] = _copy(state)
 
     def evaluate(held: nn.Module) -> dict[str, float]:
-        assert all(type(p) is nn.Parameter for p in held.parameters()), "evaluation reads a whole model"
-        return {"val_norm": sum(float(p.detach().double().square().sum()) for p in held.parameters())}
+        return {"val_norm": sum(float(whole(p.detach()).double().square().sum()) for p in held.parameters())}
 
     model = fit(
         model=model, batches=batches, config=config, report=records.append, save=save, resume=resume,
@@ -85,6 +89,11 @@ def _copy(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _copy(v) for k, v in value.items()}
     return [_copy(v) for v in value] if isinstance(value, list) else value
+
+
+def stored(folder: Path) -> Callable[[Any], dict[str, Any]]:
+    """The sharded half-way state, as `fit` takes it."""
+    return functools.partial(ShardedState(folder / "fsq-fsdp").read, "fit")
 
 
 def main(folder: Path, rank: int) -> None:
@@ -102,13 +111,18 @@ def main(folder: Path, rank: int) -> None:
     def both(kind: str) -> Alone:
         return make_parallel(kind, rank, 2)
 
+    if rank == 0:
+        (folder / "fsq-fsdp").mkdir()
+    dist.barrier()
     for kind, other in (KINDS, KINDS[::-1]):
-        box = [keep(f"fsq-{kind}", train_cvq("fsq", both(kind)))["state"]]
+        box = [keep(f"fsq-{kind}", train_cvq("fsq", both(kind), folder=folder / "fsq-fsdp"))["state"]]
         dist.broadcast_object_list(box, src=0)
-        keep(f"resumed-{other}", train_cvq("fsq", both(other), resume=box[0]))
+        dist.barrier()  # rank 0 writes state.json last
+        keep(f"resumed-{other}", train_cvq("fsq", both(other), resume=box[0] or stored(folder)))
         keep(f"bf16-{kind}", train_cvq("bf16", both(kind)))
     keep("lfq-ddp", train_cvq("lfq", both("ddp")))
     keep("car-fsdp", train_car(both("fsdp")))
+    keep("car-bf16-fsdp", train_car(both("fsdp"), precision="bf16"))
     keep("car-micro-ddp", train_car(both("ddp"), micro_batch=2))
     dist.barrier()
     dist.destroy_process_group()  # gloo's threads abort an interpreter that ends with them running
