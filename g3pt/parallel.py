@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 PARALLEL = ("ddp", "fsdp")
@@ -45,6 +46,10 @@ class Alone:
         """Within the block gradients add up and need not be exchanged: more of the batch follows."""
         return contextlib.nullcontext()
 
+    def agree(self, said: bool) -> bool:
+        """Whether any worker said yes; all must ask."""
+        return said
+
     @contextlib.contextmanager
     def holding(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
         """Within the block `model` has these `weights`, and any of its methods may be called; it gets its own back afterwards."""
@@ -61,7 +66,21 @@ class Alone:
         return model.eval()
 
 
-class DataParallel(Alone):
+class Several(Alone):
+    """Workers of one process group."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__(rank, world_size)
+        # Of main memory, so that a word between processes waits for no GPU.
+        self._words = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+
+    def agree(self, said: bool) -> bool:
+        yes = torch.tensor(int(said))
+        dist.all_reduce(yes, dist.ReduceOp.MAX, group=self._words)
+        return bool(yes)
+
+
+class DataParallel(Several):
     """DDP. Every tensor that wants a gradient must get one in each step. Models reduce their own buffers."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -76,7 +95,7 @@ class DataParallel(Alone):
         return wrapped.no_sync()
 
 
-class FullyShard(Alone):
+class FullyShard(Several):
     """FSDP2: a transformer block is gathered, computed and let go at a time; whatever is in no block belongs to the root."""
 
     is_sharded = True
@@ -117,7 +136,7 @@ class FullyShard(Alone):
             if self.rank == 0:
                 owner, _, leaf = name.rpartition(".")
                 setattr(found.get_submodule(owner), leaf, nn.Parameter(value.clone(), requires_grad=shell.requires_grad))
-        for name, buffer in list(found.named_buffers()):
+        for name, _ in list(found.named_buffers()):
             owner, _, leaf = name.rpartition(".")
             setattr(found.get_submodule(owner), leaf, buffers[name])
         return found.eval()

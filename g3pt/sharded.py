@@ -28,7 +28,7 @@ Like = Callable[[str, torch.Size, torch.dtype], Tensor]  # the tensor to fill, b
 
 
 def write_sharded(folder: Path, state: dict[str, Any], is_first: bool = True) -> None:
-    """Every worker calls it with the same `state`, its tensors whole or sharded; returns once the folder is complete, on any worker.
+    """Every worker calls it with the same `state`, its tensors whole or sharded; the folder is complete when the first one returns.
 
     `folder` exists and is empty. Keys become strings, tuples lists. The first error of any worker is raised on all.
     """
@@ -39,7 +39,9 @@ def write_sharded(folder: Path, state: dict[str, Any], is_first: bool = True) ->
     tensors: dict[str, Tensor] = {}
     rest = _without_tensors(state, "", tensors)
     try:
-        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may write alone
+            dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     except CheckpointException as error:  # a BaseException, around what each worker met
         raise next(iter(error.failures.values()))[0] from None
     if is_first:

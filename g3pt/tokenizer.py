@@ -178,6 +178,14 @@ class CVQ(nn.Module, Pretrained):
         """How the codes since the last call were spread, over all workers (`g3pt.usage`)."""
         return self.usage.take()
 
+    def window_state(self) -> dict[str, Tensor]:
+        """What was counted since then, over all workers: for a checkpoint between two records."""
+        return self.usage.state()
+
+    def load_window(self, state: dict[str, Tensor], is_first: bool) -> None:
+        """Go on counting; the first worker alone has what was counted."""
+        self.usage.load(state, is_first, next(self.parameters()).device)
+
     def _drop_scales(self, canvases_BLD: list[Tensor], batch: dict[str, Tensor]) -> Tensor:
         """The last canvas, or for a share of the objects the canvas after a random scale."""
         canvas_BLD = canvases_BLD[-1]

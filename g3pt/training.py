@@ -32,6 +32,7 @@ from g3pt.sharded import Like
 Record = dict[str, float]
 Resume = dict[str, Any] | Callable[[Like], dict[str, Any]]  # a state, or what reads one into tensors that are there
 Batch = dict[str, Any]  # tensors of B objects; row_B and num_rows: their places in the global batch, and its size
+Step = tuple[int, Tensor, Tensor, dict[str, Tensor]]  # its number, loss, gradient norm and logs
 PREFETCH = 2  # batches made ahead where a GPU computes
 
 
@@ -39,6 +40,17 @@ class NonFiniteLoss(ArithmeticError):
     """The loss became infinite or not a number; the message names the step, and so does `step`."""
 
     step: int | None = None
+
+
+class AskedToStop(Exception):
+    """Training ended early because it was asked to; the state after `step` steps is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"asked to stop; saved after {step} steps")
+        self.step = step
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return type(self), (self.step,)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -64,6 +76,7 @@ def fit(
     device: str | torch.device = "cpu",
     parallel: Alone | None = None,
     micro_batch: int | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> nn.Module:
     """Train `model` for `config.steps`; a whole model with its averaged (EMA) weights, which is `model` unless that was
     sharded: then it is another one, on rank 0, and on other workers an empty shell.
@@ -73,6 +86,7 @@ def fit(
     `resume` takes. Both are called on every worker with the same content, but for the slices of a sharded model's tensors.
     `evaluate` runs on every worker too; a sharded model gathers a block at a time for it.
     `micro_batch` objects are computed at once; default a worker's whole share.
+    `stop`, given on every worker, is asked after each step: if any says yes, all save, and raise AskedToStop.
     Raises NonFiniteLoss with its step; nothing is saved after one.
     """
     parallel, device = parallel or Alone(), torch.device(device)
@@ -82,11 +96,11 @@ def fit(
     parallel.shard(model, config.precision)
     optimizer = make_optimizer(model, config)
     average = WeightAverage(model, config.ema_decay)
-    first_step = 0
+    first_step, pending = 0, list[Step]()
     if resume is not None:
-        first_step = load_state(resume, model, optimizer, average, config)
+        first_step, pending = load_state(resume, model, optimizer, average, config, is_first=parallel.rank == 0)
     on_gpu, wrapped = device.type == "cuda", None
-    pending, started, logged_step = [], time.perf_counter(), first_step
+    started, logged_step = time.perf_counter(), first_step
 
     with contextlib.closing(prefetched(batches(first_step * config.batch_size), PREFETCH * on_gpu, pin=on_gpu)) as stream:
         for step in range(first_step, config.steps):
@@ -106,9 +120,12 @@ def fit(
 
             done = step + 1
             is_last = done == config.steps
-            if is_last or done % config.log_every == 0 or done % config.checkpoint_every == 0:
+            is_logged = is_last or done % config.log_every == 0
+            asked = stop is not None and parallel.agree(stop())
+            is_saved = is_last or asked or done % config.checkpoint_every == 0
+            if is_logged or is_saved:
                 check_finite(pending)
-            if is_last or done % config.log_every == 0:
+            if is_logged:
                 record = mean_record(pending) | {"step": done * config.batch_size, "learning_rate": learning_rate(config, step)}
                 record |= take_window(model)
                 record["samples_per_second"] = (done - logged_step) * config.batch_size / (time.perf_counter() - started)
@@ -118,8 +135,13 @@ def fit(
                     model.train()
                 report(record)
                 pending, started, logged_step = [], time.perf_counter(), done
-            if save is not None and (is_last or done % config.checkpoint_every == 0):
-                save(state_dict(model, optimizer, average, done, config), done * config.batch_size)
+            if is_saved:
+                begun = begun_record(pending, model)
+                if save is not None:
+                    save(state_dict(model, optimizer, average, done, config) | begun, done * config.batch_size)
+            if asked and not is_last:
+                parallel.agree(True)  # together: a worker that left now could end one that still writes
+                raise AskedToStop(done)
     return parallel.finished(model, average.tensors)
 
 
@@ -261,7 +283,7 @@ class WeightAverage:
             torch._foreach_lerp_([average for average, _ in pairs], [p for _, p in pairs], 1 - decay)
 
 
-def check_finite(pending: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]]) -> None:
+def check_finite(pending: list[Step]) -> None:
     """Raise NonFiniteLoss for the first step whose loss or gradient is not finite."""
     for step, loss, grad_norm, _ in pending:
         if not bool(torch.isfinite(loss) & torch.isfinite(grad_norm)):
@@ -271,7 +293,7 @@ def check_finite(pending: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]]) -
             raise error
 
 
-def mean_record(pending: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]]) -> Record:
+def mean_record(pending: list[Step]) -> Record:
     """Means over the steps since the last record and over workers; a log that only some steps have is averaged over those."""
     sums: dict[str, list[float]] = {}
     for _, loss, grad_norm, logs in pending:
@@ -279,6 +301,23 @@ def mean_record(pending: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]]) ->
             sums.setdefault(name, []).append(float(value))
     means = torch.tensor([sum(values) / len(values) for values in sums.values()], dtype=torch.float64, device=pending[0][1].device)
     return dict(zip(sums, mean_over_workers(means).tolist(), strict=True))
+
+
+def begun_record(pending: list[Step], model: nn.Module) -> dict[str, Any]:
+    """What the next record has of its steps so far, over all workers, who must all ask; nothing where a record has just ended."""
+    if not pending:
+        return {}
+    steps = [(step, mean_record([(step, loss, norm, logs)])) for step, loss, norm, logs in pending]
+    return {"begun": [[step, values] for step, values in steps], "window": model.window_state() if hasattr(model, "window_state") else {}}
+
+
+def go_on_with_record(state: dict[str, Any], model: nn.Module, is_first: bool) -> list[Step]:
+    """What `begun_record` gave: every worker has the means, and the first one alone the counts, as those are added up."""
+    if state.get("window"):
+        model.load_window(state["window"], is_first)
+    exact = {"dtype": torch.float64, "device": next(model.parameters()).device}
+    steps = [(step, {name: torch.tensor(value, **exact) for name, value in values.items()}) for step, values in state.get("begun", [])]
+    return [(step, values.pop("loss"), values.pop("grad_norm"), values) for step, values in steps]
 
 
 def state_dict(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, done: int, config: TrainConfig) -> dict[str, Any]:
@@ -293,8 +332,10 @@ def state_dict(model: nn.Module, optimizer: torch.optim.Optimizer, average: Weig
     }
 
 
-def load_state(resume: Resume, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, config: TrainConfig) -> int:
-    """Restore what `state_dict` gave, cut as the model is now; the number of steps done."""
+def load_state(
+    resume: Resume, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, config: TrainConfig, is_first: bool = True
+) -> tuple[int, list[Step]]:
+    """Restore what `state_dict` and `begun_record` gave, cut as the model is now; the number of steps done, and those of the next record."""
     state = resume(filled_in_place(model, optimizer, average)) if callable(resume) else resume
     if state["batch_size"] != config.batch_size:
         raise ValueError(f"checkpoint was made with a global batch of {state['batch_size']}, this run has {config.batch_size}")
@@ -306,7 +347,7 @@ def load_state(resume: Resume, model: nn.Module, optimizer: torch.optim.Optimize
     for name, tensor in average.tensors.items():
         tensor.copy_(shard_like(state["average"][name], tensor))
     average.updates = dict(state["average_updates"])
-    return int(state["steps_done"])
+    return int(state["steps_done"]), go_on_with_record(state, model, is_first)
 
 
 def filled_in_place(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage) -> Like:
@@ -317,7 +358,8 @@ def filled_in_place(model: nn.Module, optimizer: torch.optim.Optimizer, average:
         part, _, rest = name.partition("/")
         if part == "optimizer" and shape:  # optimizer/state/<number>/<moment>
             return torch.zeros_like(parameters[int(rest.split("/")[1])])
-        return {"model": weights, "average": average.tensors}[part][rest] if part != "optimizer" else torch.empty(shape, dtype=dtype)
+        known = {"model": weights, "average": average.tensors}.get(part, {})
+        return known[rest] if known else torch.empty(shape, dtype=dtype)
 
     return place
 

@@ -6,8 +6,8 @@ HASHED buckets, (S, 256). Counting whole codes at every position would take 2408
 million, and merging codes at random can only lower an entropy, least where it is small already: a collapse can't hide in it.
 Workers add up their tables when the window closes. Steps without a quantiser are not counted.
 
-The tables are neither parameters nor buffers: no checkpoint or export holds them, and a window that a kill cut off is counted anew, since
-checkpoints are written where windows end (`training_jobs` sees to that).
+The tables are neither parameters nor buffers, and no export holds them. Checkpoints are written where windows end (`training_jobs` sees to
+that), but for the one of a run that is asked to stop, which holds the tables.
 
 Ours: all of it. What n draws reach is corrected for repetition: a window longer than the data set has only `num_objects` different draws.
 
@@ -69,6 +69,20 @@ class CodeUsage:
         if samples >= MIN_SAMPLES and different >= MIN_OBJECTS:
             found["alarm"] = float(len(faults(found)))
         return found
+
+    def state(self) -> dict[str, Tensor]:
+        """The open window, summed over all workers, who must all ask; empty if none is open."""
+        if self.counts_KV is None or self.hashed_SH is None:
+            return {}
+        return {"counts_KV": sum_over_workers(self.counts_KV.clone()), "hashed_SH": sum_over_workers(self.hashed_SH.clone())}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor], is_first: bool, device: torch.device) -> None:
+        """Open a window with what `state` gave, on the first worker; an empty one on others, as their tables will be summed."""
+        self._open(device)
+        if is_first and self.counts_KV is not None and self.hashed_SH is not None:
+            self.counts_KV.copy_(state["counts_KV"])
+            self.hashed_SH.copy_(state["hashed_SH"])
 
     def _of_scale(self, counts_V: Tensor, hashed_TH: Tensor, different: int) -> dict[str, float]:
         draws = different * len(hashed_TH)

@@ -20,6 +20,7 @@ Result = TypeVar("Result")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 20.0
 _armed = False
+_late: threading.Timer | None = None  # what cuts the process off
 
 
 class Stopped(KeyboardInterrupt):
@@ -34,7 +35,7 @@ class Stopped(KeyboardInterrupt):
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
     """The signals stop the work inside the block; nothing changes outside the main thread."""
-    global _armed
+    global _armed, _late
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -44,7 +45,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     finally:
-        _armed = False
+        _armed, _late = False, None
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -61,10 +62,23 @@ def _stop(number: int, _: FrameType | None) -> None:
         signal.signal(each, _end)
     with contextlib.suppress(RuntimeError, OSError, ValueError):  # the signal may have come in the middle of another print
         say("\n" * sys.stderr.isatty() + "stopping; Ctrl-C once more ends at once")
-    late = threading.Timer(GRACE_S, _end, (number, None))
-    late.daemon = True
-    late.start()
+    _cut_off_in(GRACE_S, number)
     raise Stopped(number)
+
+
+def grant(seconds: float) -> None:
+    """Work that was asked to stop gets so long from now on; nothing where no signal came."""
+    if _late is not None:
+        _cut_off_in(seconds, _late.args[0])
+
+
+def _cut_off_in(seconds: float, number: int) -> None:
+    global _late
+    if _late is not None:
+        _late.cancel()
+    _late = threading.Timer(seconds, _end, (number, None))
+    _late.daemon = True
+    _late.start()
 
 
 def _end(number: int, _: FrameType | None) -> None:

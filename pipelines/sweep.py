@@ -27,6 +27,7 @@ from pipelines.notes import FAILURE_FILE, note_failure, read_note, working_in
 from pipelines.progress import say
 from pipelines.quiet import prints_aside
 from pipelines.runs import Ledger, RunSpec
+from pipelines.stopping import asking
 from pipelines.tracked import Outcome, followed, is_told
 from pipelines.tracking import best_effort
 from pipelines.training_jobs import car_spec, check_workers, count_car, encode, open_data
@@ -187,7 +188,8 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
             verbose=0,
         ),
     )
-    with prints_aside():  # Tune draws a box whatever its verbosity
+    folders = [Path(item["run_dir"]) for item in todo]
+    with prints_aside(), asking(folders):  # Tune draws a box whatever its verbosity
         results = tuner.fit()
     for result in results:
         run_dir = Path(todo[result.config["index"]]["run_dir"])

@@ -2,22 +2,28 @@
 
 How: `train_run` makes RUNS/<name>/, opens its MLflow run (train_follow), and gives the work to Ray Train, whose workers call
 `train_worker.work`. A run that was killed anywhere continues from its newest readable checkpoint (checkpoints) when the same
-command starts again. `_SUCCESS` is written last, and a run that has it is left alone.
+command starts again; one that a signal asked to stop, as the driver or as a worker, has saved its last step (stopping).
+`_SUCCESS` is written last, and a run that has it is left alone.
 """
 
+import contextlib
 import shutil
+import signal
 import uuid
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines import cluster
 from pipelines.checkpoints import checkpointed
 from pipelines.errors import UsageError
-from pipelines.failures import Failure, is_deterministic, on_disk
-from pipelines.interrupt import in_thread
+from pipelines.failures import Failure, is_deterministic, on_disk, root_cause
+from pipelines.interrupt import Stopped, in_thread
 from pipelines.notes import working_in
 from pipelines.progress import say
 from pipelines.runs import RunSpec
+from pipelines.stopping import asking
 from pipelines.tracked import is_told
 from pipelines.train_follow import is_finished, tracked
 from pipelines.train_worker import BUILD_STAGE, Speed, ray_work, work, work_config
@@ -46,13 +52,27 @@ def train_run(
         return run_dir
     train = spec.config["train"]
     note = working_in(run_dir, total=train["steps"] * train["batch_size"], unit="samples")
-    with note, on_disk(lambda: safe_state(spec, run_dir)), tracked(spec, run_dir, output, parent):
+    with note, on_disk(lambda: safe_state(spec, run_dir)), tracked(spec, run_dir, output, parent), asking([run_dir]), asked_worker_ends_all(spec):
         if num_workers == 0:
-            work(work_config(spec, run_dir, build, speed))
+            in_thread(partial(work, work_config(spec, run_dir, build, speed)))
         else:
             cluster.connect(ray_address)
             ray_train(spec, run_dir, num_workers, device, build, speed)
     return run_dir
+
+
+@contextlib.contextmanager
+def asked_worker_ends_all(spec: RunSpec) -> Iterator[None]:
+    """A worker that a signal asked to stop ends the command as if the command had got it."""
+    try:
+        yield
+    except Exception as error:
+        from g3pt.training import AskedToStop
+
+        if not isinstance(error, AskedToStop):
+            raise
+        say(f"  {spec.name}: a worker got SIGTERM; saved after step {error.step}")
+        raise Stopped(signal.SIGTERM) from error
 
 
 def check_output(output: str | Path) -> None:
@@ -94,9 +114,11 @@ def ray_train(
     """`work` on `num_workers` Ray Train workers; a lost worker restarts the group from the newest checkpoint, MAX_FAILURES times.
 
     num_workers 0 is Train's local mode: in this process, on the CPU. An error that would come again is raised at once: that
-    choice is ours, Train's own `max_failures` tries every error again.
+    choice is ours, Train's own `max_failures` tries every error again. AskedToStop is raised as it is.
     """
     from ray.train import TrainingFailedError
+
+    from g3pt.training import AskedToStop
 
     failures = 0
     while True:
@@ -105,6 +127,8 @@ def ray_train(
             return
         except TrainingFailedError as error:
             failures += 1
+            if isinstance(asked := root_cause(error), AskedToStop):
+                raise asked from None
             if is_deterministic(error) or failures > MAX_FAILURES:
                 raise
             say(f"  {spec.name}: {Failure.of(error).error[:160]}; starts again from {checkpointed(run_dir)} samples ({failures} of {MAX_FAILURES})")
@@ -112,7 +136,9 @@ def ray_train(
 
 def _fit_once(config: dict[str, Any], num_workers: int, device: str) -> None:
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from pipelines.train_backend import Config
 
     use_gpu = num_workers > 0 and cluster.wants_gpu(device)
     scratch = Path(config["run_dir"]) / "ray"  # Train's own bookkeeping; ours needs none of it
@@ -120,7 +146,7 @@ def _fit_once(config: dict[str, Any], num_workers: int, device: str) -> None:
         ray_work if num_workers else work,
         train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=Config(backend="nccl" if use_gpu else "gloo"),
         # A name of its own each time: Train would silently resume an older one.
         run_config=RunConfig(name=uuid.uuid4().hex, storage_path=str(scratch)),
     )

@@ -19,6 +19,7 @@ from pipelines.checkpoints import agreed_checkpoint, remove_unfinished, save_che
 from pipelines.errors import UsageError
 from pipelines.failures import doing
 from pipelines.runs import Ledger, Record, RunSpec
+from pipelines.stopping import stoppable
 
 BUILD_STAGE = "pipelines.stages:build_stage"
 LOCK_WAIT_S = 60.0  # for a worker of a killed run to disappear
@@ -65,18 +66,20 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
         ledger = Ledger(run_dir / "metrics.jsonl")
         journal = Journal(spec.name, ledger, stage.train_config, state) if rank == 0 else None
         parallel = make_parallel(speed.parallel, rank, world_size)
-        model = fit(
-            model=stage.model,
-            batches=stage.batches,
-            config=stage.train_config,
-            report=journal.report if journal else _ignore,
-            save=make_save(run_dir / "checkpoints", journal, parallel, speed.num_to_keep),
-            resume=state and state["fit"],
-            evaluate=stage.evaluate,
-            device=device,
-            parallel=parallel,
-            micro_batch=speed.micro_batch,
-        )
+        with stoppable(run_dir, rank) as stop:
+            model = fit(
+                model=stage.model,
+                batches=stage.batches,
+                config=stage.train_config,
+                report=journal.report if journal else _ignore,
+                save=make_save(run_dir / "checkpoints", journal, parallel, speed.num_to_keep),
+                resume=state and state["fit"],
+                evaluate=stage.evaluate,
+                device=device,
+                parallel=parallel,
+                micro_batch=speed.micro_batch,
+                stop=stop,
+            )
         if journal:
             journal.finish(stage.final(model))
             export(stage, model, run_dir)

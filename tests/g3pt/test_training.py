@@ -1,5 +1,6 @@
 """Batches follow from (seed, samples seen); the loop averages weights, reports each step once and stops on a bad loss."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import nn
 
 from g3pt.batches import batch_indices, unpack_rows, window
 from g3pt.config import TrainConfig
-from g3pt.training import NonFiniteLoss, WeightAverage, fit, learning_rate
+from g3pt.training import AskedToStop, NonFiniteLoss, WeightAverage, fit, learning_rate
 
 CONFIG = TrainConfig(steps=10, batch_size=2, learning_rate=0.1, log_every=5, eval_every=5, checkpoint_every=5)
 
@@ -91,6 +92,30 @@ def test_a_non_finite_loss_stops_with_its_step_and_saves_nothing() -> None:
     with pytest.raises(NonFiniteLoss, match="step 3"):
         fit(model=Line(), batches=batches, config=CONFIG, report=lambda _: None, save=lambda s, n: saved.append(n))
     assert saved == []
+
+
+def test_asked_to_stop_it_saves_that_step_and_the_next_record_misses_none() -> None:
+    """Stopped between two records; resumed, every record and weight is that of an uninterrupted run."""
+
+    def run(stop_after: int | None = None, resume: dict | None = None) -> tuple[list[dict], dict[int, dict], nn.Module | None]:
+        records: list[dict] = []
+        states: dict[int, dict] = {}
+        asked = itertools.count(1)
+        given = {"save": lambda state, step: states.setdefault(step, copy.deepcopy(state)), "resume": resume}
+        given |= {"stop": lambda: next(asked) == stop_after} if stop_after else {}
+        try:
+            model = fit(model=Line(), batches=constant(1.0), config=CONFIG, report=records.append, **given)
+        except AskedToStop as stopped:
+            assert stopped.step == stop_after
+            model = None
+        return [{k: v for k, v in record.items() if k != "samples_per_second"} for record in records], states, model
+
+    whole, _, expected = run()
+    before, states, nothing = run(stop_after=7)
+    assert nothing is None and before == whole[:1] and list(states) == [10, 14]
+    after, _, model = run(resume=states[14])
+    assert after == whole[1:]
+    assert torch.equal(model.weight, expected.weight)
 
 
 def test_a_checkpoint_of_another_batch_size_is_refused() -> None:

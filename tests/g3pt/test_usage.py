@@ -28,6 +28,19 @@ def window(codes_BS: Tensor, levels: tuple[int, ...] = LEVELS["fsq"], num_object
     return usage.take()
 
 
+def test_a_window_goes_on_from_a_checkpoint() -> None:
+    codes_BS = random_codes(96, 8000)
+    first, second = (CodeUsage(SCALES, LEVELS["fsq"]) for _ in range(2))
+    first.add(list(codes_BS[:32].split(SCALES, dim=1)))
+    second.load(first.state(), True, codes_BS.device)
+    second.add(list(codes_BS[32:].split(SCALES, dim=1)))
+    assert second.take() == window(codes_BS)
+    second.load(first.state(), False, codes_BS.device)
+    second.add(list(codes_BS[:16].split(SCALES, dim=1)))
+    assert second.take() == window(codes_BS[:16]), "another worker counts its own alone"
+    assert CodeUsage(SCALES, LEVELS["fsq"]).state() == {}
+
+
 def random_codes(samples: int, num_codes: int, seed: int = 0) -> Tensor:
     return torch.randint(num_codes, (samples, sum(SCALES)), generator=torch.Generator().manual_seed(seed))
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cards, checkpoints, runs, tracked, tracking, train, train_worker
+from pipelines import cards, checkpoints, interrupt, runs, tracked, tracking, train, train_worker
 from pipelines.errors import UsageError
+from pipelines.interrupt import Stopped
 from pipelines.runs import Ledger, RunSpec
+from pipelines.stopping import STOP_FILE
 from pipelines.tracking import Tracking
 
 TOY = "tests.pipelines.toy_stage:build_stage"
@@ -26,6 +28,11 @@ def toy_spec(steps: int = 20, *, paths: dict[str, str] | None = None, **toy: obj
 
 def weights_hash(run_dir: Path) -> str:
     return hashlib.sha256((run_dir / "export" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def records_of(run_dir: Path) -> list[dict[str, float]]:
+    """All but what differs from run to run."""
+    return [{k: v for k, v in row.items() if k not in ("time", "samples_per_second")} for row in Ledger(run_dir / "metrics.jsonl").read()]
 
 
 def ledger_steps(run_dir: Path) -> list[float]:
@@ -80,10 +87,25 @@ def test_killed_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path, ki
     assert codes == [-signal.SIGKILL, 0]
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert weights_hash(run_dir) == weights_hash(whole)
-    assert ledger_steps(run_dir) == ledger_steps(whole)
-    skip = {"time", "samples_per_second"}
-    strip = lambda folder: [{k: v for k, v in r.items() if k not in skip} for r in Ledger(folder / "metrics.jsonl").read()]  # noqa: E731
-    assert strip(run_dir) == strip(whole)
+    assert records_of(run_dir) == records_of(whole)
+
+
+def test_a_signal_to_the_driver_saves_the_step_at_hand(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between two records and two checkpoints; the next start goes on from there, and ledger and weights are an uninterrupted run's."""
+    monkeypatch.setattr(interrupt, "GRACE_S", 1e6)  # what would cut this process off
+    spec = toy_spec(term_at=16, paths={"mark": str(tmp_path / "mark")})
+    run_dir = tmp_path / "runs" / spec.name
+    with pytest.raises(Stopped) as stopped, interrupt.stoppable():
+        train.train_run(spec, tmp_path / "runs", num_workers=0, build=TOY)
+    assert stopped.value.exit_code == 143 and stopped.value.safe_on_disk == [f"its checkpoint at 20 of 80 samples ({run_dir})"]
+    assert "saving after the step at hand" in capsys.readouterr().err
+    assert not (run_dir / STOP_FILE).exists() and not (run_dir / "failure.json").exists()
+    assert train.train_run(spec, tmp_path / "runs", num_workers=0, build=TOY) == run_dir
+    assert "resumes at 20 samples (0 later ledger records dropped)" in capsys.readouterr().out
+    assert weights_hash(run_dir) == weights_hash(whole)
+    assert records_of(run_dir) == records_of(whole)
 
 
 def test_resume_when_only_the_export_is_missing(whole: Path, tmp_path: Path) -> None:
@@ -163,13 +185,20 @@ def test_object_store_is_refused_clearly() -> None:
 
 
 @pytest.mark.slow
-def test_under_ray_a_lost_worker_costs_nothing(whole: Path, tmp_path: Path, ray_cluster: None) -> None:
-    """The worker kills itself once; Train restarts it; the export is that of an uninterrupted run without Ray."""
-    spec = toy_spec(kill_at=40, paths={"mark": str(tmp_path / "mark")})
-    run_dir = train.train_run(spec, tmp_path / "runs", num_workers=1, build=TOY)
-    assert (tmp_path / "mark").exists()
+def test_under_ray_a_lost_worker_costs_nothing(whole: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """The worker gets SIGTERM: the step at hand is saved, between two records and two checkpoints, and the run ends as the signal says.
+    Started again the worker kills itself, and Train restarts it; the export is that of an uninterrupted run without Ray."""
+    spec = toy_spec(term_at=16, kill_at=40, paths={"mark": str(tmp_path / "mark")})
+    with pytest.raises(Stopped) as stopped:
+        train.train_run(spec, tmp_path / "runs", num_workers=1, build=TOY)
+    assert stopped.value.exit_code == 143
+    assert "a worker got SIGTERM; saved after step 5" in capsys.readouterr().err
+    run_dir = tmp_path / "runs" / spec.name
+    assert checkpoints.checkpointed(run_dir) == 20 and not (run_dir / STOP_FILE).exists()
+    assert train.train_run(spec, tmp_path / "runs", num_workers=1, build=TOY) == run_dir
+    assert (tmp_path / "mark.kill_at").exists()
     assert weights_hash(run_dir) == weights_hash(whole)
-    assert ledger_steps(run_dir) == ledger_steps(whole)
+    assert records_of(run_dir) == records_of(whole)
 
 
 @pytest.mark.slow

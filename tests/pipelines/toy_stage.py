@@ -1,6 +1,7 @@
 """A stage of a few numbers that trains in milliseconds: for tests of the machinery around `fit`."""
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,31 +16,36 @@ from pipelines.runs import RunSpec
 class ToyModel(nn.Module):
     """y = A x + b with dropout, so that the random state of each step matters."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dropout: float = 0.2) -> None:
         super().__init__()
+        self.dropout = dropout
         self.linear = nn.Linear(width, width)
         nn.init.constant_(self.linear.weight, 0.1)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        x_BD = nn.functional.dropout(batch["x_BD"], 0.2)
+        x_BD = nn.functional.dropout(batch["x_BD"], self.dropout)
         loss = (self.linear(x_BD) - batch["x_BD"].flip(1)).square().mean()
         return loss, {"mse": loss.detach()}
 
 
 class ToyStage:
-    """config["toy"]: width, and optional sleep_s a step, kill_at (a sample at which the process dies once), fail_at (one with an error)."""
+    """config["toy"]: width, and optional dropout (0 where numbers of workers are compared: it draws by worker), sleep_s a step, fail_at (a
+    sample with an error), and samples at which the process gets a
+    signal, once each: term_at SIGTERM, kill_at SIGKILL."""
 
     def __init__(self, spec: RunSpec, rank: int, world_size: int) -> None:
         self.toy, self.rank, self.world_size = spec.config["toy"], rank, world_size
         self.train_config = from_dict(TrainConfig, spec.config["train"])
-        self.model = ToyModel(self.toy["width"])
+        self.model = ToyModel(self.toy["width"], self.toy.get("dropout", 0.2))
         self.paths = spec.paths
 
     def batches(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
         size = self.train_config.batch_size
         while True:
-            self._maybe_die(start_sample)
+            for name, number in (("term_at", signal.SIGTERM), ("kill_at", signal.SIGKILL)):
+                if start_sample == self.toy.get(name):
+                    self._signal_once(name, number)
             if start_sample == self.toy.get("fail_at"):
                 with open(self.paths["failures"], "a") as file:
                     file.write("failed\n")
@@ -50,11 +56,12 @@ class ToyStage:
             yield {"x_BD": torch.stack(rows)}
             start_sample += size
 
-    def _maybe_die(self, sample: int) -> None:
-        mark = Path(self.paths.get("mark", "/nonexistent/mark"))
-        if sample == self.toy.get("kill_at") and mark.parent.exists() and not mark.exists():
+    def _signal_once(self, name: str, number: int) -> None:
+        mark = Path(self.paths.get("mark", "/nonexistent/mark")).with_suffix(f".{name}")
+        if mark.parent.exists() and not mark.exists():
             mark.touch()
-            os.kill(os.getpid(), 9)
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)  # until the main thread has heard it
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         return {"val_loss": float(model.linear.bias.detach().square().sum())}
