@@ -229,14 +229,13 @@ class SavedBytes:
     """Bytes of the distinct storages that autograd keeps for the backward pass, those of `model` aside."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-        self._kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address comes twice
+        self._model = {_storage_id(t) for t in (*model.parameters(), *model.buffers())}
+        self._kept: dict[int, torch.UntypedStorage] = {}  # held, so that no id comes twice
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._known:
-            self._kept[storage.data_ptr()] = storage
+        if _storage_id(tensor) not in self._model:
+            self._kept[_storage_id(tensor)] = tensor.untyped_storage()
         return tensor
 
     def __enter__(self) -> SavedBytes:
@@ -250,3 +249,8 @@ class SavedBytes:
     def total(self) -> int:
         """Bytes so far."""
         return sum(storage.nbytes() for storage in self._kept.values())
+
+
+def _storage_id(tensor: torch.Tensor) -> int:
+    """One for views of the same storage, on the meta device too, where there is no address."""
+    return tensor.untyped_storage()._cdata

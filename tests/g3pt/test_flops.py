@@ -7,6 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.generator_step import count
 from g3pt import flops
 from g3pt.config import CAR_PRESETS, CVQ_PRESETS, CVQConfig, TrainConfig
 from g3pt.tokenizer import CVQ
@@ -87,3 +88,16 @@ def test_every_preset_is_counted_and_larger_ones_cost_more() -> None:
     assert costs == sorted(costs) and costs[0] > 1e8
     assert all(flops.cvq_activations(config, 1, "bf16") < flops.cvq_activations(config, 1) for config, _ in CVQ_PRESETS.values())
     assert flops.car_training(10, CAR_PRESETS["nano"][0]) == 30 and flops.car_training(10, CAR_PRESETS["1.5B"][0]) == 40
+
+
+def test_a_step_at_the_largest_width_is_counted_on_the_meta_device() -> None:
+    """Forward as the formula says; the step three times that, and each block once more, as it is computed again; what is read wants no gradient."""
+    config = dataclasses.replace(CAR_PRESETS["1.5B"][0], depth=2)
+    one, two = (count("1.5B", dataclasses.replace(config, depth=depth), CVQ_PRESETS["nano"][0]) for depth in (1, 2))
+    assert two["forward_flop"] == two["forward_formula"]
+    codec, blocks = CVQ_PRESETS["nano"][0], 2 * (two["forward_flop"] - one["forward_flop"])
+    read = flops.linear((two["tokens"] - 1) * codec.width + 257 * 1024 + 1024 + 768, config.width, 1)  # aligned tokens, image twice, text
+    assert two["step_flop"] == 3 * two["forward_flop"] + blocks - read
+    assert two["step_flop"] < two["step_formula"]
+    between = (two["tokens"] + 257) * config.width * 4  # a block's input is all that it keeps
+    assert two["kept_bytes_fp32"] - one["kept_bytes_fp32"] == between

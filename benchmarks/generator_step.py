@@ -1,0 +1,186 @@
+"""Speed of a generator's training step by preset: samples/s, tokens/s, share of the peak and of a measured matrix product, memory.
+
+    python benchmarks/generator_step.py [--presets nano,micro] [--scales paper] [--device auto] [--micro-batch N] [--batch-size N] [--steps 5]
+                                        [--precision fp32|bf16] [--peak-tflops 989] [--count-only] [--output generator_step.json]
+
+Needs torch and numpy alone: the transformer reads random aligned tokens, text vectors and image tokens of the sizes that the preset
+names, so that neither a dataset nor pretrained encoders are there, nor counted. `--scales` is the tokenizer preset whose scales it predicts;
+default the one of the same name, else the paper's 2408 tokens. A step is `fit`'s: forward, backward, clipping, AdamW, averaged weights, over
+`--batch-size` objects (default: one micro-batch) in micro-batches of `--micro-batch` (default 1 above 0.1B, else the preset's batch).
+
+Utilisation is model operations (three times the forward pass of g3pt/flops.py; what checkpointing computes again is time, not work)
+a second, over one large matrix product measured here in the same precision, and over --peak-tflops (an H100 or H200's dense bf16: 989).
+`--count-only` times nothing: it counts the step of torch's meta device, operator by operator, beside the formulas.
+Timed by wall time on a GPU, by CPU seconds with one thread on a CPU (benchmarks/tokenizer.py says why).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.tokenizer import Timer, commit, hardware, matrix_rate
+from g3pt import flops, training
+from g3pt.config import CVQ_PRESETS, CARConfig, CVQConfig, TrainConfig, car_preset, cvq_preset
+from g3pt.parallel import Alone
+from g3pt.transformer import CAR
+from pipelines.training_plan import condition_widths
+
+LARGE = 0.1e9  # parameters from which one object at a time is the default
+
+
+class Generator(nn.Module):
+    """CAR and its loss, on inputs that are there: what `fit` calls."""
+
+    def __init__(self, config: CARConfig, codec: CVQConfig) -> None:
+        super().__init__()
+        text, image, image_tokens = condition_widths(config)
+        self.car = CAR(config, codec, text_width=text, image_width=image, image_tokens=image_tokens)
+        self.widths = {"aligned_BTA": (codec.num_tokens - codec.scales[0], codec.width), "text_BC": (text,)}
+        if image:
+            self.widths["image_BMC"] = (image_tokens, image)
+        self.tokens, self.num_codes = codec.num_tokens, codec.num_codes
+
+    def forward(self, batch: dict[str, Tensor], step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy of all tokens."""
+        hidden_BSD = self.car(batch["aligned_BTA"], batch["text_BC"], batch.get("image_BMC"))
+        return self.car.head.cross_entropy(hidden_BSD, batch["codes_BS"]).mean(), {}
+
+    def batch(self, objects: int, device: torch.device | str) -> dict[str, Tensor]:
+        """Random inputs and codes."""
+        made = {name: torch.randn(objects, *shape, device=device) for name, shape in self.widths.items()}
+        made["codes_BS"] = torch.randint(self.num_codes, (objects, self.tokens), device=device)
+        return made | {"row_B": torch.arange(objects, device=device)}
+
+
+class Trainer:
+    """`fit`'s step on one batch."""
+
+    def __init__(self, model: Generator, train: TrainConfig, parts: int) -> None:
+        self.model, self.train, self.parts = model.train(), train, parts
+        self.optimizer = training.make_optimizer(model, train)
+        self.average = training.WeightAverage(model, train.ema_decay)
+        self.alone = Alone()
+
+    def step(self, batch: dict[str, Tensor]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        training.backward(self.model, self.model, batch, 0, self.parts, self.train, self.alone)
+        torch.nn.utils.clip_grad_norm_(training.trained_parameters(self.model), self.train.clip_norm)
+        self.optimizer.step()
+        self.average.update(self.model)
+
+
+def count(name: str, config: CARConfig, codec: CVQConfig) -> dict[str, Any]:
+    """One object's step on the meta device, beside the formulas; bytes of the state, and of what the backward pass keeps."""
+    with torch.device("meta"):
+        model = Generator(config, codec).train()
+    batch, counter = model.batch(1, "meta"), FlopCounterMode(display=False)
+    with counter, flops.SavedBytes(model) as saved:
+        loss, _ = model(batch)
+    forward = counter.get_total_flops()
+    with counter:  # a second time it begins at zero
+        loss.backward()
+    parameters = sum(p.numel() for p in model.parameters())
+    memory = flops.training_memory(parameters, flops.car_activations(config, model.tokens + model.car.num_prefix, 1, "fp32"))
+    return {
+        "preset": name, "tokens": model.tokens, "parameters": parameters,
+        "forward_flop": forward, "forward_formula": model.car.flops_per_object,
+        "step_flop": forward + counter.get_total_flops(), "step_formula": flops.car_training(model.car.flops_per_object, config),
+        "kept_bytes_fp32": saved.total, "activations_formula_fp32": memory.activations,
+        "weights_bytes": memory.weights, "gradient_bytes": memory.gradients, "optimizer_bytes": memory.optimizer, "average_bytes": memory.average,
+    }  # fmt: skip
+
+
+def measure(name: str, config: CARConfig, codec: CVQConfig, train: TrainConfig, flags: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """One row of the table."""
+    timer, on_gpu = Timer(device, flags.threads), device.type == "cuda"
+    with device:
+        model = Generator(config, codec)
+    parameters = sum(p.numel() for p in model.parameters())
+    at_once = flags.micro_batch or (1 if parameters > LARGE else train.batch_size)
+    train = dataclasses.replace(train, batch_size=flags.batch_size or at_once)
+    parts = training.count_parts(train.batch_size, at_once)
+    trainer, batch = Trainer(model, train, parts), model.batch(train.batch_size, device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = timer.seconds(lambda: trainer.step(batch), flags.steps) / train.batch_size
+    memory = flops.training_memory(
+        parameters, flops.car_activations(config, model.tokens + model.car.num_prefix, train.batch_size // parts, train.precision), precision=train.precision
+    )
+    rate, work = matrix_rate(device, train.precision, timer), 3 * model.car.flops_per_object / seconds
+    return {
+        "preset": name, "precision": train.precision, "batch_size": train.batch_size, "micro_batch": train.batch_size // parts,
+        "parameters": parameters, "tokens": model.tokens, "samples_per_s": 1 / seconds, "tokens_per_s": model.tokens / seconds,
+        "clock": "wall" if on_gpu or flags.threads > 1 else "cpu", "model_flop_per_object": 3 * model.car.flops_per_object,
+        "utilisation_of_product": work / rate, "matrix_flop_per_s": rate,
+        "utilisation_of_peak": work / (1e12 * flags.peak_tflops) if flags.peak_tflops else None,
+        "peak_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None, "estimated_bytes": memory.total,
+    }  # fmt: skip
+
+
+def show_count(row: dict[str, Any]) -> None:
+    """What was counted, in words."""
+    gib = {key: value / 2**30 for key, value in row.items() if "bytes" in key or key == "activations_formula_fp32"}
+    print(
+        f"{row['preset']}: {row['parameters'] / 1e6:.1f} M parameters, {row['tokens']} tokens; an object's forward pass {row['forward_flop'] / 1e12:.4g} TFLOP "
+        f"(formula {row['forward_formula'] / 1e12:.4g}), its step {row['step_flop'] / 1e12:.4g} (formula {row['step_formula'] / 1e12:.4g})\n"
+        f"  GiB: weights {gib['weights_bytes']:.2f}, gradients {gib['gradient_bytes']:.2f}, AdamW {gib['optimizer_bytes']:.2f}, averages {gib['average_bytes']:.2f}, "
+        f"kept for the backward pass of an object {gib['kept_bytes_fp32']:.2f} (formula, with the block that is computed again, {gib['activations_formula_fp32']:.2f})",
+        flush=True,
+    )
+
+
+def show(row: dict[str, Any]) -> None:
+    """One preset's line."""
+    peak = f", {row['utilisation_of_peak']:.0%} of the peak" if row["utilisation_of_peak"] else ""
+    memory = f"peak {row['peak_bytes'] / 2**30:.2f} GiB, " if row["peak_bytes"] else ""
+    print(
+        f"{row['preset']} {row['precision']} batch {row['batch_size']} by {row['micro_batch']}: {row['samples_per_s']:.3g} samples/s, {row['tokens_per_s']:.4g} tokens/s "
+        f"({row['clock']} time), {row['model_flop_per_object'] / 1e9:.4g} GFLOP an object, {row['utilisation_of_product']:.0%} of a matrix product's "
+        f"{row['matrix_flop_per_s'] / 1e12:.3g} TFLOP/s{peak}; {memory}estimated {row['estimated_bytes'] / 2**30:.2f} GiB",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", default="nano,micro", help="comma-separated")
+    parser.add_argument("--scales", help="tokenizer preset; default of the same name, else paper")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--batch-size", type=int, help="objects a step")
+    parser.add_argument("--micro-batch", type=int, help="objects at once")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default the preset's")
+    parser.add_argument("--peak-tflops", type=float, help="the hardware's, in that precision")
+    parser.add_argument("--count-only", action="store_true", help="count on the meta device")
+    parser.add_argument("--steps", type=int, default=5, help="timed")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU")
+    parser.add_argument("--output", type=Path, default=Path("generator_step.json"))
+    flags = parser.parse_args()
+    torch.set_num_threads(flags.threads)
+    device = torch.device(flags.device if flags.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    rows = []
+    for name in flags.presets.split(","):
+        config, train = car_preset(name)
+        codec, _ = cvq_preset(flags.scales or (name if name in CVQ_PRESETS else "paper"))
+        if flags.count_only:
+            rows.append(count(name, config, codec))
+            show_count(rows[-1])
+        else:
+            train = dataclasses.replace(train, precision=flags.precision or train.precision)
+            rows.append(measure(name, config, codec, train, flags, device))
+            show(rows[-1])
+        flags.output.write_text(json.dumps({"commit": commit(), "hardware": hardware(device, flags.threads), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
