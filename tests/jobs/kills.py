@@ -48,9 +48,9 @@ def kill_when(args: Sequence[str], folder: Path, ready: Callable[[], bool], wait
     return kill_driver(process, wait_s)
 
 
-def wait_until(process: subprocess.Popen[str], folder: Path, ready: Callable[[], bool]) -> None:
+def wait_until(process: subprocess.Popen[str], folder: Path, ready: Callable[[], bool], timeout_s: float = 200) -> None:
     """Until `ready()` holds of a command that must go on meanwhile."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + timeout_s
     while not ready():
         assert process.poll() is None and time.monotonic() < deadline, printed(folder)[1][-4000:]
         time.sleep(0.02)
