@@ -6,10 +6,12 @@ twice on the way. SQLite sorts outside of memory and its file goes with the conn
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import sqlite3
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from operator import itemgetter
 
@@ -38,19 +40,22 @@ class PlanStore:
     def add(self, objects: Iterable[SourceObject]) -> None:
         """Take objects in."""
         places = ", ".join("?" * (2 + len(TEXTS)))
-        self.num_objects += self._db.executemany(f"INSERT INTO listed VALUES ({places})", map(_row, objects)).rowcount
+        with _room():
+            self.num_objects += self._db.executemany(f"INSERT INTO listed VALUES ({places})", map(_row, objects)).rowcount
 
     def limit(self, number: int, where: str) -> None:
         """Keep the objects with the smallest sha256(id). UsageError for ids that came more than once, also among the others."""
         self._check_ids(where)
-        self._db.execute("DELETE FROM listed WHERE rowid NOT IN (SELECT rowid FROM listed ORDER BY hash, id LIMIT ?)", (number,))
+        with _room():
+            self._db.execute("DELETE FROM listed WHERE rowid NOT IN (SELECT rowid FROM listed ORDER BY hash, id LIMIT ?)", (number,))
         self.num_objects = min(self.num_objects, number)
 
     def group(self, num_shards: int, where: str) -> None:
         """Sort what was taken in by shard and id. UsageError for ids that came more than once."""
         shard = f"((hash % {num_shards} + {SIGN % num_shards} + {num_shards}) % {num_shards})"  # of a negative number, % is negative
         self._db.execute(f"CREATE TABLE grouped (shard INTEGER, {NAMES}, PRIMARY KEY (shard, id)) WITHOUT ROWID")
-        taken = self._db.execute(f"INSERT OR IGNORE INTO grouped SELECT {shard} AS shard, {NAMES} FROM listed ORDER BY shard, id").rowcount
+        with _room():
+            taken = self._db.execute(f"INSERT OR IGNORE INTO grouped SELECT {shard} AS shard, {NAMES} FROM listed ORDER BY shard, id").rowcount
         if taken < self.num_objects:
             self._check_ids(where)
         self._db.execute("DROP TABLE listed")
@@ -65,9 +70,21 @@ class PlanStore:
 
     def _check_ids(self, where: str) -> None:
         twice = "SELECT COUNT(*), MIN(id) FROM (SELECT id FROM listed GROUP BY hash, id HAVING COUNT(*) > 1)"
-        count, first = self._db.execute(twice).fetchone()
+        with _room():
+            count, first = self._db.execute(twice).fetchone()
         if count:
             raise UsageError(f"{where}: {count} ids appear more than once, the first is {first!r}")
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """Say which disk is full: it is neither the input's nor the output's."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "full" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "no room for the plan's temporary file; set SQLITE_TMPDIR to a folder of a larger disk") from error
 
 
 def _row(item: SourceObject) -> tuple[int | str, ...]:

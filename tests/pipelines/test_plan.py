@@ -13,6 +13,7 @@ from g3pt.datasets import list_shards
 from g3pt.inspection import Inspection
 from g3pt.tally import Tally
 from pipelines.errors import UsageError
+from pipelines.plan_store import PlanStore
 from pipelines.preprocess_config import PreprocessConfig
 from pipelines.preprocess_plan import Plan, make_plan
 from pipelines.sources import Listing, SourceObject, content, inputs_hash
@@ -210,6 +211,17 @@ def test_an_id_that_comes_twice_is_refused_even_where_the_limit_leaves_it_out(tm
     for limit in (None, 1):
         with pytest.raises(UsageError, match="2 ids appear more than once, the first is 'b'"):
             make_plan(config(tmp_path, limit=limit), objects)
+
+
+def test_a_full_disk_under_the_plan_names_the_way_out() -> None:
+    objects = [SourceObject(id=f"o{number}", source="dir", name="x" * 400) for number in range(100)]
+    for rows_first in (0, 100):  # while objects are taken in, while they are sorted
+        store = PlanStore()
+        store.add(objects[:rows_first])
+        store._db.execute("PRAGMA max_page_count = 20")
+        with pytest.raises(OSError, match="no room for the plan's temporary file; set SQLITE_TMPDIR"):
+            store.add(objects[rows_first:])
+            store.group(2, "here")
 
 
 def test_the_number_of_shards_stays_as_it_was(tmp_path: Path, meshes: Path) -> None:
