@@ -74,20 +74,32 @@ def test_mlflow_is_told_of_a_run_that_a_worker_ended_after_its_driver_was_killed
     assert json.loads((run_dir / "mlflow.json").read_text()) == note
 
 
-@pytest.mark.parametrize("kill_at", [pytest.param(4, marks=pytest.mark.slow), 40])
-def test_killed_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path, kill_at: int) -> None:
-    mark = tmp_path / "mark"
-    program = (
-        "from tests.pipelines.test_train import *\n"
-        f"spec = toy_spec(kill_at={kill_at}, paths={{'mark': {str(mark)!r}}})\n"
-        f"train.work({{'spec': spec.to_dict(), 'run_dir': str(train.prepare_run(spec, {str(tmp_path / 'runs')!r})), 'build': TOY}})\n"
-    )
+IN_FORKS = """
+import os, sys
+import torch._dynamo, g3pt.parallel, g3pt.training, tests.pipelines.toy_stage  # five CPU seconds of what a run imports
+from tests.pipelines.test_train import TOY, toy_spec, train
+
+for kill_at in (4, 40):
+    for _ in range(2):
+        if (pid := os.fork()) == 0:
+            spec, folder = toy_spec(kill_at=kill_at, paths={"mark": f"{sys.argv[1]}/mark-{kill_at}"}), f"{sys.argv[1]}/{kill_at}"
+            train.work({"spec": spec.to_dict(), "run_dir": str(train.prepare_run(spec, folder)), "build": TOY})
+            os._exit(0)
+        print("killed at", kill_at, "exit", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
+    """Each start is a process of its own, a fork of one that has imported everything and trained nothing."""
     environment = {**os.environ, "PYTHONPATH": str(runs.REPOSITORY)}
-    codes = [subprocess.run([sys.executable, "-c", program], env=environment, timeout=60).returncode for _ in range(2)]
-    assert codes == [-signal.SIGKILL, 0]
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    assert weights_hash(run_dir) == weights_hash(whole)
-    assert records_of(run_dir) == records_of(whole)
+    done = subprocess.run([sys.executable, "-c", IN_FORKS, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120)
+    codes = [line for line in done.stdout.splitlines() if line.startswith("killed at")]
+    assert codes == [f"killed at {kill_at} exit {code}" for kill_at in (4, 40) for code in (-int(signal.SIGKILL), 0)], done.stderr[-2000:]
+    for kill_at in (4, 40):
+        (run_dir,) = (tmp_path / str(kill_at)).iterdir()
+        assert weights_hash(run_dir) == weights_hash(whole)
+        assert records_of(run_dir) == records_of(whole)
 
 
 def test_a_signal_to_the_driver_saves_the_step_at_hand(
