@@ -181,7 +181,7 @@ class StoredFeatures:
 
     def _check(self, kind: str, index: int) -> None:
         if not derived.derived_is_current(self.info, kind, index):
-            raise ValueError(f"{derived.derived_path(self.info, kind, index)} is missing or older than its shard: start jobs/train_car.py --features stored again")
+            raise ValueError(f"{derived.derived_path(self.info, kind, index)} is missing or older than its shard: start the command with --features stored again")
 
     def columns(self, ids: Sequence[str], shards: Sequence[int]) -> dict[str, Any]:
         """Of objects that lie in `shards`: `text` float16 (N, C), `num_views` (N,); views are read one by one, by `image`."""

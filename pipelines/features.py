@@ -1,4 +1,4 @@
-"""Condition features of a whole dataset, computed once: `jobs/train_car.py --features stored` calls `store_features` before it trains.
+"""Condition features of a whole dataset, computed once: `--features stored` of the commands that train generators calls `store_features` first.
 
 Each actor of a Ray Data pool loads the encoders once and writes shard after shard (`pipelines.derive`); what is there is skipped. Where the
 tables lie, and what is in them: `g3pt.features`.
@@ -6,26 +6,23 @@ tables lie, and what is in them: `g3pt.features`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from g3pt import datasets, features
-from g3pt.config import CARConfig
 from g3pt.features import Encoding
 from g3pt.records import shard_name
 from pipelines.derive import Pool, ShardWorker, derive, is_done
-from pipelines.errors import UsageError, bad_input
+from pipelines.errors import bad_input
 from pipelines.failures import doing
 
 
-def store_features(data: str, config: CARConfig, preset: str, pool: Pool) -> dict[str, str]:
-    """Features of every `ok` object by the pretrained encoders of `config`; condition -> derived kind."""
-    found = features.encodings(config)
-    if not found:
-        raise UsageError(f"--features stored: preset {preset} trains its encoders, so there is nothing to store; leave the flag out, or take a preset from 0.1B on")
+def store_features(data: str, encodings: Sequence[Encoding], pool: Pool) -> dict[str, str]:
+    """Features of every `ok` object by these encoders; condition -> derived kind."""
     with bad_input():
         info = datasets.open_dataset(data)
-    kinds = {one.condition: one.kind for one in found}
-    missing = [one for one in found if not all(is_done(info, [one.kind], index) for index in info.shards)]
+    kinds = {one.condition: one.kind for one in encodings}
+    missing = [one for one in encodings if not all(is_done(info, [one.kind], index) for index in info.shards)]
     derive(info, list(kinds.values()), FeatureWorker, (str(info.path), missing), "features", pool)
     return kinds
 
@@ -33,7 +30,7 @@ def store_features(data: str, config: CARConfig, preset: str, pool: Pool) -> dic
 class FeatureWorker(ShardWorker):
     """The pretrained encoders, loaded once."""
 
-    def __init__(self, data: str, encodings: list[Encoding]) -> None:
+    def __init__(self, data: str, encodings: Sequence[Encoding]) -> None:
         import torch
 
         from pipelines import cluster

@@ -4,6 +4,7 @@ How: a command's flag class inherits those it has. `--help` shows the optional o
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 def listed(text: str | None) -> tuple[str, ...]:
@@ -25,6 +26,14 @@ class WithTokenizer:
 
     tokenizer: str
     """finished run of jobs/train_cvq.py, or its export"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithFeatures:
+    """A command that trains generators."""
+
+    features: Literal["live", "stored"] = "live"
+    """what pretrained encoders give: computed in each step (live), or once, below DATASET/derived (stored)"""
 
 
 @dataclass(frozen=True, kw_only=True)

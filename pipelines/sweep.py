@@ -22,7 +22,7 @@ from pipelines import cards, checkpoints, cluster, train, train_follow
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
 from pipelines.failures import is_deterministic, on_disk
-from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithTokenizer
+from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithFeatures, WithTokenizer
 from pipelines.notes import FAILURE_FILE, note_failure, read_note, working_in
 from pipelines.progress import say
 from pipelines.quiet import prints_aside
@@ -30,7 +30,7 @@ from pipelines.runs import Ledger, RunSpec
 from pipelines.stopping import asking
 from pipelines.tracked import Outcome, followed, is_told
 from pipelines.tracking import best_effort
-from pipelines.training_jobs import car_spec, check_workers, count_car, encode, open_data
+from pipelines.training_jobs import car_spec, check_workers, count_car, encode, open_data, with_features
 
 DEFAULT_SIZES = "20k,80k,150k,nano"
 STUDY_FILES = ("study.json", "points.csv", "fit.json", "curve.png")
@@ -39,7 +39,7 @@ NO_CPU_TRIAL_BYTES = 2**20  # what a trial asks for on a cluster without sweep_s
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepFlags(DryRun, OnRay, OnDevice, WithTokenizer, OnData):
+class SweepFlags(DryRun, OnRay, OnDevice, WithFeatures, WithTokenizer, OnData):
     """Train CAR at several sizes on the same data and fit the scaling law of its test cross-entropy."""
 
     output: str
@@ -105,6 +105,7 @@ def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
     write_json(study / "study.json", {"runs": [spec.to_dict() for spec in specs], "flags": dataclasses.asdict(flags)})
     note = working_in(study, total=len(specs), unit="runs", flags=dataclasses.asdict(flags))
     with note, on_disk(lambda: _finished_runs(specs, study)):
+        specs = with_features(specs, flags)
         encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
         with followed(cards.study(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists()) as parent:
             train_all(specs, study, flags, parent.run_id)

@@ -5,7 +5,7 @@ too few points, an unfinished tokenizer run. `--dry-run` prints the plan and nee
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from g3pt.selection import ALL, Selection, choose
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
-from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithTokenizer, listed
+from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithFeatures, WithTokenizer, listed
 from pipelines.overrides import overridden
 from pipelines.progress import say
 from pipelines.runs import RunSpec, stable_hash
@@ -61,11 +61,8 @@ class TrainCVQFlags(TrainFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCARFlags(WithTokenizer, TrainFlags):
+class TrainCARFlags(WithFeatures, WithTokenizer, TrainFlags):
     """Train the generator CAR on a tokenizer's codes; encodes the dataset first where that was not done yet."""
-
-    features: Literal["live", "stored"] = "live"
-    """of pretrained encoders: computed in each step, or once for all (DATASET/derived)"""
 
 
 def train_cvq(flags: TrainCVQFlags) -> str | None:
@@ -95,7 +92,7 @@ def _train(stage: str, flags: TrainFlags, preset: Callable[..., Any], count: Cal
     train.check_output(flags.output)
     spec = named_by_micro_batch(make_spec(flags.preset, model, config, chosen(flags)), flags)
     if stage == "car":
-        spec = with_features(spec, flags)
+        (spec,) = with_features([spec], flags)
         encode(spec, flags.num_workers, flags.ray_address, flags.device)
     speed = train.Speed(parallel=flags.parallel, micro_batch=flags.micro_batch, num_to_keep=flags.num_to_keep)
     workers = {"num_workers": flags.num_workers, "ray_address": flags.ray_address, "device": flags.device}
@@ -146,17 +143,26 @@ def pinned(model: Any) -> Any:
     return dataclasses.replace(model, **commits)
 
 
-def with_features(spec: RunSpec, flags: TrainCARFlags) -> RunSpec:
-    """The same run, told where its conditions' features are stored if --features asks for that; made where they are missing."""
+def with_features(specs: Sequence[RunSpec], flags: Any) -> list[RunSpec]:
+    """The same runs, told where their conditions' features are stored if --features asks for that; made where they are missing.
+
+    A run that trains its encoders stays as it is; UsageError if all do.
+    """
     from g3pt.config import CARConfig, from_dict
+    from g3pt.features import encodings
     from pipelines.derive import Pool
     from pipelines.features import store_features
 
     if flags.features == "live":
-        return spec
-    pool = Pool(num_workers=flags.num_workers, ray_address=flags.ray_address, device=flags.device)
-    kinds = store_features(spec.paths["data"], from_dict(CARConfig, spec.config["model"]), spec.preset, pool)
-    return dataclasses.replace(spec, paths=spec.paths | {f"{condition}_features": kind for condition, kind in kinds.items()})
+        return list(specs)
+    pool = Pool(num_workers=max(1, flags.num_workers), ray_address=flags.ray_address, device=flags.device)
+    wanted = [tuple(encodings(from_dict(CARConfig, spec.config["model"]))) for spec in specs]
+    if not any(wanted):
+        presets = ", ".join(dict.fromkeys(spec.preset for spec in specs))
+        raise UsageError(f"--features stored: {presets} trains its encoders, so there is nothing to store; leave the flag out, or take presets from 0.1B on")
+    made = {some: store_features(specs[0].paths["data"], some, pool) for some in dict.fromkeys(wanted) if some}
+    told = [{f"{condition}_features": kind for condition, kind in made.get(some, {}).items()} for some in wanted]
+    return [dataclasses.replace(spec, paths=spec.paths | paths) for spec, paths in zip(specs, told, strict=True)]
 
 
 def open_data(data: str, selection: Selection = ALL) -> Any:

@@ -55,7 +55,7 @@ def car_lines(model: Any, train: Any, flags: Any) -> list[str]:
     return [
         f"operations of an object: forward {with_flop(car.flops_per_object)}, with its backward pass {with_flop(training)}, "
         f"the run {with_flop(training * train.steps * train.batch_size)} ({codec.num_tokens} tokens of {which}, {car.num_prefix} of the image)",
-        _memory_line(car_memory(car, codec, train.precision, objects, _shards(flags)), objects, flags),
+        _memory_line(car_memory(car, codec, train.precision, objects, _shards(flags), encoders=flags.features == "live"), objects, flags),
     ]
 
 
@@ -70,19 +70,19 @@ def meta_car(model: Any, codec: Any) -> Any:
         return CAR(model, codec, text_width=text, image_width=image, image_tokens=image_tokens)
 
 
-def car_memory(car: Any, codec: Any, precision: str, objects: int, shards: int = 1) -> flops.Memory:
+def car_memory(car: Any, codec: Any, precision: str, objects: int, shards: int = 1, encoders: bool = True) -> flops.Memory:
     """What a worker holds that trains `car` on `objects` at once; small encoders aside."""
     activations = flops.car_activations(car.config, codec.num_tokens + car.num_prefix, objects, precision)
     trained = sum(p.numel() for p in car.parameters())
-    return flops.training_memory(trained, activations, shards=shards, precision=precision, frozen=frozen_parameters(car.config, codec))
+    return flops.training_memory(trained, activations, shards=shards, precision=precision, frozen=frozen_parameters(car.config, codec, encoders))
 
 
-def frozen_parameters(model: Any, codec: Any) -> int:
-    """Of the tokenizer, and of the pretrained encoders as the presets name them."""
+def frozen_parameters(model: Any, codec: Any, encoders: bool = True) -> int:
+    """Of the tokenizer, and of the pretrained encoders as the presets name them unless their features are stored."""
     from g3pt.conditions import NONE, SMALL
 
     encoders = [(model.text_encoder, CLIP_PARAMETERS), (model.image_encoder, DINO_PARAMETERS)]
-    return tokenizer_parameters(codec) + sum(count for name, count in encoders if name not in (SMALL, NONE))
+    return tokenizer_parameters(codec) + encoders * sum(count for name, count in encoders if name not in (SMALL, NONE))
 
 
 @functools.lru_cache
