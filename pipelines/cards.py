@@ -148,7 +148,7 @@ def study(flags: SweepFlags, specs: Sequence[RunSpec], folder: Path) -> Card:
 
 def generation(config: GenerateConfig, output: Path, model_hash: str) -> Card:
     """Of jobs/generate.py."""
-    names = ("num", "seed", "cfg", "cfg_schedule", "top_k", "top_p", "temperature", "resolution", "max_faces", "format")
+    names = ("num", "seed", "cfg", "cfg_text", "cfg_image", "cfg_schedule", "top_k", "top_p", "temperature", "resolution", "max_faces", "format")
     prompts = Path(config.prompts).name if config.prompts else " + ".join(filter(None, (config.text, config.image and Path(config.image).name)))
     dataset = None
     if config.prompts:

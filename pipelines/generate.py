@@ -20,6 +20,7 @@ import pyarrow as pa
 from g3pt.checkpoint import export_hash, read_export_config
 from g3pt.conditions import NONE
 from g3pt.datasets import parquet_bytes
+from g3pt.sampling import SampleConfig
 from g3pt.storage import write_atomic
 from pipelines import cards
 from pipelines.errors import UsageError, bad_input
@@ -27,17 +28,19 @@ from pipelines.failures import on_disk
 from pipelines.generate_config import MAX_NUM, GenerateConfig
 from pipelines.notes import working_in
 from pipelines.progress import Progress
-from pipelines.prompts import Sample, plan
-from pipelines.sample_maker import BATCH, SampleMaker, batches, identity, is_done, read_record
+from pipelines.prompts import Sample, keep_pictures, output_folder, plan
+from pipelines.sample_maker import BATCH, SampleMaker, batches
+from pipelines.sample_records import SampleFolder, identity
 from pipelines.tracked import Outcome, logged
 
 MANIFEST = pa.schema(
     [("sample", pa.string()), ("id", pa.string()), ("text", pa.string()), ("image", pa.string()), ("seed", pa.int64())]
-    + [("cfg", pa.float64()), ("cfg_schedule", pa.string()), ("top_k", pa.int64()), ("top_p", pa.float64())]
-    + [("temperature", pa.float64()), ("resolution", pa.int64()), ("max_faces", pa.int64()), ("model", pa.string()), ("model_hash", pa.string())]
-    + [("file", pa.string()), ("sha256", pa.string()), ("vertices", pa.int64()), ("faces", pa.int64())]
-    + [("seconds", pa.float64()), ("tokens_per_s", pa.float64()), ("status", pa.string()), ("error", pa.string())]
-    + [("note", pa.string())]  # of a good mesh: why it has more faces than asked for
+    + [("cfg", pa.float64()), ("cfg_text", pa.float64()), ("cfg_image", pa.float64()), ("cfg_schedule", pa.string()), ("top_k", pa.int64()), ("top_p", pa.float64())]
+    + [("temperature", pa.float64()), ("sampling", pa.string()), ("resolution", pa.int64()), ("max_faces", pa.int64()), ("model", pa.string()), ("model_hash", pa.string())]
+    + [("file", pa.string()), ("sha256", pa.string()), ("vertices", pa.int64()), ("faces", pa.int64()), ("watertight", pa.bool_())]
+    + [(name, pa.float64()) for name in ("seconds", "seconds_sampling", "seconds_decoding", "seconds_writing", "tokens_per_s")]
+    + [("status", pa.string()), ("error", pa.string())]
+    + [("note", pa.string())]  # why a good mesh has more faces than asked for, or its picture was used whole
 )
 
 
@@ -45,38 +48,50 @@ def generate(config: GenerateConfig, *, use_ray: bool = True) -> str | None:
     """Run the job; gives the output folder (None for a dry run). Without Ray the batches are made here, in turn."""
     if "://" in config.output:
         raise UsageError(f"{config.output}: object stores are not built yet, give a local path")
-    samples = plan(config)
-    good = [s for s in samples if s.error is None]
     if config.dry_run:
-        print(f"plan: {len(good)} samples of {len({s.id for s in samples})} prompts ({len(samples) - len(good)} bad rows)")
-        print(f"      model {config.model}, {config.sampling}, resolution {config.resolution}, to {config.output}/*.{config.format}")
+        _say_plan(config, plan(config))
         return None
+    model_hash, num_scales = _known_model(config)
+    samples, output = plan(config, num_scales), output_folder(config)
+    good = {sample: identity(config, sample, model_hash) for sample in samples if sample.error is None}
     if not good:
         raise UsageError(f"no usable prompt: {samples[0].error}" if samples else f"{config.prompts}: no prompts in it")
+    folder = SampleFolder.begin(output, len(samples))
+    todo = [sample for sample, wanted in good.items() if not folder.is_done(sample, wanted)]
+    print(f"generate: {len(good)} samples, {len(good) - len(todo)} made before, {len(samples) - len(good)} bad rows", file=sys.stderr)
+    started = time.perf_counter()
+
+    def made() -> str:
+        done = sum(folder.read_of(sample, wanted) is not None for sample, wanted in good.items())
+        return f"{done} of {len(good)} samples are made ({output})"
+
+    note = working_in(output, total=len(samples), unit="samples", flags=dataclasses.asdict(config))
+    with note, on_disk(made), logged(cards.generation(config, output, model_hash), output) as outcome:
+        keep_pictures(config, todo)
+        _make(config, output, todo, model_hash, use_ray)
+        rows = manifest_rows(config, folder, samples, model_hash)
+        write_atomic(output / "manifest.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST)))
+        _finish(output, rows, len(todo), time.perf_counter() - started, outcome)
+    return str(output)
+
+
+def _say_plan(config: GenerateConfig, samples: list[Sample]) -> None:
+    bad = sum(sample.error is not None for sample in samples)
+    print(f"plan: {len(samples) - bad} samples of {len({s.id for s in samples})} prompts ({bad} bad rows)")
+    print(f"      model {config.model}, {config.sampling}, resolution {config.resolution}, {config.format} meshes to {config.output}")
+
+
+def _known_model(config: GenerateConfig) -> tuple[str, int]:
+    """The export's hash and its number of scales; UsageError for a model that cannot make what is asked for."""
     with bad_input():
         values = read_export_config(config.model)
         if values["kind"] != "car":
             raise ValueError(f"{config.model}: holds a {values['kind']!r} model, not a generator (car)")
         if config.image is not None and values["model"]["image_encoder"] == NONE:
             raise ValueError(f"{config.model}: this generator was trained without images")
-        model_hash = export_hash(config.model)
-    output = Path(config.output).expanduser().resolve()
-    for folder in (output, output / "samples"):
-        folder.mkdir(parents=True, exist_ok=True)
-    todo = [s for s in good if not is_done(output, s, identity(config, s, model_hash))]
-    print(f"generate: {len(good)} samples, {len(good) - len(todo)} made before, {len(samples) - len(good)} bad rows", file=sys.stderr)
-    started = time.perf_counter()
-    def made() -> str:
-        done = sum((read_record(output, s) or {}).get("identity") == identity(config, s, model_hash) for s in good)
-        return f"{done} of {len(good)} samples are made ({output})"
-
-    note = working_in(output, total=len(samples), unit="samples", flags=dataclasses.asdict(config))
-    with note, on_disk(made), logged(cards.generation(config, output, model_hash), output) as outcome:
-        _make(config, output, todo, model_hash, use_ray)
-        rows = manifest_rows(config, output, samples, model_hash)
-        write_atomic(output / "manifest.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST)))
-        _finish(output, rows, len(todo), time.perf_counter() - started, outcome)
-    return str(output)
+        num_scales = len(values["tokenizer"]["scales"])
+        config.sampling.check_scales(num_scales)
+        return export_hash(config.model), num_scales
 
 
 def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: str, use_ray: bool) -> None:
@@ -117,9 +132,8 @@ def _made_on_ray(config: GenerateConfig, todo: list[Sample], arguments: tuple[di
     yield from made.iter_rows()
 
 
-def manifest_rows(config: GenerateConfig, output: Path, samples: list[Sample], model_hash: str) -> list[dict[str, Any]]:
+def manifest_rows(config: GenerateConfig, folder: SampleFolder, samples: list[Sample], model_hash: str) -> list[dict[str, Any]]:
     """A row per sample, from the records."""
-    settings = config.sampling.as_dict()
     shared = {"resolution": config.resolution, "max_faces": config.max_faces, "model": config.model, "model_hash": model_hash}
     empty = {"file": "", "sha256": "", "vertices": 0, "faces": 0, "seconds": 0.0, "tokens_per_s": 0.0, "note": ""}
     rows = []
@@ -127,12 +141,17 @@ def manifest_rows(config: GenerateConfig, output: Path, samples: list[Sample], m
         prompt = {"sample": sample.name, "id": sample.id, "text": sample.text or "", "image": sample.image or "", "seed": sample.seed}
         found = {"status": "failed", "error": sample.error}
         if sample.error is None:
-            record = read_record(output, sample)
-            if record is None or record["identity"] != identity(config, sample, model_hash):
-                record = {"status": "failed", "error": "lost: the worker that had it left no record"}
-            found = {name: value for name, value in record.items() if name != "identity"}
-        rows.append(prompt | settings | shared | {"cfg": sample.cfg} | empty | found)
+            record = folder.read_of(sample, identity(config, sample, model_hash))
+            found = record or {"status": "failed", "error": "lost: the worker that had it left no record"}
+        rows.append(prompt | _settings_columns(sample.settings(config)) | shared | empty | found)
     return rows
+
+
+def _settings_columns(settings: SampleConfig) -> dict[str, Any]:
+    """The settings as the manifest has them: guidance of text and image spelled out, null where there is a number a scale."""
+    values = dataclasses.asdict(settings)
+    values |= {name: settings.cfg for name in ("cfg_text", "cfg_image") if values[name] is None}
+    return {name: None if isinstance(value, tuple) else value for name, value in values.items()} | {"sampling": json.dumps(settings.as_dict())}
 
 
 def _finish(output: Path, rows: list[dict[str, Any]], made: int, seconds: float, outcome: Outcome) -> None:
@@ -141,9 +160,9 @@ def _finish(output: Path, rows: list[dict[str, Any]], made: int, seconds: float,
     reasons = Counter(row["error"].split(":")[0] for row in rows if row["status"] != "ok")
     why = f" ({', '.join(f'{name} {count}' for name, count in reasons.items())})" if reasons else ""
     print(f"generate: {len(ok)} ok, {len(rows) - len(ok)} failed{why}, {seconds:.1f} s", file=sys.stderr)
-    notes = [row for row in ok if row["note"]]
-    if notes:
-        print(f"generate: {len(notes)} of {len(ok)} meshes keep their faces, the first {notes[0]['sample']}: {notes[0]['note']}", file=sys.stderr)
+    for note, count in Counter(note for row in ok for note in row["note"].split("; ") if note).items():
+        first = next(row["sample"] for row in ok if note in row["note"])
+        print(f"generate: {note} ({count} of {len(ok)}, the first {first})", file=sys.stderr)
     outcome.nothing_done = not made
     outcome.metrics |= {"samples_ok": float(len(ok)), "samples_not_ok": float(len(rows) - len(ok)), "samples_made": float(made), "seconds": seconds,
                         "seconds_per_sample": sum(r["seconds"] for r in ok) / max(1, len(ok)),

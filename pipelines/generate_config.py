@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from g3pt.sampling import SampleConfig
+from g3pt.sampling import LISTED, SampleConfig
 from pipelines.flags import DryRun, OnRay
 
 COARSE_CELLS = 32  # of the first grid of the iso-surface: the resolution is this times a power of two
@@ -31,21 +31,25 @@ class GenerateConfig(DryRun, OnRay):
     image: str | None = None
     """picture of what to make (alpha, or an even border, is background); default none"""
     prompts: str | None = None
-    """file of prompts, .jsonl or .parquet, with id, text, image, seed, cfg, n (image paths are relative to it and stay in its folder); default none"""
+    """file of prompts, .jsonl or .parquet, with id, text, image (a path in its folder, or bytes), seed, n, cfg, cfg_text, cfg_image; default none"""
     num: int = 1
     """samples per prompt, with seeds rising by one"""
     seed: int = 0
     """seed of a prompt's first sample"""
-    cfg: float = SampleConfig.cfg
+    cfg: str = str(SampleConfig.cfg)
     """strength of guidance; 0 is none"""
+    cfg_text: str | None = None
+    """of the text, where it shall differ from the image's; default --cfg"""
+    cfg_image: str | None = None
+    """of the image; default --cfg"""
     cfg_schedule: Literal["ramp", "constant"] = "ramp"
-    """guidance rises from 0 at the coarsest scale, or is the same at all"""
-    top_k: int = SampleConfig.top_k
-    """keep the K likeliest values of each code digit; 0 keeps all"""
-    top_p: float = SampleConfig.top_p
-    """keep the likeliest values that together have this probability"""
-    temperature: float = SampleConfig.temperature
-    """below 1 sharpens, above 1 flattens the choice"""
+    """guidance rises from 0 at the coarsest scale, or is the same at all; each number here can be a list, one a scale: 0,1,2,2"""
+    top_k: str = str(SampleConfig.top_k)
+    """keep K values of each digit; 0: all"""
+    top_p: str = str(SampleConfig.top_p)
+    """keep values of this joint probability"""
+    temperature: str = str(SampleConfig.temperature)
+    """below 1 sharpens, above 1 flattens"""
     resolution: int = 128
     """cells along the box of the extracted surface: 32, 64, 128, 256, ..."""
     max_faces: int = 0
@@ -77,7 +81,20 @@ class GenerateConfig(DryRun, OnRay):
             raise ValueError(f"--num-workers must be positive, got {self.num_workers}")
         self.sampling  # noqa: B018 (checks its own numbers)
 
-    @property
+    @functools.cached_property
     def sampling(self) -> SampleConfig:
-        """How codes are drawn."""
-        return SampleConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SampleConfig) if hasattr(self, f.name)})
+        """How codes are drawn, where a prompt says nothing else."""
+        listed = {name: per_scale(f"--{name.replace('_', '-')}", getattr(self, name), int if name == "top_k" else float) for name in LISTED}
+        return SampleConfig(cfg_schedule=self.cfg_schedule, **listed)
+
+
+def per_scale(name: str, value: Any, kind: type[Any] = float) -> Any:
+    """A number, or a tuple with one a scale: from a number, a list, or text with commas; None stays None. `name` is for the ValueError."""
+    parts = list(value) if isinstance(value, (list, tuple)) else str(value).split(",")
+    try:
+        numbers = tuple(kind(part) for part in parts)
+    except (TypeError, ValueError):
+        if value is None:
+            return None
+        raise ValueError(f"{name} must be a number, or one a scale with commas between them, got {value!r}") from None
+    return numbers[0] if len(numbers) == 1 else numbers

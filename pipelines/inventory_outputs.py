@@ -51,7 +51,7 @@ def finished_generation(place: Place, note: dict[str, Any], inputs: Inputs) -> d
         raise Unreadable(f"{MANIFEST} is damaged: {error}") from None
     failures = Counter(reason(row) for row in rows if row["status"] != "ok")
     ok = [row for row in rows if row["status"] == "ok"]
-    lost = [row["file"] for row in ok if row["file"] not in place.names]
+    lost = [row["file"] for row in ok if row["file"] not in place.names and not ("/" in row["file"] and (place.path / row["file"]).is_file())]
     common = {"done": len(rows), "total": len(rows), "failures": dict(failures), "next": inputs.command(place.path)}
     if not ok:
         return common | {"state": "failed", "done": 0, "reason": "no sample came out"}
@@ -67,7 +67,7 @@ def finished_generation(place: Place, note: dict[str, Any], inputs: Inputs) -> d
 def unfinished_generation(place: Place, note: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     """Fields of the Item from an evenly spread part of the samples' records; records of earlier settings count as well."""
     folder = place.path / "samples"
-    names = [name for name in names_in(folder) if name.endswith(".json") and not name.startswith(".")]
+    names = record_names(folder)
     times, failures = [], Counter[str]()
     for name in spread(names):
         times.append(changed_at(folder / name))
@@ -79,7 +79,7 @@ def unfinished_generation(place: Place, note: dict[str, Any], inputs: Inputs) ->
             failures[reason(record)] += 1
     total = note["total"] if isinstance(note.get("total"), int) else None
     done = len(names) if total is None else min(len(names), total)
-    about = activity(place.path, note, folder)
+    about = activity(place.path, note, folder, *{(folder / name).parent for name in names})
     per_second = rate_since(times, len(names), started_at(note), max([*times, 0.0]))
     left = (total - done) / per_second if per_second and total is not None else None
     command = None if about["working"] else inputs.command(place.path)
@@ -90,6 +90,13 @@ def unfinished_generation(place: Place, note: dict[str, Any], inputs: Inputs) ->
 def reason(row: dict[str, Any]) -> str:
     """`bad-prompt` of `bad-prompt: neither text nor image`."""
     return str(row.get("error") or row.get("status")).split(":", 1)[0]
+
+
+def record_names(folder: Path) -> list[str]:
+    """Names of the samples' records, relative to their folder: of a large job they lie in subfolders."""
+    found = names_in(folder)
+    found += [f"{name}/{inner}" for name in found if len(name) == 2 for inner in names_in(folder / name)]
+    return [name for name in found if name.endswith(".json") and not name.rpartition("/")[2].startswith(".")]
 
 
 def names_in(folder: Path) -> list[str]:

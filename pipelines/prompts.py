@@ -1,7 +1,8 @@
 """Prompts to samples: the flags or a prompts file, read and checked before any model is loaded.
 
 A sample is a prompt with a seed and its guidance. A row of a prompts file that cannot be used is a sample with an `error`:
-it becomes a failed row of the manifest, never the end of the job.
+it becomes a failed row of the manifest, never the end of the job. Pictures that a .parquet file holds itself are laid in the output
+folder under their sha256, where workers and readers of the manifest find them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from g3pt.sampling import SampleConfig
+from g3pt.storage import write_atomic
 from pipelines.errors import UsageError, bad_input, one_line
-from pipelines.generate_config import MAX_NUM, GenerateConfig
+from pipelines.generate_config import MAX_NUM, GenerateConfig, per_scale
+
+BAD_PROMPT = "bad-prompt: "  # how the error of a prompt begins that cannot be used
+COLUMNS = ("id", "text", "image", "seed", "n", "cfg", "cfg_text", "cfg_image")
+PICTURES = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +36,13 @@ class Sample:
 
     id: str
     text: str | None
-    image: str | None  # as the prompt has it
+    image: str | None  # as the prompt has it; of a picture in the prompts file, its place in the output folder
     image_path: str | None = None  # absolute
     image_sha256: str | None = None
     seed: int = 0
-    cfg: float = 0.0
+    cfg: Any = 0.0  # a number, or one a scale
+    cfg_text: Any = None
+    cfg_image: Any = None
     error: str | None = None
 
     @property
@@ -44,29 +53,47 @@ class Sample:
             safe += "-" + hashlib.sha256(self.id.encode()).hexdigest()[:8]
         return f"{safe}-s{self.seed}"
 
+    def settings(self, config: GenerateConfig) -> SampleConfig:
+        """How its codes are drawn."""
+        return dataclasses.replace(config.sampling, cfg=self.cfg, cfg_text=self.cfg_text, cfg_image=self.cfg_image)
 
-def plan(config: GenerateConfig) -> list[Sample]:
-    """All samples in order; rows of a prompts file that cannot be used are samples with an `error`."""
+
+def plan(config: GenerateConfig, num_scales: int | None = None) -> list[Sample]:
+    """All samples in order; rows of a prompts file that cannot be used are samples with an `error`. `num_scales`: the model's, if known."""
     if config.prompts is None:
         with bad_input():
             path = None if config.image is None else Path(config.image).expanduser().resolve(strict=True)
             _check_utf8(text=config.text, image=config.image)
-            return _repeat(_sample(config, "sample", config.text, config.image, path, config.seed, config.cfg), config.num)
-    samples = [s for number, row in enumerate(read_prompts(config.prompts)) for s in _row_samples(config, number, row)]
+            if num_scales is not None:
+                config.sampling.check_scales(num_scales)
+            return _repeat(_sample(config, "sample", config.text, config.image, path), config.num)
+    samples = [s for number, row in enumerate(read_prompts(config.prompts)) for s in _row_samples(config, number, row, num_scales)]
     repeated = [name for name, count in Counter(s.name for s in samples if s.error is None).items() if count > 1]
     if repeated:
         raise UsageError(f"{config.prompts}: {repeated[0]!r} comes more than once (same id and seed)")
     return samples
 
 
+def keep_pictures(config: GenerateConfig, samples: Iterable[Sample]) -> None:
+    """Lay the pictures of a prompts file that these samples want in the output folder, unless they are there."""
+    wanted = {sample.image_path for sample in samples if sample.image_path is not None and not Path(sample.image_path).is_file()}
+    for row in read_prompts(config.prompts) if config.prompts is not None and wanted else ():
+        picture = _image(row)
+        if isinstance(picture, bytes) and str(file := _picture_file(config, picture)) in wanted:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, picture)
+
+
 def read_prompts(path: str) -> Iterator[dict[str, Any]]:
-    """Rows of a prompts file; a line that is no JSON object comes as {'_error': reason}."""
+    """Rows of a prompts file, only its COLUMNS; a line that is no JSON object comes as {'_error': reason}."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise UsageError(f"{path}: no such file")
     if file.suffix == ".parquet":
         try:
-            yield from pq.read_table(file).to_pylist()
+            with pq.ParquetFile(file) as table:
+                for batch in table.iter_batches(batch_size=256, columns=[name for name in table.schema_arrow.names if name in COLUMNS]):
+                    yield from batch.to_pylist()
         except (pa.ArrowInvalid, OSError) as error:
             raise UsageError(f"{path}: not a readable parquet file: {one_line(error)}") from error
         return
@@ -82,28 +109,43 @@ def read_prompts(path: str) -> Iterator[dict[str, Any]]:
         yield row if isinstance(row, dict) else {"_error": f"not a JSON object: {line[:60]}"}
 
 
-def _row_samples(config: GenerateConfig, number: int, row: dict[str, Any]) -> list[Sample]:
+def _row_samples(config: GenerateConfig, number: int, row: dict[str, Any], num_scales: int | None) -> list[Sample]:
     """The samples of one row, or one failed sample that says what is wrong with it."""
-    object_id, seed = f"prompt-{number:05d}", config.seed
+    object_id, seed, text, image = f"prompt-{number:05d}", config.seed, row.get("text"), _image(row)
     try:
         if row.get("_error"):
             raise ValueError(row["_error"])
         object_id = str(object_id if row.get("id") in (None, "") else row["id"])
-        text, image = row.get("text") or None, row.get("image") or None
-        if not all(isinstance(v, str) for v in (text or "", image or "")):
-            raise ValueError("text and image must be strings")
-        _check_utf8(id=object_id, text=text, image=image)
+        if not isinstance(text or "", str) or not isinstance(image or "", (str, bytes)):
+            raise ValueError("text must be a string, image a string or in .parquet bytes")
+        _check_utf8(id=object_id, text=text, image=image if isinstance(image, str) else None)
         seed = _integer(row, "seed", config.seed, 0, 2**62)
         count = _integer(row, "n", config.num, 1, MAX_NUM)
-        cfg = config.cfg if row.get("cfg") is None else float(row["cfg"])
-        dataclasses.replace(config.sampling, cfg=cfg)
-        if text is None and image is None:
+        if not text and not image:
             raise ValueError("neither text nor image")
-        path = None if image is None else inside_folder(Path(config.prompts or "").expanduser().parent, image)
-        return _repeat(_sample(config, object_id, text, image, path, seed, cfg), count)
+        source = image if isinstance(image, bytes) else inside_folder(Path(config.prompts or "").expanduser().parent, image) if image else None
+        sample = dataclasses.replace(_sample(config, object_id, text or None, image or None, source), seed=seed, **_guidance(row))
+        settings = sample.settings(config)
+        if num_scales is not None:
+            settings.check_scales(num_scales)
+        return _repeat(sample, count)
     except (ValueError, TypeError, OverflowError, OSError) as error:
-        shown = {name: printable(str(row.get(name) or "")) for name in ("text", "image")}
-        return [Sample(id=printable(object_id), **shown, seed=seed, cfg=config.cfg, error=f"bad-prompt: {printable(one_line(error))}")]
+        shown = {"text": printable(str(text or "")), "image": "" if isinstance(image, bytes) else printable(str(image or ""))}
+        return [Sample(id=printable(object_id), **shown, seed=seed, cfg=config.sampling.cfg, error=f"{BAD_PROMPT}{printable(one_line(error))}")]
+
+
+def _image(row: dict[str, Any]) -> Any:
+    """A row's picture: a path, or its bytes, alone or as Hugging Face's datasets keep them; None if there is none."""
+    image = row.get("image")
+    if isinstance(image, dict) and not set(image) - {"bytes", "path"}:
+        image = image.get("bytes") or image.get("path")
+    return image or None
+
+
+def _guidance(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row says of guidance; SampleConfig checks it."""
+    found = {name: per_scale(name, row.get(name)) for name in ("cfg", "cfg_text", "cfg_image")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _check_utf8(**values: str | None) -> None:
@@ -138,9 +180,28 @@ def inside_folder(folder: Path, image: str) -> Path:
     return path
 
 
-def _sample(config: GenerateConfig, object_id: str, text: str | None, image: str | None, path: Path | None, seed: int, cfg: float) -> Sample:
-    digest = None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
-    return Sample(id=object_id, text=text, image=image, image_path=path and str(path), image_sha256=digest, seed=seed, cfg=cfg)
+def _sample(config: GenerateConfig, object_id: str, text: str | None, image: Any, source: Path | bytes | None) -> Sample:
+    """A sample with the flags' seed and guidance; its picture is a file or the bytes of one."""
+    asked, digest, path = config.sampling, None, None
+    if isinstance(source, bytes):
+        path = _picture_file(config, source)
+        digest, image = path.stem, path.relative_to(output_folder(config)).as_posix()
+    elif source is not None:
+        path, digest = source, hashlib.sha256(source.read_bytes()).hexdigest()
+    return Sample(id=object_id, text=text, image=image, image_path=path and str(path), image_sha256=digest, seed=config.seed,
+                  cfg=asked.cfg, cfg_text=asked.cfg_text, cfg_image=asked.cfg_image)  # fmt: skip
+
+
+def _picture_file(config: GenerateConfig, content: bytes) -> Path:
+    """Where the output folder keeps a picture that the prompts file holds."""
+    digest = hashlib.sha256(content).hexdigest()
+    suffix = next((kind for start, kind in PICTURES.items() if content.startswith(start)), "img")
+    return output_folder(config) / "images" / digest[:2] / f"{digest}.{suffix}"
+
+
+def output_folder(config: GenerateConfig) -> Path:
+    """The job's folder, absolute: workers have another working directory."""
+    return Path(config.output).expanduser().resolve()
 
 
 def _repeat(sample: Sample, count: int) -> list[Sample]:

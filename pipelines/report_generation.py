@@ -19,7 +19,7 @@ def generation(page: Page, folder: Path) -> None:
     """Generated meshes beside their prompts; failed samples as such."""
     note = note_command(page, folder, "the generated meshes")
     if not (folder / "manifest.parquet").is_file():
-        page.add(page.heading("Generated meshes", folder), *unfinished(folder, note, "samples/*.json", "samples"))
+        page.add(page.heading("Generated meshes", folder), *unfinished(folder, note, "samples/**/*.json", "samples"))
         return
     manifest = read_parquet(folder / "manifest.parquet", page.root, LISTED_SAMPLES)
     shown = [_sample(page, folder, manifest.at(k)) for k in range(min(len(manifest.value), SHOWN_SAMPLES))]

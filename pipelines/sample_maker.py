@@ -1,66 +1,30 @@
-"""Samples to meshes: the worker that holds a generator, and the small record that it leaves of each sample.
+"""Samples to meshes: the worker that holds a generator.
 
-A sample's settings and prompt, with the model's hash, are its identity. Its mesh is renamed into place, then its record
-(`samples/<name>.json`); it is done if its record has the same identity and its mesh the recorded sha256.
-
-Ours: samples of one batch share the guidance; a sample's codes do not depend on its batch (`G3PT.sample_codes`).
+Its batches are made of whole prompts as they come; a sample's codes do not depend on its batch (`G3PT.sample_codes`). A sample that is
+done is not made again, whoever made it: a worker that died hands its whole batch to the next one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from g3pt.checkpoint import write_json
 from pipelines.errors import one_line
 from pipelines.failures import doing
 from pipelines.generate_config import GenerateConfig
-from pipelines.prompts import Sample
+from pipelines.prompts import BAD_PROMPT, Sample
+from pipelines.sample_records import SampleFolder, identity
 
 BATCH = 8  # samples that pass through the model together
 
 
-def identity(config: GenerateConfig, sample: Sample, model_hash: str) -> str:
-    """sha256 of all that fixes a sample's mesh."""
-    values = {"prompt": [sample.text, sample.image_sha256], "seed": sample.seed, "model": model_hash, "resolution": config.resolution,
-              "format": config.format, "sampling": dataclasses.replace(config.sampling, cfg=sample.cfg).as_dict()}  # fmt: skip
-    if config.max_faces:  # else as it was before there was this flag
-        values["max_faces"] = config.max_faces
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def is_done(output: Path, sample: Sample, wanted: str) -> bool:
-    """Whether this very sample was made before and its mesh is as it was."""
-    record = read_record(output, sample)
-    if record is None or record["identity"] != wanted or record["status"] != "ok":
-        return False
-    file = output / record["file"]
-    return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == record["sha256"]
-
-
-def read_record(output: Path, sample: Sample) -> dict[str, Any] | None:
-    """The record of a sample made before; None if there is none that can be read."""
-    try:
-        return json.loads((output / "samples" / f"{sample.name}.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
-    """Consecutive samples of one guidance, at most `size` together."""
-    batch: list[Sample] = []
-    for sample in samples:
-        if batch and (len(batch) == size or sample.cfg != batch[0].cfg):
-            yield batch
-            batch = []
-        batch.append(sample)
-    if batch:
-        yield batch
+def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
+    """Consecutive samples, `size` together."""
+    yield from (list(samples[start : start + size]) for start in range(0, len(samples), size))
 
 
 class SampleMaker:
@@ -74,7 +38,7 @@ class SampleMaker:
 
         torch.set_num_threads(1)
         self.config, self.model_hash = GenerateConfig(**config), model_hash
-        self.output = Path(self.config.output)
+        self.folder = SampleFolder.of(Path(self.config.output))
         self.model = G3PT.from_pretrained(self.config.model).to(torch_device())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -85,52 +49,72 @@ class SampleMaker:
     def make(self, samples: list[Sample]) -> dict[str, int]:
         """Make one batch; how many samples have a record now, and how many of those say that it failed."""
         with doing(f"making {samples[0].name}" + (f" to {samples[-1].name}" if len(samples) > 1 else "")):
-            return self._make(samples)
+            self._make([s for s in samples if not self.folder.is_done(s, self._identity(s))])
+            failed = [s for s in samples if (self.folder.read(s) or {}).get("status") != "ok"]
+        return {"made": len(samples), "failed": len(failed)}
 
-    def _make(self, samples: list[Sample]) -> dict[str, int]:
+    def _make(self, samples: list[Sample]) -> None:
         import torch
 
         started, encoded, kept = time.perf_counter(), [], []
         for sample in samples:
             try:
-                encoded.append(self.model.encode_prompts([sample.text], [sample.image_path]))
-                kept.append(sample)
+                pixels, note = self._picture(sample)
+                encoded.append(self.model.encode_prompts([sample.text], [pixels]))
+                kept.append((sample, note))
             except (ValueError, OSError) as error:  # PIL's UnidentifiedImageError is an OSError
-                self._record(sample, status="failed", error=f"bad-prompt: {one_line(error)}")
-        if kept:
-            settings = dataclasses.replace(self.config.sampling, cfg=kept[0].cfg)
-            text_BC = torch.cat([text for text, _ in encoded])
-            image_BMC = torch.cat([image for _, image in encoded]) if encoded[0][1] is not None else None
-            codes_BS = self.model.sample_encoded(text_BC, image_BMC, [s.seed for s in kept], settings, BATCH)
-            seconds = time.perf_counter() - started
-            for sample, codes_S in zip(kept, codes_BS, strict=True):
-                self._decode(sample, codes_S, seconds / len(kept))
-        failed = [s for s in samples if (read_record(self.output, s) or {}).get("status") != "ok"]
-        return {"made": len(samples), "failed": len(failed)}
+                self._record(sample, status="failed", error=f"{BAD_PROMPT}{one_line(error)}")
+        if not kept:
+            return
+        text_BC = torch.cat([text for text, _ in encoded])
+        image_BMC = torch.cat([image for _, image in encoded]) if encoded[0][1] is not None else None
+        settings = [sample.settings(self.config) for sample, _ in kept]
+        codes_BS = self.model.sample_encoded(text_BC, image_BMC, [sample.seed for sample, _ in kept], settings, BATCH)
+        seconds = (time.perf_counter() - started) / len(kept)
+        for (sample, note), codes_S in zip(kept, codes_BS, strict=True):
+            self._decode(sample, codes_S, note, seconds)
 
-    def _decode(self, sample: Sample, codes_S: Any, sampling_seconds: float) -> None:
+    def _picture(self, sample: Sample) -> tuple[Any, str]:
+        """What the image encoder reads, None without a picture, and what is to be noted of it."""
+        from g3pt.pictures import cut_out
+
+        if sample.image_path is None:
+            return None, ""
+        content = Path(sample.image_path).read_bytes()
+        if hashlib.sha256(content).hexdigest() != sample.image_sha256:
+            raise ValueError(f"image {sample.image!r} changed while the job ran")
+        return cut_out(content, self.model.config.image_size)
+
+    def _decode(self, sample: Sample, codes_S: Any, note: str, sampling_seconds: float) -> None:
         """Codes to the sample's mesh file and record."""
         from g3pt.geometry.cleanup import simplify
         from g3pt.geometry.files import write_mesh
         from g3pt.geometry.isosurface import NoSurface
+        from g3pt.geometry.quality import is_watertight
 
-        started, file = time.perf_counter(), f"{sample.name}.{self.config.format}"
-        speed = {"tokens_per_s": len(codes_S) / sampling_seconds}
+        begun = time.perf_counter()
+        seconds = {"seconds_sampling": sampling_seconds, "tokens_per_s": len(codes_S) / sampling_seconds}
         try:
             vertices, faces = self.model.decode_mesh(codes_S, self.config.resolution)
         except NoSurface as error:
-            seconds = sampling_seconds + time.perf_counter() - started
-            self._record(sample, status="failed", error=f"{error.status}: {one_line(error)}", seconds=seconds, **speed)
+            seconds |= {"seconds_decoding": time.perf_counter() - begun}
+            self._record(sample, status="failed", error=f"{error.status}: {one_line(error)}", note=note, **seconds)
             return
-        note = ""
         if self.config.max_faces:
-            vertices, faces, note = simplify(vertices, faces, self.config.max_faces)
-        write_mesh(self.output / file, vertices, faces)
-        digest = hashlib.sha256((self.output / file).read_bytes()).hexdigest()
-        seconds = sampling_seconds + time.perf_counter() - started
+            vertices, faces, kept = simplify(vertices, faces, self.config.max_faces)
+            note = "; ".join(filter(None, (note, kept)))
+        watertight = is_watertight(vertices, faces)
+        decoded = time.perf_counter()
+        file = self.folder.mesh_file(sample, self.config.format)
+        write_mesh(self.folder.output / file, vertices, faces)
+        digest = hashlib.sha256((self.folder.output / file).read_bytes()).hexdigest()
+        seconds |= {"seconds_decoding": decoded - begun, "seconds_writing": time.perf_counter() - decoded}
         self._record(sample, status="ok", error="", note=note, file=file, sha256=digest, vertices=len(vertices), faces=len(faces),
-                     seconds=seconds, **speed)  # fmt: skip
+                     watertight=watertight, **seconds)  # fmt: skip
+
+    def _identity(self, sample: Sample) -> str:
+        return identity(self.config, sample, self.model_hash)
 
     def _record(self, sample: Sample, **found: Any) -> None:
-        values = {"identity": identity(self.config, sample, self.model_hash), **found}
-        write_json(self.output / "samples" / f"{sample.name}.json", values)
+        seconds = {"seconds": sum(value for name, value in found.items() if name.startswith("seconds_"))}
+        self.folder.write(sample, self._identity(sample), **seconds, **found)

@@ -8,30 +8,22 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from g3pt.car import G3PT
 from pipelines import generate as job
-from pipelines import tracked
+from pipelines import sample_records, tracked
 from pipelines.errors import UsageError
 from pipelines.generate import generate
 from pipelines.generate_config import GenerateConfig
-from pipelines.prompts import Sample, plan
-from pipelines.sample_maker import SampleMaker, batches, identity
-from tests.g3pt.tiny import tiny_g3pt
+from pipelines.prompts import plan
+from pipelines.sample_maker import SampleMaker
+from pipelines.sample_records import identity
+from tests.pipelines.toy_generator import write_toy_generator
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """An untrained generator whose decoder's level is set so that its meshes have a surface."""
-    made = tiny_g3pt().eval()
-    head = made.tokenizer.decoder.head
-    with torch.no_grad():
-        head.weight.mul_(20)
-        codes = made.sample_codes(["a chair"], [None], [0])
-        points = torch.rand(1, 4000, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        head.bias.sub_(made.tokenizer.occupancy_logits(made.tokenizer.decode_latents(codes), points).median())
-    return made.save_pretrained(tmp_path_factory.mktemp("model") / "export")
+    return write_toy_generator(tmp_path_factory.mktemp("model") / "export")
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +68,9 @@ def test_text_to_meshes_with_a_manifest(model, tmp_path):
         assert hashlib.sha256(file.read_bytes()).hexdigest() == row["sha256"]
         mesh = trimesh.load(file, force="mesh", process=False)
         assert len(mesh.faces) == row["faces"] > 0
-        assert row["seconds"] > 0 and row["tokens_per_s"] > 0 and row["cfg"] == 1.0
+        assert row["watertight"] == trimesh.load(file, force="mesh").is_watertight
+        assert row["seconds"] == pytest.approx(row["seconds_sampling"] + row["seconds_decoding"] + row["seconds_writing"])
+        assert min(row["seconds_sampling"], row["seconds_writing"], row["tokens_per_s"]) > 0 and row["cfg"] == 1.0
 
 
 @pytest.mark.parametrize("format", ["obj", "ply", "stl"])
@@ -174,15 +168,87 @@ def test_rows_that_no_table_could_hold_are_failed_rows(model, tmp_path):
     found = manifest(tmp_path)
     assert [r["status"] for r in found] == ["ok"] + ["failed"] * 11
     for row, reason in zip(found[1:], ["text is not valid Unicode", "id is not valid Unicode", "image is not valid Unicode", "seed must be",
-                                       "seed must be", "cfg must be finite", "cfg must be finite", "too large", "image cannot be read",
+                                       "seed must be", "cfg must be finite", "cfg must be finite", "cfg must be finite", "image cannot be read",
                                        "not JSON", "n must be"], strict=True):  # fmt: skip
         assert row["error"].startswith("bad-prompt: ") and reason in row["error"], row
     assert found[2]["id"] == "id \\ud800"
 
 
-def test_batches_share_one_guidance():
-    samples = [Sample(id=str(i), text="a", image=None, cfg=c) for i, c in enumerate([1.0, 1.0, 0.0, 2.0, 2.0, 2.0])]
-    assert [[s.cfg for s in batch] for batch in batches(samples, 2)] == [[1.0, 1.0], [0.0], [2.0, 2.0], [2.0]]
+def test_guidance_of_text_and_image_and_lists_for_a_row(model, tmp_path):
+    rows = [
+        {"id": "plain", "text": "a chair"},
+        {"id": "apart", "text": "a chair", "cfg": 3, "cfg_text": 0.5},
+        {"id": "listed", "text": "a chair", "cfg": [0, 1, 2, 2.5]},
+        {"id": "typed", "text": "a chair", "cfg_image": "0,1,2,3"},
+        {"id": "short", "text": "a chair", "cfg": [1, 2]},
+        {"id": "words", "text": "a chair", "cfg_text": "much"},
+    ]
+    generate(settings(model, tmp_path, prompts=write_prompts(tmp_path, rows), cfg_image="1.5", top_k="0,4,4,4"), use_ray=False)
+    found = {r["id"]: r for r in manifest(tmp_path)}
+    assert [(found[k]["cfg"], found[k]["cfg_text"], found[k]["cfg_image"]) for k in ("plain", "apart", "listed", "typed")] == [
+        (1.0, 1.0, 1.5), (3.0, 0.5, 1.5), (None, None, 1.5), (1.0, 1.0, None)]  # fmt: skip
+    assert json.loads(found["listed"]["sampling"])["cfg"] == [0, 1, 2, 2.5] and found["listed"]["top_k"] is None
+    assert "cfg has 2 numbers, but the model has 4 scales" in found["short"]["error"]
+    assert "cfg_text must be a number, or one a scale with commas between them, got 'much'" in found["words"]["error"]
+    assert len({r["sha256"] for r in found.values() if r["status"] == "ok"}) > 1
+    with pytest.raises(UsageError, match="top_p has 3 numbers"):
+        generate(settings(model, tmp_path, text="a chair", top_p="1,1,1"), use_ray=False)
+
+
+def test_pictures_inside_a_parquet_file(model, tmp_path):
+    png(tmp_path / "red.png")
+    content = (tmp_path / "red.png").read_bytes()
+    rows = [{"id": "bytes", "image": content}, {"id": "broken", "image": b"no picture"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prompts.parquet")
+    generate(settings(model, tmp_path, prompts=str(tmp_path / "prompts.parquet")), use_ray=False)
+    inside, broken = manifest(tmp_path)
+    assert (tmp_path / "out" / inside["image"]).read_bytes() == content and inside["image"].endswith(".png")
+    assert broken["error"].startswith("bad-prompt: cannot identify")
+    (tmp_path / "out" / inside["image"]).unlink()
+    rows = [{"id": "hub", "image": {"bytes": content, "path": "x.png"}}, {"id": "file", "image": {"bytes": None, "path": "red.png"}}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prompts.parquet")
+    generate(settings(model, tmp_path, prompts=str(tmp_path / "prompts.parquet")), use_ray=False)
+    assert [r["sha256"] for r in manifest(tmp_path)] == [inside["sha256"]] * 2, "one picture, one mesh, wherever it lies"
+    assert [r["image"] for r in manifest(tmp_path)] == [inside["image"], "red.png"]
+
+
+def test_a_picture_that_changed_meanwhile_is_not_used(model, tmp_path):
+    png(tmp_path / "red.png")
+    config = settings(model, tmp_path, image=str(tmp_path / "red.png"))
+    generate(config, use_ray=False)
+    (sample,) = plan(config)
+    other = dataclasses.replace(sample, image_sha256="0")
+    maker = SampleMaker(dataclasses.asdict(config), "0")
+    assert maker.make([other])["failed"] == 1 and "changed while the job ran" in maker.folder.read(other)["error"]
+
+
+def test_a_picture_used_whole_is_said(model, tmp_path, capsys):
+    from PIL import Image
+
+    Image.effect_noise((40, 40), 90).save(tmp_path / "noise.png")
+    generate(settings(model, tmp_path, image=str(tmp_path / "noise.png"), num=2), use_ray=False)
+    assert [r["note"] for r in manifest(tmp_path)] == ["image has no alpha and no even background: used whole"] * 2
+    assert "generate: image has no alpha and no even background: used whole (2 of 2, the first sample-s0)" in capsys.readouterr().err
+
+
+def test_a_large_job_has_subfolders_and_keeps_them(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_records, "FLAT", 2)
+    config = settings(model, tmp_path, text="a chair", num=3)
+    generate(config, use_ray=False)
+    out, rows = tmp_path / "out", manifest(tmp_path)
+    assert all(Path(r["file"]).parts[0] == "meshes" and len(Path(r["file"]).parts) == 3 and (out / r["file"]).is_file() for r in rows)
+    assert len(list((out / "samples").glob("??/*.json"))) == 3 and not list(out.glob("*.glb"))
+    made = []
+    monkeypatch.setattr(SampleMaker, "make", lambda self, batch: made.extend(batch))
+    generate(dataclasses.replace(config, num=1), use_ray=False)
+    assert made == [] and manifest(tmp_path) == rows[:1], "a small job finds them there"
+
+
+def test_a_folder_that_began_flat_stays_so(model, tmp_path, monkeypatch):
+    generate(settings(model, tmp_path, text="a chair", num=2), use_ray=False)
+    monkeypatch.setattr(sample_records, "FLAT", 2)
+    generate(settings(model, tmp_path, text="a chair", num=3), use_ray=False)
+    assert [r["file"] for r in manifest(tmp_path)] == [f"sample-s{k}.glb" for k in range(3)]
 
 
 def test_actors_ask_for_the_gpus_that_the_cluster_has(model, tmp_path, monkeypatch):
@@ -231,8 +297,9 @@ def test_an_empty_solid_is_a_failed_row(model, tmp_path, monkeypatch):
         return original(self, *arguments)
 
     monkeypatch.setattr(G3PT, "decode_mesh", decode)
-    generate(settings(model, tmp_path, text="a chair", num=2), use_ray=False)
-    assert [r["error"] for r in manifest(tmp_path)] == ["empty-field: nothing inside", ""]
+    for _ in range(2):  # the second time nothing is made: it would be empty again
+        generate(settings(model, tmp_path, text="a chair", num=2), use_ray=False)
+        assert [r["error"] for r in manifest(tmp_path)] == ["empty-field: nothing inside", ""] and len(calls) == 2
 
 
 def test_fewer_faces_are_another_sample_and_no_flag_is_the_old_one(model, tmp_path, monkeypatch):
@@ -258,7 +325,7 @@ def test_a_mesh_that_would_not_close_is_kept_and_said(model, tmp_path, monkeypat
     generate(settings(model, tmp_path, text="a chair", max_faces=20), use_ray=False)
     (row,) = manifest(tmp_path)
     assert row["status"] == "ok" and row["note"] == "not simplified: 20" and row["faces"] > 20
-    assert "1 of 1 meshes keep their faces, the first sample-s0: not simplified: 20" in capsys.readouterr().err
+    assert "generate: not simplified: 20 (1 of 1, the first sample-s0)" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -285,6 +352,8 @@ def test_mlflow_holds_the_run(model, tmp_path, monkeypatch):
         ({"text": "a", "max_faces": 3}, "--max-faces must be 0"),
         ({"text": "a", "top_p": 0.0}, "top_p must be"),
         ({"text": "a", "cfg": float("inf")}, "cfg must be finite"),
+        ({"text": "a", "cfg_text": "x"}, "--cfg-text must be a number, or one a scale with commas between them, got 'x'"),
+        ({"text": "a", "top_k": "1.5"}, "--top-k must be a number"),
     ],
 )
 def test_impossible_flags_are_refused(tmp_path, changes, message):

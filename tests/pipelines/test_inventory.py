@@ -349,6 +349,25 @@ def test_a_generation_under_way(root: Path) -> None:
     assert look(root)["meshes"].next == f"python jobs/generate.py --output {folder}"
 
 
+def test_a_large_generation_lies_in_subfolders(root: Path) -> None:
+    folder = root / "meshes"
+    rows = pq.read_table(folder / "manifest.parquet").to_pylist()
+    for number, row in enumerate(rows):
+        for file, place in ((folder / f"s{number}.glb", folder / "meshes/3f"), (folder / f"samples/s{number}.json", folder / "samples/3f")):
+            place.mkdir(parents=True, exist_ok=True)
+            if file.exists():
+                file.rename(place / file.name)
+        row["file"] = row["file"] and f"meshes/3f/{row['file']}"
+    pq.write_table(pa.Table.from_pylist(rows), folder / "manifest.parquet")
+    assert look(root)["meshes"].state == "done"
+    (folder / "meshes/3f/s3.glb").unlink()
+    assert look(root)["meshes"].reason == "1 of 3 meshes missing, the first is meshes/3f/s3.glb"
+    (folder / "manifest.parquet").unlink()
+    age(folder / "samples", folder / "command.json", folder)
+    item = look(root)["meshes"]
+    assert (item.state, item.done, dict(item.failures), item.working) == ("partial", 4, {"empty": 1}, True), "records are still coming"
+
+
 def test_a_generation_that_was_started_again_is_not_done(root: Path) -> None:
     age(root / "meshes/manifest.parquet")
     assert look(root)["meshes"].state == "partial"
