@@ -31,12 +31,13 @@ Levels = tuple[int, ...]  # tokens of each level, in order
 
 
 class KVCache:
-    """Keys and values of one layer, allocated once and filled from the front."""
+    """Keys and values of one layer, allocated once and filled from the front; and what modulates it, the same at all scales."""
 
     def __init__(self, batch: int, heads: int, length: int, head_width: int, like: Tensor) -> None:
         self.keys = like.new_empty(batch, heads, length, head_width)
         self.values = torch.empty_like(self.keys)
         self.filled = 0
+        self.modulation: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, H, T, head width) and give back everything stored so far."""

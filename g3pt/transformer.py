@@ -38,9 +38,17 @@ class Block(nn.Module):
     def forward(
         self, x_BND: Tensor, condition_BD: Tensor, levels: Levels | None = None, cache: KVCache | None = None
     ) -> Tensor:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition_BD)[:, None].chunk(6, dim=-1)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self._modulation(condition_BD, cache)[:, None].chunk(6, dim=-1)
         x_BND = x_BND + (1 + gate_1) * self.attention(modulate(x_BND, shift_1, scale_1), levels, cache)
         return x_BND + (1 + gate_2) * self.mlp(modulate(x_BND, shift_2, scale_2))
+
+    def _modulation(self, condition_BD: Tensor, cache: KVCache | None) -> Tensor:
+        """Shifts, scales and gates (B, 6 D); of one sample's scales they are computed once."""
+        if cache is None:
+            return self.modulation(condition_BD)
+        if cache.modulation is None:
+            cache.modulation = self.modulation(condition_BD)
+        return cache.modulation
 
 
 def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:

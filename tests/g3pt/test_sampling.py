@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from g3pt.sampling import SampleConfig, draw_uniforms, filter_logits, inverse_cdf, sample_codes
 from tests.g3pt.tiny import tiny_g3pt
@@ -77,6 +79,26 @@ def test_each_token_passes_the_transformer_once():
     model.car.blocks[0].register_forward_hook(lambda block, args, out: seen.append(out.shape[1]))
     model.sample_codes(["a chair"], [None], [0], SampleConfig(cfg=1.0), batch=1)
     assert seen == [model.image.num_tokens, *model.scales]
+
+
+def operations(work):
+    """Counted by torch, multiply-adds as two; its fused attention on the CPU it doesn't know."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("image_encoder", ["small", "none"])
+def test_cached_sampling_costs_one_teacher_forced_pass(image_encoder):
+    model = tiny_g3pt(image_encoder=image_encoder).eval()
+    text_BC, image_BMC = model.encode_prompts(["a chair"], [None])
+    codes_BS = sample_codes(model, text_BC, image_BMC, [0], SampleConfig(cfg=0))
+    aligned_BTA = model.aligned_inputs(codes_BS)
+    forced = operations(lambda: model.car(aligned_BTA, text_BC, image_BMC))
+    others = operations(lambda: model.aligned_inputs(codes_BS))
+    others += operations(lambda: model.car.head.cross_entropy(torch.zeros(1, codes_BS.shape[1], 32), codes_BS))
+    cached, uncached = (operations(lambda c=c: sample_codes(model, text_BC, image_BMC, [0], SampleConfig(cfg=0), cached=c)) - others for c in (True, False))
+    assert cached == pytest.approx(forced, rel=0.05) and uncached > 1.5 * cached
 
 
 def test_a_sample_does_not_depend_on_its_batch():
