@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,28 @@ def test_another_caption_makes_its_shard_stale(tmp_path: Path, manifest: Path) -
     make(config(tmp_path))
     (tmp_path / "cap.csv").write_text("b,a chair\n")
     assert plan(config(tmp_path, captions=str(tmp_path / "cap.csv"))).tasks.reasons == {records.shard_index("b", 3): "stale: inputs changed"}
+
+
+@pytest.mark.parametrize(
+    ("change", "touched"),
+    [
+        (lambda rows: rows[::-1], ""),  # the order of rows is nothing
+        (lambda rows: [row.replace("CC-BY-NC-4.0", "MIT") for row in rows], "b"),
+        (lambda rows: [row.replace("from here", "from there") for row in rows], "a"),
+        (lambda rows: [row.replace("table", "desk") for row in rows], "c"),
+        (lambda rows: [*rows[:3], rows[3].replace("d.off", "other.off")], "d"),
+        (lambda rows: [rows[0], *rows[2:]], "b"),
+        (lambda rows: [*rows, "e.off,e,,,,,"], "e"),
+        (lambda rows: [row.replace("c.off,c,", "c.off,c2,") for row in rows], ("c", "c2")),
+    ],
+)
+def test_exactly_the_shards_of_changed_manifest_rows_are_touched(tmp_path: Path, manifest: Path, change: Callable[[list[str]], list[str]], touched: str | tuple[str, ...]) -> None:
+    settings = config(tmp_path, num_shards=1000)  # each object has a shard of its own
+    make(settings)
+    head, *rows = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([head, *change(rows)]) + "\n")
+    found = plan(settings)
+    assert {*found.tasks.reasons, *found.extra} == {records.shard_index(name, 1000) for name in touched}
 
 
 # --------------------------------------------------------------------------------------------------------------- the plan
