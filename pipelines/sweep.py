@@ -223,10 +223,14 @@ def trial(config: dict[str, int], *, todo: list[dict[str, Any]], num_workers: in
     """One run inside a Tune trial, on Ray Train workers of its own or, with none, in Train's local mode in this process."""
     import torch
 
+    from g3pt.training import AskedToStop
+
     torch.set_num_threads(1)
     item = todo[config["index"]]
     try:
         train.ray_train(RunSpec.from_dict(item["spec"]), Path(item["run_dir"]), num_workers, device, item["build"])
+    except AskedToStop:
+        raise  # no failure: Tune starts the trial again, or the study itself was asked to stop
     except Exception as error:
         note_failure(item["run_dir"], error)
         if not is_deterministic(error):
