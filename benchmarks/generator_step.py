@@ -96,7 +96,8 @@ def count(name: str, config: CARConfig, codec: CVQConfig) -> dict[str, Any]:
         "preset": name, "tokens": model.tokens, "parameters": parameters,
         "forward_flop": forward, "forward_formula": model.car.flops_per_object,
         "step_flop": forward + counter.get_total_flops(), "step_formula": flops.car_training(model.car.flops_per_object, config),
-        "kept_bytes_fp32": saved.total, "activations_formula_fp32": memory.activations,
+        # Without checkpointing the meta device keeps attention's weights, which no fused kernel does.
+        "kept_bytes_fp32": saved.total if config.checkpoint_layers else None, "activations_formula_fp32": memory.activations,
         "weights_bytes": memory.weights, "gradient_bytes": memory.gradients, "optimizer_bytes": memory.optimizer, "average_bytes": memory.average,
     }  # fmt: skip
 
@@ -130,12 +131,13 @@ def measure(name: str, config: CARConfig, codec: CVQConfig, train: TrainConfig, 
 
 def show_count(row: dict[str, Any]) -> None:
     """What was counted, in words."""
-    gib = {key: value / 2**30 for key, value in row.items() if "bytes" in key or key == "activations_formula_fp32"}
+    gib = {key: value / 2**30 for key, value in row.items() if value and ("bytes" in key or key == "activations_formula_fp32")}
+    kept = f"{gib['kept_bytes_fp32']:.2f} of an object" if "kept_bytes_fp32" in gib else "not counted"
     print(
         f"{row['preset']}: {row['parameters'] / 1e6:.1f} M parameters, {row['tokens']} tokens; an object's forward pass {row['forward_flop'] / 1e12:.4g} TFLOP "
         f"(formula {row['forward_formula'] / 1e12:.4g}), its step {row['step_flop'] / 1e12:.4g} (formula {row['step_formula'] / 1e12:.4g})\n"
         f"  GiB: weights {gib['weights_bytes']:.2f}, gradients {gib['gradient_bytes']:.2f}, AdamW {gib['optimizer_bytes']:.2f}, averages {gib['average_bytes']:.2f}, "
-        f"kept for the backward pass of an object {gib['kept_bytes_fp32']:.2f} (formula, with the block that is computed again, {gib['activations_formula_fp32']:.2f})",
+        f"kept for the backward pass {kept} (formula, with the block that is computed again, {gib['activations_formula_fp32']:.2f})",
         flush=True,
     )
 
