@@ -1,7 +1,7 @@
 """Preprocessing's plan at scale: CPU seconds and peak memory of planning 10^5 to 10^7 objects, and of starting again on 100,000 finished shards.
 
     python benchmarks/planning.py --output planning.json
-    python benchmarks/planning.py --objects 10000000 --shards 0 --folder /scratch     (14 GB of disk there; removed at the end)
+    python benchmarks/planning.py --objects 10000000 --shards 0 --folder /scratch     (2 GB of manifest there and 6 GB of temporary files; removed at the end)
 
 Each case has a process of its own: peak memory is what that process held beyond its imports, seconds are process time. The manifest is written and read
 as a stream; its meshes do not exist, which a plan does not ask. Finished shards are fabricated: sidecars as `write_shard` makes them for objects
