@@ -1,4 +1,4 @@
-"""Compiled loops over a mesh's connectivity: equal vertices, closed surfaces, neighbours, components.
+"""Compiled loops over a mesh's faces: equal vertices, closed surfaces, neighbours, components, crossings.
 
 Sequential, deterministic and cached on disk like `_kernels`. Imported only inside functions, because it needs numba.
 
@@ -128,3 +128,29 @@ def component_labels(faces: np.ndarray, num_vertices: int) -> np.ndarray:
     for i in range(num_vertices):
         parent[i] = parent[parent[i]]
     return parent
+
+
+@njit(cache=True, nogil=True)
+def column_crossings(corners: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Signed crossings of the vertical lines through a grid's columns by triangles (F, 3, 3) in cells, int32 (X, Y + 1, Z).
+
+    Cell centres lie at whole numbers. An entry is counted at the number of centres below the crossing: +1 for a face that looks up.
+    """
+    num_x, num_y, num_z = shape
+    crossings = np.zeros((num_x, num_y + 1, num_z), dtype=np.int32)
+    for f in range(len(corners)):
+        a, b, c = corners[f, 0], corners[f, 1], corners[f, 2]
+        area = (b[0] - a[0]) * (c[2] - a[2]) - (c[0] - a[0]) * (b[2] - a[2])
+        if abs(area) < 1e-12:
+            continue
+        sign = 1 if area < 0 else -1  # a face whose normal looks up has negative area in (x, z)
+        x0, x1 = max(0, int(np.ceil(min(a[0], b[0], c[0])))), min(num_x - 1, int(max(a[0], b[0], c[0])))
+        z0, z1 = max(0, int(np.ceil(min(a[2], b[2], c[2])))), min(num_z - 1, int(max(a[2], b[2], c[2])))
+        for x in range(x0, x1 + 1):
+            for z in range(z0, z1 + 1):
+                u = ((x - a[0]) * (c[2] - a[2]) - (c[0] - a[0]) * (z - a[2])) / area
+                v = ((b[0] - a[0]) * (z - a[2]) - (x - a[0]) * (b[2] - a[2])) / area
+                if u >= 0 and v >= 0 and u + v <= 1:
+                    y = int(np.ceil(a[1] + u * (b[1] - a[1]) + v * (c[1] - a[1])))
+                    crossings[x, min(max(y, 0), num_y), z] += sign
+    return crossings

@@ -1,7 +1,7 @@
 """Reads the visible attributes off a mesh with a ruler: what a caption says is checked on geometry, not on the generator's parameters.
 
 How: the mesh becomes occupancy on a grid by counting signed crossings of vertical rays (right for overlapping closed parts), and
-each family's ruler looks at extents, slices, runs and counts. The rulers also work on generated solids. NumPy, SciPy inside.
+each family's ruler looks at extents, slices, runs and counts. The rulers also work on generated solids. NumPy; SciPy and numba inside.
 Ours: all of it; the thresholds lie in the gaps that the families' ranges leave, on the shapes and on their solids at 64 cells and finer,
 which are a voxel thicker on every side (LOG.md, 2026-11-28).
 Legend: n grid cells a side; the grid spans the mesh's own bounding box with cubic cells.
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 _CELLS = 96
-_CHUNK = 512  # faces looked at together: a mesh of large ones asks for cells^2 columns each
 
 
 @dataclass(frozen=True)
@@ -79,42 +78,17 @@ def _pick(value: float, threshold: float, above: str, below: str) -> str:
 
 def occupancy(vertices: np.ndarray, faces: np.ndarray, cells: int = _CELLS) -> Ruler:
     """Occupancy of closed parts on a grid over their bounding box, `cells` along its longest side; winding number > 0 is inside."""
+    from g3pt.geometry._mesh_kernels import column_crossings
+
     low, extent = vertices.min(axis=0), np.ptp(vertices, axis=0)
     cell = extent.max() / cells
     shape = np.maximum(np.rint(extent / cell).astype(int), 1)
     steps = extent / shape
     # cell centres at whole numbers, never on an edge
     corner_F33 = (np.asarray(vertices, np.float64)[faces] - low) / steps - 0.5 + 1e-4 * np.array([1.0, 0.0, 0.7])
-    crossings = np.zeros((shape[0], shape[1] + 1, shape[2]), dtype=np.int32)
-    for start in range(0, len(corner_F33), _CHUNK):
-        x, y, z, sign = _crossings(corner_F33[start : start + _CHUNK], shape)
-        np.add.at(crossings, (x, y, z), sign)
+    crossings = column_crossings(corner_F33, (int(shape[0]), int(shape[1]), int(shape[2])))
     winding = np.cumsum(crossings[:, ::-1], axis=1)[:, ::-1][:, 1:]
     return Ruler(winding > 0, extent, float(steps.mean()))
-
-
-def _crossings(corner_F33: np.ndarray, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Where faces cross the vertical line through a column's centres: column x, number of cell centres below, column z, sign of the winding."""
-    a, b, c = (corner_F33[:, k] for k in range(3))
-    area = (b[:, 0] - a[:, 0]) * (c[:, 2] - a[:, 2]) - (c[:, 0] - a[:, 0]) * (b[:, 2] - a[:, 2])
-    first = np.maximum(np.ceil(corner_F33.min(axis=1)).astype(int), 0)[:, [0, 2]]
-    last = np.minimum(corner_F33.max(axis=1).astype(int), shape - 1)[:, [0, 2]]
-    size = np.where((np.abs(area) < 1e-12)[:, None], 0, np.maximum(last - first + 1, 0))
-    # every column of every face's rectangle, one after another
-    count = size.prod(axis=1)
-    face = np.repeat(np.arange(len(count)), count)
-    rank = np.arange(len(face)) - np.repeat(np.cumsum(count) - count, count)
-    x, z = first[face, 0] + rank // size[face, 1], first[face, 1] + rank % size[face, 1]
-    ax, ay, az = a[face].T
-    bx, by, bz = b[face].T
-    cx, cy, cz = c[face].T
-    u = ((x - ax) * (cz - az) - (cx - ax) * (z - az)) / area[face]
-    v = ((bx - ax) * (z - az) - (x - ax) * (bz - az)) / area[face]
-    hit = (u >= 0) & (v >= 0) & (u + v <= 1)
-    y = ay + u * (by - ay) + v * (cy - ay)
-    # a face whose normal looks up has negative area in (x, z)
-    sign = np.where(area[face] < 0, 1, -1)
-    return x[hit], np.clip(np.ceil(y[hit]).astype(int), 0, shape[1]), z[hit], sign[hit]
 
 
 def measure(family: str, vertices: np.ndarray, faces: np.ndarray) -> dict[str, str]:
