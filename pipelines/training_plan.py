@@ -81,8 +81,8 @@ def frozen_parameters(model: Any, codec: Any, encoders: bool = True) -> int:
     """Of the tokenizer, and of the pretrained encoders as the presets name them unless their features are stored."""
     from g3pt.conditions import NONE, SMALL
 
-    encoders = [(model.text_encoder, CLIP_PARAMETERS), (model.image_encoder, DINO_PARAMETERS)]
-    return tokenizer_parameters(codec) + encoders * sum(count for name, count in encoders if name not in (SMALL, NONE))
+    named = [(model.text_encoder, CLIP_PARAMETERS), (model.image_encoder, DINO_PARAMETERS)]
+    return tokenizer_parameters(codec) + sum(count for name, count in named if encoders and name not in (SMALL, NONE))
 
 
 @functools.lru_cache
