@@ -1,0 +1,132 @@
+"""A batch job of many prompts, as a person starts it: objects/s, tokens/s, the share of start-up, the time to find it all done; and the scan of 10^5 records.
+
+    python benchmarks/generate_job.py --work FOLDER [--model RUN] [--prompts 1000] [--num-workers 2] [--resolution 32] [--scan 100000]
+                                      [--output generate_job.json]
+
+FOLDER is scratch; what an earlier call left there is used again, so a call that was killed goes on (its rates are then those of the rest).
+Without --model, 64 shapes are preprocessed and a nano generator is trained on the released tokenizer's codes for 100 steps: its meshes are bad,
+their cost is like a good one's. Times are the clock's, of commands in processes of their own: on a shared machine they are upper bounds.
+The scan is what a started job does before any work: the plan, every sample's identity, record and mesh hash; in this process, in CPU
+seconds, with meshes of 1 kB (hashing real ones comes on top, at the machine's rate of sha256).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pyarrow.parquet as pq
+
+from benchmarks import machine
+from g3pt.checkpoint import export_hash, read_export_config
+from pipelines.generate import manifest_rows
+from pipelines.generate_config import GenerateConfig
+from pipelines.prompts import plan
+from pipelines.sample_records import SampleFolder, identity
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TOKENIZER = REPOSITORY / "weights" / "g3pt-nano-cvq"
+WORDS = ("a low", "a tall", "a wide", "a narrow", "a small"), ("chair", "table", "car", "boat", "lamp", "cup", "plane", "bed")
+MESH_BYTES = 1024
+
+
+def job(name: str, *more: str, **flags: object) -> tuple[str, str, float]:
+    """Run a command: the path it prints, its stderr, and its seconds."""
+    pairs = [part for flag, value in flags.items() for part in (f"--{flag.replace('_', '-')}", str(value))]
+    began = time.time()
+    done = subprocess.run([sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *pairs, *more], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"jobs/{name}.py failed:\n{done.stderr[-2000:]}")
+    return done.stdout.splitlines()[-1].removeprefix("result: "), done.stderr, time.time() - began
+
+
+def small_model(work: Path) -> str:
+    """A nano generator that has hardly been trained."""
+    data, _, _ = job("preprocess", source="shapes", limit=64, resolution=32, num_shards=2, output=work / "shapes")
+    return job("train_car", data=data, tokenizer=TOKENIZER, output=work / "runs", preset="nano", steps=100)[0]
+
+
+def write_prompts(file: Path, count: int) -> Path:
+    """Texts that a demo could have."""
+    adjectives, nouns = WORDS
+    rows = ({"id": f"p{k:06d}", "text": f"{adjectives[k % 5]} {nouns[k // 5 % 8]}, number {k}", "seed": k} for k in range(count))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def whole_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, Any]:
+    """The job, then the same command on what it has finished."""
+    prompts, output = write_prompts(work / "prompts.jsonl", flags.prompts), work / f"job-{flags.prompts}"
+    given = {"model": model, "prompts": prompts, "output": output, "num_workers": flags.num_workers, "resolution": flags.resolution}
+    began = time.time()
+    _, said, seconds = job("generate", **given)
+    before = int(re.search(r"(\d+) made before", said)[1])
+    made = sorted(file.stat().st_mtime for file in (output / "samples").rglob("*.json"))[before:]
+    rows = pq.read_table(output / "manifest.parquet").to_pylist()
+    ok = [row for row in rows if row["status"] == "ok"]
+    tokens = sum(read_export_config(model)["tokenizer"]["scales"])
+    parts = {name: sum(row[name] or 0 for row in rows) / len(rows) for name in ("seconds_sampling", "seconds_decoding", "seconds_writing")}
+    _, _, again = job("generate", **given)
+    start_up, work_s = made[0] - began, made[-1] - made[0]
+    return {"prompts": len(rows), "ok": len(ok), "made_before": before, "seconds": seconds, "start_up_s": start_up, "work_s": work_s, "end_s": seconds - start_up - work_s,
+            "objects_per_s": (len(made) - 1) / work_s, "tokens_per_s": (len(made) - 1) * tokens / work_s, "start_up_share": start_up / seconds,
+            "again_s": again, "mean_faces": sum(row["faces"] for row in ok) / len(ok), "mesh_kb": sum((output / row["file"]).stat().st_size for row in ok) / len(ok) / 1024, **parts}  # fmt: skip
+
+
+def scan(count: int, model: str, work: Path) -> dict[str, Any]:
+    """A finished folder of so many tiny meshes, made here, and what a started job and its manifest read of it."""
+    config = GenerateConfig(model=model, output=str(work / f"scan-{count}"), prompts=str(write_prompts(work / f"prompts-{count}.jsonl", count)))
+    model_hash, mesh = export_hash(model), bytes(MESH_BYTES)
+    folder, found = SampleFolder.begin(Path(config.output), count), {"samples": count}
+    began = time.process_time(), time.time()
+    samples = plan(config)
+    found["plan_cpu_s"] = time.process_time() - began[0]
+    if not folder.record_file(samples[-1]).is_file():
+        record = {"status": "ok", "error": "", "sha256": hashlib.sha256(mesh).hexdigest(), "faces": 2, "vertices": 4, "seconds": 0.1, "note": "", "tokens_per_s": 1.0}
+        for sample in samples:
+            file = folder.mesh_file(sample, "glb")
+            (folder.output / file).write_bytes(mesh)
+            folder.record_file(sample).write_text(json.dumps({"identity": identity(config, sample, model_hash), "file": file, **record}))
+    began = time.process_time(), time.time()
+    assert all(folder.is_done(sample, identity(config, sample, model_hash)) for sample in samples)
+    found |= {"scan_cpu_s": time.process_time() - began[0], "scan_s": time.time() - began[1]}
+    began = time.process_time(), time.time()
+    manifest_rows(config, folder, samples, model_hash)
+    return found | {"manifest_cpu_s": time.process_time() - began[0]}
+
+
+def main() -> None:
+    """The job, the scan, a table of each, and a JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", required=True)
+    parser.add_argument("--model", default="")
+    parser.add_argument("--prompts", type=int, default=1000, help="0 leaves the job out")
+    parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--scan", type=int, default=100_000, help="0 leaves the scan out")
+    parser.add_argument("--output", default="")
+    flags = parser.parse_args()
+    work = Path(flags.work).resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    model = str(Path(flags.model).resolve()) if flags.model else small_model(work)
+    report: dict[str, Any] = {"machine": machine.about("torch", "ray"), "model": model, "resolution": flags.resolution, "num_workers": flags.num_workers}
+    for name, part in (("scan", lambda: scan(flags.scan, model, work)), ("job", lambda: whole_job(flags, model, work))):
+        if getattr(flags, {"job": "prompts"}.get(name, name)):
+            report[name] = part()
+            print(f"{name}:", *(f"  {key:18} {value:,.4g}" for key, value in report[name].items()), sep="\n", flush=True)
+    if flags.output:
+        Path(flags.output).write_text(json.dumps(report, indent=1) + "\n")
+        print(f"result: {flags.output}")
+
+
+if __name__ == "__main__":
+    main()

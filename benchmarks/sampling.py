@@ -1,0 +1,246 @@
+"""Speed of sampling by preset: tokens/s and objects/s by batch, cached beside uncached; where an object's time goes; memory; counted operations.
+
+    python benchmarks/sampling.py [--presets nano,micro] [--model RUN] [--batches 1,8] [--cfg 2] [--resolution 64] [--device auto]
+                                  [--precision fp32|bf16] [--repeats 3] [--output sampling.json]
+
+Needs torch and numpy; scikit-image for meshes, numba to clean them, trimesh to write them (what is missing is said and left out).
+Untrained weights, unless --model names a run: then the decoder answers at every point, but a ball is drawn, as noise has no shape.
+Conditions are random vectors: encoders run once a prompt and are not measured. CPU seconds of one thread, or wall time on a GPU.
+The schedule allows a cache to save what uncached sampling computes again: at each scale all tokens up to it, instead of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import machine
+from benchmarks.tokenizer import Parts, Timer, commit, hardware
+from g3pt import decoding, sampling
+from g3pt.car import G3PT
+from g3pt.config import CAR_PRESETS, CARConfig, CVQConfig, car_preset, cvq_preset
+from g3pt.sampling import SampleConfig, sample_codes
+from g3pt.tokenizer import CVQ
+from g3pt.transformer import CAR
+
+TEXT_WIDTH, IMAGE_WIDTH, PATCH = 96, 64, 14  # of the small encoders
+CODECS = {"micro": "micro", "small": "small", "base": "base"}  # the tokenizer of a generator's preset: of its name, else
+SMALL_CODEC, LARGE_CODEC = "nano", "paper"
+RADIUS = 0.6
+
+
+class Bare(G3PT):
+    """A generator without encoders, which need transformers: what `sample_codes` and `decode_mesh` use of it."""
+
+    def __init__(self, config: CARConfig, codec: CVQConfig) -> None:
+        nn.Module.__init__(self)
+        self.config, self.frozen = config, {}
+        self.tokenizer = CVQ(codec).requires_grad_(False).eval()
+        self.car = CAR(config, codec, TEXT_WIDTH, IMAGE_WIDTH, (config.image_size // PATCH) ** 2 + 1)
+
+
+def build(preset: str, model: str | None) -> G3PT:
+    """A trained run, or the preset with fresh weights."""
+    if model:
+        return G3PT.from_pretrained(model).eval()
+    torch.manual_seed(0)
+    large = list(CAR_PRESETS).index(preset) > list(CAR_PRESETS).index("base")
+    return Bare(car_preset(preset)[0], cvq_preset(CODECS.get(preset, LARGE_CODEC if large else SMALL_CODEC))[0]).eval()
+
+
+def conditions(model: G3PT, batch: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Random texts and images."""
+    generator = torch.Generator().manual_seed(batch)
+    text_BC = torch.randn(batch, model.car.text.in_features, generator=generator).to(device)
+    if not model.car.num_prefix:
+        return text_BC, None
+    return text_BC, torch.randn(batch, model.car.num_prefix, model.car.image.in_features, generator=generator).to(device)
+
+
+class Bench:
+    """One model on one device."""
+
+    def __init__(self, model: G3PT, flags: argparse.Namespace) -> None:
+        self.device = torch.device(flags.device)
+        self.model, self.flags, self.trained = model.to(self.device), flags, bool(flags.model)
+        self.timer, self.settings = Timer(self.device, 1), SampleConfig(cfg=flags.cfg)
+
+    def sample(self, batch: int, cached: bool = True, settings: SampleConfig | None = None) -> Tensor:
+        """Codes (B, S)."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.flags.precision == "bf16"):
+            return sample_codes(self.model, *conditions(self.model, batch, self.device), range(batch), settings or self.settings, cached=cached)
+
+    def rates(self, batch: int, cached: bool) -> dict[str, Any]:
+        """Speed and memory of sampling."""
+        peak = self._peak(lambda: self.sample(batch, cached))
+        seconds = self.timer.seconds(lambda: self.sample(batch, cached), self.flags.repeats)
+        tokens = batch * sum(self.model.scales)
+        return {"batch": batch, "cached": cached, "seconds": seconds, "objects_per_s": batch / seconds, "tokens_per_s": tokens / seconds, "peak_mb": peak}
+
+    def _peak(self, work: Callable[[], Any]) -> float:
+        """MB that a call needs beyond what is there before it."""
+        if self.device.type == "cuda":
+            before = torch.cuda.memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            work()
+            return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
+        before = machine.reset_peak()
+        work()
+        return machine.peak_mb() - before
+
+    def first_mesh(self) -> float:
+        """Seconds from a prompt's vectors to a mesh file, alone."""
+        with tempfile.TemporaryDirectory() as folder:
+            return self.timer.seconds(lambda: self.mesh(self.sample(1)[0], Path(folder) / "mesh.glb"), self.flags.repeats)
+
+    def mesh(self, codes_S: Tensor, file: Path) -> None:
+        """Codes to a file, as far as the packages that are here go."""
+        if missing("skimage") or missing("numba"):
+            return
+        vertices, faces = self.model.decode_mesh(codes_S, self.flags.resolution)
+        if not missing("trimesh"):
+            from g3pt.geometry.files import write_mesh
+
+            write_mesh(file, vertices, faces)
+
+    def parts(self, batch: int) -> dict[str, float]:
+        """Seconds of each part, an object, of a batch from conditions to mesh files."""
+        parts = Parts(self.timer)
+        with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+            for owner, names in self._watched().items():
+                for name, part in names.items():
+                    stack.callback(setattr, owner, name, getattr(owner, name))
+                    parts.watch(owner, name, part)
+            for repeat in range(self.flags.repeats + 1):
+                with parts.part("rest"):
+                    for row, codes_S in enumerate(self.sample(batch)):
+                        self.mesh(codes_S, Path(folder) / f"{row}.glb")
+                if repeat == 0:
+                    parts.seconds.clear()
+        return {name: seconds / self.flags.repeats / batch for name, seconds in sorted(parts.seconds.items(), key=lambda pair: -pair[1])}
+
+    def _watched(self) -> dict[Any, dict[str, str]]:
+        """Functions by the part of the work that they do; the rest is what none of them does."""
+        model = self.model
+        found: dict[Any, dict[str, str]] = {
+            model.car: dict.fromkeys(("condition", "run_prefix", "run_scale"), "transformer"),
+            model: {"next_input": "alignment (CQT)"},
+            sampling: {"choose_codes": "head and drawing"},
+            decoding: {"packed_logits": "decoder at points", "decode_meshes": "search"},
+        }
+        if not missing("skimage") and not missing("numba"):
+            from g3pt.geometry import cleanup, files, isosurface
+
+            found |= {isosurface: {"marching_cubes": "marching cubes"}, cleanup: {"clean": "cleaning"}, files: {"write_mesh": "export"}}
+        return found
+
+    def operations(self) -> dict[str, float]:
+        """Counted operations of the transformer, an object without guidance: cached, uncached, and one teacher-forced pass."""
+        plain, found = dataclasses.replace(self.settings, cfg=0.0), {}
+        for name, cached in (("cached", True), ("uncached", False)):
+            found[name] = counted(lambda cached=cached: self.sample(1, cached, plain))
+        codes_BS = self.sample(1, True, plain)
+        with torch.no_grad():
+            aligned_BTA = self.model.aligned_inputs(codes_BS)
+            alignment = counted(lambda: self.model.aligned_inputs(codes_BS))
+            forced = counted(lambda: self.model.car(aligned_BTA, *conditions(self.model, 1, self.device)))
+            head = counted(lambda: self.model.car.head.cross_entropy(aligned_BTA.new_zeros(1, codes_BS.shape[1], self.model.config.width), codes_BS))
+        return {name: float(count - alignment - head) for name, count in found.items()} | {"teacher_forced": float(forced)}
+
+
+def counted(work: Callable[[], Any]) -> int:
+    """Operations of the matrix products of a call, multiply-adds counted as two."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def allowed(model: G3PT) -> float:
+    """Tokens that pass the transformer uncached over cached: the sum over scales of all tokens up to each, over all tokens."""
+    ends = np.cumsum(model.scales) + model.car.num_prefix
+    return float(ends.sum() / ends[-1])
+
+
+def missing(package: str) -> bool:
+    """Whether a package is not installed."""
+    return importlib.util.find_spec(package) is None
+
+
+def draw_a_ball() -> None:
+    """The decoder is asked as always; what it answers is replaced by a ball's field."""
+    asked = decoding.packed_logits
+
+    def ball(tokenizer: CVQ, latents_BLD: Tensor, wanted: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        asked(tokenizer, latents_BLD, wanted)
+        return {number: (RADIUS - np.linalg.norm(points, axis=1)).astype(np.float32) for number, points in wanted.items()}
+
+    decoding.packed_logits = ball
+
+
+def measure(preset: str, flags: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one model, printed as they come."""
+    bench = Bench(build(preset, flags.model), flags)
+    model = bench.model
+    print(f"\n{flags.model or preset}: {sum(p.numel() for p in model.car.parameters()):,} parameters, scales {model.scales}, {model.car.num_prefix} image tokens, cfg {flags.cfg}")
+    rows = [bench.rates(batch, cached) for batch in flags.batches for cached in (True, False)]
+    print(f"{'batch':>6} {'':>9} {'s':>9} {'objects/s':>10} {'tokens/s':>10} {'peak MB':>8}")
+    for row in rows:
+        print(f"{row['batch']:6d} {'cached' if row['cached'] else 'uncached':>9} {row['seconds']:9.4f} {row['objects_per_s']:10.2f} {row['tokens_per_s']:10.0f} {row['peak_mb']:8.1f}")
+    flops, may = bench.operations(), allowed(model)
+    speedups = {f"{fast['batch']}": slow["seconds"] / fast["seconds"] for fast, slow in zip(rows[::2], rows[1::2], strict=True)}
+    print("cached is faster by " + ", ".join(f"{value:.2f} (batch {batch})" for batch, value in speedups.items()) + f"; the schedule allows {may:.2f}")
+    print(f"operations of the transformer: cached {flops['cached']:.4g}, {flops['cached'] / flops['teacher_forced']:.4f} of a teacher-forced pass; uncached {flops['uncached'] / flops['cached']:.2f} times that")
+    first, parts = bench.first_mesh(), bench.parts(flags.batches[-1])
+    whole = sum(parts.values())
+    print(f"first mesh after {first:.3f} s; an object in a batch of {flags.batches[-1]} takes {whole:.4f} s at {flags.resolution} cells:")
+    print("  " + ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in parts.items()))
+    return {"model": flags.model or preset, "rows": rows, "speedups": speedups, "allowed": may, "operations": flops, "first_mesh_s": first, "parts_s": parts}
+
+
+def main() -> None:
+    """All presets, a table each, and a JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", default="nano")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--batches", type=lambda text: [int(part) for part in text.split(",")], default=[1, 8])
+    parser.add_argument("--cfg", type=float, default=2.0)
+    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", default="")
+    flags = parser.parse_args()
+    flags.device = ("cuda" if torch.cuda.is_available() else "cpu") if flags.device == "auto" else flags.device
+    torch.set_num_threads(1)
+    absent = [package for package in ("skimage", "numba", "trimesh") if missing(package)]
+    if absent:
+        print(f"not installed: {', '.join(absent)}; meshes are {'not made' if absent != ['trimesh'] else 'not written'}")
+    if not flags.model:
+        draw_a_ball()
+    about = hardware(torch.device(flags.device), 1) | {"commit": commit(), "precision": flags.precision}
+    print(about)
+    presets = [""] if flags.model else flags.presets.split(",")
+    report = {"hardware": about, "resolution": flags.resolution, "cfg": flags.cfg, "models": [measure(preset, flags) for preset in presets]}
+    if flags.output:
+        Path(flags.output).write_text(json.dumps(report, indent=1) + "\n")
+        print(f"result: {flags.output}")
+
+
+if __name__ == "__main__":
+    main()
