@@ -2,6 +2,9 @@ import dataclasses
 import hashlib
 import json
 import struct
+import subprocess
+import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -326,6 +329,36 @@ def test_a_mesh_that_would_not_close_is_kept_and_said(model, tmp_path, monkeypat
     (row,) = manifest(tmp_path)
     assert row["status"] == "ok" and row["note"] == "not simplified: 20" and row["faces"] > 20
     assert "generate: not simplified: 20 (1 of 1, the first sample-s0)" in capsys.readouterr().err
+
+
+ALONE = """
+import sys
+from pipelines import generate as job, tracked
+from pipelines.generate_config import GenerateConfig
+tracked.tell, job._picture = (lambda *_: None), (lambda *_: None)
+job.generate(GenerateConfig(model=sys.argv[1], output=sys.argv[2], text="a chair", num=40, resolution=32, cfg="1"), use_ray=False)
+"""
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_with_the_files_of_an_uninterrupted_job(model, tmp_path):
+    """SIGKILL once some samples have their record; the kill of a whole Ray job is in tests/jobs/test_generate_killed.py."""
+    out, records = tmp_path / "out", lambda: {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "samples").glob("[!.]*.json")}
+    process = subprocess.Popen([sys.executable, "-c", ALONE, str(model), str(out)])
+    while len(records()) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = records()
+    assert 5 <= len(before) < 40
+    config = settings(model, tmp_path, text="a chair", num=40, cfg="1")
+    generate(config, use_ray=False)
+    assert {file: when for file, when in records().items() if file in before} == before, "made twice"
+    generate(dataclasses.replace(config, output=str(tmp_path / "whole" / "out")), use_ray=False)
+    assert [(r["sample"], r["sha256"], r["status"]) for r in manifest(tmp_path)] == [(r["sample"], r["sha256"], r["status"]) for r in manifest(tmp_path / "whole")]
+    for row in manifest(tmp_path):
+        assert hashlib.sha256((out / row["file"]).read_bytes()).hexdigest() == row["sha256"]
 
 
 @pytest.mark.slow
