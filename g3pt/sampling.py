@@ -45,7 +45,7 @@ class SampleConfig:
     cfg: PerScale = 2.0  # guidance of both conditions: 0 is none
     cfg_text: PerScale | None = None  # of the text alone; None follows cfg
     cfg_image: PerScale | None = None  # of the image alone; None follows cfg
-    cfg_schedule: str = "ramp"  # a single number goes from 0 at the first scale up to itself at the last; constant: is the same at all
+    cfg_schedule: str = "constant"  # a single number holds at all scales; ramp: it goes from 0 at the first up to itself at the last (VAR's)
     top_k: int | tuple[int, ...] = 0  # values of a factor kept; 0 keeps all
     top_p: PerScale = 0.95  # smallest set of values with this much probability is kept; 1 keeps all
     temperature: PerScale = 1.0

@@ -42,8 +42,8 @@ class GenerateConfig(DryRun, OnRay):
     """of the text, where it shall differ from the image's; default --cfg"""
     cfg_image: str | None = None
     """of the image; default --cfg"""
-    cfg_schedule: Literal["ramp", "constant"] = "ramp"
-    """guidance rises from 0 at the coarsest scale, or is the same at all; each number here can be a list, one a scale: 0,1,2,2"""
+    cfg_schedule: Literal["constant", "ramp"] = "constant"
+    """guidance is the same at all scales, or rises from 0 at the coarsest; each number here can be a list, one a scale: 0,1,2,2"""
     top_k: str = str(SampleConfig.top_k)
     """keep K values of each digit; 0: all"""
     top_p: str = str(SampleConfig.top_p)

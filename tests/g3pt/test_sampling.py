@@ -113,10 +113,10 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 
 def test_guidance_schedules():
-    ramp = SampleConfig(cfg=3.0)
+    ramp = SampleConfig(cfg=3.0, cfg_schedule="ramp")
     assert ramp.guidance("text", 4) == ramp.guidance("image", 4) == [0, 1, 2, 3]
-    assert SampleConfig(cfg=3.0, cfg_schedule="constant").guidance("text", 2) == [3, 3]
-    own = SampleConfig(cfg=3.0, cfg_text=6.0, cfg_image=(1, 0, 2))
+    assert SampleConfig(cfg=3.0).guidance("text", 2) == [3, 3]
+    own = SampleConfig(cfg=3.0, cfg_text=6.0, cfg_image=(1, 0, 2), cfg_schedule="ramp")
     assert own.guidance("text", 3) == [0, 3, 6] and own.guidance("image", 3) == [1, 0, 2]
     assert SampleConfig(cfg=1.5).guidance("text", 1) == [1.5]
 

@@ -342,7 +342,7 @@ job.generate(GenerateConfig(model=sys.argv[1], output=sys.argv[2], text="a chair
 
 @pytest.mark.slow
 def test_killed_anywhere_it_ends_with_the_files_of_an_uninterrupted_job(model, tmp_path):
-    """SIGKILL once some samples have their record; the kill of a whole Ray job is in tests/jobs/test_generate_killed.py."""
+    """SIGKILL once some samples have their record."""
     out, records = tmp_path / "out", lambda: {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "samples").glob("[!.]*.json")}
     process = subprocess.Popen([sys.executable, "-c", ALONE, str(model), str(out)])
     while len(records()) < 5:
