@@ -11,6 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
+GIVEN = {"prompts.jsonl": '{"text": "a chair"}\n', "Cap3D.csv": "0001,a chair\n"}  # files of the reader's own that a command names
 TYPED = re.compile(r"(?:^| |`)python (jobs/\w+\.py)([^`\n]*)", re.MULTILINE)
 
 
@@ -45,13 +46,17 @@ def test_a_command_is_understood(
 
     flags_class, run = entry(job, monkeypatch)
     monkeypatch.chdir(tmp_path)
+    given = [name for name in GIVEN if any(Path(arg).name == name for arg in args)]
+    for name in given:
+        (tmp_path / name).write_text(GIVEN[name])
+    args = [Path(arg).name if Path(arg).name in given else arg for arg in args]
     has_dry_run = "dry_run" in flags_class.__dataclass_fields__
     more = ["--dry-run"] if has_dry_run and "--dry-run" not in args else []
     flags = cli.parse(flags_class, example="", args=[*args, *more])
     if has_dry_run:
         assert run(flags) is None
         assert capsys.readouterr().out.strip()
-    assert not list(tmp_path.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(given), "a dry run writes nothing"
 
 
 def test_make_targets_exist() -> None:

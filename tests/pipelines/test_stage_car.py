@@ -81,7 +81,7 @@ def test_a_streamed_object_gives_the_batch_that_it_gives_in_memory(paths, stream
     info = datasets.open_dataset(paths["data"])
     arrays = reading.load_arrays(info, "train", car_batches.columns(info))
     kind = tokens.tokens_kind(paths["tokenizer"])
-    held = ConditionedCodes(stage(paths, code_noise=0.1).model, car_batches.joined_codes(info, kind, 18).join(arrays))
+    held = ConditionedCodes(stage(paths, code_noise=0.1).model, car_batches.joined_codes(info, kind, 18).join(arrays, sorted(info.shards)))
     shown, batches = [], shards(0)
     rows = shards.objects.rows(TRAIN.batch_size, TRAIN.seed, 0)
     for batch, (samples, objects) in itertools.islice(zip(batches, rows, strict=True), 2 * len(held) // TRAIN.batch_size):
