@@ -158,6 +158,8 @@ def test_status_names_what_there_is(demo: Path) -> None:
     kinds = [item.kind for item in found]
     assert (kinds.count("dataset"), kinds.count("run"), kinds.count("study"), kinds.count("evaluation")) == (1, 2 + len(SIZES), 1, 2)
     assert {item.state for item in found} == {"done"}
+    seconds = json.loads((demo / "seconds.json").read_text())
+    assert seconds.pop("all") == pytest.approx(sum(seconds.values())) and len(seconds) == 8
 
 
 @pytest.mark.slow
