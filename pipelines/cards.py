@@ -138,11 +138,12 @@ def study(flags: SweepFlags, specs: Sequence[RunSpec], folder: Path) -> Card:
     sizes = list(dict.fromkeys(spec.preset for spec in specs))[::-1]
     dataset = dataset_input(specs[0].paths.get("data"), specs[0].config.get("dataset"))
     params = {"tokenizer": model_name(flags.tokenizer)} | ({"dataset": label(dataset)} if dataset else {})
+    changed = f", every preset with {code(flags.set)}" if flags.set else ""
     return Card(
         stage="scaling", name=f"{folder.name}-{len(sizes)}-sizes-{sizes[0]}-to-{sizes[-1]}", folder=folder, dataset=dataset,
         params=params, models={"tokenizer": Path(flags.tokenizer)},
-        tags={"g3pt.sizes": ",".join(sizes), "g3pt.seeds": flags.seeds, "g3pt.num_runs": str(len(specs))},
-        title=f"**Scaling study** over {len(sizes)} sizes ({', '.join(map(code, sizes))}), seeds {code(flags.seeds)}; its runs are the children.",
+        tags={"g3pt.sizes": ",".join(sizes), "g3pt.seeds": flags.seeds, "g3pt.num_runs": str(len(specs)), "g3pt.set": flags.set or ""},
+        title=f"**Scaling study** over {len(sizes)} sizes ({', '.join(map(code, sizes))}), seeds {code(flags.seeds)}{changed}; its runs are the children.",
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from pipelines.errors import UsageError
 OWN_FLAGS = ("steps", "batch_size", "seed")
 
 
-def overridden(text: str | None, *configs: Any) -> tuple[Any, ...]:
+def overridden(text: str | None, *configs: Any, seed_flag: str = "--seed") -> tuple[Any, ...]:
     """The configurations with the fields that `text` names changed. UsageError for an unknown name or a value that does not fit."""
     changes: list[dict[str, Any]] = [{} for _ in configs]
     hints = [typing.get_type_hints(type(config)) for config in configs]
@@ -26,7 +26,7 @@ def overridden(text: str | None, *configs: Any) -> tuple[Any, ...]:
         if not equals:
             raise UsageError(f"--set {part!r} is not name=value")
         if name in OWN_FLAGS:
-            raise UsageError(f"--set {name}: it has a flag of its own, --{name.replace('_', '-')}")
+            raise UsageError(f"--set {name}: it has a flag of its own, {seed_flag if name == 'seed' else '--' + name.replace('_', '-')}")
         owner = next((k for k, known in enumerate(hints) if name in known), None)
         if owner is None:
             raise UsageError(_unknown(name, sorted(set().union(*hints) - set(OWN_FLAGS))))

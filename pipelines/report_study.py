@@ -20,28 +20,25 @@ def study(page: Page, folder: Path) -> None:
     note_command(page, folder, "the study")
     body: list[Markup] = []
     failure = failure_line(folder)
+    planned = read_json(folder / "study.json", page.root) if (folder / "study.json").is_file() else Source("study.json", {})
     points = read_csv(folder / "points.csv", page.root) if (folder / "points.csv").is_file() else None
     fit = read_json(folder / "fit.json", page.root) if (folder / "fit.json").is_file() else None
     if failure:
         body.append(failure)
+    changed = planned.get("flags", "set", default=None)
+    if changed:
+        body.append(paragraph(f"Every size's preset is changed: {changed}.", "soft"))
     if points is None or fit is None:
-        body += _unfinished_study(page, folder)
+        body.append(_unfinished_study(planned, folder))
     else:
         body += _finished_study(page, points, fit)
     body.append(_validation_curves(page, folder))
     page.add(page.heading("Scaling study", folder), *body)
 
 
-def _unfinished_study(page: Page, folder: Path) -> list[Markup]:
-    planned = (
-        read_json(folder / "study.json", page.root) if (folder / "study.json").is_file() else Source("study.json", {})
-    )
+def _unfinished_study(planned: Source, folder: Path) -> Markup:
     done = sum(1 for _ in folder.glob("runs/*/_SUCCESS"))
-    return [
-        warning(
-            f"No fit yet: {done} of {len(planned.get('runs', default=[]))} runs are finished. The same command goes on."
-        )
-    ]
+    return warning(f"No fit yet: {done} of {len(planned.get('runs', default=[]))} runs are finished. The same command goes on.")
 
 
 def _finished_study(page: Page, points: Source, fit: Source) -> list[Markup]:

@@ -9,6 +9,7 @@ stopped early: a point of the fit is a run that ended. The driver mirrors every 
 import contextlib
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from pipelines.errors import UsageError, bad_input
 from pipelines.failures import is_deterministic, on_disk
 from pipelines.flags import DryRun, OnData, OnDevice, OnRay, WithFeatures, WithTokenizer
 from pipelines.notes import FAILURE_FILE, note_failure, read_note, working_in
+from pipelines.overrides import overridden
 from pipelines.progress import say
 from pipelines.quiet import prints_aside
 from pipelines.runs import Ledger, RunSpec
@@ -54,6 +56,8 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithFeatures, WithTokenizer, OnData):
     """objects per step over all workers; default each preset's"""
     num_workers: int = 1
     """Ray Train workers of each run, one process and one CPU or GPU each; 0 trains inside the trial's own process (least start-up, CPU only)"""
+    set: str | None = None
+    """change fields of every size's preset, name=value,... (drop_phrases=0.5,head=bits); train_car.py --dry-run prints all fields; default none"""
     max_concurrent: int | None = None
     """runs at once; default as many as the cluster has CPUs (or GPUs) for"""
 
@@ -62,6 +66,8 @@ def scaling_sweep(flags: SweepFlags) -> str | None:
     """Run the study; its folder, or None for a dry run."""
     rows = plan(flags)
     if flags.dry_run:
+        if flags.set:
+            print(f"every preset with {flags.set}")
         for size, model, config in rows:
             print(f"{size} seed {config.seed}: {count_car(model)['parameters_no_embed']:,} parameters, {config.steps * config.batch_size:,} samples")
         return None
@@ -79,7 +85,12 @@ def plan(flags: SweepFlags) -> list[tuple[str, Any, Any]]:
         names, seeds = _different("--sizes", flags.sizes.split(",")), _different("--seeds", [int(seed) for seed in flags.seeds.split(",")])
         sizes = {size: car_preset(size) for size in names}
         changes = {name: getattr(flags, name) for name in ("steps", "batch_size") if getattr(flags, name) is not None}
-        rows = [(size, model, dataclasses.replace(config, seed=seed, **changes)) for size, (model, config) in sizes.items() for seed in seeds]
+        sizes = {size: (model, dataclasses.replace(config, **changes)) for size, (model, config) in sizes.items()}
+    sizes = {size: overridden(flags.set, *preset, seed_flag="--seeds") for size, preset in sizes.items()}
+    for one, other in itertools.combinations(sizes, 2):
+        if sizes[one][0] == sizes[other][0]:
+            raise UsageError(f"--set {flags.set}: {one} and {other} are the same model then; set what is not a size, or leave one of them out of --sizes")
+    rows = [(size, model, dataclasses.replace(config, seed=seed)) for size, (model, config) in sizes.items() for seed in seeds]
     for _, _, config in rows:
         check_workers(config, flags.num_workers)
     return sorted(rows, key=lambda row: -count_car(row[1])["parameters_no_embed"])

@@ -1,11 +1,13 @@
 """The training and sweep commands: bad input is one line and exit 2; a dry run needs nothing."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from pipelines import cli, sweep, training_jobs
+from pipelines.runs import RunSpec
 
 COMMANDS = {
     "cvq": (training_jobs.TrainCVQFlags, training_jobs.train_cvq),
@@ -47,12 +49,29 @@ def test_dry_run_needs_no_data(command: str, capsys: pytest.CaptureFixture[str])
         ("sweep", ["--num-workers", "3"], "--batch-size 16 is not a multiple of --num-workers 3"),
         ("sweep", ["--seeds", "0,1,0"], "--seeds names 0 twice"),
         ("sweep", ["--sizes", "nano,20k,nano"], "--sizes names nano twice"),
+        ("sweep", ["--set", "seed=3"], "--set seed: it has a flag of its own, --seeds"),
+        ("sweep", ["--set", "drop_phrase=0.5"], "--set drop_phrase: no such field; did you mean drop_phrases"),
+        ("sweep", ["--sizes", "80k,150k", "--set", "width=64"], "--set width=64: 80k and 150k are the same model then"),
     ],
 )
 def test_bad_input_is_one_line(command: str, args: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(command, *args) == 2
     err = capsys.readouterr().err
     assert says in err and err.count("\n") == 1
+
+
+def test_set_changes_every_size_of_a_study_and_the_names_of_its_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("sweep", "--set", "head=bits,learning_rate=1e-3", "--steps", "7", "--dry-run") == 0
+    assert "every preset with head=bits,learning_rate=1e-3" in capsys.readouterr().out
+    flags = sweep.SweepFlags(data="d", tokenizer="t", output="o", sizes="5k,20k", seeds="0,1", steps=7)
+    names = []
+    for text in (None, "head=bits,learning_rate=1e-3"):
+        rows = sweep.plan(dataclasses.replace(flags, set=text))
+        names.append([RunSpec(stage="car", preset=size, seed=train.seed, config={"model": dataclasses.asdict(model)}).name for size, model, train in rows])
+    assert [(size, model.head, train.learning_rate, train.steps, train.seed) for size, model, train in rows] == [
+        (size, "bits", 1e-3, 7, seed) for size in ("20k", "5k") for seed in (0, 1)
+    ]
+    assert len(set(names[0]) | set(names[1])) == 8
 
 
 def test_unfinished_tokenizer_is_named(tmp_path: Path) -> None:

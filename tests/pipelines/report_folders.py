@@ -111,12 +111,12 @@ def make_generation(folder: Path, text: str = "a chair", error: str = "empty-fie
     return folder
 
 
-def make_study(folder: Path, fitted: bool = True) -> Path:
+def make_study(folder: Path, fitted: bool = True, **flags: str) -> Path:
     """Four sizes and their laws; without a fit, as a study stands half-way."""
     from g3pt.scaling import report
 
     folder.mkdir(parents=True)
-    (folder / "study.json").write_text(json.dumps({"runs": [{"name": f"r{k}"} for k in range(4)], "flags": {}}))
+    (folder / "study.json").write_text(json.dumps({"runs": [{"name": f"r{k}"} for k in range(4)], "flags": flags}))
     make_run(folder / "runs" / "r0", "car")
     if fitted:
         sizes, losses = [1000, 4000, 16000, 64000], [8.0, 7.5, 7.2, 6.8]

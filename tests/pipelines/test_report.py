@@ -157,7 +157,8 @@ def test_half_finished_work_says_so(tmp_path: Path) -> None:
     text = page(run)
     assert "Not finished" in text and "loss is nan at step 80" in text and "Once the run is finished" in text
     text = page(make_study(tmp_path / "study", fitted=False))
-    assert "No fit yet: 1 of 4 runs" in text
+    assert "No fit yet: 1 of 4 runs" in text and "preset is changed" not in text
+    assert "preset is changed: head=bits&lt;b&gt;." in page(make_study(tmp_path / "changed", set="head=bits<b>"))
     data = make_dataset(tmp_path / "data")
     (data / "dataset.json").unlink()
     (data / "command.json").write_text('{"command": "python jobs/preprocess.py --output data"}')

@@ -49,8 +49,9 @@ def test_a_finished_study_is_left_alone_and_one_that_grew_is_fitted_again(instan
     assert {p: p.stat().st_mtime_ns for p in study.rglob("*") if p.is_file()} == before
     assert "finished already" in capsys.readouterr().out
     assert logged_steps(study) == [0]
-    sweep.run_study([*three, spec("d")], study, FLAGS)
+    sweep.run_study([*three, spec("d")], study, dataclasses.replace(FLAGS, set="head=bits"))
     assert logged_steps(study) == [0, 1]
+    assert json.loads((study / "study.json").read_text())["flags"]["set"] == "head=bits"
     assert (study / "points.csv").read_text().count("\n") == 5
 
 
