@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 PerScale = float | tuple[float, ...]  # one number for all scales, or one for each, coarse to fine
 LISTED = ("cfg", "cfg_text", "cfg_image", "top_k", "top_p", "temperature")  # settings that may be lists
+MAX_CFG, MIN_TEMPERATURE = 1000, 0.001  # beyond them float32 logits overflow, and what is drawn means nothing
 RANGES = {
-    "cfg": (lambda v: 0 <= v < math.inf, "finite and at least 0"),
-    "top_k": (lambda v: v >= 0 and v == int(v), "a whole number of at least 0"),
-    "top_p": (lambda v: 0 < v <= 1, "in (0, 1]"),
-    "temperature": (lambda v: 0 < v < math.inf, "finite and above 0"),
+    "cfg": (lambda v: 0 <= v <= MAX_CFG, f"a number from 0 (no guidance) to {MAX_CFG}"),
+    "top_k": (lambda v: 0 <= v < 2**31 and v == int(v), "a whole number from 0 (keep all) to 2^31"),
+    "top_p": (lambda v: 0 < v <= 1, "above 0 and at most 1 (keep all)"),
+    "temperature": (lambda v: MIN_TEMPERATURE <= v < math.inf, f"a number of at least {MIN_TEMPERATURE} (top_k 1 takes the likeliest)"),
 }
 
 

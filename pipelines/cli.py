@@ -29,6 +29,10 @@ from pipelines.tracking import telling_where_to_look
 
 Flags = TypeVar("Flags")
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_NO_READER = 1, 2, 130, 141
+KINDS = {"INT": "whole number", "FLOAT": "number"}  # by tyro's names
+WRONG_TYPE = re.compile(
+    r"Error parsing (?P<flag>--\S+): (no type matching .* from \[(?P<optional>.*?)\]\. Got errors:|.*?: (?P<one>'.*')) .*?Argument helptext: --\S+ (\{None\}\|)?(?P<kind>INT|FLOAT) "
+)
 
 
 def main(
@@ -141,9 +145,12 @@ def print_help(flags_class: type, example: str) -> NoReturn:
 def squeeze(framed: str) -> str:
     """One line from tyro's multi-line framed message: no borders, no colour, no pointer to --help at the end."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", framed)
-    text = re.sub(r"[│╭╮╰╯─┌┐└┘]+", " ", text)
+    text = re.sub(r"[│╭╮╰╯─┌┐└┘]+|-{4,}", " ", text)
     text = re.sub(r"For full helptext, (run|see).*", "", " ".join(text.split()))
     text = re.sub(r"^(Parsing error|Required options|Value error) ?(Error parsing \w+: )?", "", text)
+    wrong = WRONG_TYPE.match(text)
+    if wrong:
+        return f"{wrong['flag']} must be a {KINDS[wrong['kind']]}, got {wrong['one'] or wrong['optional']}"
     return text.strip().replace("Invalid choice invalid choice", "invalid choice")
 
 

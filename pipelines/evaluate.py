@@ -7,7 +7,6 @@ the pictured objects themselves in STEM.meshes (`pipelines.gallery`).
 """
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from pipelines import cards
 from pipelines.cli import absolute
 from pipelines.errors import UsageError, bad_input
 from pipelines.failures import on_disk
-from pipelines.flags import DryRun, OnData, OnRay
+from pipelines.flags import DryRun, Numbers, OnData, OnRay
 from pipelines.progress import Progress, counted
 from pipelines.runs import stable_hash
 from pipelines.tracked import Outcome, logged
@@ -53,7 +52,7 @@ class EvaluateFlags(DryRun, OnRay, OnData):
     """objects also meshed by scale (tokenizer) or rebuilt (generator)"""
     num_compared: int = 200
     """generator: samples and held-out objects compared as sets; 0: none"""
-    guidance_grid: str | None = None
+    guidance_grid: Numbers | None = None
     """generator: 64 samples at each strength too, as 0,1,2,4; default none"""
     cfg: float | None = None
     """generator: strength of guidance; 0 is none; default the sampler's"""
@@ -91,18 +90,30 @@ class EvaluateFlags(DryRun, OnRay, OnData):
                 raise ValueError(f"--{name} must be a power of two, at least {least}, got {value}")
         if self.coarse > self.resolution:
             raise ValueError(f"--coarse must be at most --resolution {self.resolution}, got {self.coarse}")
+        _check_sampling(cards.given(self, ("cfg", "top_k", "top_p", "temperature")))
         if self.guidance_grid is not None:
             strengths(self.guidance_grid)
 
 
+def _check_sampling(given: dict[str, Any]) -> None:
+    """A ValueError that names the flag of a number no sampler takes; now, not when the first sample is drawn."""
+    from g3pt.sampling import SampleConfig
+    from pipelines.generate_config import naming_flags
+
+    with naming_flags():
+        SampleConfig(**given)
+
+
 def strengths(text: str) -> list[float]:
-    """The numbers of a --guidance-grid, sorted, each once; ValueError unless they are finite and at least 0."""
+    """The numbers of a --guidance-grid, sorted, each once; ValueError for any that is no strength of guidance."""
+    from g3pt.sampling import MAX_CFG
+
     try:
         found = sorted({float(part) for part in text.split(",")})
     except ValueError:
         found = []
-    if not found or not all(0 <= value < math.inf for value in found):
-        raise ValueError(f"--guidance-grid must be numbers of at least 0 with commas between them, like 0,1,2,4, got {text!r}")
+    if not found or not all(0 <= value <= MAX_CFG for value in found):
+        raise ValueError(f"--guidance-grid must be numbers from 0 to {MAX_CFG} with commas between them, like 0,1,2,4, got {text!r}")
     return found
 
 

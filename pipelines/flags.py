@@ -4,7 +4,10 @@ How: a command's flag class inherits those it has. `--help` shows the optional o
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NewType
+
+Numbers = NewType("Numbers", str)  # with commas between them
+Integers = NewType("Integers", str)
 
 
 def listed(text: str | None) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from g3pt.storage import write_atomic
 from pipelines import cards
 from pipelines.errors import UsageError, bad_input
 from pipelines.failures import on_disk
-from pipelines.generate_config import MAX_NUM, GenerateConfig
+from pipelines.generate_config import MAX_NUM, GenerateConfig, naming_flags
 from pipelines.notes import working_in
 from pipelines.progress import Progress
 from pipelines.prompts import Sample, keep_pictures, output_folder, plan
@@ -90,7 +90,8 @@ def _known_model(config: GenerateConfig) -> tuple[str, int]:
         if config.image is not None and values["model"]["image_encoder"] == NONE:
             raise ValueError(f"{config.model}: this generator was trained without images")
         num_scales = len(values["tokenizer"]["scales"])
-        config.sampling.check_scales(num_scales)
+        with naming_flags():
+            config.sampling.check_scales(num_scales)
         return export_hash(config.model), num_scales
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from g3pt.sampling import LISTED, SampleConfig
-from pipelines.flags import DryRun, OnRay
+from pipelines.flags import DryRun, Integers, Numbers, OnRay
 
 COARSE_CELLS = 32  # of the first grid of the iso-surface: the resolution is this times a power of two
 MAX_NUM = 100_000
@@ -36,19 +38,19 @@ class GenerateConfig(DryRun, OnRay):
     """samples per prompt, with seeds rising by one"""
     seed: int = 0
     """seed of a prompt's first sample"""
-    cfg: str = str(SampleConfig.cfg)
+    cfg: Numbers = Numbers(str(SampleConfig.cfg))
     """strength of guidance; 0 is none"""
-    cfg_text: str | None = None
+    cfg_text: Numbers | None = None
     """of the text, where it shall differ from the image's; default --cfg"""
-    cfg_image: str | None = None
+    cfg_image: Numbers | None = None
     """of the image; default --cfg"""
     cfg_schedule: Literal["constant", "ramp"] = "constant"
     """guidance is the same at all scales, or rises from 0 at the coarsest; each number here can be a list, one a scale: 0,1,2,2"""
-    top_k: str = str(SampleConfig.top_k)
+    top_k: Integers = Integers(str(SampleConfig.top_k))
     """keep K values of each digit; 0: all"""
-    top_p: str = str(SampleConfig.top_p)
+    top_p: Numbers = Numbers(str(SampleConfig.top_p))
     """keep values of this joint probability"""
-    temperature: str = str(SampleConfig.temperature)
+    temperature: Numbers = Numbers(str(SampleConfig.temperature))
     """below 1 sharpens, above 1 flattens"""
     resolution: int = 128
     """cells along the box of the extracted surface: 32, 64, 128, 256, ..."""
@@ -85,7 +87,18 @@ class GenerateConfig(DryRun, OnRay):
     def sampling(self) -> SampleConfig:
         """How codes are drawn, where a prompt says nothing else."""
         listed = {name: per_scale(f"--{name.replace('_', '-')}", getattr(self, name), int if name == "top_k" else float) for name in LISTED}
-        return SampleConfig(cfg_schedule=self.cfg_schedule, **listed)
+        with naming_flags():
+            return SampleConfig(cfg_schedule=self.cfg_schedule, **listed)
+
+
+@contextlib.contextmanager
+def naming_flags() -> Iterator[None]:
+    """SampleConfig's ValueErrors begin with a field; within the block with its flag."""
+    try:
+        yield
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        raise ValueError(f"--{name.replace('_', '-')} {rest}") from None
 
 
 def per_scale(name: str, value: Any, kind: type[Any] = float) -> Any:
@@ -96,5 +109,6 @@ def per_scale(name: str, value: Any, kind: type[Any] = float) -> Any:
     except (TypeError, ValueError):
         if value is None:
             return None
-        raise ValueError(f"{name} must be a number, or one a scale with commas between them, got {value!r}") from None
+        wanted = "whole number" if kind is int else "number"
+        raise ValueError(f"{name} must be a {wanted}, or one a scale with commas between them, got {value!r}") from None
     return numbers[0] if len(numbers) == 1 else numbers

@@ -15,9 +15,11 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.flags import Integers, Numbers
+
 NARROWEST, WIDEST = 60, 110  # columns of the page
 INDENT = 28  # columns of flag and kind before their explanation
-KINDS = {int: "INT", float: "NUMBER", str: "TEXT"}
+KINDS = {int: "INT", float: "NUMBER", str: "TEXT", Integers: "INT[,...]", Numbers: "NUMBER[,...]"}
 PATHS = {"captions", "data", "dir", "ids", "image", "input", "model", "output", "path", "prompts", "tokenizer"}  # flags that name a file or folder
 EXIT_CODES = "exit code: 0 done, 1 failed, 2 bad usage or input, 130 interrupted"
 MISSING = dataclasses.MISSING

@@ -64,8 +64,6 @@ def plan(config: GenerateConfig, num_scales: int | None = None) -> list[Sample]:
         with bad_input():
             path = None if config.image is None else Path(config.image).expanduser().resolve(strict=True)
             _check_utf8(text=config.text, image=config.image)
-            if num_scales is not None:
-                config.sampling.check_scales(num_scales)
             return _repeat(_sample(config, "sample", config.text, config.image, path), config.num)
     samples = [s for number, row in enumerate(read_prompts(config.prompts)) for s in _row_samples(config, number, row, num_scales)]
     repeated = [name for name, count in Counter(s.name for s in samples if s.error is None).items() if count > 1]

@@ -5,7 +5,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from g3pt.sampling import SampleConfig, draw_uniforms, filter_logits, inverse_cdf, sample_codes
+from g3pt.sampling import (
+    MAX_CFG,
+    MIN_TEMPERATURE,
+    SampleConfig,
+    draw_uniforms,
+    filter_logits,
+    inverse_cdf,
+    sample_codes,
+)
 from tests.g3pt.tiny import tiny_g3pt
 
 
@@ -119,6 +127,17 @@ def test_guidance_schedules():
     own = SampleConfig(cfg=3.0, cfg_text=6.0, cfg_image=(1, 0, 2), cfg_schedule="ramp")
     assert own.guidance("text", 3) == [0, 3, 6] and own.guidance("image", 3) == [1, 0, 2]
     assert SampleConfig(cfg=1.5).guidance("text", 1) == [1.5]
+
+
+def test_the_coldest_temperature_and_the_strongest_guidance_still_draw_the_likeliest():
+    """Below and above, float32 overflows and every code is 0; the settings that would are refused."""
+    model = tiny_g3pt().eval()
+    codes = [model.sample_codes(["a chair"] * 2, [None] * 2, [0, 1], settings, batch=2) for settings in (
+        SampleConfig(cfg=MAX_CFG, temperature=MIN_TEMPERATURE, top_p=1.0), SampleConfig(cfg=MAX_CFG, top_k=1))]  # fmt: skip
+    assert torch.equal(*codes) and len(codes[0].unique()) > 3
+    for name, value in (("temperature", 1e-40), ("temperature", 0), ("temperature", math.nan), ("cfg", 1e38), ("top_k", math.inf), ("top_k", (1, 1.5)), ("top_p", math.nan)):
+        with pytest.raises(ValueError, match=f"^{name} must be "):
+            SampleConfig(**{name: value})
 
 
 def guided_by_hand(model, text_BC, image_BMC, codes_BS, scale, text, image):

@@ -1,5 +1,6 @@
 """Exit codes, one clear line, and the last line of stdout."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -67,6 +68,26 @@ def test_bad_usage_is_one_line_and_exit_2(args: tuple[str, ...], capsys: pytest.
     out, err = capsys.readouterr()
     assert out == ""
     assert [line.startswith("error: ") for line in err.splitlines() if line != "noise"] == [True]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--count", "x"), "--count must be a whole number, got 'x' (see --help)"),
+        (("--most", "1.5"), "--most must be a whole number, got '1.5' (see --help)"),
+        (("--share", "1,2"), "--share must be a number, got '1,2' (see --help)"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named_with_its_flag(args: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Numbers:
+        count: int = 1
+        most: int | None = None
+        share: float | None = None
+
+    with pytest.raises(SystemExit):
+        cli.parse(Numbers, example="", args=args)
+    assert capsys.readouterr().err == f"error: {says}\n"
 
 
 def test_failure_is_1_and_interruption_130(capsys: pytest.CaptureFixture[str]) -> None:

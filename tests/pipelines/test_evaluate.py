@@ -1,6 +1,7 @@
 """Evaluation: an oracle scores perfectly, copies and wrong families are seen, untrained models run through, refusals are one line."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -435,7 +436,13 @@ def test_a_guidance_grid_repeats_the_prompts_at_each_strength(
     assert "guidance 2 constant" in capsys.readouterr().out and "guidance" in report["protocol"]
 
 
-@pytest.mark.parametrize("grid", ["1,x", "-1", "nan", ",", "inf"])
+@pytest.mark.parametrize(("name", "value"), [("cfg", -1.0), ("cfg", math.nan), ("top_k", -1), ("top_p", 1.5), ("temperature", 0.0)])
+def test_a_number_no_sampler_takes_is_refused_with_its_flag(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} must be "):
+        EvaluateFlags(model="m", data="d", output="o.json", **{name: value})
+
+
+@pytest.mark.parametrize("grid", ["1,x", "-1", "nan", ",", "inf", "0,1e9"])
 def test_a_grid_that_is_no_list_of_strengths_is_refused(grid: str) -> None:
     with pytest.raises(ValueError, match="--guidance-grid"):
         EvaluateFlags(model="m", data="d", output="o.json", guidance_grid=grid)

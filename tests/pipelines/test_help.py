@@ -59,6 +59,13 @@ def test_every_flag_is_explained_with_its_default(job: str, monkeypatch: pytest.
         assert len(line.split()) > 3 and "``" not in line, line
 
 
+def test_a_flag_that_takes_a_number_a_scale_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = {job: help.help_text(*entry(job, monkeypatch), columns=100) for job in ("generate.py", "evaluate.py")}
+    for flag in ("--cfg", "--cfg-text", "--cfg-image", "--top-p", "--temperature"):
+        assert f"  {flag} NUMBER[,...]  " in text["generate.py"]
+    assert "  --top-k INT[,...]  " in text["generate.py"] and "  --top-k INT  " in text["evaluate.py"] and "  --guidance-grid NUMBER[,...]  " in text["evaluate.py"]
+
+
 def test_the_same_flag_has_the_same_words_in_every_job(monkeypatch: pytest.MonkeyPatch) -> None:
     words: dict[str, set[str]] = {name: set() for name in SAME_WORDS}
     for job in JOBS:
