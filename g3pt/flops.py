@@ -163,14 +163,32 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.average + self.activations
 
 
-def training_memory(parameters: int, activations: int, *, shards: int = 1, precision: str = "fp32", frozen: int = 0) -> Memory:
-    """Memory with `parameters` trained numbers cut into `shards`; `frozen` ones are whole on each worker.
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What FSDP2 gathers of a model (g3pt/parallel.py), in numbers: one block of the largest kind, and all that is in no block."""
 
-    In bf16 autocast keeps a second, half-wide copy of the weights through the step.
+    block: int
+    outside: int
+    narrow: bool  # blocks travel in bf16 where it computes in bf16
+
+
+def training_memory(
+    parameters: int, activations: int, *, shards: int = 1, gathered: Gathered | None = None, precision: str = "fp32", frozen: int = 0
+) -> Memory:
+    """Memory with `parameters` trained numbers cut into `shards`, of which some are `gathered`; `frozen` ones are whole on each worker.
+
+    In bf16 autocast keeps a half-wide copy of every trained weight it meets in float32 through the step; a frozen one it casts anew each time.
+    Of a cut model a worker holds whole: the block at work and the next one, what is in no block, and the gradients of one block (as it is
+    computed, and in float32 to be summed) and of what is in none.
     """
     held = -(-parameters // shards)
-    copies = 2 * (parameters + frozen) if precision == "bf16" else 0
-    return Memory(weights=4 * (held + frozen) + copies, gradients=4 * held, optimizer=8 * held, average=4 * held, activations=activations)
+    cast, weights, gradients = parameters, 0, 0
+    if gathered is not None and shards > 1:
+        width = 2 if gathered.narrow and precision == "bf16" else 4
+        cast = gathered.outside if width == 2 else parameters
+        weights, gradients = 2 * width * gathered.block + 4 * gathered.outside, (width + 4) * gathered.block + 4 * gathered.outside
+    copies = 2 * cast if precision == "bf16" else 0
+    return Memory(weights=4 * (held + frozen) + weights + copies, gradients=4 * held + gradients, optimizer=8 * held, average=4 * held, activations=activations)
 
 
 def cvq_activations(config: CVQConfig, objects: int, precision: str = "fp32") -> int:

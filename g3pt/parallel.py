@@ -24,6 +24,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from g3pt.flops import Gathered
+
 PARALLEL = ("ddp", "fsdp")
 
 
@@ -110,10 +112,9 @@ class FullyShard(Several):
         self._in_bf16 = precision == "bf16" and any(isinstance(module, _generator_block()) for module in model.modules())
         mesh = init_device_mesh(next(model.parameters()).device.type, (self.world_size,))
         frozen = {p for p in model.parameters() if not p.requires_grad}
-        for module in list(model.modules()):
-            if isinstance(module, _blocks()) and not frozen.issuperset(module.parameters()):
-                narrow = self._in_bf16 and isinstance(module, _generator_block())
-                fully_shard(module, mesh=mesh, mp_policy=lower if narrow else MixedPrecisionPolicy())
+        for block in trained_blocks(model):
+            narrow = self._in_bf16 and isinstance(block, _generator_block())
+            fully_shard(block, mesh=mesh, mp_policy=lower if narrow else MixedPrecisionPolicy())
         fully_shard(model, mesh=mesh, ignored_params=frozen)
 
     @contextlib.contextmanager
@@ -154,16 +155,26 @@ def shell_of(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, known)
 
 
+def trained_blocks(model: nn.Module) -> list[nn.Module]:
+    """What is gathered as one: transformer blocks of which something is trained."""
+    from g3pt.layers import CrossBlock, SelfBlock
+
+    kinds = (_generator_block(), CrossBlock, SelfBlock)
+    return [module for module in model.modules() if isinstance(module, kinds) and any(p.requires_grad for p in module.parameters())]
+
+
+def gathered(model: nn.Module) -> Gathered:
+    """What a worker holds whole of a sharded `model` while it trains."""
+    blocks = trained_blocks(model)
+    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Gathered(block=max(sizes), outside=trained - sum(sizes), narrow=all(isinstance(block, _generator_block()) for block in blocks))
+
+
 def _generator_block() -> type[nn.Module]:
     from g3pt.transformer import Block
 
     return Block
-
-
-def _blocks() -> tuple[type[nn.Module], ...]:
-    from g3pt.layers import CrossBlock, SelfBlock
-
-    return _generator_block(), CrossBlock, SelfBlock
 
 
 def make_parallel(kind: str, rank: int, world_size: int) -> Alone:

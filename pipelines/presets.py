@@ -1,7 +1,7 @@
 """The table of generator presets, as Markdown, counted from the code: `python -m pipelines.presets` prints what README shows.
 
 Parameters, operations and the K/V cache are exact: each model is built without memory for its weights. Activations are an estimate (`g3pt.flops`).
-Memory counts float32 weights with their gradient, AdamW's two moments and the average, the second copy that bf16 keeps, and the
+Memory counts float32 weights with their gradient, AdamW's two moments and the average, the copy of the trained weights that bf16 keeps, and the
 frozen tokenizer and encoders; what these compute is aside, and so are the small encoders of the sizes below 0.1B.
 """
 

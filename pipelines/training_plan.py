@@ -26,17 +26,19 @@ def print_plan(stage: str, flags: Any, model: Any, train: Any, counts: dict[str,
 
 def cvq_lines(model: Any, train: Any, flags: Any) -> list[str]:
     """Operations by phase and part, and a worker's memory."""
-    from pipelines.training_jobs import count_cvq
+    from g3pt.parallel import gathered
+    from g3pt.tokenizer import CVQ
 
-    parts = flops.cvq_parts(model)
+    cvq, parts = CVQ(model), flops.cvq_parts(model)
     forward = sum(cost.forward for cost in parts.values())
     shares = ", ".join(f"{name} {cost.forward / forward:.0%}" for name, cost in parts.items())
     phases = ", ".join(f"{phase} {with_flop(flops.cvq_training(model, phase))}" for phase in flops.PHASES)
     objects = _at_once(train, flags)
     memory = flops.training_memory(
-        count_cvq(model)["parameters"],
+        sum(p.numel() for p in cvq.parameters()),
         flops.cvq_activations(model, objects, train.precision),
         shards=_shards(flags),
+        gathered=gathered(cvq),
         precision=train.precision,
     )
     return [
@@ -72,9 +74,11 @@ def meta_car(model: Any, codec: Any) -> Any:
 
 def car_memory(car: Any, codec: Any, precision: str, objects: int, shards: int = 1, encoders: bool = True) -> flops.Memory:
     """What a worker holds that trains `car` on `objects` at once; small encoders aside."""
+    from g3pt.parallel import gathered
+
     activations = flops.car_activations(car.config, codec.num_tokens + car.num_prefix, objects, precision)
-    trained = sum(p.numel() for p in car.parameters())
-    return flops.training_memory(trained, activations, shards=shards, precision=precision, frozen=frozen_parameters(car.config, codec, encoders))
+    trained, frozen = sum(p.numel() for p in car.parameters()), frozen_parameters(car.config, codec, encoders)
+    return flops.training_memory(trained, activations, shards=shards, gathered=gathered(car), precision=precision, frozen=frozen)
 
 
 def frozen_parameters(model: Any, codec: Any, encoders: bool = True) -> int:

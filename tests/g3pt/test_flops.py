@@ -77,10 +77,35 @@ def test_a_generator_s_activations_are_near_what_autograd_saves() -> None:
     assert flops.car_activations(model.config, sum(model.scales), 8) == pytest.approx(saved, rel=0.2)
 
 
-def test_memory_falls_with_shards_and_bf16_adds_its_copy() -> None:
-    whole, cut = flops.training_memory(1000, 0), flops.training_memory(1000, 0, shards=4)
-    assert whole.total == 20_000 and cut.total == 5_000
-    assert flops.training_memory(1000, 7, precision="bf16", frozen=10).total == 22_000 + 60 + 7
+def test_memory_falls_with_shards_but_for_what_is_gathered_and_bf16_adds_its_copy() -> None:
+    assert flops.training_memory(1000, 0).total == 20_000
+    assert flops.training_memory(1000, 7, precision="bf16", frozen=10).total == 22_000 + 40 + 7
+    blocks = flops.Gathered(block=100, outside=200, narrow=True)
+    fp32, bf16 = (flops.training_memory(1000, 0, shards=4, gathered=blocks, precision=precision) for precision in ("fp32", "bf16"))
+    assert (fp32.weights, fp32.gradients, fp32.optimizer, fp32.average) == (1000 + 2 * 400 + 800, 1000 + 2 * 400 + 800, 2000, 1000)
+    assert (bf16.weights, bf16.gradients) == (1000 + 2 * 200 + 800 + 2 * 200, 1000 + (200 + 400) + 800), "outside is gathered in float32, then cast"
+    wide = flops.training_memory(1000, 0, shards=4, gathered=dataclasses.replace(blocks, narrow=False), precision="bf16")
+    assert wide.weights == fp32.weights + 2 * 1000, "the tokenizer's blocks are gathered in float32, and autocast keeps their copies"
+    assert flops.training_memory(1000, 0, gathered=blocks) == flops.training_memory(1000, 0)
+
+
+@pytest.mark.parametrize(("trained", "casts"), [(True, 1), (False, 3)])
+def test_autocast_keeps_the_copies_of_trained_weights_alone(trained: bool, casts: int) -> None:
+    """Three calls cast a trained weight once, and keep it; a frozen one every time."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Casts(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.seen += function is torch.ops.aten._to_copy.default and args[0].shape == (5, 7)
+            return function(*args, **(kwargs or {}))
+
+    layer, counted = torch.nn.Linear(7, 5).requires_grad_(trained), Casts()
+    with counted, torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            layer(torch.ones(2, 7))
+    assert counted.seen == casts
 
 
 def test_every_preset_is_counted_and_larger_ones_cost_more() -> None:

@@ -71,6 +71,14 @@ def test_a_generator_gathered_in_bf16_learns_as_one_that_computes_in_bf16(folder
     assert all(value.dtype == torch.float32 for name, value in found["weights"].items() if value.is_floating_point()), "the weights themselves stay float32"
 
 
+@pytest.mark.parametrize(("case", "block_bytes"), [("car-fsdp", 4), ("car-bf16-fsdp", 2)])
+def test_a_sharded_generator_is_gathered_a_block_at_a_time(folder: Path, case: str, block_bytes: int) -> None:
+    """What the first block finds whole: itself, and what is in no block (the next block, on its way, is not yet the model's)."""
+    found = load(folder, case)
+    plan = found["gathered"]
+    assert plan["narrow"] and found["held_bytes"] == block_bytes * plan["block"] + 4 * plan["outside"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_running_statistics_are_those_of_all_workers(folder: Path, alone: dict[str, dict[str, Any]], kind: str) -> None:
     ours, theirs = load(folder, f"fsq-{kind}")["weights"], alone["fsq"]["weights"]

@@ -19,7 +19,7 @@ from torch import nn
 
 from g3pt.batches import SurfaceBatches
 from g3pt.config import TrainConfig
-from g3pt.parallel import Alone, make_parallel, whole
+from g3pt.parallel import Alone, gathered, make_parallel, whole
 from g3pt.sharded import ShardedState, write_sharded
 from g3pt.tokenizer import CVQ
 from g3pt.training import fit
@@ -52,13 +52,18 @@ def train_cvq(case: str, parallel: Alone, micro_batch: int | None = None, resume
 def train_car(parallel: Alone, micro_batch: int | None = None, precision: Any = "fp32") -> dict[str, Any]:
     """The same of a generator whose conditions are dropped and whose codes are replaced at random."""
     model = tiny_g3pt(image_encoder="none", drop_text=0.5, code_noise=0.3)
+    held = []
+    first = model.car.blocks[0].attention
+    first.register_forward_pre_hook(lambda *_: held.append(sum(p.nbytes for p in model.parameters() if p.requires_grad and not hasattr(p, "placements"))))
     everything = random_batch(model, BATCH)
 
     def batches(_: int) -> Iterator[dict[str, Any]]:
         while True:
             yield {name: value[parallel.rank :: parallel.world_size] for name, value in everything.items()}
 
-    return _trained(model, batches, dataclasses.replace(TRAIN, precision=precision), parallel, micro_batch, None)
+    plan = dataclasses.asdict(gathered(model))  # before it is cut
+    found = _trained(model, batches, dataclasses.replace(TRAIN, precision=precision), parallel, micro_batch, None)
+    return found | {"gathered": plan, "held_bytes": max(held)}
 
 
 def _trained(
