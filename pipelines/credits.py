@@ -2,7 +2,7 @@
 
 How: `write_credits` puts PICTURE.credits.md beside PICTURE.png, one line an object: id, title, author, licence, address. Text of the data is
 escaped, so a name cannot become markup; only http(s) addresses become links. Rows are what datasets and exports hold: `id`, `license`,
-`author` and `url` (or `attribution_url`, `source_url`), all strings.
+`author`, `url` (or `attribution_url`, `source_url`), and a title as `name` (or `caption`), all strings.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write_credits(picture: Path, rows: Sequence[Row]) -> Path:
         "|---|---|---|---|---|---|",
     ]
     for number, row in enumerate(rows, start=1):
-        cells = (str(number), plain(row["id"]), plain(row.get("caption", "")), author(row), licence(row), link(address(row)))
+        cells = (str(number), plain(row["id"]), plain(row.get("name") or row.get("caption", "")), author(row), licence(row), link(address(row)))
         lines.append(f"| {' | '.join(cells)} |")
     file = credits_file(picture)
     write_atomic(file, ("\n".join(lines) + "\n").encode("utf-8"))

@@ -38,7 +38,7 @@ EDGES: dict[str, list[float]] = {
     "chamfer_to_input": [e for e in THIRDS if 1e-4 <= e <= 1],
     "seconds": [e for e in THIRDS if 1e-2 <= e <= 1e3],
 }
-LIGHT = ("id", "status", "error", "category", "license", "author", "attribution_url", "source_url", "caption", "appearance")
+LIGHT = ("id", "status", "error", "category", "license", "author", "attribution_url", "source_url", "caption", "name", "appearance")
 
 
 @dataclass
@@ -119,7 +119,7 @@ def write_card(folder: Path) -> list[Path]:
         from g3pt.geometry.render import picture_sheet
         from pipelines.credits import write_credits
 
-        picture_sheet(folder / SHEET, [row["caption"] or row["id"] for row in shown], pictures(info, shown), COLUMNS, TILE)
+        picture_sheet(folder / SHEET, [row["caption"] or row["name"] or row["id"] for row in shown], pictures(info, shown), COLUMNS, TILE)
         made += [folder / SHEET, write_credits(folder / SHEET, shown)]
     return made
 

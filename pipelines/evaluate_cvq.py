@@ -20,7 +20,7 @@ from pipelines.reconstruct import Reconstructor
 from pipelines.reconstruction_figures import protocol, summarise, table
 from pipelines.tokens import check_points, encode, encoded_columns
 
-CREDITS = ("license", "author", "attribution_url", "source_url")
+CREDITS = ("name", "license", "author", "attribution_url", "source_url")
 COLUMNS = (
     "id",
     "caption",

@@ -17,7 +17,7 @@ from tests.pipelines.report_numbers import check_numbers
 SMALL = records.RecordConfig(num_surface=64, num_sharp=8, num_queries=8)
 
 
-def row(name: str, **values: object) -> dict:
+def row(name: str, /, **values: object) -> dict:
     surface = np.random.default_rng(len(name)).normal(size=(64, 6)).astype(np.float16) / 4
     known = {"status": "ok", "category": "cup", "license": "CC0-1.0", "volume": 0.5, "num_faces": 12, "surface": surface}
     return records.empty_row(name, SMALL) | known | values
@@ -25,7 +25,7 @@ def row(name: str, **values: object) -> dict:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    rows = [row(f"cup-{k}") for k in range(5)] + [row("chair", category="chair", license="", volume=5.0, num_faces=40_000)]
+    rows = [row(f"cup-{k}", name=f"Cup *{k}*") for k in range(5)] + [row("chair", category="chair", license="", volume=5.0, num_faces=40_000)]
     rows.append(row("bad", status="rejected", error="zero-extent: <b>flat</b>"))
     shards: dict[int, list[dict]] = {}
     for one in rows:
@@ -51,6 +51,7 @@ def test_a_card_counts_everything_and_names_what_is_slow_and_what_failed(folder:
     assert volume["counts"][volume["edges"].index(0.3) + 1] == 5 and volume["counts"][volume["edges"].index(3.0) + 1] == 1
     assert card["pictured"] == sorted(card["pictured"], key=records.id_hash) and len(card["pictured"]) == 6
     assert made == [folder / CARD, folder / SHEET, folder / "contact_sheet.credits.md"]
+    assert "| cup-0 | Cup \\*0\\* | author not stated |" in made[2].read_text(), "an object's name is its title"
     sheet = np.asarray(Image.open(folder / SHEET))
     assert sheet.shape[1] == 6 * dataset_card.TILE and (sheet < 250).mean() > 0.005
 
