@@ -34,10 +34,10 @@ class Captions:
         self.used += found is not None
         return found[0] if found else None
 
-    def line(self) -> str:
-        """What came of it, for a person."""
+    def line(self, num_objects: int) -> str:
+        """What came of it for so many objects, for a person."""
         bad = f"; {self.bad_rows} rows of it are not `id,caption` and were left out" if self.bad_rows else ""
-        return f"captions of {self.file.name} for {self.used} objects{bad}"
+        return f"captions of {self.file.name} for {self.used} of {num_objects} objects{bad}"
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         with open(self.file, newline="", encoding="utf-8-sig", errors="replace") as text:

@@ -177,7 +177,7 @@ def test_names_tags_and_captions_reach_the_row(tmp_path: Path, manifest: Path) -
     assert (found["a"]["name"], found["a"]["tags"], found["a"]["caption"], found["a"]["caption_source"]) == ("Chair", ["old", "wooden"], "from here", "manifest")
     assert (found["b"]["caption"], found["b"]["caption_source"]) == ('a chair, green, seen "from behind"', "cap3d")
     assert (found["c"]["caption"], found["d"]["caption"]) == ("", "a thing")
-    assert listing.lines() == ["captions of cap3d.csv for 2 objects; 4 rows of it are not `id,caption` and were left out"]
+    assert listing.lines() == ["captions of cap3d.csv for 2 of 4 objects; 4 rows of it are not `id,caption` and were left out"]
 
 
 def test_a_manifest_may_have_short_long_and_empty_lines(tmp_path: Path, manifest: Path) -> None:
