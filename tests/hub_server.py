@@ -98,6 +98,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub, name = self.server.hub, self.path.removeprefix("/")
+        if name not in hub.files:  # not the dataset's: huggingface_hub asks for /api/agent-harnesses
+            self._answer(404)
+            return
         hub.seen.append(("GET", name, dict(self.headers)))
         fault, data = hub.fault("GET", name), hub.files[name]
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from g3pt import datasets
+from g3pt import datasets, reading
 from pipelines import tracked
 from pipelines.preprocess import preprocess
 from pipelines.preprocess_config import PreprocessConfig
 from pipelines.preprocess_shards import map_here
 from pipelines.tracking import Tracking
 from tests.empty_store import EmptyStore
+from tests.hub_server import hub_server
 from tests.jobs import kills
+from tests.toy_objaverse import lay, mesh, uid
 
 COUNTS = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
 SHAPES = {"source": "shapes", "limit": 80, "num_shards": 20, **COUNTS}
@@ -109,6 +111,33 @@ def reads_back_from_mlflow(tmp_path: Path) -> None:
     assert found.data.metrics["objects_ok"] == 80 and found.info.status == "FINISHED"
     assert found.data.params["limit"] == "80"
     assert json.loads(Path(client.download_artifacts(found.info.run_id, "dataset.json")).read_text())["counts"] == {"ok": 80}
+
+
+@pytest.mark.slow
+def test_what_is_chosen_of_objaverse_becomes_a_dataset_with_its_card(tmp_path: Path, empty_store: EmptyStore) -> None:
+    """Two Ray workers download what categories and licences leave, from a hub that fails at first."""
+    empty_store.lay(tmp_path / "mlflow.db")
+    (tmp_path / "cap3d.csv").write_text('uid0,"a tall box, closed"\nuid1,never used\n')
+    choice = {"categories": "chair,armchair,sofa", "licenses": "open,CC-BY-SA-4.0", "limit": 2, "captions": "cap3d.csv"}
+    command = kills.command("preprocess", source="objaverse", input="cache", output="data", num_workers=2, num_shards=5, views=1, view_size=32, **choice, **COUNTS)
+    with hub_server() as hub:
+        lay(hub)
+        hub.faults = {mesh(0): ["cut"], "lvis-annotations.json.gz": ["head-500"]}
+        assert kills.finish(command, tmp_path, HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="0") == str(tmp_path / "data")
+        asked = hub.asked()
+    assert {name: count for name, count in asked.items() if name.startswith("glbs/")} == {mesh(0): 2, mesh(3): 1}
+    said = kills.printed(tmp_path)[1]
+    assert "1 of 3 objects are left out: licence CC-BY-NC-4.0 1" in said and "captions of cap3d.csv for 1 of 2 objects, before --limit" in said
+    info = datasets.open_dataset(tmp_path / "data")
+    rows = {row["id"]: row for row in reading.read_rows(info, info.columns)}
+    assert sorted(rows) == [uid(0), uid(3)] and info.counts == {"ok": 2} and len(info.shards) == 2
+    first = [rows[uid(0)][name] for name in ("license", "author", "name", "category", "caption", "caption_source")]
+    assert first == ["CC-BY-4.0", "Author 0", "Thing 0 ?", "chair", "a tall box, closed", "cap3d"]
+    card = json.loads((tmp_path / "data" / "card.json").read_text())
+    assert card["category"] == {"chair": 1, "armchair": 1} and card["license"] == {"CC-BY-4.0": 1, "CC-BY-SA-4.0": 1}
+    owed = (tmp_path / "data" / "contact_sheet.credits.md").read_text()
+    for number in (0, 3):
+        assert f"| {uid(number)} | Thing {number} ? | Author {number} | [CC-BY" in owed and f"<https://sketchfab.com/3d-models/{uid(number)}>" in owed
 
 
 def args(folder: Path) -> list[str]:

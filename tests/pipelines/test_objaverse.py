@@ -1,7 +1,6 @@
 """`--source objaverse` against a hub on the loopback: what is chosen, what is read, what rows say, and what a bad server costs."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -25,33 +24,9 @@ from pipelines.preprocess_plan import ShardTask, make_plan
 from pipelines.sources import Listing, SourceObject
 from pipelines.sources import hub as client
 from tests.hub_server import HubServer, hub_server, use
+from tests.toy_objaverse import META, box, lay, mesh, uid
 
 SMALL = {"resolution": 16, "num_surface": 8, "num_sharp": 8, "num_queries": 8}
-LICENSES = ("by", "by-nc", "cc0", "by-sa", "by", "editorial")
-META = "metadata/000-00{}.json.gz"
-
-
-@functools.cache
-def box(height: float) -> bytes:
-    """A .glb."""
-    import trimesh
-
-    return trimesh.creation.box((1.0, height, 1.0)).export(file_type="glb")
-
-
-def uid(number: int) -> str:
-    return f"uid{number}"
-
-
-def mesh(number: int) -> str:
-    return f"glbs/000-00{number % 3}/{uid(number)}.glb"
-
-
-def annotation(number: int, word: str) -> dict[str, Any]:
-    """As Sketchfab's interface gives it."""
-    user = {"username": f"user{number}", "displayName": f"Author {number}", "profileUrl": "https://sketchfab.com/x"}
-    tags = [{"slug": "red", "name": "Red", "uri": "u"}, {"name": "old wood"}]
-    return {"uid": uid(number), "name": f"Thing\n{number} \ud800", "tags": tags, "license": word, "user": user, "viewerUrl": f"https://sketchfab.com/3d-models/{uid(number)}", "faceCount": 12}
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +38,11 @@ def server() -> Iterator[HubServer]:
 
 @pytest.fixture
 def hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    """Six objects in three folders, the last without annotation; MLflow is not told."""
+    """The toy objects; MLflow is not told."""
     use(server, monkeypatch)
     monkeypatch.setattr(tracked, "tell", lambda *_: None)
     server.files, server.faults, server.for_ever, server.seen = {}, {}, False, []
-    for number in range(6):
-        server.files[mesh(number)] = box(1.0 + number / 4)
-    server.add_json("object-paths.json.gz", {uid(number): mesh(number) for number in range(6)})
-    server.add_json("lvis-annotations.json.gz", {"chair": [uid(0), uid(3)], "armchair": [uid(3)], "sofa": [uid(1)]})
-    for folder in range(3):
-        server.add_json(META.format(folder), {uid(n): annotation(n, LICENSES[n]) for n in (folder, folder + 3) if n != 5})
+    lay(server)
     return server
 
 
