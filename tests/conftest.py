@@ -25,6 +25,8 @@ os.environ.update(
     DO_NOT_TRACK="true",
     HF_HUB_OFFLINE="1",
     RAY_USAGE_STATS_ENABLED="0",
+    # Ray's agents have longer to come up than 30 s beside a busy neighbour.
+    RAY_agent_register_timeout_ms="60000",
     # A token of our own in the environment: a local Ray would otherwise write one into the home directory.
     RAY_AUTH_MODE="token",
     RAY_AUTH_TOKEN=secrets.token_hex(32),
@@ -61,6 +63,17 @@ def ray_cluster() -> Iterator[None]:
     cluster.connect("local", num_cpus=2)
     yield
     cluster.disconnect()
+
+
+@pytest.fixture
+def ray_of_commands(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Environment of commands that start a Ray of their own ("own"), or join one that lives on ("joined")."""
+    if request.param == "own":
+        return {}
+    request.getfixturevalue("ray_cluster")
+    import ray
+
+    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
 @pytest.fixture(scope="session")

@@ -77,11 +77,12 @@ def test_generate_killed_equals_an_uninterrupted_job(model: Path, prompts: Path,
 
 
 @pytest.mark.soak
-def test_generate_killed_twenty_times(model: Path, prompts: Path, whole: list[dict], tmp_path: Path) -> None:
+@kills.TWENTY
+def test_generate_killed_twenty_times(
+    model: Path, prompts: Path, whole: list[dict], tmp_path: Path, number: int, ray_of_commands: dict[str, str]
+) -> None:  # fmt: skip
     def check(folder: Path) -> None:
         assert rows_of(folder / "out") == whole
 
-    began = time.monotonic()
-    kills.finish(command(model, prompts, tmp_path / "first"), tmp_path / "first")
-    check(tmp_path / "first")
-    kills.kill_often(lambda folder: command(model, prompts, folder), tmp_path, check, 20, 1.1 * (time.monotonic() - began))
+    total = sum(row["status"] == "ok" for row in whole)
+    kills.kill_often(lambda folder: command(model, prompts, folder), tmp_path, check, number, lambda folder: len(records(folder)), total, **ray_of_commands)

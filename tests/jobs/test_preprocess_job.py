@@ -152,8 +152,8 @@ def test_children_and_workers_killed_twenty_times_change_nothing(tmp_path: Path,
 
 
 @pytest.mark.soak
-def test_killed_twenty_times(tmp_path: Path, whole: datasets.DatasetInfo) -> None:
-    began = time.monotonic()
-    kills.finish(args(tmp_path / "timed"), tmp_path / "timed")
-    longest_s = 1.2 * (time.monotonic() - began)
-    kills.kill_often(args, tmp_path, lambda folder: is_the_same(folder / "data", whole), 20, longest_s)
+@kills.TWENTY
+def test_killed_twenty_times(tmp_path: Path, whole: datasets.DatasetInfo, number: int, ray_of_commands: dict[str, str]) -> None:
+    kills.kill_often(
+        args, tmp_path, lambda folder: is_the_same(folder / "data", whole), number, lambda folder: len(finished(folder / "data")), len(whole.shards), **ray_of_commands
+    )  # fmt: skip

@@ -86,8 +86,13 @@ def reads_back_from_mlflow(tmp_path: Path, run_dir: Path) -> None:
 
 
 @pytest.mark.soak
-def test_cvq_killed_twenty_times(data: str, tmp_path: Path) -> None:
-    began = time.monotonic()
-    whole = Path(kills.finish(command(data, tmp_path / "whole"), tmp_path / "whole"))
-    longest_s = 1.2 * (time.monotonic() - began)
-    kills.kill_often(lambda folder: command(data, folder), tmp_path, lambda folder: is_the_same(folder / "runs" / whole.name, whole), 20, longest_s)
+@kills.TWENTY
+def test_cvq_killed_twenty_times(data: str, tmp_path: Path, number: int, ray_of_commands: dict[str, str]) -> None:
+    whole = Path(kills.finish(command(data, tmp_path / "whole"), tmp_path / "whole", **ray_of_commands))
+
+    def reached(folder: Path) -> int:
+        return int(Ledger(folder / "runs" / whole.name / "metrics.jsonl").last_step() or 0)
+
+    kills.kill_often(
+        lambda folder: command(data, folder), tmp_path, lambda folder: is_the_same(folder / "runs" / whole.name, whole), number, reached, STEPS * BATCH, **ray_of_commands
+    )  # fmt: skip
