@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -167,6 +168,39 @@ def test_bytes_do_not_depend_on_the_order_of_work(tmp_path: Path, meshes: Path) 
     other = datasets.open_dataset(tmp_path / "other")
     assert hashes(first) == hashes(other)
     assert (first.path / "dataset.json").read_bytes() == (other.path / "dataset.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_four_workers_and_files_in_another_order_give_the_bytes_of_one(
+    tmp_path: Path, meshes: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Ray, each of the four with a shard in hand while the others have theirs; the folder is listed backwards."""
+    import ray
+
+    for number in range(6, 24):
+        write_box(meshes / f"box{number}.obj", size=1 + number / 9)
+    one = run(config(tmp_path, num_shards=12))
+    marks, convert, listed = tmp_path / "marks", stage._process_text, [item.id for item in list_folder(meshes)]
+    marks.mkdir()
+
+    def together(task: str, text: str) -> str:
+        (marks / str(os.getpid())).touch()
+        deadline = time.monotonic() + 100
+        while len(os.listdir(marks)) < 4 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return convert(task, text)
+
+    walk, remote = os.walk, ray.remote
+    monkeypatch.setattr(stage, "_process_text", together)
+    monkeypatch.setattr(ray, "remote", lambda **options: remote(**options | {"num_cpus": 0.5}))  # four on the two CPUs of tests
+    monkeypatch.setattr(os, "walk", lambda root: [(parent, folders, names[::-1]) for parent, folders, names in walk(root)])
+    assert [item.id for item in list_folder(meshes)] == listed[::-1]
+    preprocess(config(tmp_path, num_shards=12, output=str(tmp_path / "other")), stage.map_on_ray)
+    assert len(list(marks.iterdir())) == 4
+    other = datasets.open_dataset(tmp_path / "other")
+    assert hashes(one) == hashes(other) and len(one.shards) >= 8
+    for name in ["dataset.json", *(one.shard_path(index).name for index in one.shards)]:
+        assert (one.path / name).read_bytes() == (other.path / name).read_bytes(), name
 
 
 def test_a_run_that_dies_keeps_what_is_finished_and_is_no_dataset_until_it_is(
