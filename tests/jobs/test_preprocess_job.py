@@ -74,18 +74,23 @@ def is_the_same(target: Path, whole: datasets.DatasetInfo) -> None:
 def test_interrupted_and_killed_then_finished_equals_an_uninterrupted_run(
     tmp_path: Path, whole: datasets.DatasetInfo, empty_store: EmptyStore
 ) -> None:
-    """Ctrl-C in the middle of the work; then kill -9 at random moments of a sandbox child, a Ray worker and the driver; then to the end."""
+    """Ctrl-C in the middle of the work; then kill -9 at random moments, three times each, of the driver, a sandbox child and a Ray
+    worker: the driver twice while it starts and last of all; then to the end."""
     empty_store.lay(tmp_path / "mlflow.db")
     target, args = tmp_path / "data", kills.command("preprocess", output=tmp_path / "data", **SHAPES)
     said = kills.interrupt_when(args, tmp_path, lambda: len(finished(target)) >= 2)
     done = len(finished(target))
     assert f"  safe     {done} of {len(whole.shards)} shards are finished ({target})" in said.splitlines() and 2 <= done < len(whole.shards)
     assert not (target / "failure.json").exists()
-    rng, process = random.Random(time.time_ns()), kills.start(args, tmp_path)
+    rng = random.Random(time.time_ns())
+    for _ in range(2):
+        kills.kill_driver(kills.start(args, tmp_path), rng.uniform(0, 4))
+    process = kills.start(args, tmp_path)
     for number, kind in enumerate(("child", "worker"), start=1):
         kills.wait_until(process, tmp_path, lambda number=number: len(finished(target)) >= done + number)
-        time.sleep(rng.uniform(0, 0.3))
-        kills.wait_until(process, tmp_path, lambda kind=kind: kills.kill_below(process, kind, rng))
+        for _ in range(3):
+            time.sleep(rng.uniform(0, 0.3))
+            kills.wait_until(process, tmp_path, lambda kind=kind: kills.kill_below(process, kind, rng))
     kills.wait_until(process, tmp_path, lambda: len(finished(target)) >= done + 3)
     kills.kill_driver(process, rng.uniform(0, 0.6))
     assert not (target / "dataset.json").exists()
