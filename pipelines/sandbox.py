@@ -38,6 +38,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from pipelines.freed_memory import keep_freed_memory
 from pipelines.plain_text import plain
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -47,6 +48,7 @@ MAX_TRIES = 3  # of one call whose child died
 MAX_STARTS = 10  # of a child that is killed before it is ready
 NO_MEMORY = ("bad_alloc", "Cannot allocate memory", "out of memory")  # last words of C++ libraries
 LAST_BREATH_S = 5.0  # for a child that has closed its pipe to end
+LARGEST_KEPT, MOST_KEPT = 2**26, 2**28  # bytes: the grids of a mesh at 256 cells, not the peak of the largest mesh for ever
 _LENGTH = struct.Struct(">Q")
 _PR_SET_PDEATHSIG = 1
 
@@ -284,6 +286,7 @@ def serve(parent_pid: int, memory_limit_gb: float, warm_up: str | None) -> None:
     """The child's whole life: get ready, say so, then one reply per request until the parent hangs up."""
     _die_with(parent_pid)
     incoming, outgoing = _claim_pipes()
+    keep_freed_memory(LARGEST_KEPT, MOST_KEPT)
     if warm_up:
         resolve(warm_up)()
     limit = int(memory_limit_gb * 2**30)

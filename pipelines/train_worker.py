@@ -18,12 +18,12 @@ from typing import IO, Any
 from pipelines.checkpoints import agreed_checkpoint, remove_unfinished, save_checkpoint, save_sharded
 from pipelines.errors import UsageError
 from pipelines.failures import doing
+from pipelines.freed_memory import keep_freed_memory
 from pipelines.runs import Ledger, Record, RunSpec
 from pipelines.stopping import stoppable
 
 BUILD_STAGE = "pipelines.stages:build_stage"
 LOCK_WAIT_S = 60.0  # for a worker of a killed run to disappear
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
     from g3pt.parallel import make_parallel
     from g3pt.training import fit
 
-    keep_freed_memory()
+    keep_freed_memory(2**30, 2**31 - 1)  # activations of some MB, in every step
     spec, run_dir, speed = RunSpec.from_dict(config["spec"]), Path(config["run_dir"]), Speed(**config.get("speed", {}))
     with doing(f"training {spec.name}"), run_lock(run_dir) if rank == 0 else contextlib.nullcontext():
         state = agreed_checkpoint(run_dir / "checkpoints", rank, world_size, device)
@@ -83,16 +83,6 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
         if journal:
             journal.finish(stage.final(model))
             export(stage, model, run_dir)
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to reuse freed memory: activations of some MB are otherwise mapped and page-faulted anew in every step."""
-    import ctypes
-
-    with contextlib.suppress(AttributeError, OSError):  # another C library has no mallopt
-        library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, 2**30)
-        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _ignore(_: Record) -> None:

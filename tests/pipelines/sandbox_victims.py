@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -80,3 +81,10 @@ def return_text() -> str:
 
 def cannot_start() -> None:
     raise RuntimeError("no geometry here")
+
+
+def use_and_free(num_bytes: int) -> pa.Table:
+    """How many pages were faulted in by a block that is written and freed."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(b"x") * num_bytes
+    return pa.table({"faults": [resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]})

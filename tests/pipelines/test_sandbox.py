@@ -1,6 +1,7 @@
 """The sandbox: a hang, a crash, an error and an out-of-memory each cost one call, and no child outlives its parent."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -36,6 +37,17 @@ def test_a_child_answers_call_after_call_whatever_it_prints(sandbox: Sandbox) ->
     assert first["pid"] == second["pid"] == sandbox.pid != os.getpid()
     large = sandbox.call(f"{VICTIMS}:big", {"num_bytes": 3_000_000})
     assert len(large.table["value"][0].as_py()) == 3_000_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory by rules of its own")
+def test_freed_memory_is_kept_for_the_next_call_unless_it_is_a_lot(sandbox: Sandbox) -> None:
+    def faults(num_bytes: int) -> int:
+        return sandbox.call(f"{VICTIMS}:use_and_free", {"num_bytes": num_bytes}).table["faults"][0].as_py()
+
+    kept = [faults(50_000_000) for _ in range(3)]
+    assert kept[0] > 10_000 and kept[-1] < 1000
+    large = faults(100_000_000), faults(100_000_000)
+    assert min(large) > 20_000, "a large mesh's memory goes back"
 
 
 def test_an_error_is_a_reason_on_one_line_and_the_child_lives_on(sandbox: Sandbox) -> None:
