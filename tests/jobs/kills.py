@@ -17,6 +17,7 @@ JOBS = Path(__file__).resolve().parents[2] / "jobs"
 TWENTY = pytest.mark.parametrize(
     ("number", "ray_of_commands"), [(5, "own"), (15, "joined")], indirect=["ray_of_commands"], ids=["own Ray", "joined Ray"]
 )  # fmt: skip
+START_S = 600.0  # the longest that a start may take to a point of its work
 IN_A_ROW = 5  # kills of children or workers without any progress between them
 NO_RAY = "The current node timed out during startup"  # Ray gives its own processes 30 s, on the busiest machine too
 
@@ -168,15 +169,13 @@ def kill_often(
         turn += 1
         while done < kills and (found := progress(folder)) < total:
             process, began = start(args_for(folder), folder, **environment), time.monotonic()
-            at, pause_s = (found, rng.uniform(0, start_s)) if done % 4 == 3 else (rng.randint(found + 1, total), rng.uniform(0, 0.7))
-            came = at == found
-            while process.poll() is None and not came:
-                assert time.monotonic() < began + 300, printed(folder)[1][-4000:]
+            at, latest = rng.randint(found + 1, total), began + (rng.uniform(0, start_s) if done % 4 == 3 else START_S)
+            while process.poll() is None and (now := progress(folder)) < at and time.monotonic() < latest:
+                start_s = time.monotonic() - began if now == found else start_s
                 time.sleep(0.02)
-                came = progress(folder) >= at
-            start_s = time.monotonic() - began if came and at > found else start_s
+            assert time.monotonic() < began + START_S, printed(folder)[1][-4000:]
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=pause_s)
+                process.wait(timeout=rng.uniform(0, 0.7))
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
@@ -187,7 +186,7 @@ def kill_often(
             else:
                 assert process.returncode == 0, printed(folder)[1][-4000:]
                 break
-        finish(args_for(folder), folder, **environment)
+        finish(args_for(folder), folder, START_S, **environment)
         check(folder)
 
 
