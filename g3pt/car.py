@@ -7,7 +7,7 @@ take its place, and training drops each at random.
 Source: G3PT (arXiv 2409.06322): cross-scale alignment, DINOv2 and CLIP as conditions. Infinity (2412.04431): self-correction.
 Ours: the weights of the scales in the loss.
 Shapes: B batch, S tokens of all scales, T tokens of a scale, L latents, A width of the tokenizer's aligned tokens,
-M image tokens (or bytes of a text), C width of a condition.
+M image tokens (or words of a text), C width of a condition.
 """
 
 from __future__ import annotations

@@ -5,15 +5,17 @@ that is trained jointly with the generator and travels in its export; any other 
 loaded with `from_pretrained`, frozen, and only named in the export, with its revision.
 
 Source: G3PT (arXiv 2409.06322): CLIP text embedding, DINOv2 patch tokens (ViT-L/14).
-Ours: the small encoders, the byte-level tokenizer beside them, and the class token, which is
+Ours: the small encoders, the tokenizer of words and bytes beside them, and the class token, which is
 kept as one more image token.
-Shapes: B batch, M condition tokens (bytes of a text, patches of an image), C width of an encoder, H W pixels.
+Shapes: B batch, M condition tokens (words of a text, patches of an image), C width of an encoder, H W pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from torch import Tensor, nn
 
 SMALL = "small"
 NONE = "none"
-PAD, BEGIN, END = 256, 257, 258  # beside the 256 bytes
+PAD, BEGIN, END = 256, 257, 258  # beside the 256 bytes; words follow
+MAX_WORDS, MIN_COUNT = 4096, 3  # of the training captions
 SMALL_TEXT: dict[str, Any] = {
-    "vocab_size": 259,
+    "words": [],  # that have an id of their own, most frequent first
     "hidden_size": 96,
     "intermediate_size": 192,
     "num_hidden_layers": 2,
@@ -45,32 +48,56 @@ SMALL_IMAGE: dict[str, Any] = {
 }
 
 
-class ByteTokenizer:
-    """UTF-8 bytes between BEGIN and END, padded to the longest text of the batch; the vocabulary needs no file."""
+class WordTokenizer:
+    """Lower-case words and punctuation marks between BEGIN and END, padded to the longest text of the batch. A word that is not in `words`
+    is spelled in UTF-8 bytes after a space.
 
-    def __init__(self, max_length: int = SMALL_TEXT["max_position_embeddings"]) -> None:
+    Why: from bytes alone the small encoder learnt the first words of a caption and not its end, whose place varies (LOG.md, 2026-11-28).
+    """
+
+    def __init__(self, words: Sequence[str] = (), max_length: int = SMALL_TEXT["max_position_embeddings"]) -> None:
         self.max_length = max_length
+        self.words = list(words)
+        self.ids = {word: END + k for k, word in enumerate(words, start=1)}
 
     def __call__(self, texts: Sequence[str], cut: bool = False) -> tuple[Tensor, Tensor]:
         """Texts to (ids int64 (B, M), mask int64 (B, M)); a text that does not fit is a ValueError, or is cut."""
         room = self.max_length - 2
-        encoded = [text.encode("utf-8") for text in texts]
+        encoded = [self.encode(text) for text in texts]
         longest = max(len(e) for e in encoded)
         if longest > room and not cut:
-            raise ValueError(f"text of {longest} bytes does not fit the text encoder's {room}")
+            raise ValueError(f"text of {longest} tokens does not fit the text encoder's {room}")
         rows = [[BEGIN, *e[:room], END] for e in encoded]
         width = max(len(r) for r in rows)
         ids_BM = torch.tensor([r + [PAD] * (width - len(r)) for r in rows], dtype=torch.int64)
         return ids_BM, (ids_BM != PAD).long()
 
-    @staticmethod
-    def decode(ids_M: Tensor) -> str:
-        """The text of one row of ids."""
-        return bytes(i for i in ids_M.tolist() if i < 256).decode("utf-8", errors="replace")
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, without BEGIN and END."""
+        found: list[int] = []
+        for word in split_words(text):
+            found += [self.ids[word]] if word in self.ids else f" {word}".encode()
+        return found
+
+    def decode(self, ids_M: Tensor) -> str:
+        """The text of one row of ids, in lower case, with one space between words and marks."""
+        parts = (bytes([i]) if i < PAD else f" {self.words[i - END - 1]}".encode() for i in ids_M.tolist() if i < PAD or i > END)
+        return b"".join(parts).decode("utf-8", errors="replace").strip()
+
+
+def split_words(text: str) -> list[str]:
+    """Words and punctuation marks, in lower case."""
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def common_words(texts: Iterable[str]) -> list[str]:
+    """The MAX_WORDS most frequent words that occur at least MIN_COUNT times, most frequent first: rarer ones are better spelled."""
+    counts = Counter(word for text in texts for word in split_words(text))
+    return sorted((word for word, count in counts.items() if count >= MIN_COUNT), key=lambda word: (-counts[word], word))[:MAX_WORDS]
 
 
 class HubTokenizer:
-    """The tokenizer that belongs to a pretrained text encoder, with ByteTokenizer's interface."""
+    """The tokenizer that belongs to a pretrained text encoder, with WordTokenizer's interface."""
 
     def __init__(self, name: str, revision: str | None) -> None:
         from transformers import AutoTokenizer
@@ -94,8 +121,10 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.trained_here = name == SMALL
         if self.trained_here:
-            self.tokenizer: ByteTokenizer | HubTokenizer = ByteTokenizer((small or SMALL_TEXT)["max_position_embeddings"])
-            self.model = CLIPTextModel(CLIPTextConfig(**(small or SMALL_TEXT)))
+            values = dict(small or SMALL_TEXT)
+            words = values.pop("words")
+            self.tokenizer: WordTokenizer | HubTokenizer = WordTokenizer(words, values["max_position_embeddings"])
+            self.model = CLIPTextModel(CLIPTextConfig(vocab_size=END + 1 + len(words), **values))
             _freeze_key_biases(self.model)
         else:
             revision = commit_of(name, revision)

@@ -4,7 +4,7 @@ An object is a row with `id`, `codes`, `caption` and `views`; where an encoder's
 (`g3pt.batches`; `g3pt.streaming` where the train split is larger than its IN_MEMORY_BYTES): a batch that begins anywhere is the same batch.
 
 In memory, what teacher forcing feeds the transformer and the prepared views are kept between epochs, within CACHE_BYTES each.
-Shapes: B batch, N objects of the split, S tokens of all scales, T tokens of scales 2, 3, ..., A width of the tokenizer's aligned tokens, M bytes of a text.
+Shapes: B batch, N objects of the split, S tokens of all scales, T tokens of scales 2, 3, ..., A width of the tokenizer's aligned tokens, M words of a text.
 """
 
 from __future__ import annotations

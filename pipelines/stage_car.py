@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from g3pt import datasets, reading
 from g3pt.car import G3PT
 from g3pt.checkpoint import export_hash
-from g3pt.conditions import NONE, SMALL
+from g3pt.conditions import NONE, SMALL, SMALL_IMAGE, SMALL_TEXT, common_words
 from g3pt.config import CARConfig, TrainConfig, from_dict
 from g3pt.features import StoredFeatures
 from g3pt.records import shard_index
@@ -47,10 +47,10 @@ class CARStage:
         config = self._model_config()
         kinds = {condition: spec.paths[f"{condition}_features"] for condition in ("text", "image") if f"{condition}_features" in spec.paths}
         self.stored = StoredFeatures(self.info, kinds) if kinds else None
+        self.kind, self.selection = tokens.tokens_kind(spec.paths["tokenizer"]), Selection.of(spec.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train_config.seed)
-            self.model = G3PT(config, CVQ.from_pretrained(spec.paths["tokenizer"]), stored=self.stored.encoders() if self.stored else None)
-        self.kind, self.selection = tokens.tokens_kind(spec.paths["tokenizer"]), Selection.of(spec.config)
+            self.model = G3PT(config, CVQ.from_pretrained(spec.paths["tokenizer"]), self._small(config), self.stored.encoders() if self.stored else None)
         self.train = TrainBatches(self.model, self.info, self.kind, self.train_config, self.selection, rank, world_size, self.stored)
         self._splits: dict[str, ConditionedCodes] = {}
         if not len(self.train):
@@ -62,6 +62,14 @@ class CARStage:
         if config.image_encoder == SMALL and not self.info.config.num_views:
             return dataclasses.replace(config, image_encoder=NONE)
         return config
+
+    def _small(self, config: CARConfig) -> dict[str, Any]:
+        """Shapes of the encoders trained here; the text's words are those of the training captions."""
+        words: list[str] = []
+        if config.text_encoder == SMALL:
+            captions = reading.load_arrays(self.info, "train", ("caption",), selection=self.selection)["caption"]
+            words = common_words(caption for caption in captions if caption)
+        return {"text": SMALL_TEXT | {"words": words}, "image": SMALL_IMAGE}
 
     def batches(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
         """Batches from a sample on, without end."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from g3pt.car import G3PT
-from g3pt.conditions import ByteTokenizer, ImageEncoder, TextEncoder
+from g3pt.conditions import BEGIN, END, PAD, ImageEncoder, TextEncoder, WordTokenizer, common_words
 from g3pt.config import CARConfig
 from g3pt.sampling import SampleConfig
 from tests.g3pt.tiny import random_batch, tiny_tokenizer
@@ -12,19 +12,28 @@ from tests.g3pt.tiny import random_batch, tiny_tokenizer
 Image = pytest.importorskip("PIL.Image")
 
 
-def test_bytes_round_trip_and_pad_to_the_longest():
-    tokenizer = ByteTokenizer()
-    texts = ["a chair", "ein großer Tisch", "椅子", ""]
-    ids, mask = tokenizer(texts)
-    assert [tokenizer.decode(row) for row in ids] == texts
-    assert ids.shape[1] == len("ein großer Tisch".encode()) + 2 and mask.sum(1).tolist() == [9, 19, 8, 2]
+def test_a_word_has_an_id_and_other_words_are_spelled():
+    tokenizer = WordTokenizer(["chair", ","])
+    ids, mask = tokenizer(["Chair, chair", "a Stuhl", "椅子", ""])
+    assert ids[0, :5].tolist() == [BEGIN, END + 1, END + 2, END + 1, END]
+    assert ids[1].tolist() == [BEGIN, *b" a stuhl", END]
+    assert ids[2, :9].tolist() == [BEGIN, *" 椅子".encode(), END]
+    assert mask.sum(1).tolist() == [5, 10, 9, 2] and (ids[3, 2:] == PAD).all()
+    assert [tokenizer.decode(row) for row in ids] == ["chair , chair", "a stuhl", "椅子", ""]
+    assert WordTokenizer().encode("ab c") != WordTokenizer().encode("a bc")
+
+
+def test_words_are_the_frequent_ones_in_one_order():
+    texts = ["a chair with four legs", "A table with four legs", "a chair", "four chairs, a lamp"]
+    assert common_words(texts) == ["a", "four"]
+    assert common_words(reversed(texts * 3)) == ["a", "four", "chair", "legs", "with", ",", "chairs", "lamp", "table"]
 
 
 def test_at_least_256_positions_and_longer_texts_are_refused_or_cut():
-    tokenizer = ByteTokenizer()
-    assert tokenizer(["x" * 254])[0].shape == (1, 256)
-    with pytest.raises(ValueError, match="text of 255 bytes does not fit"):
-        tokenizer(["x" * 255])
+    tokenizer = WordTokenizer()
+    assert tokenizer(["x" * 253])[0].shape == (1, 256)
+    with pytest.raises(ValueError, match="text of 255 tokens does not fit"):
+        tokenizer(["x" * 254])
     assert tokenizer(["x" * 300], cut=True)[0].shape == (1, 256)
 
 
