@@ -54,7 +54,10 @@ class RunningNorm(nn.Module):
 
 
 def mean_over_workers(x: Tensor) -> Tensor:
-    """The mean of `x` over all workers of the process group; `x` itself without one."""
+    """The mean of `x` over all workers of the process group; `x` itself without one.
+
+    The default group is right: under DDP and FSDP2 alike every worker of it has its own share of the batch (g3pt/parallel.py makes no other mesh).
+    """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(x)
         x = x / dist.get_world_size()
