@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from benchmarks.rows import row_parser, rows_asked
 from g3pt import datasets, metrics, reading, records
 from g3pt.checkpoint import read_export_config
 from g3pt.config import car_preset, cvq_preset
@@ -220,33 +221,21 @@ def cells(name: str, steps: int, found: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="dataset of jobs/preprocess.py")
-    parser.add_argument("--output", type=Path, default=Path("out/ablations"))
-    parser.add_argument("--rows", default="", help="comma-separated names of ROWS")
-    parser.add_argument("--seeds", default="0", help="comma-separated")
+    parser = row_parser(__doc__, "out/ablations")
     parser.add_argument("--preset", default="nano", help="tokenizer preset that the rows change")
     parser.add_argument("--steps", type=int, default=900, help="optimiser steps of a tokenizer")
     parser.add_argument("--car-preset", default="nano")
     parser.add_argument("--car-steps", type=int, default=0, help="optimiser steps of a generator; 0 for none")
     parser.add_argument("--samples", type=int, default=128, help="of each generator")
-    parser.add_argument("--list", action="store_true")
     flags = parser.parse_args()
-    if flags.list:
-        print("\n".join(f"{name:15} {changes}" for name, changes in ROWS.items()))
-        return
-    torch.set_num_threads(1)
-    flags.output.mkdir(parents=True, exist_ok=True)
-    for name in filter(None, flags.rows.split(",")):
-        for seed in map(int, flags.seeds.split(",")):
-            path = flags.output / f"{name}-{flags.steps}-s{seed}.json"
-            if path.exists() and (not flags.car_steps or "nats" in json.loads(path.read_text())):
-                continue
-            before = json.loads(path.read_text()) if path.exists() else {}
-            row = run_row(name, seed, flags)
-            row["cvq_seconds"] = before.get("cvq_seconds", row["cvq_seconds"])
-            path.write_text(json.dumps(row, indent=1))
-            print(table(flags.output).splitlines()[0], " | ".join(cells(name, flags.steps, [row])), sep="\n", flush=True)
+    for name, seed, path in rows_asked(flags, ROWS):
+        if path.exists() and (not flags.car_steps or "nats" in json.loads(path.read_text())):
+            continue
+        before = json.loads(path.read_text()) if path.exists() else {}
+        row = run_row(name, seed, flags)
+        row["cvq_seconds"] = before.get("cvq_seconds", row["cvq_seconds"])
+        path.write_text(json.dumps(row, indent=1))
+        print(table(flags.output).splitlines()[0], " | ".join(cells(name, flags.steps, [row])), sep="\n", flush=True)
     print(table(flags.output))
 
 

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.rows import row_parser, rows_asked
 from g3pt import metrics, reading
 from g3pt.captions import shorten
 from g3pt.config import car_preset
@@ -55,8 +56,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "power1": {"scale_loss_power": 1.0},
 }
 GUIDANCE = {
-    "ramp 2": SampleConfig(),
-    "constant 2": SampleConfig(cfg_schedule="constant"),
+    "ramp 2": SampleConfig(cfg=2.0, cfg_schedule="ramp"),
+    "constant 2": SampleConfig(cfg=2.0, cfg_schedule="constant"),
     "constant 1": SampleConfig(cfg=1.0, cfg_schedule="constant"),
 }
 SHORT = ("ramp 2", "constant 2")  # guidance of shortened prompts
@@ -166,30 +167,17 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="dataset of jobs/preprocess.py")
+    parser = row_parser(__doc__, "out/generator")
     parser.add_argument("--tokenizer", help="run or export of a tokenizer; one folder of results for each")
-    parser.add_argument("--output", type=Path, default=Path("out/generator"))
-    parser.add_argument("--rows", default="", help="comma-separated names of ROWS")
-    parser.add_argument("--seeds", default="0", help="comma-separated")
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--steps", type=int, default=600, help="optimiser steps")
     parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--list", action="store_true")
     flags = parser.parse_args()
-    if flags.list:
-        print("\n".join(f"{name:15} {changes}" for name, changes in ROWS.items()))
-        return
-    torch.set_num_threads(1)
-    flags.output.mkdir(parents=True, exist_ok=True)
-    if flags.rows:
-        encode_dataset(flags.data, flags.tokenizer, use_ray=False)
-    for name in filter(None, flags.rows.split(",")):
-        for seed in map(int, flags.seeds.split(",")):
-            path = flags.output / f"{name}-{flags.steps}-s{seed}.json"
-            if not path.exists():
-                path.write_text(json.dumps(run_row(name, seed, flags), indent=1))
-                print(table(flags.output).splitlines()[0], f"| {' | '.join(cells(json.loads(path.read_text())))} |", sep="\n", flush=True)
+    for name, seed, path in rows_asked(flags, ROWS):
+        if not path.exists():
+            encode_dataset(flags.data, flags.tokenizer, use_ray=False)  # what is there already is skipped
+            path.write_text(json.dumps(run_row(name, seed, flags), indent=1))
+            print(table(flags.output).splitlines()[0], f"| {' | '.join(cells(json.loads(path.read_text())))} |", sep="\n", flush=True)
     print(table(flags.output))
 
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.tokenizer import Timer, commit, hardware, matrix_rate
+from benchmarks.tokenizer import Timer, begin, commit, hardware, matrix_rate
 from g3pt import flops, training
 from g3pt.config import CVQ_PRESETS, CARConfig, CVQConfig, TrainConfig, car_preset, cvq_preset
 from g3pt.parallel import Alone
@@ -168,8 +168,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU")
     parser.add_argument("--output", type=Path, default=Path("generator_step.json"))
     flags = parser.parse_args()
-    torch.set_num_threads(flags.threads)
-    device = torch.device(flags.device if flags.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    device = begin(flags.device, flags.threads)
     rows = []
     for name in flags.presets.split(","):
         config, train = car_preset(name)

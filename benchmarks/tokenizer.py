@@ -263,6 +263,12 @@ def estimate(config: CVQConfig, train: TrainConfig, model: CVQ) -> int:
     return flops.training_memory(sum(p.numel() for p in model.parameters()), activations, precision=train.precision).total
 
 
+def begin(device: str, threads: int = 1) -> torch.device:
+    """Torch's threads set, and the device that `--device` means."""
+    torch.set_num_threads(threads)
+    return torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
 def show(row: dict[str, Any]) -> None:
     """One preset's lines."""
     peak = f", peak {row['peak_bytes'] / 2**30:.2f} GiB" if row["peak_bytes"] else ""
@@ -292,8 +298,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile the training step")
     parser.add_argument("--output", type=Path, default=Path("tokenizer.json"))
     flags = parser.parse_args()
-    torch.set_num_threads(flags.threads)
-    device = torch.device(flags.device if flags.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    device = begin(flags.device, flags.threads)
     rows = []
     for preset in flags.presets.split(","):
         rows.append(measure(preset, flags, device))
