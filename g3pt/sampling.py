@@ -112,7 +112,9 @@ def filter_logits(logits_V: Tensor, top_k: int | Tensor, top_p: float | Tensor) 
     if limits_p:
         probability_V = sorted_V.softmax(-1)
         before_V = probability_V.cumsum(-1) - probability_V
-        outside_V = torch.zeros_like(logits_V, dtype=torch.bool).scatter(-1, order_V, (before_V >= top_p) & (top_p < 1))
+        beyond_V = (before_V >= top_p) & (top_p < 1)
+        beyond_V[..., 0] = False  # the likeliest stays, also where `top_p` is 0 in float32
+        outside_V = torch.zeros_like(logits_V, dtype=torch.bool).scatter(-1, order_V, beyond_V)
         logits_V = logits_V.masked_fill(outside_V, -torch.inf)
     return logits_V
 

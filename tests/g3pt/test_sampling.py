@@ -32,7 +32,7 @@ def naive_filter(logits, top_k, top_p):
     return [v if i in nucleus else float("-inf") for i, v in enumerate(values)]
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.7), (6, 0.8), (1, 0.5), (0, 0.01), (50, 0.9)])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.7), (6, 0.8), (1, 0.5), (0, 0.01), (50, 0.9), (0, 1e-50)])
 def test_filter_agrees_with_a_naive_one(top_k, top_p):
     logits = torch.randn(20, 11, generator=torch.Generator().manual_seed(3)) * 2
     got = filter_logits(logits, top_k, top_p)
