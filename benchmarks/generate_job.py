@@ -1,11 +1,13 @@
-"""A batch job of many prompts, as a person starts it: objects/s, tokens/s, the share of start-up, the time to find it all done; and the scan of 10^5 records.
+"""A batch job of many prompts, as a person starts it: objects/s, CPU seconds, memory, start-up; killed in the middle and started again; the scan of 10^5 records.
 
-    python benchmarks/generate_job.py --work FOLDER [--model RUN] [--prompts 1000] [--num-workers 2] [--resolution 32] [--scan 100000]
-                                      [--output generate_job.json]
+    python benchmarks/generate_job.py --work FOLDER [--model RUN] [--prompts 1000] [--num-workers 2] [--resolution 32] [--kill-at 500]
+                                      [--scan 100000] [--output generate_job.json]
 
 FOLDER is scratch; what an earlier call left there is used again, so a call that was killed goes on (its rates are then those of the rest).
 Without --model, 64 shapes are preprocessed and a nano generator is trained on the released tokenizer's codes for 100 steps: its meshes are bad,
-their cost is like a good one's. Times are the clock's, of commands in processes of their own: on a shared machine they are upper bounds.
+their cost is like a good one's. The job killed with SIGKILL has a folder of its own, made anew, and is compared with the one that ran through.
+Times are the clock's, of commands in processes of their own: on a shared machine they are upper bounds; CPU seconds and memory are those of the
+command and of its Ray.
 The scan is what a started job does before any work: the plan, every sample's identity, record and mesh hash; in this process, in CPU
 seconds, with meshes of 1 kB (hashing real ones comes on top, at the machine's rate of sha256).
 """
@@ -16,9 +18,11 @@ import argparse
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +41,41 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENIZER = REPOSITORY / "weights" / "g3pt-nano-cvq"
 WORDS = ("a low", "a tall", "a wide", "a narrow", "a small"), ("chair", "table", "car", "boat", "lamp", "cup", "plane", "bed")
 MESH_BYTES = 1024
+ORPHANS_S = 20  # in which workers of a killed job end what they have in hand, and themselves
 
 
-def job(name: str, *more: str, **flags: object) -> tuple[str, str, float]:
-    """Run a command: the path it prints, its stderr, and its seconds."""
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A command that ran to its end."""
+
+    path: str  # what it printed last
+    said: str  # on stderr
+    seconds: float
+    cpu_s: float  # of its Ray too
+    peak_mb: float
+
+
+def command(name: str, flags: dict[str, object]) -> list[str]:
+    """`python jobs/<name>.py --flag value ...`."""
     pairs = [part for flag, value in flags.items() for part in (f"--{flag.replace('_', '-')}", str(value))]
+    return [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *pairs]
+
+
+def job(name: str, **flags: object) -> Done:
+    """Run a command to its end, which must be a success."""
     began = time.time()
-    done = subprocess.run([sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *pairs, *more], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"jobs/{name}.py failed:\n{done.stderr[-2000:]}")
-    return done.stdout.splitlines()[-1].removeprefix("result: "), done.stderr, time.time() - began
+    process = subprocess.Popen(command(name, flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    watch = machine.Watch(process.pid)
+    out, err = process.communicate()
+    if process.returncode != 0:
+        raise SystemExit(f"jobs/{name}.py failed:\n{err[-2000:]}")
+    return Done(path=out.splitlines()[-1].removeprefix("result: "), said=err, seconds=time.time() - began, cpu_s=watch.cpu_s, peak_mb=watch.peak_mb)
 
 
 def small_model(work: Path) -> str:
     """A nano generator that has hardly been trained."""
-    data, _, _ = job("preprocess", source="shapes", limit=64, resolution=32, num_shards=2, output=work / "shapes")
-    return job("train_car", data=data, tokenizer=TOKENIZER, output=work / "runs", preset="nano", steps=100)[0]
+    data = job("preprocess", source="shapes", limit=64, resolution=32, num_shards=2, output=work / "shapes").path
+    return job("train_car", data=data, tokenizer=TOKENIZER, output=work / "runs", preset="nano", steps=100).path
 
 
 def write_prompts(file: Path, count: int) -> Path:
@@ -65,21 +88,51 @@ def write_prompts(file: Path, count: int) -> Path:
 
 def whole_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, Any]:
     """The job, then the same command on what it has finished."""
-    prompts, output = write_prompts(work / "prompts.jsonl", flags.prompts), work / f"job-{flags.prompts}"
-    given = {"model": model, "prompts": prompts, "output": output, "num_workers": flags.num_workers, "resolution": flags.resolution}
-    began = time.time()
-    _, said, seconds = job("generate", **given)
-    before = int(re.search(r"(\d+) made before", said)[1])
+    given = job_flags(flags, model, work, f"job-{flags.prompts}")
+    output, began = given["output"], time.time()
+    first = job("generate", **given)
+    before = int(re.search(r"(\d+) made before", first.said)[1])
     made = sorted(file.stat().st_mtime for file in (output / "samples").rglob("*.json"))[before:]
     rows = pq.read_table(output / "manifest.parquet").to_pylist()
     ok = [row for row in rows if row["status"] == "ok"]
     tokens = sum(read_export_config(model)["tokenizer"]["scales"])
     parts = {name: sum(row[name] or 0 for row in rows) / len(rows) for name in ("seconds_sampling", "seconds_decoding", "seconds_writing")}
-    _, _, again = job("generate", **given)
+    again = job("generate", **given)
     start_up, work_s = made[0] - began, made[-1] - made[0]
-    return {"prompts": len(rows), "ok": len(ok), "made_before": before, "seconds": seconds, "start_up_s": start_up, "work_s": work_s, "end_s": seconds - start_up - work_s,
-            "objects_per_s": (len(made) - 1) / work_s, "tokens_per_s": (len(made) - 1) * tokens / work_s, "start_up_share": start_up / seconds,
-            "again_s": again, "mean_faces": sum(row["faces"] for row in ok) / len(ok), "mesh_kb": sum((output / row["file"]).stat().st_size for row in ok) / len(ok) / 1024, **parts}  # fmt: skip
+    return {"prompts": len(rows), "ok": len(ok), "made_before": before, "seconds": first.seconds, "cpu_s": first.cpu_s, "peak_mb": first.peak_mb,
+            "start_up_s": start_up, "work_s": work_s, "end_s": first.seconds - start_up - work_s,
+            "objects_per_s": (len(made) - 1) / work_s, "tokens_per_s": (len(made) - 1) * tokens / work_s, "start_up_share": start_up / first.seconds,
+            "again_s": again.seconds, "again_cpu_s": again.cpu_s, "watertight": sum(row["watertight"] for row in ok),
+            "mean_faces": sum(row["faces"] for row in ok) / len(ok), "mesh_kb": sum((output / row["file"]).stat().st_size for row in ok) / len(ok) / 1024, **parts}  # fmt: skip
+
+
+def job_flags(flags: argparse.Namespace, model: str, work: Path, folder: str) -> dict[str, Any]:
+    """What the job is started with, for an output folder below `work`."""
+    prompts = write_prompts(work / "prompts.jsonl", flags.prompts)
+    return {"model": model, "prompts": prompts, "output": work / folder, "num_workers": flags.num_workers, "resolution": flags.resolution}
+
+
+def killed_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, Any]:
+    """The same job, killed with SIGKILL once `--kill-at` samples have a record, and started again: what was made twice, and which files differ."""
+    given = job_flags(flags, model, work, f"killed-{flags.prompts}")
+    output, whole = given["output"], work / f"job-{flags.prompts}"
+    shutil.rmtree(output, ignore_errors=True)
+    process = subprocess.Popen(command("generate", given), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(found := list((output / "samples").rglob("*.json"))) < flags.kill_at:
+        if process.poll() is not None:
+            raise SystemExit(f"the job ended with {len(found)} of {flags.prompts} samples, before it was killed")
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    time.sleep(ORPHANS_S)
+    kept = {file: file.stat().st_mtime_ns for file in (output / "samples").rglob("*.json")}
+    resumed = job("generate", **given)
+    ours, theirs = ({row["sample"]: (row["status"], row["sha256"]) for row in pq.read_table(folder / "manifest.parquet").to_pylist()} for folder in (output, whole))
+    ours_files, theirs_files = ({str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.glb")} for folder in (output, whole))
+    return {"killed_at": len(found), "made_at_restart": len(kept), "made_twice": sum(file.stat().st_mtime_ns != at for file, at in kept.items()),
+            "seconds": resumed.seconds, "cpu_s": resumed.cpu_s, "rows": len(ours), "rows_that_differ": sum(ours.get(name) != row for name, row in theirs.items()),
+            "files": len(ours_files), "files_that_differ": sum(ours_files.get(name) != data for name, data in theirs_files.items()),
+            "files_more": len(set(ours_files) - set(theirs_files))}  # fmt: skip
 
 
 def scan(count: int, model: str, work: Path) -> dict[str, Any]:
@@ -112,6 +165,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=1000, help="0 leaves the job out")
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--kill-at", type=int, default=500, help="samples made when the second job is killed; 0 leaves it out")
     parser.add_argument("--scan", type=int, default=100_000, help="0 leaves the scan out")
     parser.add_argument("--output", default="")
     flags = parser.parse_args()
@@ -119,8 +173,10 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     model = str(Path(flags.model).resolve()) if flags.model else small_model(work)
     report: dict[str, Any] = {"machine": machine.about("torch", "ray"), "model": model, "resolution": flags.resolution, "num_workers": flags.num_workers}
-    for name, part in (("scan", lambda: scan(flags.scan, model, work)), ("job", lambda: whole_job(flags, model, work))):
-        if getattr(flags, {"job": "prompts"}.get(name, name)):
+    parts = {"scan": (flags.scan, lambda: scan(flags.scan, model, work)), "job": (flags.prompts, lambda: whole_job(flags, model, work)),
+             "killed": (flags.prompts and flags.kill_at, lambda: killed_job(flags, model, work))}  # fmt: skip
+    for name, (wanted, part) in parts.items():
+        if wanted:
             report[name] = part()
             print(f"{name}:", *(f"  {key:18} {value:,.4g}" for key, value in report[name].items()), sep="\n", flush=True)
     if flags.output:

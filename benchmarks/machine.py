@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,6 +94,33 @@ def family(pid: int) -> dict[int, float]:
         found[number] = seconds.get(number, 0.0)
         todo += children.get(number, [])
     return found
+
+
+class Watch:
+    """What a process and all below it used, looked at every `every_s` until the process ends: CPU seconds and the peak of their memory in MB.
+
+    Pages that several share count once (PSS). What ends between two looks, or unwaited for, is missed: the largest sum is kept.
+    """
+
+    def __init__(self, pid: int, every_s: float = 1.0) -> None:
+        self.cpu_s = self.peak_mb = 0.0
+        self._thread = threading.Thread(target=self._look, args=(pid, every_s), daemon=True)
+        self._thread.start()
+
+    def _look(self, pid: int, every_s: float) -> None:
+        while seconds := {number: spent for number, spent in family(pid).items() if command_line(number)}:
+            self.cpu_s = max(self.cpu_s, sum(seconds.values()))
+            self.peak_mb = max(self.peak_mb, sum(map(proportional_mb, seconds)))
+            time.sleep(every_s)
+
+
+def proportional_mb(pid: int) -> float:
+    """A process's memory, its share of what it shares included; 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((float(line.split()[1]) / MB for line in lines if line.startswith("Pss:")), 0.0)
 
 
 def command_line(pid: int) -> bytes:
