@@ -2,10 +2,12 @@
 
     python benchmarks/planning.py --output planning.json
     python benchmarks/planning.py --objects 10000000 --shards 0 --folder /scratch     (2 GB of manifest there and 6 GB of temporary files; removed at the end)
+    python benchmarks/planning.py --objects "" --shards 0 --bucket-shards 1000,10000   (the same start on a bucket of moto's S3 server, a process of its own)
 
 Each case has a process of its own: peak memory is what that process held beyond its imports, seconds are process time. The manifest is written and read
 as a stream; its meshes do not exist, which a plan does not ask. Finished shards are fabricated: sidecars as `write_shard` makes them for objects
-whose files are missing, beside a few bytes in place of each Parquet; the start compares every object with them as it would at any time.
+whose files are missing, beside a few bytes in place of each Parquet; the start compares every object with them as it would at any time. Of a bucket
+the requests count, by kind as the server logs them: their number holds for any store; the seconds and what was tried again do not.
 """
 
 import argparse
@@ -16,8 +18,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,11 +32,12 @@ sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks import machine  # noqa: E402
 from g3pt import records  # noqa: E402
+from g3pt.storage import is_remote, location  # noqa: E402
 
 CATEGORIES = ("chair", "table", "lamp", "car", "plant", "tool", "house", "animal")
 LICENCES = ("CC0-1.0", "CC-BY-4.0", "MIT")
 PARQUET = b"PAR1"  # in place of a shard: a plan looks at its size
-SHOWN = {"plan": "plan", "fingerprint": "fingerprint", "done": "start: all done", "one stale": "start: one shard stale", "dataset.json": "dataset.json"}
+SHOWN = {"plan": "plan", "fingerprint": "fingerprint", "done": "start: all done", "one stale": "start: one shard stale", "dataset.json": "dataset.json", "bucket": "start on a bucket: all done"}
 
 
 # ------------------------------------------------------------------------------------------------------- what is there
@@ -54,11 +59,11 @@ def id_of(number: int) -> str:
     return hashlib.md5(number.to_bytes(8, "big")).hexdigest()
 
 
-def config_of(folder: Path, num_shards: int | None = None) -> Any:
+def config_of(folder: Path, num_shards: int | None = None, output: str | None = None) -> Any:
     """The flags of the command that is planned."""
     from pipelines.preprocess_config import PreprocessConfig
 
-    return PreprocessConfig(source="dir", input=str(folder), output=str(folder / "data"), num_shards=num_shards)
+    return PreprocessConfig(source="dir", input=str(folder), output=output or str(folder / "data"), num_shards=num_shards)
 
 
 def fabricate(config: Any) -> None:
@@ -67,8 +72,9 @@ def fabricate(config: Any) -> None:
     from pipelines.sources import Listing, inputs_hash
     from pipelines.sources.fetch import fetched
 
-    folder, sha256 = Path(config.output), records.config_hash(config.settings)
+    folder, sha256 = location(config.output), records.config_hash(config.settings)
     folder.mkdir()
+    writers = ThreadPoolExecutor(8 if is_remote(config.output) else 1)
     for task in make_plan(config, Listing(config)).tasks:
         found = list(fetched(task.objects, config))
         ids = [one.item.id for one in found]
@@ -79,8 +85,9 @@ def fabricate(config: Any) -> None:
             "files": {name: [[f"{name[:2]}/{name}.glb", -1, 0]] for name in ids}, "bytes": len(PARQUET), "sha256": "0" * 64,
         }  # fmt: skip
         sidecar["inputs_sha256"] = inputs_hash(known(config, found, sidecar))
-        (folder / f"{records.shard_name(task.index)}.json").write_text(json.dumps(sidecar, indent=1))
-        (folder / f"{records.shard_name(task.index)}.parquet").write_bytes(PARQUET)
+        writers.submit((folder / f"{records.shard_name(task.index)}.json").write_bytes, json.dumps(sidecar, indent=1).encode())
+        writers.submit((folder / f"{records.shard_name(task.index)}.parquet").write_bytes, PARQUET)
+    writers.shutdown()
 
 
 def known(config: Any, found: list[Any], sidecar: dict[str, Any]) -> list[Any]:
@@ -116,13 +123,14 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     from pipelines.preprocess_plan import make_plan
     from pipelines.sources import Listing
 
-    config = config_of(Path(case["folder"]), case["num_shards"])
+    config = config_of(Path(case["folder"]), case["num_shards"], case.get("output"))
+    started = time.monotonic()
     with machine.cost() as planning:
         plan = make_plan(config, Listing(config))
-    found = {**asdict(planning), "num_shards": plan.num_shards, "stale": len(plan.tasks), "current": len(plan.current.shards)}
+    found = {**asdict(planning), "wall_s": time.monotonic() - started, "num_shards": plan.num_shards, "stale": len(plan.tasks), "current": len(plan.current.shards)}
     if case["what"] == "done":
         with machine.cost() as writing:
-            datasets.write_dataset(Path(config.output), config.record, config.settings, plan.num_shards, plan.current)
+            datasets.write_dataset(location(config.output), config.record, config.settings, plan.num_shards, plan.current)
         found["dataset_json"] = asdict(writing)
     return found
 
@@ -173,6 +181,26 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def on_buckets(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Starts on finished datasets in a bucket, with the requests of each."""
+    from tests.s3_server import s3_server
+
+    rows = []
+    for num_shards in flags.bucket_shards:
+        with scratch(flags.folder) as folder, s3_server(folder) as server:
+            os.environ.update(server.environment())
+            output, num_objects = f"{server.new_bucket(f'planning-{num_shards}')}/data", num_shards * flags.per_shard
+            write_manifest(folder, num_objects)
+            fabricate(config_of(folder, num_shards, output))
+            before = len(server.requests())
+            row = child(what="bucket", folder=folder, objects=num_objects, num_shards=num_shards, output=output)
+            asked = server.requests()[before:]
+            kinds = Counter("LIST" if "list-type" in request else request.split()[0] for request in set(asked))
+            rows.append(row | {"requests": dict(kinds), "tried_again": len(asked) - kinds.total()})
+            print(f"{line(rows[-1])} {row['wall_s']:.0f} s, requests {dict(kinds)}, tried again {rows[-1]['tried_again']}", flush=True)
+    return rows
+
+
 HEAD = "| case | objects | shards | stale | CPU s | peak MB |\n|---|---|---|---|---|---|"
 
 
@@ -186,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=lambda text: [int(part) for part in text.split(",") if part], default=[100_000, 1_000_000], help="sizes of new datasets to plan")
     parser.add_argument("--shards", type=int, default=100_000, help="finished shards to start on; 0 for none")
+    parser.add_argument("--bucket-shards", type=lambda text: [int(part) for part in text.split(",") if part], default=[], help="finished shards in a bucket to start on; default none")
     parser.add_argument("--per-shard", type=int, default=10, help="objects of a finished shard (mean)")
     parser.add_argument("--folder", type=Path, help="where to work; default the system's folder for temporary files")
     parser.add_argument("--output", type=Path, default=Path("planning.json"))
@@ -195,7 +224,7 @@ def main() -> None:
         print(json.dumps(run_case(json.loads(flags.case))))
         return
     print(HEAD, flush=True)
-    report = {"machine": machine.about("pyarrow", "numpy"), "rows": measure(flags)}
+    report = {"machine": machine.about("pyarrow", "numpy"), "rows": measure(flags) + on_buckets(flags)}
     report["machine"]["load_average_after"] = os.getloadavg()
     flags.output.write_text(json.dumps(report, indent=1) + "\n")
     print(f"result: {flags.output}")
