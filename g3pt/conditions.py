@@ -122,9 +122,9 @@ class TextEncoder(nn.Module):
         self.trained_here = name == SMALL
         if self.trained_here:
             values = dict(small or SMALL_TEXT)
-            words = values.pop("words")
+            words = values.pop("words", [])  # exports before 7e016e9 spell every word
             self.tokenizer: WordTokenizer | HubTokenizer = WordTokenizer(words, values["max_position_embeddings"])
-            self.model = CLIPTextModel(CLIPTextConfig(vocab_size=END + 1 + len(words), **values))
+            self.model = CLIPTextModel(CLIPTextConfig(**values | {"vocab_size": END + 1 + len(words)}))
             _freeze_key_biases(self.model)
         else:
             revision = commit_of(name, revision)

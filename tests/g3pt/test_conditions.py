@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from g3pt.car import G3PT
-from g3pt.conditions import BEGIN, END, PAD, ImageEncoder, TextEncoder, WordTokenizer, common_words
+from g3pt.conditions import BEGIN, END, PAD, SMALL_TEXT, ImageEncoder, TextEncoder, WordTokenizer, common_words
 from g3pt.config import CARConfig
 from g3pt.sampling import SampleConfig
 from tests.g3pt.tiny import random_batch, tiny_tokenizer
@@ -21,6 +21,12 @@ def test_a_word_has_an_id_and_other_words_are_spelled():
     assert mask.sum(1).tolist() == [5, 10, 9, 2] and (ids[3, 2:] == PAD).all()
     assert [tokenizer.decode(row) for row in ids] == ["chair , chair", "a stuhl", "椅子", ""]
     assert WordTokenizer().encode("ab c") != WordTokenizer().encode("a bc")
+
+
+def test_an_encoder_of_before_words_spells_them():
+    old = {name: value for name, value in SMALL_TEXT.items() if name != "words"} | {"vocab_size": 259}
+    encoder = TextEncoder(small=old)
+    assert encoder.model.config.vocab_size == 259 and encoder.tokenizer.encode("a") == [*b" a"]
 
 
 def test_words_are_the_frequent_ones_in_one_order():
