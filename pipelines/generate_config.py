@@ -15,6 +15,7 @@ from pipelines.flags import DryRun, Integers, Numbers, OnRay
 COARSE_CELLS = 32  # of the first grid of the iso-surface: the resolution is this times a power of two
 MAX_NUM = 100_000
 MIN_FACES = 16  # nothing but a box survives fewer
+RELEASED = Path(__file__).resolve().parents[1] / "weights" / "g3pt-nano-car"  # travels with the code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +25,10 @@ class GenerateConfig(DryRun, OnRay):
     Starting the same command again makes only what is missing.
     """
 
-    model: str
-    """finished run of jobs/train_car.py, or its export"""
     output: str
     """folder for meshes and manifest.parquet"""
+    model: str | None = None
+    """a generator's run or export; default weights/g3pt-nano-car"""
     text: str | None = None
     """what to make, in words; default none; may be given together with --image"""
     image: str | None = None
@@ -62,6 +63,10 @@ class GenerateConfig(DryRun, OnRay):
     """batches made at a time; default the cluster's GPUs, or its CPUs where it has none"""
 
     def __post_init__(self) -> None:
+        if self.model is None:
+            if not RELEASED.is_dir():
+                raise ValueError(f"--model is required: the released weights are not at {RELEASED}")
+            object.__setattr__(self, "model", str(RELEASED))
         if self.prompts is not None and (self.text is not None or self.image is not None):
             raise ValueError("--prompts cannot be combined with --text or --image")
         if self.prompts is None and self.text is None and self.image is None:

@@ -83,7 +83,10 @@ def title(made: Made) -> list[str]:
 def usage(made: Made) -> list[str]:
     """How to load it."""
     module, name = CLASSES[made.config["kind"]]
-    return ["## Use", "", "```python", f"from {module} import {name}", "", f'model = {name}.from_pretrained("{made.name}")  # this folder, or a hub id', "```"]
+    lines = [f"from {module} import {name}", "", f'model = {name}.from_pretrained("{made.name}")  # this folder, or a hub id']
+    if made.config["kind"] == "car":
+        lines += ['for mesh in model.generate(text="a tall chair", num=4, seed=0):  # trimesh.Trimesh', "    print(mesh.bounds)"]
+    return ["## Use", "", "```python", *lines, "```"]
 
 
 def data(made: Made) -> list[str]:

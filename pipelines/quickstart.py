@@ -154,13 +154,21 @@ def train_generator(demo: Demo) -> str | None:
 
 def generate_meshes(demo: Demo) -> str | None:
     """A few prompts to GLB files."""
+    return _generate(demo, demo.results["train_generator"], "meshes")
+
+
+def generate_released(demo: Demo) -> str | None:
+    """The same prompts and seeds by the released weights, which were trained longer."""
+    return _generate(demo, None, "released")
+
+
+def _generate(demo: Demo, model: str | None, name: str) -> str | None:
     from pipelines.generate import generate
     from pipelines.generate_config import GenerateConfig
 
     prompts = demo.root / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"id": f"prompt-{i}", "text": text, "seed": i}) + "\n" for i, text in enumerate(PROMPTS)))
-    model = demo.results["train_generator"]
-    return generate(GenerateConfig(model=model, output=str(demo.root / "meshes"), prompts=str(prompts), resolution=RESOLUTION))
+    return generate(GenerateConfig(model=model, output=str(demo.root / name), prompts=str(prompts), resolution=RESOLUTION))
 
 
 def evaluate_tokenizer(demo: Demo) -> str | None:
@@ -198,6 +206,7 @@ STAGES: tuple[tuple[str, Callable[[Demo], str | None]], ...] = (
     ("encode tokens (Ray Data)", encode_tokens),
     ("train the generator CAR (Ray Train)", train_generator),
     ("generate meshes (Ray Data)", generate_meshes),
+    ("generate meshes with the released weights", generate_released),
     ("evaluate the tokenizer", evaluate_tokenizer),
     ("evaluate the generator", evaluate_generator),
     ("sweep sizes and fit (Ray Tune)", sweep_sizes),

@@ -1,4 +1,4 @@
-"""The released tokenizer: it loads, rebuilds shapes that it never saw, and owes nothing that may not be given away."""
+"""The released weights: they load, rebuild shapes and follow prompts that they never saw, and owe nothing that may not be given away."""
 
 import json
 import re
@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.held_out_captions import held_out
+from g3pt.car import G3PT
+from g3pt.decoding import decode_meshes
 from g3pt.geometry.convert import ConvertConfig, mesh_to_tensors
 from g3pt.records import split_of, unpack_occupancy
-from g3pt.shapes import make_shape, shape_ids
+from g3pt.shapes import FAMILIES, all_captions, make_shape, shape_ids
+from g3pt.shapes.measure import measure_any
 from g3pt.tokenizer import CVQ
+from pipelines.generate_config import RELEASED
 from pipelines.release import check_sources
 from pipelines.trained_on import read
 
@@ -37,10 +42,37 @@ def test_it_rebuilds_unseen_shapes() -> None:
     assert np.mean(found) > 0.75, found
 
 
-def test_all_that_it_was_trained_on_may_be_given_away() -> None:
+def test_the_generator_follows_prompts_that_it_never_saw() -> None:
+    captions = {family: next(c for c, (f, _) in all_captions().items() if f == family and held_out(c)) for family in FAMILIES}
+    model = G3PT.from_pretrained(RELEASED).eval()
+    codes_BS = model.sample_codes(list(captions.values()), [None] * len(captions), range(len(captions)))
+    meshes = decode_meshes(model.tokenizer, model.tokenizer.decode_latents(codes_BS), 64, 16)
+    right = []
+    for (family, caption), mesh in zip(captions.items(), meshes, strict=True):
+        measured = measure_any(family, mesh.vertices, mesh.faces)
+        right += [measured.get(slot) == value for slot, value in all_captions()[caption][1].items()]
+    assert np.mean(right) > 0.6, np.mean(right)
+
+
+def test_the_generator_answers_a_short_prompt() -> None:
+    (mesh,) = G3PT.from_pretrained(RELEASED).generate(text="a round table with four legs", resolution=64)
+    assert mesh.is_watertight and mesh.volume > 0
+
+
+def test_no_prompt_of_the_test_was_trained_on() -> None:
+    rows = [make_shape(row["id"]) for row in read(RELEASED)[::40]]
+    assert len(rows) > 80 and not any(held_out(shape.caption) for shape in rows)
+
+
+@pytest.mark.parametrize(("folder", "least"), [(WEIGHTS, 1000), (RELEASED, 3000)])
+def test_all_that_they_were_trained_on_may_be_given_away(folder: Path, least: int) -> None:
+    owed = read(folder)
+    assert len(owed) > least
+    check_sources(owed, folder)
+
+
+def test_the_tokenizer_s_authors_are_named() -> None:
     owed = read(WEIGHTS)
-    assert len(owed) > 1000
-    check_sources(owed, WEIGHTS)  # a licence outside the list, or an unconfirmed source, is refused
     card = (WEIGHTS / "README.md").read_text()
     named = {row["author"] for row in owed if row["license"].startswith("CC-BY")}
     assert named and all(re.split(r"[^A-Za-z]", name)[0] in card for name in named)
@@ -52,6 +84,6 @@ def test_its_card_tells_the_run_s_own_figures() -> None:
     assert json.loads((WEIGHTS / "config.json").read_text())["kind"] == "cvq"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "README.md", "CREDITS.md"])
-def test_no_file_is_large(name: str) -> None:
-    assert (WEIGHTS / name).stat().st_size < 5e6
+@pytest.mark.parametrize("folder", [WEIGHTS, RELEASED])
+def test_no_file_is_large(folder: Path) -> None:
+    assert all((folder / name).stat().st_size < 8e6 for name in ("model.safetensors", "config.json", "README.md", "CREDITS.md"))

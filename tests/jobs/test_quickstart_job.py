@@ -54,11 +54,13 @@ def test_it_leaves_a_summary_and_pictures(demo: Path) -> None:
 def test_its_meshes_open(demo: Path) -> None:
     import trimesh
 
+    released = pq.read_table(demo / "released" / "manifest.parquet").to_pylist()
+    assert [row["status"] for row in released] == ["ok"] * 8
     rows = pq.read_table(demo / "meshes" / "manifest.parquet").to_pylist()
     assert len(rows) == 8 and any(row["status"] == "ok" for row in rows)
-    for row in rows:
+    for folder, row in [(folder, row) for folder, part in (("meshes", rows), ("released", released)) for row in part]:
         if row["status"] == "ok":
-            file = demo / "meshes" / row["file"]
+            file = demo / folder / row["file"]
             assert hashlib.sha256(file.read_bytes()).hexdigest() == row["sha256"]
             assert len(trimesh.load(file, force="mesh").faces) == row["faces"] > 0
         else:  # so little training may well give an empty or a full box
@@ -72,7 +74,7 @@ def test_every_stage_is_in_mlflow(demo: Path) -> None:
     assert set(experiments) == EXPERIMENTS
     runs = {name: client.search_runs([number]) for name, number in experiments.items()}
     assert all(run.info.status == "FINISHED" for found in runs.values() for run in found)
-    assert {name: len(found) for name, found in runs.items()} == dict.fromkeys(EXPERIMENTS, 1) | {"g3pt/evaluate": 2, "g3pt/scaling": 1 + len(SIZES)}
+    assert {name: len(found) for name, found in runs.items()} == dict.fromkeys(EXPERIMENTS, 1) | {"g3pt/generate": 2, "g3pt/evaluate": 2, "g3pt/scaling": 1 + len(SIZES)}
     for name, steps in (("g3pt/cvq", "80"), ("g3pt/car", "10")):
         (run,) = runs[name]
         ledger = Ledger(Path(run.data.tags["g3pt.path"]) / "metrics.jsonl").read()
@@ -94,7 +96,7 @@ def test_every_stage_is_in_mlflow(demo: Path) -> None:
 def test_runs_in_mlflow_lead_to_what_they_were_made_from(demo: Path) -> None:
     client = Tracking(f"sqlite:///{demo}/mlflow.db").client
     runs = {e.name: client.search_runs([e.experiment_id], order_by=["attributes.start_time"]) for e in client.search_experiments()}
-    (shapes,), (cvq,), (car,), (meshes,) = (runs[f"g3pt/{name}"] for name in ("preprocess", "cvq", "car", "generate"))
+    (shapes,), (cvq,), (car,), (meshes, released) = (runs[f"g3pt/{name}"] for name in ("preprocess", "cvq", "car", "generate"))
     of_cvq, of_car = runs["g3pt/evaluate"]
     for used, by in ((cvq, of_cvq), (car, of_car), (car, meshes)):
         assert by.data.tags["g3pt.model_run_id"] == used.info.run_id and by.data.params["model"] == used.info.run_name
@@ -104,7 +106,8 @@ def test_runs_in_mlflow_lead_to_what_they_were_made_from(demo: Path) -> None:
     given = [run.inputs.dataset_inputs[0] for run in (shapes, cvq, car, of_cvq, of_car)]
     assert {(g.dataset.name, g.dataset.digest) for g in given} == {("shapes", shapes.data.params["fingerprint"][:8])}
     assert [g.tags[0].value for g in given] == ["made here", "training", "training", "test", "test"]
-    assert meshes.inputs.dataset_inputs[0].dataset.name == "prompts.jsonl"
+    assert {run.inputs.dataset_inputs[0].dataset.name for run in (meshes, released)} == {"prompts.jsonl"}
+    assert "g3pt.model_run_id" not in released.data.tags  # its run is not in this store
     assert shapes.info.end_time - shapes.info.start_time > 1000, "the work's duration, not that of logging"
 
 
@@ -159,7 +162,7 @@ def test_status_names_what_there_is(demo: Path) -> None:
     assert (kinds.count("dataset"), kinds.count("run"), kinds.count("study"), kinds.count("evaluation")) == (1, 2 + len(SIZES), 1, 2)
     assert {item.state for item in found} == {"done"}
     seconds = json.loads((demo / "seconds.json").read_text())
-    assert seconds.pop("all") == pytest.approx(sum(seconds.values())) and len(seconds) == 8
+    assert seconds.pop("all") == pytest.approx(sum(seconds.values())) and len(seconds) == 9
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     import trimesh
 
     root = tmp_path_factory.mktemp("readme")
-    for package in ("jobs", "pipelines", "g3pt"):
+    for package in ("jobs", "pipelines", "g3pt", "weights"):
         shutil.copytree(REPOSITORY / package, root / "copy" / package, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (".gitignore", "pyproject.toml", "constraints.txt"):  # what .gitignore names does not travel with --working-dir
         shutil.copy(REPOSITORY / file, root / "copy")
