@@ -63,5 +63,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored, and both tiers would inherit that
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that both tiers are ended in order
     sys.exit(main(sys.argv[1:]))
