@@ -1,24 +1,28 @@
-"""What each choice in the generator is worth on small data: head, disturbed inputs, loss weights, shortened captions, guidance.
+"""What each choice in the generator is worth on small data: head, attention, embeddings, AdaLN, disturbed inputs, loss weights, guidance.
 
     python benchmarks/generator.py --data DATASET --tokenizer RUN --output FOLDER --rows default,bits,bit_flip.1 [--steps 600]
     python benchmarks/generator.py --output FOLDER          # the table of what is there
     python benchmarks/generator.py --list                   # the rows and what they change
 
 Each row is a CAR of one preset, text only, with the changes listed in ROWS, trained on the same codes of the same tokenizer in the same order
-for the same number of steps. Figures:
+for the same number of steps. Changes that no user would want as an option are made here (CONTROLS). Figures:
   nats     cross-entropy of a test object's codes given its caption, summed over its tokens
   family   share of samples whose nearest training object is of the prompted family, with Wilson's 95 % interval; half of the captions are absent
            from training. Nearest: by IoU of occupancies at fixed points in the box, both decoded by the tokenizer from codes (no meshes: cheap)
   short    the same for prompts with attributes left out (`g3pt.captions.shorten`), one in four with none left
+  attributes  share of the stated attributes found on the first samples' meshes at 64 cells, of seen and of unseen captions (procedural shapes only)
   Chamfer  median distance of the first samples' surfaces, at 32 cells, to that nearest object's stored surface
 Samples are drawn under each of GUIDANCE with the same seeds. CPU seconds are those of this process, one thread. A row that is done is skipped.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
+import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +34,18 @@ from torch import Tensor
 
 from benchmarks.rows import row_parser, rows_asked
 from g3pt import metrics, reading
+from g3pt.attention import KVCache, Levels, UnitAttention, block_causal
 from g3pt.captions import shorten
+from g3pt.car import G3PT
 from g3pt.config import car_preset
 from g3pt.datasets import open_dataset
 from g3pt.decoding import decode_meshes
 from g3pt.geometry.surface import sample_surface
 from g3pt.sampling import SampleConfig
 from g3pt.shapes import caption_family
+from g3pt.shapes.measure import measure_any
 from g3pt.training import fit
-from pipelines.evaluate_car import choose_prompts
+from pipelines.generator_prompts import choose_prompts
 from pipelines.stage_car import CARStage
 from pipelines.tokens import encode_dataset, load_codes, tokens_kind
 from pipelines.training_jobs import car_spec
@@ -54,6 +61,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "progressive.5": {"progressive_share": 0.5},
     "power0": {"scale_loss_power": 0.0},
     "power1": {"scale_loss_power": 1.0},
+    "plain_attention": {},
+    "no_levels": {},
+    "no_positions": {},
+    "added_text": {},
 }
 GUIDANCE = {
     "ramp 2": SampleConfig(cfg=2.0, cfg_schedule="ramp"),
@@ -63,7 +74,49 @@ GUIDANCE = {
 SHORT = ("ramp 2", "constant 2")  # guidance of shortened prompts
 NUM_POINTS = 1024  # at which occupancies are compared
 NUM_MESHES = 32  # samples whose surface is compared
+NUM_MEASURED = 64  # and whose attributes are measured
 JUDGES: dict[str, Any] = {}  # made once a process
+
+
+def plain_attention(model: G3PT) -> None:
+    """Dot products over the root of the head's width, as GPT-2, in place of unit vectors with a learned scale."""
+    for block in model.car.blocks:
+        block.attention.log_scale_H.requires_grad_(False)
+        width = block.attention.to_out.in_features // block.attention.num_heads
+        block.attention.forward = functools.partial(dot_product_attention, block.attention, 1 / math.sqrt(width))
+
+
+def dot_product_attention(attention: UnitAttention, scale: float, x_BND: Tensor, levels: Levels | None = None, cache: KVCache | None = None) -> Tensor:
+    """`UnitAttention.forward` without its norm."""
+    query, key, value = attention.to_qkv(x_BND).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    if cache is not None:
+        key, value = cache.append(key, value)
+    return attention.to_out(block_causal(query * scale, key, value, levels or (x_BND.shape[1],)).transpose(1, 2).flatten(2))
+
+
+def without(name: str, model: G3PT) -> None:
+    """An embedding that is zero and stays so."""
+    getattr(model.car, name).requires_grad_(False).zero_()
+
+
+def added_text(model: G3PT) -> None:
+    """The text's vector added to every input token, in place of AdaLN: layer norms are the same for all prompts."""
+    car, known = model.car, []
+    embed, condition = car.embed, car.condition
+
+    def keep(text_BC: Tensor, image_BMC: Tensor | None) -> Tensor:
+        known[:] = [condition(text_BC, image_BMC)]
+        return torch.zeros_like(known[0])
+
+    car.condition, car.embed = keep, lambda *given: embed(*given) + known[0][:, None]
+
+
+CONTROLS: dict[str, Callable[[G3PT], None]] = {
+    "plain_attention": plain_attention,
+    "no_levels": functools.partial(without, "levels"),
+    "no_positions": functools.partial(without, "positions"),
+    "added_text": added_text,
+}
 
 
 class Judge:
@@ -107,6 +160,16 @@ class Judge:
         return float(np.median(found)) if found else None
 
 
+    def attributes(self, codes_BS: Tensor, prompts: list[dict[str, Any]]) -> dict[str, float]:
+        """Share of the stated attributes that the first rows' meshes show, by whether the caption was trained on."""
+        found: dict[str, list[bool]] = {"seen": [], "unseen": []}
+        meshes = decode_meshes(self.tokenizer, self.tokenizer.decode_latents(codes_BS[:NUM_MEASURED]), 64, 16)
+        for mesh, prompt in zip(meshes, prompts, strict=False):
+            shown = measure_any(prompt["family"], mesh.vertices, mesh.faces) if len(mesh.faces) else {}
+            found["unseen" if prompt["unseen"] else "seen"] += [shown.get(slot) == value for slot, value in (prompt["attributes"] or {}).items()]
+        return {name: float(np.mean(hits)) for name, hits in found.items() if hits}
+
+
 def short_prompts(prompts: list[str]) -> list[str]:
     """Each prompt with attributes left out; every fourth with all of them left out."""
     found = []
@@ -123,6 +186,8 @@ def run_row(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
     train = dataclasses.replace(train, steps=flags.steps, seed=seed, log_every=50, eval_every=flags.steps)
     started, records = time.process_time(), []
     stage = CARStage(car_spec(flags.data, flags.tokenizer, flags.preset, model, train))
+    with torch.no_grad():
+        CONTROLS.get(name, lambda model: None)(stage.model)
     fit(model=stage.model, batches=stage.batches, config=stage.train_config, report=lambda record: records.append(record) or print(f"{name} {record['step']} {record['ce']:.4f}", flush=True))
     test = stage.final(stage.model)
     row = {"row": name, "seed": seed, "steps": flags.steps, "changes": ROWS[name], "train_seconds": time.process_time() - started}
@@ -147,6 +212,8 @@ def judged(stage: CARStage, flags: argparse.Namespace) -> dict[str, Any]:
             row[kind][name] = judge.family(codes_BS, families)
             if kind == "family" and name == "ramp 2":
                 row["chamfer"] = judge.chamfer(codes_BS)
+            if kind == "family" and name == "constant 2":
+                row["attributes"] = judge.attributes(codes_BS, prompts)
     return row | {"judge_seconds": time.process_time() - started}
 
 
@@ -154,7 +221,7 @@ def table(folder: Path) -> str:
     """Markdown of all rows found."""
     rows = [json.loads(path.read_text()) for path in folder.glob("*-s*.json")]
     rows.sort(key=lambda row: (list(ROWS).index(row["row"]), row["steps"], row["seed"]))
-    names = ["row", "steps", "seed", "CPU s", "nats", "by scale", *(f"family, {name}" for name in GUIDANCE), *(f"short, {name}" for name in SHORT), "Chamfer"]
+    names = ["row", "steps", "seed", "CPU s", "nats", "by scale", *(f"family, {name}" for name in GUIDANCE), *(f"short, {name}" for name in SHORT), "attributes seen, unseen", "Chamfer"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     return "\n".join(lines + ["| " + " | ".join(cells(row)) + " |" for row in rows])
 
@@ -163,7 +230,8 @@ def cells(row: dict[str, Any]) -> list[str]:
     found = [*row["family"].values(), *row["short"].values()]
     shares = [f"{one['share']:.3f} ({one['interval'][0]:.2f} to {one['interval'][1]:.2f})" for one in found]
     by_scale = " ".join(f"{ce:.2f}" for ce in row["nats_by_scale"])
-    return [row["row"], str(row["steps"]), str(row["seed"]), f"{row['train_seconds']:.0f}", f"{row['nats']:.0f}", by_scale, *shares, "" if row["chamfer"] is None else f"{row['chamfer']:.4f}"]
+    attributes = ", ".join(f"{share:.3f}" for share in row.get("attributes", {}).values())
+    return [row["row"], str(row["steps"]), str(row["seed"]), f"{row['train_seconds']:.0f}", f"{row['nats']:.0f}", by_scale, *shares, attributes, "" if row["chamfer"] is None else f"{row['chamfer']:.4f}"]
 
 
 def main() -> None:
