@@ -1,11 +1,11 @@
 """The two conditions of the generator: a text becomes one vector, an image becomes a row of tokens.
 
-Both encoders are transformers' own classes, CLIPTextModel and Dinov2Model. `small` builds a small one with fresh weights
-that is trained jointly with the generator and travels in its export; any other name is a hub id (or a folder) that is
-loaded with `from_pretrained`, frozen, and only named in the export, with its revision.
+A hub id (or a folder) names a CLIPTextModel or a Dinov2Model, which is loaded with `from_pretrained`, frozen, and only named in the
+export, with its revision. `small` builds a small encoder with fresh weights that is trained jointly with the generator and travels in its
+export: a CLIPTextModel, and convolutions (`g3pt.conv_encoder`).
 
 Source: G3PT (arXiv 2409.06322): CLIP text embedding, DINOv2 patch tokens (ViT-L/14).
-Ours: the small encoders, the tokenizer of words and bytes beside them, and the class token, which is
+Ours: the small encoders, the tokenizer of words and bytes beside them, and DINOv2's class token, which is
 kept as one more image token.
 Shapes: B batch, M condition tokens (words of a text, patches of an image), C width of an encoder, H W pixels.
 """
@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from g3pt.conv_encoder import ConvEncoder
 
 SMALL = "small"
 NONE = "none"
@@ -38,14 +40,7 @@ SMALL_TEXT: dict[str, Any] = {
     "bos_token_id": BEGIN,
     "eos_token_id": END,
 }
-SMALL_IMAGE: dict[str, Any] = {
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "mlp_ratio": 2,
-    "patch_size": 14,
-    "use_mask_token": False,  # it would be a parameter that nothing ever uses
-}
+SMALL_IMAGE: dict[str, Any] = {"widths": [16, 32, 64, 64], "blocks": [0, 1, 1, 1], "num_layers": 1, "num_heads": 4}
 
 
 class WordTokenizer:
@@ -145,43 +140,50 @@ class TextEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """DINOv2; class token and patch tokens are the condition."""
+    """DINOv2, whose class token and patch tokens are the condition, or the small encoder's tokens."""
 
     def __init__(
         self, name: str = SMALL, revision: str | None = None, size: int = 56, small: dict[str, Any] | None = None
     ) -> None:
-        from transformers import AutoModel, Dinov2Config, Dinov2Model
-
         super().__init__()
         self.trained_here = name == SMALL
         self.size = size
-        if self.trained_here:
-            self.model = Dinov2Model(Dinov2Config(image_size=size, **(small or SMALL_IMAGE)))
+        self.revision = revision if self.trained_here else commit_of(name, revision)
+        small = small or SMALL_IMAGE
+        if not self.trained_here:
+            self._take(_pretrained_dino(name, self.revision))
+        elif "widths" in small:
+            self.model = ConvEncoder(size, **small)
+            self.width, self.num_tokens = self.model.positions.shape[1], self.model.positions.shape[0]
+        else:  # exports before the convolutions
+            from transformers import Dinov2Config, Dinov2Model
+
+            self._take(Dinov2Model(Dinov2Config(image_size=size, **small)))
             _freeze_key_biases(self.model)
-        else:
-            revision = commit_of(name, revision)
-            with from_hub(name):
-                self.model = AutoModel.from_pretrained(name, revision=revision, use_safetensors=True).requires_grad_(False).eval()
-            if not isinstance(self.model, Dinov2Model):
-                raise ValueError(f"image encoder {name!r} is a {type(self.model).__name__}, not a Dinov2Model")
-        self.revision = revision
-        if size % self.model.config.patch_size:
-            raise ValueError(f"image_size {size} is not a multiple of the encoder's patch, {self.model.config.patch_size}")
 
-    @property
-    def width(self) -> int:
-        """C."""
-        return self.model.config.hidden_size
-
-    @property
-    def num_tokens(self) -> int:
-        """M: patches and the class token."""
-        return (self.size // self.model.config.patch_size) ** 2 + 1
+    def _take(self, model: nn.Module) -> None:
+        """A Dinov2Model, its width C, and how many tokens M it gives: patches and the class token."""
+        self.model, patch = model, model.config.patch_size
+        if self.size % patch:
+            raise ValueError(f"image_size {self.size} is not a multiple of the encoder's patch, {patch}")
+        self.width, self.num_tokens = model.config.hidden_size, (self.size // patch) ** 2 + 1
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Normalised pixels to tokens (B, M, C)."""
+        if isinstance(self.model, ConvEncoder):
+            return self.model(images_B3HW)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained_here):
             return self.model(pixel_values=images_B3HW).last_hidden_state
+
+
+def _pretrained_dino(name: str, revision: str | None) -> nn.Module:
+    from transformers import AutoModel, Dinov2Model
+
+    with from_hub(name):
+        model = AutoModel.from_pretrained(name, revision=revision, use_safetensors=True).requires_grad_(False).eval()
+    if not isinstance(model, Dinov2Model):
+        raise ValueError(f"image encoder {name!r} is a {type(model).__name__}, not a Dinov2Model")
+    return model
 
 
 class StoredEncoder(nn.Module):

@@ -112,12 +112,14 @@ def _codec(flags: Any) -> tuple[Any, str]:
 def condition_widths(model: Any) -> tuple[int, int | None, int]:
     """Width of the text's vector and of an image token, and how many of these."""
     from g3pt.conditions import NONE, SMALL, SMALL_IMAGE, SMALL_TEXT
+    from g3pt.conv_encoder import grid_tokens
 
     text = SMALL_TEXT["hidden_size"] if model.text_encoder == SMALL else CLIP_WIDTH
     if model.image_encoder == NONE:
         return text, None, 0
-    image = SMALL_IMAGE["hidden_size"] if model.image_encoder == SMALL else DINO_WIDTH
-    return text, image, (model.image_size // DINO_PATCH) ** 2 + 1
+    if model.image_encoder == SMALL:
+        return text, SMALL_IMAGE["widths"][-1], grid_tokens(model.image_size, len(SMALL_IMAGE["widths"]))
+    return text, DINO_WIDTH, (model.image_size // DINO_PATCH) ** 2 + 1
 
 
 def _at_once(train: Any, flags: Any) -> int:

@@ -122,6 +122,24 @@ def test_an_image_encoder_of_another_kind_is_refused(pretrained):
         ImageEncoder(str(pretrained / "clip"), size=28)
 
 
-def test_image_size_must_fit_the_patches():
+def test_image_size_must_fit_the_patches_of_a_pretrained_encoder(pretrained):
     with pytest.raises(ValueError, match="image_size 50 is not a multiple"):
-        ImageEncoder(size=50)
+        ImageEncoder(str(pretrained / "dino"), size=50)
+
+
+@pytest.mark.parametrize("size", [20, 56])
+def test_the_small_image_encoder_reads_any_size_and_tells_pictures_apart(size):
+    torch.manual_seed(0)
+    encoder, images_B3HW = ImageEncoder(size=size), torch.randn(2, 3, size, size)
+    tokens_BMC = encoder(images_B3HW)
+    assert tokens_BMC.shape == (2, encoder.num_tokens, encoder.width) == (2, (-(-size // 16)) ** 2, 64)
+    torch.testing.assert_close(encoder(images_B3HW[1:]), tokens_BMC[1:], rtol=1e-4, atol=1e-5)
+    assert (tokens_BMC[0] - tokens_BMC[1]).abs().max() > 0.1
+    tokens_BMC.square().sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+
+
+def test_an_image_encoder_of_before_the_convolutions_is_a_dinov2():
+    old = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2, "patch_size": 14, "use_mask_token": False}
+    encoder = ImageEncoder(size=56, small=old)
+    assert encoder.width == 64 and encoder(torch.zeros(1, 3, 56, 56)).shape == (1, encoder.num_tokens, 64) == (1, 17, 64)
