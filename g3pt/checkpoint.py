@@ -15,7 +15,8 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from g3pt.config import from_dict
 from g3pt.storage import Location, location, write_atomic
@@ -64,7 +65,9 @@ class Pretrained:
             raise ValueError(f"{folder}: holds a {values['kind']!r} model, not a {cls.kind!r} one")
         model = cls.from_export_config(values)
         assert isinstance(model, nn.Module)
-        model.load_state_dict(load_file(folder / WEIGHTS_NAME))
+        tensors = load_file(folder / WEIGHTS_NAME)
+        _check_finite(tensors, folder / WEIGHTS_NAME)
+        model.load_state_dict(tensors)
         return model.eval()
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
@@ -78,6 +81,13 @@ class Pretrained:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+
+
+def _check_finite(tensors: dict[str, Tensor], file: Path) -> None:
+    """A ValueError for weights that are no numbers: sampling would give the same codes for any prompt and say nothing."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{file}: tensor {name} has values that are not finite; export the run again, or fetch the file anew")
 
 
 def find_export(path: str | Path) -> Path:

@@ -141,9 +141,9 @@ def _image(row: dict[str, Any]) -> Any:
 
 
 def _guidance(row: dict[str, Any]) -> dict[str, Any]:
-    """What a row says of guidance; SampleConfig checks it."""
+    """What a row says of guidance; SampleConfig checks it. Its `cfg` stands for both conditions, whatever the flags say of one."""
     found = {name: per_scale(name, row.get(name)) for name in ("cfg", "cfg_text", "cfg_image")}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None or found["cfg"] is not None}
 
 
 def _check_utf8(**values: str | None) -> None:

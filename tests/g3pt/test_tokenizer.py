@@ -11,6 +11,7 @@ from g3pt.config import CVQConfig, TrainConfig, cvq_preset, from_dict
 from g3pt.diagnostics import diagnose, eval_batches
 from g3pt.tokenizer import CVQ
 from g3pt.training import fit
+from tests.g3pt.tiny import tiny_tokenizer
 
 TINY = CVQConfig(
     scales=(1, 3, 6, 8), width=16, num_heads=2, encoder_layers=1, decoder_layers=1, num_points=128, num_encode_points=128,
@@ -228,6 +229,15 @@ def test_an_export_loads_as_it_was(model: CVQ, tmp_path) -> None:
     again = CVQ.from_pretrained(model.save_pretrained(tmp_path / "export"))
     assert torch.equal(again.encode(surface_BP6), model.encode(surface_BP6)) and again.config == model.config
     assert sorted(p.name for p in (tmp_path / "export").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path) -> None:
+    model = tiny_tokenizer()
+    with torch.no_grad():
+        model.cqt.base.view(-1)[0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model.safetensors: tensor cqt.base has values that are not finite; export the run again"):
+        CVQ.from_pretrained(tmp_path)
 
 
 def test_from_pretrained_names_what_is_wrong(tmp_path) -> None:

@@ -190,7 +190,7 @@ def test_guidance_of_text_and_image_and_lists_for_a_row(model, tmp_path):
     generate(settings(model, tmp_path, prompts=write_prompts(tmp_path, rows), cfg_image="1.5", top_k="0,4,4,4"), use_ray=False)
     found = {r["id"]: r for r in manifest(tmp_path)}
     assert [(found[k]["cfg"], found[k]["cfg_text"], found[k]["cfg_image"]) for k in ("plain", "apart", "listed", "typed")] == [
-        (1.0, 1.0, 1.5), (3.0, 0.5, 1.5), (None, None, 1.5), (1.0, 1.0, None)]  # fmt: skip
+        (1.0, 1.0, 1.5), (3.0, 0.5, 3.0), (None, None, None), (1.0, 1.0, None)]  # fmt: skip
     assert json.loads(found["listed"]["sampling"])["cfg"] == [0, 1, 2, 2.5] and found["listed"]["top_k"] is None
     assert "cfg has 2 numbers, but the model has 4 scales" in found["short"]["error"]
     assert "cfg_text must be a number, or one a scale with commas between them, got 'much'" in found["words"]["error"]
