@@ -4,13 +4,14 @@
     python benchmarks/generator.py --output FOLDER          # the table of what is there
     python benchmarks/generator.py --list                   # the rows and what they change
 
-Each row is a CAR of one preset, text only, with the changes listed in ROWS, trained on the same codes of the same tokenizer in the same order
+Each row is a CAR of one preset, text only but for the rows of pictures, with the changes listed in ROWS, trained on the same codes of the same tokenizer in the same order
 for the same number of steps. Changes that no user would want as an option are made here (CONTROLS). Figures:
   nats     cross-entropy of a test object's codes given its caption, summed over its tokens
   family   share of samples whose nearest training object is of the prompted family, with Wilson's 95 % interval; half of the captions are absent
            from training. Nearest: by IoU of occupancies at fixed points in the box, both decoded by the tokenizer from codes (no meshes: cheap)
   short    the same for prompts with attributes left out (`g3pt.captions.shorten`), one in four with none left
   attributes  share of the stated attributes found on the first samples' meshes at 64 cells, of seen and of unseen captions (procedural shapes only)
+  pictures share of samples of the family of a test object whose first view alone was given, and share of its attributes (rows of pictures)
   Chamfer  median distance of the first samples' surfaces, at 32 cells, to that nearest object's stored surface
 Samples are drawn under each of GUIDANCE with the same seeds. CPU seconds are those of this process, one thread. A row that is done is skipped.
 """
@@ -37,15 +38,17 @@ from g3pt import metrics, reading
 from g3pt.attention import KVCache, Levels, UnitAttention, block_causal
 from g3pt.captions import shorten
 from g3pt.car import G3PT
+from g3pt.conditions import ImageEncoder
 from g3pt.config import car_preset
 from g3pt.datasets import open_dataset
 from g3pt.decoding import decode_meshes
 from g3pt.geometry.surface import sample_surface
+from g3pt.pictures import prepare_image
 from g3pt.sampling import SampleConfig
 from g3pt.shapes import caption_family
 from g3pt.shapes.measure import measure_any
 from g3pt.training import fit
-from pipelines.generator_prompts import choose_prompts
+from pipelines.generator_prompts import attributes_of, choose_prompts
 from pipelines.stage_car import CARStage
 from pipelines.tokens import encode_dataset, load_codes, tokens_kind
 from pipelines.training_jobs import car_spec
@@ -61,6 +64,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "progressive.5": {"progressive_share": 0.5},
     "power0": {"scale_loss_power": 0.0},
     "power1": {"scale_loss_power": 1.0},
+    "pictures": {"image_encoder": "small"},
+    "pictures_even": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5},
+    "pictures_dino": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5},
+    "pictures_alone": {"image_encoder": "small", "drop_text": 1.0, "drop_image": 0.1},
     "plain_attention": {},
     "no_levels": {},
     "no_positions": {},
@@ -111,7 +118,15 @@ def added_text(model: G3PT) -> None:
     car.condition, car.embed = keep, lambda *given: embed(*given) + known[0][:, None]
 
 
+def small_dino(model: G3PT) -> None:
+    """The image encoder of exports before the convolutions: a DINOv2 of two layers over patches of 14 pixels."""
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2, "patch_size": 14, "use_mask_token": False}
+    model.image_encoder = ImageEncoder(size=model.config.image_size, small=shape)
+    model.car.num_prefix = model.image_encoder.num_tokens
+
+
 CONTROLS: dict[str, Callable[[G3PT], None]] = {
+    "pictures_dino": small_dino,
     "plain_attention": plain_attention,
     "no_levels": functools.partial(without, "levels"),
     "no_positions": functools.partial(without, "positions"),
@@ -123,9 +138,11 @@ class Judge:
     """The training objects as the tokenizer decodes them, to find each sample's nearest one."""
 
     def __init__(self, stage: CARStage, data: str, tokenizer: str) -> None:
-        self.tokenizer, codes = stage.model.tokenizer, load_codes(open_dataset(data), tokens_kind(tokenizer))
+        info = open_dataset(data)
+        self.tokenizer, codes = stage.model.tokenizer, load_codes(info, tokens_kind(tokenizer))
         self.train = reading.load_arrays(data, "train", ("id", "caption", "category", "eval_surface"))
-        self.held = reading.load_arrays(data, "test", ("id", "caption", "category"))
+        views = ("views",) * (info.config.num_views > 0)
+        self.held = reading.load_arrays(data, "test", ("id", "caption", "category", *views))
         self.points_Q3 = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(NUM_POINTS) * 1.9 - 0.95
         self.inside_NQ = self.occupancies(torch.from_numpy(np.stack([codes[i] for i in self.train["id"]]).astype(np.int64)))
         held_BS = torch.from_numpy(np.stack([codes[i] for i in self.held["id"]]).astype(np.int64))
@@ -182,7 +199,7 @@ def short_prompts(prompts: list[str]) -> list[str]:
 def run_row(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
     """Train and measure one row; a dict of figures."""
     model, train = car_preset(flags.preset)
-    model = dataclasses.replace(model, image_encoder="none", **ROWS[name])
+    model = dataclasses.replace(model, **{"image_encoder": "none"} | ROWS[name])
     train = dataclasses.replace(train, steps=flags.steps, seed=seed, log_every=50, eval_every=flags.steps)
     started, records = time.process_time(), []
     stage = CARStage(car_spec(flags.data, flags.tokenizer, flags.preset, model, train))
@@ -193,6 +210,8 @@ def run_row(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
     row = {"row": name, "seed": seed, "steps": flags.steps, "changes": ROWS[name], "train_seconds": time.process_time() - started}
     row |= {"ce": [record["ce"] for record in records], "nats_by_scale": [test[f"test_ce_scale_{k}"] for k in range(1, len(stage.model.scales) + 1)]}
     row["nats"] = sum(t * ce for t, ce in zip(stage.model.scales, row["nats_by_scale"], strict=True))
+    if "test_ce_image" in test:
+        row["nats_from_pictures"] = test["test_ce_image"] * sum(stage.model.scales)
     row["nats_unconditional"] = test["test_ce_unconditional"] * sum(stage.model.scales)
     return row | judged(stage, flags)
 
@@ -214,6 +233,13 @@ def judged(stage: CARStage, flags: argparse.Namespace) -> dict[str, Any]:
                 row["chamfer"] = judge.chamfer(codes_BS)
             if kind == "family" and name == "constant 2":
                 row["attributes"] = judge.attributes(codes_BS, prompts)
+    if stage.model.image is not None:
+        count = min(flags.samples, len(judge.held["id"]))
+        shown = [prepare_image(views[0], stage.model.config.image_size) for views in judge.held["views"][:count]]
+        codes_BS = stage.model.sample_codes([None] * count, shown, range(count), GUIDANCE["constant 2"], batch=32)
+        row["pictures"] = judge.family(codes_BS, list(judge.held["category"][:count]))
+        asked = zip(judge.held["caption"][:NUM_MEASURED], judge.held["category"][:NUM_MEASURED], strict=True)
+        row["pictures"] |= judge.attributes(codes_BS, [{"family": family, "unseen": True, "attributes": attributes_of(text)} for text, family in asked])
     return row | {"judge_seconds": time.process_time() - started}
 
 
@@ -221,7 +247,7 @@ def table(folder: Path) -> str:
     """Markdown of all rows found."""
     rows = [json.loads(path.read_text()) for path in folder.glob("*-s*.json")]
     rows.sort(key=lambda row: (list(ROWS).index(row["row"]), row["steps"], row["seed"]))
-    names = ["row", "steps", "seed", "CPU s", "nats", "by scale", *(f"family, {name}" for name in GUIDANCE), *(f"short, {name}" for name in SHORT), "attributes seen, unseen", "Chamfer"]
+    names = ["row", "steps", "seed", "CPU s", "nats", "by scale", *(f"family, {name}" for name in GUIDANCE), *(f"short, {name}" for name in SHORT), "attributes seen, unseen", "pictures: family, attributes, nats", "Chamfer"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     return "\n".join(lines + ["| " + " | ".join(cells(row)) + " |" for row in rows])
 
@@ -231,7 +257,8 @@ def cells(row: dict[str, Any]) -> list[str]:
     shares = [f"{one['share']:.3f} ({one['interval'][0]:.2f} to {one['interval'][1]:.2f})" for one in found]
     by_scale = " ".join(f"{ce:.2f}" for ce in row["nats_by_scale"])
     attributes = ", ".join(f"{share:.3f}" for share in row.get("attributes", {}).values())
-    return [row["row"], str(row["steps"]), str(row["seed"]), f"{row['train_seconds']:.0f}", f"{row['nats']:.0f}", by_scale, *shares, attributes, "" if row["chamfer"] is None else f"{row['chamfer']:.4f}"]
+    pictures = f"{row['pictures']['share']:.3f}, {row['pictures']['unseen']:.3f}, {row['nats_from_pictures']:.0f}" if "pictures" in row else ""
+    return [row["row"], str(row["steps"]), str(row["seed"]), f"{row['train_seconds']:.0f}", f"{row['nats']:.0f}", by_scale, *shares, attributes, pictures, "" if row["chamfer"] is None else f"{row['chamfer']:.4f}"]
 
 
 def main() -> None:
