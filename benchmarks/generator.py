@@ -67,6 +67,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "pictures": {"image_encoder": "small"},
     "pictures_even": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5},
     "pictures_dino": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5},
+    "pictures_aligned": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5, "image_text_weight": 1.0},
     "pictures_alone": {"image_encoder": "small", "drop_text": 1.0, "drop_image": 0.1},
     "plain_attention": {},
     "no_levels": {},

@@ -118,6 +118,7 @@ class CARConfig:
     progressive_share: float = 0.0  # share of the steps, at the start, that train only the coarser half of the scales
     drop_text: float = 0.1  # share of training objects that lose their text, independently of
     drop_image: float = 0.3  # the share that loses its image
+    image_text_weight: float = 0.0  # of the loss that pulls what a picture says towards what its caption says (g3pt/car.py)
     drop_phrases: float = 0.0  # share of training objects whose caption loses attributes at random (g3pt/captions.py)
     text_encoder: str = "small"  # "small": trained here, jointly; else a hub id or a folder of CLIPTextModel
     text_revision: str | None = None
@@ -133,6 +134,7 @@ class CARConfig:
         _require(self.factor_values >= 2, f"factor_values must be at least 2, got {self.factor_values}")
         for name in ("drop_text", "drop_image", "drop_phrases", "code_noise", "bit_flip", "progressive_share"):
             _require(0 <= getattr(self, name) <= 1, f"{name} must be a share in [0, 1], got {getattr(self, name)}")
+        _require(self.image_text_weight >= 0, f"image_text_weight must not be negative, got {self.image_text_weight}")
         _require(not (self.code_noise and self.bit_flip), f"code_noise {self.code_noise} and bit_flip {self.bit_flip} exclude each other")
 
     @property

@@ -124,10 +124,14 @@ class CAR(nn.Module):
 
     def condition(self, text_BC: Tensor, image_BMC: Tensor | None) -> Tensor:
         """Text vector and mean image token to what modulates every layer, (B, D)."""
+        return F.silu(self.modulator(text_BC, image_BMC))
+
+    def modulator(self, text_BC: Tensor, image_BMC: Tensor | None) -> Tensor:
+        """The same before its activation, where the two conditions add up."""
         pooled_BD = self.text(text_BC)
         if self.num_prefix:
             pooled_BD = pooled_BD + self.image_pool(image_BMC.mean(dim=1))
-        return F.silu(pooled_BD)
+        return pooled_BD
 
     def embed(self, aligned_BTA: Tensor | None, batch: int, first: int, last: int) -> Tensor:
         """Input tokens of scales `first` up to, not including, `last`: start or aligned tokens, plus level and position."""

@@ -11,7 +11,7 @@ from g3pt.config import CAR_PRESETS, CVQ_PRESETS, CARConfig
 from g3pt.heads import BitHead, CodeHead, build_head, code_factors
 from g3pt.sampling import SampleConfig
 from g3pt.transformer import CAR, Block
-from tests.g3pt.tiny import random_batch, tiny_g3pt, tiny_tokenizer
+from tests.g3pt.tiny import given_conditions, random_batch, tiny_g3pt, tiny_tokenizer
 
 
 def test_a_later_scale_cannot_change_an_earlier_logit():
@@ -20,7 +20,7 @@ def test_a_later_scale_cannot_change_an_earlier_logit():
     scales, changed = model.scales, dict(batch)
 
     def hidden(codes_BS):
-        text_BC, image_BMC = model._conditions(batch)
+        text_BC, image_BMC = given_conditions(model, batch)
         return model.car(model.aligned_inputs(codes_BS), text_BC, image_BMC)
 
     with torch.no_grad():
@@ -63,11 +63,25 @@ def test_text_and_image_change_the_output():
 def test_the_mean_image_token_modulates_every_layer():
     model = tiny_g3pt().eval()
     with torch.no_grad():
-        text_BC, image_BMC = model._conditions(random_batch(model))
+        text_BC, image_BMC = given_conditions(model, random_batch(model))
         condition_BD = model.car.condition(text_BC, image_BMC)
         shuffled_BMC = image_BMC.flip(1)  # same mean, other tokens
         torch.testing.assert_close(model.car.condition(text_BC, shuffled_BMC), condition_BD, rtol=1e-4, atol=1e-5)
         assert (model.car.condition(text_BC, image_BMC.flip(0)) - condition_BD).abs().amax() > 1e-3
+
+
+def test_a_picture_learns_to_say_what_its_caption_says_and_no_caption_the_reverse():
+    model = tiny_g3pt(image_text_weight=1.0).train()
+    batch = random_batch(model)
+    gap = model._image_text_gap(*model._encoded(batch), torch.ones(4, dtype=torch.bool))
+    gap.backward()
+    moved = {name.split(".")[0] if "encoder" in name else name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert moved == {"image_encoder", "car.image_pool.weight", "car.image_pool.bias", "car.text.weight", "car.text.bias", "car.null_text"}
+    half_B = torch.tensor([True, False, False, False])
+    alone = {name: value[:1] for name, value in batch.items()}
+    torch.testing.assert_close(model._image_text_gap(*model._encoded(batch), half_B), model._image_text_gap(*model._encoded(alone), half_B[:1]) / 4)
+    loss, logs = model(batch)
+    assert logs["image_text_gap"] > 0 and "image_text_gap" not in model.eval()(batch)[1] and torch.isfinite(loss)
 
 
 @pytest.mark.parametrize("head", ["digits", "joint", "bits"])
@@ -246,7 +260,7 @@ def test_flops_equal_those_that_torch_counts(image_encoder, head):
     model = tiny_g3pt(image_encoder=image_encoder, head=head).eval()
     batch = random_batch(model, 1)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        text_BC, image_BMC = model._conditions(batch)
+        text_BC, image_BMC = given_conditions(model, batch)
         aligned_BTA = model.aligned_inputs(batch["codes_BS"])
         with FlopCounterMode(display=False) as counter:
             model.car.head.cross_entropy(model.car(aligned_BTA, text_BC, image_BMC), batch["codes_BS"])

@@ -12,7 +12,7 @@ from g3pt import flops
 from g3pt.config import CAR_PRESETS, CVQ_PRESETS, CVQConfig, TrainConfig
 from g3pt.tokenizer import CVQ
 from tests.g3pt.test_tokenizer import TINY, first_batch
-from tests.g3pt.tiny import random_batch, tiny_g3pt
+from tests.g3pt.tiny import given_conditions, random_batch, tiny_g3pt
 
 VARIANTS = [
     {},
@@ -66,7 +66,7 @@ def test_a_generator_s_activations_are_near_what_autograd_saves() -> None:
     model = tiny_g3pt(image_encoder="none").train()
     batch = random_batch(model, 8)
     with torch.no_grad():
-        text_BC, _ = model._conditions(batch)
+        text_BC, _ = given_conditions(model, batch)
         aligned_BTA = model.aligned_inputs(batch["codes_BS"])
     blocks, saved = model.car.blocks, 0
     hidden_BSD, condition_BD = model.car.embed(aligned_BTA, 8, 0, len(model.scales)), model.car.condition(text_BC, None)

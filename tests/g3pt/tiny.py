@@ -49,3 +49,8 @@ def random_batch(model: G3PT, size: int = 4, seed: int = 0) -> dict[str, Tensor]
         "images_B3HW": torch.randn(size, 3, pixels, pixels, generator=generator),
         "has_image_B": present_B.clone(),
     }
+
+
+def given_conditions(model: G3PT, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """What the transformer is given of a batch: encoded, and dropped at random while training."""
+    return model._dropped(batch, *model._encoded(batch))

@@ -25,6 +25,7 @@ from pipelines.features import store_features
 from pipelines.runs import RunSpec
 from pipelines.stage_car import CARStage
 from tests.g3pt.test_conditions import pretrained  # noqa: F401 (a fixture: small encoders, saved as a hub stores them)
+from tests.g3pt.tiny import given_conditions
 from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
 
 HERE = Pool(use_ray=False)
@@ -127,7 +128,7 @@ def test_stored_and_live_features_train_the_same(
     batches = zip(live.batches(8), stored.batches(8), strict=True)
     for ours, theirs in itertools.islice(batches, 3):
         assert torch.equal(ours["codes_BS"], theirs["codes_BS"]) and torch.equal(ours["has_image_B"], theirs["has_image_B"])
-        for computed, kept in zip(live.model.eval()._conditions(ours), stored.model.eval()._conditions(theirs), strict=True):
+        for computed, kept in zip(given_conditions(live.model.eval(), ours), given_conditions(stored.model.eval(), theirs), strict=True):
             torch.testing.assert_close(kept, computed, rtol=1e-3, atol=2e-3)
     records: list[list[dict]] = [[], []]
     for run, seen in zip((live, stored), records, strict=True):
