@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(VENV)/bin/python jobs/quickstart.py
 
 test: $(STAMP)
-	$(VENV)/bin/python tests/both_tiers.py
+	$(VENV)/bin/python tests/all_tiers.py
 
 fast: $(STAMP)
 	$(VENV)/bin/python -m pytest -m "not slow and not soak"
