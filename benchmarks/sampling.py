@@ -38,8 +38,8 @@ from g3pt.config import CAR_PRESETS, CARConfig, CVQConfig, car_preset, cvq_prese
 from g3pt.sampling import SampleConfig, sample_codes
 from g3pt.tokenizer import CVQ
 from g3pt.transformer import CAR
+from pipelines.training_plan import condition_widths
 
-TEXT_WIDTH, IMAGE_WIDTH, PATCH = 96, 64, 14  # of the small encoders
 CODECS = {"micro": "micro", "small": "small", "base": "base"}  # the tokenizer of a generator's preset: of its name, else
 SMALL_CODEC, LARGE_CODEC = "nano", "paper"
 RADIUS = 0.6
@@ -52,7 +52,7 @@ class Bare(G3PT):
         nn.Module.__init__(self)
         self.config, self.frozen = config, {}
         self.tokenizer = CVQ(codec).requires_grad_(False).eval()
-        self.car = CAR(config, codec, TEXT_WIDTH, IMAGE_WIDTH, (config.image_size // PATCH) ** 2 + 1)
+        self.car = CAR(config, codec, *condition_widths(config))
 
 
 def build(preset: str, model: str | None) -> G3PT:
