@@ -118,7 +118,7 @@ class CARConfig:
     progressive_share: float = 0.0  # share of the steps, at the start, that train only the coarser half of the scales
     drop_text: float = 0.1  # share of training objects that lose their text, independently of
     drop_image: float = 0.3  # the share that loses its image
-    image_text_weight: float = 0.0  # of the loss that pulls what a picture says towards what its caption says (g3pt/car.py)
+    image_text_weight: float = 4.0  # of the loss that pulls what a picture says towards what its caption says (g3pt/car.py)
     drop_phrases: float = 0.0  # share of training objects whose caption loses attributes at random (g3pt/captions.py)
     text_encoder: str = "small"  # "small": trained here, jointly; else a hub id or a folder of CLIPTextModel
     text_revision: str | None = None
@@ -202,7 +202,12 @@ CVQ_PRESETS: dict[str, tuple[CVQConfig, TrainConfig]] = {
 # Small sizes are named by their parameters; from 0.1B on, VAR's rule: width = 64 x depth, heads = depth.
 # 18 x depth x width^2 parameters each, without embeddings and head. From nano on a size is 1.5 to 2.9 times the one before:
 # twelve points over three and a half decades for a scaling study. The demo's sweep trains 5k to 150k.
-PRETRAINED: dict[str, Any] = {"text_encoder": "openai/clip-vit-large-patch14", "image_encoder": "facebook/dinov2-large", "image_size": 224}
+PRETRAINED: dict[str, Any] = {
+    "text_encoder": "openai/clip-vit-large-patch14",
+    "image_encoder": "facebook/dinov2-large",
+    "image_size": 224,
+    "image_text_weight": 0.0,  # DINOv2 knows pictures already; not measured
+}
 CAR_PRESETS: dict[str, tuple[CARConfig, TrainConfig]] = {
     "5k":    (CARConfig(depth=1, width=16, num_heads=1),   TrainConfig(steps=1200, batch_size=16, learning_rate=6e-3, ema_decay=0.99)),
     "20k":   (CARConfig(depth=1, width=32, num_heads=2),   TrainConfig(steps=1200, batch_size=16, learning_rate=4e-3, ema_decay=0.99)),
