@@ -118,13 +118,13 @@ def quickstart(flags: QuickstartFlags) -> str:
 
 
 def make_shapes(demo: Demo) -> str | None:
-    """Procedural objects to Parquet, one rendered view each."""
+    """Procedural objects to Parquet, four rendered views each."""
     from pipelines.preprocess import preprocess
     from pipelines.preprocess_config import PreprocessConfig
 
     config = PreprocessConfig(
         source="shapes", output=demo.data, limit=demo.flags.num_shapes, num_shards=max(2, demo.flags.num_shapes // 32), resolution=RESOLUTION,
-        views=1, view_size=64, num_surface=4096, num_sharp=512, num_queries=8192, seed=demo.flags.seed,
+        views=4, view_size=64, num_surface=4096, num_sharp=512, num_queries=8192, seed=demo.flags.seed,
     )  # fmt: skip
     return preprocess(config)
 
