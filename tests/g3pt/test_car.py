@@ -195,7 +195,7 @@ def test_progressive_training_starts_with_the_coarser_half():
 
 
 def test_code_noise_changes_inputs_only_while_training():
-    model = tiny_g3pt(code_noise=0.9, drop_text=0, drop_image=0)
+    model = tiny_g3pt(code_noise=0.9, drop_text=0, drop_image=0, image_text_weight=0)
     batch = random_batch(model)
     torch.manual_seed(1)  # not the seed of the batch: noise would repeat its codes
     noisy = model.train()(batch)[0]
