@@ -1,5 +1,5 @@
 # make demo   the whole pipeline at toy size, with its report      (15 minutes on 2 cores after the installation)
-# make test   the fast and the slow tests, side by side            (half an hour on 2 cores)
+# make test   all tests, in two lanes side by side                  (26 minutes on 2 cores)
 # make fast   the fast tests alone
 # make soak   the long fault runs, 20 kills a stage                (by hand)
 # make lint   ruff
