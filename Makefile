@@ -1,4 +1,4 @@
-# make demo   the whole pipeline at toy size, with its report      (12 to 21 minutes on 2 cores, installed)
+# make demo   the whole pipeline at toy size, with its report      (about 20 minutes on 2 slow cores, installed)
 # make test   all tests, in two lanes side by side                  (26 minutes on 2 cores)
 # make fast   the fast tests alone
 # make soak   the long fault runs, 20 kills a stage                (by hand)

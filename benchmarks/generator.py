@@ -65,10 +65,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "power0": {"scale_loss_power": 0.0},
     "power1": {"scale_loss_power": 1.0},
     "pictures": {"image_encoder": "small"},
-    "pictures_even": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5},
-    "pictures_dino": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5},
+    "pictures_even": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5, "image_text_weight": 0.0},
+    "pictures_dino": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5, "image_text_weight": 0.0},
     "pictures_aligned": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5, "image_text_weight": 1.0},
-    "pictures_alone": {"image_encoder": "small", "drop_text": 1.0, "drop_image": 0.1},
     "plain_attention": {},
     "no_levels": {},
     "no_positions": {},
@@ -176,7 +175,6 @@ class Judge:
                 cloud = sample_surface(mesh.vertices, mesh.faces, 2048, np.random.default_rng(0))[:, :3]
                 found.append(metrics.chamfer(cloud, self.train["eval_surface"][k][:2048, :3].astype(np.float64)))
         return float(np.median(found)) if found else None
-
 
     def attributes(self, codes_BS: Tensor, prompts: list[dict[str, Any]]) -> dict[str, float]:
         """Share of the stated attributes that the first rows' meshes show, by whether the caption was trained on."""

@@ -166,7 +166,7 @@ class G3PT(nn.Module, Pretrained):
     def _image_text_gap(self, text_BC: Tensor, image_BMC: Tensor, both_B: Tensor) -> Tensor:
         """Mean square of the difference between what a picture alone and its caption alone give to the layer norms' modulation.
 
-        Ours. Only the picture's side learns from it. Why: from codes alone a small image encoder learns very slowly (LOG.md, 2026-11-28).
+        Ours. What the caption says stands still; pictures learn to say it (and the null text, which stands beside them). Why: from codes alone a small image encoder learns very slowly (LOG.md, 2026-11-28).
         """
         said_BD = self.car.modulator(text_BC, self.car.null_image.expand_as(image_BMC)).detach()
         seen_BD = self.car.modulator(self.car.null_text.expand_as(text_BC), image_BMC)

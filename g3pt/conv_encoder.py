@@ -25,7 +25,7 @@ class ConvEncoder(nn.Module):
         """`widths` and `blocks`: channels and residual blocks of each stage; `num_layers` of attention follow."""
         super().__init__()
         stages: list[nn.Module] = []
-        for before, width, count in zip((3, *widths), widths, blocks, strict=False):
+        for before, width, count in zip((3, *widths[:-1]), widths, blocks, strict=True):
             stages.append(nn.Conv2d(before, width, 3, stride=2, padding=1))
             stages += [ResidualBlock(width) for _ in range(count)] or [nn.GroupNorm(1, width), nn.GELU()]
         self.stages = nn.Sequential(*stages)

@@ -64,7 +64,7 @@ def test_the_generator_answers_a_short_prompt() -> None:
 
 
 def test_the_generator_sees_what_a_picture_shows() -> None:
-    """Of one held-out object of each family its sample is nearest to, far more often than by chance."""
+    """Among one held-out object of each of 16 families a sample is nearest to the pictured one (the release before: .375)."""
     ids = {family: next(i for i in shape_ids() if i.startswith(f"shapes/{family}-") and split_of(i) == "test") for family in FAMILIES}
     shapes = [make_shape(i) for i in ids.values()]
     views = [render_views(clay(shape.vertices, shape.faces), 1, 64, 0)[0][0] for shape in shapes]
@@ -73,7 +73,7 @@ def test_the_generator_sees_what_a_picture_shows() -> None:
     meshes = decode_meshes(model.tokenizer, model.tokenizer.decode_latents(codes_BS), 32, 16)
     clouds, samples = ([sample_surface(one.vertices, one.faces, 1024, np.random.default_rng(0))[:, :3] for one in part] for part in (shapes, meshes))
     nearest = [int(np.argmin([chamfer(sample, cloud) for cloud in clouds])) for sample in samples]
-    assert np.mean(nearest == np.arange(len(shapes))) > 0.3, nearest
+    assert np.mean(nearest == np.arange(len(shapes))) > 0.5, nearest
 
 
 def test_no_prompt_of_the_test_was_trained_on() -> None:
