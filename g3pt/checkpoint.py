@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -57,17 +58,13 @@ class Pretrained:
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> Self:
         """Load an export folder, a finished run's folder, or a repository of the Hugging Face hub, in evaluation mode."""
-        from safetensors.torch import load_file
-
         folder = find_export(name) if Path(name).exists() else _download(str(name), revision)
         values = read_export_config(folder)
         if values["kind"] != cls.kind:
             raise ValueError(f"{folder}: holds a {values['kind']!r} model, not a {cls.kind!r} one")
         model = cls.from_export_config(values)
         assert isinstance(model, nn.Module)
-        tensors = load_file(folder / WEIGHTS_NAME)
-        _check_finite(tensors, folder / WEIGHTS_NAME)
-        model.load_state_dict(tensors)
+        model.load_state_dict(dict(_finite_tensors(folder / WEIGHTS_NAME)))
         return model.eval()
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
@@ -83,11 +80,26 @@ class Pretrained:
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
 
 
-def _check_finite(tensors: dict[str, Tensor], file: Path) -> None:
-    """A ValueError for weights that are no numbers: sampling would give the same codes for any prompt and say nothing."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{file}: tensor {name} has values that are not finite; export the run again, or fetch the file anew")
+def check_weights(path: str | Path) -> None:
+    """A ValueError for an export or finished run whose weights cannot be read or are no numbers, before workers start on it."""
+    for _ in _finite_tensors(find_export(path) / WEIGHTS_NAME):
+        pass
+
+
+def _finite_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors. With weights that are no numbers sampling would give the same codes for any prompt and say nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    remedy = "export the run again, or fetch the file anew"
+    try:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                tensor = opened.get_tensor(name)
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise ValueError(f"{file}: tensor {name} has values that are not finite; {remedy}")
+                yield name, tensor
+    except SafetensorError as error:
+        raise ValueError(f"{file}: cannot be read ({error}); {remedy}") from error
 
 
 def find_export(path: str | Path) -> Path:

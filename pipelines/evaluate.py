@@ -122,7 +122,7 @@ def evaluate(flags: EvaluateFlags) -> str | None:
     if flags.dry_run:
         print(f"would evaluate {flags.model} on split {flags.split} of {flags.data} and write {flags.output}")
         return None
-    from g3pt.checkpoint import export_hash, find_export, read_export_config
+    from g3pt.checkpoint import check_weights, export_hash, find_export, read_export_config
     from g3pt.datasets import open_dataset
     from pipelines.credits import write_credits
     from pipelines.environment import environment
@@ -134,6 +134,7 @@ def evaluate(flags: EvaluateFlags) -> str | None:
     with bad_input():
         export = find_export(flags.model).resolve()
         kind = read_export_config(export)["kind"]
+        check_weights(export)
         info = open_dataset(flags.data)
         if not info.splits.get(flags.split):
             raise ValueError(f"dataset {info.path} has no object in split {flags.split!r}")

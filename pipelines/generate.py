@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from g3pt.checkpoint import export_hash, read_export_config
+from g3pt.checkpoint import check_weights, export_hash, read_export_config
 from g3pt.conditions import NONE
 from g3pt.datasets import parquet_bytes
 from g3pt.sampling import SampleConfig
@@ -92,6 +92,7 @@ def _known_model(config: GenerateConfig) -> tuple[str, int]:
         num_scales = len(values["tokenizer"]["scales"])
         with naming_flags():
             config.sampling.check_scales(num_scales)
+        check_weights(config.model)
         return export_hash(config.model), num_scales
 
 

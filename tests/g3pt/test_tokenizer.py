@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from g3pt.batches import SurfaceBatches, rows_of
+from g3pt.checkpoint import check_weights
 from g3pt.config import CVQConfig, TrainConfig, cvq_preset, from_dict
 from g3pt.diagnostics import diagnose, eval_batches
 from g3pt.tokenizer import CVQ
@@ -238,6 +239,10 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"model.safetensors: tensor cqt.base has values that are not finite; export the run again"):
         CVQ.from_pretrained(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model.safetensors: cannot be read \(.*\); export the run again"):
+        check_weights(tmp_path)
 
 
 def test_from_pretrained_names_what_is_wrong(tmp_path) -> None:

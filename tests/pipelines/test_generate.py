@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from g3pt.car import G3PT
 from pipelines import generate as job
@@ -434,3 +436,14 @@ def test_ray_makes_what_the_plain_function_makes(model, tmp_path, ray_cluster):
     generate(settings(model, tmp_path / "alone", text="a chair", num=3), use_ray=False)
     generate(settings(model, tmp_path, text="a chair", num=3, num_workers=2))
     assert [r["sha256"] for r in manifest(tmp_path)] == [r["sha256"] for r in manifest(tmp_path / "alone")]
+
+
+def test_weights_that_are_no_numbers_are_bad_input(model, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["car.start"][0, 0] = float("nan")
+    save_file(tensors, broken / "model.safetensors")
+    with pytest.raises(UsageError, match="broken/model.safetensors: tensor car.start has values that are not finite"):
+        generate(settings(broken, tmp_path, text="a chair"), use_ray=False)
+    assert not (tmp_path / "out" / "manifest.parquet").exists()
