@@ -2,7 +2,7 @@
 # make test   all tests, in two lanes side by side                  (26 minutes on 2 cores)
 # make fast   the fast tests alone
 # make soak   the long fault runs, 20 kills a stage                (by hand)
-# make lint   ruff
+# make lint   ruff: format and rules
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
@@ -22,7 +22,7 @@ soak: $(STAMP)
 	$(VENV)/bin/python -m pytest -m soak
 
 lint: $(STAMP)
-	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check .
 
 clean:
 	rm -rf $(VENV) out

@@ -90,7 +90,13 @@ def run_row(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
     trained = cvq_preset(flags.preset)[0] if set(ROWS[name]) <= READS else model
     spec = cvq_spec(flags.data, flags.preset, trained, varied(config, flags.steps, seed))
     run_dir = train.train_run(spec, flags.output / "runs", num_workers=0)
-    row = {"row": name, "seed": seed, "steps": spec.config["train"]["steps"], "cvq_seconds": time.process_time() - started, "run": str(run_dir)}
+    row = {
+        "row": name,
+        "seed": seed,
+        "steps": spec.config["train"]["steps"],
+        "cvq_seconds": time.process_time() - started,
+        "run": str(run_dir),
+    }
     row |= {"scales": list(model.scales), "changes": ROWS[name], "records": val_curve(run_dir)}
     row |= last_record(run_dir)
     if trained != model:
@@ -123,7 +129,14 @@ def diagnosed(export: Path, data: str) -> dict[str, float]:
 
 def varied(config: Any, steps: int | None, seed: int) -> Any:
     steps = steps or config.steps
-    return dataclasses.replace(config, steps=steps, seed=seed, log_every=min(20, steps), eval_every=max(20, steps // 5 // 20 * 20), checkpoint_every=max(100, steps // 4))
+    return dataclasses.replace(
+        config,
+        steps=steps,
+        seed=seed,
+        log_every=min(20, steps),
+        eval_every=max(20, steps // 5 // 20 * 20),
+        checkpoint_every=max(100, steps // 4),
+    )
 
 
 def last_record(run_dir: Path) -> dict[str, float]:
@@ -156,9 +169,23 @@ def generator(tokenizer: Path, seed: int, flags: argparse.Namespace) -> dict[str
     row["nats_by_scale"] = [test[f"test_ce_scale_{k}"] for k in range(1, len(scales) + 1)]
     row["completion"] = completion(run_dir, flags.data)
     output = flags.output / "evaluations" / f"{run_dir.name}.json"
-    evaluate(EvaluateFlags(model=str(run_dir), data=flags.data, output=str(output), num_samples=flags.samples, num_image_samples=0, resolution=64, num_pictures=12))
+    evaluate(
+        EvaluateFlags(
+            model=str(run_dir),
+            data=flags.data,
+            output=str(output),
+            num_samples=flags.samples,
+            num_image_samples=0,
+            resolution=64,
+            num_pictures=12,
+        )
+    )
     found = json.loads(output.read_text())["metrics"]
-    return row | {"family": found["family_accuracy"], "family_interval": found["family_accuracy_interval_95"], "chamfer": found["nearest_chamfer_median"]}
+    return row | {
+        "family": found["family_accuracy"],
+        "family_interval": found["family_accuracy_interval_95"],
+        "chamfer": found["nearest_chamfer_median"],
+    }
 
 
 @torch.inference_mode()
@@ -181,11 +208,23 @@ def completion(run_dir: Path, data: str) -> list[float]:
     for k in range(len(model.scales) + 1):
         if k not in (0, 1, 2, 3, len(model.scales) // 2, len(model.scales)):
             continue
-        drawn_BS = sample_codes(model, text_BC, image, range(len(ids)), SampleConfig(), known_BS=codes_BS[:, : sum(model.scales[:k])])
+        drawn_BS = sample_codes(
+            model, text_BC, image, range(len(ids)), SampleConfig(), known_BS=codes_BS[:, : sum(model.scales[:k])]
+        )
         points_BQ3 = torch.from_numpy(arrays["volume_points"][:KNOWN, :4096].astype(np.float32))
         inside_BQ = np.stack([records.unpack_occupancy(packed)[:4096] for packed in arrays["volume_occupancy"][:KNOWN]])
-        guess_BQ = torch.cat([model.tokenizer.occupancy_logits(model.tokenizer.decode_latents(c), p) for c, p in zip(drawn_BS.split(16), points_BQ3.split(16), strict=True)]) > 0
-        found.append(float(np.mean([metrics.volume_iou(g, t) for g, t in zip(guess_BQ.numpy(), inside_BQ, strict=True)])))
+        guess_BQ = (
+            torch.cat(
+                [
+                    model.tokenizer.occupancy_logits(model.tokenizer.decode_latents(c), p)
+                    for c, p in zip(drawn_BS.split(16), points_BQ3.split(16), strict=True)
+                ]
+            )
+            > 0
+        )
+        found.append(
+            float(np.mean([metrics.volume_iou(g, t) for g, t in zip(guess_BQ.numpy(), inside_BQ, strict=True)]))
+        )
     return found
 
 
@@ -195,9 +234,14 @@ def table(folder: Path) -> str:
     for path in sorted(folder.glob("*-s*.json")):
         row = json.loads(path.read_text())
         rows.setdefault((row["row"], row["steps"]), []).append(row)
-    lines = ["| row | steps | seeds | CPU s | IoU by first k scales | continuous | agreement | nats | completion | family | Chamfer |", "|" + "---|" * 11]
+    lines = [
+        "| row | steps | seeds | CPU s | IoU by first k scales | continuous | agreement | nats | completion | family | Chamfer |",
+        "|" + "---|" * 11,
+    ]
     order = list(ROWS)
-    for (name, steps), found in sorted(rows.items(), key=lambda item: (order.index(item[0][0]) if item[0][0] in order else len(order), item[0])):
+    for (name, steps), found in sorted(
+        rows.items(), key=lambda item: (order.index(item[0][0]) if item[0][0] in order else len(order), item[0])
+    ):
         lines.append("| " + " | ".join(cells(name, steps, found)) + " |")
     return "\n".join(lines)
 
@@ -215,7 +259,10 @@ def cells(name: str, steps: int, found: list[dict[str, Any]]) -> list[str]:
         shown = shown if len(shown) <= 8 else (1, len(shown) // 2, len(shown))
         return " ".join(over(f"{key}_scale_{k}", digits).split(" ")[0] for k in shown)
 
-    completed = [np.mean([row["completion"][k] for row in found if "completion" in row]) for k in range(len(found[0].get("completion", [])))]
+    completed = [
+        np.mean([row["completion"][k] for row in found if "completion" in row])
+        for k in range(len(found[0].get("completion", [])))
+    ]
     return [name, str(steps), str(len(found)), over("cvq_seconds", 0), by_scale("test_iou") + (" (" + over("test_iou") + ")" if len(found) > 1 else ""), over("test_iou_continuous"),
             by_scale("test_agreement", 2), over("nats", 0), " ".join(f"{v:.3f}" for v in completed), over("family"), over("chamfer", 4)]  # fmt: skip
 

@@ -94,9 +94,19 @@ def hardware() -> dict[str, Any]:
     """What the figures were measured on."""
     import torch
 
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": names[0] if names else "unknown", "cores": os.cpu_count(), "gpu": gpu, "torch": torch.__version__, "load": os.getloadavg()}
+    return {
+        "cpu": names[0] if names else "unknown",
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "torch": torch.__version__,
+        "load": os.getloadavg(),
+    }
 
 
 def main() -> None:
@@ -114,11 +124,27 @@ def main() -> None:
     if flags.case:
         print(json.dumps(measure(flags, *map(int, flags.case.split(",")))))
         return
-    cases = [(r, c) for r in map(int, flags.resolutions.split(",")) for c in dict.fromkeys((default_coarse(r), r)) if c != r or r <= flags.dense]
-    print(f"{'cells':>6} {'from':>5} {'s':>8} {'cpu s':>8} {'field s':>8} {'clean s':>8} {'evaluations':>12} {'of dense':>9} {'peak MB':>8} {'vertices':>9}")
+    cases = [
+        (r, c)
+        for r in map(int, flags.resolutions.split(","))
+        for c in dict.fromkeys((default_coarse(r), r))
+        if c != r or r <= flags.dense
+    ]
+    print(
+        f"{'cells':>6} {'from':>5} {'s':>8} {'cpu s':>8} {'field s':>8} {'clean s':>8} {'evaluations':>12} {'of dense':>9} {'peak MB':>8} {'vertices':>9}"
+    )
     rows = []
     for resolution, coarse in cases:
-        command = [sys.executable, __file__, "--model", flags.model, "--data", flags.data, "--case", f"{resolution},{coarse}"]
+        command = [
+            sys.executable,
+            __file__,
+            "--model",
+            flags.model,
+            "--data",
+            flags.data,
+            "--case",
+            f"{resolution},{coarse}",
+        ]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         rows.append(found)
         print(f"{resolution:6d} {coarse:5d} {found['seconds']:8.2f} {found['cpu_seconds']:8.2f} {found['field_seconds']:8.2f} {found['clean_seconds']:8.2f} {found['evaluations']:12,d} "

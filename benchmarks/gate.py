@@ -52,7 +52,9 @@ def overfit(tokenizer: CVQ, arrays: dict[str, Any], preset: str, steps: int) -> 
     model_config, train = car_preset(preset)
     torch.manual_seed(0)
     model = G3PT(dataclasses.replace(model_config, image_encoder="none", drop_text=0.0), tokenizer)
-    data = ConditionedCodes(model, {"id": arrays["id"], "caption": arrays["caption"], "codes": np.stack(arrays["codes"])})
+    data = ConditionedCodes(
+        model, {"id": arrays["id"], "caption": arrays["caption"], "codes": np.stack(arrays["codes"])}
+    )
     batch = data.batch(list(range(len(data))), [0] * len(data))
     train = dataclasses.replace(train, steps=steps, batch_size=len(data), log_every=max(1, steps // 6))
 
@@ -72,16 +74,24 @@ def measure(model: G3PT, arrays: dict[str, Any], resolution: int) -> tuple[list[
     """A row and three pictures an object."""
     from g3pt.sampling import SampleConfig
 
-    drawn_BS = model.sample_codes(arrays["caption"], [None] * len(arrays["id"]), range(len(arrays["id"])), SampleConfig(cfg=0.0))
+    drawn_BS = model.sample_codes(
+        arrays["caption"], [None] * len(arrays["id"]), range(len(arrays["id"])), SampleConfig(cfg=0.0)
+    )
     rows, pictures = [], []
     for k, caption in enumerate(arrays["caption"]):
         true_S = torch.from_numpy(arrays["codes"][k])
-        row: dict[str, Any] = {"id": arrays["id"][k], "caption": caption, "codes_equal": float((drawn_BS[k] == true_S).float().mean())}
+        row: dict[str, Any] = {
+            "id": arrays["id"][k],
+            "caption": caption,
+            "codes_equal": float((drawn_BS[k] == true_S).float().mean()),
+        }
         pictures.append((*cloud_mesh(arrays["eval_surface"][k]), caption[:40]))
         for name, codes_S in (("reconstruction", true_S), ("sample", drawn_BS[k])):
             (mesh,) = decode_meshes(model.tokenizer, model.tokenizer.decode_latents(codes_S[None]), resolution)
             row[name] = distance(mesh.vertices, mesh.faces, arrays["eval_surface"][k]) if mesh.status == "ok" else None
-            pictures.append((mesh.vertices, mesh.faces, f"{name} {row[name]:.4f}" if row[name] else f"{name} {mesh.status}"))
+            pictures.append(
+                (mesh.vertices, mesh.faces, f"{name} {row[name]:.4f}" if row[name] else f"{name} {mesh.status}")
+            )
         rows.append(row)
     return rows, pictures
 
@@ -107,13 +117,31 @@ def main() -> None:
     model = overfit(tokenizer, arrays, flags.preset, flags.steps)
     rows, pictures = measure(model, arrays, flags.resolution)
     both = [row for row in rows if row["reconstruction"] is not None and row["sample"] is not None]
-    means = {name: float(np.mean([row[name] for row in both])) if both else None for name in ("reconstruction", "sample")}
+    means = {
+        name: float(np.mean([row[name] for row in both])) if both else None for name in ("reconstruction", "sample")
+    }
     ratio = means["sample"] / means["reconstruction"] if both else None
     passed = ratio is not None and len(both) == len(rows) and ratio <= BOUND
     for row in rows:
-        print(f"  {row['caption'][:48]:48} reconstruction {row['reconstruction'] or float('nan'):.4f}  sample {row['sample'] or float('nan'):.4f}  codes equal {row['codes_equal']:.2f}")
-    print(f"gate {'passed' if passed else 'FAILED'}: Chamfer {means['sample']} of samples against {means['reconstruction']} of reconstructions, {len(both)} of {len(rows)} with both meshes; ratio {ratio}")
-    flags.output.write_text(json.dumps({"passed": passed, "ratio": ratio, **means, "scales": tokenizer.config.scales, "steps": flags.steps, "objects": rows}, indent=1))
+        print(
+            f"  {row['caption'][:48]:48} reconstruction {row['reconstruction'] or float('nan'):.4f}  sample {row['sample'] or float('nan'):.4f}  codes equal {row['codes_equal']:.2f}"
+        )
+    print(
+        f"gate {'passed' if passed else 'FAILED'}: Chamfer {means['sample']} of samples against {means['reconstruction']} of reconstructions, {len(both)} of {len(rows)} with both meshes; ratio {ratio}"
+    )
+    flags.output.write_text(
+        json.dumps(
+            {
+                "passed": passed,
+                "ratio": ratio,
+                **means,
+                "scales": tokenizer.config.scales,
+                "steps": flags.steps,
+                "objects": rows,
+            },
+            indent=1,
+        )
+    )
     draw_pictures(pictures, flags.output.with_suffix(".png"), len(pictures), 6)
     sys.exit(not passed)
 

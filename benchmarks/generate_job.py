@@ -39,7 +39,10 @@ from pipelines.sample_records import SampleFolder, identity
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENIZER = REPOSITORY / "weights" / "g3pt-nano-cvq"
-WORDS = ("a low", "a tall", "a wide", "a narrow", "a small"), ("chair", "table", "car", "boat", "lamp", "cup", "plane", "bed")
+WORDS = (
+    ("a low", "a tall", "a wide", "a narrow", "a small"),
+    ("chair", "table", "car", "boat", "lamp", "cup", "plane", "bed"),
+)
 MESH_BYTES = 1024
 ORPHANS_S = 20  # in which workers of a killed job end what they have in hand, and themselves
 
@@ -69,7 +72,13 @@ def job(name: str, **flags: object) -> Done:
     out, err = process.communicate()
     if process.returncode != 0:
         raise SystemExit(f"jobs/{name}.py failed:\n{err[-2000:]}")
-    return Done(path=out.splitlines()[-1].removeprefix("result: "), said=err, seconds=time.time() - began, cpu_s=watch.cpu_s, peak_mb=watch.peak_mb)
+    return Done(
+        path=out.splitlines()[-1].removeprefix("result: "),
+        said=err,
+        seconds=time.time() - began,
+        cpu_s=watch.cpu_s,
+        peak_mb=watch.peak_mb,
+    )
 
 
 def small_model(work: Path) -> str:
@@ -81,7 +90,10 @@ def small_model(work: Path) -> str:
 def write_prompts(file: Path, count: int) -> Path:
     """Texts that a demo could have."""
     adjectives, nouns = WORDS
-    rows = ({"id": f"p{k:06d}", "text": f"{adjectives[k % 5]} {nouns[k // 5 % 8]}, number {k}", "seed": k} for k in range(count))
+    rows = (
+        {"id": f"p{k:06d}", "text": f"{adjectives[k % 5]} {nouns[k // 5 % 8]}, number {k}", "seed": k}
+        for k in range(count)
+    )
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
@@ -96,7 +108,10 @@ def whole_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, An
     rows = pq.read_table(output / "manifest.parquet").to_pylist()
     ok = [row for row in rows if row["status"] == "ok"]
     tokens = sum(read_export_config(model)["tokenizer"]["scales"])
-    parts = {name: sum(row[name] or 0 for row in rows) / len(rows) for name in ("seconds_sampling", "seconds_decoding", "seconds_writing")}
+    parts = {
+        name: sum(row[name] or 0 for row in rows) / len(rows)
+        for name in ("seconds_sampling", "seconds_decoding", "seconds_writing")
+    }
     again = job("generate", **given)
     start_up, work_s = made[0] - began, made[-1] - made[0]
     return {"prompts": len(rows), "ok": len(ok), "made_before": before, "seconds": first.seconds, "cpu_s": first.cpu_s, "peak_mb": first.peak_mb,
@@ -109,7 +124,13 @@ def whole_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, An
 def job_flags(flags: argparse.Namespace, model: str, work: Path, folder: str) -> dict[str, Any]:
     """What the job is started with, for an output folder below `work`."""
     prompts = write_prompts(work / "prompts.jsonl", flags.prompts)
-    return {"model": model, "prompts": prompts, "output": work / folder, "num_workers": flags.num_workers, "resolution": flags.resolution}
+    return {
+        "model": model,
+        "prompts": prompts,
+        "output": work / folder,
+        "num_workers": flags.num_workers,
+        "resolution": flags.resolution,
+    }
 
 
 def killed_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, Any]:
@@ -127,8 +148,17 @@ def killed_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, A
     time.sleep(ORPHANS_S)
     kept = {file: file.stat().st_mtime_ns for file in (output / "samples").rglob("*.json")}
     resumed = job("generate", **given)
-    ours, theirs = ({row["sample"]: (row["status"], row["sha256"]) for row in pq.read_table(folder / "manifest.parquet").to_pylist()} for folder in (output, whole))
-    ours_files, theirs_files = ({str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.glb")} for folder in (output, whole))
+    ours, theirs = (
+        {
+            row["sample"]: (row["status"], row["sha256"])
+            for row in pq.read_table(folder / "manifest.parquet").to_pylist()
+        }
+        for folder in (output, whole)
+    )
+    ours_files, theirs_files = (
+        {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.glb")}
+        for folder in (output, whole)
+    )
     return {"killed_at": len(found), "made_at_restart": len(kept), "made_twice": sum(file.stat().st_mtime_ns != at for file, at in kept.items()),
             "seconds": resumed.seconds, "cpu_s": resumed.cpu_s, "rows": len(ours), "rows_that_differ": sum(ours.get(name) != row for name, row in theirs.items()),
             "files": len(ours_files), "files_that_differ": sum(ours_files.get(name) != data for name, data in theirs_files.items()),
@@ -137,18 +167,33 @@ def killed_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, A
 
 def scan(count: int, model: str, work: Path) -> dict[str, Any]:
     """A finished folder of so many tiny meshes, made here, and what a started job and its manifest read of it."""
-    config = GenerateConfig(model=model, output=str(work / f"scan-{count}"), prompts=str(write_prompts(work / f"prompts-{count}.jsonl", count)))
+    config = GenerateConfig(
+        model=model,
+        output=str(work / f"scan-{count}"),
+        prompts=str(write_prompts(work / f"prompts-{count}.jsonl", count)),
+    )
     model_hash, mesh = export_hash(model), bytes(MESH_BYTES)
     folder, found = SampleFolder.begin(Path(config.output), count), {"samples": count}
     began = time.process_time(), time.time()
     samples = plan(config)
     found["plan_cpu_s"] = time.process_time() - began[0]
     if not folder.record_file(samples[-1]).is_file():
-        record = {"status": "ok", "error": "", "sha256": hashlib.sha256(mesh).hexdigest(), "faces": 2, "vertices": 4, "seconds": 0.1, "note": "", "tokens_per_s": 1.0}
+        record = {
+            "status": "ok",
+            "error": "",
+            "sha256": hashlib.sha256(mesh).hexdigest(),
+            "faces": 2,
+            "vertices": 4,
+            "seconds": 0.1,
+            "note": "",
+            "tokens_per_s": 1.0,
+        }
         for sample in samples:
             file = folder.mesh_file(sample, "glb")
             (folder.output / file).write_bytes(mesh)
-            folder.record_file(sample).write_text(json.dumps({"identity": identity(config, sample, model_hash), "file": file, **record}))
+            folder.record_file(sample).write_text(
+                json.dumps({"identity": identity(config, sample, model_hash), "file": file, **record})
+            )
     began = time.process_time(), time.time()
     assert all(folder.is_done(sample, identity(config, sample, model_hash)) for sample in samples)
     found |= {"scan_cpu_s": time.process_time() - began[0], "scan_s": time.time() - began[1]}
@@ -165,20 +210,29 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=1000, help="0 leaves the job out")
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--resolution", type=int, default=32)
-    parser.add_argument("--kill-at", type=int, default=500, help="samples made when the second job is killed; 0 leaves it out")
+    parser.add_argument(
+        "--kill-at", type=int, default=500, help="samples made when the second job is killed; 0 leaves it out"
+    )
     parser.add_argument("--scan", type=int, default=100_000, help="0 leaves the scan out")
     parser.add_argument("--output", default="")
     flags = parser.parse_args()
     work = Path(flags.work).resolve()
     work.mkdir(parents=True, exist_ok=True)
     model = str(Path(flags.model).resolve()) if flags.model else small_model(work)
-    report: dict[str, Any] = {"machine": machine.about("torch", "ray"), "model": model, "resolution": flags.resolution, "num_workers": flags.num_workers}
+    report: dict[str, Any] = {
+        "machine": machine.about("torch", "ray"),
+        "model": model,
+        "resolution": flags.resolution,
+        "num_workers": flags.num_workers,
+    }
     parts = {"scan": (flags.scan, lambda: scan(flags.scan, model, work)), "job": (flags.prompts, lambda: whole_job(flags, model, work)),
              "killed": (flags.prompts and flags.kill_at, lambda: killed_job(flags, model, work))}  # fmt: skip
     for name, (wanted, part) in parts.items():
         if wanted:
             report[name] = part()
-            print(f"{name}:", *(f"  {key:18} {value:,.4g}" for key, value in report[name].items()), sep="\n", flush=True)
+            print(
+                f"{name}:", *(f"  {key:18} {value:,.4g}" for key, value in report[name].items()), sep="\n", flush=True
+            )
     if flags.output:
         Path(flags.output).write_text(json.dumps(report, indent=1) + "\n")
         print(f"result: {flags.output}")

@@ -93,12 +93,16 @@ def plain_attention(model: G3PT) -> None:
         block.attention.forward = functools.partial(dot_product_attention, block.attention, 1 / math.sqrt(width))
 
 
-def dot_product_attention(attention: UnitAttention, scale: float, x_BND: Tensor, levels: Levels | None = None, cache: KVCache | None = None) -> Tensor:
+def dot_product_attention(
+    attention: UnitAttention, scale: float, x_BND: Tensor, levels: Levels | None = None, cache: KVCache | None = None
+) -> Tensor:
     """`UnitAttention.forward` without its norm."""
     query, key, value = attention.to_qkv(x_BND).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     if cache is not None:
         key, value = cache.append(key, value)
-    return attention.to_out(block_causal(query * scale, key, value, levels or (x_BND.shape[1],)).transpose(1, 2).flatten(2))
+    return attention.to_out(
+        block_causal(query * scale, key, value, levels or (x_BND.shape[1],)).transpose(1, 2).flatten(2)
+    )
 
 
 def without(name: str, model: G3PT) -> None:
@@ -120,7 +124,14 @@ def added_text(model: G3PT) -> None:
 
 def small_dino(model: G3PT) -> None:
     """The image encoder of exports before the convolutions: a DINOv2 of two layers over patches of 14 pixels."""
-    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2, "patch_size": 14, "use_mask_token": False}
+    shape = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "mlp_ratio": 2,
+        "patch_size": 14,
+        "use_mask_token": False,
+    }
     model.image_encoder = ImageEncoder(size=model.config.image_size, small=shape)
     model.car.num_prefix = model.image_encoder.num_tokens
 
@@ -144,14 +155,28 @@ class Judge:
         views = ("views",) * (info.config.num_views > 0)
         self.held = reading.load_arrays(data, "test", ("id", "caption", "category", *views))
         self.points_Q3 = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(NUM_POINTS) * 1.9 - 0.95
-        self.inside_NQ = self.occupancies(torch.from_numpy(np.stack([codes[i] for i in self.train["id"]]).astype(np.int64)))
+        self.inside_NQ = self.occupancies(
+            torch.from_numpy(np.stack([codes[i] for i in self.train["id"]]).astype(np.int64))
+        )
         held_BS = torch.from_numpy(np.stack([codes[i] for i in self.held["id"]]).astype(np.int64))
-        self.ceiling = float(np.mean([self.train["category"][k] == c for k, c in zip(self.nearest(held_BS), self.held["category"], strict=True)]))
+        self.ceiling = float(
+            np.mean(
+                [
+                    self.train["category"][k] == c
+                    for k, c in zip(self.nearest(held_BS), self.held["category"], strict=True)
+                ]
+            )
+        )
 
     @torch.inference_mode()
     def occupancies(self, codes_BS: Tensor) -> Tensor:
         """Occupancies (B, Q) at the fixed points, as 0.0 and 1.0."""
-        parts = [self.tokenizer.occupancy_logits(self.tokenizer.decode_latents(part), self.points_Q3.expand(len(part), -1, -1)) for part in codes_BS.split(16)]
+        parts = [
+            self.tokenizer.occupancy_logits(
+                self.tokenizer.decode_latents(part), self.points_Q3.expand(len(part), -1, -1)
+            )
+            for part in codes_BS.split(16)
+        ]
         return (torch.cat(parts) > 0).float()
 
     def nearest(self, codes_BS: Tensor) -> list[int]:
@@ -163,7 +188,9 @@ class Judge:
 
     def family(self, codes_BS: Tensor, families: list[str]) -> dict[str, Any]:
         """Share of rows of the right family, with its interval."""
-        right = [self.train["category"][k] == family for k, family in zip(self.nearest(codes_BS), families, strict=True)]
+        right = [
+            self.train["category"][k] == family for k, family in zip(self.nearest(codes_BS), families, strict=True)
+        ]
         return {"share": float(np.mean(right)), "interval": list(metrics.wilson_interval(sum(right), len(right)))}
 
     def chamfer(self, codes_BS: Tensor) -> float | None:
@@ -182,7 +209,9 @@ class Judge:
         meshes = decode_meshes(self.tokenizer, self.tokenizer.decode_latents(codes_BS[:NUM_MEASURED]), 64, 16)
         for mesh, prompt in zip(meshes, prompts, strict=False):
             shown = measure_any(prompt["family"], mesh.vertices, mesh.faces) if len(mesh.faces) else {}
-            found["unseen" if prompt["unseen"] else "seen"] += [shown.get(slot) == value for slot, value in (prompt["attributes"] or {}).items()]
+            found["unseen" if prompt["unseen"] else "seen"] += [
+                shown.get(slot) == value for slot, value in (prompt["attributes"] or {}).items()
+            ]
         return {name: float(np.mean(hits)) for name, hits in found.items() if hits}
 
 
@@ -204,10 +233,26 @@ def run_row(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
     stage = CARStage(car_spec(flags.data, flags.tokenizer, flags.preset, model, train))
     with torch.no_grad():
         CONTROLS.get(name, lambda model: None)(stage.model)
-    fit(model=stage.model, batches=stage.batches, config=stage.train_config, report=lambda record: records.append(record) or print(f"{name} {record['step']} {record['ce']:.4f}", flush=True))
+    fit(
+        model=stage.model,
+        batches=stage.batches,
+        config=stage.train_config,
+        report=lambda record: (
+            records.append(record) or print(f"{name} {record['step']} {record['ce']:.4f}", flush=True)
+        ),
+    )
     test = stage.final(stage.model)
-    row = {"row": name, "seed": seed, "steps": flags.steps, "changes": ROWS[name], "train_seconds": time.process_time() - started}
-    row |= {"ce": [record["ce"] for record in records], "nats_by_scale": [test[f"test_ce_scale_{k}"] for k in range(1, len(stage.model.scales) + 1)]}
+    row = {
+        "row": name,
+        "seed": seed,
+        "steps": flags.steps,
+        "changes": ROWS[name],
+        "train_seconds": time.process_time() - started,
+    }
+    row |= {
+        "ce": [record["ce"] for record in records],
+        "nats_by_scale": [test[f"test_ce_scale_{k}"] for k in range(1, len(stage.model.scales) + 1)],
+    }
     row["nats"] = sum(t * ce for t, ce in zip(stage.model.scales, row["nats_by_scale"], strict=True))
     if "test_ce_image" in test:
         row["nats_from_pictures"] = test["test_ce_image"] * sum(stage.model.scales)
@@ -238,7 +283,9 @@ def judged(stage: CARStage, flags: argparse.Namespace) -> dict[str, Any]:
         codes_BS = stage.model.sample_codes([None] * count, shown, range(count), GUIDANCE["constant 2"], batch=32)
         row["pictures"] = judge.family(codes_BS, list(judge.held["category"][:count]))
         asked = zip(judge.held["caption"][:NUM_MEASURED], judge.held["category"][:NUM_MEASURED], strict=True)
-        row["pictures"] |= judge.attributes(codes_BS, [{"family": family, "unseen": True, "attributes": attributes_of(text)} for text, family in asked])
+        row["pictures"] |= judge.attributes(
+            codes_BS, [{"family": family, "unseen": True, "attributes": attributes_of(text)} for text, family in asked]
+        )
     return row | {"judge_seconds": time.process_time() - started}
 
 
@@ -246,7 +293,19 @@ def table(folder: Path) -> str:
     """Markdown of all rows found."""
     rows = [json.loads(path.read_text()) for path in folder.glob("*-s*.json")]
     rows.sort(key=lambda row: (list(ROWS).index(row["row"]), row["steps"], row["seed"]))
-    names = ["row", "steps", "seed", "CPU s", "nats", "by scale", *(f"family, {name}" for name in GUIDANCE), *(f"short, {name}" for name in SHORT), "attributes seen, unseen", "pictures: family, attributes, nats", "Chamfer"]
+    names = [
+        "row",
+        "steps",
+        "seed",
+        "CPU s",
+        "nats",
+        "by scale",
+        *(f"family, {name}" for name in GUIDANCE),
+        *(f"short, {name}" for name in SHORT),
+        "attributes seen, unseen",
+        "pictures: family, attributes, nats",
+        "Chamfer",
+    ]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     return "\n".join(lines + ["| " + " | ".join(cells(row)) + " |" for row in rows])
 
@@ -256,8 +315,23 @@ def cells(row: dict[str, Any]) -> list[str]:
     shares = [f"{one['share']:.3f} ({one['interval'][0]:.2f} to {one['interval'][1]:.2f})" for one in found]
     by_scale = " ".join(f"{ce:.2f}" for ce in row["nats_by_scale"])
     attributes = ", ".join(f"{share:.3f}" for share in row.get("attributes", {}).values())
-    pictures = f"{row['pictures']['share']:.3f}, {row['pictures']['unseen']:.3f}, {row['nats_from_pictures']:.0f}" if "pictures" in row else ""
-    return [row["row"], str(row["steps"]), str(row["seed"]), f"{row['train_seconds']:.0f}", f"{row['nats']:.0f}", by_scale, *shares, attributes, pictures, "" if row["chamfer"] is None else f"{row['chamfer']:.4f}"]
+    pictures = (
+        f"{row['pictures']['share']:.3f}, {row['pictures']['unseen']:.3f}, {row['nats_from_pictures']:.0f}"
+        if "pictures" in row
+        else ""
+    )
+    return [
+        row["row"],
+        str(row["steps"]),
+        str(row["seed"]),
+        f"{row['train_seconds']:.0f}",
+        f"{row['nats']:.0f}",
+        by_scale,
+        *shares,
+        attributes,
+        pictures,
+        "" if row["chamfer"] is None else f"{row['chamfer']:.4f}",
+    ]
 
 
 def main() -> None:
@@ -271,7 +345,12 @@ def main() -> None:
         if not path.exists():
             encode_dataset(flags.data, flags.tokenizer, use_ray=False)  # what is there already is skipped
             path.write_text(json.dumps(run_row(name, seed, flags), indent=1))
-            print(table(flags.output).splitlines()[0], f"| {' | '.join(cells(json.loads(path.read_text())))} |", sep="\n", flush=True)
+            print(
+                table(flags.output).splitlines()[0],
+                f"| {' | '.join(cells(json.loads(path.read_text())))} |",
+                sep="\n",
+                flush=True,
+            )
     print(table(flags.output))
 
 

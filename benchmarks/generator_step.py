@@ -91,7 +91,9 @@ def count(name: str, config: CARConfig, codec: CVQConfig) -> dict[str, Any]:
     with counter:  # a second time it begins at zero
         loss.backward()
     parameters = sum(p.numel() for p in model.parameters())
-    memory = flops.training_memory(parameters, flops.car_activations(config, model.tokens + model.car.num_prefix, 1, "fp32"))
+    memory = flops.training_memory(
+        parameters, flops.car_activations(config, model.tokens + model.car.num_prefix, 1, "fp32")
+    )
     return {
         "preset": name, "tokens": model.tokens, "parameters": parameters,
         "forward_flop": forward, "forward_formula": model.car.flops_per_object,
@@ -102,7 +104,9 @@ def count(name: str, config: CARConfig, codec: CVQConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure(name: str, config: CARConfig, codec: CVQConfig, train: TrainConfig, flags: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def measure(
+    name: str, config: CARConfig, codec: CVQConfig, train: TrainConfig, flags: argparse.Namespace, device: torch.device
+) -> dict[str, Any]:
     """One row of the table."""
     timer, on_gpu = Timer(device, flags.threads), device.type == "cuda"
     with device:
@@ -116,7 +120,9 @@ def measure(name: str, config: CARConfig, codec: CVQConfig, train: TrainConfig, 
         torch.cuda.reset_peak_memory_stats(device)
     seconds = timer.seconds(lambda: trainer.step(batch), flags.steps) / train.batch_size
     memory = flops.training_memory(
-        parameters, flops.car_activations(config, model.tokens + model.car.num_prefix, train.batch_size // parts, train.precision), precision=train.precision
+        parameters,
+        flops.car_activations(config, model.tokens + model.car.num_prefix, train.batch_size // parts, train.precision),
+        precision=train.precision,
     )
     rate, work = matrix_rate(device, train.precision, timer), 3 * model.car.flops_per_object / seconds
     return {
@@ -131,7 +137,11 @@ def measure(name: str, config: CARConfig, codec: CVQConfig, train: TrainConfig, 
 
 def show_count(row: dict[str, Any]) -> None:
     """What was counted, in words."""
-    gib = {key: value / 2**30 for key, value in row.items() if value and ("bytes" in key or key == "activations_formula_fp32")}
+    gib = {
+        key: value / 2**30
+        for key, value in row.items()
+        if value and ("bytes" in key or key == "activations_formula_fp32")
+    }
     kept = f"{gib['kept_bytes_fp32']:.2f} of an object" if "kept_bytes_fp32" in gib else "not counted"
     print(
         f"{row['preset']}: {row['parameters'] / 1e6:.1f} M parameters, {row['tokens']} tokens; an object's forward pass {row['forward_flop'] / 1e12:.4g} TFLOP "
@@ -180,7 +190,9 @@ def main() -> None:
             train = dataclasses.replace(train, precision=flags.precision or train.precision)
             rows.append(measure(name, config, codec, train, flags, device))
             show(rows[-1])
-        flags.output.write_text(json.dumps({"commit": commit(), "hardware": hardware(device, flags.threads), "rows": rows}, indent=1) + "\n")
+        flags.output.write_text(
+            json.dumps({"commit": commit(), "hardware": hardware(device, flags.threads), "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,14 @@ from g3pt.storage import is_remote, location  # noqa: E402
 CATEGORIES = ("chair", "table", "lamp", "car", "plant", "tool", "house", "animal")
 LICENCES = ("CC0-1.0", "CC-BY-4.0", "MIT")
 PARQUET = b"PAR1"  # in place of a shard: a plan looks at its size
-SHOWN = {"plan": "plan", "fingerprint": "fingerprint", "done": "start: all done", "one stale": "start: one shard stale", "dataset.json": "dataset.json", "bucket": "start on a bucket: all done"}
+SHOWN = {
+    "plan": "plan",
+    "fingerprint": "fingerprint",
+    "done": "start: all done",
+    "one stale": "start: one shard stale",
+    "dataset.json": "dataset.json",
+    "bucket": "start on a bucket: all done",
+}
 
 
 # ------------------------------------------------------------------------------------------------------- what is there
@@ -50,7 +57,9 @@ def write_manifest(folder: Path, num_objects: int) -> int:
         for number in range(num_objects):
             name = id_of(number)
             author = f"author{number % 9973}"
-            file.write(f"{name},{name[:2]}/{name}.glb,{LICENCES[number % 3]},{author},https://example.org/{name},Object {number},{CATEGORIES[number % 8]}\n")
+            file.write(
+                f"{name},{name[:2]}/{name}.glb,{LICENCES[number % 3]},{author},https://example.org/{name},Object {number},{CATEGORIES[number % 8]}\n"
+            )
     return (folder / "manifest.csv").stat().st_size
 
 
@@ -63,7 +72,9 @@ def config_of(folder: Path, num_shards: int | None = None, output: str | None = 
     """The flags of the command that is planned."""
     from pipelines.preprocess_config import PreprocessConfig
 
-    return PreprocessConfig(source="dir", input=str(folder), output=output or str(folder / "data"), num_shards=num_shards)
+    return PreprocessConfig(
+        source="dir", input=str(folder), output=output or str(folder / "data"), num_shards=num_shards
+    )
 
 
 def fabricate(config: Any) -> None:
@@ -85,7 +96,9 @@ def fabricate(config: Any) -> None:
             "files": {name: [[f"{name[:2]}/{name}.glb", -1, 0]] for name in ids}, "bytes": len(PARQUET), "sha256": "0" * 64,
         }  # fmt: skip
         sidecar["inputs_sha256"] = inputs_hash(known(config, found, sidecar))
-        writers.submit((folder / f"{records.shard_name(task.index)}.json").write_bytes, json.dumps(sidecar, indent=1).encode())
+        writers.submit(
+            (folder / f"{records.shard_name(task.index)}.json").write_bytes, json.dumps(sidecar, indent=1).encode()
+        )
         writers.submit((folder / f"{records.shard_name(task.index)}.parquet").write_bytes, PARQUET)
     writers.shutdown()
 
@@ -110,7 +123,17 @@ def sum_up(num_objects: int) -> dict[str, Any]:
         tally = Tally()
         for index in range(num_shards):
             content = {id_of(number): "0" * 64 for number in range(index, num_objects, num_shards)}
-            tally.add(index, {"sha256": "0" * 64, "rows": len(content), "counts": {"ok": len(content)}, "failures": {}, "splits": {}, "content": content})
+            tally.add(
+                index,
+                {
+                    "sha256": "0" * 64,
+                    "rows": len(content),
+                    "counts": {"ok": len(content)},
+                    "failures": {},
+                    "splits": {},
+                    "content": content,
+                },
+            )
         tally.fingerprint("0" * 64)
     return {**asdict(summing), "num_shards": num_shards, "stale": 0}
 
@@ -127,10 +150,18 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     with machine.cost() as planning:
         plan = make_plan(config, Listing(config))
-    found = {**asdict(planning), "wall_s": time.monotonic() - started, "num_shards": plan.num_shards, "stale": len(plan.tasks), "current": len(plan.current.shards)}
+    found = {
+        **asdict(planning),
+        "wall_s": time.monotonic() - started,
+        "num_shards": plan.num_shards,
+        "stale": len(plan.tasks),
+        "current": len(plan.current.shards),
+    }
     if case["what"] == "done":
         with machine.cost() as writing:
-            datasets.write_dataset(location(config.output), config.record, config.settings, plan.num_shards, plan.current)
+            datasets.write_dataset(
+                location(config.output), config.record, config.settings, plan.num_shards, plan.current
+            )
         found["dataset_json"] = asdict(writing)
     return found
 
@@ -140,7 +171,9 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
 
 def child(**case: Any) -> dict[str, Any]:
     """`run_case` in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--case", json.dumps(case, default=str)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--case", json.dumps(case, default=str)], capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"{case} failed: {done.stderr.strip()[-500:]}")
     return {name: value for name, value in case.items() if name != "folder"} | json.loads(done.stdout.splitlines()[-1])
@@ -162,7 +195,9 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     for num_objects in flags.objects:
         with scratch(flags.folder) as folder:
             num_bytes = write_manifest(folder, num_objects)
-            rows.append(child(what="plan", folder=folder, objects=num_objects, num_shards=None) | {"manifest_bytes": num_bytes})
+            rows.append(
+                child(what="plan", folder=folder, objects=num_objects, num_shards=None) | {"manifest_bytes": num_bytes}
+            )
             print(line(rows[-1]), flush=True)
         rows.append(child(what="fingerprint", objects=num_objects))
         print(line(rows[-1]), flush=True)
@@ -197,7 +232,10 @@ def on_buckets(flags: argparse.Namespace) -> list[dict[str, Any]]:
             asked = server.requests()[before:]
             kinds = Counter("LIST" if "list-type" in request else request.split()[0] for request in set(asked))
             rows.append(row | {"requests": dict(kinds), "tried_again": len(asked) - kinds.total()})
-            print(f"{line(rows[-1])} {row['wall_s']:.0f} s, requests {dict(kinds)}, tried again {rows[-1]['tried_again']}", flush=True)
+            print(
+                f"{line(rows[-1])} {row['wall_s']:.0f} s, requests {dict(kinds)}, tried again {rows[-1]['tried_again']}",
+                flush=True,
+            )
     return rows
 
 
@@ -212,9 +250,19 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print a Markdown table row by row, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objects", type=lambda text: [int(part) for part in text.split(",") if part], default=[100_000, 1_000_000], help="sizes of new datasets to plan")
+    parser.add_argument(
+        "--objects",
+        type=lambda text: [int(part) for part in text.split(",") if part],
+        default=[100_000, 1_000_000],
+        help="sizes of new datasets to plan",
+    )
     parser.add_argument("--shards", type=int, default=100_000, help="finished shards to start on; 0 for none")
-    parser.add_argument("--bucket-shards", type=lambda text: [int(part) for part in text.split(",") if part], default=[], help="finished shards in a bucket to start on; default none")
+    parser.add_argument(
+        "--bucket-shards",
+        type=lambda text: [int(part) for part in text.split(",") if part],
+        default=[],
+        help="finished shards in a bucket to start on; default none",
+    )
     parser.add_argument("--per-shard", type=int, default=10, help="objects of a finished shard (mean)")
     parser.add_argument("--folder", type=Path, help="where to work; default the system's folder for temporary files")
     parser.add_argument("--output", type=Path, default=Path("planning.json"))

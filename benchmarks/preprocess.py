@@ -45,7 +45,9 @@ def convert(folder: Path, paths: list[str], resolution: int, views: int, repeat:
     from pipelines.sources import SourceObject
 
     (warm_up_with_views if views else warm_up)()
-    config = asdict(PreprocessConfig(source="dir", output="unused", input=str(folder), resolution=resolution, views=views))
+    config = asdict(
+        PreprocessConfig(source="dir", output="unused", input=str(folder), resolution=resolution, views=views)
+    )
     rows = []
     for path in paths:
         item = asdict(SourceObject(id=path, source="dir", content_sha256="", size=0, path=path))
@@ -54,10 +56,23 @@ def convert(folder: Path, paths: list[str], resolution: int, views: int, repeat:
             with traced() as stages, machine.cost() as total:
                 table = convert_object(item, config)
                 data = datasets.parquet_bytes(table)
-            runs.append({"seconds": total.seconds, "bytes": len(data), "stages": {name: asdict(found) for name, found in stages.items()}})
+            runs.append(
+                {
+                    "seconds": total.seconds,
+                    "bytes": len(data),
+                    "stages": {name: asdict(found) for name, found in stages.items()},
+                }
+            )
         best = min(runs, key=lambda run: run["seconds"])
         best["peak_mb"] = max(found["peak_mb"] for found in best["stages"].values())
-        rows.append({"path": path, "faces": table["num_faces"][0].as_py(), "solid_faces": table["solid_faces"][0].as_py(), **best})
+        rows.append(
+            {
+                "path": path,
+                "faces": table["num_faces"][0].as_py(),
+                "solid_faces": table["solid_faces"][0].as_py(),
+                **best,
+            }
+        )
     return rows
 
 
@@ -83,7 +98,9 @@ def _tetrahedron() -> tuple[np.ndarray, np.ndarray]:
     return corners, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
 
 
-def _common(vertices: np.ndarray, faces: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _common(
+    vertices: np.ndarray, faces: np.ndarray, resolution: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The mesh in [-0.95, 0.95]^3, the points, and which are further than two voxels from it."""
     from scipy.spatial import cKDTree
 
@@ -113,7 +130,11 @@ def child(flags: argparse.Namespace, **case: Any) -> Any:
     if case["kind"] == "convert":  # ours must not fail
         raise RuntimeError(f"{case}: exit {done.returncode}: {done.stderr[-2000:]}")
     words = done.stderr.strip().splitlines()
-    how = f"signal {-done.returncode} (limit: {flags.limit_s:.0f} CPU s)" if done.returncode < 0 else f"exit {done.returncode}"
+    how = (
+        f"signal {-done.returncode} (limit: {flags.limit_s:.0f} CPU s)"
+        if done.returncode < 0
+        else f"exit {done.returncode}"
+    )
     return {"error": f"{how}: {words[-1][:200] if words else ''}"}
 
 
@@ -138,8 +159,18 @@ def compare(flags: argparse.Namespace, folder: Path, paths: list[str], resolutio
                 if slow and number not in few:
                     continue
                 output = f"{scratch}/{number}-{method}.npz"
-                case = {"path": path, "resolution": resolution, "method": method, "repeat": 1 if slow else flags.repeat, "output": output}
-                row = child(flags, kind="label", folder=str(folder), **case) | {"path": path, "method": method, "resolution": resolution}
+                case = {
+                    "path": path,
+                    "resolution": resolution,
+                    "method": method,
+                    "repeat": 1 if slow else flags.repeat,
+                    "output": output,
+                }
+                row = child(flags, kind="label", folder=str(folder), **case) | {
+                    "path": path,
+                    "method": method,
+                    "resolution": resolution,
+                }
                 if "error" not in row:
                     found = np.load(output)
                     first = found if first is None else first
@@ -152,7 +183,10 @@ def compare(flags: argparse.Namespace, folder: Path, paths: list[str], resolutio
 def agreement(labels: np.ndarray, first: np.ndarray, far: np.ndarray) -> dict[str, float]:
     """IoU of what is inside, and the share of equal labels further than two voxels from the mesh."""
     union = (labels | first).sum()
-    return {"iou": float((labels & first).sum() / union) if union else 1.0, "equal_far": float((labels == first)[far].mean()) if far.any() else 1.0}
+    return {
+        "iou": float((labels & first).sum() / union) if union else 1.0,
+        "equal_far": float((labels == first)[far].mean()) if far.any() else 1.0,
+    }
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
@@ -160,10 +194,19 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     folder = Path(flags.meshes).resolve() if flags.meshes else preprocess_meshes.made()
     chosen = preprocess_meshes.chosen(folder, flags.count)
     paths = [path for path, _ in chosen]
-    report: dict[str, Any] = {"meshes": str(flags.meshes or "made"), "machine": machine.about(*PACKAGES), "stages": [], "methods": [], "sample": []}
+    report: dict[str, Any] = {
+        "meshes": str(flags.meshes or "made"),
+        "machine": machine.about(*PACKAGES),
+        "stages": [],
+        "methods": [],
+        "sample": [],
+    }
     common = {"kind": "convert", "folder": str(folder), "repeat": flags.repeat}
     for resolution in flags.resolutions:
-        report["stages"] += [found | {"resolution": resolution} for found in child(flags, paths=paths, resolution=resolution, views=flags.views, **common)]
+        report["stages"] += [
+            found | {"resolution": resolution}
+            for found in child(flags, paths=paths, resolution=resolution, views=flags.views, **common)
+        ]
         report["methods"] += compare(flags, folder, paths, resolution)
         if flags.sample:
             smallest = preprocess_meshes.smallest(folder, flags.sample)
@@ -176,13 +219,24 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure, print Markdown tables, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--meshes", type=Path, default=os.environ.get("G3PT_MESHES"), help="folder of meshes; default made ones")
+    parser.add_argument(
+        "--meshes", type=Path, default=os.environ.get("G3PT_MESHES"), help="folder of meshes; default made ones"
+    )
     parser.add_argument("--count", type=int, default=12, help="meshes over the range of face counts")
-    parser.add_argument("--resolutions", type=lambda text: [int(part) for part in text.split(",")], default=[64, 128, 256])
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(METHODS), help=f"methods of {','.join(METHODS)}, g3pt first")
+    parser.add_argument(
+        "--resolutions", type=lambda text: [int(part) for part in text.split(",")], default=[64, 128, 256]
+    )
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        default=list(METHODS),
+        help=f"methods of {','.join(METHODS)}, g3pt first",
+    )
     parser.add_argument("--slow-meshes", type=int, default=2, help=f"meshes for mesh2sdf from {SLOW_FROM} cells on")
     parser.add_argument("--views", type=int, default=4, help="views of an object; 0 for none")
-    parser.add_argument("--sample", type=int, default=0, help="objects whose mean gives the core-hours of a million; default none")
+    parser.add_argument(
+        "--sample", type=int, default=0, help="objects whose mean gives the core-hours of a million; default none"
+    )
     parser.add_argument("--repeat", type=int, default=3, help="runs, of which the cheapest counts")
     parser.add_argument("--limit-s", type=float, default=900.0, help="CPU seconds of one process")
     parser.add_argument("--output", type=Path, default=Path("preprocess.json"))

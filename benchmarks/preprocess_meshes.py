@@ -29,7 +29,9 @@ def chosen(folder: Path, count: int) -> list[tuple[str, int]]:
 
 def smallest(folder: Path, count: int) -> list[str]:
     """Paths of the `count` meshes with the smallest sha256(id)."""
-    return [path for _, path in sorted(_ids(folder), key=lambda item: hashlib.sha256(item[0].encode()).digest())[:count]]
+    return [
+        path for _, path in sorted(_ids(folder), key=lambda item: hashlib.sha256(item[0].encode()).digest())[:count]
+    ]
 
 
 def _ids(folder: Path) -> Iterator[tuple[str, str]]:
@@ -50,7 +52,9 @@ def made(folder: Path | None = None) -> Path:
 
     folder = folder or Path(tempfile.mkdtemp(prefix="g3pt-bench-"))
     shapes = {"box": trimesh.creation.box((1.0, 0.6, 0.4)), "torus": trimesh.creation.torus(1.0, 0.3)}
-    shapes |= {f"ball{k}": trimesh.creation.icosphere(k) for k in (2, 4, 6, 7)} | {"million": trimesh.creation.icosphere(8)}
+    shapes |= {f"ball{k}": trimesh.creation.icosphere(k) for k in (2, 4, 6, 7)} | {
+        "million": trimesh.creation.icosphere(8)
+    }
     for name, shape in shapes.items():
         shape.export(folder / f"{name}.ply")
     return folder

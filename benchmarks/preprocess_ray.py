@@ -50,7 +50,12 @@ class Clock:
         """End a phase, which began at the mark before."""
         now = self._now()
         wall, cpu, ray, whole = (new - old for new, old in zip(now, self._last, strict=True))
-        self.phases[phase] = {"wall_s": wall, "cpu_s": cpu, "ray_s": ray, "others": max(0.0, whole - cpu) / (wall * os.cpu_count())}
+        self.phases[phase] = {
+            "wall_s": wall,
+            "cpu_s": cpu,
+            "ray_s": ray,
+            "others": max(0.0, whole - cpu) / (wall * os.cpu_count()),
+        }
         self._last = now
 
     @staticmethod
@@ -104,7 +109,12 @@ def _plan(config: Any) -> Sequence[Any]:
 
 def _found(clock: Clock, sidecars: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = [value for sidecar in sidecars for value in sidecar["seconds"].values()]
-    return {"phases": clock.phases, "shards": sorted(sidecar["sha256"] for sidecar in sidecars), "objects": len(seconds), "object_seconds": sum(seconds)}
+    return {
+        "phases": clock.phases,
+        "shards": sorted(sidecar["sha256"] for sidecar in sidecars),
+        "objects": len(seconds),
+        "object_seconds": sum(seconds),
+    }
 
 
 def _small_task(config: Any, index: int) -> tuple[Any, Any]:
@@ -113,7 +123,9 @@ def _small_task(config: Any, index: int) -> tuple[Any, Any]:
     from pipelines.sources import SourceObject
 
     item = SourceObject(id=f"box-{index:06d}", source="shapes", content_sha256="0")
-    return ShardTask(index=index, num_shards=100, objects=[item], reason="new"), dataclasses.replace(config, source="shapes", output=f"{config.output}-warm")
+    return ShardTask(index=index, num_shards=100, objects=[item], reason="new"), dataclasses.replace(
+        config, source="shapes", output=f"{config.output}-warm"
+    )
 
 
 def _convert_one(config: Any, index: int) -> None:
@@ -162,14 +174,18 @@ def _make_workers_ready(config: Any) -> None:
 
 
 def _sandbox_children() -> list[int]:
-    return [pid for pid in machine.family(os.getpid()) if b"pipelines.sandbox" in machine.command_line(pid).split(b"\0")]
+    return [
+        pid for pid in machine.family(os.getpid()) if b"pipelines.sandbox" in machine.command_line(pid).split(b"\0")
+    ]
 
 
 def _side_by_side(clock: Clock, tasks: list[Any], config: Any) -> dict[str, Any]:
     """Two processes, each with the bare loop, which take the next shard from a common counter."""
     context = multiprocessing.get_context("spawn")
     taken, ready, done = context.Value("i", 0), context.Barrier(3), context.Queue()
-    loops = [context.Process(target=_bare_loop, args=(number, tasks, config, taken, ready, done)) for number in range(2)]
+    loops = [
+        context.Process(target=_bare_loop, args=(number, tasks, config, taken, ready, done)) for number in range(2)
+    ]
     for process in loops:
         process.start()
     ready.wait()
@@ -201,11 +217,22 @@ def _bare_loop(number: int, tasks: list[Any], config: Any, taken: Any, ready: An
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Every way, --repeat times, forth and back."""
     folder = Path(flags.meshes).resolve() if flags.meshes else preprocess_meshes.made()
-    report: dict[str, Any] = {"meshes": str(flags.meshes or "made"), "resolution": flags.resolution, "machine": machine.about(*PACKAGES), "runs": []}
+    report: dict[str, Any] = {
+        "meshes": str(flags.meshes or "made"),
+        "resolution": flags.resolution,
+        "machine": machine.about(*PACKAGES),
+        "runs": [],
+    }
     for turn in range(flags.repeat):
         for way in list(WORKERS)[:: 1 if turn % 2 == 0 else -1]:
             with tempfile.TemporaryDirectory(prefix="g3pt-ray-") as scratch:
-                case = {"input": str(folder), "output": f"{scratch}/data", "limit": flags.count, "resolution": flags.resolution, "num_workers": WORKERS[way]}
+                case = {
+                    "input": str(folder),
+                    "output": f"{scratch}/data",
+                    "limit": flags.count,
+                    "resolution": flags.resolution,
+                    "num_workers": WORKERS[way],
+                }
                 row = {"way": way, "turn": turn, "load_average": os.getloadavg(), **child(way, case, scratch)}
             report["runs"].append(row)
             print(f"  {way} {turn}: {row['phases']}", file=sys.stderr, flush=True)
@@ -217,7 +244,13 @@ def child(way: str, case: dict[str, Any], folder: str) -> dict[str, Any]:
     """What a process of its own found."""
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     started = time.monotonic()
-    done = subprocess.run([sys.executable, __file__, "--case", way, json.dumps(case)], cwd=folder, capture_output=True, text=True, env=os.environ | one_thread)
+    done = subprocess.run(
+        [sys.executable, __file__, "--case", way, json.dumps(case)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | one_thread,
+    )
     if done.returncode != 0:
         raise RuntimeError(f"{way}: exit {done.returncode}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1]) | {"process_s": time.monotonic() - started}
@@ -226,10 +259,16 @@ def child(way: str, case: dict[str, Any], folder: str) -> dict[str, Any]:
 def markdown(report: dict[str, Any]) -> str:
     """The table of the cheapest convert phases, and what follows from them."""
     about, runs = report["machine"], report["runs"]
-    best = {way: min((run for run in runs if run["way"] == way), key=lambda run: run["phases"]["convert"]["wall_s"]) for way in WORKERS}
+    best = {
+        way: min((run for run in runs if run["way"] == way), key=lambda run: run["phases"]["convert"]["wall_s"])
+        for way in WORKERS
+    }
     head = f"{about['cpu']}, {about['cores']} cores, commit {about['commit']}, {best['loop']['objects']} objects of {report['meshes']} at {report['resolution']} cells"
     load = f"load {about['load_average'][0]:.1f} to {about['load_average_after'][0]:.1f}"
-    lines = ["| way | start-up: s | CPU s | convert: s | CPU s | CPU ms an object | CPU above loop | servers | at work | others | end: s | CPU s |", "| --- |" + " --- |" * 11]
+    lines = [
+        "| way | start-up: s | CPU s | convert: s | CPU s | CPU ms an object | CPU above loop | servers | at work | others | end: s | CPU s |",
+        "| --- |" + " --- |" * 11,
+    ]
     lines += [_line(way, best[way], _cpu(runs, "loop") / best["loop"]["objects"], _cpu(runs, way)) for way in WORKERS]
     same = "the same shards by every way" if len({tuple(run["shards"]) for run in runs}) == 1 else "SHARDS DIFFER"
     return "\n\n".join([f"{head}, {load}", "\n".join(lines), *_ratios(best), same])
@@ -243,7 +282,12 @@ def _line(way: str, run: dict[str, Any], loop_cpu_s: float, cpu_s: float) -> str
     convert, end = run["phases"]["convert"], run["phases"].get("end")
     before = [phase for name, phase in run["phases"].items() if name in ("plan", "ray", "workers")]
     each = cpu_s / run["objects"]
-    cells = [way, *(f"{sum(phase[unit] for phase in before):.1f}" for unit in ("wall_s", "cpu_s")), f"{convert['wall_s']:.1f}", f"{cpu_s:.1f}"]
+    cells = [
+        way,
+        *(f"{sum(phase[unit] for phase in before):.1f}" for unit in ("wall_s", "cpu_s")),
+        f"{convert['wall_s']:.1f}",
+        f"{cpu_s:.1f}",
+    ]
     servers = convert["ray_s"] / (loop_cpu_s * run["objects"])
     cells += [f"{1000 * each:.0f}", *(f"{100 * share:+.1f} %" for share in (each / loop_cpu_s - 1, servers))]
     cells += [f"{100 * share:.0f} %" for share in (_at_work(way, run), convert["others"])]
@@ -272,10 +316,14 @@ def main() -> None:
         print(json.dumps(run_case(sys.argv[2], config)))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--meshes", type=Path, default=os.environ.get("G3PT_MESHES"), help="folder of meshes; default made ones")
+    parser.add_argument(
+        "--meshes", type=Path, default=os.environ.get("G3PT_MESHES"), help="folder of meshes; default made ones"
+    )
     parser.add_argument("--count", type=int, default=200, help="meshes, those with the smallest sha256(id)")
     parser.add_argument("--resolution", type=int, default=128, help="grid cells along the box")
-    parser.add_argument("--repeat", type=int, default=1, help="runs of each way, of which the one that converts fastest counts")
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="runs of each way, of which the one that converts fastest counts"
+    )
     parser.add_argument("--output", type=Path, default=Path("preprocess_ray.json"))
     flags = parser.parse_args()
     report = measure(flags)

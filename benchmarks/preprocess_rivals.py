@@ -40,7 +40,9 @@ def manifold(vertices: np.ndarray, faces: np.ndarray, resolution: int, points: n
     """point-cloud-utils: Manifold (Huang 2018) with as many octree leaves as a face of the cube has cells, then its signed distance."""
     import point_cloud_utils as pcu
 
-    closed = pcu.make_mesh_watertight(np.ascontiguousarray(vertices), np.ascontiguousarray(faces), resolution**2, seed=0)
+    closed = pcu.make_mesh_watertight(
+        np.ascontiguousarray(vertices), np.ascontiguousarray(faces), resolution**2, seed=0
+    )
     return pcu.signed_distance_to_mesh(np.ascontiguousarray(points), *closed)[0] < 0.0
 
 

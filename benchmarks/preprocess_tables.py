@@ -26,11 +26,27 @@ def stages(rows: list[dict[str, Any]]) -> str:
     for stage in rows[0]["stages"]:
         costs = [[row["stages"][stage] for row in rows if row["resolution"] == r] for r in resolutions]
         if any(found["seconds"] for group in costs for found in group):
-            lines.append([stage, *(f"{1000 * _mean(group, 'seconds'):.1f}" for group in costs), *(f"{max(found['peak_mb'] for found in group):.0f}" for group in costs)])
+            lines.append(
+                [
+                    stage,
+                    *(f"{1000 * _mean(group, 'seconds'):.1f}" for group in costs),
+                    *(f"{max(found['peak_mb'] for found in group):.0f}" for group in costs),
+                ]
+            )
     groups = [[row for row in rows if row["resolution"] == r] for r in resolutions]
-    rest = [_mean(group, "seconds") - sum(_mean([row["stages"][stage] for row in group], "seconds") for stage in group[0]["stages"]) for group in groups]
+    rest = [
+        _mean(group, "seconds")
+        - sum(_mean([row["stages"][stage] for row in group], "seconds") for stage in group[0]["stages"])
+        for group in groups
+    ]
     lines.append(["rest", *(f"{1000 * value:.1f}" for value in rest), *("" for _ in groups)])
-    lines.append(["all", *(f"{1000 * _mean(group, 'seconds'):.0f}" for group in groups), *(f"{max(row['peak_mb'] for row in group):.0f}" for group in groups)])
+    lines.append(
+        [
+            "all",
+            *(f"{1000 * _mean(group, 'seconds'):.0f}" for group in groups),
+            *(f"{max(row['peak_mb'] for row in group):.0f}" for group in groups),
+        ]
+    )
     return _table(head, lines)
 
 
@@ -41,7 +57,15 @@ def meshes(rows: list[dict[str, Any]]) -> str:
     for path in dict.fromkeys(row["path"] for row in rows):
         found = {row["resolution"]: row for row in rows if row["path"] == path}
         seconds = [f"{_without_views(found[r]):.2f}" for r in resolutions]
-        lines.append([path, f"{found[resolutions[0]]['faces']:,}", *seconds, f"{found[resolutions[-1]]['solid_faces']:,}", f"{found[resolutions[-1]]['peak_mb']:.0f}"])
+        lines.append(
+            [
+                path,
+                f"{found[resolutions[0]]['faces']:,}",
+                *seconds,
+                f"{found[resolutions[-1]]['solid_faces']:,}",
+                f"{found[resolutions[-1]]['peak_mb']:.0f}",
+            ]
+        )
     last = resolutions[-1]
     return _table(["mesh", "faces", *(f"{r}: s" for r in resolutions), f"{last}: solid's faces", f"{last}: MB"], lines)
 
@@ -51,7 +75,9 @@ def methods(rows: list[dict[str, Any]]) -> str:
     lines = []
     for resolution in sorted({row["resolution"] for row in rows}):
         here = [row for row in rows if row["resolution"] == resolution]
-        first = {row["path"]: row["seconds"] for row in here if row["method"] == here[0]["method"] and "error" not in row}
+        first = {
+            row["path"]: row["seconds"] for row in here if row["method"] == here[0]["method"] and "error" not in row
+        }
         for method in dict.fromkeys(row["method"] for row in here):
             tried = [row for row in here if row["method"] == method]
             done = [row for row in tried if "error" not in row and row["path"] in first]
@@ -62,7 +88,20 @@ def methods(rows: list[dict[str, Any]]) -> str:
             total = sum(row["seconds"] for row in done) / sum(first[row["path"]] for row in done)
             lines.append([str(resolution), method, f"{len(done)} of {len(tried)}", f"{_mean(done, 'seconds'):.2f}", f"{total:.1f}", f"{ratios[0]:.1f} to {ratios[-1]:.1f}",
                           f"{max(row['peak_mb'] for row in done):.0f}", f"{_mean(done, 'iou'):.3f}", f"{_mean(done, 'equal_far'):.4f}"])  # fmt: skip
-    return _table(["cells", "method", "meshes", "CPU s", "times ours", "by mesh", "peak MB", "IoU with ours", "equal beyond 2 voxels"], lines)
+    return _table(
+        [
+            "cells",
+            "method",
+            "meshes",
+            "CPU s",
+            "times ours",
+            "by mesh",
+            "peak MB",
+            "IoU with ours",
+            "equal beyond 2 voxels",
+        ],
+        lines,
+    )
 
 
 def core_hours(rows: list[dict[str, Any]]) -> str:
@@ -74,7 +113,16 @@ def core_hours(rows: list[dict[str, Any]]) -> str:
         views = _mean([row["stages"]["views"] for row in here], "seconds")
         size = _mean(here, "bytes") / 1e6
         for what, seconds in (("no views", plain), ("with views", plain + views)):
-            lines.append([str(resolution), what, str(len(here)), f"{seconds:.3f}", f"1,000,000 x {seconds:.3f} s / 3600 = {MILLION * seconds / 3600:,.0f}", f"{size:.2f}" if what != "no views" else ""])
+            lines.append(
+                [
+                    str(resolution),
+                    what,
+                    str(len(here)),
+                    f"{seconds:.3f}",
+                    f"1,000,000 x {seconds:.3f} s / 3600 = {MILLION * seconds / 3600:,.0f}",
+                    f"{size:.2f}" if what != "no views" else "",
+                ]
+            )
     return _table(["cells", "", "objects", "CPU s an object", "core-hours of a million", "MB an object"], lines)
 
 

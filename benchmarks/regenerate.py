@@ -48,12 +48,18 @@ def samples(model: G3PT, arrays: dict[str, Any], settings: SampleConfig) -> dict
     """Codes by way of prompting, each (N, S)."""
     pictures = [bytes(views[0]) for views in arrays["views"]]
     absent = [None] * len(pictures)
-    prompts = {"caption": (arrays["caption"], absent), "picture": (absent, pictures), "both": (arrays["caption"], pictures)}
+    prompts = {
+        "caption": (arrays["caption"], absent),
+        "picture": (absent, pictures),
+        "both": (arrays["caption"], pictures),
+    }
     ways = WAYS if model.image is not None else WAYS[:1]
     return {way: model.sample_codes(*prompts[way], range(len(pictures)), settings) for way in ways}
 
 
-def measured(model: G3PT, codes_S: torch.Tensor, surface_P6: np.ndarray, resolution: int) -> tuple[float | None, tuple[np.ndarray, np.ndarray]]:
+def measured(
+    model: G3PT, codes_S: torch.Tensor, surface_P6: np.ndarray, resolution: int
+) -> tuple[float | None, tuple[np.ndarray, np.ndarray]]:
     """Chamfer to the object's surface (None without a mesh), and the mesh."""
     (mesh,) = decode_meshes(model.tokenizer, model.tokenizer.decode_latents(codes_S[None]), resolution)
     shape = (mesh.vertices, mesh.faces)
@@ -104,7 +110,12 @@ def main() -> None:
         low, high = value["ratio_interval_95"]
         print(f"from {way}: Chamfer {value['ratio_of_means']:.2f} times the tokenizer's (mean of ratios {low:.2f} to {high:.2f}); {value['within_aim']} of {len(rows)} "
               f"objects within {AIM}; {value['without_mesh']} without a mesh; codes equal {value['codes_equal']:.3f}")  # fmt: skip
-    flags.output.write_text(json.dumps({"machine": about("torch"), "flags": vars(flags) | {"output": str(flags.output)}, **found, "objects": rows}, indent=1))
+    flags.output.write_text(
+        json.dumps(
+            {"machine": about("torch"), "flags": vars(flags) | {"output": str(flags.output)}, **found, "objects": rows},
+            indent=1,
+        )
+    )
     draw_pictures(pictures, flags.output.with_suffix(".png"), len(pictures), 1 + len(drawn))
 
 

@@ -31,4 +31,7 @@ def rows_asked(flags: argparse.Namespace, rows: Mapping[str, Any]) -> Iterator[t
         if name not in rows:
             raise SystemExit(f"--rows {name}: no such row; --list prints them")
     for name in names:
-        yield from ((name, seed, flags.output / f"{name}-{flags.steps}-s{seed}.json") for seed in map(int, flags.seeds.split(",")))
+        yield from (
+            (name, seed, flags.output / f"{name}-{flags.steps}-s{seed}.json")
+            for seed in map(int, flags.seeds.split(","))
+        )

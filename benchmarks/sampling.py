@@ -40,7 +40,11 @@ from g3pt.tokenizer import CVQ
 from g3pt.transformer import CAR
 from pipelines.training_plan import condition_widths
 
-CODECS = {"micro": "micro", "small": "small", "base": "base"}  # the tokenizer of a generator's preset: of its name, else
+CODECS = {
+    "micro": "micro",
+    "small": "small",
+    "base": "base",
+}  # the tokenizer of a generator's preset: of its name, else
 SMALL_CODEC, LARGE_CODEC = "nano", "paper"
 RADIUS = 0.6
 
@@ -70,7 +74,9 @@ def conditions(model: G3PT, batch: int, device: torch.device) -> tuple[Tensor, T
     text_BC = torch.randn(batch, model.car.text.in_features, generator=generator).to(device)
     if not model.car.num_prefix:
         return text_BC, None
-    return text_BC, torch.randn(batch, model.car.num_prefix, model.car.image.in_features, generator=generator).to(device)
+    return text_BC, torch.randn(batch, model.car.num_prefix, model.car.image.in_features, generator=generator).to(
+        device
+    )
 
 
 class Bench:
@@ -84,14 +90,27 @@ class Bench:
     def sample(self, batch: int, cached: bool = True, settings: SampleConfig | None = None) -> Tensor:
         """Codes (B, S)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.flags.precision == "bf16"):
-            return sample_codes(self.model, *conditions(self.model, batch, self.device), range(batch), settings or self.settings, cached=cached)
+            return sample_codes(
+                self.model,
+                *conditions(self.model, batch, self.device),
+                range(batch),
+                settings or self.settings,
+                cached=cached,
+            )
 
     def rates(self, batch: int, cached: bool) -> dict[str, Any]:
         """Speed and memory of sampling."""
         peak = self._peak(lambda: self.sample(batch, cached))
         seconds = self.timer.seconds(lambda: self.sample(batch, cached), self.flags.repeats)
         tokens = batch * sum(self.model.scales)
-        return {"batch": batch, "cached": cached, "seconds": seconds, "objects_per_s": batch / seconds, "tokens_per_s": tokens / seconds, "peak_mb": peak}
+        return {
+            "batch": batch,
+            "cached": cached,
+            "seconds": seconds,
+            "objects_per_s": batch / seconds,
+            "tokens_per_s": tokens / seconds,
+            "peak_mb": peak,
+        }
 
     def _peak(self, work: Callable[[], Any]) -> float:
         """MB that a call needs beyond what is there before it."""
@@ -107,7 +126,9 @@ class Bench:
     def first_mesh(self) -> float:
         """Seconds from a prompt's vectors to a mesh file, alone."""
         with tempfile.TemporaryDirectory() as folder:
-            return self.timer.seconds(lambda: self.mesh(self.sample(1)[0], Path(folder) / "mesh.glb"), self.flags.repeats)
+            return self.timer.seconds(
+                lambda: self.mesh(self.sample(1)[0], Path(folder) / "mesh.glb"), self.flags.repeats
+            )
 
     def mesh(self, codes_S: Tensor, file: Path) -> None:
         """Codes to a file, as far as the packages that are here go."""
@@ -133,7 +154,10 @@ class Bench:
                         self.mesh(codes_S, Path(folder) / f"{row}.glb")
                 if repeat == 0:
                     parts.seconds.clear()
-        return {name: seconds / self.flags.repeats / batch for name, seconds in sorted(parts.seconds.items(), key=lambda pair: -pair[1])}
+        return {
+            name: seconds / self.flags.repeats / batch
+            for name, seconds in sorted(parts.seconds.items(), key=lambda pair: -pair[1])
+        }
 
     def _watched(self) -> dict[Any, dict[str, str]]:
         """Functions by the part of the work that they do; the rest is what none of them does."""
@@ -147,7 +171,11 @@ class Bench:
         if not missing("skimage") and not missing("numba"):
             from g3pt.geometry import cleanup, files, isosurface
 
-            found |= {isosurface: {"marching_cubes": "marching cubes"}, cleanup: {"clean": "cleaning"}, files: {"write_mesh": "export"}}
+            found |= {
+                isosurface: {"marching_cubes": "marching cubes"},
+                cleanup: {"clean": "cleaning"},
+                files: {"write_mesh": "export"},
+            }
         return found
 
     def operations(self) -> dict[str, float]:
@@ -160,8 +188,14 @@ class Bench:
             aligned_BTA = self.model.aligned_inputs(codes_BS)
             alignment = counted(lambda: self.model.aligned_inputs(codes_BS))
             forced = counted(lambda: self.model.car(aligned_BTA, *conditions(self.model, 1, self.device)))
-            head = counted(lambda: self.model.car.head.cross_entropy(aligned_BTA.new_zeros(1, codes_BS.shape[1], self.model.config.width), codes_BS))
-        return {name: float(count - alignment - head) for name, count in found.items()} | {"teacher_forced": float(forced)}
+            head = counted(
+                lambda: self.model.car.head.cross_entropy(
+                    aligned_BTA.new_zeros(1, codes_BS.shape[1], self.model.config.width), codes_BS
+                )
+            )
+        return {name: float(count - alignment - head) for name, count in found.items()} | {
+            "teacher_forced": float(forced)
+        }
 
 
 def counted(work: Callable[[], Any]) -> int:
@@ -188,7 +222,9 @@ def draw_a_ball() -> None:
 
     def ball(tokenizer: CVQ, latents_BLD: Tensor, wanted: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
         asked(tokenizer, latents_BLD, wanted)
-        return {number: (RADIUS - np.linalg.norm(points, axis=1)).astype(np.float32) for number, points in wanted.items()}
+        return {
+            number: (RADIUS - np.linalg.norm(points, axis=1)).astype(np.float32) for number, points in wanted.items()
+        }
 
     decoding.packed_logits = ball
 
@@ -197,20 +233,42 @@ def measure(preset: str, flags: argparse.Namespace) -> dict[str, Any]:
     """All figures of one model, printed as they come."""
     bench = Bench(build(preset, flags.model), flags)
     model = bench.model
-    print(f"\n{flags.model or preset}: {sum(p.numel() for p in model.car.parameters()):,} parameters, scales {model.scales}, {model.car.num_prefix} image tokens, cfg {flags.cfg}")
+    print(
+        f"\n{flags.model or preset}: {sum(p.numel() for p in model.car.parameters()):,} parameters, scales {model.scales}, {model.car.num_prefix} image tokens, cfg {flags.cfg}"
+    )
     rows = [bench.rates(batch, cached) for batch in flags.batches for cached in (True, False)]
     print(f"{'batch':>6} {'':>9} {'s':>9} {'objects/s':>10} {'tokens/s':>10} {'peak MB':>8}")
     for row in rows:
-        print(f"{row['batch']:6d} {'cached' if row['cached'] else 'uncached':>9} {row['seconds']:9.4f} {row['objects_per_s']:10.2f} {row['tokens_per_s']:10.0f} {row['peak_mb']:8.1f}")
+        print(
+            f"{row['batch']:6d} {'cached' if row['cached'] else 'uncached':>9} {row['seconds']:9.4f} {row['objects_per_s']:10.2f} {row['tokens_per_s']:10.0f} {row['peak_mb']:8.1f}"
+        )
     flops, may = bench.operations(), allowed(model)
-    speedups = {f"{fast['batch']}": slow["seconds"] / fast["seconds"] for fast, slow in zip(rows[::2], rows[1::2], strict=True)}
-    print("cached is faster by " + ", ".join(f"{value:.2f} (batch {batch})" for batch, value in speedups.items()) + f"; the schedule allows {may:.2f}")
-    print(f"operations of the transformer: cached {flops['cached']:.4g}, {flops['cached'] / flops['teacher_forced']:.4f} of a teacher-forced pass; uncached {flops['uncached'] / flops['cached']:.2f} times that")
+    speedups = {
+        f"{fast['batch']}": slow["seconds"] / fast["seconds"] for fast, slow in zip(rows[::2], rows[1::2], strict=True)
+    }
+    print(
+        "cached is faster by "
+        + ", ".join(f"{value:.2f} (batch {batch})" for batch, value in speedups.items())
+        + f"; the schedule allows {may:.2f}"
+    )
+    print(
+        f"operations of the transformer: cached {flops['cached']:.4g}, {flops['cached'] / flops['teacher_forced']:.4f} of a teacher-forced pass; uncached {flops['uncached'] / flops['cached']:.2f} times that"
+    )
     first, parts = bench.first_mesh(), bench.parts(flags.batches[-1])
     whole = sum(parts.values())
-    print(f"first mesh after {first:.3f} s; an object in a batch of {flags.batches[-1]} takes {whole:.4f} s at {flags.resolution} cells:")
+    print(
+        f"first mesh after {first:.3f} s; an object in a batch of {flags.batches[-1]} takes {whole:.4f} s at {flags.resolution} cells:"
+    )
     print("  " + ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in parts.items()))
-    return {"model": flags.model or preset, "rows": rows, "speedups": speedups, "allowed": may, "operations": flops, "first_mesh_s": first, "parts_s": parts}
+    return {
+        "model": flags.model or preset,
+        "rows": rows,
+        "speedups": speedups,
+        "allowed": may,
+        "operations": flops,
+        "first_mesh_s": first,
+        "parts_s": parts,
+    }
 
 
 def main() -> None:
@@ -230,13 +288,20 @@ def main() -> None:
     torch.set_num_threads(1)
     absent = [package for package in ("skimage", "numba", "trimesh") if missing(package)]
     if absent:
-        print(f"not installed: {', '.join(absent)}; meshes are {'not made' if absent != ['trimesh'] else 'not written'}")
+        print(
+            f"not installed: {', '.join(absent)}; meshes are {'not made' if absent != ['trimesh'] else 'not written'}"
+        )
     if not flags.model:
         draw_a_ball()
     about = hardware(torch.device(flags.device), 1) | {"commit": commit(), "precision": flags.precision}
     print(about)
     presets = [""] if flags.model else flags.presets.split(",")
-    report = {"hardware": about, "resolution": flags.resolution, "cfg": flags.cfg, "models": [measure(preset, flags) for preset in presets]}
+    report = {
+        "hardware": about,
+        "resolution": flags.resolution,
+        "cfg": flags.cfg,
+        "models": [measure(preset, flags) for preset in presets],
+    }
     if flags.output:
         Path(flags.output).write_text(json.dumps(report, indent=1) + "\n")
         print(f"result: {flags.output}")

@@ -61,9 +61,19 @@ def hardware(device: torch.device, threads: int) -> dict[str, Any]:
     """What the figures were measured on."""
     info, cpu = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
     if info.exists():
-        cpu = next((line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu)
+        cpu = next(
+            (line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")),
+            cpu,
+        )
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"gpu": gpu, "cpu": cpu, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__, "load_average": os.getloadavg()[0]}
+    return {
+        "gpu": gpu,
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "load_average": os.getloadavg()[0],
+    }
 
 
 def commit() -> str:
@@ -225,11 +235,15 @@ def parts(trainer: Trainer, make: SurfaceBatches, timer: Timer, steps: int) -> d
 
 
 @torch.no_grad()
-def decoding(model: CVQ, batch: Batch, config: CVQConfig, train: TrainConfig, timer: Timer, steps: int) -> dict[str, float]:
+def decoding(
+    model: CVQ, batch: Batch, config: CVQConfig, train: TrainConfig, timer: Timer, steps: int
+) -> dict[str, float]:
     """Rates of encoding for good and of decoding: latents, then queries of one object."""
     count = min(8, train.batch_size)
     device = batch["surface_BP6"].device
-    cloud = batch["surface_BP6"][:count].repeat(1, -(-config.num_encode_points // config.num_points), 1)[:, : config.num_encode_points]
+    cloud = batch["surface_BP6"][:count].repeat(1, -(-config.num_encode_points // config.num_points), 1)[
+        :, : config.num_encode_points
+    ]
     sharp = batch["sharp_BP6"][:count] if "sharp_BP6" in batch else None
     autocast = torch.autocast(device.type, torch.bfloat16) if train.precision == "bf16" else contextlib.nullcontext()
     with autocast:
@@ -238,7 +252,11 @@ def decoding(model: CVQ, batch: Batch, config: CVQConfig, train: TrainConfig, ti
         encode_s = timer.seconds(lambda: model.encode(cloud, sharp), steps)
         latents_s = timer.seconds(lambda: model.decode_latents(codes_BS), steps)
         queries_s = timer.seconds(lambda: model.occupancy_logits(latents_BLD, points_BQ3), max(1, steps // 5))
-    return {"encode_objects_per_s": count / encode_s, "decode_objects_per_s": count / latents_s, "decode_queries_per_s": QUERIES / queries_s}
+    return {
+        "encode_objects_per_s": count / encode_s,
+        "decode_objects_per_s": count / latents_s,
+        "decode_queries_per_s": QUERIES / queries_s,
+    }
 
 
 def preset_of(name: str, flags: argparse.Namespace) -> tuple[CVQConfig, TrainConfig]:
@@ -254,13 +272,17 @@ def training_objects(data: str | None, config: CVQConfig) -> Any:
         return balls(config)
     from g3pt import datasets, streaming
 
-    return streaming.training_objects(datasets.open_dataset(data), (*COLUMNS, *["sharp"] * bool(config.num_sharp_points)))
+    return streaming.training_objects(
+        datasets.open_dataset(data), (*COLUMNS, *["sharp"] * bool(config.num_sharp_points))
+    )
 
 
 def estimate(config: CVQConfig, train: TrainConfig, model: CVQ) -> int:
     """What `--dry-run` would say."""
     activations = flops.cvq_activations(config, train.batch_size, train.precision)
-    return flops.training_memory(sum(p.numel() for p in model.parameters()), activations, precision=train.precision).total
+    return flops.training_memory(
+        sum(p.numel() for p in model.parameters()), activations, precision=train.precision
+    ).total
 
 
 def begin(device: str, threads: int = 1) -> torch.device:
@@ -283,7 +305,13 @@ def show(row: dict[str, Any]) -> None:
         f"and {row['decode_queries_per_s'] / 1e6:.3g} M queries/s"
     )
     whole = sum(row["parts_ms"].values())
-    print("  " + ", ".join(f"{name} {ms / whole:.0%}" for name, ms in sorted(row["parts_ms"].items(), key=lambda item: -item[1])), flush=True)
+    print(
+        "  "
+        + ", ".join(
+            f"{name} {ms / whole:.0%}" for name, ms in sorted(row["parts_ms"].items(), key=lambda item: -item[1])
+        ),
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -303,7 +331,9 @@ def main() -> None:
     for preset in flags.presets.split(","):
         rows.append(measure(preset, flags, device))
         show(rows[-1])
-        flags.output.write_text(json.dumps({"commit": commit(), "hardware": hardware(device, flags.threads), "rows": rows}, indent=1) + "\n")
+        flags.output.write_text(
+            json.dumps({"commit": commit(), "hardware": hardware(device, flags.threads), "rows": rows}, indent=1) + "\n"
+        )
     print(f"wrote {flags.output}")
 
 

@@ -91,6 +91,9 @@ def in_words(found: Iterable[Fault]) -> str:
     for kind, words in SAYS.items():
         same = [fault for fault in found if fault.kind == kind]
         if same:
-            scales, values = ", ".join(str(fault.scale) for fault in same), ", ".join(f"{fault.value:.2f}" for fault in same)
+            scales, values = (
+                ", ".join(str(fault.scale) for fault in same),
+                ", ".join(f"{fault.value:.2f}" for fault in same),
+            )
             parts.append(f"scale{'s' * (len(same) > 1)} {scales}: {words.format(values)}")
     return f"codes collapse at {'; '.join(parts)}" if parts else ""

@@ -103,7 +103,9 @@ def block_mask(levels: Levels, device: torch.device) -> BlockMask:
 
     level_N = level_of_tokens(levels).to(device)
     tokens = len(level_N)
-    return create_block_mask(lambda b, h, q, kv: level_N[q] >= level_N[kv], B=None, H=None, Q_LEN=tokens, KV_LEN=tokens, device=device)
+    return create_block_mask(
+        lambda b, h, q, kv: level_N[q] >= level_N[kv], B=None, H=None, Q_LEN=tokens, KV_LEN=tokens, device=device
+    )
 
 
 def level_of_tokens(levels: Levels) -> Tensor:

@@ -26,7 +26,9 @@ def sample_order(num_objects: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, num_objects]).permutation(num_objects)
 
 
-def global_batches(num_objects: int, batch_size: int, start_sample: int, rank: int = 0, world_size: int = 1) -> Iterator[np.ndarray]:
+def global_batches(
+    num_objects: int, batch_size: int, start_sample: int, rank: int = 0, world_size: int = 1
+) -> Iterator[np.ndarray]:
     """Endlessly: the sample numbers of this worker's share of each global batch, from `start_sample` on."""
     if batch_size % world_size:
         raise ValueError(f"global batch {batch_size} is not a multiple of {world_size} workers")
@@ -37,20 +39,26 @@ def global_batches(num_objects: int, batch_size: int, start_sample: int, rank: i
         start_sample += batch_size
 
 
-def batch_indices(num_objects: int, batch_size: int, seed: int, start_sample: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def batch_indices(
+    num_objects: int, batch_size: int, seed: int, start_sample: int, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Endlessly: (sample numbers, object indices) of this worker's share of each global batch, from `start_sample` on."""
     orders: dict[int, np.ndarray] = {}
     for samples in global_batches(num_objects, batch_size, start_sample, rank, world_size):
         epochs = samples // num_objects
         for epoch in set(epochs.tolist()) - set(orders):
-            orders = {e: o for e, o in orders.items() if e >= epochs[0]} | {epoch: sample_order(num_objects, seed, epoch)}
+            orders = {e: o for e, o in orders.items() if e >= epochs[0]} | {
+                epoch: sample_order(num_objects, seed, epoch)
+            }
         yield samples, np.array([orders[int(e)][s % num_objects] for e, s in zip(epochs, samples, strict=True)])
 
 
 def window(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """`count` consecutive rows from a random start, around the end: stored points are independent draws, so a window is a sample."""
     if count > len(values):
-        raise ValueError(f"asked for {count} points of {len(values)} stored; preprocess with more or lower the preset's count")
+        raise ValueError(
+            f"asked for {count} points of {len(values)} stored; preprocess with more or lower the preset's count"
+        )
     start = int(rng.integers(len(values)))
     return np.take(values, np.arange(start, start + count), axis=0, mode="wrap")
 
@@ -61,7 +69,9 @@ class SurfaceBatches:
     `objects`: the columns as arrays, or what streams them (`g3pt.streaming.ShardedObjects`).
     """
 
-    def __init__(self, objects: Any, config: CVQConfig, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, objects: Any, config: CVQConfig, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.objects, self.config, self.batch_size, self.seed = objects, config, batch_size, seed
         self.rank, self.world_size = rank, world_size
 
@@ -76,7 +86,9 @@ class SurfaceBatches:
             yield from self.objects.rows(self.batch_size, self.seed, start_sample, self.rank, self.world_size)
             return
         count = len(self.objects["surface"])
-        for samples, indices in batch_indices(count, self.batch_size, self.seed, start_sample, self.rank, self.world_size):
+        for samples, indices in batch_indices(
+            count, self.batch_size, self.seed, start_sample, self.rank, self.world_size
+        ):
             yield samples, [{name: values[i] for name, values in self.objects.items()} for i in indices]
 
     def _draw(self, row: dict[str, np.ndarray], sample: int) -> dict[str, np.ndarray]:

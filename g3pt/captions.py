@@ -20,7 +20,27 @@ ADJECTIVES = {
     "modern", "simple", "red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "black", "white", "grey", "gray",
 }  # fmt: skip
 FIXED = (["low", "poly"], ["high", "poly"])  # where the adjective belongs to the noun
-DETERMINERS = ("a", "an", "the", "its", "no", "some", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve", "many", "several")
+DETERMINERS = (
+    "a",
+    "an",
+    "the",
+    "its",
+    "no",
+    "some",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "twelve",
+    "many",
+    "several",
+)
 NEXT_PHRASE = re.compile(rf",\s+(?:and\s+)?|\s+and\s+(?=(?:{'|'.join(DETERMINERS)})\b)")
 
 
@@ -34,7 +54,14 @@ def droppable(words: list[str]) -> list[int]:
     """Places of known adjectives in a head of the form article, adjectives, noun of at most three words without "of"; in another there are none."""
     if not words or words[0] not in ("a", "an"):
         return []
-    noun = next((place for place in range(1, len(words)) if words[place] not in ADJECTIVES or words[place : place + 2] in FIXED), len(words))
+    noun = next(
+        (
+            place
+            for place in range(1, len(words))
+            if words[place] not in ADJECTIVES or words[place : place + 2] in FIXED
+        ),
+        len(words),
+    )
     return list(range(1, noun)) if 1 <= len(words) - noun <= 3 and "of" not in words else []
 
 
@@ -42,7 +69,11 @@ def shorten(caption: str, random: np.random.Generator | None) -> str:
     """The caption with each of its attributes kept by the toss of a coin, or with none of them (`random` None)."""
     words, phrases = split_caption(caption)
     places = droppable(words)
-    kept = np.zeros(len(places) + len(phrases), bool) if random is None else random.random(len(places) + len(phrases)) < 0.5
+    kept = (
+        np.zeros(len(places) + len(phrases), bool)
+        if random is None
+        else random.random(len(places) + len(phrases)) < 0.5
+    )
     if kept.all():
         return caption
     dropped = {place for place, keep in zip(places, kept[: len(places)], strict=True) if not keep}

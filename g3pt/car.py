@@ -44,7 +44,13 @@ class G3PT(nn.Module, Pretrained):
     kind = "car"
     config_class = CARConfig
 
-    def __init__(self, config: CARConfig, tokenizer: CVQ, small: dict[str, Any] | None = None, stored: dict[str, StoredEncoder] | None = None) -> None:
+    def __init__(
+        self,
+        config: CARConfig,
+        tokenizer: CVQ,
+        small: dict[str, Any] | None = None,
+        stored: dict[str, StoredEncoder] | None = None,
+    ) -> None:
         """`stored` stands for the pretrained encoders text, image or both, where batches bring their features."""
         super().__init__()
         self.small = small or {"text": SMALL_TEXT, "image": SMALL_IMAGE}
@@ -137,7 +143,14 @@ class G3PT(nn.Module, Pretrained):
         if self.training and self.config.bit_flip > 0:
             rate_B = rand_rows(batch) * self.config.bit_flip
             shape = (num_tokens, self.tokenizer.cqt.quantizer.num_digits)
-            return corrected(self.tokenizer, batch["codes_BS"], rate_B, rand_rows(batch, *shape), rand_rows(batch, *shape), self.active_scales)
+            return corrected(
+                self.tokenizer,
+                batch["codes_BS"],
+                rate_B,
+                rand_rows(batch, *shape),
+                rand_rows(batch, *shape),
+                self.active_scales,
+            )
         if self.training and self.config.code_noise > 0:
             noise_BS = (rand_rows(batch, num_tokens) * self.tokenizer.config.num_codes).long()
             replaced_BS = rand_rows(batch, num_tokens) < self.config.code_noise
@@ -154,7 +167,9 @@ class G3PT(nn.Module, Pretrained):
             return text_BC, None
         return text_BC, batch["image_BMC"].float() if "image_BMC" in batch else self.image(batch["images_B3HW"])
 
-    def _dropped(self, batch: dict[str, Tensor], text_BC: Tensor, image_BMC: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _dropped(
+        self, batch: dict[str, Tensor], text_BC: Tensor, image_BMC: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Conditions with the null embeddings where one is absent or dropped."""
         keep_text_B = self._keep(batch, "has_text_B", self.config.drop_text)
         text_BC = torch.where(keep_text_B[:, None], text_BC, self.car.null_text.to(text_BC.dtype))

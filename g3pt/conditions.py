@@ -76,7 +76,11 @@ class WordTokenizer:
 
     def decode(self, ids_M: Tensor) -> str:
         """The text of one row of ids, in lower case, with one space between words and marks."""
-        parts = (bytes([i]) if i < PAD else f" {self.words[i - END - 1]}".encode() for i in ids_M.tolist() if i < PAD or i > END)
+        parts = (
+            bytes([i]) if i < PAD else f" {self.words[i - END - 1]}".encode()
+            for i in ids_M.tolist()
+            if i < PAD or i > END
+        )
         return b"".join(parts).decode("utf-8", errors="replace").strip()
 
 
@@ -88,7 +92,9 @@ def split_words(text: str) -> list[str]:
 def common_words(texts: Iterable[str]) -> list[str]:
     """The MAX_WORDS most frequent words that occur at least MIN_COUNT times, most frequent first: rarer ones are better spelled."""
     counts = Counter(word for text in texts for word in split_words(text))
-    return sorted((word for word, count in counts.items() if count >= MIN_COUNT), key=lambda word: (-counts[word], word))[:MAX_WORDS]
+    return sorted(
+        (word for word, count in counts.items() if count >= MIN_COUNT), key=lambda word: (-counts[word], word)
+    )[:MAX_WORDS]
 
 
 class HubTokenizer:
@@ -125,7 +131,11 @@ class TextEncoder(nn.Module):
             revision = commit_of(name, revision)
             with from_hub(name):
                 self.tokenizer = HubTokenizer(name, revision)
-                self.model = CLIPTextModel.from_pretrained(name, revision=revision, use_safetensors=True).requires_grad_(False).eval()
+                self.model = (
+                    CLIPTextModel.from_pretrained(name, revision=revision, use_safetensors=True)
+                    .requires_grad_(False)
+                    .eval()
+                )
         self.revision = revision
 
     @property
@@ -229,7 +239,9 @@ def commit_of(name: str, revision: str | None) -> str | None:
     from transformers.utils import cached_file
 
     with from_hub(name):
-        return Path(cached_file(name, "config.json", revision=revision)).parent.name  # CACHE/models--OWNER--NAME/snapshots/COMMIT
+        return Path(
+            cached_file(name, "config.json", revision=revision)
+        ).parent.name  # CACHE/models--OWNER--NAME/snapshots/COMMIT
 
 
 def _freeze_key_biases(model: nn.Module) -> None:

@@ -32,7 +32,9 @@ class CVQConfig:
     latent_queries: Literal["anchored", "learned"] = "anchored"  # learned: the paper's
     anchor_blur: float = 0.2  # anchored: Gaussian weights of the points, width in spacings of the anchors; 0 takes the nearest point alone
     qk_norm: bool = False  # unit-norm Q and K with a learned scale per head in encoder and decoder
-    resampling: Literal["queries", "pooled", "slices"] = "queries"  # queries: the paper's CQT; the others are controls (g3pt/cqt.py)
+    resampling: Literal["queries", "pooled", "slices"] = (
+        "queries"  # queries: the paper's CQT; the others are controls (g3pt/cqt.py)
+    )
     quantizer: Literal["fsq", "lfq"] = "fsq"  # lfq: the paper's
     fsq_levels: tuple[int, ...] = (8, 8, 5, 5, 5)
     lfq_bits: int = 13
@@ -49,10 +51,16 @@ class CVQConfig:
     code_weight: float = 0.05  # LFQ: entropy pressure; FSQ needs none
     consistency_weight: float = 0.0  # pulls the latents of a second sampling of the surface to the first's
     scale_dropout: float = 0.0  # share of objects decoded from a random number of scales, in the joint phase
-    continuous_path: Literal["latents", "pyramid"] = "latents"  # what phase A decodes: the latents, or the scales' sum unquantised
+    continuous_path: Literal["latents", "pyramid"] = (
+        "latents"  # what phase A decodes: the latents, or the scales' sum unquantised
+    )
     continuous_share: float = 0.2  # phase A: share of the steps without a quantiser
-    pyramid_share: float = 0.3  # phase A2: share of the steps that train the pyramid on the latents, quantised, before it is decoded
-    pyramid_alone: bool = False  # encoder and decoder stand still in A2 (give it 0.08 then); else they go on as in phase A
+    pyramid_share: float = (
+        0.3  # phase A2: share of the steps that train the pyramid on the latents, quantised, before it is decoded
+    )
+    pyramid_alone: bool = (
+        False  # encoder and decoder stand still in A2 (give it 0.08 then); else they go on as in phase A
+    )
     stat_momentum: float = 0.03  # of the running per-position statistics before the quantiser
     stat_freeze_share: float = 0.1  # last share of the steps, in which those statistics stand still
     checkpoint_layers: bool = False  # recompute activations in the backward pass
@@ -62,7 +70,9 @@ class CVQConfig:
         object.__setattr__(self, "fsq_levels", tuple(int(v) for v in self.fsq_levels))
         _require(len(self.scales) >= 1 and min(self.scales) >= 1, f"scales must be positive, got {self.scales}")
         _require(list(self.scales) == sorted(self.scales), f"scales must not shrink, got {self.scales}")
-        _require(self.width % self.num_heads == 0, f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        _require(
+            self.width % self.num_heads == 0, f"width {self.width} is not a multiple of num_heads {self.num_heads}"
+        )
         _require(self.latent_queries in ("anchored", "learned"), f"unknown latent_queries {self.latent_queries!r}")
         _require(self.resampling in ("queries", "pooled", "slices"), f"unknown resampling {self.resampling!r}")
         _require(self.continuous_path in ("latents", "pyramid"), f"unknown continuous_path {self.continuous_path!r}")
@@ -70,9 +80,17 @@ class CVQConfig:
         _require(0 <= self.scale_dropout <= 1, f"scale_dropout must be a share in [0, 1], got {self.scale_dropout}")
         _require(self.anchor_blur >= 0, f"anchor_blur must not be negative, got {self.anchor_blur}")
         points, parts = self.num_encode_points, self.num_encode_samplings
-        _require(parts >= 1 and points % parts == 0, f"num_encode_points {points} is not a multiple of num_encode_samplings {parts}")
-        _require(1 <= self.lfq_bits <= 16, f"lfq_bits must be 1 to 16 (codes are stored as uint16), got {self.lfq_bits}")
-        _require(min(self.fsq_levels) >= 3, f"fsq_levels must be at least 3 (a digit of two would be stuck), got {self.fsq_levels}")
+        _require(
+            parts >= 1 and points % parts == 0,
+            f"num_encode_points {points} is not a multiple of num_encode_samplings {parts}",
+        )
+        _require(
+            1 <= self.lfq_bits <= 16, f"lfq_bits must be 1 to 16 (codes are stored as uint16), got {self.lfq_bits}"
+        )
+        _require(
+            min(self.fsq_levels) >= 3,
+            f"fsq_levels must be at least 3 (a digit of two would be stuck), got {self.fsq_levels}",
+        )
         _require(self.num_codes <= 65536, f"{self.num_codes} codes do not fit uint16")
         shares = self.continuous_share + self.pyramid_share + self.stat_freeze_share
         _require(0 <= shares <= 1, f"continuous, pyramid and freeze shares add up to {shares}, more than the whole run")
@@ -110,15 +128,21 @@ class CARConfig:
     depth: int
     width: int
     num_heads: int
-    head: Literal["digits", "joint", "bits"] = "digits"  # digits: a chain of softmaxes over the code's digits; joint: the paper's V; bits: independent
+    head: Literal["digits", "joint", "bits"] = (
+        "digits"  # digits: a chain of softmaxes over the code's digits; joint: the paper's V; bits: independent
+    )
     factor_values: int = 8  # digits head: neighbouring digits share a softmax while it has at most so many values
     scale_loss_power: float = 0.5  # a token of scale k weighs T_k ** -power: fine scales do not swamp the sum
-    code_noise: float = 0.0  # share of input codes replaced at random while training (targets unchanged; ours, a control)
+    code_noise: float = (
+        0.0  # share of input codes replaced at random while training (targets unchanged; ours, a control)
+    )
     bit_flip: float = 0.0  # largest share of an object's input digits changed while training, its targets recomputed (g3pt/correction.py)
     progressive_share: float = 0.0  # share of the steps, at the start, that train only the coarser half of the scales
     drop_text: float = 0.1  # share of training objects that lose their text, independently of
     drop_image: float = 0.3  # the share that loses its image
-    image_text_weight: float = 4.0  # of the loss that pulls what a picture says towards what its caption says (g3pt/car.py)
+    image_text_weight: float = (
+        4.0  # of the loss that pulls what a picture says towards what its caption says (g3pt/car.py)
+    )
     drop_phrases: float = 0.0  # share of training objects whose caption loses attributes at random (g3pt/captions.py)
     text_encoder: str = "small"  # "small": trained here, jointly; else a hub id or a folder of CLIPTextModel
     text_revision: str | None = None
@@ -128,14 +152,19 @@ class CARConfig:
     checkpoint_layers: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.width % self.num_heads == 0, f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        _require(
+            self.width % self.num_heads == 0, f"width {self.width} is not a multiple of num_heads {self.num_heads}"
+        )
         _require(self.depth >= 1, f"depth must be at least 1, got {self.depth}")
         _require(self.head in ("digits", "joint", "bits"), f"unknown head {self.head!r}")
         _require(self.factor_values >= 2, f"factor_values must be at least 2, got {self.factor_values}")
         for name in ("drop_text", "drop_image", "drop_phrases", "code_noise", "bit_flip", "progressive_share"):
             _require(0 <= getattr(self, name) <= 1, f"{name} must be a share in [0, 1], got {getattr(self, name)}")
         _require(self.image_text_weight >= 0, f"image_text_weight must not be negative, got {self.image_text_weight}")
-        _require(not (self.code_noise and self.bit_flip), f"code_noise {self.code_noise} and bit_flip {self.bit_flip} exclude each other")
+        _require(
+            not (self.code_noise and self.bit_flip),
+            f"code_noise {self.code_noise} and bit_flip {self.bit_flip} exclude each other",
+        )
 
     @property
     def noisy_inputs(self) -> bool:

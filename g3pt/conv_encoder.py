@@ -21,7 +21,9 @@ from g3pt.layers import SelfBlock
 class ConvEncoder(nn.Module):
     """Normalised pixels (B, 3, H, H) to tokens (B, M, C): each stage halves the grid, the last one's width is C."""
 
-    def __init__(self, size: int, widths: Sequence[int], blocks: Sequence[int], num_layers: int, num_heads: int) -> None:
+    def __init__(
+        self, size: int, widths: Sequence[int], blocks: Sequence[int], num_layers: int, num_heads: int
+    ) -> None:
         """`widths` and `blocks`: channels and residual blocks of each stage; `num_layers` of attention follow."""
         super().__init__()
         stages: list[nn.Module] = []

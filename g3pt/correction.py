@@ -22,35 +22,49 @@ from torch import Tensor
 from g3pt.tokenizer import CVQ
 
 
-def change_digits(digits_BTC: Tensor, levels_C: Tensor, chance_BTC: Tensor, rate_B: Tensor, choice_BTC: Tensor) -> Tensor:
+def change_digits(
+    digits_BTC: Tensor, levels_C: Tensor, chance_BTC: Tensor, rate_B: Tensor, choice_BTC: Tensor
+) -> Tensor:
     """Digits, of which those with `chance` below their object's `rate` take another value, which `choice` in [0, 1) picks."""
     other_BTC = (digits_BTC + 1 + (choice_BTC * (levels_C - 1)).long()) % levels_C
     return torch.where(chance_BTC < rate_B[:, None, None], other_BTC, digits_BTC)
 
 
 @torch.no_grad()
-def corrected(tokenizer: CVQ, codes_BS: Tensor, rate_B: Tensor, chance_BSC: Tensor, choice_BSC: Tensor, num_scales: int) -> tuple[Tensor, Tensor]:
+def corrected(
+    tokenizer: CVQ, codes_BS: Tensor, rate_B: Tensor, chance_BSC: Tensor, choice_BSC: Tensor, num_scales: int
+) -> tuple[Tensor, Tensor]:
     """Whole codes -> inputs of scales 2, 3, ... (B, T, A) with changed digits, and targets (B, T) of the first `num_scales` scales.
 
     `chance_BSC` and `choice_BSC` are uniform in [0, 1), one a digit (see `change_digits`); the last scale is no input and keeps its digits.
     """
     quantizer, scales = tokenizer.cqt.quantizer, tokenizer.config.scales[:num_scales]
     whole_BLD = tokenizer.canvas(codes_BS)
-    true_BLD = seen_BLD = tokenizer.canvas_start(len(codes_BS))  # canvases of the stored codes, and of what the generator sees
+    true_BLD = seen_BLD = tokenizer.canvas_start(
+        len(codes_BS)
+    )  # canvases of the stored codes, and of what the generator sees
     aligned, targets = [], []
     for scale, num_tokens in enumerate(scales):
         start = sum(scales[:scale])
         code_BT = codes_BS[:, start : start + num_tokens]
         if scale > 0:
             aligned.append(tokenizer.align(seen_BLD, scale))
-            moved_BTC = tokenizer.cqt.scores(whole_BLD - seen_BLD, scale) - tokenizer.cqt.scores(whole_BLD - true_BLD, scale)
+            moved_BTC = tokenizer.cqt.scores(whole_BLD - seen_BLD, scale) - tokenizer.cqt.scores(
+                whole_BLD - true_BLD, scale
+            )
             target_BT = quantizer(quantizer.centres(code_BT) + moved_BTC)[1]
         else:
             target_BT = code_BT
         targets.append(target_BT)
         if scale < len(scales) - 1:
             part = slice(start, start + num_tokens)
-            digits_BTC = change_digits(quantizer.codes_to_digits(target_BT), quantizer.levels_C, chance_BSC[:, part], rate_B, choice_BSC[:, part])
+            digits_BTC = change_digits(
+                quantizer.codes_to_digits(target_BT),
+                quantizer.levels_C,
+                chance_BSC[:, part],
+                rate_B,
+                choice_BSC[:, part],
+            )
             seen_BLD = tokenizer.canvas_add(seen_BLD, quantizer.digits_to_codes(digits_BTC), scale)
             true_BLD = tokenizer.canvas_add(true_BLD, code_BT, scale)
     return torch.cat(aligned, dim=1) if aligned else whole_BLD[:, :0], torch.cat(targets, dim=1)

@@ -88,8 +88,14 @@ class PooledUp(nn.Module):
         super().__init__()
         width = anchor_spacing(len(centres_T3)) / BOX  # about half of the centres' spacing
         weights_LT = (-torch.cdist(anchors_L3, centres_T3).square() / (2 * width**2)).softmax(1)
-        self.register_buffer("weights_LT", weights_LT if len(centres_T3) < len(anchors_L3) else torch.eye(len(anchors_L3)))
-        self.embed, self.norm, self.mlp = nn.Linear(len(config.code_levels), config.width), nn.LayerNorm(config.width), feed_forward(config.width)
+        self.register_buffer(
+            "weights_LT", weights_LT if len(centres_T3) < len(anchors_L3) else torch.eye(len(anchors_L3))
+        )
+        self.embed, self.norm, self.mlp = (
+            nn.Linear(len(config.code_levels), config.width),
+            nn.LayerNorm(config.width),
+            feed_forward(config.width),
+        )
 
     def forward(self, values_BTC: Tensor) -> Tensor:
         read_BLD = self.weights_LT @ self.embed(values_BTC)
@@ -161,7 +167,9 @@ class CQT(nn.Module):
         """The latents of the group before (the canvas holds nothing yet of its own), as many as this group has."""
         first, _ = self._slice(scale)
         num_tokens = self.config.scales[scale]
-        return F.layer_norm(features_BLD[:, max(0, first - num_tokens) : max(num_tokens, first)], features_BLD.shape[-1:])
+        return F.layer_norm(
+            features_BLD[:, max(0, first - num_tokens) : max(num_tokens, first)], features_BLD.shape[-1:]
+        )
 
     def scores(self, residual_BLD: Tensor, scale: int, frozen: bool = True) -> Tensor:
         """One scale of the residual as the quantiser reads it: normalised z, (B, T, C)."""
@@ -172,11 +180,15 @@ class CQT(nn.Module):
             tokens_BTD, to_code = self.align(residual_BLD, scale), self.to_code[scale]
         return self.norms[scale](to_code(tokens_BTD), frozen)
 
-    def quantize(self, residual_BLD: Tensor, scale: int, frozen: bool, quantized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    def quantize(
+        self, residual_BLD: Tensor, scale: int, frozen: bool, quantized: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One scale of the residual -> (values (B, T, C), codes (B, T), the quantiser's loss)."""
         return self.quantizer(self.scores(residual_BLD, scale, frozen), quantized)
 
-    def forward(self, latents_BLD: Tensor, frozen: bool = False, num_scales: int | None = None, quantized: bool = True) -> CQTOutput:
+    def forward(
+        self, latents_BLD: Tensor, frozen: bool = False, num_scales: int | None = None, quantized: bool = True
+    ) -> CQTOutput:
         """Encode latents through the first `num_scales` scales (all by default); canvases after each, codes and losses.
 
         Without `quantized` the canvases are sums of values that were bounded but not rounded (phase A with the scales in the path).

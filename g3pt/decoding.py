@@ -36,7 +36,7 @@ class Decoded:
 
     @property
     def status(self) -> str:
-        """"ok", or the name of why there is no mesh."""
+        """ "ok", or the name of why there is no mesh."""
         return "ok" if self.reason is None else self.reason.status
 
 
@@ -52,11 +52,18 @@ def logits_of_rows(tokenizer: CVQ, latents_BLD: Tensor, rows_BQ3: list[np.ndarra
     points_BQ3 = np.zeros((len(rows_BQ3), longest, 3), dtype=np.float32)
     for padded, row in zip(points_BQ3, rows_BQ3, strict=True):
         padded[: len(row)] = row
-    logits_BQ = tokenizer.occupancy_logits(latents_BLD, torch.from_numpy(points_BQ3).to(latents_BLD.device)).float().cpu().numpy()
+    logits_BQ = (
+        tokenizer.occupancy_logits(latents_BLD, torch.from_numpy(points_BQ3).to(latents_BLD.device))
+        .float()
+        .cpu()
+        .numpy()
+    )
     return [row[:length] for row, length in zip(logits_BQ, lengths, strict=True)]
 
 
-def decode_meshes(tokenizer: CVQ, latents_BLD: Tensor, resolution: int = 128, coarse: int | None = None) -> list[Decoded]:
+def decode_meshes(
+    tokenizer: CVQ, latents_BLD: Tensor, resolution: int = 128, coarse: int | None = None
+) -> list[Decoded]:
     """Each object's cleaned mesh, or why it has none. `coarse`: cells a side of the first grid; see `g3pt.geometry.isosurface.extract`."""
     from g3pt.geometry.cleanup import clean
     from g3pt.geometry.isosurface import extract_many
@@ -64,7 +71,9 @@ def decode_meshes(tokenizer: CVQ, latents_BLD: Tensor, resolution: int = 128, co
 
     found: list[Decoded] = []
     for group_BLD in latents_BLD.split(group_size(resolution)):
-        surfaces = extract_many(lambda wanted, group=group_BLD: packed_logits(tokenizer, group, wanted), len(group_BLD), resolution, coarse)
+        surfaces = extract_many(
+            lambda wanted, group=group_BLD: packed_logits(tokenizer, group, wanted), len(group_BLD), resolution, coarse
+        )
         for surface in surfaces:
             if isinstance(surface, NoSurface):
                 found.append(Decoded(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64), surface))
@@ -103,7 +112,11 @@ def packed_logits(tokenizer: CVQ, latents_BLD: Tensor, wanted: dict[int, np.ndar
 
 def packed_pieces(lengths: dict[int, int], chunk: int) -> list[list[tuple[int, int, int]]]:
     """Calls of pieces (number, start, end): together all points; in a call, pieces times the longest is at most `chunk`."""
-    pieces = [(number, start, min(start + chunk, length)) for number, length in lengths.items() for start in range(0, length, chunk)]
+    pieces = [
+        (number, start, min(start + chunk, length))
+        for number, length in lengths.items()
+        for start in range(0, length, chunk)
+    ]
     calls: list[list[tuple[int, int, int]]] = []
     longest = 0
     for piece in sorted(pieces, key=lambda piece: piece[1] - piece[2]):

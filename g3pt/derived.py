@@ -33,12 +33,17 @@ def write_derived(dataset: DatasetInfo, kind: str, index: int, table: pa.Table) 
     return path
 
 
-def write_derived_groups(dataset: DatasetInfo, kind: str, index: int, schema: pa.Schema, groups: Iterable[pa.Table]) -> Location:
+def write_derived_groups(
+    dataset: DatasetInfo, kind: str, index: int, schema: pa.Schema, groups: Iterable[pa.Table]
+) -> Location:
     """The same of a table that need not fit memory, a row group at a time; `schema` with its metadata is kept."""
     path = derived_path(dataset, kind, index)
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = schema.with_metadata({**(schema.metadata or {}), **_made_from(dataset, index)})
-    with written_whole(path) as name, pq.ParquetWriter(name, schema, compression="zstd", use_dictionary=False, write_statistics=False) as file:
+    with (
+        written_whole(path) as name,
+        pq.ParquetWriter(name, schema, compression="zstd", use_dictionary=False, write_statistics=False) as file,
+    ):
         for table in groups:
             file.write_table(table.replace_schema_metadata(schema.metadata))
     return path

@@ -39,7 +39,11 @@ def diagnose(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "c
     """
     model.eval()
     parts = [_diagnose_batch(model, batch) for batch in eval_batches(arrays, model, device)]
-    record = {name: float(np.mean(np.concatenate([part[name] for part in parts]))) for name in parts[0] if name.startswith(("iou", "loss"))}
+    record = {
+        name: float(np.mean(np.concatenate([part[name] for part in parts])))
+        for name in parts[0]
+        if name.startswith(("iou", "loss"))
+    }
     if model.phase == "continuous":
         return record
     codes_NS, again_NS = (torch.cat([part[name] for part in parts]) for name in ("codes", "codes_again"))
@@ -48,7 +52,9 @@ def diagnose(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "c
     start = 0
     for scale, num_tokens in enumerate(model.config.scales):
         rows = slice(start, start + num_tokens)
-        values = code_statistics(codes_NS[:, rows], again_NS[:, rows], model) | {"residual_ratio": float(residual_NS[:, scale].mean() / variance)}
+        values = code_statistics(codes_NS[:, rows], again_NS[:, rows], model) | {
+            "residual_ratio": float(residual_NS[:, scale].mean() / variance)
+        }
         record |= {f"{name}_scale_{scale + 1}": value for name, value in values.items()}
         start += num_tokens
     return record
@@ -79,11 +85,17 @@ def _diagnose_batch(model: CVQ, batch: dict[str, Tensor]) -> dict[str, Any]:
         return result
     output = model.cqt(latents_BLD, frozen=True)
     for scale, canvas_BLD in enumerate(output.canvases_BLD):
-        result[f"iou_scale_{scale + 1}"], result["loss_volume"] = _decoded(model, canvas_BLD, batch)  # the last scale's loss stays
+        result[f"iou_scale_{scale + 1}"], result["loss_volume"] = _decoded(
+            model, canvas_BLD, batch
+        )  # the last scale's loss stays
     result["iou"] = result[f"iou_scale_{model.config.num_scales}"]
     errors = [(canvas_BLD - latents_BLD).square().mean((1, 2)) for canvas_BLD in output.canvases_BLD]
     moments = torch.stack([latents_BLD.double().sum(0), latents_BLD.double().square().sum(0)]).cpu()
-    result |= {"residual": torch.stack(errors, dim=1).cpu(), "moments": moments, "codes": torch.cat(output.codes_BT, dim=1).cpu()}
+    result |= {
+        "residual": torch.stack(errors, dim=1).cpu(),
+        "moments": moments,
+        "codes": torch.cat(output.codes_BT, dim=1).cpu(),
+    }
     return result | {"codes_again": model.encode(batch["eval_surface"], batch.get("sharp_again")).cpu()}
 
 
@@ -108,8 +120,14 @@ def code_statistics(codes_NT: Tensor, again_NT: Tensor, model: CVQ) -> dict[str,
     """Utilisation, entropies (bits), digit balance and agreement of one scale's codes over N objects."""
     num_codes, quantizer = model.config.num_codes, model.cqt.quantizer
     by_position = [sample_entropy(codes_T, num_codes) for codes_T in codes_NT.T]
-    digits, digits_again = quantizer.codes_to_digits(codes_NT.to(quantizer.radix_C.device)), quantizer.codes_to_digits(again_NT.to(quantizer.radix_C.device))
-    balance = [sample_entropy(digits[..., c].flatten(), levels) / math.log2(levels) for c, levels in enumerate(quantizer.levels)]
+    digits, digits_again = (
+        quantizer.codes_to_digits(codes_NT.to(quantizer.radix_C.device)),
+        quantizer.codes_to_digits(again_NT.to(quantizer.radix_C.device)),
+    )
+    balance = [
+        sample_entropy(digits[..., c].flatten(), levels) / math.log2(levels)
+        for c, levels in enumerate(quantizer.levels)
+    ]
     return {
         "utilisation": len(codes_NT.unique()) / expected_distinct(codes_NT.numel(), num_codes),
         "entropy_pooled": sample_entropy(codes_NT.flatten(), num_codes),

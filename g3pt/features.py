@@ -35,7 +35,9 @@ from g3pt.pictures import prepare_image
 from g3pt.records import shard_index
 from g3pt.storage import open_parquet
 
-PREPARATION = 1  # of pictures: raise it when `prepare_image` gives other pixels, so that stored features of before are not read
+PREPARATION = (
+    1  # of pictures: raise it when `prepare_image` gives other pixels, so that stored features of before are not read
+)
 ENCODE_BATCH = 16
 OPEN_SHARDS = 64  # kept open by a reader
 METADATA = b"g3pt.encoder"
@@ -54,7 +56,11 @@ class Encoding:
     @property
     def kind(self) -> str:
         """The derived table's name: text-<hash8> or image-<hash8>."""
-        source = {"files": _files_hash(self.encoder)} if Path(self.encoder).is_dir() else {"encoder": self.encoder, "revision": self.revision}
+        source = (
+            {"files": _files_hash(self.encoder)}
+            if Path(self.encoder).is_dir()
+            else {"encoder": self.encoder, "revision": self.revision}
+        )
         told = source | {"image_size": self.image_size, "preparation": PREPARATION if self.image_size else 0}
         return f"{self.condition}-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]}"
 
@@ -77,7 +83,9 @@ def _files_hash(folder: str) -> str:
 def encodings(config: CARConfig) -> list[Encoding]:
     """The pretrained encoders of a generator whose input is a dataset's as it stands: not the text's where captions lose phrases at random."""
     text = Encoding(condition="text", encoder=config.text_encoder, revision=config.text_revision, image_size=0)
-    image = Encoding(condition="image", encoder=config.image_encoder, revision=config.image_revision, image_size=config.image_size)
+    image = Encoding(
+        condition="image", encoder=config.image_encoder, revision=config.image_revision, image_size=config.image_size
+    )
     usable = [image] if config.drop_phrases else [text, image]
     return [one for one in usable if one.encoder not in (SMALL, NONE)]
 
@@ -91,7 +99,9 @@ def write_shard(encoding: Encoding, encoder: nn.Module, info: DatasetInfo, index
     tables = make(encoder, info, index)
     first = next(tables)  # without a row: it names the columns
     shape = [encoder.width] if encoding.condition == "text" else [encoder.num_tokens, encoder.width]
-    told = {METADATA: json.dumps(asdict(encoding) | {"revision": encoder.revision, "shape": shape}, sort_keys=True).encode()}
+    told = {
+        METADATA: json.dumps(asdict(encoding) | {"revision": encoder.revision, "shape": shape}, sort_keys=True).encode()
+    }
     rows = 0
 
     def counted() -> Iterator[pa.Table]:
@@ -123,7 +133,9 @@ def _image_tables(encoder: ImageEncoder, info: DatasetInfo, index: int) -> Itera
         views = row.get("views") or []
         features_BMC = np.zeros((num_views, *empty.shape[1:]), np.float16)
         for start in range(0, len(views), ENCODE_BATCH):
-            pixels_B3HW = torch.stack([prepare_image(view, encoder.size) for view in views[start : start + ENCODE_BATCH]])
+            pixels_B3HW = torch.stack(
+                [prepare_image(view, encoder.size) for view in views[start : start + ENCODE_BATCH]]
+            )
             features_BMC[start : start + len(pixels_B3HW)] = _encoded(encoder, pixels_B3HW)
         yield _image_table([row["id"]], [len(views)], list(features_BMC[:, None]))
 
@@ -181,7 +193,9 @@ class StoredFeatures:
 
     def _check(self, kind: str, index: int) -> None:
         if not derived.derived_is_current(self.info, kind, index):
-            raise ValueError(f"{derived.derived_path(self.info, kind, index)} is missing or older than its shard: start the command with --features stored again")
+            raise ValueError(
+                f"{derived.derived_path(self.info, kind, index)} is missing or older than its shard: start the command with --features stored again"
+            )
 
     def columns(self, ids: Sequence[str], shards: Sequence[int]) -> dict[str, Any]:
         """Of objects that lie in `shards`: `text` float16 (N, C), `num_views` (N,); views are read one by one, by `image`."""
@@ -209,7 +223,11 @@ class StoredFeatures:
             self._check(self.kinds["image"], index)
             stack = ExitStack()
             file = stack.enter_context(open_parquet(derived.derived_path(self.info, self.kinds["image"], index)))
-            self._open[index] = (stack, file, {name: row for row, name in enumerate(file.read(columns=["id"])["id"].to_pylist())})
+            self._open[index] = (
+                stack,
+                file,
+                {name: row for row, name in enumerate(file.read(columns=["id"])["id"].to_pylist())},
+            )
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)[1][0].close()
         self._open.move_to_end(index)

@@ -173,7 +173,13 @@ class Gathered:
 
 
 def training_memory(
-    parameters: int, activations: int, *, shards: int = 1, gathered: Gathered | None = None, precision: str = "fp32", frozen: int = 0
+    parameters: int,
+    activations: int,
+    *,
+    shards: int = 1,
+    gathered: Gathered | None = None,
+    precision: str = "fp32",
+    frozen: int = 0,
 ) -> Memory:
     """Memory with `parameters` trained numbers cut into `shards`, of which some are `gathered`; `frozen` ones are whole on each worker.
 
@@ -186,9 +192,18 @@ def training_memory(
     if gathered is not None and shards > 1:
         width = 2 if gathered.narrow and precision == "bf16" else 4
         cast = gathered.outside if width == 2 else parameters
-        weights, gradients = 2 * width * gathered.block + 4 * gathered.outside, (width + 4) * gathered.block + 4 * gathered.outside
+        weights, gradients = (
+            2 * width * gathered.block + 4 * gathered.outside,
+            (width + 4) * gathered.block + 4 * gathered.outside,
+        )
     copies = 2 * cast if precision == "bf16" else 0
-    return Memory(weights=4 * (held + frozen) + weights + copies, gradients=4 * held + gradients, optimizer=8 * held, average=4 * held, activations=activations)
+    return Memory(
+        weights=4 * (held + frozen) + weights + copies,
+        gradients=4 * held + gradients,
+        optimizer=8 * held,
+        average=4 * held,
+        activations=activations,
+    )
 
 
 def cvq_activations(config: CVQConfig, objects: int, precision: str = "fp32") -> int:
@@ -197,10 +212,14 @@ def cvq_activations(config: CVQConfig, objects: int, precision: str = "fp32") ->
     points, features = config.num_points + config.num_sharp_points, 6 * config.num_fourier
     blocks = config.encoder_layers + config.decoder_layers
     total = 4 * points * (6 + features) + 4 * queries * (3 + features)
-    total += _cross_saved(latents, points, width, config.num_heads, precision) + _cross_saved(queries, latents, width, config.num_heads, precision)
+    total += _cross_saved(latents, points, width, config.num_heads, precision) + _cross_saved(
+        queries, latents, width, config.num_heads, precision
+    )
     block = _self_saved(latents, width, config.num_heads, precision)
     total += 4 * blocks * latents * width + block if config.checkpoint_layers else blocks * block
-    total += (4 + _bytes(precision)) * (queries + 2 * latents) * width  # the head's norm and input, the latents' norm, the decoder's projection
+    total += (
+        (4 + _bytes(precision)) * (queries + 2 * latents) * width
+    )  # the head's norm and input, the latents' norm, the decoder's projection
     if config.latent_queries == "anchored":  # the weights of every point for every anchor, or the index of the nearest
         total += _bytes(precision) * latents * config.num_points if config.anchor_blur else 8 * latents
     return objects * (total + _cqt_saved(config, precision))
@@ -239,8 +258,6 @@ def car_activations(config: CARConfig, tokens: int, objects: int, precision: str
 
 def _bytes(precision: str) -> int:
     return 2 if precision == "bf16" else 4
-
-
 
 
 class SavedBytes:

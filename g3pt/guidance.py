@@ -31,7 +31,10 @@ def way_weights(text_K: Sequence[float], image_K: Sequence[float], has_text: boo
         text_K = image_K
     elif not has_image:
         image_K = text_K
-    rows = [(1 + text, image - text, -image) if has_text or has_image else (1, 0, 0) for text, image in zip(text_K, image_K, strict=True)]
+    rows = [
+        (1 + text, image - text, -image) if has_text or has_image else (1, 0, 0)
+        for text, image in zip(text_K, image_K, strict=True)
+    ]
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -40,12 +43,16 @@ def needed_ways(weights_KW: Tensor) -> tuple[int, ...]:
     return tuple(torch.nonzero(weights_KW.reshape(-1, len(WAYS)).ne(0).any(dim=0)).flatten().tolist())
 
 
-def spread_ways(text_BC: Tensor, image_BMC: Tensor | None, null_text_C: Tensor, null_image_C: Tensor | None, ways: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+def spread_ways(
+    text_BC: Tensor, image_BMC: Tensor | None, null_text_C: Tensor, null_image_C: Tensor | None, ways: Sequence[int]
+) -> tuple[Tensor, Tensor | None]:
     """The conditions of all rows for each way in turn, (W * B, C) and (W * B, M, C)."""
     texts = [text_BC if WAYS[way] == "both" else null_text_C.expand_as(text_BC) for way in ways]
     if image_BMC is None:
         return torch.cat(texts), None
-    return torch.cat(texts), torch.cat([null_image_C.expand_as(image_BMC) if WAYS[way] == "none" else image_BMC for way in ways])
+    return torch.cat(texts), torch.cat(
+        [null_image_C.expand_as(image_BMC) if WAYS[way] == "none" else image_BMC for way in ways]
+    )
 
 
 def guided(logits_BTV: Tensor, weights_BW: Tensor) -> Tensor:

@@ -55,7 +55,9 @@ class Head(nn.Module):
         total_BT = hidden_BTD.new_zeros(codes_BT.shape, dtype=torch.float32)
         for index, digit_BT in enumerate(digits):
             logits_BTV = self.logits(hidden_BTD, digits[:index]).float()
-            total_BT = total_BT + F.cross_entropy(logits_BTV.flatten(0, 1), digit_BT.flatten(), reduction="none").view_as(total_BT)
+            total_BT = total_BT + F.cross_entropy(
+                logits_BTV.flatten(0, 1), digit_BT.flatten(), reduction="none"
+            ).view_as(total_BT)
         return total_BT
 
 
@@ -98,7 +100,10 @@ class BitHead(Head):
         """-log p(code), (B, T), in nats."""
         (out,) = self.outs
         parts = out(hidden_BTD).float().split(self.sizes, dim=-1)
-        return sum(-padded(part).log_softmax(-1).gather(-1, digit[..., None])[..., 0] for part, digit in zip(parts, self.split(codes_BT), strict=True))
+        return sum(
+            -padded(part).log_softmax(-1).gather(-1, digit[..., None])[..., 0]
+            for part, digit in zip(parts, self.split(codes_BT), strict=True)
+        )
 
 
 def padded(logits_V: Tensor) -> Tensor:

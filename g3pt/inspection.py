@@ -54,7 +54,9 @@ class Inspection:
         self.contents, self.faults = Contents(), list[Fault]()
         self._tally = Tally()
         self._open()
-        finished = [index for index, there in self.found.items() if there.has_sidecar and there.parquet_bytes is not None]
+        finished = [
+            index for index, there in self.found.items() if there.has_sidecar and there.parquet_bytes is not None
+        ]
         self.indices = sorted(self.info.shards) if self.info else finished
         self._config_sha256 = config_hash(self.info.settings) if self.info else None
 
@@ -73,8 +75,18 @@ class Inspection:
 
     def run(self) -> Iterator[int]:
         """Look at every shard; gives their number so far after each."""
-        sidecars = read_many([self.folder / f"{shard_name(index)}.json" for index in self.indices if self.found.get(index, NOT_THERE).has_sidecar])
-        shards = read_many([self._parquet(index) for index in self.indices if self._is_there(index)], AHEAD) if self.verify else iter(())
+        sidecars = read_many(
+            [
+                self.folder / f"{shard_name(index)}.json"
+                for index in self.indices
+                if self.found.get(index, NOT_THERE).has_sidecar
+            ]
+        )
+        shards = (
+            read_many([self._parquet(index) for index in self.indices if self._is_there(index)], AHEAD)
+            if self.verify
+            else iter(())
+        )
         for number, index in enumerate(self.indices, start=1):
             has_sidecar = self.found.get(index, NOT_THERE).has_sidecar
             sidecar = self._parsed(index, next(sidecars)) if has_sidecar else None
@@ -123,7 +135,11 @@ class Inspection:
         if sidecar and num_bytes != sidecar["bytes"]:
             self._fault(file, f"has {num_bytes:,d} bytes, its sidecar says {sidecar['bytes']:,d}")
         elif sidecar and data is not None and (sha256 := hashlib.sha256(data).hexdigest()) != sidecar["sha256"]:
-            self._fault(file, f"has sha256 {sha256[:16]}, its sidecar says {sidecar['sha256'][:16]}", f"{shard_name(index)}.json")
+            self._fault(
+                file,
+                f"has sha256 {sha256[:16]}, its sidecar says {sidecar['sha256'][:16]}",
+                f"{shard_name(index)}.json",
+            )
         try:
             table = self._table(index, data)
         except (OSError, pa.ArrowException, KeyError) as error:
@@ -157,7 +173,11 @@ class Inspection:
             if content != sidecar["content"]:
                 self._fault(file, "holds other objects than its sidecar says", name)
             elif strange:
-                self._fault(file, f"holds {strange[0]!r}, which belongs into {shard_name(shard_index(strange[0], self.info.num_shards))}", name)
+                self._fault(
+                    file,
+                    f"holds {strange[0]!r}, which belongs into {shard_name(shard_index(strange[0], self.info.num_shards))}",
+                    name,
+                )
 
     def _compare_totals(self) -> None:
         """Sums with dataset.json, where no shard's fault explains a difference; and files that it doesn't name."""
@@ -168,7 +188,10 @@ class Inspection:
             for ending, there in (("json", self.found[index].has_sidecar), ("parquet", self._is_there(index))):
                 if there:
                     self._fault(f"{shard_name(index)}.{ending}", "is not in dataset.json")
-        for what, said, seen in (("counts", self.info.counts, self.contents.statuses), ("splits", self.info.splits, self.contents.splits)):
+        for what, said, seen in (
+            ("counts", self.info.counts, self.contents.statuses),
+            ("splits", self.info.splits, self.contents.splits),
+        ):
             if whole and +seen != {name: count for name, count in said.items() if count}:
                 self._fault("dataset.json", f"says {what} {said}, its shards hold {dict(seen)}")
         if whole and self.verify and self._tally.fingerprint(self._config_sha256 or "") != self.info.fingerprint:
@@ -177,13 +200,25 @@ class Inspection:
     def lines(self) -> list[str]:
         """What a person should know, faults at the end."""
         info, held = self.info, self.contents
-        state = f"finished, fingerprint {info.fingerprint[:16]}, schema version {info.schema_version}" if info else "not finished: it has no dataset.json that can be read"
-        head = [f"dataset {self.folder}", f"  {'state':<12}{state}", f"  {'holds':<12}{held.num_rows:,d} objects in {held.num_shards:,d} shards, {held.num_bytes / 1e6:,.1f} MB of Parquet"]
+        state = (
+            f"finished, fingerprint {info.fingerprint[:16]}, schema version {info.schema_version}"
+            if info
+            else "not finished: it has no dataset.json that can be read"
+        )
+        head = [
+            f"dataset {self.folder}",
+            f"  {'state':<12}{state}",
+            f"  {'holds':<12}{held.num_rows:,d} objects in {held.num_shards:,d} shards, {held.num_bytes / 1e6:,.1f} MB of Parquet",
+        ]
         return [*head, *held.lines(), *self._verdict()]
 
     def _verdict(self) -> list[str]:
         if not self.faults:
-            return [f"verified: {len(self.indices):,d} shards are as their sidecars and dataset.json say"] if self.verify else []
+            return (
+                [f"verified: {len(self.indices):,d} shards are as their sidecars and dataset.json say"]
+                if self.verify
+                else []
+            )
         said = [f"wrong: {len(self.faults):,d} fault{'s' * (len(self.faults) > 1)}"]
         said += [f"  {fault.file:<20} {plain(fault.text)}" for fault in self.faults[:SHOWN_FAULTS]]
         said += [f"  and {len(self.faults) - SHOWN_FAULTS:,d} more"] if len(self.faults) > SHOWN_FAULTS else []
@@ -192,7 +227,9 @@ class Inspection:
     def _remedy(self) -> str:
         """What to type. Preprocessing takes a shard for whole if its sidecar is there and its size is right: such a sidecar must go first."""
         removed = sorted({fault.remedy_removes for fault in self.faults} - {""})
-        names = " ".join(removed[:SHOWN_FAULTS]) + (f" and those of the {len(removed) - SHOWN_FAULTS:,d} other shards" if len(removed) > SHOWN_FAULTS else "")
+        names = " ".join(removed[:SHOWN_FAULTS]) + (
+            f" and those of the {len(removed) - SHOWN_FAULTS:,d} other shards" if len(removed) > SHOWN_FAULTS else ""
+        )
         again = f"start the command that made the dataset again{self._command()}: it makes these shards anew and keeps the others"
         return f"remove {names} there, then {again}" if removed else again
 
@@ -212,7 +249,9 @@ def main(arguments: Sequence[str]) -> int:
     unknown = [one for one in arguments if one.startswith("-") and one != "--verify"]
     try:
         if unknown or len(paths) != 1:
-            raise ValueError(f"{f'unknown flag {unknown[0]}' if unknown else f'give one dataset, not {len(paths)}'}; {USAGE.splitlines()[0]}")
+            raise ValueError(
+                f"{f'unknown flag {unknown[0]}' if unknown else f'give one dataset, not {len(paths)}'}; {USAGE.splitlines()[0]}"
+            )
         looked = Inspection(paths[0], verify="--verify" in arguments)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

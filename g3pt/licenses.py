@@ -31,7 +31,9 @@ def is_open(name: str) -> bool:
 
 def allowed(name: str, wanted: Collection[str]) -> bool:
     """Whether a licence is one of those wanted, letter by letter, or open where `open` is wanted. Nothing wanted: all are."""
-    return not wanted or is_open(name) and OPEN in wanted or name in set(wanted) - {OPEN}  # an object may not call its licence "open"
+    return (
+        not wanted or is_open(name) and OPEN in wanted or name in set(wanted) - {OPEN}
+    )  # an object may not call its licence "open"
 
 
 def unknown(wanted: Collection[str], found: Collection[str]) -> list[str]:

@@ -70,7 +70,9 @@ def _harmonic(distance_A: np.ndarray, distance_C: np.ndarray, threshold: float) 
 
 def hausdorff_95(points_A3: np.ndarray, points_C3: np.ndarray) -> float:
     """The larger of the two directed 95th percentiles of distances to the nearest point: Hausdorff without the worst twentieth."""
-    return float(max(np.percentile(nearest(points_A3, points_C3)[0], 95), np.percentile(nearest(points_C3, points_A3)[0], 95)))
+    return float(
+        max(np.percentile(nearest(points_A3, points_C3)[0], 95), np.percentile(nearest(points_C3, points_A3)[0], 95))
+    )
 
 
 def normal_consistency(surface_A6: np.ndarray, surface_C6: np.ndarray) -> float:

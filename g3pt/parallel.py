@@ -90,8 +90,12 @@ class DataParallel(Several):
 
         device = next(model.parameters()).device
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the successor of broadcast_buffers does not exist yet, it says itself
-            return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False)
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # the successor of broadcast_buffers does not exist yet, it says itself
+            return DistributedDataParallel(
+                model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+            )
 
     def accumulating(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[Any]:
         return wrapped.no_sync()
@@ -109,7 +113,9 @@ class FullyShard(Several):
         self._shell = shell_of(model)
         # Inputs are not cast: the residual stream between blocks stays float32, as under autocast alone.
         lower = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        self._in_bf16 = precision == "bf16" and any(isinstance(module, _generator_block()) for module in model.modules())
+        self._in_bf16 = precision == "bf16" and any(
+            isinstance(module, _generator_block()) for module in model.modules()
+        )
         mesh = init_device_mesh(next(model.parameters()).device.type, (self.world_size,))
         frozen = {p for p in model.parameters() if not p.requires_grad}
         for block in trained_blocks(model):
@@ -136,7 +142,9 @@ class FullyShard(Several):
             value = whole(weights[name])
             if self.rank == 0:
                 owner, _, leaf = name.rpartition(".")
-                setattr(found.get_submodule(owner), leaf, nn.Parameter(value.clone(), requires_grad=shell.requires_grad))
+                setattr(
+                    found.get_submodule(owner), leaf, nn.Parameter(value.clone(), requires_grad=shell.requires_grad)
+                )
         for name, _ in list(found.named_buffers()):
             owner, _, leaf = name.rpartition(".")
             setattr(found.get_submodule(owner), leaf, buffers[name])
@@ -150,7 +158,9 @@ def bf16_where(wanted: bool, device: torch.device) -> contextlib.AbstractContext
 
 def shell_of(model: nn.Module) -> nn.Module:
     """A copy of `model` whose parameters take no memory; modules that it holds outside its tree (frozen encoders) are shared."""
-    known: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
+    known: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()
+    }
     known |= {id(encoder): encoder for encoder in getattr(model, "frozen", {}).values()}
     return copy.deepcopy(model, known)
 
@@ -160,7 +170,11 @@ def trained_blocks(model: nn.Module) -> list[nn.Module]:
     from g3pt.layers import CrossBlock, SelfBlock
 
     kinds = (_generator_block(), CrossBlock, SelfBlock)
-    return [module for module in model.modules() if isinstance(module, kinds) and any(p.requires_grad for p in module.parameters())]
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, kinds) and any(p.requires_grad for p in module.parameters())
+    ]
 
 
 def gathered(model: nn.Module) -> Gathered:
@@ -168,7 +182,11 @@ def gathered(model: nn.Module) -> Gathered:
     blocks = trained_blocks(model)
     sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Gathered(block=max(sizes), outside=trained - sum(sizes), narrow=all(isinstance(block, _generator_block()) for block in blocks))
+    return Gathered(
+        block=max(sizes),
+        outside=trained - sum(sizes),
+        narrow=all(isinstance(block, _generator_block()) for block in blocks),
+    )
 
 
 def _generator_block() -> type[nn.Module]:

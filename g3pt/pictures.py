@@ -23,7 +23,9 @@ from torch import Tensor
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # what DINOv2 was trained with
 IMAGE_STD = (0.229, 0.224, 0.225)
 BORDER_TOLERANCE = 12  # of 255: how far a background's pixels may be from its colour
-BORDER_SHARE = 0.9  # of the picture's edge that has one colour, where that is a background: the object may touch the edge
+BORDER_SHARE = (
+    0.9  # of the picture's edge that has one colour, where that is a background: the object may touch the edge
+)
 VISIBLE = 8  # of 255: alpha above it
 MAX_SIDE = 2048  # pixels: a larger picture is scaled down first, else a long thin one would need a square of its length
 WHOLE = "image has no alpha and no even background: used whole"
@@ -56,7 +58,9 @@ def cut_out(image: Any, size: int, margin: float = 0.05) -> tuple[Tensor, str]:
     canvas = Image.new("RGBA", (side, side), (*(round(255 * mean) for mean in IMAGE_MEAN), 255))
     cut = picture.crop((left, top, right, bottom))
     canvas.alpha_composite(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
-    small = canvas.convert("RGB").resize((size, size), Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC)
+    small = canvas.convert("RGB").resize(
+        (size, size), Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC
+    )
     pixels_HW3 = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(size, size, 3).float() / 255
     mean, std = torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD)
     return ((pixels_HW3 - mean) / std).permute(2, 0, 1).contiguous(), warning
@@ -85,7 +89,16 @@ def _read(file: str | Path | io.BytesIO) -> Any:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"image of {image.width} x {image.height} pixels, more than {MAX_PIXELS}")
         image.load()
-    except (Image.DecompressionBombError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error) as error:
+    except (
+        Image.DecompressionBombError,
+        SyntaxError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ArithmeticError,
+        struct.error,
+        zlib.error,
+    ) as error:
         raise ValueError(f"image cannot be read: {error}") from error
     return image
 

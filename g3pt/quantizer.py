@@ -116,7 +116,6 @@ class FSQ(Quantizer):
         """Codes -> the values that `forward` gave for them, (B, T, C)."""
         return (self.codes_to_digits(codes_BT) - self.levels_C // 2) / (self.levels_C // 2).float()
 
-
     def centres(self, codes_BT: Tensor) -> Tensor:
         """Codes -> z in the middle of their cells, (B, T, C); the outermost cells, which have no end, a quarter of a step inside their value."""
         half_C = (self.levels_C - 1) * (1 + 1e-3) / 2

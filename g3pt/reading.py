@@ -46,7 +46,9 @@ def _shard_rows(
     try:
         with open_parquet(path) as file:
             groups = None if ids is None else _groups_with(file, ids)
-            for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, row_groups=groups, columns=wanted, use_threads=False):
+            for batch in file.iter_batches(
+                batch_size=ROWS_PER_GROUP, row_groups=groups, columns=wanted, use_threads=False
+            ):
                 yield from _batch_rows(batch, columns, split, status, ids)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing although dataset.json lists it") from None
@@ -55,7 +57,11 @@ def _shard_rows(
 def _groups_with(file: pq.ParquetFile, ids: Container[str]) -> list[int]:
     """The row groups that hold one of `ids`."""
     groups = range(file.num_row_groups)
-    return [index for index in groups if any(name in ids for name in file.read_row_group(index, columns=["id"]).column("id").to_pylist())]
+    return [
+        index
+        for index in groups
+        if any(name in ids for name in file.read_row_group(index, columns=["id"]).column("id").to_pylist())
+    ]
 
 
 def _batch_rows(
@@ -93,7 +99,9 @@ def load_arrays(
     info = dataset if isinstance(dataset, DatasetInfo) else open_dataset(dataset)
     wanted = list(dict.fromkeys(["id", "license", *columns]))
     first = _first_ids(info, split, status, selection, limit) if limit is not None else None
-    shards = None if first is None else sorted({shard_index(name, info.num_shards) for name in first} & info.shards.keys())
+    shards = (
+        None if first is None else sorted({shard_index(name, info.num_shards) for name in first} & info.shards.keys())
+    )
     rows = [row for row in read_rows(info, wanted, split, status, shards, first) if selection.keeps(row)]
     assert first is None or len(rows) == len(first), f"{info.path}: objects lie in other shards than their ids say"
     rows.sort(key=lambda row: row["id"])
@@ -113,17 +121,32 @@ def count_objects(dataset: DatasetInfo, shard: int, split: str, selection: Selec
 def stored_bytes(dataset: DatasetInfo, shard: int, columns: Sequence[str]) -> int:
     """Bytes, decompressed, of some columns of a shard, from its footer alone."""
     with open_parquet(dataset.shard_path(shard)) as file:
-        chunks = [file.metadata.row_group(g).column(c) for g in range(file.num_row_groups) for c in range(file.metadata.num_columns)]
+        chunks = [
+            file.metadata.row_group(g).column(c)
+            for g in range(file.num_row_groups)
+            for c in range(file.metadata.num_columns)
+        ]
     return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
 
 
 def load_shards(
-    dataset: DatasetInfo, split: str, columns: Sequence[str], shards: Sequence[int], count: int, selection: Selection = ALL
+    dataset: DatasetInfo,
+    split: str,
+    columns: Sequence[str],
+    shards: Sequence[int],
+    count: int,
+    selection: Selection = ALL,
 ) -> dict[str, Any]:
     """Columns of the `count` ok and selected objects of some shards, in the order named: tensors never twice in memory, all else as lists."""
-    arrays = {name: np.empty((count, *shape), dtype) for name, (dtype, shape) in dataset.config.tensors.items() if name in columns}
+    arrays = {
+        name: np.empty((count, *shape), dtype)
+        for name, (dtype, shape) in dataset.config.tensors.items()
+        if name in columns
+    }
     lists: dict[str, list[Any]] = {name: [] for name in columns if name not in arrays}
-    selected = (row for row in read_rows(dataset, [*columns, "id", "license"], split, shards=shards) if selection.keeps(row))
+    selected = (
+        row for row in read_rows(dataset, [*columns, "id", "license"], split, shards=shards) if selection.keeps(row)
+    )
     found = 0
     for found, row in enumerate(selected, start=1):
         if found > count:
@@ -133,7 +156,9 @@ def load_shards(
         for name, kept in lists.items():
             kept.append(row[name])
     if found != count:
-        raise ValueError(f"dataset {dataset.path}: shards {list(shards)} do not hold the {count} objects counted before: it changed while it was read")
+        raise ValueError(
+            f"dataset {dataset.path}: shards {list(shards)} do not hold the {count} objects counted before: it changed while it was read"
+        )
     return arrays | lists
 
 

@@ -35,7 +35,10 @@ RANGES = {
     "cfg": (lambda v: 0 <= v <= MAX_CFG, f"a number from 0 (no guidance) to {MAX_CFG}"),
     "top_k": (lambda v: 0 <= v < 2**31 and v == int(v), "a whole number from 0 (keep all) to 2^31"),
     "top_p": (lambda v: 0 < v <= 1, "above 0 and at most 1 (keep all)"),
-    "temperature": (lambda v: MIN_TEMPERATURE <= v < math.inf, f"a number of at least {MIN_TEMPERATURE} (top_k 1 takes the likeliest)"),
+    "temperature": (
+        lambda v: MIN_TEMPERATURE <= v < math.inf,
+        f"a number of at least {MIN_TEMPERATURE} (top_k 1 takes the likeliest)",
+    ),
 }
 
 
@@ -71,7 +74,9 @@ class SampleConfig:
         for name in LISTED:
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != num_scales:
-                raise ValueError(f"{name} has {len(value)} numbers, but the model has {num_scales} scales: give one number, or one a scale")
+                raise ValueError(
+                    f"{name} has {len(value)} numbers, but the model has {num_scales} scales: give one number, or one a scale"
+                )
 
     def at(self, name: str, scale: int) -> float:
         """The value of a listed setting at `scale` (0 is the coarsest)."""
@@ -100,7 +105,10 @@ def filter_logits(logits_V: Tensor, top_k: int | Tensor, top_p: float | Tensor) 
     """
     num_values = logits_V.shape[-1]
     top_k, top_p = torch.as_tensor(top_k), torch.as_tensor(top_p)
-    limits_k, limits_p = bool((top_k > 0).any()), bool((top_p < 1).any())  # asked before they move: a GPU does not wait for it
+    limits_k, limits_p = (
+        bool((top_k > 0).any()),
+        bool((top_p < 1).any()),
+    )  # asked before they move: a GPU does not wait for it
     if not (limits_k or limits_p):
         return logits_V
     top_k, top_p = top_k.to(logits_V.device), top_p.to(logits_V.device)
@@ -147,18 +155,29 @@ def row_weights(model: G3PT, text_BC: Tensor, image_BMC: Tensor | None, rows: Se
     """Weights of guidance (B, K, 3) of rows with these encoded conditions; a condition equal to its null embedding is none."""
     num_scales = len(model.scales)
     has_text_B = (text_BC != model.car.null_text).any(-1).tolist()
-    has_image_B = [False] * len(rows) if image_BMC is None else (image_BMC != model.car.null_image).flatten(1).any(-1).tolist()
+    has_image_B = (
+        [False] * len(rows) if image_BMC is None else (image_BMC != model.car.null_image).flatten(1).any(-1).tolist()
+    )
     weights = []
     for settings, has_text, has_image in zip(rows, has_text_B, has_image_B, strict=True):
         settings.check_scales(num_scales)
-        weights.append(way_weights(settings.guidance("text", num_scales), settings.guidance("image", num_scales), has_text, has_image))
+        weights.append(
+            way_weights(
+                settings.guidance("text", num_scales), settings.guidance("image", num_scales), has_text, has_image
+            )
+        )
     return torch.stack(weights)
 
 
-def choose_codes(model: G3PT, hidden_BTD: Tensor, uniform_BTF: Tensor, weights_BW: Tensor, rows: Sequence[SampleConfig], scale: int) -> Tensor:
+def choose_codes(
+    model: G3PT, hidden_BTD: Tensor, uniform_BTF: Tensor, weights_BW: Tensor, rows: Sequence[SampleConfig], scale: int
+) -> Tensor:
     """Codes (B, T) of one scale, from the hidden states (W * B, T, D) of all rows for each way in turn."""
     head, num_ways = model.car.head, weights_BW.shape[1]
-    top_k, top_p, temperature = (torch.tensor([settings.at(name, scale) for settings in rows])[:, None, None] for name in ("top_k", "top_p", "temperature"))
+    top_k, top_p, temperature = (
+        torch.tensor([settings.at(name, scale) for settings in rows])[:, None, None]
+        for name in ("top_k", "top_p", "temperature")
+    )
     temperature = temperature.to(hidden_BTD.device)
     digits: list[Tensor] = []
     for factor in range(len(head.factors)):

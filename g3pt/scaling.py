@@ -43,12 +43,16 @@ def huber(residual: np.ndarray, delta: float = HUBER_DELTA) -> np.ndarray:
     return np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
 
 
-def fit(params: Sequence[float], losses: Sequence[float], *, pure: bool = False, starts: int = 32, seed: int = 0) -> PowerLaw:
+def fit(
+    params: Sequence[float], losses: Sequence[float], *, pure: bool = False, starts: int = 32, seed: int = 0
+) -> PowerLaw:
     """The best of `starts` fits; pure: with E = 0. ValueError for fewer points than the law needs, or non-positive ones."""
     size, loss = np.asarray(params, float), np.asarray(losses, float)
     needed = 2 if pure else 3
     if len(np.unique(size)) < needed:
-        raise ValueError(f"{'the pure power law' if pure else 'E + A N^-alpha'} needs at least {needed} sizes, got {len(np.unique(size))}")
+        raise ValueError(
+            f"{'the pure power law' if pure else 'E + A N^-alpha'} needs at least {needed} sizes, got {len(np.unique(size))}"
+        )
     if not (np.all(size > 0) and np.all(loss > 0) and np.all(np.isfinite(loss))):
         raise ValueError(f"parameters and losses must be positive and finite, got {size.tolist()} and {loss.tolist()}")
     center = float(np.exp(np.log(size).mean()))  # N / center keeps A and alpha apart while fitting
@@ -74,17 +78,31 @@ def _fit_full(size: np.ndarray, loss: np.ndarray, starts: int, seed: int) -> Pow
     best: PowerLaw | None = None
     for share, alpha in _starts(starts, rng):
         start = np.array([np.log(share * loss.min()), np.log((1 - share) * np.median(loss)), alpha])
-        done = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 150, "ftol": 1e-12, "gtol": 1e-9})
+        done = minimize(
+            objective,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": 150, "ftol": 1e-12, "gtol": 1e-9},
+        )
         if best is None or done.fun < best.objective:
             irreducible, coefficient = np.exp(done.x[:2])
-            best = PowerLaw(irreducible=float(irreducible), coefficient=float(coefficient), exponent=float(done.x[2]), objective=float(done.fun))
+            best = PowerLaw(
+                irreducible=float(irreducible),
+                coefficient=float(coefficient),
+                exponent=float(done.x[2]),
+                objective=float(done.fun),
+            )
     assert best is not None
     return best
 
 
 def _starts(count: int, rng: np.random.Generator) -> list[tuple[float, float]]:
     """(share of the smallest loss that is irreducible, alpha)."""
-    return [(float(rng.uniform(0.02, 0.98)), float(np.exp(rng.uniform(np.log(0.03), np.log(1.2))))) for _ in range(count)]
+    return [
+        (float(rng.uniform(0.02, 0.98)), float(np.exp(rng.uniform(np.log(0.03), np.log(1.2))))) for _ in range(count)
+    ]
 
 
 def _fit_pure(size: np.ndarray, loss: np.ndarray) -> PowerLaw:
@@ -94,11 +112,22 @@ def _fit_pure(size: np.ndarray, loss: np.ndarray) -> PowerLaw:
         slope, intercept = np.polyfit(log_size, log_loss, 1, w=np.sqrt(weight))
         residual = np.abs(intercept + slope * log_size - log_loss)
         weight = np.where(residual <= HUBER_DELTA, 1.0, HUBER_DELTA / np.maximum(residual, 1e-300))
-    return PowerLaw(irreducible=0.0, coefficient=float(np.exp(intercept)), exponent=float(-slope), objective=float(huber(residual).mean()) / HUBER_DELTA)
+    return PowerLaw(
+        irreducible=0.0,
+        coefficient=float(np.exp(intercept)),
+        exponent=float(-slope),
+        objective=float(huber(residual).mean()) / HUBER_DELTA,
+    )
 
 
 def bootstrap(
-    params: Sequence[float], losses: Sequence[float], *, pure: bool = False, samples: int = 100, level: float = 0.95, seed: int = 0
+    params: Sequence[float],
+    losses: Sequence[float],
+    *,
+    pure: bool = False,
+    samples: int = 100,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals of irreducible, coefficient and exponent, from `resampled_fits`."""
     return intervals(resampled_fits(params, losses, pure=pure, samples=samples, seed=seed), level)
@@ -106,10 +135,15 @@ def bootstrap(
 
 def intervals(fits: Sequence[PowerLaw], level: float = 0.95) -> dict[str, tuple[float, float]]:
     """Percentiles of each parameter over resampled fits."""
-    return {name: _percentiles(np.array([getattr(law, name) for law in fits]), level) for name in ("irreducible", "coefficient", "exponent")}
+    return {
+        name: _percentiles(np.array([getattr(law, name) for law in fits]), level)
+        for name in ("irreducible", "coefficient", "exponent")
+    }
 
 
-def resampled_fits(params: Sequence[float], losses: Sequence[float], *, pure: bool = False, samples: int = 100, seed: int = 0) -> list[PowerLaw]:
+def resampled_fits(
+    params: Sequence[float], losses: Sequence[float], *, pure: bool = False, samples: int = 100, seed: int = 0
+) -> list[PowerLaw]:
     """The law fitted to `samples` bootstrap draws of the points.
 
     Points of one size are resampled among themselves if every size has several; else residuals (in logarithms, made larger for
@@ -120,7 +154,9 @@ def resampled_fits(params: Sequence[float], losses: Sequence[float], *, pure: bo
     return [fit(size, draw(rng), pure=pure, starts=2, seed=index) for index in range(samples)]
 
 
-def band(fits: Sequence[PowerLaw], params: Sequence[float], level: float = 0.95, count: int = 31) -> dict[str, list[float]]:
+def band(
+    fits: Sequence[PowerLaw], params: Sequence[float], level: float = 0.95, count: int = 31
+) -> dict[str, list[float]]:
     """Where the curves of resampled fits lie, size by size, from below the smallest to above the largest: params, low, high."""
     line = np.geomspace(min(params) / 1.3, max(params) * 1.3, count)
     low, high = zip(*(_percentiles(np.array([float(law(n)) for law in fits]), level) for n in line), strict=True)
@@ -157,7 +193,9 @@ def _resample_residuals(size: np.ndarray, loss: np.ndarray, pure: bool) -> Calla
     return lambda rng: law(size) * np.exp(rng.choice(residual, len(size)))
 
 
-def hold_out_largest(params: Sequence[float], losses: Sequence[float], *, pure: bool = False) -> dict[str, float] | None:
+def hold_out_largest(
+    params: Sequence[float], losses: Sequence[float], *, pure: bool = False
+) -> dict[str, float] | None:
     """Fit without the largest size and predict it; None where too few sizes remain."""
     size, loss = np.asarray(params, float), np.asarray(losses, float)
     rest = size < size.max()
@@ -165,7 +203,12 @@ def hold_out_largest(params: Sequence[float], losses: Sequence[float], *, pure: 
         return None
     predicted = float(fit(size[rest], loss[rest], pure=pure)(size.max()))
     measured = float(loss[~rest].mean())
-    return {"params": float(size.max()), "predicted": predicted, "measured": measured, "relative_error": predicted / measured - 1}
+    return {
+        "params": float(size.max()),
+        "predicted": predicted,
+        "measured": measured,
+        "relative_error": predicted / measured - 1,
+    }
 
 
 def report(params: Sequence[float], losses: Sequence[float], *, samples: int = 100, seed: int = 0) -> dict[str, Any]:

@@ -56,7 +56,9 @@ def choose(selection: Selection, rows: Iterable[Mapping[str, Any]], where: str) 
     found = Counter(row["license"] for row in rows)
     unknown = licenses.unknown(selection.licenses, found)
     if unknown:
-        known = ", ".join(f"{name or 'none'} ({count})" for name, count in sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
+        known = ", ".join(
+            f"{name or 'none'} ({count})" for name, count in sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
+        )
         raise ValueError(f"{where}: no training object has a licence of {','.join(unknown)}; theirs are {known}")
     if not selection.as_config():
         return ""

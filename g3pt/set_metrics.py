@@ -62,7 +62,9 @@ def squared_chamfer_within(clouds_N3P: np.ndarray) -> np.ndarray:
     num = len(clouds_N3P)
     found = np.full((num, num), np.inf)
     for row in range(num - 1):
-        found[row, row + 1 :] = found[row + 1 :, row] = squared_chamfer_pairs(clouds_N3P[row : row + 1], clouds_N3P[row + 1 :])[0]
+        found[row, row + 1 :] = found[row + 1 :, row] = squared_chamfer_pairs(
+            clouds_N3P[row : row + 1], clouds_N3P[row + 1 :]
+        )[0]
     return found
 
 

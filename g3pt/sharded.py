@@ -63,7 +63,9 @@ class ShardedState:
             if (folder / name).stat().st_size != size:
                 raise ValueError(f"{folder / name} has {(folder / name).stat().st_size} bytes, not {size}")
         self._stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-        wrong = sorted(name for name, shape in self.shapes.items() if name not in self._stored or self._stored[name].size != shape)
+        wrong = sorted(
+            name for name, shape in self.shapes.items() if name not in self._stored or self._stored[name].size != shape
+        )
         if wrong:
             raise ValueError(f"{folder} lacks parts of {len(wrong)} tensors, {wrong[0]} first")
 
@@ -78,12 +80,16 @@ class ShardedState:
         make = like or (lambda _, shape, dtype: torch.empty(shape, dtype=dtype))
         shapes = {name: shape for name, shape in self.shapes.items() if name.startswith(f"{part}/")}
         dtypes = {name: self._stored[name].properties.dtype for name in shapes}
-        tensors = {name: make(name.removeprefix(f"{part}/"), shape, dtypes[name]).detach() for name, shape in shapes.items()}
+        tensors = {
+            name: make(name.removeprefix(f"{part}/"), shape, dtypes[name]).detach() for name, shape in shapes.items()
+        }
         for name, tensor in tensors.items():
             if tensor.shape != self.shapes[name]:
                 raise ValueError(f"{self.folder}: {name} is {tuple(self.shapes[name])}, not {tuple(tensor.shape)}")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # meant so: each worker knows which slices it needs
+            warnings.filterwarnings(
+                "ignore", message="torch.distributed is disabled"
+            )  # meant so: each worker knows which slices it needs
             dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(self.folder)), no_dist=True)
         return _with_tensors(self.rest[part], tensors)
 

@@ -31,9 +31,13 @@ import pyarrow.parquet as pq
 OPTIONS = {"s3": "allow_delayed_open=true", "gs": "retry_limit_seconds=30"}
 PARALLEL_READS = 32  # from a bucket: each waits for an answer, none for the processor
 READ_AHEAD = 512
-DENIED = re.compile("ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN|EXPIRED|UNRECOGNIZED_CLIENT|Unauthorized|Permission")
+DENIED = re.compile(
+    "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN|EXPIRED|UNRECOGNIZED_CLIENT|Unauthorized|Permission"
+)
 UNREACHED = re.compile("NETWORK_CONNECTION|REQUEST_TIMEOUT|SLOW_DOWN|SERVICE_UNAVAILABLE|Couldn't connect|Could not")
-LOGIN = "the login is read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from AWS_PROFILE, or from the machine's role"
+LOGIN = (
+    "the login is read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from AWS_PROFILE, or from the machine's role"
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -258,5 +262,9 @@ def open_parquet(path: Location) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(path) as file:
             yield file
         return
-    with path.opened() as (files, name), files.open_input_file(name) as source, pq.ParquetFile(source, pre_buffer=True) as file:
+    with (
+        path.opened() as (files, name),
+        files.open_input_file(name) as source,
+        pq.ParquetFile(source, pre_buffer=True) as file,
+    ):
         yield file

@@ -42,7 +42,9 @@ class ShardedObjects:
         order = np.random.default_rng([seed, epoch, len(self)]).permutation(filled).tolist()
         return [order[i : i + self.group_size] for i in range(0, len(order), self.group_size)]
 
-    def rows(self, batch_size: int, seed: int, start_sample: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[np.ndarray, list[Row]]]:
+    def rows(
+        self, batch_size: int, seed: int, start_sample: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[np.ndarray, list[Row]]]:
         """Endlessly: (sample numbers, objects) of this worker's share of each global batch, from `start_sample` on."""
         with contextlib.closing(prefetched(self._loaded(seed, start_sample), 1)) as groups:
             group = next(groups)
@@ -106,7 +108,9 @@ def training_objects(
 
 def object_bytes(dataset: datasets.DatasetInfo, columns: Sequence[str]) -> int:
     """Bytes of an object's columns in memory: tensors by their shape, text and views as the mean of what the shards hold, by their footers."""
-    tensors = {name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, (dtype, shape) in dataset.config.tensors.items()}
+    tensors = {
+        name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, (dtype, shape) in dataset.config.tensors.items()
+    }
     others = [name for name in columns if name not in tensors]
     total = sum(reading.stored_bytes(dataset, shard, others) for shard in dataset.shards) if others else 0
     return sum(tensors.get(name, 0) for name in columns) + -(-total // max(1, dataset.counts.get("ok", 0)))

@@ -89,7 +89,11 @@ class Contents:
 
     def add(self, table: pa.Table, num_bytes: int) -> None:
         """One shard: its COLUMNS, and the bytes of its parquet."""
-        self.num_rows, self.num_shards, self.num_bytes = self.num_rows + table.num_rows, self.num_shards + 1, self.num_bytes + num_bytes
+        self.num_rows, self.num_shards, self.num_bytes = (
+            self.num_rows + table.num_rows,
+            self.num_shards + 1,
+            self.num_bytes + num_bytes,
+        )
         self.statuses.add(counted(table["status"]))
         good = pc.equal(table["status"], "ok")
         bad = table.select(["status", "error"]).filter(pc.invert(good)).to_pylist()
@@ -107,13 +111,24 @@ class Contents:
         rows += [("licences", self.licences.line()), ("categories", self.categories.line())]
         rows += [("tensors", ", ".join(f"{name} {what}" for name, what in self.tensors.items()) or "none")]
         table = [" " * 14 + "".join(f"{share:>10}" for share in SHARES)]
-        table += [f"  {name:<12}" + "".join(f"{shown(found.at(share)):>10}" for share in SHARES.values()) for name, found in self.spread.items() if found.count]
+        table += [
+            f"  {name:<12}" + "".join(f"{shown(found.at(share)):>10}" for share in SHARES.values())
+            for name, found in self.spread.items()
+            if found.count
+        ]
         return [line for row in rows for line in labelled(*row)] + (table if len(table) > 1 else [])
 
 
 def labelled(label: str, text: str) -> list[str]:
     """`  label       text`, in lines that a terminal can show."""
-    return textwrap.wrap(text, LINE_WIDTH, initial_indent=f"  {label:<12}", subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(
+        text,
+        LINE_WIDTH,
+        initial_indent=f"  {label:<12}",
+        subsequent_indent=" " * 14,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def counted(column: pa.ChunkedArray) -> dict[str, int]:
@@ -125,7 +140,10 @@ def counted(column: pa.ChunkedArray) -> dict[str, int]:
 def tensors_of(schema: pa.Schema) -> dict[str, str]:
     """Tensor column -> `float16[16384,6]`."""
     tensors = [field for field in schema if isinstance(field.type, pa.FixedShapeTensorType)]
-    return {field.name: f"{field.type.value_type.to_pandas_dtype().__name__}[{','.join(map(str, field.type.shape))}]" for field in tensors}
+    return {
+        field.name: f"{field.type.value_type.to_pandas_dtype().__name__}[{','.join(map(str, field.type.shape))}]"
+        for field in tensors
+    }
 
 
 def shown(value: float) -> str:

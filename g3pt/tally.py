@@ -26,7 +26,9 @@ class Tally:
         self.failures: Counter[str] = Counter()
         self.splits: Counter[str] = Counter()
         self.shards: dict[int, str] = {}  # index -> sha256 of the parquet
-        self._db = sqlite3.connect("", check_same_thread=False)  # on disk as soon as it is large, gone with the connection
+        self._db = sqlite3.connect(
+            "", check_same_thread=False
+        )  # on disk as soon as it is large, gone with the connection
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("CREATE TABLE content (id TEXT, sha256 TEXT)")
         weakref.finalize(self, self._db.close)

@@ -43,7 +43,9 @@ class Encoder(nn.Module):
         self.register_buffer("anchors_L3", anchors_L3)
         self.queries = nn.Parameter(torch.randn(config.num_latents, config.width) * 0.02)
         self.cross = CrossBlock(config.width, config.num_heads, config.qk_norm)
-        self.blocks = nn.ModuleList(SelfBlock(config.width, config.num_heads, config.qk_norm) for _ in range(config.encoder_layers))
+        self.blocks = nn.ModuleList(
+            SelfBlock(config.width, config.num_heads, config.qk_norm) for _ in range(config.encoder_layers)
+        )
 
     def forward(self, surface_BP6: Tensor, sharp_BP6: Tensor | None = None) -> Tensor:
         points_BPD = self.embed(surface_BP6)
@@ -52,14 +54,18 @@ class Encoder(nn.Module):
             queries_BLD = queries_BLD + self._at_anchors(points_BPD, surface_BP6)
         if self.sharp_offset is not None:
             if sharp_BP6 is None:
-                raise ValueError(f"this tokenizer reads {self.config.num_sharp_points} sharp points beside the surface, got none")
+                raise ValueError(
+                    f"this tokenizer reads {self.config.num_sharp_points} sharp points beside the surface, got none"
+                )
             points_BPD = torch.cat([points_BPD, self.embed(sharp_BP6) + self.sharp_offset], dim=1)
         x_BLD = run_blocks(self.blocks, self.cross(queries_BLD, points_BPD), self.config.checkpoint_layers)
         return F.layer_norm(x_BLD.float(), x_BLD.shape[-1:])  # fixed scale for everything after
 
     def _at_anchors(self, points_BPD: Tensor, surface_BP6: Tensor) -> Tensor:
         """The points' embedding about each anchor, (B, L, D): the nearest point's, or a mean with Gaussian weights."""
-        rows = max(1, MAX_SCORES // (len(self.anchors_L3) * surface_BP6.shape[1]))  # objects whose (L, P) distances lie in memory at once
+        rows = max(
+            1, MAX_SCORES // (len(self.anchors_L3) * surface_BP6.shape[1])
+        )  # objects whose (L, P) distances lie in memory at once
         parts = zip(points_BPD.split(rows), surface_BP6[..., :3].float().split(rows), strict=True)
         return torch.cat([self._read_at_anchors(values, places) for values, places in parts])
 
@@ -87,7 +93,9 @@ class Decoder(nn.Module):
         self.config = config
         self.places = nn.Parameter(torch.randn(config.num_latents, config.width) * 0.02)
         self.project = nn.Linear(config.width, config.width)
-        self.blocks = nn.ModuleList(SelfBlock(config.width, config.num_heads, config.qk_norm) for _ in range(config.decoder_layers))
+        self.blocks = nn.ModuleList(
+            SelfBlock(config.width, config.num_heads, config.qk_norm) for _ in range(config.decoder_layers)
+        )
         self.embed = FourierPoints(config.width, config.num_fourier, num_features=3)
         self.cross = CrossBlock(config.width, config.num_heads, config.qk_norm)
         self.norm, self.head = nn.LayerNorm(config.width), nn.Linear(config.width, 1)
@@ -128,7 +136,12 @@ class CVQ(nn.Module, Pretrained):
         start_joint = start_pyramid + round(self.config.pyramid_share * num_steps)
         phase: Phase = "continuous" if step < start_pyramid else "pyramid" if step < start_joint else "joint"
         self.statistics_frozen = step >= round((1 - self.config.stat_freeze_share) * num_steps)
-        if phase != "continuous" and start_pyramid > 0 and not self.has_base and self.config.continuous_path == "latents":
+        if (
+            phase != "continuous"
+            and start_pyramid > 0
+            and not self.has_base
+            and self.config.continuous_path == "latents"
+        ):
             assign(self.cqt.base, self.latent_mean_LD)
             self.has_base.fill_(True)
         changed, self.phase = phase != self.phase, phase
@@ -204,7 +217,10 @@ class CVQ(nn.Module, Pretrained):
         logits_BQ = self.decoder.logits(self.decoder.latents(canvas_BLD), batch["points_BQ3"])
         loss_BQ = F.binary_cross_entropy_with_logits(logits_BQ.float(), batch["occupancy_BQ"].float(), reduction="none")
         near_BQ = batch["near_BQ"]
-        volume, near = (loss_BQ * ~near_BQ).sum() / (~near_BQ).sum(), (loss_BQ * near_BQ).sum() / near_BQ.sum()  # no index: a GPU would wait
+        volume, near = (
+            (loss_BQ * ~near_BQ).sum() / (~near_BQ).sum(),
+            (loss_BQ * near_BQ).sum() / near_BQ.sum(),
+        )  # no index: a GPU would wait
         logs = {"loss_volume": volume.detach(), "loss_near": near.detach()}
         return volume + self.config.near_weight * near, logs
 

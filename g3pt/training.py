@@ -102,7 +102,9 @@ def fit(
     on_gpu, wrapped = device.type == "cuda", None
     started, logged_step = time.perf_counter(), first_step
 
-    with contextlib.closing(prefetched(batches(first_step * config.batch_size), PREFETCH * on_gpu, pin=on_gpu)) as stream:
+    with contextlib.closing(
+        prefetched(batches(first_step * config.batch_size), PREFETCH * on_gpu, pin=on_gpu)
+    ) as stream:
         for step in range(first_step, config.steps):
             with naming_step(step):
                 changed = set_phase(model, step, config.steps)
@@ -126,9 +128,14 @@ def fit(
             if is_logged or is_saved:
                 check_finite(pending)
             if is_logged:
-                record = mean_record(pending) | {"step": done * config.batch_size, "learning_rate": learning_rate(config, step)}
+                record = mean_record(pending) | {
+                    "step": done * config.batch_size,
+                    "learning_rate": learning_rate(config, step),
+                }
                 record |= take_window(model)
-                record["samples_per_second"] = (done - logged_step) * config.batch_size / (time.perf_counter() - started)
+                record["samples_per_second"] = (
+                    (done - logged_step) * config.batch_size / (time.perf_counter() - started)
+                )
                 if evaluate is not None and (is_last or done % config.eval_every < config.log_every):
                     with parallel.holding(model, average.tensors):
                         record |= evaluate(model)
@@ -150,13 +157,18 @@ def count_parts(share: int, micro_batch: int | None) -> int:
     if micro_batch is None or micro_batch >= share:
         return 1
     if micro_batch < 1 or share % micro_batch:
-        raise ValueError(f"a worker's share of the batch, {share} objects, is not a multiple of the micro-batch {micro_batch}")
+        raise ValueError(
+            f"a worker's share of the batch, {share} objects, is not a multiple of the micro-batch {micro_batch}"
+        )
     return share // micro_batch
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`."""
-    return {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
 
 
 def backward(
@@ -198,7 +210,9 @@ class Statistics:
 
     def __init__(self, model: nn.Module) -> None:
         self.before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        self.sums = {name: torch.zeros_like(buffer) for name, buffer in self.before.items() if buffer.is_floating_point()}
+        self.sums = {
+            name: torch.zeros_like(buffer) for name, buffer in self.before.items() if buffer.is_floating_point()
+        }
 
     @torch.no_grad()
     def restart(self, model: nn.Module) -> None:
@@ -299,7 +313,9 @@ def mean_record(pending: list[Step]) -> Record:
     for _, loss, grad_norm, logs in pending:
         for name, value in {"loss": loss, "grad_norm": grad_norm, **logs}.items():
             sums.setdefault(name, []).append(float(value))
-    means = torch.tensor([sum(values) / len(values) for values in sums.values()], dtype=torch.float64, device=pending[0][1].device)
+    means = torch.tensor(
+        [sum(values) / len(values) for values in sums.values()], dtype=torch.float64, device=pending[0][1].device
+    )
     return dict(zip(sums, mean_over_workers(means).tolist(), strict=True))
 
 
@@ -308,7 +324,10 @@ def begun_record(pending: list[Step], model: nn.Module) -> dict[str, Any]:
     if not pending:
         return {}
     steps = [(step, mean_record([(step, loss, norm, logs)])) for step, loss, norm, logs in pending]
-    return {"begun": [[step, values] for step, values in steps], "window": model.window_state() if hasattr(model, "window_state") else {}}
+    return {
+        "begun": [[step, values] for step, values in steps],
+        "window": model.window_state() if hasattr(model, "window_state") else {},
+    }
 
 
 def go_on_with_record(state: dict[str, Any], model: nn.Module, is_first: bool) -> list[Step]:
@@ -316,11 +335,16 @@ def go_on_with_record(state: dict[str, Any], model: nn.Module, is_first: bool) -
     if state.get("window"):
         model.load_window(state["window"], is_first)
     exact = {"dtype": torch.float64, "device": next(model.parameters()).device}
-    steps = [(step, {name: torch.tensor(value, **exact) for name, value in values.items()}) for step, values in state.get("begun", [])]
+    steps = [
+        (step, {name: torch.tensor(value, **exact) for name, value in values.items()})
+        for step, values in state.get("begun", [])
+    ]
     return [(step, values.pop("loss"), values.pop("grad_norm"), values) for step, values in steps]
 
 
-def state_dict(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, done: int, config: TrainConfig) -> dict[str, Any]:
+def state_dict(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, done: int, config: TrainConfig
+) -> dict[str, Any]:
     """All that continuing after `done` steps needs; the tensors are the model's own, sharded where it is."""
     return {
         "steps_done": done,
@@ -333,16 +357,25 @@ def state_dict(model: nn.Module, optimizer: torch.optim.Optimizer, average: Weig
 
 
 def load_state(
-    resume: Resume, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, config: TrainConfig, is_first: bool = True
+    resume: Resume,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
+    config: TrainConfig,
+    is_first: bool = True,
 ) -> tuple[int, list[Step]]:
     """Restore what `state_dict` and `begun_record` gave, cut as the model is now; the number of steps done, and those of the next record."""
     state = resume(filled_in_place(model, optimizer, average)) if callable(resume) else resume
     if state["batch_size"] != config.batch_size:
-        raise ValueError(f"checkpoint was made with a global batch of {state['batch_size']}, this run has {config.batch_size}")
+        raise ValueError(
+            f"checkpoint was made with a global batch of {state['batch_size']}, this run has {config.batch_size}"
+        )
     model.load_state_dict({name: shard_like(state["model"][name], now) for name, now in model.state_dict().items()})
     parameters = numbered(optimizer)
     found = {int(i): kept for i, kept in state["optimizer"]["state"].items()}
-    moments = {i: {k: shard_like(v, parameters[i]) if v.ndim else v for k, v in kept.items()} for i, kept in found.items()}
+    moments = {
+        i: {k: shard_like(v, parameters[i]) if v.ndim else v for k, v in kept.items()} for i, kept in found.items()
+    }
     optimizer.load_state_dict({**state["optimizer"], "state": moments})
     for name, tensor in average.tensors.items():
         tensor.copy_(shard_like(state["average"][name], tensor))

@@ -38,7 +38,9 @@ class Block(nn.Module):
     def forward(
         self, x_BND: Tensor, condition_BD: Tensor, levels: Levels | None = None, cache: KVCache | None = None
     ) -> Tensor:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self._modulation(condition_BD, cache)[:, None].chunk(6, dim=-1)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self._modulation(condition_BD, cache)[:, None].chunk(
+            6, dim=-1
+        )
         x_BND = x_BND + (1 + gate_1) * self.attention(modulate(x_BND, shift_1, scale_1), levels, cache)
         return x_BND + (1 + gate_2) * self.mlp(modulate(x_BND, shift_2, scale_2))
 
@@ -59,7 +61,9 @@ def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
 class CAR(nn.Module):
     """The block-causal transformer: aligned tokens and conditions in, hidden states of all tokens out."""
 
-    def __init__(self, config: CARConfig, codec: CVQConfig, text_width: int, image_width: int | None, image_tokens: int = 0) -> None:
+    def __init__(
+        self, config: CARConfig, codec: CVQConfig, text_width: int, image_width: int | None, image_tokens: int = 0
+    ) -> None:
         super().__init__()
         self.config, self.scales, width = config, codec.scales, config.width
         self.num_prefix = image_tokens if image_width else 0
@@ -107,7 +111,11 @@ class CAR(nn.Module):
         Attention is counted over the pairs that attend; the encoders and the tokenizer are not counted.
         """
         per_object = [self.text, self.modulation, *(block.modulation for block in self.blocks)]
-        per_token = [layer for block in self.blocks for layer in (block.attention.to_qkv, block.attention.to_out, block.mlp[0], block.mlp[2])]
+        per_token = [
+            layer
+            for block in self.blocks
+            for layer in (block.attention.to_qkv, block.attention.to_out, block.mlp[0], block.mlp[2])
+        ]
         scale_tokens = sum(self.scales)
         tokens = self.num_prefix + scale_tokens
         weights = sum(layer.weight.numel() for layer in per_object)

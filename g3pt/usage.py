@@ -65,7 +65,10 @@ class CodeUsage:
         different = min(samples, self.num_objects or samples)
         found: dict[str, float] = {}
         for scale, (counts_V, hashed_TH) in enumerate(zip(counts_KV, hashed_SH.split(self.scales), strict=True)):
-            found |= {f"{name}_scale_{scale + 1}": value for name, value in self._of_scale(counts_V, hashed_TH, different).items()}
+            found |= {
+                f"{name}_scale_{scale + 1}": value
+                for name, value in self._of_scale(counts_V, hashed_TH, different).items()
+            }
         if samples >= MIN_SAMPLES and different >= MIN_OBJECTS:
             found["alarm"] = float(len(faults(found)))
         return found
@@ -74,7 +77,10 @@ class CodeUsage:
         """The open window, summed over all workers, who must all ask; empty if none is open."""
         if self.counts_KV is None or self.hashed_SH is None:
             return {}
-        return {"counts_KV": sum_over_workers(self.counts_KV.clone()), "hashed_SH": sum_over_workers(self.hashed_SH.clone())}
+        return {
+            "counts_KV": sum_over_workers(self.counts_KV.clone()),
+            "hashed_SH": sum_over_workers(self.hashed_SH.clone()),
+        }
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor], is_first: bool, device: torch.device) -> None:
@@ -93,7 +99,9 @@ class CodeUsage:
             "utilisation": min(1.0, int((counts_V > 0).sum()) / expected_distinct(draws, self.num_codes)),
             "entropy_pooled": joint,
             "information": min(1.0, float(entropy_bits(hashed_TH).mean()) / reachable) if reachable else 1.0,
-            "digit_balance": min(entropy / math.log2(levels) for entropy, levels in zip(digits, self.levels, strict=True)),
+            "digit_balance": min(
+                entropy / math.log2(levels) for entropy, levels in zip(digits, self.levels, strict=True)
+            ),
             # few draws can't show more bits than their logarithm, however free the digits are
             "entropy_gap": max(0.0, min(sum(digits), math.log2(draws)) - joint),
         }
@@ -108,7 +116,10 @@ def digit_entropies(counts_V: Tensor, levels: tuple[int, ...]) -> list[float]:
     """Entropy in bits of each digit of the counted codes (first digit fastest)."""
     grid = counts_V.view(*reversed(levels))  # the last axis is the fastest, digit 0
     axes = range(len(levels))
-    return [float(entropy_bits(grid.sum([a for a in axes if a != len(levels) - 1 - c]) if len(levels) > 1 else grid)) for c in axes]
+    return [
+        float(entropy_bits(grid.sum([a for a in axes if a != len(levels) - 1 - c]) if len(levels) > 1 else grid))
+        for c in axes
+    ]
 
 
 def entropy_bits(counts: Tensor) -> Tensor:

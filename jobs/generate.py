@@ -10,4 +10,8 @@ from pipelines.generate import generate  # noqa: E402
 from pipelines.generate_config import GenerateConfig  # noqa: E402
 
 if __name__ == "__main__":
-    main(GenerateConfig, generate, example='python jobs/generate.py --text "a tall wide chair" --num 4 --output out/meshes')
+    main(
+        GenerateConfig,
+        generate,
+        example='python jobs/generate.py --text "a tall wide chair" --num 4 --output out/meshes',
+    )

@@ -9,4 +9,8 @@ from pipelines.cli import main  # noqa: E402
 from pipelines.training_jobs import TrainCARFlags, train_car  # noqa: E402
 
 if __name__ == "__main__":
-    main(TrainCARFlags, train_car, example="python jobs/train_car.py --data out/shapes --tokenizer out/runs/cvq-nano-s0-XXXXXXXX --output out/runs --preset nano")
+    main(
+        TrainCARFlags,
+        train_car,
+        example="python jobs/train_car.py --data out/shapes --tokenizer out/runs/cvq-nano-s0-XXXXXXXX --output out/runs --preset nano",
+    )

@@ -60,15 +60,25 @@ class Collate:
         self.stored = stored.again() if stored else None
         kinds = stored.kinds if stored else {}
         self.text_tokenizer = None if "text" in kinds else model.text.tokenizer
-        self.image_size, self.reads_images, self.stored_images = model.config.image_size, model.image is not None, "image" in kinds
+        self.image_size, self.reads_images, self.stored_images = (
+            model.config.image_size,
+            model.image is not None,
+            "image" in kinds,
+        )
 
     def __call__(
-        self, rows: Sequence[Row], choices: Sequence[int], shortened: Shortened | None = None, images: Sequence[Tensor] | None = None
+        self,
+        rows: Sequence[Row],
+        choices: Sequence[int],
+        shortened: Shortened | None = None,
+        images: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """`choices` are numbers that choose among an object's views, `shortened` what shortens their captions; `images`: those views, if they were prepared before."""
         texts = [row["caption"] or "" for row in rows]
         if shortened is not None:
-            texts = [text if random is None else shorten(text, random) for text, random in zip(texts, shortened, strict=True)]
+            texts = [
+                text if random is None else shorten(text, random) for text, random in zip(texts, shortened, strict=True)
+            ]
         batch = {
             "codes_BS": torch.from_numpy(np.stack([row["codes"] for row in rows]).astype(np.int64)),
             "has_text_B": torch.tensor([bool(text) for text in texts]),
@@ -79,7 +89,9 @@ class Collate:
             batch["text_BM"], batch["text_mask_BM"] = self.text_tokenizer(texts, cut=True)
         if self.reads_images:
             name = "image_BMC" if self.stored_images else "images_B3HW"
-            batch[name] = torch.stack(images or [self.image(row, choice) for row, choice in zip(rows, choices, strict=True)])
+            batch[name] = torch.stack(
+                images or [self.image(row, choice) for row, choice in zip(rows, choices, strict=True)]
+            )
             batch["has_image_B"] = torch.tensor([num_views(row) > 0 for row in rows])
         return batch
 
@@ -122,10 +134,16 @@ class ConditionedCodes:
         """Objects by index."""
         return [{name: values[i] for name, values in self.arrays.items()} for i in indices]
 
-    def batch(self, indices: list[int], choices: Sequence[int], shortened: Shortened | None = None) -> dict[str, Tensor]:
+    def batch(
+        self, indices: list[int], choices: Sequence[int], shortened: Shortened | None = None
+    ) -> dict[str, Tensor]:
         """Objects by index; `choices` are numbers that choose among an object's views, `shortened` what shortens their captions."""
         rows = self.rows(indices)
-        images = [self._image(*one) for one in zip(indices, rows, choices, strict=True)] if self.collate.reads_images else None
+        images = (
+            [self._image(*one) for one in zip(indices, rows, choices, strict=True)]
+            if self.collate.reads_images
+            else None
+        )
         batch = self.collate(rows, choices, shortened, images)
         if self.aligned_NTA is not None:
             batch["aligned_BTA"] = self.aligned_NTA[indices]
@@ -179,5 +197,7 @@ class TrainBatches:
         """What decides which attributes each sample's caption keeps."""
         if not self.drop_phrases:
             return None
-        streams = [np.random.default_rng([self.train.seed, int(sample), 1]) for sample in samples]  # 1: not the stream that chooses its view
+        streams = [
+            np.random.default_rng([self.train.seed, int(sample), 1]) for sample in samples
+        ]  # 1: not the stream that chooses its view
         return [random if random.random() < self.drop_phrases else None for random in streams]

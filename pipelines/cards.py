@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from pipelines.sweep import SweepFlags
 
 SHORT = 8  # digits of a hash that people read
-DIAGNOSTICS = ("agreement", "digit_balance", "entropy", "residual_ratio", "utilisation")  # of codes, many and seldom looked at
+DIAGNOSTICS = (
+    "agreement",
+    "digit_balance",
+    "entropy",
+    "residual_ratio",
+    "utilisation",
+)  # of codes, many and seldom looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,9 @@ def metric_name(name: str) -> str:
 
     MLflow sorts sections by name. Details of the test are single points, so they stand `within test`, below all curves.
     """
-    section, rest = next(((s, name[len(s) + 1 :]) for s in ("val", "test") if name.startswith(f"{s}_")), ("train", name))
+    section, rest = next(
+        ((s, name[len(s) + 1 :]) for s in ("val", "test") if name.startswith(f"{s}_")), ("train", name)
+    )
     codes, scaled = rest.startswith(DIAGNOSTICS), re.search(r"_scale_\d+$", rest)
     if section == "test":
         section = "within test" if codes or scaled else section
@@ -75,7 +83,11 @@ def metric_name(name: str) -> str:
 
 def shown_record(record: Mapping[str, float]) -> dict[str, float]:
     """A ledger's record for MLflow's charts: its numbers in sections, without the counts of objects, which never change."""
-    return {key if key in ("step", "time") else metric_name(key): value for key, value in record.items() if not key.endswith("_objects")}
+    return {
+        key if key in ("step", "time") else metric_name(key): value
+        for key, value in record.items()
+        if not key.endswith("_objects")
+    }
 
 
 def intervals(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -92,10 +104,15 @@ def intervals(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def by_scale(metrics: Mapping[str, Any]) -> list[dict[str, float]]:
     """A tokenizer's numbers against the number of scales, as records whose step is that number."""
-    names = {"iou_first_{}_scales": "by scale/iou of the first scales", "iou_drop_shuffled_scale_{}": "by scale/iou lost with the scale shuffled"}
+    names = {
+        "iou_first_{}_scales": "by scale/iou of the first scales",
+        "iou_drop_shuffled_scale_{}": "by scale/iou lost with the scale shuffled",
+    }
     records = []
     for step in range(1, 1 + sum(bool(re.fullmatch(r"iou_first_\d+_scales", name)) for name in metrics)):
-        records.append({"step": float(step), **{shown: float(metrics[name.format(step)]) for name, shown in names.items()}})
+        records.append(
+            {"step": float(step), **{shown: float(metrics[name.format(step)]) for name, shown in names.items()}}
+        )
     return records
 
 
@@ -149,8 +166,25 @@ def study(flags: SweepFlags, specs: Sequence[RunSpec], folder: Path) -> Card:
 
 def generation(config: GenerateConfig, output: Path, model_hash: str) -> Card:
     """Of jobs/generate.py."""
-    names = ("num", "seed", "cfg", "cfg_text", "cfg_image", "cfg_schedule", "top_k", "top_p", "temperature", "resolution", "max_faces", "format")
-    prompts = Path(config.prompts).name if config.prompts else " + ".join(filter(None, (config.text, config.image and Path(config.image).name)))
+    names = (
+        "num",
+        "seed",
+        "cfg",
+        "cfg_text",
+        "cfg_image",
+        "cfg_schedule",
+        "top_k",
+        "top_p",
+        "temperature",
+        "resolution",
+        "max_faces",
+        "format",
+    )
+    prompts = (
+        Path(config.prompts).name
+        if config.prompts
+        else " + ".join(filter(None, (config.text, config.image and Path(config.image).name)))
+    )
     dataset = None
     if config.prompts:
         path = Path(config.prompts).resolve()

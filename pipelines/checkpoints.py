@@ -92,7 +92,9 @@ def newest_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
     for path in checkpoints(folder):
         try:
             return path.name, read_checkpoint(path)
-        except Exception as error:  # torch raises whatever its unpickler met: RuntimeError, EOFError, UnpicklingError, ...
+        except (
+            Exception
+        ) as error:  # torch raises whatever its unpickler met: RuntimeError, EOFError, UnpicklingError, ...
             print(f"warning: skipped the unreadable checkpoint {path.name}: {type(error).__name__}", file=sys.stderr)
     return None, None
 

@@ -51,7 +51,10 @@ def main(
     result, code = None, 0
     with noise_aside() as noise, stoppable(), cluster.left_as_found():
         try:
-            with stdout_to_stderr(enabled=not (keep_stdout or getattr(flags, "dry_run", False))), telling_where_to_look():
+            with (
+                stdout_to_stderr(enabled=not (keep_stdout or getattr(flags, "dry_run", False))),
+                telling_where_to_look(),
+            ):
                 result = run(flags)
         except NotWell:
             code = EXIT_FAILED

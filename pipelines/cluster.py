@@ -19,7 +19,10 @@ from pipelines.errors import UsageError
 REPOSITORY = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 512 * 2**20  # shared memory of a local cluster: datasets at laptop scale pass through in shards
 _logs_folder: str | None = None
-PASSED_ON = ("HF_ENDPOINT", "HF_HUB_OFFLINE")  # where workers find the Hugging Face hub; HF_TOKEN is a secret and each node's own
+PASSED_ON = (
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+)  # where workers find the Hugging Face hub; HF_TOKEN is a secret and each node's own
 WORKER_ENV = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -54,7 +57,13 @@ def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_s
         # Ray announces at every start that a local cluster asks for a token; README says so once.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Workers' own prints stay in Ray's logs (below /tmp/ray): commands tell their progress from the driver.
-    session = ray.init(address=address, runtime_env={"env_vars": worker_env()}, logging_level=logging.WARNING, log_to_driver=False, **options)
+    session = ray.init(
+        address=address,
+        runtime_env={"env_vars": worker_env()},
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+        **options,
+    )
     _logs_folder = str(Path(session.address_info["session_dir"]) / "logs")
     interrupt.rearm()  # Ray has taken SIGTERM
     data = ray.data.DataContext.get_current()
@@ -131,7 +140,12 @@ def worker_env() -> dict[str, str]:
 
 def quiet_environment() -> None:
     """Settings that Ray reads when it is imported or started: set before, and only where the user set nothing."""
-    defaults = {**WORKER_ENV, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_TQDM_PATCH_PRINT": "0"}
+    defaults = {
+        **WORKER_ENV,
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TQDM_PATCH_PRINT": "0",
+    }
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
 

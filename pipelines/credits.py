@@ -43,7 +43,14 @@ def write_credits(picture: Path, rows: Sequence[Row]) -> Path:
         "|---|---|---|---|---|---|",
     ]
     for number, row in enumerate(rows, start=1):
-        cells = (str(number), plain(row["id"]), plain(row.get("name") or row.get("caption", "")), author(row), licence(row), link(address(row)))
+        cells = (
+            str(number),
+            plain(row["id"]),
+            plain(row.get("name") or row.get("caption", "")),
+            author(row),
+            licence(row),
+            link(address(row)),
+        )
         lines.append(f"| {' | '.join(cells)} |")
     file = credits_file(picture)
     write_atomic(file, ("\n".join(lines) + "\n").encode("utf-8"))
@@ -59,7 +66,10 @@ def by_author(rows: Iterable[Row]) -> list[str]:
     for _, group in sorted(groups.items()):
         links = [link(url) for url in sorted({address(row) for row in group} - {""})]
         count = f"{len(group)} object{'s' * (len(group) > 1)}"
-        items.append(f"- {licence(group[0])}, {author(group[0])}: {count}" + (f" ({', '.join(links[:8])}{', ...' if len(links) > 8 else ''})" if links else ""))
+        items.append(
+            f"- {licence(group[0])}, {author(group[0])}: {count}"
+            + (f" ({', '.join(links[:8])}{', ...' if len(links) > 8 else ''})" if links else "")
+        )
     return items
 
 

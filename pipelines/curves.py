@@ -83,7 +83,16 @@ def draw_cvq(axes: Axes, records: Sequence[Record]) -> None:
 
 def draw_car(axes: Axes, records: Sequence[Record]) -> None:
     """Trained on, and of validation objects with and without their prompt."""
-    _lines(axes, records, {"ce": "train", "val_ce": "validation", "val_ce_unconditional": "validation, no prompt", "val_ce_image": "validation, image alone"})
+    _lines(
+        axes,
+        records,
+        {
+            "ce": "train",
+            "val_ce": "validation",
+            "val_ce_unconditional": "validation, no prompt",
+            "val_ce_image": "validation, image alone",
+        },
+    )
     axes.set_ylabel("cross-entropy, nats a token")
 
 
@@ -91,7 +100,14 @@ def _lines(axes: Axes, records: Sequence[Record], labels: dict[str, str], style:
     for key, label in labels.items():
         rows = [row for row in records if key in row]
         if rows:
-            axes.plot([row["step"] for row in rows], [row[key] for row in rows], style, marker="o" if len(rows) < FEW else "", markersize=4, label=label)
+            axes.plot(
+                [row["step"] for row in rows],
+                [row[key] for row in rows],
+                style,
+                marker="o" if len(rows) < FEW else "",
+                markersize=4,
+                label=label,
+            )
 
 
 def _scale_number(key: str) -> int:

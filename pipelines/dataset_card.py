@@ -38,7 +38,19 @@ EDGES: dict[str, list[float]] = {
     "chamfer_to_input": [e for e in THIRDS if 1e-4 <= e <= 1],
     "seconds": [e for e in THIRDS if 1e-2 <= e <= 1e3],
 }
-LIGHT = ("id", "status", "error", "category", "license", "author", "attribution_url", "source_url", "caption", "name", "appearance")
+LIGHT = (
+    "id",
+    "status",
+    "error",
+    "category",
+    "license",
+    "author",
+    "attribution_url",
+    "source_url",
+    "caption",
+    "name",
+    "appearance",
+)
 
 
 @dataclass
@@ -92,9 +104,14 @@ class Summary:
             "counts": info.counts,
             **{name: dict(counter.most_common(SHOWN_NAMES)) for name, counter in self.named.items()},
             "num_names": {name: len(counter) for name, counter in self.named.items()},
-            "histograms": {name: {"edges": found.edges, "counts": found.counts} for name, found in self.histograms.items()},
+            "histograms": {
+                name: {"edges": found.edges, "counts": found.counts} for name, found in self.histograms.items()
+            },
             "slowest": [{"id": object_id, "seconds": took} for took, object_id in sorted(self.slowest, reverse=True)],
-            "not_ok": [{"id": name, "status": status, "error": error} for _, name, status, error in sorted(self.not_ok, reverse=True)],
+            "not_ok": [
+                {"id": name, "status": status, "error": error}
+                for _, name, status, error in sorted(self.not_ok, reverse=True)
+            ],
             "pictured": [row["id"] for row in self.in_order()],
         }
 
@@ -119,7 +136,13 @@ def write_card(folder: Path) -> list[Path]:
         from g3pt.geometry.render import picture_sheet
         from pipelines.credits import write_credits
 
-        picture_sheet(folder / SHEET, [row["caption"] or row["name"] or row["id"] for row in shown], pictures(info, shown), COLUMNS, TILE)
+        picture_sheet(
+            folder / SHEET,
+            [row["caption"] or row["name"] or row["id"] for row in shown],
+            pictures(info, shown),
+            COLUMNS,
+            TILE,
+        )
         made += [folder / SHEET, write_credits(folder / SHEET, shown)]
     return made
 
@@ -153,7 +176,9 @@ def _view(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGBA").resize((TILE, TILE), Image.Resampling.LANCZOS)
 
 
-def cloud_picture(surface_P6: np.ndarray, azimuth_degrees: float = 35.0, elevation_degrees: float = 20.0) -> Image.Image:
+def cloud_picture(
+    surface_P6: np.ndarray, azimuth_degrees: float = 35.0, elevation_degrees: float = 20.0
+) -> Image.Image:
     """Points with normals as discs of 2 x 2 pixels on white, lit from the camera, near ones over far ones; RGBA, TILE x TILE."""
     from PIL import Image
 

@@ -42,14 +42,19 @@ class Pool:
     use_ray: bool = True
 
 
-def derive(info: DatasetInfo, kinds: Sequence[str], worker: type[ShardWorker], arguments: Sequence[Any], stage: str, pool: Pool) -> None:
+def derive(
+    info: DatasetInfo, kinds: Sequence[str], worker: type[ShardWorker], arguments: Sequence[Any], stage: str, pool: Pool
+) -> None:
     """Make the tables `kinds` of all shards that lack one of them; `stage` names the work for people and programs."""
     todo = [index for index in sorted(info.shards) if not is_done(info, kinds, index)]
     before = len(info.shards) - len(todo)
     print(f"{stage}: {len(info.shards)} shards, {before} encoded before, {len(todo)} to do", file=sys.stderr)
     if not todo:
         return
-    with on_disk(lambda: _safe(info, kinds)), Progress(stage, sum(_num_ok(info, index) for index in todo), "objects") as progress:
+    with (
+        on_disk(lambda: _safe(info, kinds)),
+        Progress(stage, sum(_num_ok(info, index) for index in todo), "objects") as progress,
+    ):
         done = 0
         for count in _on_ray(worker, arguments, todo, pool) if pool.use_ray else map(worker(*arguments).encode, todo):
             done += count
@@ -85,6 +90,10 @@ def _on_ray(worker: type[ShardWorker], arguments: Sequence[Any], todo: list[int]
     # One block each from the start: tasks that split them would wait for ever for a CPU that an actor holds.
     shards = ray.data.from_items([{"shard": index} for index in todo], override_num_blocks=len(todo))
     done = shards.map_batches(
-        worker, fn_constructor_args=tuple(arguments), batch_size=1, compute=ray.data.ActorPoolStrategy(size=workers), **request
+        worker,
+        fn_constructor_args=tuple(arguments),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        **request,
     )
     yield from (int(row["objects"]) for row in done.iter_rows())

@@ -83,7 +83,12 @@ def all_checks(flags: DoctorFlags) -> list[Check]:
         Check(name="disk", timeout_s=20, run=lambda: here.check_disk(storage)),
         Check(name="clock", timeout_s=10, run=here.check_clock),
         Check(name="ray-auth", timeout_s=10, run=on_cluster.check_auth),
-        Check(name="ray", timeout_s=90, run=lambda: on_cluster.check_ray(nodes, flags.ray_address), remedy=on_cluster.NO_ANSWER),
+        Check(
+            name="ray",
+            timeout_s=90,
+            run=lambda: on_cluster.check_ray(nodes, flags.ray_address),
+            remedy=on_cluster.NO_ANSWER,
+        ),
         Check(name="node", timeout_s=240, run=lambda: on_cluster.check_nodes(nodes, storage)),
         Check(name="storage", timeout_s=180, run=lambda: on_cluster.check_storage(nodes, storage)),
         Check(name="mlflow", timeout_s=240, run=lambda: on_cluster.check_mlflow(nodes, storage)),
@@ -93,7 +98,9 @@ def all_checks(flags: DoctorFlags) -> list[Check]:
 def storage_folder(given: str | None) -> str:
     """The folder to try, absolute."""
     if given is not None and "://" in given:
-        raise UsageError(f"--storage {plain(without_login(given))}: object stores are not built yet, give a shared folder")
+        raise UsageError(
+            f"--storage {plain(without_login(given))}: object stores are not built yet, give a shared folder"
+        )
     return absolute(given if given is not None else "out" if Path("out").is_dir() else ".")
 
 
@@ -130,7 +137,9 @@ class Runner:
             try:
                 result = check.run()
             except Exception as error:  # a check may fail in any way its library can
-                result = failed(f"{type(error).__name__}: {one_line(error)[:200]}", "the check itself broke: please report it")
+                result = failed(
+                    f"{type(error).__name__}: {one_line(error)[:200]}", "the check itself broke: please report it"
+                )
             self.found.put(result if isinstance(result, list) else [result])
 
 

@@ -69,15 +69,31 @@ class Nodes:
         for node in ray.nodes():
             if node["Alive"]:
                 cpus, gpus_ = (float(node["Resources"].get(name, 0)) for name in ("CPU", "GPU"))
-                self.found.append(Node(id=node["NodeID"], address=node["NodeManagerAddress"], cpus=cpus, gpus=gpus_, is_driver=node["NodeID"] == own))
+                self.found.append(
+                    Node(
+                        id=node["NodeID"],
+                        address=node["NodeManagerAddress"],
+                        cpus=cpus,
+                        gpus=gpus_,
+                        is_driver=node["NodeID"] == own,
+                    )
+                )
 
-    def on_each(self, function: Callable[..., Any], *args: Any, timeout_s: float = NODE_TIMEOUT_S) -> list[tuple[Node, Any]]:
+    def on_each(
+        self, function: Callable[..., Any], *args: Any, timeout_s: float = NODE_TIMEOUT_S
+    ) -> list[tuple[Node, Any]]:
         """(node, result) of the function on each node, an exception standing for a result."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         remote = ray.remote(num_cpus=0, max_retries=0)(function)
-        started = [(node, remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*args)) for node in self.found]
+        started = [
+            (
+                node,
+                remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*args),
+            )
+            for node in self.found
+        ]
         deadline = time.monotonic() + timeout_s
         return [(node, self._answer(reference, deadline)) for node, reference in started]
 
@@ -109,7 +125,13 @@ def said(error: BaseException) -> str:
 def check_ray(nodes: Nodes, ray_address: str | None) -> Found:
     """A cluster is there, or a local one starts."""
     address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
-    source = "--ray-address" if ray_address else "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "neither --ray-address nor RAY_ADDRESS"
+    source = (
+        "--ray-address"
+        if ray_address
+        else "RAY_ADDRESS"
+        if os.environ.get("RAY_ADDRESS")
+        else "neither --ray-address nor RAY_ADDRESS"
+    )
     try:
         answers(address)
         nodes.connect(ray_address)
@@ -135,7 +157,10 @@ def token_source() -> str | None:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    for file, name in ((Path(path) if path else None, "RAY_AUTH_TOKEN_PATH"), (Path.home() / ".ray" / "auth_token", "~/.ray/auth_token")):
+    for file, name in (
+        (Path(path) if path else None, "RAY_AUTH_TOKEN_PATH"),
+        (Path.home() / ".ray" / "auth_token", "~/.ray/auth_token"),
+    ):
         if file and file.is_file() and file.stat().st_size:
             return name
     return None
@@ -145,12 +170,22 @@ def check_auth() -> Found:
     """What `ray start --head` will demand and `ray job submit` will send: asked before Ray starts, which writes a token itself."""
     mode, token = os.environ.get("RAY_AUTH_MODE", "").lower(), token_source()
     if mode == "token":
-        return ok(f"RAY_AUTH_MODE=token, token from {token}: heads demand it, `ray job submit` sends it") if token else warning("RAY_AUTH_MODE=token without a token", NO_TOKEN)
+        return (
+            ok(f"RAY_AUTH_MODE=token, token from {token}: heads demand it, `ray job submit` sends it")
+            if token
+            else warning("RAY_AUTH_MODE=token without a token", NO_TOKEN)
+        )
     if mode:
         return warning(f"RAY_AUTH_MODE={mode}: whoever reaches a head's ports can run code there", NO_TOKEN)
     if token:
-        return warning(f"a token ({token}) and no RAY_AUTH_MODE: heads demand the token, `ray job submit` does not send it and fails", "export RAY_AUTH_MODE=token")
-    return warning("no token, no RAY_AUTH_MODE: heads are open now; the first local run writes a token, then heads demand it", NO_TOKEN)
+        return warning(
+            f"a token ({token}) and no RAY_AUTH_MODE: heads demand the token, `ray job submit` does not send it and fails",
+            "export RAY_AUTH_MODE=token",
+        )
+    return warning(
+        "no token, no RAY_AUTH_MODE: heads are open now; the first local run writes a token, then heads demand it",
+        NO_TOKEN,
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- nodes
@@ -159,8 +194,18 @@ def check_auth() -> Found:
 def look_around(names: Sequence[str], storage: str) -> dict[str, Any]:
     """What a node tells about itself; runs there."""
     named, problem = gpus()
-    about = {"time": time.time(), "python": platform.python_version(), "packages": installed_packages(names), "host": socket.gethostname()}
-    return about | {"gpus": named, "gpu_problem": problem, "disks": disk_space(storage), "repository": str(cluster.REPOSITORY)}
+    about = {
+        "time": time.time(),
+        "python": platform.python_version(),
+        "packages": installed_packages(names),
+        "host": socket.gethostname(),
+    }
+    return about | {
+        "gpus": named,
+        "gpu_problem": problem,
+        "disks": disk_space(storage),
+        "repository": str(cluster.REPOSITORY),
+    }
 
 
 def clock_of_node() -> float:
@@ -196,7 +241,11 @@ def judge_node(node: Node, about: Any, here: dict[str, Any], skew_s: float | Non
         state = "failed"
         problems.append(f"Python {about['python']}, driver {here['python']}")
         remedies.append("one Python version on all nodes")
-    other = [f"{p} {v or 'missing'} (driver {here['packages'][p]})" for p, v in about["packages"].items() if v != here["packages"][p]]
+    other = [
+        f"{p} {v or 'missing'} (driver {here['packages'][p]})"
+        for p, v in about["packages"].items()
+        if v != here["packages"][p]
+    ]
     if other:
         problems.append(", ".join(other))
         remedies.append("there: pip install -c constraints.txt -e .")
@@ -257,7 +306,9 @@ def check_storage(nodes: Nodes, storage: str) -> Found:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     except OSError as error:
-        return failed(f"{storage}: {type(error).__name__}: {error.strerror}", "give --storage a folder that you may write to")
+        return failed(
+            f"{storage}: {type(error).__name__}: {error.strerror}", "give --storage a folder that you may write to"
+        )
     try:
         problems = []
         for node, answer in nodes.on_each(read_and_write, storage, name, text):
@@ -272,7 +323,10 @@ def check_storage(nodes: Nodes, storage: str) -> Found:
         if made and not any(folder.iterdir()):
             folder.rmdir()
     if problems:
-        return failed(f"{storage}: {'; '.join(problems)}", "mount the same storage at the same path on every node, or give --storage one that is")
+        return failed(
+            f"{storage}: {'; '.join(problems)}",
+            "mount the same storage at the same path on every node, or give --storage one that is",
+        )
     if not nodes.found:
         return warning(f"{storage}: written here, not tried from a worker", RAY_FIRST)
     return ok(f"{storage}: written and read both ways between driver and {counted(nodes)}")
@@ -292,7 +346,7 @@ def appears(file: Path, text: str) -> bool:
 
 
 def open_store(uri: str) -> str:
-    """"" if MLflow's store opens, else why not; runs on a node and here."""
+    """ "" if MLflow's store opens, else why not; runs on a node and here."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     try:
@@ -313,7 +367,9 @@ def check_mlflow(nodes: Nodes, storage: str) -> Found:
     try:
         here = open_store(uri)
         if here:
-            return failed(f"{shown}: {here}", "start the server, or unset MLFLOW_TRACKING_URI to use a file beside the output")
+            return failed(
+                f"{shown}: {here}", "start the server, or unset MLFLOW_TRACKING_URI to use a file beside the output"
+            )
         answers = nodes.on_each(open_store, uri, timeout_s=2 * NODE_TIMEOUT_S)
     finally:
         if fresh:
@@ -321,9 +377,16 @@ def check_mlflow(nodes: Nodes, storage: str) -> Found:
             remove_own(str(folder), name)
             if made and folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
-    bad = [f"{node.address}: {said(answer) if isinstance(answer, BaseException) else answer}" for node, answer in answers if answer]
+    bad = [
+        f"{node.address}: {said(answer) if isinstance(answer, BaseException) else answer}"
+        for node, answer in answers
+        if answer
+    ]
     if bad:
-        return warning(f"{shown} opens here, not on {'; '.join(bad)}", "runs are logged by the driver alone, so this does no harm until a job's driver runs there")
+        return warning(
+            f"{shown} opens here, not on {'; '.join(bad)}",
+            "runs are logged by the driver alone, so this does no harm until a job's driver runs there",
+        )
     what = "would be made there: a store opens" if fresh else "opens"
     if not nodes.found:
         return warning(f"{shown} {what} from here, not tried from a worker", RAY_FIRST)

@@ -24,7 +24,11 @@ from pipelines.plain_text import duration
 
 GIB = 2**30
 STATES = ("ok", "warning", "failed")
-DISK_LIMITS = {"storage": (20 * GIB, 2 * GIB), "/tmp": (10 * GIB, 1 * GIB), "/dev/shm": (OBJECT_STORE_BYTES, 0)}  # free bytes: warning, failed below
+DISK_LIMITS = {
+    "storage": (20 * GIB, 2 * GIB),
+    "/tmp": (10 * GIB, 1 * GIB),
+    "/dev/shm": (OBJECT_STORE_BYTES, 0),
+}  # free bytes: warning, failed below
 REPAIR = "pip install -c constraints.txt -e '.[dev]'"
 LIST_GPUS = "import torch\nfor i in range(torch.cuda.device_count()): print(torch.cuda.get_device_name(i), *torch.cuda.mem_get_info(i), sep='|')"
 CHILD_TIMEOUT_S = 60.0
@@ -90,13 +94,21 @@ def check_packages() -> Found:
     wanted = wanted_packages()
     here = installed_packages(list(wanted))
     missing = [name for name in wanted if not here[name]]
-    other = [f"{name} {here[name]} (constraints.txt: {wanted[name]})" for name in wanted if here[name] and wanted[name] not in ("", here[name])]
+    other = [
+        f"{name} {here[name]} (constraints.txt: {wanted[name]})"
+        for name in wanted
+        if here[name] and wanted[name] not in ("", here[name])
+    ]
     if missing:
-        return failed(f"missing: {', '.join(missing)}" + (f"; other versions: {', '.join(other)}" if other else ""), REPAIR)
+        return failed(
+            f"missing: {', '.join(missing)}" + (f"; other versions: {', '.join(other)}" if other else ""), REPAIR
+        )
     if other:
         names = [f"{name}=={wanted[name]}" for name in wanted if wanted[name] not in ("", here[name])]
         return warning(", ".join(other), f"pip install -c constraints.txt {' '.join(names)}")
-    return ok(f"{len(wanted)} direct dependencies as in constraints.txt (torch {here['torch']}, ray {here['ray']}, mlflow {here['mlflow']})")
+    return ok(
+        f"{len(wanted)} direct dependencies as in constraints.txt (torch {here['torch']}, ray {here['ray']}, mlflow {here['mlflow']})"
+    )
 
 
 def _normal(name: str) -> str:
@@ -108,9 +120,14 @@ def check_mesh2sdf() -> Found:
     compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++") or shutil.which("clang++")
     error = child_error("import mesh2sdf")
     if error is None:
-        return ok("imports" + (f"; compiler {compiler}" if compiler else "; no C++ compiler, needed only to install it again"))
+        return ok(
+            "imports" + (f"; compiler {compiler}" if compiler else "; no C++ compiler, needed only to install it again")
+        )
     remedy = "pip install --force-reinstall --no-cache-dir -c constraints.txt mesh2sdf"
-    return warning(f"--watertight mesh2sdf won't work: {error}", remedy if compiler else f"install a C++ compiler (apt install g++), then {remedy}")
+    return warning(
+        f"--watertight mesh2sdf won't work: {error}",
+        remedy if compiler else f"install a C++ compiler (apt install g++), then {remedy}",
+    )
 
 
 def child_error(code: str, timeout_s: float = CHILD_TIMEOUT_S) -> str | None:
@@ -146,7 +163,9 @@ def check_gpu() -> Found:
     """The GPUs of this machine and their memory, or that the CPU will do."""
     named, problem = gpus()
     if problem:
-        return warning(problem, "nvidia-smi tells whether the driver works; a CPU build of torch must be replaced by a CUDA one")
+        return warning(
+            problem, "nvidia-smi tells whether the driver works; a CPU build of torch must be replaced by a CUDA one"
+        )
     return ok("; ".join(named) or "none; the CPU is used")
 
 
@@ -172,7 +191,11 @@ def judge_disks(found: dict[str, tuple[str, int]]) -> Found:
         said.append(f"{path} {free / GIB:.1f} GiB free" + (f" (want {low / GIB:g})" if level != "ok" else ""))
         state = max(state, level, key=STATES.index)
         if level != "ok":
-            remedies.append("docker run --shm-size=2g, or enlarge it" if name == "/dev/shm" else f"free space below {path}" + (", or take another --storage" if name == "storage" else ""))
+            remedies.append(
+                "docker run --shm-size=2g, or enlarge it"
+                if name == "/dev/shm"
+                else f"free space below {path}" + (", or take another --storage" if name == "storage" else "")
+            )
     return Found(state=state, found=", ".join(said), remedy="; ".join(remedies))  # type: ignore[arg-type]
 
 
@@ -186,5 +209,8 @@ def check_clock(now: Callable[[], float] = time.time) -> Found:
     newest = max(file.stat().st_mtime for file in [*REPOSITORY.glob("pipelines/*.py"), REPOSITORY / "pyproject.toml"])
     said = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now()))
     if newest > now() + 60:
-        return warning(f"{said} is {duration(newest - now())} before the repository's newest file", "set the clock (timedatectl set-ntp true)")
+        return warning(
+            f"{said} is {duration(newest - now())} before the repository's newest file",
+            "set the clock (timedatectl set-ntp true)",
+        )
     return ok(said)

@@ -113,7 +113,9 @@ def strengths(text: str) -> list[float]:
     except ValueError:
         found = []
     if not found or not all(0 <= value <= MAX_CFG for value in found):
-        raise ValueError(f"--guidance-grid must be numbers from 0 to {MAX_CFG} with commas between them, like 0,1,2,4, got {text!r}")
+        raise ValueError(
+            f"--guidance-grid must be numbers from 0 to {MAX_CFG} with commas between them, like 0,1,2,4, got {text!r}"
+        )
     return found
 
 
@@ -142,14 +144,25 @@ def evaluate(flags: EvaluateFlags) -> str | None:
     identity = {
         "kind": kind,
         "model": {"path": str(export), "export_sha256": export_hash(export)},
-        "dataset": {"path": str(info.path), "fingerprint": info.fingerprint, "shards": stable_hash(info.shards), "split": flags.split},
-        "flags": {name: value for name, value in asdict(flags).items() if name not in ("num_workers", "ray_address", "dry_run")},
+        "dataset": {
+            "path": str(info.path),
+            "fingerprint": info.fingerprint,
+            "shards": stable_hash(info.shards),
+            "split": flags.split,
+        },
+        "flags": {
+            name: value
+            for name, value in asdict(flags).items()
+            if name not in ("num_workers", "ray_address", "dry_run")
+        },
     }
     if is_current(output, identity):
         print(f"{output}: finished already", file=sys.stderr)
         return str(output)
     started = time.monotonic()
-    data = cards.DatasetInput(name=info.path.name, fingerprint=info.fingerprint, path=str(info.path), context=flags.split)
+    data = cards.DatasetInput(
+        name=info.path.name, fingerprint=info.fingerprint, path=str(info.path), context=flags.split
+    )
     with logged(cards.evaluation(flags, output, kind, data, identity["model"]["export_sha256"]), output) as outcome:
         with on_disk(lambda: "nothing of an evaluation is kept before its end; what it reads is unchanged"):
             found = run(flags, export, info)
@@ -165,8 +178,12 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         output.parent.mkdir(parents=True, exist_ok=True)
         report["gallery"] = write_gallery(found["gallery"], folder_of(output))
         pictures = draw_pictures(found["pictures"], output.with_suffix(".png"), flags.num_pictures, found["columns"])
-        pictures += draw_pictures(found.get("worst_pictures", []), output.with_suffix(".worst.png"), flags.num_pictures, found["columns"])
-        pictures += [write_credits(picture, shown_in(picture, report["gallery"])) for picture in pictures if kind == "cvq"]
+        pictures += draw_pictures(
+            found.get("worst_pictures", []), output.with_suffix(".worst.png"), flags.num_pictures, found["columns"]
+        )
+        pictures += [
+            write_credits(picture, shown_in(picture, report["gallery"])) for picture in pictures if kind == "cvq"
+        ]
         write_report(output, report)
         print_table(found["table"])
         print_protocol(found["protocol"])
@@ -177,7 +194,9 @@ def evaluate(flags: EvaluateFlags) -> str | None:
 def _describe(report: dict[str, Any], files: list[Path], outcome: Outcome) -> None:
     """What MLflow shows of an evaluation."""
     outcome.metrics |= cards.intervals(report["metrics"]) | {"seconds": report["seconds"]}
-    outcome.metrics |= {f"seconds_{stage}": value for stage, value in cards.intervals(report.get("seconds_per_object", {})).items()}
+    outcome.metrics |= {
+        f"seconds_{stage}": value for stage, value in cards.intervals(report.get("seconds_per_object", {})).items()
+    }
     outcome.records += cards.by_scale(report["metrics"])
     outcome.artifacts += files
 
@@ -207,7 +226,14 @@ def _stage(kind: str) -> Callable[..., dict[str, Any]]:
 
 
 def map_work(
-    worker: type, arguments: Sequence[Any], items: Sequence[Any], flags: EvaluateFlags, what: str, unit: str, sizes: Sequence[int] | None = None, device: str = "auto"
+    worker: type,
+    arguments: Sequence[Any],
+    items: Sequence[Any],
+    flags: EvaluateFlags,
+    what: str,
+    unit: str,
+    sizes: Sequence[int] | None = None,
+    device: str = "auto",
 ) -> list[Any]:
     """`worker(*arguments).run(item)` for each item, in order; here or in Ray actors, each with a GPU of its own if `device` means GPUs.
 
@@ -215,7 +241,11 @@ def map_work(
     """
     sizes = sizes or [1] * len(items)
     with Progress("evaluate", sum(sizes), unit, run=what) as progress:
-        results = _results_here(worker, arguments, items) if flags.num_workers == 0 else _results_on_ray(worker, arguments, items, flags, device)
+        results = (
+            _results_here(worker, arguments, items)
+            if flags.num_workers == 0
+            else _results_on_ray(worker, arguments, items, flags, device)
+        )
         return list(counted(results, progress, sizes))
 
 
@@ -224,7 +254,9 @@ def _results_here(worker: type, arguments: Sequence[Any], items: Sequence[Any]) 
     yield from map(here.run, items)
 
 
-def _results_on_ray(worker: type, arguments: Sequence[Any], items: Sequence[Any], flags: EvaluateFlags, device: str) -> Iterator[Any]:
+def _results_on_ray(
+    worker: type, arguments: Sequence[Any], items: Sequence[Any], flags: EvaluateFlags, device: str
+) -> Iterator[Any]:
     import ray
     from ray.util import ActorPool
 
@@ -271,4 +303,8 @@ def print_table(rows: list[tuple[str, str]]) -> None:
 def print_protocol(protocol: dict[str, Any]) -> None:
     """How the numbers of the table were made, a line each; the dataset's settings stand in the JSON."""
     print("how these numbers were made:")
-    print("\n".join(f"  {name.replace('_', ' ')}: {words}" for name, words in protocol.items() if not isinstance(words, dict)))
+    print(
+        "\n".join(
+            f"  {name.replace('_', ' ')}: {words}" for name, words in protocol.items() if not isinstance(words, dict)
+        )
+    )

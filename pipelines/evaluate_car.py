@@ -43,7 +43,21 @@ from pipelines.generator_samples import (
 )
 from pipelines.generator_sets import compare_sets
 
-TOLD = ("family", "seed", "status", "nearest", "nearest_family", "chamfer", "sampling_floor", "copy", "num_faces", "num_bodies", "watertight", "attributes", "measured")
+TOLD = (
+    "family",
+    "seed",
+    "status",
+    "nearest",
+    "nearest_family",
+    "chamfer",
+    "sampling_floor",
+    "copy",
+    "num_faces",
+    "num_bodies",
+    "watertight",
+    "attributes",
+    "measured",
+)
 
 Samples = list[dict[str, Any]]
 
@@ -61,20 +75,34 @@ def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
     pictured = choose_images(info, export, held, flags)
     grid = guidance_points(strengths(flags.guidance_grid)) if flags.guidance_grid is not None else []
     rebuilt = choose_rebuilt(info, held, flags)
-    work = [batches(prompts, flags.seed, flags.num_pictures), batches(pictured, flags.seed, flags.num_pictures), rebuilt_batches(rebuilt, flags.seed)]
-    work += [batches(prompts[: GRID_SAMPLES], flags.seed, settings=point) for point in grid]
+    work = [
+        batches(prompts, flags.seed, flags.num_pictures),
+        batches(pictured, flags.seed, flags.num_pictures),
+        rebuilt_batches(rebuilt, flags.seed),
+    ]
+    work += [batches(prompts[:GRID_SAMPLES], flags.seed, settings=point) for point in grid]
     made = make_samples(flags, export, info, work)
     theirs = search_training(flags, train, held, [sample for part in (*made[:2], *made[3:]) for sample in part])
     summary = figures.summarise(made[0], train) | figures.summarise_images(made[1], train) | theirs
     summary |= {"nearest_chamfer_of_a_copy": copy_distance(info, train["id"])}
     if summary["nearest_chamfer_median"] is not None:
-        summary["nearest_chamfer_ratio"] = summary["nearest_chamfer_median"] / summary["held_out_nearest_chamfer_median"]
+        summary["nearest_chamfer_ratio"] = (
+            summary["nearest_chamfer_median"] / summary["held_out_nearest_chamfer_median"]
+        )
     if rebuilt:
         summary |= ceilings(rebuilt, made[2], info, train)
     clouds = [sample["points"] for sample in made[0] if sample["points"] is not None]
-    summary |= compare_sets(clouds, list(map(points, held["eval_surface"])), list(map(points, train["eval_surface"])), flags.num_compared, flags.seed)
+    summary |= compare_sets(
+        clouds,
+        list(map(points, held["eval_surface"])),
+        list(map(points, train["eval_surface"])),
+        flags.num_compared,
+        flags.seed,
+    )
     if grid:
-        summary["guidance"] = [figures.guidance_point(point, part, train) for point, part in zip(grid, made[3:], strict=True)]
+        summary["guidance"] = [
+            figures.guidance_point(point, part, train) for point, part in zip(grid, made[3:], strict=True)
+        ]
     seconds = figures.seconds_per_object(made[0] + made[1])
     return {
         "protocol": protocol(flags, info, made[0], made[1], summary),
@@ -95,7 +123,9 @@ def make_samples(flags: Any, export: Path, info: DatasetInfo, work: Sequence[lis
 
     arguments = (str(export), settings(flags), flags.resolution, flags.coarse, info.config.num_surface)
     items = [batch for part in work for batch in part]
-    results = iter(map_work(Sampler, arguments, items, flags, "sample", "samples", [len(batch["prompts"]) for batch in items]))
+    results = iter(
+        map_work(Sampler, arguments, items, flags, "sample", "samples", [len(batch["prompts"]) for batch in items])
+    )
     return [[sample for _ in part for sample in next(results)] for part in work]
 
 
@@ -110,13 +140,20 @@ def search_training(flags: Any, train: dict[str, Any], held: dict[str, Any], sam
     parts = [wanted[k : k + BATCH] for k in range(0, len(wanted), BATCH)]
     library = [points(cloud) for cloud in train["eval_surface"]]
     nearest = [
-        pair for part in map_work(Searcher, (library,), parts, flags, "search", "shapes", [len(p) for p in parts], "cpu") for pair in part
+        pair
+        for part in map_work(Searcher, (library,), parts, flags, "search", "shapes", [len(p) for p in parts], "cpu")
+        for pair in part
     ]
     for sample in samples:
         sample |= {"nearest": None, "nearest_family": None, "chamfer": None, "copy": False}
     for sample, (index, distance) in zip(solid, nearest, strict=False):
         copied = figures.is_copy(distance, sample["sampling_floor"])
-        sample |= {"nearest": train["id"][index], "nearest_family": train["category"][index], "chamfer": distance, "copy": copied}
+        sample |= {
+            "nearest": train["id"][index],
+            "nearest_family": train["category"][index],
+            "chamfer": distance,
+            "copy": copied,
+        }
     theirs = nearest[len(solid) :]
     floors = [sampling_floor(points(a), points(b)) for a, b in zip(held["eval_surface"], held["surface"], strict=True)]
     agree = [train["category"][k] == category for (k, _), category in zip(theirs, held["category"], strict=True)]
@@ -124,7 +161,10 @@ def search_training(flags: Any, train: dict[str, Any], held: dict[str, Any], sam
         "num_held_out": len(agree),
         **figures.average("held_out_nearest_chamfer_median", [distance for _, distance in theirs], np.median),
         **figures.share("held_out_nearest_family_accuracy", agree if any(train["category"]) else []),
-        **figures.share("held_out_copy_share", [figures.is_copy(distance, floor) for (_, distance), floor in zip(theirs, floors, strict=True)]),
+        **figures.share(
+            "held_out_copy_share",
+            [figures.is_copy(distance, floor) for (_, distance), floor in zip(theirs, floors, strict=True)],
+        ),
     }
 
 
@@ -140,7 +180,9 @@ def choose_rebuilt(info: DatasetInfo, held: dict[str, Any], flags: Any) -> list[
 
 def rebuilt_batches(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     """The Sampler's work for reconstructions: objects instead of prompts."""
-    prompts = [{"text": row["caption"], "family": row["category"], "attributes": attributes_of(row["caption"])} for row in rows]
+    prompts = [
+        {"text": row["caption"], "family": row["category"], "attributes": attributes_of(row["caption"])} for row in rows
+    ]
     found = batches(prompts, seed)
     return [batch | {"rows": rows[k * BATCH : (k + 1) * BATCH]} for k, batch in enumerate(found)]
 
@@ -148,7 +190,9 @@ def rebuilt_batches(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any
 def ceilings(rows: list[dict[str, Any]], rebuilt: Samples, info: DatasetInfo, train: dict[str, Any]) -> dict[str, Any]:
     """What ruler and tokenizer allow: attributes of held-out objects' reconstructions, and of their own solids where these can be made again."""
     solids = [solid for row in rows if (solid := solid_of(row, info)) is not None]
-    found = figures.attribute_scores(rebuilt, train["caption"], prefix="rebuilt_") | figures.validity(rebuilt, "rebuilt_")
+    found = figures.attribute_scores(rebuilt, train["caption"], prefix="rebuilt_") | figures.validity(
+        rebuilt, "rebuilt_"
+    )
     return found | figures.attribute_scores(solids, train["caption"], prefix="solid_")
 
 
@@ -164,7 +208,11 @@ def solid_of(row: dict[str, Any], info: DatasetInfo) -> dict[str, Any] | None:
         return None
     solid = watertight(shape.vertices, shape.faces, info.settings.get("convert", info.settings).get("resolution", 64))
     told = {"family": shape.family, "attributes": attributes_of(shape.caption)}
-    return {**told, "measured": read_attributes(told, solid.vertices, solid.faces), **mesh_figures(solid.vertices, solid.faces)}
+    return {
+        **told,
+        "measured": read_attributes(told, solid.vertices, solid.faces),
+        **mesh_figures(solid.vertices, solid.faces),
+    }
 
 
 def gallery(prompted: Samples, pictured: Samples) -> list[dict[str, Any]]:
@@ -175,7 +223,14 @@ def gallery(prompted: Samples, pictured: Samples) -> list[dict[str, Any]]:
         if sample["mesh"] is not None
     ]
     return shown + [
-        {"id": sample["pictured"], **sample["credit"], "image_object": k, "status": sample["status"], "mesh": sample["mesh"], "view": sample["image"]}
+        {
+            "id": sample["pictured"],
+            **sample["credit"],
+            "image_object": k,
+            "status": sample["status"],
+            "mesh": sample["mesh"],
+            "view": sample["image"],
+        }
         for k, sample in enumerate(pictured)
         if sample["mesh"] is not None
     ]

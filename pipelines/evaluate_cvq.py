@@ -45,7 +45,9 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
         model = CVQ.from_pretrained(export)
         check_points(info, model.config)
     arrays = load(info, flags.split, tuple(dict.fromkeys((*COLUMNS, *encoded_columns(model.config)))), flags.limit)
-    codes_NS = encode(model, [{name: arrays[name][k] for name in encoded_columns(model.config)} for k in range(len(arrays["id"]))])
+    codes_NS = encode(
+        model, [{name: arrays[name][k] for name in encoded_columns(model.config)} for k in range(len(arrays["id"]))]
+    )
     items = work_items(arrays, codes_NS, flags)
     arguments = (str(export), flags.resolution, flags.coarse, flags.num_queries, flags.seed)
     results = map_work(Reconstructor, arguments, items, flags, "reconstruct", "objects")
@@ -123,15 +125,24 @@ def worst_objects(objects: Sequence[dict[str, Any]], count: int) -> list[int]:
     return sorted(range(len(objects)), key=lambda k: objects[k]["iou_volume"])[:count]
 
 
-def pictured_object(arrays: dict[str, Any], objects: Sequence[dict[str, Any]], number: int, mesh: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+def pictured_object(
+    arrays: dict[str, Any], objects: Sequence[dict[str, Any]], number: int, mesh: tuple[np.ndarray, np.ndarray]
+) -> dict[str, Any]:
     """An entry of the gallery: who made it, how it fared, input cloud and mesh."""
     told = {name: arrays[name][number] for name in ("id", "caption", *CREDITS)}
-    return told | {name: objects[number][name] for name in ("iou_volume", "iou_near", "status")} | {"cloud": arrays["eval_surface"][number], "mesh": mesh}
+    return (
+        told
+        | {name: objects[number][name] for name in ("iou_volume", "iou_near", "status")}
+        | {"cloud": arrays["eval_surface"][number], "mesh": mesh}
+    )
 
 
 def sheet_pair(item: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray, str]]:
     """A pictured object's two places in the contact sheet: its input and its reconstruction."""
-    return [(*cloud_mesh(item["cloud"]), f"input {item['caption'][:40]}"), (*item["mesh"], f"IoU {item['iou_volume']:.3f}")]
+    return [
+        (*cloud_mesh(item["cloud"]), f"input {item['caption'][:40]}"),
+        (*item["mesh"], f"IoU {item['iou_volume']:.3f}"),
+    ]
 
 
 def cloud_mesh(surface_P6: np.ndarray, num_points: int = 4096, size: float = 0.04) -> tuple[np.ndarray, np.ndarray]:

@@ -65,7 +65,10 @@ def experiment_tags(name: str, number: str) -> dict[str, str]:
         return tags
     page = f"#/experiments/{number}/runs?workflowType=machine_learning"
     links = f"[Table of results]({page}&viewStateShareKey={VIEW_KEY}), [charts]({page}&compareRunsMode=CHART)"
-    return tags | {"mlflow.note.content": f"{shown.description} {links}", f"mlflow.sharedViewState.{VIEW_KEY}": saved_view(shown)}
+    return tags | {
+        "mlflow.note.content": f"{shown.description} {links}",
+        f"mlflow.sharedViewState.{VIEW_KEY}": saved_view(shown),
+    }
 
 
 def saved_view(shown: Experiment) -> str:

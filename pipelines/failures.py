@@ -20,9 +20,27 @@ MAX_FRAMES = 4
 OURS = re.compile(r'File "(?![^"]*/site-packages/)[^"]*?/((?:g3pt|pipelines|jobs|tests)/[^"]+)", line (\d+), in (\S+)')
 WRAPPED_BY = ("_base_exc", "controller_failure", "health_check_failure")  # attributes of Ray Train's wrappers
 ERRNO = r"^\[Errno \d+\] "
-PLAIN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENETUNREACH)  # errors of the machine: their message says all
+PLAIN = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENETUNREACH,
+)  # errors of the machine: their message says all
 # What another try cannot change. Not OSError, RuntimeError: a lost node or a collective that broke looks like them.
-DETERMINISTIC = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, ImportError, FileNotFoundError, PermissionError, UsageError)
+DETERMINISTIC = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    ImportError,
+    FileNotFoundError,
+    PermissionError,
+    UsageError,
+)
 
 
 @contextlib.contextmanager

@@ -43,7 +43,9 @@ class FeatureWorker(ShardWorker):
         """Write what is missing of one shard; the number of objects in it."""
         count = 0
         for encoding, encoder in self.encoders:
-            with doing(f"encoding {encoding.condition}s of {shard_name(index)} of {self.info.path} with {encoding.encoder}"):
+            with doing(
+                f"encoding {encoding.condition}s of {shard_name(index)} of {self.info.path} with {encoding.encoder}"
+            ):
                 if not is_done(self.info, [encoding.kind], index):
                     count = features.write_shard(encoding, encoder, self.info, index)
         return count

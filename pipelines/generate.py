@@ -35,10 +35,33 @@ from pipelines.tracked import Outcome, logged
 
 MANIFEST = pa.schema(
     [("sample", pa.string()), ("id", pa.string()), ("text", pa.string()), ("image", pa.string()), ("seed", pa.int64())]
-    + [("cfg", pa.float64()), ("cfg_text", pa.float64()), ("cfg_image", pa.float64()), ("cfg_schedule", pa.string()), ("top_k", pa.int64()), ("top_p", pa.float64())]
-    + [("temperature", pa.float64()), ("sampling", pa.string()), ("resolution", pa.int64()), ("max_faces", pa.int64()), ("model", pa.string()), ("model_hash", pa.string())]
-    + [("file", pa.string()), ("sha256", pa.string()), ("vertices", pa.int64()), ("faces", pa.int64()), ("watertight", pa.bool_())]
-    + [(name, pa.float64()) for name in ("seconds", "seconds_sampling", "seconds_decoding", "seconds_writing", "tokens_per_s")]
+    + [
+        ("cfg", pa.float64()),
+        ("cfg_text", pa.float64()),
+        ("cfg_image", pa.float64()),
+        ("cfg_schedule", pa.string()),
+        ("top_k", pa.int64()),
+        ("top_p", pa.float64()),
+    ]
+    + [
+        ("temperature", pa.float64()),
+        ("sampling", pa.string()),
+        ("resolution", pa.int64()),
+        ("max_faces", pa.int64()),
+        ("model", pa.string()),
+        ("model_hash", pa.string()),
+    ]
+    + [
+        ("file", pa.string()),
+        ("sha256", pa.string()),
+        ("vertices", pa.int64()),
+        ("faces", pa.int64()),
+        ("watertight", pa.bool_()),
+    ]
+    + [
+        (name, pa.float64())
+        for name in ("seconds", "seconds_sampling", "seconds_decoding", "seconds_writing", "tokens_per_s")
+    ]
     + [("status", pa.string()), ("error", pa.string())]
     + [("note", pa.string())]  # why a good mesh has more faces than asked for, or its picture was used whole
 )
@@ -58,7 +81,10 @@ def generate(config: GenerateConfig, *, use_ray: bool = True) -> str | None:
         raise UsageError(f"no usable prompt: {samples[0].error}" if samples else f"{config.prompts}: no prompts in it")
     folder = SampleFolder.begin(output, len(samples))
     todo = [sample for sample, wanted in good.items() if not folder.is_done(sample, wanted)]
-    print(f"generate: {len(good)} samples, {len(good) - len(todo)} made before, {len(samples) - len(good)} bad rows", file=sys.stderr)
+    print(
+        f"generate: {len(good)} samples, {len(good) - len(todo)} made before, {len(samples) - len(good)} bad rows",
+        file=sys.stderr,
+    )
     started = time.perf_counter()
 
     def made() -> str:
@@ -78,7 +104,9 @@ def generate(config: GenerateConfig, *, use_ray: bool = True) -> str | None:
 def _say_plan(config: GenerateConfig, samples: list[Sample]) -> None:
     bad = sum(sample.error is not None for sample in samples)
     print(f"plan: {len(samples) - bad} samples of {len({s.id for s in samples})} prompts ({bad} bad rows)")
-    print(f"      model {config.model}, {config.sampling}, resolution {config.resolution}, {config.format} meshes to {config.output}")
+    print(
+        f"      model {config.model}, {config.sampling}, resolution {config.resolution}, {config.format} meshes to {config.output}"
+    )
 
 
 def _known_model(config: GenerateConfig) -> tuple[str, int]:
@@ -115,7 +143,9 @@ def _made_here(todo: list[Sample], arguments: tuple[dict[str, Any], str]) -> Ite
     yield from (maker.make(batch) for batch in batches(todo, BATCH))
 
 
-def _made_on_ray(config: GenerateConfig, todo: list[Sample], arguments: tuple[dict[str, Any], str]) -> Iterator[dict[str, int]]:
+def _made_on_ray(
+    config: GenerateConfig, todo: list[Sample], arguments: tuple[dict[str, Any], str]
+) -> Iterator[dict[str, int]]:
     """Counts of each batch, made by actors that hold the model."""
     import ray
 
@@ -129,18 +159,35 @@ def _made_on_ray(config: GenerateConfig, todo: list[Sample], arguments: tuple[di
     workers = min(workers, len(items))
     # One block each from the start: tasks that split them would wait for ever for a CPU that an actor holds.
     made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        SampleMaker, fn_constructor_args=arguments, batch_size=1, compute=ray.data.ActorPoolStrategy(size=workers), **request
+        SampleMaker,
+        fn_constructor_args=arguments,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        **request,
     )
     yield from made.iter_rows()
 
 
-def manifest_rows(config: GenerateConfig, folder: SampleFolder, samples: list[Sample], model_hash: str) -> list[dict[str, Any]]:
+def manifest_rows(
+    config: GenerateConfig, folder: SampleFolder, samples: list[Sample], model_hash: str
+) -> list[dict[str, Any]]:
     """A row per sample, from the records."""
-    shared = {"resolution": config.resolution, "max_faces": config.max_faces, "model": config.model, "model_hash": model_hash}
+    shared = {
+        "resolution": config.resolution,
+        "max_faces": config.max_faces,
+        "model": config.model,
+        "model_hash": model_hash,
+    }
     empty = {"file": "", "sha256": "", "vertices": 0, "faces": 0, "seconds": 0.0, "tokens_per_s": 0.0, "note": ""}
     rows = []
     for sample in samples:
-        prompt = {"sample": sample.name, "id": sample.id, "text": sample.text or "", "image": sample.image or "", "seed": sample.seed}
+        prompt = {
+            "sample": sample.name,
+            "id": sample.id,
+            "text": sample.text or "",
+            "image": sample.image or "",
+            "seed": sample.seed,
+        }
         found = {"status": "failed", "error": sample.error}
         if sample.error is None:
             record = folder.read_of(sample, identity(config, sample, model_hash))
@@ -153,7 +200,9 @@ def _settings_columns(settings: SampleConfig) -> dict[str, Any]:
     """The settings as the manifest has them: guidance of text and image spelled out, null where there is a number a scale."""
     values = dataclasses.asdict(settings)
     values |= {name: settings.cfg for name in ("cfg_text", "cfg_image") if values[name] is None}
-    return {name: None if isinstance(value, tuple) else value for name, value in values.items()} | {"sampling": json.dumps(settings.as_dict())}
+    return {name: None if isinstance(value, tuple) else value for name, value in values.items()} | {
+        "sampling": json.dumps(settings.as_dict())
+    }
 
 
 def _finish(output: Path, rows: list[dict[str, Any]], made: int, seconds: float, outcome: Outcome) -> None:

@@ -91,7 +91,10 @@ class GenerateConfig(DryRun, OnRay):
     @functools.cached_property
     def sampling(self) -> SampleConfig:
         """How codes are drawn, where a prompt says nothing else."""
-        listed = {name: per_scale(f"--{name.replace('_', '-')}", getattr(self, name), int if name == "top_k" else float) for name in LISTED}
+        listed = {
+            name: per_scale(f"--{name.replace('_', '-')}", getattr(self, name), int if name == "top_k" else float)
+            for name in LISTED
+        }
         with naming_flags():
             return SampleConfig(cfg_schedule=self.cfg_schedule, **listed)
 

@@ -48,7 +48,9 @@ def summarise(objects: Objects, train: dict[str, Any]) -> dict[str, Any]:
         ("_seen", [o for o in objects if not o["unseen"]]),
         ("_unseen", [o for o in objects if o["unseen"]]),
     ):
-        found |= family_scores(part, train["category"], suffix=suffix) | attribute_scores(part, train["caption"], suffix=suffix)
+        found |= family_scores(part, train["category"], suffix=suffix) | attribute_scores(
+            part, train["caption"], suffix=suffix
+        )
     if found["family_accuracy"] is not None:
         found["family_accuracy_low_over_chance"] = found["family_accuracy_interval_95"][0] / found["family_chance"]
     return found | {"by_attribute": by_attribute(objects, train["caption"])} | validity(objects) | copies(objects)
@@ -76,7 +78,9 @@ def family_scores(part: Objects, train_families: Sequence[str], prefix: str = ""
     return {
         f"{prefix}num_labelled{suffix}": len(labelled),
         **share(f"{prefix}family_accuracy{suffix}", [o["nearest_family"] == o["family"] for o in labelled]),
-        f"{prefix}family_chance{suffix}": float(np.mean([shares.get(o["family"], 0.0) for o in labelled])) if labelled else None,
+        f"{prefix}family_chance{suffix}": float(np.mean([shares.get(o["family"], 0.0) for o in labelled]))
+        if labelled
+        else None,
     }
 
 
@@ -85,11 +89,16 @@ def agreement(o: dict[str, Any]) -> list[bool]:
     return [o["measured"].get(slot) == value for slot, value in o["attributes"].items()]
 
 
-def attribute_scores(part: Objects, train_captions: Sequence[str], prefix: str = "", suffix: str = "") -> dict[str, Any]:
+def attribute_scores(
+    part: Objects, train_captions: Sequence[str], prefix: str = "", suffix: str = ""
+) -> dict[str, Any]:
     """Mean over samples of the share of the prompt's attributes that the mesh shows, and the share of samples that show all; chance."""
     stated = [o for o in part if o.get("attributes")]
     chances = value_shares(train_captions)
-    chance = [np.mean([chances.get((o["family"], slot), {}).get(value, 0.0) for slot, value in o["attributes"].items()]) for o in stated]
+    chance = [
+        np.mean([chances.get((o["family"], slot), {}).get(value, 0.0) for slot, value in o["attributes"].items()])
+        for o in stated
+    ]
     return {
         f"{prefix}num_with_attributes{suffix}": len(stated),
         **average(f"{prefix}attribute_agreement{suffix}", [float(np.mean(agreement(o))) for o in stated]),

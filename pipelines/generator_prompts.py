@@ -89,7 +89,9 @@ def image_refusal(info: DatasetInfo, export: Path) -> str | None:
     return None if info.config.num_views else "the dataset has no views"
 
 
-def batches(prompts: Sequence[dict[str, Any]], seed: int, num_meshes: int = 0, settings: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+def batches(
+    prompts: Sequence[dict[str, Any]], seed: int, num_meshes: int = 0, settings: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """The Sampler's work: prompts with seeds rising by one; the first `num_meshes` samples keep their meshes."""
     return [
         {
@@ -113,4 +115,9 @@ def settings(flags: Any) -> dict[str, Any]:
 
 def guidance_points(strengths: Sequence[float]) -> list[dict[str, Any]]:
     """The settings of a guidance grid: each strength on each schedule, 0 once."""
-    return [{"cfg": cfg, "cfg_schedule": schedule} for cfg in strengths for schedule in SCHEDULES if cfg > 0 or schedule == SCHEDULES[0]]
+    return [
+        {"cfg": cfg, "cfg_schedule": schedule}
+        for cfg in strengths
+        for schedule in SCHEDULES
+        if cfg > 0 or schedule == SCHEDULES[0]
+    ]

@@ -12,7 +12,11 @@ from pipelines.near_duplicates import THRESHOLD
 
 
 def protocol(
-    flags: Any, info: DatasetInfo, samples: Sequence[dict[str, Any]], pictured: Sequence[dict[str, Any]], found: dict[str, Any]
+    flags: Any,
+    info: DatasetInfo,
+    samples: Sequence[dict[str, Any]],
+    pictured: Sequence[dict[str, Any]],
+    found: dict[str, Any],
 ) -> dict[str, Any]:
     """How each number was made, by the name of the number or of its kind."""
     images = "no samples from pictures"
@@ -59,7 +63,9 @@ def attribute_protocol(flags: Any, found: dict[str, Any]) -> dict[str, str]:
     }
     if found.get("rebuilt_num_with_attributes"):
         num = found["rebuilt_num_with_attributes"]
-        words["rebuilt"] = f"rebuilt_*: {num} objects of split {flags.split!r} through the tokenizer, read in the same way: what its codes can say"
+        words["rebuilt"] = (
+            f"rebuilt_*: {num} objects of split {flags.split!r} through the tokenizer, read in the same way: what its codes can say"
+        )
     if found.get("solid_num_with_attributes"):
         words["solid"] = "solid_*: the same objects' own solids, made again from their ids: what the ruler can read"
     return words
@@ -92,7 +98,11 @@ def table(found: dict[str, Any], seconds: dict[str, Any]) -> list[tuple[str, str
             return "no prompt has a family"
         return f"{interval(found, name)}, chance {found[f'{prefix}family_chance{suffix}']:.3f}"
 
-    pictured = f"{accuracy('', 'image_')}, {found['image_num_samples']} samples" if found["image_num_samples"] else "no samples"
+    pictured = (
+        f"{accuracy('', 'image_')}, {found['image_num_samples']} samples"
+        if found["image_num_samples"]
+        else "no samples"
+    )
     median = "none" if found["nearest_chamfer_median"] is None else f"{found['nearest_chamfer_median']:.4f}"
     rows = [
         ("samples", f"{found['num_samples']} ({found['num_without_mesh']} without a mesh)"),
@@ -107,11 +117,18 @@ def table(found: dict[str, Any], seconds: dict[str, Any]) -> list[tuple[str, str
             "nearest training Chamfer, median",
             f"{median}; held-out objects {found['held_out_nearest_chamfer_median']:.4f}; a copy {found['nearest_chamfer_of_a_copy']:.4f}",
         ),
-        ("copies of training objects", f"{interval(found, 'copy_share')}; held-out objects {found['held_out_copy_share']:.3f}"),
+        (
+            "copies of training objects",
+            f"{interval(found, 'copy_share')}; held-out objects {found['held_out_copy_share']:.3f}",
+        ),
     ]
     if found["num_compared"]:
         label = f"{found['num_compared']} samples and held-out objects"
-        rows += [(f"{label}: COV", against_training(found, "cov", ".3f")), ("  1-NNA (.5 is best)", against_training(found, "one_nna", ".3f")), ("  MMD", against_training(found, "mmd", ".5f"))]
+        rows += [
+            (f"{label}: COV", against_training(found, "cov", ".3f")),
+            ("  1-NNA (.5 is best)", against_training(found, "one_nna", ".3f")),
+            ("  MMD", against_training(found, "mmd", ".5f")),
+        ]
     if seconds.get("codes") is not None:
         rows.append(("seconds an object: codes / mesh", f"{seconds['codes']:.2f} / {seconds['mesh']:.2f}"))
     return rows + guidance_rows(found)
@@ -127,10 +144,27 @@ def attribute_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Of the attributes, if prompts state any."""
     if not found["num_with_attributes"]:
         return []
-    rows = [("attributes of the prompt found on the mesh", f"{interval(found, 'attribute_agreement')}, chance {found['attribute_chance']:.3f}")]
-    rows += [(f"  prompts {words} training", interval(found, f"attribute_agreement_{which}")) for which, words in (("seen", "seen in"), ("unseen", "absent from"))]
-    bounds = [f"{words} {found[name]:.3f}" for name, words in (("rebuilt_attribute_agreement", "through the tokenizer"), ("solid_attribute_agreement", "as they are")) if found.get(name) is not None]
-    return rows + ([(f"  {found['rebuilt_num_with_attributes']} held-out objects", ", ".join(bounds))] if bounds else [])
+    rows = [
+        (
+            "attributes of the prompt found on the mesh",
+            f"{interval(found, 'attribute_agreement')}, chance {found['attribute_chance']:.3f}",
+        )
+    ]
+    rows += [
+        (f"  prompts {words} training", interval(found, f"attribute_agreement_{which}"))
+        for which, words in (("seen", "seen in"), ("unseen", "absent from"))
+    ]
+    bounds = [
+        f"{words} {found[name]:.3f}"
+        for name, words in (
+            ("rebuilt_attribute_agreement", "through the tokenizer"),
+            ("solid_attribute_agreement", "as they are"),
+        )
+        if found.get(name) is not None
+    ]
+    return rows + (
+        [(f"  {found['rebuilt_num_with_attributes']} held-out objects", ", ".join(bounds))] if bounds else []
+    )
 
 
 def guidance_rows(found: dict[str, Any]) -> list[tuple[str, str]]:

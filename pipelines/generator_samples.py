@@ -67,7 +67,11 @@ class Sampler:
         (decoded,) = decode_meshes(tokenizer, latents, self.resolution, self.coarse)
         decoding, started = time.perf_counter() - started, time.perf_counter()
         mesh = (decoded.vertices, decoded.faces)
-        found = mesh_figures(*mesh) | clouds(*mesh, self.num_points, batch["seeds"][k]) | {"measured": read_attributes(prompt, *mesh)}
+        found = (
+            mesh_figures(*mesh)
+            | clouds(*mesh, self.num_points, batch["seeds"][k])
+            | {"measured": read_attributes(prompt, *mesh)}
+        )
         kept = mesh if k < batch["num_meshes"] else None
         told = {name: value for name, value in prompt.items() if name != "image" or kept is not None}
         spent = dict(zip(STAGES, (seconds, decoding, time.perf_counter() - started), strict=True))
@@ -82,7 +86,11 @@ def mesh_figures(vertices: np.ndarray, faces: np.ndarray) -> dict[str, Any]:
     if not len(faces):
         return {"num_faces": 0, "num_bodies": 0, "watertight": False}
     bodies = len(np.unique(component_labels(faces, len(vertices))[faces[:, 0]]))
-    return {"num_faces": len(faces), "num_bodies": bodies, "watertight": is_watertight(vertices, faces) and signed_volume(vertices, faces) > 0.0}
+    return {
+        "num_faces": len(faces),
+        "num_bodies": bodies,
+        "watertight": is_watertight(vertices, faces) and signed_volume(vertices, faces) > 0.0,
+    }
 
 
 def clouds(vertices: np.ndarray, faces: np.ndarray, num_points: int, seed: int) -> dict[str, Any]:
@@ -91,7 +99,9 @@ def clouds(vertices: np.ndarray, faces: np.ndarray, num_points: int, seed: int) 
 
     if not len(faces):
         return {"points": None, "sampling_floor": None}
-    first, second = (points(sample_surface(vertices, faces, num_points, np.random.default_rng(s))) for s in (seed, [seed, 1]))
+    first, second = (
+        points(sample_surface(vertices, faces, num_points, np.random.default_rng(s))) for s in (seed, [seed, 1])
+    )
     return {"points": first, "sampling_floor": sampling_floor(first, second)}
 
 

@@ -33,7 +33,9 @@ def compare_sets(
     found: dict[str, Any] = {"num_compared": size, "num_compared_points": num_points}
     with Progress("evaluate", 5 * size, "rows", run="compare sets") as progress:
         reference_NN = _within(references, progress)
-        found |= set_metrics.set_figures(_tables(set_metrics.stacked(samples[:size], num_points), references, reference_NN, progress))
+        found |= set_metrics.set_figures(
+            _tables(set_metrics.stacked(samples[:size], num_points), references, reference_NN, progress)
+        )
         if len(train) >= size:
             drawn = set_metrics.stacked([train[k] for k in random.permutation(len(train))[:size]], num_points)
             found |= set_metrics.set_figures(_tables(drawn, references, reference_NN, progress), "train_")
@@ -58,7 +60,9 @@ def _within(clouds_N3P: np.ndarray, progress: Progress) -> np.ndarray:
 def protocol(found: dict[str, Any], split: str) -> dict[str, str]:
     """How the numbers were made, for each of their names."""
     if not found["num_compared"]:
-        return {"sets": "not compared as sets: --num-compared, samples with a mesh or held-out objects are fewer than 2"}
+        return {
+            "sets": "not compared as sets: --num-compared, samples with a mesh or held-out objects are fewer than 2"
+        }
     size = found["num_compared"]
     return {
         "sets": f"the first {size} samples of texts that have a mesh against {size} objects of split {split!r} drawn at random; prompts are not these objects' captions; "

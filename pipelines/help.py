@@ -20,7 +20,19 @@ from pipelines.flags import Integers, Numbers
 NARROWEST, WIDEST = 60, 110  # columns of the page
 INDENT = 28  # columns of flag and kind before their explanation
 KINDS = {int: "INT", float: "NUMBER", str: "TEXT", Integers: "INT[,...]", Numbers: "NUMBER[,...]"}
-PATHS = {"captions", "data", "dir", "ids", "image", "input", "model", "output", "path", "prompts", "tokenizer"}  # flags that name a file or folder
+PATHS = {
+    "captions",
+    "data",
+    "dir",
+    "ids",
+    "image",
+    "input",
+    "model",
+    "output",
+    "path",
+    "prompts",
+    "tokenizer",
+}  # flags that name a file or folder
 EXIT_CODES = "exit code: 0 done, 1 failed, 2 bad usage or input, 130 interrupted"
 MISSING = dataclasses.MISSING
 Field = dataclasses.Field[Any]
@@ -36,7 +48,11 @@ def help_text(flags_class: type, example: str, columns: int | None = None) -> st
     docs = field_docs(flags_class)
     for title, fields in groups.items():
         if fields:
-            parts.append("\n".join([f"{title}:", *(_line(_flag(field, flags_class), _told(field, docs), width) for field in fields)]))
+            parts.append(
+                "\n".join(
+                    [f"{title}:", *(_line(_flag(field, flags_class), _told(field, docs), width) for field in fields)]
+                )
+            )
     return "\n\n".join([*parts, f"{EXIT_CODES}\nexample: {example}"]) + "\n"
 
 
@@ -72,7 +88,12 @@ def field_docs(flags_class: type) -> dict[str, str]:
 
 def _grouped(flags_class: type) -> dict[str, list[Field]]:
     """Required fields, the command's own options, and those that commands share (pipelines.flags)."""
-    shared = {field.name for cls in flags_class.__mro__ if cls.__module__ == "pipelines.flags" for field in dataclasses.fields(cls)}
+    shared = {
+        field.name
+        for cls in flags_class.__mro__
+        if cls.__module__ == "pipelines.flags"
+        for field in dataclasses.fields(cls)
+    }
     groups: dict[str, list[Field]] = {"required": [], "options": [], "running it": []}
     for field in dataclasses.fields(flags_class):
         optional = "running it" if field.name in shared else "options"
@@ -106,7 +127,9 @@ def _told(field: Field, docs: dict[str, str]) -> str:
 
 def _line(flag: str, text: str, width: int) -> str:
     head = f"  {flag}  ".ljust(INDENT)
-    return textwrap.fill(text, width, initial_indent=head, subsequent_indent=" " * INDENT, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(
+        text, width, initial_indent=head, subsequent_indent=" " * INDENT, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _fill(text: str, width: int, indent: int = 0) -> str:

@@ -60,7 +60,9 @@ def rearm() -> None:
 def _stop(number: int, _: FrameType | None) -> None:
     for each in SIGNALS:
         signal.signal(each, _end)
-    with contextlib.suppress(RuntimeError, OSError, ValueError):  # the signal may have come in the middle of another print
+    with contextlib.suppress(
+        RuntimeError, OSError, ValueError
+    ):  # the signal may have come in the middle of another print
         say("\n" * sys.stderr.isatty() + "stopping; Ctrl-C once more ends at once")
     _cut_off_in(GRACE_S, number)
     raise Stopped(number)

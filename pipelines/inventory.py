@@ -25,9 +25,28 @@ from pipelines.notes import COMMAND_FILE, read_note
 
 __all__ = ["STATES", "Item", "find"]
 
-NEVER_ENTERED = {"mlartifacts", "mlruns", "checkpoints", "export", "samples", "ray", "derived", "node_modules", "__pycache__"}
+NEVER_ENTERED = {
+    "mlartifacts",
+    "mlruns",
+    "checkpoints",
+    "export",
+    "samples",
+    "ray",
+    "derived",
+    "node_modules",
+    "__pycache__",
+}
 SIDECAR = re.compile(r"shard-\d+\.json")
-OWN_JSON = {"config.json", "dataset.json", "study.json", "fit.json", "mlflow.json", "seconds.json", "command.json", "failure.json"}
+OWN_JSON = {
+    "config.json",
+    "dataset.json",
+    "study.json",
+    "fit.json",
+    "mlflow.json",
+    "seconds.json",
+    "command.json",
+    "failure.json",
+}
 EVALUATION_STARTS = re.compile(rb'\s*\{\s*"kind"\s*:\s*"\w+"\s*,\s*"model"\s*:\s*\{')
 MAX_OTHER_JSON = 1000  # files of one folder that are opened to see whether they are evaluations
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
@@ -43,15 +62,28 @@ def find(root: str | Path, *, verify: bool = False) -> list[Item]:
             found |= {item.path: item for item in described_whole(place, inputs, found)}
     kinds = {item.path: item.kind for item in found.values()}
     items = [with_successor(item, list(found.values()), inputs) for item in found.values()]
-    return sorted(items, key=lambda item: (ORDER.index(kinds.get(item.parent or item.path, item.kind)), item.path.parts))
+    return sorted(
+        items, key=lambda item: (ORDER.index(kinds.get(item.parent or item.path, item.kind)), item.path.parts)
+    )
 
 
 def with_successor(item: Item, others: list[Item], inputs: Inputs) -> Item:
     """A stale run, told whether the same command has made another from the inputs as they are now."""
     if item.kind != "run" or item.state != "stale" or item.parent is not None:
         return item
-    same = [o.path.name for o in others if o.kind == "run" and o.state == "done" and o.path.parent == item.path.parent and inputs.command(o.path) == item.next]
-    return dataclasses.replace(item, next=None, notes=(*item.notes, f"{same[0]} replaces it: delete what nobody needs")) if item.next and same else item
+    same = [
+        o.path.name
+        for o in others
+        if o.kind == "run"
+        and o.state == "done"
+        and o.path.parent == item.path.parent
+        and inputs.command(o.path) == item.next
+    ]
+    return (
+        dataclasses.replace(item, next=None, notes=(*item.notes, f"{same[0]} replaces it: delete what nobody needs"))
+        if item.next and same
+        else item
+    )
 
 
 def walk(folder: Path) -> Iterator[Place]:
@@ -63,8 +95,12 @@ def walk(folder: Path) -> Iterator[Place]:
     if kind == "dataset" and "derived" in folders:
         for table in sorted(listing(folder / "derived")[1]):
             if not table.startswith("."):
-                yield Place(kind="derived", path=folder / "derived" / table, names=listing(folder / "derived" / table)[0])
-    others = sorted(name for name in names if name.endswith(".json") and name not in OWN_JSON and not SIDECAR.fullmatch(name))
+                yield Place(
+                    kind="derived", path=folder / "derived" / table, names=listing(folder / "derived" / table)[0]
+                )
+    others = sorted(
+        name for name in names if name.endswith(".json") and name not in OWN_JSON and not SIDECAR.fullmatch(name)
+    )
     for name in others[:MAX_OTHER_JSON]:
         if is_evaluation(folder / name):
             yield Place(kind="evaluation", path=folder / name, names=frozenset())
@@ -118,7 +154,10 @@ DESCRIBE: dict[str, Callable[[Place, Inputs], Item]] = {
     "generation": describe_generation,
     "evaluation": describe_evaluation,
 }
-DESCRIBE_WHOLE: dict[str, Callable[[Place, Inputs, Mapping[Path, Item]], list[Item]]] = {"study": describe_study, "demo": describe_demo}
+DESCRIBE_WHOLE: dict[str, Callable[[Place, Inputs, Mapping[Path, Item]], list[Item]]] = {
+    "study": describe_study,
+    "demo": describe_demo,
+}
 ORDER = ("demo", "dataset", "derived", "run", "study", "generation", "evaluation")
 
 

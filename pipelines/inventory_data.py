@@ -43,7 +43,11 @@ SCAN_SECONDS = 2.0  # for one dataset's input folder, or one derived table's sha
 def describe_dataset(place: Place, inputs: Inputs) -> Item:
     """A dataset's state."""
     note, failure = note_of(place.path), read_note(place.path, FAILURE_FILE)
-    item = finished_dataset(place, note, inputs) if "dataset.json" in place.names else unfinished_dataset(place, note, inputs)
+    item = (
+        finished_dataset(place, note, inputs)
+        if "dataset.json" in place.names
+        else unfinished_dataset(place, note, inputs)
+    )
     if failure and (item["state"] == "partial" or not item["done"]):
         item |= {"state": "failed", "reason": str(failure.get("error"))}
     return Item(kind="dataset", path=place.path, **item)
@@ -53,7 +57,10 @@ def finished_dataset(place: Place, note: dict[str, Any], inputs: Inputs) -> dict
     """Fields of the Item of a dataset that has its dataset.json."""
     found = read_object(place.path / "dataset.json")
     counts, failures = dict(found["counts"]), dict(found["failures"])
-    total, lost = sum(counts.values()), [i for i in found["shards"] if f"{shard_name(int(i))}.parquet" not in place.names]
+    total, lost = (
+        sum(counts.values()),
+        [i for i in found["shards"] if f"{shard_name(int(i))}.parquet" not in place.names],
+    )
     notes = ["--retry-failed tries timeouts, memory and download errors again"] if retried(failures) else []
     common = {"done": total, "total": total, "unit": "objects", "failures": failures}
     if lost:
@@ -73,7 +80,11 @@ def retried(failures: dict[str, int]) -> bool:
 
 def unfinished_dataset(place: Place, note: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     """Fields of the Item of a dataset without dataset.json, from an evenly spread part of its sidecars."""
-    finished = [name for name in place.names if name.startswith("shard-") and name.endswith(".json") and f"{name[:-5]}.parquet" in place.names]
+    finished = [
+        name
+        for name in place.names
+        if name.startswith("shard-") and name.endswith(".json") and f"{name[:-5]}.parquet" in place.names
+    ]
     times, sidecars = readable_sidecars(place.path, spread(finished), expected_config(note))
     share = len(sidecars) / max(1, min(len(finished), len(times)))
     rows = round(sum(sidecar["rows"] for sidecar in sidecars) / max(1, len(sidecars)) * share * len(finished))
@@ -86,18 +97,39 @@ def unfinished_dataset(place: Place, note: dict[str, Any], inputs: Inputs) -> di
     if isinstance(note.get("total"), int):
         total, unit, done = note["total"], "objects", min(rows, note["total"])
     else:
-        total, unit, done = max((int(sidecar.get("num_shards", 0)) for sidecar in sidecars), default=0), "shards", len(finished)
-    per_second = rate_since(times, len(finished), started_at(note), changed_at(place.path)) * rows / max(1, len(finished))
-    if not per_second and seconds:  # nothing new since the last start: as long as an object took, on the CPUs of this machine
+        total, unit, done = (
+            max((int(sidecar.get("num_shards", 0)) for sidecar in sidecars), default=0),
+            "shards",
+            len(finished),
+        )
+    per_second = (
+        rate_since(times, len(finished), started_at(note), changed_at(place.path)) * rows / max(1, len(finished))
+    )
+    if (
+        not per_second and seconds
+    ):  # nothing new since the last start: as long as an object took, on the CPUs of this machine
         workers = (note.get("flags") or {}).get("num_workers") or available_cpus()
         per_second = workers * len(seconds) / max(1e-9, sum(seconds))
     left = (total - done) * (1 if unit == "objects" else rows / max(1, done)) / per_second if per_second else None
     command = None if found["working"] else inputs.command(place.path)
-    notes = (f"what is not ok was counted in {len(times)} of {len(finished)} shards",) if failures and len(times) < len(finished) else ()
-    return found | {"done": done, "total": total or None, "unit": unit, "seconds_left": left, "next": command, "notes": notes}
+    notes = (
+        (f"what is not ok was counted in {len(times)} of {len(finished)} shards",)
+        if failures and len(times) < len(finished)
+        else ()
+    )
+    return found | {
+        "done": done,
+        "total": total or None,
+        "unit": unit,
+        "seconds_left": left,
+        "next": command,
+        "notes": notes,
+    }
 
 
-def readable_sidecars(folder: Path, names: list[str], config_sha256: str | None) -> tuple[list[float], list[dict[str, Any]]]:
+def readable_sidecars(
+    folder: Path, names: list[str], config_sha256: str | None
+) -> tuple[list[float], list[dict[str, Any]]]:
     """Times of these sidecars, and those of them that can be read and belong to the work now under way."""
     times, sidecars = [], []
     for name in names:
@@ -106,7 +138,9 @@ def readable_sidecars(folder: Path, names: list[str], config_sha256: str | None)
             sidecar = read_object(folder / name)
         except Unreadable:
             continue
-        whole = isinstance(sidecar.get("rows"), int) and all(isinstance(sidecar.get(name), dict) for name in ("failures", "seconds"))
+        whole = isinstance(sidecar.get("rows"), int) and all(
+            isinstance(sidecar.get(name), dict) for name in ("failures", "seconds")
+        )
         if whole and config_sha256 in (None, sidecar.get("config_sha256")):
             sidecars.append(sidecar)
     return times, sidecars
@@ -218,33 +252,63 @@ def describe_derived(place: Place, inputs: Inputs) -> Item:
     dataset, hash8 = place.path.parents[1], place.path.name.rpartition("-")[2]
     there = {name for name in place.names if name.startswith("shard-") and name.endswith(".parquet")}
     commands = [command for command in map(inputs.command, inputs.users(hash8)) if command]
-    common: dict[str, Any] = {"kind": "derived", "path": place.path, "parent": dataset, "unit": "shards", "next": commands[0] if commands else None}
+    common: dict[str, Any] = {
+        "kind": "derived",
+        "path": place.path,
+        "parent": dataset,
+        "unit": "shards",
+        "next": commands[0] if commands else None,
+    }
     if not (dataset / "dataset.json").exists():
         return Item(**common, state="stale", done=len(there), reason="its dataset is not finished")
-    shards = {f"{shard_name(int(index))}.parquet": str(sha256) for index, sha256 in read_object(dataset / "dataset.json")["shards"].items()}
+    shards = {
+        f"{shard_name(int(index))}.parquet": str(sha256)
+        for index, sha256 in read_object(dataset / "dataset.json")["shards"].items()
+    }
     common |= {"done": len(there & shards.keys()), "total": len(shards)}
     known = inputs.tokenizers()
     if known and place.path.name.startswith("tokens-") and not any(sha256.startswith(hash8) for sha256 in known):
-        return Item(**common | {"next": None}, state="stale", reason="no tokenizer here has this export any more: nothing reads it")
-    seen, older = older_shards(place.path, {name: shards[name] for name in sorted(there & shards.keys())}, inputs.verify)
-    notes = (f"{seen} of {len(there)} shards compared: --verify compares all",) if seen < len(there & shards.keys()) else ()
+        return Item(
+            **common | {"next": None},
+            state="stale",
+            reason="no tokenizer here has this export any more: nothing reads it",
+        )
+    seen, older = older_shards(
+        place.path, {name: shards[name] for name in sorted(there & shards.keys())}, inputs.verify
+    )
+    notes = (
+        (f"{seen} of {len(there)} shards compared: --verify compares all",) if seen < len(there & shards.keys()) else ()
+    )
     if older:
-        return Item(**common, state="stale", reason=f"{older[0]} was made from another {older[0]}" + f" (and {len(older) - 1} more)" * (len(older) > 1), notes=notes)
+        return Item(
+            **common,
+            state="stale",
+            reason=f"{older[0]} was made from another {older[0]}" + f" (and {len(older) - 1} more)" * (len(older) > 1),
+            notes=notes,
+        )
     if len(there & shards.keys()) < len(shards):
         about = activity(place.path, {})
-        return Item(**common | {"next": None if about["working"] else common["next"]}, state="partial", notes=notes, **about)
+        return Item(
+            **common | {"next": None if about["working"] else common["next"]}, state="partial", notes=notes, **about
+        )
     return Item(**common | {"next": None}, state="done", notes=notes)
 
 
 def older_shards(folder: Path, made_from: dict[str, str], verify: bool) -> tuple[int, list[str]]:
     """(shards compared, those that were made from another parquet), within SCAN_SECONDS unless all are wanted."""
     deadline, older = time.monotonic() + SCAN_SECONDS, []
-    names = sorted(made_from, key=lambda name: zlib.crc32(name.encode()))  # where time runs out, a part from all over was seen
+    names = sorted(
+        made_from, key=lambda name: zlib.crc32(name.encode())
+    )  # where time runs out, a part from all over was seen
     for count, name in enumerate(names):
         if not verify and time.monotonic() > deadline:
             return count, sorted(older)
         try:
-            source = (pq.read_schema(folder / name).metadata or {}).get(b"g3pt.source_sha256", b"").decode("ascii", errors="replace")
+            source = (
+                (pq.read_schema(folder / name).metadata or {})
+                .get(b"g3pt.source_sha256", b"")
+                .decode("ascii", errors="replace")
+            )
         except (OSError, pa.ArrowException) as error:
             raise Unreadable(f"{name} is damaged: {error}") from None
         if source != made_from[name]:

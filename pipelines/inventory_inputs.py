@@ -41,11 +41,15 @@ class Inputs:
     def dataset(self, path: str, fingerprint: str, shards: str) -> Verdict:
         """Whether the dataset at `path` still is the one with this fingerprint and this hash over its shards."""
         now = self.identity(Path(path))
-        if now == (fingerprint, shards) or (now is None and any(self.identity(other) == (fingerprint, shards) for other in self.datasets)):
+        if now == (fingerprint, shards) or (
+            now is None and any(self.identity(other) == (fingerprint, shards) for other in self.datasets)
+        ):
             return Verdict()
         if now is None:
             return Verdict(note=f"its dataset {path} is not there (or not finished)")
-        what = "other objects or settings" if now[0] != fingerprint else "its shards were written again with other bytes"
+        what = (
+            "other objects or settings" if now[0] != fingerprint else "its shards were written again with other bytes"
+        )
         return Verdict(changed=f"dataset {path} changed: {what}")
 
     def export(self, path: str, sha256: str, what: str) -> Verdict:
@@ -61,7 +65,11 @@ class Inputs:
 
     def tokenizers(self) -> dict[str, Path]:
         """Export hash -> run of every finished tokenizer below the root, and of those that runs there name."""
-        named = {Path(str(self.config(run).get("paths", {}).get("tokenizer"))) for run in self.runs if self.config(run).get("stage") == "car"}
+        named = {
+            Path(str(self.config(run).get("paths", {}).get("tokenizer")))
+            for run in self.runs
+            if self.config(run).get("stage") == "car"
+        }
         own = {run for run in self.runs if self.config(run).get("stage") == "cvq"}
         found = {}
         for path in sorted(own | named):
@@ -73,7 +81,9 @@ class Inputs:
 
     def users(self, hash8: str) -> list[Path]:
         """Runs below the root that were, or are being, trained on the codes of a tokenizer."""
-        return [run for run in self.runs if str(self.config(run).get("config", {}).get("tokenizer", "")).startswith(hash8)]
+        return [
+            run for run in self.runs if str(self.config(run).get("config", {}).get("tokenizer", "")).startswith(hash8)
+        ]
 
     def command(self, folder: Path) -> str | None:
         """What to type to go on with a folder's work: its command.json, or that of the study around a run."""
@@ -86,7 +96,9 @@ class Inputs:
     def _identity(self, path: Path) -> tuple[str, str] | None:
         try:
             found = read_object(path / "dataset.json")
-            return str(found["fingerprint"]), stable_hash({int(index): sha256 for index, sha256 in found["shards"].items()})
+            return str(found["fingerprint"]), stable_hash(
+                {int(index): sha256 for index, sha256 in found["shards"].items()}
+            )
         except (Unreadable, KeyError, ValueError, AttributeError):
             return None
 

@@ -46,17 +46,27 @@ def describe_generation(place: Place, inputs: Inputs) -> Item:
 def finished_generation(place: Place, note: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     """Fields of the Item from manifest.parquet."""
     try:
-        rows = pq.read_table(place.path / MANIFEST, columns=["status", "error", "file", "model", "model_hash"]).to_pylist()
+        rows = pq.read_table(
+            place.path / MANIFEST, columns=["status", "error", "file", "model", "model_hash"]
+        ).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise Unreadable(f"{MANIFEST} is damaged: {error}") from None
     failures = Counter(reason(row) for row in rows if row["status"] != "ok")
     ok = [row for row in rows if row["status"] == "ok"]
-    lost = [row["file"] for row in ok if row["file"] not in place.names and not ("/" in row["file"] and (place.path / row["file"]).is_file())]
+    lost = [
+        row["file"]
+        for row in ok
+        if row["file"] not in place.names and not ("/" in row["file"] and (place.path / row["file"]).is_file())
+    ]
     common = {"done": len(rows), "total": len(rows), "failures": dict(failures), "next": inputs.command(place.path)}
     if not ok:
         return common | {"state": "failed", "done": 0, "reason": "no sample came out"}
     if lost:
-        return common | {"state": "failed", "done": len(rows) - len(lost), "reason": f"{len(lost)} of {len(ok)} meshes missing, the first is {lost[0]}"}
+        return common | {
+            "state": "failed",
+            "done": len(rows) - len(lost),
+            "reason": f"{len(lost)} of {len(ok)} meshes missing, the first is {lost[0]}",
+        }
     model = Path(str(note.get("working_dir") or "."), str(ok[0]["model"])).expanduser()
     changed, unseen = inputs.export(str(model), str(ok[0]["model_hash"]), "model")
     if changed:
@@ -83,8 +93,21 @@ def unfinished_generation(place: Place, note: dict[str, Any], inputs: Inputs) ->
     per_second = rate_since(times, len(names), started_at(note), max([*times, 0.0]))
     left = (total - done) / per_second if per_second and total is not None else None
     command = None if about["working"] else inputs.command(place.path)
-    notes = (f"what is not ok was counted in {len(times)} of {len(names)} samples",) if failures and len(times) < len(names) else ()
-    return {"state": "partial", "done": done, "total": total, "failures": dict(failures), "seconds_left": left, "next": command, "notes": notes, **about}
+    notes = (
+        (f"what is not ok was counted in {len(times)} of {len(names)} samples",)
+        if failures and len(times) < len(names)
+        else ()
+    )
+    return {
+        "state": "partial",
+        "done": done,
+        "total": total,
+        "failures": dict(failures),
+        "seconds_left": left,
+        "next": command,
+        "notes": notes,
+        **about,
+    }
 
 
 def reason(row: dict[str, Any]) -> str:

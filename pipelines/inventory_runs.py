@@ -30,7 +30,13 @@ def describe_run(place: Place, inputs: Inputs) -> Item:
     total, records = train["steps"] * train["batch_size"], last_records(place.path / "metrics.jsonl")
     done = min(total, int(records[-1]["step"]) if records else 0)
     command = inputs.command(place.path)
-    common: dict[str, Any] = {"kind": "run", "path": place.path, "total": total, "unit": "samples", "alarm": sounding(records, "_SUCCESS" in place.names)}
+    common: dict[str, Any] = {
+        "kind": "run",
+        "path": place.path,
+        "total": total,
+        "unit": "samples",
+        "alarm": sounding(records, "_SUCCESS" in place.names),
+    }
     if "_SUCCESS" in place.names:
         if export_folder(place.path / "export") is None:
             return Item(**common, state="failed", done=done, reason="export/ is missing although the run is finished")
@@ -40,12 +46,30 @@ def describe_run(place: Place, inputs: Inputs) -> Item:
     failure = read_note(place.path, FAILURE_FILE)
     if failure:
         return Item(**common, state="failed", done=done, reason=str(failure.get("error")), next=command)
-    speed = statistics.median([r["samples_per_second"] for r in records[-RECENT:] if r.get("samples_per_second")] or [0.0])
-    about = activity(place.path, note_of(place.path), place.path / "metrics.jsonl", place.path / "checkpoints", interval_s=interval(records))
+    speed = statistics.median(
+        [r["samples_per_second"] for r in records[-RECENT:] if r.get("samples_per_second")] or [0.0]
+    )
+    about = activity(
+        place.path,
+        note_of(place.path),
+        place.path / "metrics.jsonl",
+        place.path / "checkpoints",
+        interval_s=interval(records),
+    )
     left = (total - done) / speed if speed and done < total else None
     changed, _ = changed_inputs(spec, inputs)
-    notes = ("its export is missing",) * (done == total) + (f"going on needs its input as it was: {changed}",) * bool(changed)
-    return Item(**common, state="partial", done=done, seconds_left=left, notes=notes, next=None if about["working"] else command, **about)
+    notes = ("its export is missing",) * (done == total) + (f"going on needs its input as it was: {changed}",) * bool(
+        changed
+    )
+    return Item(
+        **common,
+        state="partial",
+        done=done,
+        seconds_left=left,
+        notes=notes,
+        next=None if about["working"] else command,
+        **about,
+    )
 
 
 def last_records(ledger: Path) -> list[dict[str, Any]]:
@@ -89,7 +113,11 @@ def changed_inputs(spec: dict[str, Any], inputs: Inputs) -> Verdict:
 def describe_study(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> list[Item]:
     """The study's Item and those of its runs, which are part of it; runs of another plan in the same folder stay alone."""
     names = [str(run["name"]) for run in read_object(place.path / "study.json")["runs"]]
-    runs = [dataclasses.replace(found[path], parent=place.path) for path in (place.path / "runs" / name for name in names) if path in found]
+    runs = [
+        dataclasses.replace(found[path], parent=place.path)
+        for path in (place.path / "runs" / name for name in names)
+        if path in found
+    ]
     done = sum(run.state in ("done", "stale") for run in runs)
     common: dict[str, Any] = {"kind": "study", "path": place.path, "done": done, "total": len(names), "unit": "runs"}
     command, failure = inputs.command(place.path), read_note(place.path, FAILURE_FILE)
@@ -104,7 +132,14 @@ def describe_study(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> 
         about = activity(place.path, note_of(place.path))
         about["working"] = about["working"] or any(run.working for run in runs)
         notes = (f"lacks {', '.join(missing)}",) if done == len(names) else ()
-        study = Item(**common, state="partial", seconds_left=study_seconds_left(runs, len(names)), notes=notes, next=None if about["working"] else command, **about)
+        study = Item(
+            **common,
+            state="partial",
+            seconds_left=study_seconds_left(runs, len(names)),
+            notes=notes,
+            next=None if about["working"] else command,
+            **about,
+        )
     elif stale:
         study = Item(**common, state="stale", reason=stale[0].reason, next=command)
     else:
@@ -119,7 +154,9 @@ def study_seconds_left(runs: list[Item], planned: int) -> float | None:
         return None
     whole = statistics.mean(run.seconds_left * run.total / max(1, run.total - run.done) for run in under_way)
     waiting = planned - sum(run.state in ("done", "stale") for run in runs) - len(under_way)
-    return (sum(run.seconds_left for run in under_way) + waiting * whole) / max(1, sum(bool(run.working) for run in under_way))
+    return (sum(run.seconds_left for run in under_way) + waiting * whole) / max(
+        1, sum(bool(run.working) for run in under_way)
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- demo
@@ -144,4 +181,14 @@ def describe_demo(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> l
     about = activity(place.path, note_of(place.path / "shapes"))
     about["working"] = about["working"] or any(part.working for part in parts)
     waits = next((f"next is: {title}" for title in titles if title not in seconds), "its summary is missing")
-    return [Item(**common, state="partial", done=done, total=len(titles), notes=(waits,), next=None if about["working"] else command, **about)]
+    return [
+        Item(
+            **common,
+            state="partial",
+            done=done,
+            total=len(titles),
+            notes=(waits,),
+            next=None if about["working"] else command,
+            **about,
+        )
+    ]

@@ -45,7 +45,16 @@ def shape_rows(count: int, output: Path) -> list[dict[str, str]]:
         shape, path = make_shape(shape_id), Path(f"{shape_id}.ply")
         (output / path).parent.mkdir(parents=True, exist_ok=True)
         trimesh.Trimesh(shape.vertices, shape.faces, process=False).export(output / path)
-        rows.append({"id": shape_id, "path": path.as_posix(), "caption": shape.caption, "category": shape.family, "license": "CC0-1.0", "author": "g3pt (procedural)"})
+        rows.append(
+            {
+                "id": shape_id,
+                "path": path.as_posix(),
+                "caption": shape.caption,
+                "category": shape.family,
+                "license": "CC0-1.0",
+                "author": "g3pt (procedural)",
+            }
+        )
     return rows
 
 
@@ -57,7 +66,9 @@ def build(meshes: Path, shapes: int, output: Path) -> int:
     for folder in sorted({Path(row["path"]).parts[0] for row in rows}):
         source = (meshes / folder).resolve()
         if source.parent != meshes.resolve():
-            raise ValueError(f"{meshes / 'manifest.csv'}: a path begins with {folder!r}, which is not a file or folder of {meshes}; correct it")
+            raise ValueError(
+                f"{meshes / 'manifest.csv'}: a path begins with {folder!r}, which is not a file or folder of {meshes}; correct it"
+            )
         if source.is_dir():
             shutil.copytree(source, output / folder, symlinks=True, dirs_exist_ok=True)
         else:
@@ -73,7 +84,11 @@ def build(meshes: Path, shapes: int, output: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> Any:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.mixed_folder", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.mixed_folder",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--meshes", type=Path, required=True, help="folder of meshes with a manifest.csv")
     parser.add_argument("--shapes", type=int, default=1000, help="procedural shapes beside them")
     parser.add_argument("--output", type=Path, required=True)

@@ -17,7 +17,10 @@ from pipelines.credits import by_author, plain
 from pipelines.runs import Ledger, Record
 
 LICENSE = "apache-2.0"  # of the weights, as of the code
-KINDS = {"cvq": "tokenizer (CVQ): a surface's points to codes of several scales and back to occupancy", "car": "generator (CAR): text or an image to codes, decoded to a mesh"}
+KINDS = {
+    "cvq": "tokenizer (CVQ): a surface's points to codes of several scales and back to occupancy",
+    "car": "generator (CAR): text or an image to codes, decoded to a mesh",
+}
 CLASSES = {"cvq": ("g3pt.tokenizer", "CVQ"), "car": ("g3pt.car", "G3PT")}
 SHOWN = {  # of an evaluation, in this order, where it has them
     "iou_volume": "volume IoU", "iou_near": "IoU near the surface", "chamfer": "Chamfer distance", "f_score_0.005": "F-score at 0.005",
@@ -42,7 +45,13 @@ class Made:
     weights: str = "fp32"
 
 
-def read_run(run_dir: Path, name: str, trained_on: Sequence[Mapping[str, str]], evaluation: Mapping[str, Any] | None, weights: str) -> Made:
+def read_run(
+    run_dir: Path,
+    name: str,
+    trained_on: Sequence[Mapping[str, str]],
+    evaluation: Mapping[str, Any] | None,
+    weights: str,
+) -> Made:
     """Gather what the card of a finished run needs."""
     from pipelines.notes import COMMAND_FILE, read_note
 
@@ -65,7 +74,13 @@ def metadata(made: Made) -> str:
 
     kind = made.config["kind"]
     tags = ["3d", "g3pt", "shape-tokenizer" if kind == "cvq" else "text-to-3d", "pytorch"]
-    values = ModelCardData(license=LICENSE, tags=tags, datasets=[Path(made.run["paths"]["data"]).name], library_name="g3pt", model_name=made.name)
+    values = ModelCardData(
+        license=LICENSE,
+        tags=tags,
+        datasets=[Path(made.run["paths"]["data"]).name],
+        library_name="g3pt",
+        model_name=made.name,
+    )
     return f"---\n{values.to_yaml()}\n---\n"
 
 
@@ -75,17 +90,32 @@ def title(made: Made) -> list[str]:
     model = made.config["model"]
     if made.config["kind"] == "cvq":
         scales = ", ".join(map(str, model["scales"]))
-        codes = "FSQ " + " x ".join(map(str, model["fsq_levels"])) if model["quantizer"] == "fsq" else f"LFQ, {model['lfq_bits']} bits"
+        codes = (
+            "FSQ " + " x ".join(map(str, model["fsq_levels"]))
+            if model["quantizer"] == "fsq"
+            else f"LFQ, {model['lfq_bits']} bits"
+        )
         lines += ["", f"{sum(model['scales'])} tokens in scales {scales}; {codes}; width {model['width']}."]
-    return [*lines, "", f"Weights in {made.weights}. Trained from scratch by this project; the paper's authors released none (arXiv 2409.06322)."]
+    return [
+        *lines,
+        "",
+        f"Weights in {made.weights}. Trained from scratch by this project; the paper's authors released none (arXiv 2409.06322).",
+    ]
 
 
 def usage(made: Made) -> list[str]:
     """How to load it."""
     module, name = CLASSES[made.config["kind"]]
-    lines = [f"from {module} import {name}", "", f'model = {name}.from_pretrained("{made.name}")  # this folder, or a hub id']
+    lines = [
+        f"from {module} import {name}",
+        "",
+        f'model = {name}.from_pretrained("{made.name}")  # this folder, or a hub id',
+    ]
     if made.config["kind"] == "car":
-        lines += ['for mesh in model.generate(text="a tall chair", num=4, seed=0):  # trimesh.Trimesh', "    print(mesh.bounds)"]
+        lines += [
+            'for mesh in model.generate(text="a tall chair", num=4, seed=0):  # trimesh.Trimesh',
+            "    print(mesh.bounds)",
+        ]
     return ["## Use", "", "```python", *lines, "```"]
 
 
@@ -93,13 +123,37 @@ def data(made: Made) -> list[str]:
     """On what, under which licences, by whom."""
     counts = Counter(row["license"] for row in made.trained_on)
     selection = made.run["config"]
-    lines = ["## Data", "", f"Trained on {len(made.trained_on)} objects of the dataset {plain(Path(made.run['paths']['data']).name)} (fingerprint {selection['dataset'][:16]})."]
+    lines = [
+        "## Data",
+        "",
+        f"Trained on {len(made.trained_on)} objects of the dataset {plain(Path(made.run['paths']['data']).name)} (fingerprint {selection['dataset'][:16]}).",
+    ]
     for name, words in (("licenses", "Only these licences were asked for"), ("exclude_ids", "Left out by id")):
         lines += [f"{words}: {', '.join(plain(value) for value in selection[name])}."] if selection.get(name) else []
-    lines += ["", "| licence | objects |", "|---|---|", *(f"| {plain(name or 'none stated')} | {count} |" for name, count in counts.most_common())]
-    lines += ["", "Every object's id, licence, author and address: `trained_on` in config.json. Everyone, by licence: CREDITS.md."]
+    lines += [
+        "",
+        "| licence | objects |",
+        "|---|---|",
+        *(f"| {plain(name or 'none stated')} | {count} |" for name, count in counts.most_common()),
+    ]
+    lines += [
+        "",
+        "Every object's id, licence, author and address: `trained_on` in config.json. Everyone, by licence: CREDITS.md.",
+    ]
     credited = [row for row in made.trained_on if row["license"].startswith("CC-BY")]
-    return [*lines, *(["", "With thanks to the authors of the objects under Creative Commons Attribution:", "", *by_author(credited)] if credited else [])]
+    return [
+        *lines,
+        *(
+            [
+                "",
+                "With thanks to the authors of the objects under Creative Commons Attribution:",
+                "",
+                *by_author(credited),
+            ]
+            if credited
+            else []
+        ),
+    ]
 
 
 def credits(made: Made) -> str:
@@ -122,19 +176,52 @@ def budget(made: Made) -> list[str]:
 def seconds(records: Sequence[Record]) -> float:
     """Time spent in training steps, by the ledger's rates."""
     starts = [0.0, *(record["step"] for record in records)]
-    return sum((record["step"] - start) / record["samples_per_second"] for start, record in zip(starts, records, strict=False) if record.get("samples_per_second"))
+    return sum(
+        (record["step"] - start) / record["samples_per_second"]
+        for start, record in zip(starts, records, strict=False)
+        if record.get("samples_per_second")
+    )
 
 
 def metrics(made: Made) -> list[str]:
     """On held-out objects: the evaluation with its protocol; without one what the run itself measured."""
     lines = ["## Held-out objects", ""]
     if made.evaluation is None:
-        return [*lines, "Measured by the run itself on the test split; scales from coarse to fine.", "", *own_metrics(made.records[-1] if made.records else {})]
+        return [
+            *lines,
+            "Measured by the run itself on the test split; scales from coarse to fine.",
+            "",
+            *own_metrics(made.records[-1] if made.records else {}),
+        ]
     values, dataset = made.evaluation["metrics"], made.evaluation["dataset"]
-    lines += [f"Split {dataset['split']}, {values.get('num_objects', 'all its')} objects" + (", with the weights before rounding." if made.weights != "fp32" else "."), "", "| | value | 95 % interval |", "|---|---|---|"]
-    lines += [f"| {label} | {values[name]:.4f} | {interval(values.get(f'{name}_interval_95'))} |" for name, label in SHOWN.items() if isinstance(values.get(name), (int, float))]
-    lines += [f"| IoU, first {name.split('_')[2]} scales | {value:.4f} | |" for name, value in values.items() if name.startswith("iou_first_") and isinstance(value, (int, float))]
-    return [*lines, "", "How each number is made:", "", *(f"- {plain(name)}: {plain(value)}" for name, value in made.evaluation["protocol"].items() if isinstance(value, (str, int, float)))]
+    lines += [
+        f"Split {dataset['split']}, {values.get('num_objects', 'all its')} objects"
+        + (", with the weights before rounding." if made.weights != "fp32" else "."),
+        "",
+        "| | value | 95 % interval |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {label} | {values[name]:.4f} | {interval(values.get(f'{name}_interval_95'))} |"
+        for name, label in SHOWN.items()
+        if isinstance(values.get(name), (int, float))
+    ]
+    lines += [
+        f"| IoU, first {name.split('_')[2]} scales | {value:.4f} | |"
+        for name, value in values.items()
+        if name.startswith("iou_first_") and isinstance(value, (int, float))
+    ]
+    return [
+        *lines,
+        "",
+        "How each number is made:",
+        "",
+        *(
+            f"- {plain(name)}: {plain(value)}"
+            for name, value in made.evaluation["protocol"].items()
+            if isinstance(value, (str, int, float))
+        ),
+    ]
 
 
 def own_metrics(record: Record) -> list[str]:
@@ -144,7 +231,9 @@ def own_metrics(record: Record) -> list[str]:
     by_scale = [name.removesuffix("_scale_1") for name in found if name.endswith("_scale_1")]
     ks = range(1, 1 + sum(name.startswith(f"{by_scale[0]}_scale_") for name in found)) if by_scale else []
     head = ["", f"| | {' | '.join(f'scale {k}' for k in ks)} |", "|---" * (len(ks) + 1) + "|"] if by_scale else []
-    rows = [f"| {plain(name)} | {' | '.join(format(found[f'{name}_scale_{k}'], '.4g') for k in ks)} |" for name in by_scale]
+    rows = [
+        f"| {plain(name)} | {' | '.join(format(found[f'{name}_scale_{k}'], '.4g') for k in ks)} |" for name in by_scale
+    ]
     return ["| | |", "|---|---|", *whole, *head, *rows]
 
 

@@ -24,15 +24,24 @@ def follow_move(store: Path) -> int:
     if not store.exists():
         return 0
     moved = 0
-    with contextlib.closing(sqlite3.connect(store, timeout=30)) as tables, contextlib.suppress(sqlite3.DatabaseError), tables:
-        for number, name, old in tables.execute("SELECT experiment_id, name, artifact_location FROM experiments").fetchall():
+    with (
+        contextlib.closing(sqlite3.connect(store, timeout=30)) as tables,
+        contextlib.suppress(sqlite3.DatabaseError),
+        tables,
+    ):
+        for number, name, old in tables.execute(
+            "SELECT experiment_id, name, artifact_location FROM experiments"
+        ).fetchall():
             new = location(store, name)
             if old == new or not str(old).endswith(f"/{ARTIFACTS}/{name.replace('/', '-')}"):
                 continue  # where it was, or never beside the store
             moved += 1
             tables.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, number))
             cut = len(old) + 1  # SQLite counts from 1
-            tables.execute("UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?", (new, cut, number, len(old), old))
+            tables.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                (new, cut, number, len(old), old),
+            )
     return moved
 
 

@@ -32,18 +32,23 @@ def mark_near_duplicates(objects: list[dict[str, Any]], arrays: dict[str, Any], 
     num_training = info.splits.get("train", 0)
     if not 0 < num_training <= MAX_TRAINING:
         return f"not searched: {num_training} training objects, and at most {MAX_TRAINING} are searched"
-    train = [(row["id"], positions(row["eval_surface"])) for row in reading.read_rows(info, ["id", "eval_surface"], "train")]
+    train = [
+        (row["id"], positions(row["eval_surface"])) for row in reading.read_rows(info, ["id", "eval_surface"], "train")
+    ]
     library = [cloud for _, cloud in train]
     clouds = [positions(cloud) for cloud in arrays["eval_surface"]]
     nearest: list[int] = []
     distances: list[float] = []
     with Progress("evaluate", len(clouds), "objects", run="nearest training objects") as progress:
         for start in range(0, len(clouds), 16):
-            index, distance = metrics.nearest_objects(clouds[start : start + 16], library, num_queries=NUM_QUERIES, coarse=64, keep=4)
+            index, distance = metrics.nearest_objects(
+                clouds[start : start + 16], library, num_queries=NUM_QUERIES, coarse=64, keep=4
+            )
             nearest, distances = nearest + index.tolist(), distances + distance.tolist()
             progress.show(len(nearest))
     own = [
-        metrics.nearest_objects([cloud], [positions(again)], num_queries=NUM_QUERIES)[1][0] for cloud, again in zip(clouds, arrays["surface"], strict=True)
+        metrics.nearest_objects([cloud], [positions(again)], num_queries=NUM_QUERIES)[1][0]
+        for cloud, again in zip(clouds, arrays["surface"], strict=True)
     ]
     for scores, k, distance, sampling in zip(objects, nearest, distances, own, strict=True):
         excess = max(0.0, distance - float(sampling))

@@ -25,7 +25,9 @@ COMMAND_FILE, FAILURE_FILE = "command.json", "failure.json"
 
 
 @contextlib.contextmanager
-def working_in(folder: str | Location, *, total: int | None = None, unit: str = "objects", flags: Mapping[str, Any] | None = None) -> Iterator[None]:
+def working_in(
+    folder: str | Location, *, total: int | None = None, unit: str = "objects", flags: Mapping[str, Any] | None = None
+) -> Iterator[None]:
     """Around a stage's work in `folder` (made if missing); `total` is all there is to do in `unit`s, finished ones counted."""
     from g3pt.checkpoint import write_json
     from g3pt.storage import location
@@ -37,7 +39,13 @@ def working_in(folder: str | Location, *, total: int | None = None, unit: str = 
 
     folder = location(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    note = {"command": without_login(this_command()), "working_dir": str(Path.cwd()), "started": time.time(), "total": total, "unit": unit}
+    note = {
+        "command": without_login(this_command()),
+        "working_dir": str(Path.cwd()),
+        "started": time.time(),
+        "total": total,
+        "unit": unit,
+    }
     note |= {"host": socket.gethostname(), "pid": os.getpid()}  # whether somebody still works there
     note |= {"environment": environment()}
     write_json(folder / COMMAND_FILE, note | ({"flags": dict(flags)} if flags else {}))

@@ -26,7 +26,9 @@ def overridden(text: str | None, *configs: Any, seed_flag: str = "--seed") -> tu
         if not equals:
             raise UsageError(f"--set {part!r} is not name=value")
         if name in OWN_FLAGS:
-            raise UsageError(f"--set {name}: it has a flag of its own, {seed_flag if name == 'seed' else '--' + name.replace('_', '-')}")
+            raise UsageError(
+                f"--set {name}: it has a flag of its own, {seed_flag if name == 'seed' else '--' + name.replace('_', '-')}"
+            )
         owner = next((k for k, known in enumerate(hints) if name in known), None)
         if owner is None:
             raise UsageError(_unknown(name, sorted(set().union(*hints) - set(OWN_FLAGS))))
@@ -44,7 +46,11 @@ def parse(value: str, kind: Any) -> Any:
     """A value of the annotated type `kind`: bool, int, float, str, Literal, tuple[X, ...], X | None."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
-        return None if value == "none" and type(None) in arguments else parse(value, next(a for a in arguments if a is not type(None)))
+        return (
+            None
+            if value == "none" and type(None) in arguments
+            else parse(value, next(a for a in arguments if a is not type(None)))
+        )
     if origin is tuple:
         return tuple(parse(part, arguments[0]) for part in value.split(":"))
     if origin is typing.Literal:

@@ -77,7 +77,9 @@ def read_evaluation(file: Path) -> dict[str, Any]:
     """A tokenizer's evaluation; ValueError for anything else."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        whole = isinstance(found["gallery"], list) and found["kind"] == "cvq" and isinstance(found["dataset"]["path"], str)
+        whole = (
+            isinstance(found["gallery"], list) and found["kind"] == "cvq" and isinstance(found["dataset"]["path"], str)
+        )
     except FileNotFoundError:
         raise ValueError(f"{file}: no such evaluation") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -89,10 +91,14 @@ def read_evaluation(file: Path) -> dict[str, Any]:
 
 def chosen(gallery: Sequence[dict[str, Any]], num: int, file: Path) -> list[dict[str, Any]]:
     """`num` of the pictured objects, evenly spread, those of unconfirmed licence left out."""
-    spread = [entry for entry in gallery if entry.get("spread")]  # the worst objects, also kept there, would bias a picture
+    spread = [
+        entry for entry in gallery if entry.get("spread")
+    ]  # the worst objects, also kept there, would bias a picture
     clear = [entry for entry in spread if not any(fnmatchcase(entry["id"], pattern) for pattern in UNCONFIRMED)]
     if len(clear) < num:
-        raise ValueError(f"{file}: its gallery has {len(clear)} objects of confirmed licence, --num asks for {num}; evaluate with more --num-pictures")
+        raise ValueError(
+            f"{file}: its gallery has {len(clear)} objects of confirmed licence, --num asks for {num}; evaluate with more --num-pictures"
+        )
     return [clear[k] for k in np.linspace(0, len(clear) - 1, num).round().astype(int)]
 
 
@@ -158,4 +164,8 @@ def sheet(pairs: Sequence[tuple[Mesh, Mesh | None, str]]) -> Image.Image:
 if __name__ == "__main__":
     from pipelines.cli import main
 
-    main(PicturesFlags, pictures, example="python -m pipelines.pictures out/cvq.json --output docs/images/reconstructions.png")
+    main(
+        PicturesFlags,
+        pictures,
+        example="python -m pipelines.pictures out/cvq.json --output docs/images/reconstructions.png",
+    )

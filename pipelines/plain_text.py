@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # control, format (right-to-left marks among them), halves of pairs, private, line ends
+UNSAFE = {
+    "Cc",
+    "Cf",
+    "Cs",
+    "Co",
+    "Zl",
+    "Zp",
+}  # control, format (right-to-left marks among them), halves of pairs, private, line ends
 
 
 def plain(text: object) -> str:
@@ -45,6 +52,12 @@ def console(widest: int, narrowest: int = 60, file: TextIO | None = None) -> Con
     """Where tables for people go: as wide as the terminal within limits, without any escape sequence where NO_COLOR is set."""
     from rich.console import Console
 
-    found = Console(file=file, highlight=False, markup=False, emoji=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
+    found = Console(
+        file=file,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+    )
     found.width = min(widest, max(narrowest, found.width))
     return found

@@ -41,13 +41,17 @@ class PlanStore:
         """Take objects in."""
         places = ", ".join("?" * (2 + len(TEXTS)))
         with _room():
-            self.num_objects += self._db.executemany(f"INSERT INTO listed VALUES ({places})", map(_row, objects)).rowcount
+            self.num_objects += self._db.executemany(
+                f"INSERT INTO listed VALUES ({places})", map(_row, objects)
+            ).rowcount
 
     def limit(self, number: int, where: str) -> None:
         """Keep the objects with the smallest sha256(id). UsageError for ids that came more than once, also among the others."""
         self._check_ids(where)
         with _room():
-            self._db.execute("DELETE FROM listed WHERE rowid NOT IN (SELECT rowid FROM listed ORDER BY hash, id LIMIT ?)", (number,))
+            self._db.execute(
+                "DELETE FROM listed WHERE rowid NOT IN (SELECT rowid FROM listed ORDER BY hash, id LIMIT ?)", (number,)
+            )
         self.num_objects = min(self.num_objects, number)
 
     def group(self, num_shards: int, where: str) -> None:
@@ -55,7 +59,9 @@ class PlanStore:
         shard = f"((hash % {num_shards} + {SIGN % num_shards} + {num_shards}) % {num_shards})"  # of a negative number, % is negative
         self._db.execute(f"CREATE TABLE grouped (shard INTEGER, {NAMES}, PRIMARY KEY (shard, id)) WITHOUT ROWID")
         with _room():
-            taken = self._db.execute(f"INSERT OR IGNORE INTO grouped SELECT {shard} AS shard, {NAMES} FROM listed ORDER BY shard, id").rowcount
+            taken = self._db.execute(
+                f"INSERT OR IGNORE INTO grouped SELECT {shard} AS shard, {NAMES} FROM listed ORDER BY shard, id"
+            ).rowcount
         if taken < self.num_objects:
             self._check_ids(where)
         self._db.execute("DROP TABLE listed")
@@ -66,7 +72,10 @@ class PlanStore:
 
     def objects(self, shard: int) -> list[SourceObject]:
         """A shard's objects, sorted by id."""
-        return [_object(row) for row in self._db.execute(f"SELECT {NAMES} FROM grouped WHERE shard = ? ORDER BY id", (shard,))]
+        return [
+            _object(row)
+            for row in self._db.execute(f"SELECT {NAMES} FROM grouped WHERE shard = ? ORDER BY id", (shard,))
+        ]
 
     def _check_ids(self, where: str) -> None:
         twice = "SELECT COUNT(*), MIN(id) FROM (SELECT id FROM listed GROUP BY hash, id HAVING COUNT(*) > 1)"
@@ -84,7 +93,9 @@ def _room() -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if "full" not in str(error):
             raise
-        raise OSError(errno.ENOSPC, "no room for the plan's temporary file; set SQLITE_TMPDIR to a folder of a larger disk") from error
+        raise OSError(
+            errno.ENOSPC, "no room for the plan's temporary file; set SQLITE_TMPDIR to a folder of a larger disk"
+        ) from error
 
 
 def _row(item: SourceObject) -> tuple[int | str, ...]:

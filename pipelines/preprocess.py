@@ -77,10 +77,16 @@ def _preprocess(config: PreprocessConfig, run_shards: Runner) -> str | None:
         return None
     started = time.monotonic()
     note = working_in(config.output, total=plan.num_objects, flags=asdict(config))
-    with note, on_disk(lambda: _finished_shards(config, plan)), logged(cards.preprocessing(config), config.output) as outcome:
+    with (
+        note,
+        on_disk(lambda: _finished_shards(config, plan)),
+        logged(cards.preprocessing(config), config.output) as outcome,
+    ):
         outcome.nothing_done = _is_whole(config, plan)
         seconds = _bring_up_to_date(config, plan, run_shards)
-        summary = datasets.write_dataset(location(config.output), config.record, config.settings, plan.num_shards, plan.current)
+        summary = datasets.write_dataset(
+            location(config.output), config.record, config.settings, plan.num_shards, plan.current
+        )
         _report(config, plan, seconds, summary, time.monotonic() - started, outcome)
         if not summary["counts"].get("ok"):
             raise RuntimeError(f"no object is ok: {_counted(summary['failures'])}")
@@ -158,14 +164,19 @@ def _report(
         print(f"  {mean:.2f} s per object (mean), {took.longest:.2f} s at most, {seconds:.0f} s in all", flush=True)
         outcome.metrics |= {"seconds_per_object": mean, "seconds_per_object_max": took.longest}
     counts, fingerprint = summary["counts"], summary["fingerprint"]
-    outcome.metrics |= {"objects_ok": float(counts.get("ok", 0)), "objects_not_ok": float(sum(counts.values()) - counts.get("ok", 0))}
+    outcome.metrics |= {
+        "objects_ok": float(counts.get("ok", 0)),
+        "objects_not_ok": float(sum(counts.values()) - counts.get("ok", 0)),
+    }
     outcome.metrics |= {f"not_ok/{name}": float(count) for name, count in summary["failures"].items()}
     outcome.metrics |= {f"split/{name}": float(count) for name, count in summary["splits"].items()}
     outcome.metrics |= {"objects_done": float(took.count), "seconds": seconds}
     folder = location(config.output)
     outcome.name = f"{folder.name}-r{config.resolution}-{fingerprint[: cards.SHORT]}"
     outcome.params |= {"fingerprint": fingerprint, "num_shards": plan.num_shards}
-    outcome.dataset = cards.DatasetInput(name=folder.name, fingerprint=fingerprint, path=config.output, context="made here")
+    outcome.dataset = cards.DatasetInput(
+        name=folder.name, fingerprint=fingerprint, path=config.output, context="made here"
+    )
     outcome.artifacts.append(folder / "dataset.json")
     best_effort("the dataset's card", lambda: _card(folder, outcome))
 

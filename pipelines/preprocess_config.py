@@ -75,7 +75,15 @@ class PreprocessConfig(DryRun, OnRay):
     """shards converted at a time; default the cluster's CPUs"""
 
     def __post_init__(self) -> None:
-        for name in ("limit", "num_shards", "view_size", "num_workers", "timeout_s", "memory_limit_gb", "download_timeout_s"):
+        for name in (
+            "limit",
+            "num_shards",
+            "view_size",
+            "num_workers",
+            "timeout_s",
+            "memory_limit_gb",
+            "download_timeout_s",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")

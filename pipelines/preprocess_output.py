@@ -49,13 +49,17 @@ def _check_unfinished(folder: Location) -> None:
     sidecar = next((name for name in names if name.endswith(".json") and SHARD_FILE.fullmatch(name)), None)
     version = _schema_version(folder / sidecar) if sidecar else None
     if version not in (None, SCHEMA_VERSION):
-        raise ValueError(f"{folder} holds shards of schema version {version!r}; this program writes version {SCHEMA_VERSION}: give another folder")
+        raise ValueError(
+            f"{folder} holds shards of schema version {version!r}; this program writes version {SCHEMA_VERSION}: give another folder"
+        )
     if isinstance(folder, Path):
         names += [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.exists() else []
         note = read_note(folder, COMMAND_FILE)
         foreign = sorted(name for name in names if not name.startswith("."))
         if foreign and sidecar is None and (note or {}).get("unit") != "objects":
-            raise ValueError(f"{folder} holds no dataset but other files ({', '.join(foreign[:3])}): give a new or an empty folder")
+            raise ValueError(
+                f"{folder} holds no dataset but other files ({', '.join(foreign[:3])}): give a new or an empty folder"
+            )
 
 
 def _schema_version(sidecar: Location) -> object:
@@ -101,7 +105,9 @@ def _lock(folder: Path) -> IO[str]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise UsageError(f"--output {folder}: another run works there{_who(folder)}; wait for its end, or give another folder") from None
+            raise UsageError(
+                f"--output {folder}: another run works there{_who(folder)}; wait for its end, or give another folder"
+            ) from None
         except OSError as error:
             if error.errno in NO_LOCKS:
                 return file

@@ -64,7 +64,9 @@ class Tasks(Sequence[ShardTask]):
 
     def __getitem__(self, position: int) -> ShardTask:  # type: ignore[override]  # no slices
         index = self.indices[position]
-        return ShardTask(index=index, num_shards=self._num_shards, objects=self._store.objects(index), reason=self.reasons[index])
+        return ShardTask(
+            index=index, num_shards=self._num_shards, objects=self._store.objects(index), reason=self.reasons[index]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +108,21 @@ def make_plan(config: PreprocessConfig, objects: Iterable[SourceObject]) -> Plan
     current = Tally()
     config_sha256 = records.config_hash(config.settings)
     for index, sidecar in _with_sidecars(folder, sizes, found):
-        reason = _stale_reason(found.get(index, NOT_THERE), sidecar, config_sha256) or _changed(config, store.objects(index), sidecar)
+        reason = _stale_reason(found.get(index, NOT_THERE), sidecar, config_sha256) or _changed(
+            config, store.objects(index), sidecar
+        )
         if reason:
             reasons[index] = reason
         else:
             current.add(index, sidecar)
     tasks = Tasks(store, num_shards, reasons, sum(sizes[index] for index in reasons))
-    return Plan(num_objects=store.num_objects, num_shards=num_shards, tasks=tasks, current=current, extra=sorted(found.keys() - sizes.keys()))
+    return Plan(
+        num_objects=store.num_objects,
+        num_shards=num_shards,
+        tasks=tasks,
+        current=current,
+        extra=sorted(found.keys() - sizes.keys()),
+    )
 
 
 def default_num_shards(num_objects: int) -> int:
@@ -124,7 +134,9 @@ def default_num_shards(num_objects: int) -> int:
 # -------------------------------------------------------------------------------------------------------- what is there
 
 
-def _with_sidecars(folder: Location, indices: Iterable[int], found: dict[int, Found]) -> Iterator[tuple[int, Sidecar | None]]:
+def _with_sidecars(
+    folder: Location, indices: Iterable[int], found: dict[int, Found]
+) -> Iterator[tuple[int, Sidecar | None]]:
     """Each shard with its sidecar; None where there is none, or one that is cut off: the shard counts as not finished."""
     there = [index for index in indices if found.get(index, NOT_THERE).has_sidecar]
     contents = read_many([folder / f"{records.shard_name(index)}.json" for index in there])
@@ -143,7 +155,11 @@ def _parsed(content: bytes) -> Sidecar | None:
 
 def _num_shards_before(folder: Location, found: dict[int, Found]) -> int | None:
     """Of the first readable sidecar: shards of another number are stale in any case, their objects differ."""
-    sidecars = (_parsed((folder / f"{records.shard_name(index)}.json").read_bytes()) for index, what in found.items() if what.has_sidecar)
+    sidecars = (
+        _parsed((folder / f"{records.shard_name(index)}.json").read_bytes())
+        for index, what in found.items()
+        if what.has_sidecar
+    )
     return next((sidecar.get("num_shards") for sidecar in sidecars if sidecar), None)
 
 

@@ -69,7 +69,9 @@ def _converted_row(source: SourceObject, settings: PreprocessConfig) -> dict[str
     row = records.empty_row(source.id, settings.record) | source.columns() | about
     if faults := quality_faults(found, settings.num_queries):
         figures = {name: found[name] for name in records.NUMBER_COLUMNS}
-        return row | figures | {"status": "rejected", "error": f"{faults[0][0]}: {'; '.join(text for _, text in faults)}"}
+        return (
+            row | figures | {"status": "rejected", "error": f"{faults[0][0]}: {'; '.join(text for _, text in faults)}"}
+        )
     row |= found | {"status": "ok"}
     if settings.views:
         row |= rendered(source, settings, (solid_vertices, solid_faces), found, seed)

@@ -16,11 +16,17 @@ import pyarrow as pa
 from pipelines.preprocess_config import PreprocessConfig
 from pipelines.sources import SourceObject
 
-VIEW_SECONDS = "g3pt.view_seconds"  # of a row, in the metadata of its table: no part of the dataset, whose bytes know no clock
+VIEW_SECONDS = (
+    "g3pt.view_seconds"  # of a row, in the metadata of its table: no part of the dataset, whose bytes know no clock
+)
 
 
 def rendered(
-    source: SourceObject, settings: PreprocessConfig, solid: tuple[np.ndarray, np.ndarray], placement: dict[str, Any], seed: int
+    source: SourceObject,
+    settings: PreprocessConfig,
+    solid: tuple[np.ndarray, np.ndarray],
+    placement: dict[str, Any],
+    seed: int,
 ) -> dict[str, Any]:
     """Columns views, view_cameras and appearance, and the seconds that they took; `placement` holds scale and offset."""
     from g3pt.geometry.appearance import clay

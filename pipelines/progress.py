@@ -37,7 +37,15 @@ class Progress:
     """The progress of one piece of work; a context manager. `run` names it among others of its stage."""
 
     def __init__(
-        self, stage: str, total: int, unit: str, *, run: str = "", done: int = 0, tokens_per_unit: int = 0, stream: TextIO | None = None
+        self,
+        stage: str,
+        total: int,
+        unit: str,
+        *,
+        run: str = "",
+        done: int = 0,
+        tokens_per_unit: int = 0,
+        stream: TextIO | None = None,
     ) -> None:
         self.stage, self.total, self.unit, self.run, self.tokens_per_unit = stage, total, unit, run, tokens_per_unit
         self.done, self.numbers, self.failed = done, dict[str, float](), None
@@ -45,7 +53,9 @@ class Progress:
         self.stream = stream or sys.stderr
         self.on_terminal = is_terminal(self.stream)
         self.started = self._said_at = time.monotonic()
-        self._first: tuple[int, float] | None = None  # units and time when the first came: before it, workers were starting
+        self._first: tuple[int, float] | None = (
+            None  # units and time when the first came: before it, workers were starting
+        )
         self._bar: Any = None
 
     def __enter__(self) -> "Progress":
@@ -87,12 +97,22 @@ class Progress:
         elif state == "running":
             self._draw()
         else:
-            say(f"  {self.title}: {self.done}/{self.total} {self.unit}{self._told(ended=True)}, {clock(time.monotonic() - self.started)}", self.stream)
+            say(
+                f"  {self.title}: {self.done}/{self.total} {self.unit}{self._told(ended=True)}, {clock(time.monotonic() - self.started)}",
+                self.stream,
+            )
 
     def fields(self, state: str) -> str:
         """The line for machines."""
         left = {"left_s": self.left_s} if state == "running" else {"seconds": time.monotonic() - self.started}
-        found = {"stage": self.stage, "state": state, "run": self.run or None, "done": self.done, "total": self.total, "unit": self.unit}
+        found = {
+            "stage": self.stage,
+            "state": state,
+            "run": self.run or None,
+            "done": self.done,
+            "total": self.total,
+            "unit": self.unit,
+        }
         found |= {"rate": self.rate, "failed": self.failed, **self.numbers, **left}
         return "progress " + " ".join(f"{key}={_value(value)}" for key, value in found.items() if value is not None)
 
@@ -106,16 +126,35 @@ class Progress:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self.total, desc=f"  {self.title}", unit=self.unit, file=self.stream, leave=False, dynamic_ncols=True, bar_format=BAR)
+            self._bar = tqdm(
+                total=self.total,
+                desc=f"  {self.title}",
+                unit=self.unit,
+                file=self.stream,
+                leave=False,
+                dynamic_ncols=True,
+                bar_format=BAR,
+            )
         self._bar.n = self.done
         self._bar.set_postfix_str(self._told().removeprefix(", "))
 
     def _told(self, ended: bool = False) -> str:
         """Rate, numbers and time left for a person."""
-        parts = [] if ended else ["starting"] if self._first is None else [f"{clock(self.left_s)} left"] if self.left_s is not None else []
+        parts = (
+            []
+            if ended
+            else ["starting"]
+            if self._first is None
+            else [f"{clock(self.left_s)} left"]
+            if self.left_s is not None
+            else []
+        )
         parts += [f"{self.rate:.3g}/s"] if self.rate else []
         parts += [f"{self.failed} failed"] if self.failed is not None else []
-        parts += [f"{value:.4g} tokens/s" if key == "tokens_per_s" else f"{key} {value:.3g}" for key, value in self.numbers.items()]
+        parts += [
+            f"{value:.4g} tokens/s" if key == "tokens_per_s" else f"{key} {value:.3g}"
+            for key, value in self.numbers.items()
+        ]
         return "".join(f", {part}" for part in parts)
 
 

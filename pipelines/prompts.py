@@ -27,7 +27,15 @@ from pipelines.generate_config import MAX_NUM, GenerateConfig, per_scale
 
 BAD_PROMPT = "bad-prompt: "  # how the error of a prompt begins that cannot be used
 COLUMNS = ("id", "text", "image", "seed", "n", "cfg", "cfg_text", "cfg_image")
-PICTURES = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
+PICTURES = {
+    b"\x89PNG": "png",
+    b"\xff\xd8": "jpg",
+    b"RIFF": "webp",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tif",
+    b"MM\0*": "tif",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +73,11 @@ def plan(config: GenerateConfig, num_scales: int | None = None) -> list[Sample]:
             path = None if config.image is None else Path(config.image).expanduser().resolve(strict=True)
             _check_utf8(text=config.text, image=config.image)
             return _repeat(_sample(config, "sample", config.text, config.image, path), config.num)
-    samples = [s for number, row in enumerate(read_prompts(config.prompts)) for s in _row_samples(config, number, row, num_scales)]
+    samples = [
+        s
+        for number, row in enumerate(read_prompts(config.prompts))
+        for s in _row_samples(config, number, row, num_scales)
+    ]
     repeated = [name for name, count in Counter(s.name for s in samples if s.error is None).items() if count > 1]
     if repeated:
         raise UsageError(f"{config.prompts}: {repeated[0]!r} comes more than once (same id and seed)")
@@ -74,7 +86,11 @@ def plan(config: GenerateConfig, num_scales: int | None = None) -> list[Sample]:
 
 def keep_pictures(config: GenerateConfig, samples: Iterable[Sample]) -> None:
     """Lay the pictures of a prompts file that these samples want in the output folder, unless they are there."""
-    wanted = {sample.image_path for sample in samples if sample.image_path is not None and not Path(sample.image_path).is_file()}
+    wanted = {
+        sample.image_path
+        for sample in samples
+        if sample.image_path is not None and not Path(sample.image_path).is_file()
+    }
     for row in read_prompts(config.prompts) if config.prompts is not None and wanted else ():
         picture = _image(row)
         if isinstance(picture, bytes) and str(file := _picture_file(config, picture)) in wanted:
@@ -90,13 +106,17 @@ def read_prompts(path: str) -> Iterator[dict[str, Any]]:
     if file.suffix == ".parquet":
         try:
             with pq.ParquetFile(file) as table:
-                for batch in table.iter_batches(batch_size=256, columns=[name for name in table.schema_arrow.names if name in COLUMNS]):
+                for batch in table.iter_batches(
+                    batch_size=256, columns=[name for name in table.schema_arrow.names if name in COLUMNS]
+                ):
                     yield from batch.to_pylist()
         except (pa.ArrowInvalid, OSError) as error:
             raise UsageError(f"{path}: not a readable parquet file: {one_line(error)}") from error
         return
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # JSON strings may hold the other line ends that splitlines knows
+        lines = file.read_text(encoding="utf-8").split(
+            "\n"
+        )  # JSON strings may hold the other line ends that splitlines knows
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text: {error}") from error
     for line in filter(str.strip, lines):
@@ -121,15 +141,34 @@ def _row_samples(config: GenerateConfig, number: int, row: dict[str, Any], num_s
         count = _integer(row, "n", config.num, 1, MAX_NUM)
         if not text and not image:
             raise ValueError("neither text nor image")
-        source = image if isinstance(image, bytes) else inside_folder(Path(config.prompts or "").expanduser().parent, image) if image else None
-        sample = dataclasses.replace(_sample(config, object_id, text or None, image or None, source), seed=seed, **_guidance(row))
+        source = (
+            image
+            if isinstance(image, bytes)
+            else inside_folder(Path(config.prompts or "").expanduser().parent, image)
+            if image
+            else None
+        )
+        sample = dataclasses.replace(
+            _sample(config, object_id, text or None, image or None, source), seed=seed, **_guidance(row)
+        )
         settings = sample.settings(config)
         if num_scales is not None:
             settings.check_scales(num_scales)
         return _repeat(sample, count)
     except (ValueError, TypeError, OverflowError, OSError) as error:
-        shown = {"text": printable(str(text or "")), "image": "" if isinstance(image, bytes) else printable(str(image or ""))}
-        return [Sample(id=printable(object_id), **shown, seed=seed, cfg=config.sampling.cfg, error=f"{BAD_PROMPT}{printable(one_line(error))}")]
+        shown = {
+            "text": printable(str(text or "")),
+            "image": "" if isinstance(image, bytes) else printable(str(image or "")),
+        }
+        return [
+            Sample(
+                id=printable(object_id),
+                **shown,
+                seed=seed,
+                cfg=config.sampling.cfg,
+                error=f"{BAD_PROMPT}{printable(one_line(error))}",
+            )
+        ]
 
 
 def _image(row: dict[str, Any]) -> Any:
@@ -178,7 +217,9 @@ def inside_folder(folder: Path, image: str) -> Path:
     return path
 
 
-def _sample(config: GenerateConfig, object_id: str, text: str | None, image: Any, source: Path | bytes | None) -> Sample:
+def _sample(
+    config: GenerateConfig, object_id: str, text: str | None, image: Any, source: Path | bytes | None
+) -> Sample:
     """A sample with the flags' seed and guidance; its picture is a file or the bytes of one."""
     asked, digest, path = config.sampling, None, None
     if isinstance(source, bytes):

@@ -133,7 +133,9 @@ def train_tokenizer(demo: Demo) -> str | None:
     """CVQ of preset nano."""
     from pipelines.training_jobs import TrainCVQFlags, train_cvq
 
-    return train_cvq(TrainCVQFlags(data=demo.data, output=demo.runs, preset="nano", steps=demo.flags.cvq_steps, seed=demo.flags.seed))
+    return train_cvq(
+        TrainCVQFlags(data=demo.data, output=demo.runs, preset="nano", steps=demo.flags.cvq_steps, seed=demo.flags.seed)
+    )
 
 
 def encode_tokens(demo: Demo) -> str | None:
@@ -149,7 +151,11 @@ def train_generator(demo: Demo) -> str | None:
     from pipelines.training_jobs import TrainCARFlags, train_car
 
     tokenizer, seed = demo.results["train_tokenizer"], demo.flags.seed
-    return train_car(TrainCARFlags(data=demo.data, tokenizer=tokenizer, output=demo.runs, preset="nano", steps=demo.flags.car_steps, seed=seed))
+    return train_car(
+        TrainCARFlags(
+            data=demo.data, tokenizer=tokenizer, output=demo.runs, preset="nano", steps=demo.flags.car_steps, seed=seed
+        )
+    )
 
 
 def generate_meshes(demo: Demo) -> str | None:
@@ -167,8 +173,12 @@ def _generate(demo: Demo, model: str | None, name: str) -> str | None:
     from pipelines.generate_config import GenerateConfig
 
     prompts = demo.root / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"id": f"prompt-{i}", "text": text, "seed": i}) + "\n" for i, text in enumerate(PROMPTS)))
-    return generate(GenerateConfig(model=model, output=str(demo.root / name), prompts=str(prompts), resolution=RESOLUTION))
+    prompts.write_text(
+        "".join(json.dumps({"id": f"prompt-{i}", "text": text, "seed": i}) + "\n" for i, text in enumerate(PROMPTS))
+    )
+    return generate(
+        GenerateConfig(model=model, output=str(demo.root / name), prompts=str(prompts), resolution=RESOLUTION)
+    )
 
 
 def evaluate_tokenizer(demo: Demo) -> str | None:
@@ -185,7 +195,15 @@ def _evaluate(demo: Demo, model: str, name: str) -> str | None:
     from pipelines.evaluate import EvaluateFlags, evaluate
 
     flags = EvaluateFlags(
-        model=model, data=demo.data, output=str(demo.root / name), resolution=RESOLUTION, coarse=RESOLUTION // 4, num_samples=demo.flags.num_samples, num_detailed=8, num_compared=64, num_workers=2,
+        model=model,
+        data=demo.data,
+        output=str(demo.root / name),
+        resolution=RESOLUTION,
+        coarse=RESOLUTION // 4,
+        num_samples=demo.flags.num_samples,
+        num_detailed=8,
+        num_compared=64,
+        num_workers=2,
     )
     return evaluate(flags)
 
@@ -196,7 +214,14 @@ def sweep_sizes(demo: Demo) -> str | None:
 
     tokenizer, steps = demo.results["train_tokenizer"], demo.flags.sweep_steps
     return scaling_sweep(
-        SweepFlags(data=demo.data, tokenizer=tokenizer, output=str(demo.root / "study"), sizes=demo.flags.sizes, steps=steps, num_workers=0)
+        SweepFlags(
+            data=demo.data,
+            tokenizer=tokenizer,
+            output=str(demo.root / "study"),
+            sizes=demo.flags.sizes,
+            steps=steps,
+            num_workers=0,
+        )
     )
 
 
@@ -222,15 +247,30 @@ def write_summary(demo: Demo) -> str:
     study = Path(demo.results["sweep_sizes"])
     fit = json.loads((study / "fit.json").read_text())
     dataset = json.loads((Path(demo.data) / "dataset.json").read_text())
-    lines = ["# g3pt demo", "", "Toy size: procedural shapes, models of under a million parameters, minutes of training on a CPU.", ""]
+    lines = [
+        "# g3pt demo",
+        "",
+        "Toy size: procedural shapes, models of under a million parameters, minutes of training on a CPU.",
+        "",
+    ]
     lines += ["| what | value |", "|---|---|"]
-    lines += [f"| objects (train / val / test) | {' / '.join(str(n) for n in dataset['splits'].values())}; {dataset['counts']} |"]
+    lines += [
+        f"| objects (train / val / test) | {' / '.join(str(n) for n in dataset['splits'].values())}; {dataset['counts']} |"
+    ]
     lines += [f"| {name} | {value} |" for name, value in metric_rows(tokenizer["metrics"], generator["metrics"])]
     lines += [f"| scaling, {fit['num_sizes']} sizes | {fit['status']}; pure power law exponent {_exponent(fit)} |", ""]
     lines += ["The text encoder was trained here on the captions of these shapes: its vocabulary is closed.", ""]
-    lines += ["| stage | seconds |", "|---|---|", *(f"| {title} | {demo.seconds[title]:.0f} |" for title in (*dict(STAGES), "all")), ""]
+    lines += [
+        "| stage | seconds |",
+        "|---|---|",
+        *(f"| {title} | {demo.seconds[title]:.0f} |" for title in (*dict(STAGES), "all")),
+        "",
+    ]
     lines += ["Pictures: " + ", ".join(f"[{p.name}]({p.relative_to(demo.root)})" for p in pictures(demo)), ""]
-    lines += ["How each number was made stands in `tokenizer.json` and `generator.json` under `protocol`; [report.html](report.html) shows it all.", f"Runs: `mlflow ui --backend-store-uri sqlite:///{demo.root}/mlflow.db`"]
+    lines += [
+        "How each number was made stands in `tokenizer.json` and `generator.json` under `protocol`; [report.html](report.html) shows it all.",
+        f"Runs: `mlflow ui --backend-store-uri sqlite:///{demo.root}/mlflow.db`",
+    ]
     text = "\n".join(lines) + "\n"
     (demo.root / "summary.md").write_text(text)
     return text
@@ -239,7 +279,10 @@ def write_summary(demo: Demo) -> str:
 def metric_rows(tokenizer: dict[str, Any], generator: dict[str, Any]) -> list[tuple[str, str]]:
     """The rows of the summary that come from the two evaluations."""
     num_scales = sum(key.startswith("iou_first_") for key in tokenizer)
-    first, lost = ([tokenizer[name.format(k)] for k in range(1, num_scales + 1)] for name in ("iou_first_{}_scales", "iou_drop_shuffled_scale_{}"))
+    first, lost = (
+        [tokenizer[name.format(k)] for k in range(1, num_scales + 1)]
+        for name in ("iou_first_{}_scales", "iou_drop_shuffled_scale_{}")
+    )
     low, high = generator["family_accuracy_interval_95"]
     return [
         ("tokenizer, test split: volume IoU / near-surface IoU", f"{tokenizer['iou_volume']:.3f} / {tokenizer['iou_near']:.3f}"),

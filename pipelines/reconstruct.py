@@ -18,7 +18,13 @@ from g3pt.bits import plain_bits
 from pipelines.failures import doing
 from pipelines.tokens import encoder_inputs
 
-SURFACE_NAMES = ("chamfer", "chamfer_squared", *(f"f_score_{t:g}" for t in metrics.F_THRESHOLDS), "hausdorff_95", "normal_consistency")
+SURFACE_NAMES = (
+    "chamfer",
+    "chamfer_squared",
+    *(f"f_score_{t:g}" for t in metrics.F_THRESHOLDS),
+    "hausdorff_95",
+    "normal_consistency",
+)
 
 Mesh = tuple[np.ndarray, np.ndarray]
 
@@ -56,16 +62,27 @@ class Reconstructor:
         first = [self._latents(item["codes"], k) for k in range(1, num_scales + 1)]
         latents = first[-1]
         continuous = self.model.decoder.latents(self.model.encode_latents(*encoder_inputs(self.model, [row])))
-        scores: dict[str, Any] = {"id": row["id"], "category": row["category"], "iou_volume": self._iou(latents, volume), "iou_near": self._iou(latents, near)}
+        scores: dict[str, Any] = {
+            "id": row["id"],
+            "category": row["category"],
+            "iou_volume": self._iou(latents, volume),
+            "iou_near": self._iou(latents, near),
+        }
         scores["iou_first_scales"] = [self._iou(part, volume) for part in first[:-1]] + [scores["iou_volume"]]
-        scores["iou_shuffled_scale"] = [self._iou(self._latents(self._mixed(item, k)), volume) for k in range(num_scales)]
+        scores["iou_shuffled_scale"] = [
+            self._iou(self._latents(self._mixed(item, k)), volume) for k in range(num_scales)
+        ]
         scores["continuous"] = {"iou_volume": self._iou(continuous, volume), "iou_near": self._iou(continuous, near)}
         (mesh, status), *details = self._meshes(latents, *([*first[:-1], continuous] if item["detailed"] else []))
         scores |= {"status": status} | surface_scores(mesh, row, random)
         if details:
-            apart = np.random.default_rng([self.seed, item["number"], 1])  # the main figures don't depend on the details
+            apart = np.random.default_rng(
+                [self.seed, item["number"], 1]
+            )  # the main figures don't depend on the details
             *parts, (continuous_mesh, continuous_status) = details
-            scores["chamfer_first_scales"] = [surface_scores(part, row, apart)["chamfer"] for part, _ in parts] + [scores["chamfer"]]
+            scores["chamfer_first_scales"] = [surface_scores(part, row, apart)["chamfer"] for part, _ in parts] + [
+                scores["chamfer"]
+            ]
             scores["continuous"] |= {"status": continuous_status} | surface_scores(continuous_mesh, row, apart)
         scores["grid"] = self._grid_scores(row, volume, near)
         return {"scores": scores, "mesh": mesh if item["picture"] else None}
@@ -102,7 +119,9 @@ class Reconstructor:
         found = decoding.decode_meshes(self.model, torch.cat(latents), self.resolution, self.coarse)
         return [((one.vertices, one.faces), one.status) for one in found]
 
-    def _grid_scores(self, row: dict[str, Any], volume: tuple[np.ndarray, np.ndarray], near: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    def _grid_scores(
+        self, row: dict[str, Any], volume: tuple[np.ndarray, np.ndarray], near: tuple[np.ndarray, np.ndarray]
+    ) -> dict[str, Any]:
         """The same verdicts on a cube of occupancy bits, as many as the codes have."""
         from g3pt import baselines
         from g3pt.geometry.cleanup import clean
@@ -110,7 +129,10 @@ class Reconstructor:
 
         side = baselines.grid_side(plain_bits(self.model.config.num_tokens, self.model.config.num_codes))
         field = baselines.grid_field(baselines.occupancy_from_surface(row["surface"], baselines.grid_nodes(side)), side)
-        found: dict[str, Any] = {name: metrics.volume_iou(field(points) > 0, inside) for name, (points, inside) in (("iou_volume", volume), ("iou_near", near))}
+        found: dict[str, Any] = {
+            name: metrics.volume_iou(field(points) > 0, inside)
+            for name, (points, inside) in (("iou_volume", volume), ("iou_near", near))
+        }
         try:
             mesh, status = clean(*extract(field, self.resolution, self.coarse)), "ok"
         except NoSurface as reason:

@@ -35,7 +35,9 @@ def summarise(objects: Objects) -> dict[str, Any]:
     found |= {"num_detailed": len(detailed)}
     found |= {f"detailed_{name}": mean([o[name] for o in detailed]) for name in SURFACE_NAMES}
     grids = [o["grid"] for o in objects]
-    found |= {f"grid_{name}": mean([grid[name] for grid in grids]) for name in NAMES} | {"grid_num_without_mesh": without_mesh(grids)}
+    found |= {f"grid_{name}": mean([grid[name] for grid in grids]) for name in NAMES} | {
+        "grid_num_without_mesh": without_mesh(grids)
+    }
     found |= {"bits": objects[0]["bits"], "bits_coded": mean([o["bits_coded"] for o in objects])}
     return found | distinct(objects) | {"by_category": by_category(objects)}
 
@@ -62,7 +64,10 @@ def statistics(name: str, values: Sequence[float | None]) -> dict[str, Any]:
     return {
         name: mean(values),
         f"{name}_interval_95": list(metrics.bootstrap_interval(there)) if len(there) else None,
-        **{f"{name}{suffix}": float(value) if np.isfinite(value) else None for suffix, value in zip(("_median", tail), quantiles, strict=True)},
+        **{
+            f"{name}{suffix}": float(value) if np.isfinite(value) else None
+            for suffix, value in zip(("_median", tail), quantiles, strict=True)
+        },
     }
 
 
@@ -95,7 +100,11 @@ def by_category(objects: Objects) -> dict[str, dict[str, Any]]:
         if scores["category"]:
             groups.setdefault(scores["category"], []).append(scores)
     return {
-        name: {"num_objects": len(part), "num_without_mesh": without_mesh(part), **{metric: mean([o[metric] for o in part]) for metric in CATEGORY_NAMES}}
+        name: {
+            "num_objects": len(part),
+            "num_without_mesh": without_mesh(part),
+            **{metric: mean([o[metric] for o in part]) for metric in CATEGORY_NAMES},
+        }
         for name, part in sorted(groups.items())
     }
 
@@ -137,13 +146,25 @@ def table(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("IoU, first k scales", " ".join(f"{found[f'iou_first_{k}_scales']:.3f}" for k in scales)),
         ("IoU lost, scale k shuffled", " ".join(f"{found[f'iou_drop_shuffled_scale_{k}']:.3f}" for k in scales)),
         ("Chamfer-L1 / L2", numbers(found, "chamfer", "chamfer_squared", spec=".5f")),
-        (f"Chamfer-L1, first k scales, {found['num_chamfer_by_scale']} objects", numbers(found, *(f"chamfer_first_{k}_scales" for k in scales), separator=" ")),
-        ("F-score " + " / ".join(f"{t:g}" for t in metrics.F_THRESHOLDS), numbers(found, *(f"f_score_{t:g}" for t in metrics.F_THRESHOLDS))),
+        (
+            f"Chamfer-L1, first k scales, {found['num_chamfer_by_scale']} objects",
+            numbers(found, *(f"chamfer_first_{k}_scales" for k in scales), separator=" "),
+        ),
+        (
+            "F-score " + " / ".join(f"{t:g}" for t in metrics.F_THRESHOLDS),
+            numbers(found, *(f"f_score_{t:g}" for t in metrics.F_THRESHOLDS)),
+        ),
         ("normal consistency / Hausdorff 95 %", numbers(found, "normal_consistency", "hausdorff_95")),
         ("bits an object, plain / coded", numbers(found, "bits", "bits_coded", spec=".0f")),
-        (f"continuous latents: IoU / near; {found['num_detailed']} objects: Chamfer / F 0.02", numbers(found, *(f"continuous_{name}" for name in CATEGORY_NAMES))),
+        (
+            f"continuous latents: IoU / near; {found['num_detailed']} objects: Chamfer / F 0.02",
+            numbers(found, *(f"continuous_{name}" for name in CATEGORY_NAMES)),
+        ),
         ("  the codes on these: Chamfer / F 0.02", numbers(found, "detailed_chamfer", "detailed_f_score_0.02")),
-        ("occupancy grid of equal bits: IoU / near / Chamfer / F 0.02", numbers(found, *(f"grid_{name}" for name in CATEGORY_NAMES))),
+        (
+            "occupancy grid of equal bits: IoU / near / Chamfer / F 0.02",
+            numbers(found, *(f"grid_{name}" for name in CATEGORY_NAMES)),
+        ),
     ]
     if found["num_near_duplicates"] is not None:
         label = f"without {found['num_near_duplicates']} near-duplicates (excess Chamfer < {THRESHOLD:g})"

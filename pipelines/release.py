@@ -68,7 +68,10 @@ def release(flags: ReleaseFlags) -> str | None:
         write(temporary, export, made)
         size = sum(file.stat().st_size for file in temporary.iterdir())
         if size > MAX_BYTES:
-            raise UsageError(f"{output} would have {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}" + ("; try --weights fp16" if flags.weights == "fp32" else ""))
+            raise UsageError(
+                f"{output} would have {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}"
+                + ("; try --weights fp16" if flags.weights == "fp32" else "")
+            )
         temporary.rename(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -80,7 +83,9 @@ def sources(export: Path) -> list[dict[str, str]]:
     """All that the weights owe something to, each object once; ValueError where an export lists nothing."""
     rows = [row for name in ("trained_on", "tokenizer_trained_on") for row in trained_on.read(export, name)]
     if not rows:
-        raise ValueError(f"{export}: lists no object that it was trained on (trained_on in config.json), so nothing says what it may be used for")
+        raise ValueError(
+            f"{export}: lists no object that it was trained on (trained_on in config.json), so nothing says what it may be used for"
+        )
     return [by_id for _, by_id in sorted({row["id"]: row for row in rows}.items())]
 
 
@@ -103,7 +108,9 @@ def check_sources(rows: Sequence[Mapping[str, str]], where: Path) -> None:
             example.setdefault(reason, row["id"])
     if wrong:
         told = "; ".join(f"{reason}: {count}, such as {example[reason]}" for reason, count in wrong.most_common())
-        raise ValueError(f"{where}: may not be released, {wrong.total()} of {len(rows)} training objects are not cleared ({told}); train with --licenses and --exclude-ids")
+        raise ValueError(
+            f"{where}: may not be released, {wrong.total()} of {len(rows)} training objects are not cleared ({told}); train with --licenses and --exclude-ids"
+        )
 
 
 def read_evaluation(file: Path, export: Path) -> dict[str, Any]:
@@ -118,7 +125,9 @@ def read_evaluation(file: Path, export: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: not an evaluation's JSON ({error})") from None
     if of != export_hash(export):
-        raise ValueError(f"{file}: evaluates other weights ({of[:8]}) than those of {export} ({export_hash(export)[:8]})")
+        raise ValueError(
+            f"{file}: evaluates other weights ({of[:8]}) than those of {export} ({export_hash(export)[:8]})"
+        )
     return found
 
 
@@ -143,4 +152,8 @@ def write(folder: Path, export: Path, made: model_card.Made) -> None:
 if __name__ == "__main__":
     from pipelines.cli import main
 
-    main(ReleaseFlags, release, example="python -m pipelines.release out/runs/cvq-nano-s0-1a2b3c4d --output weights/g3pt-nano-cvq")
+    main(
+        ReleaseFlags,
+        release,
+        example="python -m pipelines.release out/runs/cvq-nano-s0-1a2b3c4d --output weights/g3pt-nano-cvq",
+    )

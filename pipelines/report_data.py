@@ -104,7 +104,13 @@ def _spread_and_not_ok(made: Source, num_not_ok: int) -> Markup:
     rows = [(text(item["id"]), text(item["status"]), text(item["error"])) for item in made.get("not_ok", default=[])]
     title = f"Objects that are not ok: {len(rows):,d} of {num_not_ok:,d}"
     listed = table(("object", "status", "why"), rows, title) if rows else Markup("")
-    return join([paragraph("How the ok objects are spread; bins are about a factor of three wide.", "soft"), packed(drawn), listed])
+    return join(
+        [
+            paragraph("How the ok objects are spread; bins are about a factor of three wide.", "soft"),
+            packed(drawn),
+            listed,
+        ]
+    )
 
 
 def _kinds_of(made: Source) -> Iterator[Markup]:
@@ -114,14 +120,19 @@ def _kinds_of(made: Source) -> Iterator[Markup]:
         shown = list(counts)[:MAX_CATEGORIES]
         more = made.get("num_names", name, default=len(counts)) - len(shown)
         if shown:
-            rows = [bar(made.number(name, value, spec=",d"), counts[value] / counts[shown[0]], value) for value in shown]
+            rows = [
+                bar(made.number(name, value, spec=",d"), counts[value] / counts[shown[0]], value) for value in shown
+            ]
             yield table((), rows, f"{title} of ok objects" + (f"; {more:,d} more" if more else ""))
 
 
 def _slowest_of(made: Source) -> Markup:
     """The objects that took longest, as a card names them."""
     slowest = made.get("slowest", default=[])[:SHOWN_SLOWEST]
-    rows = [(text(item["id"]), made.number("slowest", at, "seconds", spec=".2f", unit="\u00a0s")) for at, item in enumerate(slowest)]
+    rows = [
+        (text(item["id"]), made.number("slowest", at, "seconds", spec=".2f", unit="\u00a0s"))
+        for at, item in enumerate(slowest)
+    ]
     return table((), rows, "The slowest objects") if rows else Markup("")
 
 
@@ -132,9 +143,20 @@ def _histogram(source: Source, name: str, title: str) -> Markup:
     if not filled:
         return Markup("")
     most = max(counts)
-    labels = [f"below {edges[0]:g}", *(f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)), f"{edges[-1]:g} and more"]
+    labels = [
+        f"below {edges[0]:g}",
+        *(f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)),
+        f"{edges[-1]:g} and more",
+    ]
     shown = range(filled[0], filled[-1] + 1)
-    return table((), [bar(source.number("histograms", name, "counts", at, spec=",d"), counts[at] / most, labels[at]) for at in shown], title)
+    return table(
+        (),
+        [
+            bar(source.number("histograms", name, "counts", at, spec=",d"), counts[at] / most, labels[at])
+            for at in shown
+        ],
+        title,
+    )
 
 
 def _failed_note(source: Source, total: int) -> Markup | str:

@@ -86,7 +86,11 @@ def _picture(file: Path, entry: Source, words: str) -> Markup:
 def _missed(scored: Source) -> Markup:
     """The attributes that the ruler does not find on the mesh, if the prompt states any."""
     wanted, measured = scored.get("attributes") or {}, scored.get("measured") or {}
-    missed = [f"{slot} {value}" + (f" (found {measured[slot]})" if slot in measured else "") for slot, value in wanted.items() if measured.get(slot) != value]
+    missed = [
+        f"{slot} {value}" + (f" (found {measured[slot]})" if slot in measured else "")
+        for slot, value in wanted.items()
+        if measured.get(slot) != value
+    ]
     if not wanted:
         return Markup("")
     return text("all attributes found" if not missed else f"not found: {', '.join(missed)}")

@@ -41,7 +41,9 @@ def num_scales(metrics: Source) -> int:
 def scales_plot(metrics: Source) -> Markup:
     """Volume IoU against the number of scales."""
     ks = list(range(1, num_scales(metrics) + 1))
-    first = Series(label="decoding the first k scales", x=ks, y=[metrics.get(f"iou_first_{k}_scales") for k in ks], style="both")
+    first = Series(
+        label="decoding the first k scales", x=ks, y=[metrics.get(f"iou_first_{k}_scales") for k in ks], style="both"
+    )
     lost = Series(
         label="lost when scale k has another object's codes",
         x=ks,
@@ -49,7 +51,9 @@ def scales_plot(metrics: Source) -> Markup:
         style="both",
         colour=1,
     )
-    return plot("IoU by number of scales", [first, lost], x_label="k", y_label="volume IoU", y_range=(min([0.0, *lost.y]), 1.0))
+    return plot(
+        "IoU by number of scales", [first, lost], x_label="k", y_label="volume IoU", y_range=(min([0.0, *lost.y]), 1.0)
+    )
 
 
 def scales_table(metrics: Source) -> Markup:
@@ -72,8 +76,12 @@ def figures_table(metrics: Source) -> Markup:
         if name in (metrics.value or {}):
             spec, tail = SPECS.get(name, ".3f"), "p95" if f"{name}_p95" in metrics.value else "p05"
             numbers = (metrics.number(key, spec=spec) for key in (f"{name}_median", f"{name}_{tail}"))
-            rows.append((label, metrics.number(name, spec=spec), metrics.interval(f"{name}_interval_95", spec=spec), *numbers))
-    counts = Markup("{} / {}").format(metrics.number("num_objects", spec=",d"), metrics.number("num_without_mesh", spec=",d"))
+            rows.append(
+                (label, metrics.number(name, spec=spec), metrics.interval(f"{name}_interval_95", spec=spec), *numbers)
+            )
+    counts = Markup("{} / {}").format(
+        metrics.number("num_objects", spec=",d"), metrics.number("num_without_mesh", spec=",d")
+    )
     rows.append(("Objects / without a mesh", counts, "", "", ""))
     if "bits" in (metrics.value or {}):
         bits = Markup("{} / {}").format(metrics.number("bits", spec=",.0f"), metrics.number("bits_coded", spec=",.0f"))
@@ -88,7 +96,9 @@ def compared_table(metrics: Source) -> Markup:
         if f"{prefix}chamfer" in (metrics.value or {}) and not (prefix == "detailed_" and surfaces_of_all(metrics)):
             numbers = [metrics.number(f"{prefix}{name}", spec=SPECS.get(name, ".3f")) for name in COMPARED_NAMES]
             rows.append((_compared_label(metrics, prefix, label), *numbers))
-    return table(("", *(LABELS[name] for name in COMPARED_NAMES)), rows, "Compared with") if len(rows) > 1 else Markup("")
+    return (
+        table(("", *(LABELS[name] for name in COMPARED_NAMES)), rows, "Compared with") if len(rows) > 1 else Markup("")
+    )
 
 
 def surfaces_of_all(metrics: Source) -> bool:
@@ -114,4 +124,6 @@ def categories(metrics: Source) -> Markup:
         part = metrics.at("by_category", name)
         numbers = (part.number(metric, spec=SPECS.get(metric, ".3f")) for metric in COMPARED_NAMES)
         rows.append((name, part.number("num_objects", spec=",d"), *numbers))
-    return folded("By category", table(("category", "objects", *(LABELS[name] for name in COMPARED_NAMES)), rows, "By category"))
+    return folded(
+        "By category", table(("category", "objects", *(LABELS[name] for name in COMPARED_NAMES)), rows, "By category")
+    )

@@ -73,7 +73,16 @@ def _alarm(records: list[dict[str, float]], finished: bool) -> list[Markup]:
     if words:
         return [warning(f"Alarm: {words}.")]
     past = sum(value > 0 for value in judged)
-    return [paragraph(f"In {past} of {len(judged)} records the codes of a scale were below a floor of the collapse alarm; it did not last.", "soft")] if past else []
+    return (
+        [
+            paragraph(
+                f"In {past} of {len(judged)} records the codes of a scale were below a floor of the collapse alarm; it did not last.",
+                "soft",
+            )
+        ]
+        if past
+        else []
+    )
 
 
 def _curves(stage: str, ledger: Source) -> list[Markup]:
@@ -149,12 +158,18 @@ def _by_scale(ledger: Source, scales: list[int]) -> list[Markup]:
     lines += [Series(label="test", x=tokens, y=quality, style="both", colour=1)] if tokens else []
     record = ledger.at(newest)
     rows = [
-        (str(k), str(sum(scales[:k])), *(record.number(f"{name}_scale_{k}", spec=spec) for name, (_, spec) in DIAGNOSTICS.items()))
+        (
+            str(k),
+            str(sum(scales[:k])),
+            *(record.number(f"{name}_scale_{k}", spec=spec) for name, (_, spec) in DIAGNOSTICS.items()),
+        )
         for k in range(1, len(scales) + 1)
     ]
     heads = ("k", "tokens of k scales", *(head for head, _ in DIAGNOSTICS.values()))
     words = "Of validation objects. What two samplings of one surface disagree on is noise to a generator; reachable are the codes that as many uniform draws would show."
-    shown = plot("Quality by tokens", lines, x_label="tokens of the first 1 to k scales", y_label="volume IoU", log_x=True)
+    shown = plot(
+        "Quality by tokens", lines, x_label="tokens of the first 1 to k scales", y_label="volume IoU", log_x=True
+    )
     return [columns(shown, join([table(heads, rows, "The scales"), paragraph(words, "soft")]))]
 
 

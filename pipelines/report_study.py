@@ -20,7 +20,9 @@ def study(page: Page, folder: Path) -> None:
     note_command(page, folder, "the study")
     body: list[Markup] = []
     failure = failure_line(folder)
-    planned = read_json(folder / "study.json", page.root) if (folder / "study.json").is_file() else Source("study.json", {})
+    planned = (
+        read_json(folder / "study.json", page.root) if (folder / "study.json").is_file() else Source("study.json", {})
+    )
     points = read_csv(folder / "points.csv", page.root) if (folder / "points.csv").is_file() else None
     fit = read_json(folder / "fit.json", page.root) if (folder / "fit.json").is_file() else None
     if failure:
@@ -38,7 +40,9 @@ def study(page: Page, folder: Path) -> None:
 
 def _unfinished_study(planned: Source, folder: Path) -> Markup:
     done = sum(1 for _ in folder.glob("runs/*/_SUCCESS"))
-    return warning(f"No fit yet: {done} of {len(planned.get('runs', default=[]))} runs are finished. The same command goes on.")
+    return warning(
+        f"No fit yet: {done} of {len(planned.get('runs', default=[]))} runs are finished. The same command goes on."
+    )
 
 
 def _finished_study(page: Page, points: Source, fit: Source) -> list[Markup]:

@@ -44,7 +44,10 @@ def _pictures(page: Page, file: Path, entries: list[Source]) -> list[Markup]:
     spread = [entry for entry in entries if entry.get("spread") or entry.get("worst") is None]
     worst = sorted((entry for entry in entries if entry not in spread), key=lambda entry: entry.get("worst"))
     shown = [
-        paragraph(f"Left the input's surface points with normals, right the reconstruction; both turn together. {HINT}", "soft"),
+        paragraph(
+            f"Left the input's surface points with normals, right the reconstruction; both turn together. {HINT}",
+            "soft",
+        ),
         cards([_pair(page, file, entry) for entry in spread], "pairs"),
     ]
     if worst:

@@ -18,7 +18,12 @@ from typing import Any
 from pipelines.cluster import REPOSITORY
 
 Record = dict[str, float]
-NO_WEIGHTS = {"log_every", "eval_every", "checkpoint_every", "checkpoint_layers"}  # keys of a config that change no weight
+NO_WEIGHTS = {
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "checkpoint_layers",
+}  # keys of a config that change no weight
 
 
 @dataclass(frozen=True, kw_only=True)

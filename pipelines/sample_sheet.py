@@ -54,7 +54,11 @@ def sample_sheet(flags: SampleSheetFlags) -> str:
     manifest = folder / "manifest.parquet"
     if not manifest.is_file():
         raise UsageError(f"{manifest} is missing: give the folder that a finished jobs/generate.py wrote")
-    rows = pq.read_table(manifest, columns=["id", "text", "image", "seed", "file", "status"]).slice(0, flags.num).to_pylist()
+    rows = (
+        pq.read_table(manifest, columns=["id", "text", "image", "seed", "file", "status"])
+        .slice(0, flags.num)
+        .to_pylist()
+    )
     with bad_input():
         tiles = [tile(folder, row) for row in rows]
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -70,11 +74,17 @@ def tile(folder: Path, row: dict[str, Any]) -> Tile:
         return (*NO_MESH, f"{row['status']}: {words}")
     file = inside(folder, row["file"])
     if file is None:
-        raise ValueError(f"{folder / str(row['file'])}: listed in manifest.parquet and missing; run jobs/generate.py again")
+        raise ValueError(
+            f"{folder / str(row['file'])}: listed in manifest.parquet and missing; run jobs/generate.py again"
+        )
     return (*read_mesh(file), words)
 
 
 if __name__ == "__main__":
     from pipelines.cli import main
 
-    main(SampleSheetFlags, sample_sheet, example="python -m pipelines.sample_sheet out/samples --output docs/images/samples.png")
+    main(
+        SampleSheetFlags,
+        sample_sheet,
+        example="python -m pipelines.sample_sheet out/samples --output docs/images/samples.png",
+    )

@@ -48,7 +48,10 @@ MAX_TRIES = 3  # of one call whose child died
 MAX_STARTS = 10  # of a child that is killed before it is ready
 NO_MEMORY = ("bad_alloc", "Cannot allocate memory", "out of memory")  # last words of C++ libraries
 LAST_BREATH_S = 5.0  # for a child that has closed its pipe to end
-LARGEST_KEPT, MOST_KEPT = 2**26, 2**28  # bytes: the grids of a mesh at 256 cells, not the peak of the largest mesh for ever
+LARGEST_KEPT, MOST_KEPT = (
+    2**26,
+    2**28,
+)  # bytes: the grids of a mesh at 256 cells, not the peak of the largest mesh for ever
 _LENGTH = struct.Struct(">Q")
 _PR_SET_PDEATHSIG = 1
 
@@ -99,7 +102,9 @@ class Sandbox:
             reply = read_frame(child.stdout, started + self.timeout_s)
         except TimeoutError:
             self.close()
-            return Result(status="timeout", error=f"timeout: over {self.timeout_s:g} s", seconds=time.monotonic() - started), True
+            return Result(
+                status="timeout", error=f"timeout: over {self.timeout_s:g} s", seconds=time.monotonic() - started
+            ), True
         except (EOFError, BrokenPipeError):
             was_killed, result = self._died(time.monotonic() - started)
             return result, was_fresh and not was_killed
@@ -157,7 +162,11 @@ class Sandbox:
             status, error = metadata[b"status"].decode("utf-8"), metadata[b"error"].decode("utf-8")
         except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:  # its memory was overwritten
             self.close()
-            return Result(status="failed", error=f"crash: the child's reply can't be read ({type(error).__name__})", seconds=seconds)
+            return Result(
+                status="failed",
+                error=f"crash: the child's reply can't be read ({type(error).__name__})",
+                seconds=seconds,
+            )
         if status == "out-of-memory":
             self.close()  # what is left of its address space is in pieces
         return Result(status=status, error=error, table=table if status == "ok" else None, seconds=seconds)
@@ -168,8 +177,16 @@ class Sandbox:
         self.close()
         was_killed = code == -signal.SIGKILL
         if was_killed or any(said in words for said in NO_MEMORY):
-            return was_killed, Result(status="out-of-memory", error="out-of-memory: the child was killed", seconds=seconds)
-        how = "a closed pipe" if code is None else f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            return was_killed, Result(
+                status="out-of-memory", error="out-of-memory: the child was killed", seconds=seconds
+            )
+        how = (
+            "a closed pipe"
+            if code is None
+            else f"signal {signal.Signals(-code).name}"
+            if code < 0
+            else f"exit code {code}"
+        )
         text = f"crash: the child ended with {how}{': ' + words if words else ''}"
         return False, Result(status="failed", error=text, seconds=seconds)
 
@@ -241,7 +258,9 @@ def answer(request: bytes) -> bytes:
 
 def describe(error: Exception) -> tuple[str, str]:
     """Status and "reason: text" on one line, safe to print. An exception may bring its own `status` and `reason` (as text)."""
-    own = {name: value for name in ("status", "reason") if isinstance(value := getattr(error, name, None), str) and value}
+    own = {
+        name: value for name in ("status", "reason") if isinstance(value := getattr(error, name, None), str) and value
+    }
     status, reason = own.get("status", "failed"), own.get("reason", type(error).__name__)
     text = plain(" ".join(str(error).split()))[:300]
     return status, text if text.startswith(f"{reason}:") else f"{reason}: {text}"
@@ -268,7 +287,9 @@ def _die_with(parent_pid: int) -> None:
     """Ask the kernel to kill this process when its parent ends (Linux); the end of stdin does it elsewhere."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        with contextlib.suppress(OSError):  # /proc may be read-only; a kernel short of memory should take the child, not its worker
+        with contextlib.suppress(
+            OSError
+        ):  # /proc may be read-only; a kernel short of memory should take the child, not its worker
             Path("/proc/self/oom_score_adj").write_text("1000")
     if os.getppid() != parent_pid:
         raise SystemExit("the parent ended before its child began")

@@ -45,16 +45,29 @@ class CARStage:
         self.train_config: TrainConfig = from_dict(TrainConfig, spec.config["train"])
         self.info = datasets.open_dataset(spec.paths["data"])
         config = self._model_config()
-        kinds = {condition: spec.paths[f"{condition}_features"] for condition in ("text", "image") if f"{condition}_features" in spec.paths}
+        kinds = {
+            condition: spec.paths[f"{condition}_features"]
+            for condition in ("text", "image")
+            if f"{condition}_features" in spec.paths
+        }
         self.stored = StoredFeatures(self.info, kinds) if kinds else None
         self.kind, self.selection = tokens.tokens_kind(spec.paths["tokenizer"]), Selection.of(spec.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train_config.seed)
-            self.model = G3PT(config, CVQ.from_pretrained(spec.paths["tokenizer"]), self._small(config), self.stored.encoders() if self.stored else None)
-        self.train = TrainBatches(self.model, self.info, self.kind, self.train_config, self.selection, rank, world_size, self.stored)
+            self.model = G3PT(
+                config,
+                CVQ.from_pretrained(spec.paths["tokenizer"]),
+                self._small(config),
+                self.stored.encoders() if self.stored else None,
+            )
+        self.train = TrainBatches(
+            self.model, self.info, self.kind, self.train_config, self.selection, rank, world_size, self.stored
+        )
         self._splits: dict[str, ConditionedCodes] = {}
         if not len(self.train):
-            raise ValueError(f"{spec.paths['data']}: its train split has no object with status ok and an allowed licence")
+            raise ValueError(
+                f"{spec.paths['data']}: its train split has no object with status ok and an allowed licence"
+            )
 
     def _model_config(self) -> CARConfig:
         """The preset's, without an image encoder to train where the dataset has no views."""
@@ -78,7 +91,9 @@ class CARStage:
     def _split(self, split: str, limit: int) -> ConditionedCodes:
         """The first objects of a split that is not trained on."""
         if split not in self._splits:
-            arrays = reading.load_arrays(self.info, split, car_batches.columns(self.info, self.stored), selection=self.selection, limit=limit)
+            arrays = reading.load_arrays(
+                self.info, split, car_batches.columns(self.info, self.stored), selection=self.selection, limit=limit
+            )
             shards = sorted({shard_index(name, self.info.num_shards) for name in arrays["id"]})
             codes = car_batches.joined_codes(self.info, self.kind, sum(self.model.scales), self.stored)
             self._splits[split] = ConditionedCodes(self.model, codes.join(arrays, shards), self.stored)

@@ -34,12 +34,18 @@ class CVQStage:
         self.config: CVQConfig = from_dict(CVQConfig, spec.config["model"])
         self.train_config: TrainConfig = from_dict(TrainConfig, spec.config["train"])
         self.model = CVQ(self.config, seed=self.train_config.seed)
-        objects = training_objects(datasets.open_dataset(spec.paths["data"]), self._columns(TRAIN_COLUMNS), Selection.of(spec.config))
+        objects = training_objects(
+            datasets.open_dataset(spec.paths["data"]), self._columns(TRAIN_COLUMNS), Selection.of(spec.config)
+        )
         num_objects = len(objects["surface"] if isinstance(objects, dict) else objects)
         if not num_objects:
-            raise ValueError(f"{spec.paths['data']}: its train split has no object with status ok and an allowed licence")
+            raise ValueError(
+                f"{spec.paths['data']}: its train split has no object with status ok and an allowed licence"
+            )
         self.model.usage.num_objects = num_objects
-        self._batches = SurfaceBatches(objects, self.config, self.train_config.batch_size, self.train_config.seed, rank, world_size)
+        self._batches = SurfaceBatches(
+            objects, self.config, self.train_config.batch_size, self.train_config.seed, rank, world_size
+        )
         self._eval_arrays: dict[str, dict[str, Any]] = {}
 
     def _columns(self, columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -60,7 +66,9 @@ class CVQStage:
     def _diagnose(self, model: nn.Module, split: str, limit: int) -> dict[str, float]:
         if split not in self._eval_arrays:
             columns = self._columns(EVAL_COLUMNS)
-            self._eval_arrays[split] = reading.load_arrays(self.spec.paths["data"], split, columns, selection=Selection.of(self.spec.config), limit=limit)
+            self._eval_arrays[split] = reading.load_arrays(
+                self.spec.paths["data"], split, columns, selection=Selection.of(self.spec.config), limit=limit
+            )
         arrays = self._eval_arrays[split]
         if not len(arrays["surface"]):
             return {}
@@ -71,4 +79,7 @@ class CVQStage:
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the model and the ids, licences and authors that it was trained on."""
         assert isinstance(model, CVQ)
-        model.save_pretrained(folder, extra={"trained_on": trained_on.note(trained_on.collect(self.spec), folder), "run": self.spec.config})
+        model.save_pretrained(
+            folder,
+            extra={"trained_on": trained_on.note(trained_on.collect(self.spec), folder), "run": self.spec.config},
+        )

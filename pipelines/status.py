@@ -62,7 +62,11 @@ def as_json(items: list[Item], root: Path) -> dict[str, Any]:
     """Root (absolute), whether all is done, and the items; paths are relative to the root."""
     rows = []
     for item in items:
-        row = dataclasses.asdict(item) | {"path": relative(item.path, root), "notes": list(item.notes), "failures": dict(item.failures)}
+        row = dataclasses.asdict(item) | {
+            "path": relative(item.path, root),
+            "notes": list(item.notes),
+            "failures": dict(item.failures),
+        }
         rows.append(row | {"parent": None if item.parent is None else relative(item.parent, root)})
     return {"root": os.path.abspath(root), "done": all(item.state == "done" for item in items), "items": rows}
 
@@ -107,10 +111,16 @@ def words(item: Item, root: Path) -> str:
 
 def lines(items: list[Item], root: Path) -> list[str]:
     """One line for each item, nothing cut: for grep and scripts."""
-    rows = [(item.state, item.kind, plain(relative(item.path, root)), percent(item), words(item, root)) for item in shown(items)]
+    rows = [
+        (item.state, item.kind, plain(relative(item.path, root)), percent(item), words(item, root))
+        for item in shown(items)
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     ends = [f"; next: {plain(item.next)}" if item.next else "" for item in shown(items)]
-    return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) + end for row, end in zip(rows, ends, strict=True)]
+    return [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) + end
+        for row, end in zip(rows, ends, strict=True)
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------------- table
@@ -129,7 +139,13 @@ def print_table(items: list[Item], root: Path, file: TextIO | None = None) -> No
     table.add_column("what", overflow="fold")
     for item in shown(items):
         path = shortened(plain(relative(item.path, root)), terminal.width * 2 // 5)
-        table.add_row(Text(item.state, COLOURS[item.state]), item.kind, Text(path), percent(item).removesuffix("%"), Text(words(item, root)))
+        table.add_row(
+            Text(item.state, COLOURS[item.state]),
+            item.kind,
+            Text(path),
+            percent(item).removesuffix("%"),
+            Text(words(item, root)),
+        )
     terminal.print(table)
     counts = Counter(item.state for item in shown(items))
     terminal.print("\n" + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))

@@ -69,7 +69,9 @@ def scaling_sweep(flags: SweepFlags) -> str | None:
         if flags.set:
             print(f"every preset with {flags.set}")
         for size, model, config in rows:
-            print(f"{size} seed {config.seed}: {count_car(model)['parameters_no_embed']:,} parameters, {config.steps * config.batch_size:,} samples")
+            print(
+                f"{size} seed {config.seed}: {count_car(model)['parameters_no_embed']:,} parameters, {config.steps * config.batch_size:,} samples"
+            )
         return None
     if "://" in flags.output:
         raise UsageError(f"{flags.output}: studies on an object store are not built yet; use a local or shared folder")
@@ -82,15 +84,24 @@ def plan(flags: SweepFlags) -> list[tuple[str, Any, Any]]:
     from g3pt.config import car_preset
 
     with bad_input():
-        names, seeds = _different("--sizes", flags.sizes.split(",")), _different("--seeds", [int(seed) for seed in flags.seeds.split(",")])
+        names, seeds = (
+            _different("--sizes", flags.sizes.split(",")),
+            _different("--seeds", [int(seed) for seed in flags.seeds.split(",")]),
+        )
         sizes = {size: car_preset(size) for size in names}
         changes = {name: getattr(flags, name) for name in ("steps", "batch_size") if getattr(flags, name) is not None}
         sizes = {size: (model, dataclasses.replace(config, **changes)) for size, (model, config) in sizes.items()}
     sizes = {size: overridden(flags.set, *preset, seed_flag="--seeds") for size, preset in sizes.items()}
     for one, other in itertools.combinations(sizes, 2):
         if sizes[one][0] == sizes[other][0]:
-            raise UsageError(f"--set {flags.set}: {one} and {other} are the same model then; set what is not a size, or leave one of them out of --sizes")
-    rows = [(size, model, dataclasses.replace(config, seed=seed)) for size, (model, config) in sizes.items() for seed in seeds]
+            raise UsageError(
+                f"--set {flags.set}: {one} and {other} are the same model then; set what is not a size, or leave one of them out of --sizes"
+            )
+    rows = [
+        (size, model, dataclasses.replace(config, seed=seed))
+        for size, (model, config) in sizes.items()
+        for seed in seeds
+    ]
     for _, _, config in rows:
         check_workers(config, flags.num_workers)
     return sorted(rows, key=lambda row: -count_car(row[1])["parameters_no_embed"])
@@ -118,7 +129,9 @@ def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
     with note, on_disk(lambda: _finished_runs(specs, study)):
         specs = with_features(specs, flags)
         encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
-        with followed(cards.study(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists()) as parent:
+        with followed(
+            cards.study(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists()
+        ) as parent:
             train_all(specs, study, flags, parent.run_id)
             check_finished(specs, study)
             points = collect(specs, study)
@@ -134,7 +147,9 @@ def check_finished(specs: Sequence[RunSpec], study: Path) -> None:
     unfinished = [spec.name for spec in specs if not train_follow.is_finished(study / "runs" / spec.name)]
     if not unfinished:
         return
-    error = RuntimeError(f"{len(unfinished)} of {len(specs)} runs did not finish; failure.json in each run's folder tells all")
+    error = RuntimeError(
+        f"{len(unfinished)} of {len(specs)} runs did not finish; failure.json in each run's folder tells all"
+    )
     for name in unfinished:
         found = read_note(study / "runs" / name, FAILURE_FILE) or {"error": "no reason is known"}
         place = f", in {found['where'][-1]}" if found.get("where") else ""
@@ -155,10 +170,14 @@ def is_finished(specs: Sequence[RunSpec], study: Path) -> bool:
     if not all((study / name).exists() for name in (*STUDY_FILES, "_SUCCESS")):
         return False
     known = {run["name"] for run in json.loads((study / "study.json").read_text())["runs"]}
-    return known == {spec.name for spec in specs} and all(train_follow.is_finished(study / "runs" / name) for name in known)
+    return known == {spec.name for spec in specs} and all(
+        train_follow.is_finished(study / "runs" / name) for name in known
+    )
 
 
-def train_all(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: str | None = None, build: str = train.BUILD_STAGE) -> None:
+def train_all(
+    specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: str | None = None, build: str = train.BUILD_STAGE
+) -> None:
     """All unfinished runs through Tune, mirrored to MLflow by this driver meanwhile."""
     todo = []
     for spec in specs:
@@ -183,14 +202,19 @@ def train_all(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: 
 
 def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str, str]:
     """One Tune trial for each item; the errors, by run. Ray's own files go once all is done, and stay where a trial failed, as its error is told."""
-    for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_SIGINT_HANDLER"):  # the latter: pipelines.interrupt does it
+    for name in (
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS",
+        "TUNE_DISABLE_SIGINT_HANDLER",
+    ):  # the latter: pipelines.interrupt does it
         os.environ.setdefault(name, "1")
     from ray import tune as ray_tune
 
     resources, concurrent = trial_resources(flags)
     scratch = study / "ray"
     tuner = ray_tune.Tuner(
-        ray_tune.with_resources(ray_tune.with_parameters(trial, todo=todo, num_workers=flags.num_workers, device=flags.device), resources),
+        ray_tune.with_resources(
+            ray_tune.with_parameters(trial, todo=todo, num_workers=flags.num_workers, device=flags.device), resources
+        ),
         param_space={"index": ray_tune.grid_search(list(range(len(todo))))},
         tune_config=ray_tune.TuneConfig(max_concurrent_trials=flags.max_concurrent or concurrent),
         run_config=ray_tune.RunConfig(
@@ -205,7 +229,9 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
         results = tuner.fit()
     for result in results:
         run_dir = Path(todo[result.config["index"]]["run_dir"])
-        if result.error and read_note(run_dir, FAILURE_FILE) is None:  # the trial's process died before it could write one
+        if (
+            result.error and read_note(run_dir, FAILURE_FILE) is None
+        ):  # the trial's process died before it could write one
             note_failure(run_dir, result.error)
     notes = {item["spec"]["name"]: read_note(item["run_dir"], FAILURE_FILE) for item in todo}
     failed = {name: note["error"] for name, note in notes.items() if note}
@@ -322,7 +348,12 @@ def draw(points: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) ->
             low, high = found[name]["interval_95"]["exponent"]
             band = found[name]["band_95"]
             axes.fill_between(band["params"], band["low"], band["high"], alpha=0.12)
-            axes.loglog(line, law(line), style, label=f"{label}: α {law.exponent:.3f} [{low:.3f}, {high:.3f}], E {law.irreducible:.3g}")
+            axes.loglog(
+                line,
+                law(line),
+                style,
+                label=f"{label}: α {law.exponent:.3f} [{low:.3f}, {high:.3f}], E {law.irreducible:.3g}",
+            )
     axes.set_xlabel("parameters N, without embeddings and head")
     axes.set_ylabel("test cross-entropy, nats a token")
     axes.set_title(f"{found['num_sizes']} sizes: {found['status']}")
@@ -340,7 +371,13 @@ def describe_study(study: Path, outcome: Outcome) -> None:
     for name in ("power_law_with_floor", "pure_power_law"):
         if found[name]:
             outcome.metrics |= {f"{name}/{key}": found[name][key] for key in ("exponent", "coefficient", "irreducible")}
-            outcome.metrics |= dict(zip((f"{name}/exponent_low", f"{name}/exponent_high"), found[name]["interval_95"]["exponent"], strict=True))
+            outcome.metrics |= dict(
+                zip(
+                    (f"{name}/exponent_low", f"{name}/exponent_high"),
+                    found[name]["interval_95"]["exponent"],
+                    strict=True,
+                )
+            )
     outcome.metrics |= {"num_sizes": float(found["num_sizes"]), "num_points": float(found["num_points"])}
     outcome.tags["g3pt.fit"] = found["status"]
     outcome.artifacts += [study / name for name in STUDY_FILES]

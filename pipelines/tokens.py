@@ -34,7 +34,13 @@ def tokens_kind(tokenizer: str | Path) -> str:
 
 
 def encode_dataset(
-    data: str | Path, tokenizer: str | Path, *, num_workers: int = 2, ray_address: str | None = None, device: str = "auto", use_ray: bool = True
+    data: str | Path,
+    tokenizer: str | Path,
+    *,
+    num_workers: int = 2,
+    ray_address: str | None = None,
+    device: str = "auto",
+    use_ray: bool = True,
 ) -> str:
     """Encode every `ok` object of a dataset; gives the derived kind. Without Ray the shards are done here, in turn.
 
@@ -51,12 +57,16 @@ def encode_dataset(
     return kind
 
 
-def check_points(info: DatasetInfo, config: CVQConfig, *, names: Sequence[str] = READS, reader: str = "the tokenizer") -> None:
+def check_points(
+    info: DatasetInfo, config: CVQConfig, *, names: Sequence[str] = READS, reader: str = "the tokenizer"
+) -> None:
     """A ValueError if `config` reads more points of an object than the dataset stores."""
     for name in names:
         stored = info.config.num_sharp if name == "num_sharp_points" else info.config.num_surface
         if getattr(config, name) > stored:
-            raise ValueError(f"{reader} reads {name} = {getattr(config, name)}, dataset {info.path} stores {stored} per object")
+            raise ValueError(
+                f"{reader} reads {name} = {getattr(config, name)}, dataset {info.path} stores {stored} per object"
+            )
 
 
 class ShardEncoder(ShardWorker):
@@ -114,7 +124,9 @@ def encoder_inputs(model: Any, rows: Sequence[dict[str, Any]]) -> tuple[Any, Any
         stacked = np.stack([row[name][:count] for row in rows]).astype(np.float32)
         return torch.from_numpy(stacked).to(device)
 
-    return points("surface", config.num_encode_points), points("sharp", config.num_sharp_points) if config.num_sharp_points else None
+    return points("surface", config.num_encode_points), points(
+        "sharp", config.num_sharp_points
+    ) if config.num_sharp_points else None
 
 
 def codes_table(ids: list[str], codes_NS: np.ndarray) -> pa.Table:

@@ -93,7 +93,12 @@ def write_page(card: Card) -> Path | None:
 
 @contextlib.contextmanager
 def followed(
-    card: Card, output: str | Path, *, finished: Callable[[], bool], ledger: Ledger | None = None, parent: str | None = None
+    card: Card,
+    output: str | Path,
+    *,
+    finished: Callable[[], bool],
+    ledger: Ledger | None = None,
+    parent: str | None = None,
 ) -> Iterator[Outcome]:
     """A run that is open inside the block; `finished` says after it whether the work came to its end. Without MLflow the block just runs."""
     outcome = Outcome()
@@ -101,7 +106,11 @@ def followed(
     outcome.run_id = tracking and best_effort("opening the MLflow run", lambda: _open(tracking, card, output, parent))
     status = "FAILED"
     try:
-        with Mirror(tracking, outcome.run_id, ledger) if tracking and outcome.run_id and ledger else contextlib.nullcontext():
+        with (
+            Mirror(tracking, outcome.run_id, ledger)
+            if tracking and outcome.run_id and ledger
+            else contextlib.nullcontext()
+        ):
             yield outcome
     except KeyboardInterrupt:
         status = "KILLED"
@@ -116,7 +125,10 @@ def followed(
             status, outcome.page = "FINISHED", write_page(card)
         if tracking and outcome.run_id:
             numbers = newest(ledger) if ledger else {}
-            best_effort("describing the run in MLflow", lambda: _finish(tracking, outcome.run_id, card, output, outcome, numbers))
+            best_effort(
+                "describing the run in MLflow",
+                lambda: _finish(tracking, outcome.run_id, card, output, outcome, numbers),
+            )
             best_effort("closing the MLflow run", lambda: _close(tracking, card.folder, outcome.run_id, status, ended))
 
 
@@ -161,7 +173,14 @@ def _open(tracking: Tracking, card: Card, output: str | Path, parent: str | None
     return run_id
 
 
-def _finish(tracking: Tracking, run_id: str, card: Card, output: str | Path, outcome: Outcome, numbers: Mapping[str, float] | None = None) -> None:
+def _finish(
+    tracking: Tracking,
+    run_id: str,
+    card: Card,
+    output: str | Path,
+    outcome: Outcome,
+    numbers: Mapping[str, float] | None = None,
+) -> None:
     """Numbers, files, tags and the description, as they are at the end; `numbers` are there already."""
     if outcome.metrics:
         step = tracking.last_step(run_id) + 1  # 0, or after what a resumed run has
@@ -169,7 +188,9 @@ def _finish(tracking: Tracking, run_id: str, card: Card, output: str | Path, out
     tracking.log_records(run_id, outcome.records)
     links, found = upstream(tracking, card.models)
     tags = {**common_tags(card, output), **card.tags, **found, **outcome.tags, "g3pt.failure": outcome.failure}
-    tags["mlflow.note.content"] = cards.note(card, this_command(), results(card, {**(numbers or {}), **outcome.metrics}), links, outcome.failure)
+    tags["mlflow.note.content"] = cards.note(
+        card, this_command(), results(card, {**(numbers or {}), **outcome.metrics}), links, outcome.failure
+    )
     tracking.set_tags(run_id, {key: value for key, value in tags.items() if value})
     for dataset in filter(None, (outcome.dataset, None if outcome.run_id else card.dataset)):
         tracking.log_dataset(run_id, dataset)
@@ -184,7 +205,9 @@ def results(card: Card, numbers: Mapping[str, float]) -> dict[str, str]:
     found = {}
     for name in EXPERIMENTS[card.experiment_name].metrics:
         if name in numbers and not name.endswith(("_low", "_high")):
-            interval = f" ({numbers[f'{name}_low']:.4g} to {numbers[f'{name}_high']:.4g})" if f"{name}_low" in numbers else ""
+            interval = (
+                f" ({numbers[f'{name}_low']:.4g} to {numbers[f'{name}_high']:.4g})" if f"{name}_low" in numbers else ""
+            )
             found[name] = f"{numbers[name]:.4g}{interval}"
     return found
 
@@ -222,7 +245,9 @@ def upstream(tracking: Tracking, models: Mapping[str, Path]) -> tuple[dict[str, 
         links[role] = cards.code(path)
         if run_id is not None and tracking.has_run(run_id):
             experiment = tracking.client.get_run(run_id).info.experiment_id
-            links[role] = f"[{cards.model_name(path)}](#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning)"
+            links[role] = (
+                f"[{cards.model_name(path)}](#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning)"
+            )
             tags[f"g3pt.{role}_run_id"] = run_id
     return links, tags
 

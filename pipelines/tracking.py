@@ -31,7 +31,12 @@ from pipelines.runs import Ledger, Periodic, Record
 
 Result = TypeVar("Result")
 SQLITE = "sqlite:///"
-MAX_BATCH_METRICS, MAX_BATCH_PARAMS, MAX_PARAM_CHARS, MAX_TAG_CHARS = 1000, 100, 500, 5000  # MLflow's limits for one call, and ours
+MAX_BATCH_METRICS, MAX_BATCH_PARAMS, MAX_PARAM_CHARS, MAX_TAG_CHARS = (
+    1000,
+    100,
+    500,
+    5000,
+)  # MLflow's limits for one call, and ours
 
 
 def tracking_uri(output: str | Path) -> str:
@@ -97,7 +102,9 @@ class Tracking:
             self.client = MlflowClient(tracking_uri=uri)
             self.client.search_experiments(max_results=1)  # makes the tables of a fresh store
             if fresh:
-                self.client.set_experiment_tag("0", "mlflow.note.content", "Made by MLflow itself; g3pt logs nothing here.")
+                self.client.set_experiment_tag(
+                    "0", "mlflow.note.content", "Made by MLflow itself; g3pt logs nothing here."
+                )
 
     def experiment(self, name: str) -> str:
         """The id of the experiment `name`, made and introduced if missing; never experiment 0 by accident."""
@@ -136,7 +143,9 @@ class Tracking:
             self.set_tags(resume_id, tags)
             return resume_id
         start_ms = None if started is None else int(started * 1000)
-        run_id = str(self.client.create_run(self.experiment(experiment), start_time=start_ms, run_name=name).info.run_id)
+        run_id = str(
+            self.client.create_run(self.experiment(experiment), start_time=start_ms, run_name=name).info.run_id
+        )
         self.set_tags(run_id, tags)
         self.log_params(run_id, params)
         return run_id
@@ -145,7 +154,9 @@ class Tracking:
         """All tags in one call, without logins."""
         from mlflow.entities import RunTag
 
-        self.client.log_batch(run_id, tags=[RunTag(key, without_login(value)[:MAX_TAG_CHARS]) for key, value in tags.items()])
+        self.client.log_batch(
+            run_id, tags=[RunTag(key, without_login(value)[:MAX_TAG_CHARS]) for key, value in tags.items()]
+        )
 
     def clear_tag(self, run_id: str, key: str) -> None:
         """Remove a tag, if the run has it."""
@@ -176,7 +187,9 @@ class Tracking:
         batch: list[Metric] = []
         for record in records:
             at_ms, step = int(record.get("time", time.time()) * 1000), int(record["step"])
-            metrics = [Metric(key, float(value), at_ms, step) for key, value in record.items() if key not in ("step", "time")]
+            metrics = [
+                Metric(key, float(value), at_ms, step) for key, value in record.items() if key not in ("step", "time")
+            ]
             if len(batch) + len(metrics) > MAX_BATCH_METRICS:
                 self.client.log_batch(run_id, metrics=batch)
                 batch = []
@@ -193,8 +206,15 @@ class Tracking:
         """Name a dataset by its fingerprint as the run's input."""
         from mlflow import entities
 
-        dataset = entities.Dataset(name=made_or_read.name, digest=made_or_read.fingerprint[:SHORT], source_type="local", source=json.dumps({"uri": made_or_read.path}))
-        self.client.log_inputs(run_id, [entities.DatasetInput(dataset, [entities.InputTag("mlflow.data.context", made_or_read.context)])])
+        dataset = entities.Dataset(
+            name=made_or_read.name,
+            digest=made_or_read.fingerprint[:SHORT],
+            source_type="local",
+            source=json.dumps({"uri": made_or_read.path}),
+        )
+        self.client.log_inputs(
+            run_id, [entities.DatasetInput(dataset, [entities.InputTag("mlflow.data.context", made_or_read.context)])]
+        )
 
     def log_artifacts(self, run_id: str, paths: Iterable[Location]) -> None:
         """Files under their own names; those of an export in a folder of that name. MLflow takes local ones: others are fetched."""
@@ -238,7 +258,9 @@ def best_effort(what: str, work: Callable[[], Result]) -> Result | None:
     except Exception as error:  # MLflow raises its own, SQLAlchemy's, requests' and OSErrors; a report whatever a half-written file causes
         if what not in _warned:
             _warned.add(what)
-            say(f"warning: {what} failed, going on without: {type(error).__name__}: {without_login(one_line(error))[:200]}")
+            say(
+                f"warning: {what} failed, going on without: {type(error).__name__}: {without_login(one_line(error))[:200]}"
+            )
         return None
 
 
@@ -270,5 +292,7 @@ class Mirror(Periodic):
             self._bell.hear(record)
         words = in_words(self._bell.sounding())
         if words != self._tagged:
-            self.tracking.set_tags(self.run_id, {"g3pt.alarm": words}) if words else self.tracking.clear_tag(self.run_id, "g3pt.alarm")
+            self.tracking.set_tags(self.run_id, {"g3pt.alarm": words}) if words else self.tracking.clear_tag(
+                self.run_id, "g3pt.alarm"
+            )
             self._tagged = words

@@ -52,7 +52,13 @@ def train_run(
         return run_dir
     train = spec.config["train"]
     note = working_in(run_dir, total=train["steps"] * train["batch_size"], unit="samples")
-    with note, on_disk(lambda: safe_state(spec, run_dir)), tracked(spec, run_dir, output, parent), asking([run_dir]), asked_worker_ends_all(spec):
+    with (
+        note,
+        on_disk(lambda: safe_state(spec, run_dir)),
+        tracked(spec, run_dir, output, parent),
+        asking([run_dir]),
+        asked_worker_ends_all(spec),
+    ):
         if num_workers == 0:
             in_thread(partial(work, work_config(spec, run_dir, build, speed)))
         else:
@@ -104,12 +110,21 @@ def say_finished(spec: RunSpec, run_dir: Path, output: str | Path, parent: str |
 def safe_state(spec: RunSpec, run_dir: Path) -> str:
     """What of a run the next start goes on from."""
     train, done = spec.config["train"], checkpointed(run_dir)
-    at = f"its checkpoint at {done} of {train['steps'] * train['batch_size']} samples" if done else "no checkpoint yet, so it starts anew"
+    at = (
+        f"its checkpoint at {done} of {train['steps'] * train['batch_size']} samples"
+        if done
+        else "no checkpoint yet, so it starts anew"
+    )
     return f"{at} ({run_dir})"
 
 
 def ray_train(
-    spec: RunSpec, run_dir: Path, num_workers: int, device: str = "auto", build: str = BUILD_STAGE, speed: Speed | None = None
+    spec: RunSpec,
+    run_dir: Path,
+    num_workers: int,
+    device: str = "auto",
+    build: str = BUILD_STAGE,
+    speed: Speed | None = None,
 ) -> None:
     """`work` on `num_workers` Ray Train workers; a lost worker restarts the group from the newest checkpoint, MAX_FAILURES times.
 
@@ -131,7 +146,9 @@ def ray_train(
                 raise asked from None
             if is_deterministic(error) or failures > MAX_FAILURES:
                 raise
-            say(f"  {spec.name}: {Failure.of(error).error[:160]}; starts again from {checkpointed(run_dir)} samples ({failures} of {MAX_FAILURES})")
+            say(
+                f"  {spec.name}: {Failure.of(error).error[:160]}; starts again from {checkpointed(run_dir)} samples ({failures} of {MAX_FAILURES})"
+            )
 
 
 def _fit_once(config: dict[str, Any], num_workers: int, device: str) -> None:

@@ -75,7 +75,10 @@ def tracked(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None
     if checkpointed(run_dir):
         say(f"  {spec.name}: resumes from its checkpoint at {checkpointed(run_dir)} samples")
     ledger, card = Ledger(run_dir / "metrics.jsonl"), cards.training(spec, run_dir, "scaling" if parent else "")
-    with Follower(spec, run_dir), followed(card, output, finished=lambda: is_finished(run_dir), ledger=ledger, parent=parent) as outcome:
+    with (
+        Follower(spec, run_dir),
+        followed(card, output, finished=lambda: is_finished(run_dir), ledger=ledger, parent=parent) as outcome,
+    ):
         try:
             yield outcome
         finally:
@@ -89,9 +92,19 @@ def describe_finished(spec: RunSpec, run_dir: Path, outcome: Outcome) -> None:
     from pipelines.curves import draw_run, draw_tokens
     from pipelines.training_jobs import count_parameters
 
-    outcome.artifacts += [run_dir / "config.json", run_dir / "export" / "config.json", draw_run(run_dir, run_dir / "curves.png")]
-    tokens = draw_tokens(run_dir, spec.config["model"]["scales"], run_dir / "tokens.png") if spec.stage == "cvq" and "model" in spec.config else None
+    outcome.artifacts += [
+        run_dir / "config.json",
+        run_dir / "export" / "config.json",
+        draw_run(run_dir, run_dir / "curves.png"),
+    ]
+    tokens = (
+        draw_tokens(run_dir, spec.config["model"]["scales"], run_dir / "tokens.png")
+        if spec.stage == "cvq" and "model" in spec.config
+        else None
+    )
     outcome.artifacts += [tokens] if tokens else []
     outcome.tags["g3pt.export_hash"] = export_hash(run_dir)
-    outcome.tags["g3pt.alarm"] = sounding(Ledger(run_dir / "metrics.jsonl").read(), finished=True)  # no tag if it is silent
+    outcome.tags["g3pt.alarm"] = sounding(
+        Ledger(run_dir / "metrics.jsonl").read(), finished=True
+    )  # no tag if it is silent
     outcome.params["parameters"] = count_parameters(spec)

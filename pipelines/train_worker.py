@@ -89,7 +89,9 @@ def _ignore(_: Record) -> None:
     """The report of a worker that is not rank 0."""
 
 
-def make_save(folder: Path, journal: "Journal | None", parallel: Any, num_to_keep: int) -> Callable[[dict[str, Any], int], None] | None:
+def make_save(
+    folder: Path, journal: "Journal | None", parallel: Any, num_to_keep: int
+) -> Callable[[dict[str, Any], int], None] | None:
     """What saves a state of `fit` on this worker: all workers if the state is sharded, else rank 0 alone, which has the journal."""
 
     def save(state: dict[str, Any], step: int) -> None:

@@ -27,9 +27,16 @@ Row = dict[str, str]
 def collect(spec: RunSpec) -> list[Row]:
     """The training objects of a run, in order of id."""
     selection = Selection.of(spec.config)
-    rows = reading.read_rows(spec.paths["data"], ["id", "license", "author", "attribution_url", "source_url"], split="train")
+    rows = reading.read_rows(
+        spec.paths["data"], ["id", "license", "author", "attribution_url", "source_url"], split="train"
+    )
     kept = [
-        {"id": row["id"], "license": row["license"], "author": row["author"], "url": row["attribution_url"] or row["source_url"]}
+        {
+            "id": row["id"],
+            "license": row["license"],
+            "author": row["author"],
+            "url": row["attribution_url"] or row["source_url"],
+        }
         for row in rows
         if selection.keeps(row)
     ]
@@ -44,7 +51,12 @@ def note(rows: Sequence[Row], folder: Path, name: str = "trained_on") -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     storage.write_atomic(folder / f"{name}.jsonl", data)
     licenses = dict(sorted(Counter(row["license"] for row in rows).items()))
-    return {"file": f"{name}.jsonl", "objects": len(rows), "licenses": licenses, "sha256": hashlib.sha256(data).hexdigest()}
+    return {
+        "file": f"{name}.jsonl",
+        "objects": len(rows),
+        "licenses": licenses,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
 
 
 def read(export: str | Path, name: str = "trained_on") -> list[Row]:

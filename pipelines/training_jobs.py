@@ -79,7 +79,13 @@ def train_car(flags: TrainCARFlags) -> str | None:
     return _train("car", flags, car_preset, count_car, partial(car_spec, flags.data, flags.tokenizer))
 
 
-def _train(stage: str, flags: TrainFlags, preset: Callable[..., Any], count: Callable[..., Any], make_spec: Callable[..., RunSpec]) -> str | None:
+def _train(
+    stage: str,
+    flags: TrainFlags,
+    preset: Callable[..., Any],
+    count: Callable[..., Any],
+    make_spec: Callable[..., RunSpec],
+) -> str | None:
     """What both commands do; `make_spec` checks the stage's own input."""
     from pipelines import train
     from pipelines.training_plan import print_plan
@@ -121,14 +127,22 @@ def car_spec(data: str, tokenizer: str, preset: str, model: Any, train: Any, sel
             raise ValueError(f"{tokenizer}: holds a {kind!r} model; --tokenizer takes a finished CVQ run")
         upstream = export_hash(tokenizer)
         model = pinned(model)
-    return _spec("car", preset, model, train, info, selection, tokenizer={"path": absolute(tokenizer), "hash": upstream})
+    return _spec(
+        "car", preset, model, train, info, selection, tokenizer={"path": absolute(tokenizer), "hash": upstream}
+    )
 
 
 def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, device: str = "auto") -> None:
     """The dataset's codes by the run's tokenizer; what is there already is skipped."""
     from pipelines.tokens import encode_dataset
 
-    encode_dataset(spec.paths["data"], spec.paths["tokenizer"], num_workers=max(1, num_workers), ray_address=ray_address, device=device)
+    encode_dataset(
+        spec.paths["data"],
+        spec.paths["tokenizer"],
+        num_workers=max(1, num_workers),
+        ray_address=ray_address,
+        device=device,
+    )
 
 
 def pinned(model: Any) -> Any:
@@ -159,7 +173,9 @@ def with_features(specs: Sequence[RunSpec], flags: Any) -> list[RunSpec]:
     wanted = [tuple(encodings(from_dict(CARConfig, spec.config["model"]))) for spec in specs]
     if not any(wanted):
         presets = ", ".join(dict.fromkeys(spec.preset for spec in specs))
-        raise UsageError(f"--features stored: {presets} trains its encoders, so there is nothing to store; leave the flag out, or take presets from 0.1B on")
+        raise UsageError(
+            f"--features stored: {presets} trains its encoders, so there is nothing to store; leave the flag out, or take presets from 0.1B on"
+        )
     made = {some: store_features(specs[0].paths["data"], some, pool) for some in dict.fromkeys(wanted) if some}
     told = [{f"{condition}_features": kind for condition, kind in made.get(some, {}).items()} for some in wanted]
     return [dataclasses.replace(spec, paths=spec.paths | paths) for spec, paths in zip(specs, told, strict=True)]
@@ -175,7 +191,9 @@ def open_data(data: str, selection: Selection = ALL) -> Any:
         if not info.splits.get("train"):
             raise ValueError(f"{info.path}: its train split has no object with status ok")
         if selection != ALL:
-            say(f"  {info.path.name}: the selection {choose(selection, read_rows(info, ['id', 'license'], split='train'), str(info.path))}")
+            say(
+                f"  {info.path.name}: the selection {choose(selection, read_rows(info, ['id', 'license'], split='train'), str(info.path))}"
+            )
     return info
 
 
@@ -183,7 +201,11 @@ def count_cvq(model: Any) -> dict[str, int]:
     """Parameters of a tokenizer."""
     from g3pt.tokenizer import CVQ
 
-    return {"parameters": sum(p.numel() for p in CVQ(model).parameters()), "tokens": model.num_tokens, "codes": model.num_codes}
+    return {
+        "parameters": sum(p.numel() for p in CVQ(model).parameters()),
+        "tokens": model.num_tokens,
+        "codes": model.num_codes,
+    }
 
 
 def count_car(model: Any) -> dict[str, int]:
@@ -207,7 +229,15 @@ def count_parameters(spec: RunSpec) -> int:
     return count_car(from_dict(CARConfig, spec.config["model"]))["parameters_no_embed"]
 
 
-def _spec(stage: str, preset: str, model: Any, train: Any, info: Any, selection: Selection, tokenizer: dict[str, str] | None = None) -> RunSpec:
+def _spec(
+    stage: str,
+    preset: str,
+    model: Any,
+    train: Any,
+    info: Any,
+    selection: Selection,
+    tokenizer: dict[str, str] | None = None,
+) -> RunSpec:
     # The fingerprint covers ids and meshes; captions and what a repeated conversion changed show in the files' own hashes.
     data = {"dataset": info.fingerprint, "shards": stable_hash(info.shards)}
     config = {"model": dataclasses.asdict(model), "train": dataclasses.asdict(train), **data}

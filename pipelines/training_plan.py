@@ -21,7 +21,9 @@ def print_plan(stage: str, flags: Any, model: Any, train: Any, counts: dict[str,
     for line in cvq_lines(model, train, flags) if stage == "cvq" else car_lines(model, train, flags):
         print(line)
     print(f"samples: {train.steps * train.batch_size:,} on {flags.num_workers} worker(s)")
-    print(f"data: {flags.data}{'' if Path(flags.data).exists() else ' (does not exist yet)'}; output below {flags.output}")
+    print(
+        f"data: {flags.data}{'' if Path(flags.data).exists() else ' (does not exist yet)'}; output below {flags.output}"
+    )
 
 
 def cvq_lines(model: Any, train: Any, flags: Any) -> list[str]:
@@ -57,7 +59,11 @@ def car_lines(model: Any, train: Any, flags: Any) -> list[str]:
     return [
         f"operations of an object: forward {with_flop(car.flops_per_object)}, with its backward pass {with_flop(training)}, "
         f"the run {with_flop(training * train.steps * train.batch_size)} ({codec.num_tokens} tokens of {which}, {car.num_prefix} of the image)",
-        _memory_line(car_memory(car, codec, train.precision, objects, _shards(flags), encoders=flags.features == "live"), objects, flags),
+        _memory_line(
+            car_memory(car, codec, train.precision, objects, _shards(flags), encoders=flags.features == "live"),
+            objects,
+            flags,
+        ),
     ]
 
 
@@ -72,13 +78,17 @@ def meta_car(model: Any, codec: Any) -> Any:
         return CAR(model, codec, text_width=text, image_width=image, image_tokens=image_tokens)
 
 
-def car_memory(car: Any, codec: Any, precision: str, objects: int, shards: int = 1, encoders: bool = True) -> flops.Memory:
+def car_memory(
+    car: Any, codec: Any, precision: str, objects: int, shards: int = 1, encoders: bool = True
+) -> flops.Memory:
     """What a worker holds that trains `car` on `objects` at once; small encoders aside."""
     from g3pt.parallel import gathered
 
     activations = flops.car_activations(car.config, codec.num_tokens + car.num_prefix, objects, precision)
     trained, frozen = sum(p.numel() for p in car.parameters()), frozen_parameters(car.config, codec, encoders)
-    return flops.training_memory(trained, activations, shards=shards, gathered=gathered(car), precision=precision, frozen=frozen)
+    return flops.training_memory(
+        trained, activations, shards=shards, gathered=gathered(car), precision=precision, frozen=frozen
+    )
 
 
 def frozen_parameters(model: Any, codec: Any, encoders: bool = True) -> int:

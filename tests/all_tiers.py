@@ -87,12 +87,18 @@ def main(arguments: Sequence[str]) -> int:
     """All tiers with these arguments for pytest."""
     started = time.monotonic()
     codes = run([[[sys.executable, "-m", "pytest", "-m", TIERS[name], *arguments] for name in lane] for lane in LANES])
-    said = [f"{name} tier exit {code}" for lane, found in zip(LANES, codes, strict=True) for name, code in zip(lane, found, strict=False)]
+    said = [
+        f"{name} tier exit {code}"
+        for lane, found in zip(LANES, codes, strict=True)
+        for name, code in zip(lane, found, strict=False)
+    ]
     print(f"{', '.join(said)}; {time.monotonic() - started:.0f} s in all", flush=True)
     return exit_code([code for found in codes for code in found])
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored, and all tiers would inherit that
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's `&` has it ignored, and all tiers would inherit that
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all tiers are ended in order
     sys.exit(main(sys.argv[1:]))

@@ -24,7 +24,10 @@ class EmptyStore:
         if not self._first.exists():
             self._make(object.__new__(Tracking), f"{SQLITE}{self._first}")
         file.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(sqlite3.connect(self._first)) as first, contextlib.closing(sqlite3.connect(file)) as copy:
+        with (
+            contextlib.closing(sqlite3.connect(self._first)) as first,
+            contextlib.closing(sqlite3.connect(file)) as copy,
+        ):
             first.backup(copy)
 
     @contextlib.contextmanager

@@ -93,7 +93,11 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(404, {"X-Error-Code": "EntryNotFound"})
         else:
             sha256 = hashlib.sha256(hub.files[name]).hexdigest()
-            linked = {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(hub.files[name])), "X-Repo-Commit": COMMIT}
+            linked = {
+                "X-Linked-Etag": f'"{sha256}"',
+                "X-Linked-Size": str(len(hub.files[name])),
+                "X-Repo-Commit": COMMIT,
+            }
             self._answer(302, {"Location": f"{hub.storage}/{name}", **linked})
 
     def do_GET(self) -> None:

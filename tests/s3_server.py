@@ -38,7 +38,9 @@ class S3Server:
     def demand_logins(self, enabled: bool) -> None:
         """Refuse those whose keys it never gave out, as a real store does: that is everyone."""
         count = b"0" if enabled else b"inf"
-        request = urllib.request.Request(f"{self.address}/moto-api/reset-auth", data=count, headers={"Content-Type": "text/plain"})
+        request = urllib.request.Request(
+            f"{self.address}/moto-api/reset-auth", data=count, headers={"Content-Type": "text/plain"}
+        )
         urllib.request.urlopen(request).close()
 
 
@@ -47,7 +49,9 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     """The server, as long as the block runs; it logs in `folder`."""
     log = folder / "s3.log"
     with open(log, "wb") as file:
-        child = subprocess.Popen([str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", "0"], stdout=file, stderr=file)
+        child = subprocess.Popen(
+            [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", "0"], stdout=file, stderr=file
+        )
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):

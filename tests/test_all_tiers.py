@@ -14,7 +14,10 @@ from tests.all_tiers import LANES, TIERS, exit_code, run
 RUNNER = Path(__file__).with_name("all_tiers.py")
 
 
-@pytest.mark.parametrize(("codes", "code"), [((0, 0), 0), ((1, 0), 1), ((0, 2), 2), ((5, 0), 0), ((0, 5), 0), ((5, 5), 5), ((-9, 5), -9), ((1, 2), 1)])
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [((0, 0), 0), ((1, 0), 1), ((0, 2), 2), ((5, 0), 0), ((0, 5), 0), ((5, 5), 5), ((-9, 5), -9), ((1, 2), 1)],
+)
 def test_a_failure_in_any_tier_is_a_failure(codes: tuple[int, int], code: int) -> None:
     assert exit_code(codes) == code
 
@@ -28,10 +31,14 @@ def test_a_test_is_in_one_tier_unless_it_is_soak() -> None:
 
 def test_a_test_of_commands_is_known_by_its_folder(request: pytest.FixtureRequest) -> None:
     found = request.session.items
-    assert [item.nodeid for item in found if (item.get_closest_marker("jobs") is None) == (item.path.parent.name == "jobs")] == []
+    assert [
+        item.nodeid for item in found if (item.get_closest_marker("jobs") is None) == (item.path.parent.name == "jobs")
+    ] == []
 
 
-def test_commands_run_at_once_and_all_that_they_say_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_commands_run_at_once_and_all_that_they_say_is_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The first can only end once the second has begun."""
     waits = f"import pathlib, time\nwhile not pathlib.Path({str(tmp_path / 'there')!r}).exists(): time.sleep(0.05)\nprint('first said'); raise SystemExit(3)"
     begins = f"import pathlib; pathlib.Path({str(tmp_path / 'there')!r}).touch(); print('second said')"
@@ -51,7 +58,9 @@ def test_ended_by_a_signal_it_leaves_no_tier_at_work(tmp_path: Path) -> None:
         "@pytest.mark.slow\n@pytest.mark.jobs\ndef test_slow(): wait('slow')\n"
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    slow\n    soak\n    jobs\n")
-    process = subprocess.Popen([sys.executable, RUNNER, "-q", "-p", "no:cacheprovider"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, RUNNER, "-q", "-p", "no:cacheprovider"], cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while not all((tmp_path / name).exists() for name in ("fast", "slow")):
         assert process.poll() is None and time.monotonic() < deadline

@@ -47,7 +47,9 @@ def test_nodes_install_from_a_copy_of_their_own(config: dict) -> None:
 
 
 def test_a_gpu_is_there_for_device_auto(config: dict) -> None:
-    assert all(spec["min_workers"] >= 1 for spec in config["available_node_types"].values() if "GPU" in spec["resources"])
+    assert all(
+        spec["min_workers"] >= 1 for spec in config["available_node_types"].values() if "GPU" in spec["resources"]
+    )
 
 
 def test_token_on_every_start(config: dict) -> None:

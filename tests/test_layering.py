@@ -43,7 +43,11 @@ def parse(path: Path) -> ast.Module:
 
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_imports_point_one_way(package: str) -> None:
-    wrong = [f"{path.relative_to(REPOSITORY)}: {name}" for path in files(package) for name in set(imported(parse(path))) & FORBIDDEN[package]]
+    wrong = [
+        f"{path.relative_to(REPOSITORY)}: {name}"
+        for path in files(package)
+        for name in set(imported(parse(path))) & FORBIDDEN[package]
+    ]
     assert files(package)
     assert wrong == []
 
@@ -90,7 +94,9 @@ def test_jobs_hold_no_logic() -> None:
 
 
 def test_g3pt_imports_with_torch_numpy_pyarrow_safetensors_alone() -> None:
-    modules = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__") for path in files("g3pt")]
+    modules = [
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__") for path in files("g3pt")
+    ]
     program = f"""
 import importlib, importlib.abc, sys
 

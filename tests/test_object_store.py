@@ -57,7 +57,9 @@ def bucket(store: S3Server) -> str:
 @pytest.fixture(params=["local", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     """A folder that nobody has written to, on each kind of storage."""
-    return location(tmp_path / "local" if request.param == "local" else f"{request.getfixturevalue('bucket')}/a folder/ä")
+    return location(
+        tmp_path / "local" if request.param == "local" else f"{request.getfixturevalue('bucket')}/a folder/ä"
+    )
 
 
 CARD_FILES = ("card.json", "contact_sheet.png", "contact_sheet.credits.md", "report.html")  # for local folders only
@@ -81,9 +83,16 @@ def test_a_folder_of_a_bucket_does_what_a_local_one_does(folder: Location) -> No
     (folder / "below").mkdir()
     write_atomic(folder / "below" / "three", b"x" * 12_000_000)  # in several parts
     assert listing(folder) == {"one.json": 6, "two.bin": 0}
-    assert (folder / "one.json").read_text(encoding="utf-8") == "zwölf" and (folder / "below" / "three").read_bytes() == b"x" * 12_000_000
+    assert (folder / "one.json").read_text(encoding="utf-8") == "zwölf" and (
+        folder / "below" / "three"
+    ).read_bytes() == b"x" * 12_000_000
     assert list(read_many([folder / "two.bin", folder / "one.json"])) == [b"", "zwölf".encode()]
-    assert folder.is_dir() and not folder.is_file() and (folder / "one.json").is_file() and not (folder / "one.json").is_dir()
+    assert (
+        folder.is_dir()
+        and not folder.is_file()
+        and (folder / "one.json").is_file()
+        and not (folder / "one.json").is_dir()
+    )
     file = folder / "below" / "three.parquet"
     assert (file.name, file.stem, file.suffix, file.parent.name) == ("three.parquet", "three", ".parquet", "below")
     with pytest.raises(FileNotFoundError, match="three.parquet"):
@@ -105,7 +114,11 @@ def test_a_dataset_in_a_bucket_is_summed_up_and_verified(bucket: str, capsys: py
     info.shard_path(2).unlink()
     assert main([str(info.path), "--verify"]) == 1
     out = capsys.readouterr().out
-    assert "shard-00001.parquet  has sha256 " in out and "shard-00002.parquet  missing" in out and "remove shard-00001.json there" in out
+    assert (
+        "shard-00001.parquet  has sha256 " in out
+        and "shard-00002.parquet  missing" in out
+        and "remove shard-00001.json there" in out
+    )
 
 
 def test_a_small_file_is_one_put_and_a_folder_one_listing(store: S3Server, bucket: str) -> None:
@@ -121,7 +134,9 @@ def test_a_uri_keeps_its_options_and_comes_back_from_its_text(bucket: str) -> No
     assert str(path) == f"{bucket}/data/a b.json?region=us-east-1" and location(str(path)) == path
     path.write_bytes(b"1")
     assert location(f"{bucket}/data/a b.json").read_bytes() == b"1"
-    assert location("gs://b/data").name == "data" and location("s3://b").name == "b" and isinstance(location("data"), Path)
+    assert (
+        location("gs://b/data").name == "data" and location("s3://b").name == "b" and isinstance(location("data"), Path)
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,7 +150,10 @@ def test_a_uri_keeps_its_options_and_comes_back_from_its_text(bucket: str) -> No
     ],
 )
 def test_a_place_that_cannot_be_is_one_line(uri: str, says: str, store: S3Server) -> None:
-    for act in (datasets.open_dataset, lambda path: preprocess(PreprocessConfig(source="shapes", limit=1, output=path))):
+    for act in (
+        datasets.open_dataset,
+        lambda path: preprocess(PreprocessConfig(source="shapes", limit=1, output=path)),
+    ):
         with pytest.raises((ValueError, UsageError)) as found:
             act(uri)
         assert says in str(found.value) and "\n" not in str(found.value) and "hush" not in str(found.value)
@@ -145,8 +163,13 @@ def test_a_login_that_is_refused_is_one_line(store: S3Server, bucket: str) -> No
     write_rows(location(bucket) / "data", [ok_row("a")])
     store.demand_logins(True)
     try:
-        for act in (lambda: datasets.open_dataset(f"{bucket}/data"), lambda: write_atomic(location(bucket) / "x", b"1")):
-            with pytest.raises(ValueError, match=f"^{bucket}/.*: access denied; the login is read from AWS_ACCESS_KEY_ID"):
+        for act in (
+            lambda: datasets.open_dataset(f"{bucket}/data"),
+            lambda: write_atomic(location(bucket) / "x", b"1"),
+        ):
+            with pytest.raises(
+                ValueError, match=f"^{bucket}/.*: access denied; the login is read from AWS_ACCESS_KEY_ID"
+            ):
                 act()
     finally:
         store.demand_logins(False)
@@ -164,14 +187,20 @@ def test_a_dataset_in_a_bucket_is_the_local_one(bucket: str, tmp_path: Path) -> 
         ours, theirs = (reading.load_arrays(info, "train", columns) for info in (remote, local))
         for name in columns:
             np.testing.assert_array_equal(ours[name], theirs[name])
-    assert [reading.count_objects(remote, i, "train") for i in remote.shards] == [reading.count_objects(local, i, "train") for i in local.shards]
+    assert [reading.count_objects(remote, i, "train") for i in remote.shards] == [
+        reading.count_objects(local, i, "train") for i in local.shards
+    ]
     shown = []
     for info in (local, remote):
         objects = streaming.training_objects(info, ("surface",), in_memory_bytes=0, group_bytes=2000)
-        shown.append(np.stack([row["surface"] for _, some in itertools.islice(objects.rows(1, 0, 5), 30) for row in some]))
+        shown.append(
+            np.stack([row["surface"] for _, some in itertools.islice(objects.rows(1, 0, 5), 30) for row in some])
+        )
     np.testing.assert_array_equal(*shown)
     (remote.path / "shard-00001.parquet").unlink()
-    with pytest.raises(ValueError, match=f"^{bucket}/data/shard-00001.parquet is missing although dataset.json lists it$"):
+    with pytest.raises(
+        ValueError, match=f"^{bucket}/data/shard-00001.parquet is missing although dataset.json lists it$"
+    ):
         list(reading.read_rows(remote, ["id"]))
     with pytest.raises(ValueError, match="dataset.json is missing"):
         datasets.open_dataset(f"{bucket}/other")
@@ -182,21 +211,32 @@ def test_codes_of_a_dataset_in_a_bucket_lie_beside_it(bucket: str, tmp_path: Pat
     local, remote = (write_toy_dataset(place, count=20) for place in (tmp_path / "data", location(bucket) / "data"))
     (kind,) = {tokens.encode_dataset(str(info.path), tokenizer, use_ray=False) for info in (local, remote)}
     for index in local.shards:
-        assert derived.derived_path(remote, kind, index).read_bytes() == derived.derived_path(local, kind, index).read_bytes()
+        assert (
+            derived.derived_path(remote, kind, index).read_bytes()
+            == derived.derived_path(local, kind, index).read_bytes()
+        )
     derived.derived_path(remote, kind, 1).unlink()
     assert [derived.derived_is_current(remote, kind, index) for index in (0, 1, 2)] == [True, False, True]
     tokens.encode_dataset(str(remote.path), tokenizer, use_ray=False)
-    assert {k: v.tolist() for k, v in tokens.load_codes(remote, kind).items()} == {k: v.tolist() for k, v in tokens.load_codes(local, kind).items()}
+    assert {k: v.tolist() for k, v in tokens.load_codes(remote, kind).items()} == {
+        k: v.tolist() for k, v in tokens.load_codes(local, kind).items()
+    }
 
 
 def test_a_tokenizer_trains_from_a_bucket_as_from_a_folder(bucket: str, tmp_path: Path) -> None:
     batches, specs = [], []
     for place in (tmp_path / "data", location(bucket) / "data"):
         info = write_toy_dataset(place, count=20)
-        specs.append(training_jobs.cvq_spec(str(info.path), "tiny", tiny_tokenizer().config, TrainConfig(steps=2, batch_size=4, learning_rate=1e-3)))
+        specs.append(
+            training_jobs.cvq_spec(
+                str(info.path), "tiny", tiny_tokenizer().config, TrainConfig(steps=2, batch_size=4, learning_rate=1e-3)
+            )
+        )
         batches.append(next(CVQStage(specs[-1], 0, 1).batches(0)))
     assert specs[0].name == specs[1].name and specs[1].paths["data"] == f"{bucket}/data"
-    assert batches[0].keys() == batches[1].keys() and all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
+    assert batches[0].keys() == batches[1].keys() and all(
+        torch.equal(batches[0][name], batches[1][name]) for name in batches[0]
+    )
 
 
 FORKS = """
@@ -226,8 +266,15 @@ def write_shards(tasks: list[ShardTask], config: PreprocessConfig) -> Iterator[d
     """Rows without geometry: planned, written and resumed as ever."""
     for task in tasks:
         rows = [records.empty_row(item.id, config.record) | item.columns() | {"status": "ok"} for item in task.objects]
-        hashes = {"config_sha256": records.config_hash(config.settings), "inputs_sha256": inputs_hash(task.objects), "num_shards": task.num_shards}
-        yield {"index": task.index, "sidecar": datasets.write_shard(location(config.output), task.index, rows, config.record, **hashes)}
+        hashes = {
+            "config_sha256": records.config_hash(config.settings),
+            "inputs_sha256": inputs_hash(task.objects),
+            "num_shards": task.num_shards,
+        }
+        yield {
+            "index": task.index,
+            "sidecar": datasets.write_shard(location(config.output), task.index, rows, config.record, **hashes),
+        }
 
 
 def dies_after(count: int) -> Callable[[list[ShardTask], PreprocessConfig], Iterator[dict]]:
@@ -252,12 +299,20 @@ def test_preprocessing_resumes_in_a_bucket_and_removes_what_is_extra(
         preprocess(PreprocessConfig(limit=12, **remote), dies_after(2))
     assert died.value.__dict__["safe_on_disk"] == [f"2 of 4 shards are finished ({target})"]
     left = contents(target)
-    assert len(left) == 5 and "dataset.json" not in left and json.loads(left["failure.json"])["error"] == "RuntimeError: died"
+    assert (
+        len(left) == 5
+        and "dataset.json" not in left
+        and json.loads(left["failure.json"])["error"] == "RuntimeError: died"
+    )
     (target / "shard-00000.json").write_bytes(b"{")
     before = len(store.requests())
     preprocess(PreprocessConfig(limit=12, **remote), write_shards)
     assert contents(target) == contents(tmp_path / "local")
-    sent = [request.rpartition("/")[2] for request in store.requests()[before:] if request.startswith("PUT") and not request.endswith("/")]
+    sent = [
+        request.rpartition("/")[2]
+        for request in store.requests()[before:]
+        if request.startswith("PUT") and not request.endswith("/")
+    ]
     assert sent[0] == "command.json" and sent[-1] == "dataset.json" and "shard-00001.parquet" not in sent
     assert all(sent.index(f"shard-0000{i}.parquet") < sent.index(f"shard-0000{i}.json") for i in (0, 2, 3))
     preprocess(PreprocessConfig(limit=2, **remote), write_shards)
@@ -276,7 +331,12 @@ def test_killed_and_started_again_a_bucket_holds_the_bytes_of_an_uninterrupted_r
     flags = {"source": "shapes", "limit": 30, "num_shards": 10, **SMALL}
     target = location(bucket) / "data"
     args = kills.command("preprocess", output=target, **flags)
-    kills.kill_when(args, tmp_path, lambda: sum(name.endswith(".json") for name in listing(target)) >= 4, random.Random(time.time_ns()).uniform(0, 0.4))
+    kills.kill_when(
+        args,
+        tmp_path,
+        lambda: sum(name.endswith(".json") for name in listing(target)) >= 4,
+        random.Random(time.time_ns()).uniform(0, 0.4),
+    )
     left = listing(target)
     assert "dataset.json" not in left
     assert kills.finish(args, tmp_path) == str(target)
@@ -290,19 +350,31 @@ def test_killed_and_started_again_a_bucket_holds_the_bytes_of_an_uninterrupted_r
     for name in ours:
         if not name.startswith("shard-") or name.endswith(".parquet"):  # a sidecar holds seconds
             assert ours[name] == theirs[name], name
-    client = Tracking(f"sqlite:///{tmp_path}/mlflow.db").client  # in the working directory: a bucket has no place for it
+    client = Tracking(
+        f"sqlite:///{tmp_path}/mlflow.db"
+    ).client  # in the working directory: a bucket has no place for it
     (found,) = client.search_runs([client.get_experiment_by_name("g3pt/preprocess").experiment_id])
     assert found.data.tags["g3pt.path"] == str(target) and found.info.status == "FINISHED"
     assert Path(client.download_artifacts(found.info.run_id, "dataset.json")).read_bytes() == ours["dataset.json"]
 
 
-@pytest.mark.parametrize("address", ["", "http://127.0.0.1:9"], ids=["no bucket", "no answer"])  # nobody runs a service at port 9
-def test_the_command_says_in_one_line_what_is_wrong_with_a_bucket(address: str, store: S3Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "address", ["", "http://127.0.0.1:9"], ids=["no bucket", "no answer"]
+)  # nobody runs a service at port 9
+def test_the_command_says_in_one_line_what_is_wrong_with_a_bucket(
+    address: str, store: S3Server, tmp_path: Path
+) -> None:
     environment = {"AWS_ENDPOINT_URL": address or store.address}
-    code = kills.start(kills.command("preprocess", source="shapes", limit=1, output="s3://none/data"), tmp_path, **environment).wait(timeout=120)
+    code = kills.start(
+        kills.command("preprocess", source="shapes", limit=1, output="s3://none/data"), tmp_path, **environment
+    ).wait(timeout=120)
     out, err = kills.printed(tmp_path)
     assert out == ""
     if address:
-        assert code == 1 and err.startswith("failed: ConnectionError: s3://none/data: the object store does not answer") and len(err.splitlines()) == 2
+        assert (
+            code == 1
+            and err.startswith("failed: ConnectionError: s3://none/data: the object store does not answer")
+            and len(err.splitlines()) == 2
+        )
     else:
         assert (code, err) == (2, "error: --output s3://none/data: there is no bucket s3://none\n")

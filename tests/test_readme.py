@@ -11,7 +11,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
-GIVEN = {"prompts.jsonl": '{"text": "a chair"}\n', "Cap3D.csv": "0001,a chair\n"}  # files of the reader's own that a command names
+GIVEN = {
+    "prompts.jsonl": '{"text": "a chair"}\n',
+    "Cap3D.csv": "0001,a chair\n",
+}  # files of the reader's own that a command names
 TYPED = re.compile(r"(?:^| |`)python (jobs/\w+\.py)([^`\n]*)", re.MULTILINE)
 
 

@@ -33,21 +33,30 @@ def unseen_shapes(count: int) -> Iterator[dict[str, np.ndarray]]:
     ids = [i for i in shape_ids() if split_of(i) == "test"]
     for k in np.linspace(0, len(ids) - 1, count).astype(int):
         shape = make_shape(ids[k])
-        yield mesh_to_tensors(shape.vertices, shape.faces, ConvertConfig(resolution=64, num_surface=4096, num_sharp=8, num_queries=4096), seed=0)
+        yield mesh_to_tensors(
+            shape.vertices,
+            shape.faces,
+            ConvertConfig(resolution=64, num_surface=4096, num_sharp=8, num_queries=4096),
+            seed=0,
+        )
 
 
 def test_it_rebuilds_unseen_shapes() -> None:
     model, found = CVQ.from_pretrained(WEIGHTS), []
     for row in unseen_shapes(8):
         codes_BS = model.encode(torch.from_numpy(row["surface"].astype(np.float32))[None])
-        logits_BQ = model.occupancy_logits(model.decode_latents(codes_BS), torch.from_numpy(row["volume_points"].astype(np.float32))[None])
+        logits_BQ = model.occupancy_logits(
+            model.decode_latents(codes_BS), torch.from_numpy(row["volume_points"].astype(np.float32))[None]
+        )
         inside, guess = unpack_occupancy(row["volume_occupancy"]), logits_BQ[0].detach().numpy() > 0
         found.append((inside & guess).sum() / (inside | guess).sum())
     assert np.mean(found) > 0.75, found
 
 
 def test_the_generator_follows_prompts_that_it_never_saw() -> None:
-    captions = {family: next(c for c, (f, _) in all_captions().items() if f == family and held_out(c)) for family in FAMILIES}
+    captions = {
+        family: next(c for c, (f, _) in all_captions().items() if f == family and held_out(c)) for family in FAMILIES
+    }
     model = G3PT.from_pretrained(RELEASED).eval()
     codes_BS = model.sample_codes(list(captions.values()), [None] * len(captions), range(len(captions)))
     meshes = decode_meshes(model.tokenizer, model.tokenizer.decode_latents(codes_BS), 64, 16)
@@ -65,13 +74,19 @@ def test_the_generator_answers_a_short_prompt() -> None:
 
 def test_the_generator_sees_what_a_picture_shows() -> None:
     """Among one held-out object of each of 16 families a sample is nearest to the pictured one (the release before: .375)."""
-    ids = {family: next(i for i in shape_ids() if i.startswith(f"shapes/{family}-") and split_of(i) == "test") for family in FAMILIES}
+    ids = {
+        family: next(i for i in shape_ids() if i.startswith(f"shapes/{family}-") and split_of(i) == "test")
+        for family in FAMILIES
+    }
     shapes = [make_shape(i) for i in ids.values()]
     views = [render_views(clay(shape.vertices, shape.faces), 1, 64, 0)[0][0] for shape in shapes]
     model = G3PT.from_pretrained(RELEASED).eval()
     codes_BS = model.sample_codes([None] * len(views), views, range(len(views)))
     meshes = decode_meshes(model.tokenizer, model.tokenizer.decode_latents(codes_BS), 32, 16)
-    clouds, samples = ([sample_surface(one.vertices, one.faces, 1024, np.random.default_rng(0))[:, :3] for one in part] for part in (shapes, meshes))
+    clouds, samples = (
+        [sample_surface(one.vertices, one.faces, 1024, np.random.default_rng(0))[:, :3] for one in part]
+        for part in (shapes, meshes)
+    )
     nearest = [int(np.argmin([chamfer(sample, cloud) for cloud in clouds])) for sample in samples]
     assert np.mean(nearest == np.arange(len(shapes))) > 0.5, nearest
 
@@ -103,4 +118,6 @@ def test_its_card_tells_the_run_s_own_figures() -> None:
 
 @pytest.mark.parametrize("folder", [WEIGHTS, RELEASED])
 def test_no_file_is_large(folder: Path) -> None:
-    assert all((folder / name).stat().st_size < 8e6 for name in ("model.safetensors", "config.json", "README.md", "CREDITS.md"))
+    assert all(
+        (folder / name).stat().st_size < 8e6 for name in ("model.safetensors", "config.json", "README.md", "CREDITS.md")
+    )

@@ -39,4 +39,12 @@ def annotation(number: int, word: str) -> dict[str, Any]:
     """As Sketchfab's interface gives it."""
     user = {"username": f"user{number}", "displayName": f"Author {number}", "profileUrl": "https://sketchfab.com/x"}
     tags = [{"slug": "red", "name": "Red", "uri": "u"}, {"name": "old wood"}]
-    return {"uid": uid(number), "name": f"Thing\n{number} \ud800", "tags": tags, "license": word, "user": user, "viewerUrl": f"https://sketchfab.com/3d-models/{uid(number)}", "faceCount": 12}
+    return {
+        "uid": uid(number),
+        "name": f"Thing\n{number} \ud800",
+        "tags": tags,
+        "license": word,
+        "user": user,
+        "viewerUrl": f"https://sketchfab.com/3d-models/{uid(number)}",
+        "faceCount": 12,
+    }

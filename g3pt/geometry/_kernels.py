@@ -15,8 +15,18 @@ from numba import njit
 
 @njit(cache=True, nogil=True)
 def _squared_distance(
-    px: float, py: float, pz: float, ax: float, ay: float, az: float, bx: float, by: float, bz: float,
-    cx: float, cy: float, cz: float,
+    px: float,
+    py: float,
+    pz: float,
+    ax: float,
+    ay: float,
+    az: float,
+    bx: float,
+    by: float,
+    bz: float,
+    cx: float,
+    cy: float,
+    cz: float,
 ) -> float:
     """Squared distance from point p to triangle abc."""
     abx, aby, abz = bx - ax, by - ay, bz - az
@@ -240,8 +250,10 @@ def _column_bins(corners: np.ndarray, low: np.ndarray, per_unit: np.ndarray, cou
     y_min = min(corners[0, 1], corners[1, 1], corners[2, 1])
     y_max = max(corners[0, 1], corners[1, 1], corners[2, 1])
     return (
-        _bin_of(x_min, low[0], per_unit[0], count), _bin_of(x_max, low[0], per_unit[0], count),
-        _bin_of(y_min, low[1], per_unit[1], count), _bin_of(y_max, low[1], per_unit[1], count),
+        _bin_of(x_min, low[0], per_unit[0], count),
+        _bin_of(x_max, low[0], per_unit[0], count),
+        _bin_of(y_min, low[1], per_unit[1], count),
+        _bin_of(y_max, low[1], per_unit[1], count),
     )
 
 
@@ -269,8 +281,14 @@ def column_index(triangles: np.ndarray, low: np.ndarray, per_unit: np.ndarray, c
 
 @njit(cache=True, nogil=True)
 def ray_parity(
-    triangles: np.ndarray, points: np.ndarray, low: np.ndarray, high: np.ndarray, per_unit: np.ndarray, count: int,
-    starts: np.ndarray, members: np.ndarray,
+    triangles: np.ndarray,
+    points: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    per_unit: np.ndarray,
+    count: int,
+    starts: np.ndarray,
+    members: np.ndarray,
 ) -> np.ndarray:
     """Whether the ray from each point (N, 3) along +z crosses the closed surface an odd number of times.
 

@@ -55,7 +55,9 @@ def closed(faces: np.ndarray, num_vertices: int) -> bool:
     for i in range(num_vertices):
         starts[i + 1] += starts[i]
     cursor = starts[:-1].copy()
-    far = np.empty(3 * faces.shape[0], dtype=np.int64)  # the edge's larger end, below zero where the face runs towards it
+    far = np.empty(
+        3 * faces.shape[0], dtype=np.int64
+    )  # the edge's larger end, below zero where the face runs towards it
     for f in range(faces.shape[0]):
         for k in range(3):
             a, b = faces[f, k], faces[f, (k + 1) % 3]

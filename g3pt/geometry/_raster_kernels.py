@@ -89,7 +89,9 @@ def _albedo(scene: Scene, f: int, level: int, p: float, q: float, s: float) -> t
 
 
 @njit(cache=True, nogil=True)
-def _light(scene: Scene, f: int, p: float, q: float, s: float, eye: np.ndarray, lights: np.ndarray, ambient: float) -> float:
+def _light(
+    scene: Scene, f: int, p: float, q: float, s: float, eye: np.ndarray, lights: np.ndarray, ambient: float
+) -> float:
     """Light that the point reflects towards any eye (Lambert); faces seen from behind are lit as from the front."""
     if scene.unlit[scene.material[f]]:
         return 1.0
@@ -134,7 +136,9 @@ def mip_level(scene: Scene, screen: np.ndarray, each: int) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _doubled_area(points: np.ndarray, i: int, j: int, k: int) -> float:
-    return (points[j, 0] - points[i, 0]) * (points[k, 1] - points[i, 1]) - (points[j, 1] - points[i, 1]) * (points[k, 0] - points[i, 0])
+    return (points[j, 0] - points[i, 0]) * (points[k, 1] - points[i, 1]) - (points[j, 1] - points[i, 1]) * (
+        points[k, 0] - points[i, 0]
+    )
 
 
 @njit(cache=True, nogil=True)
@@ -160,8 +164,14 @@ def rasterise(
             j, k, area = k, j, -area
         swapped = scene.faces[f, 1] != j
         x0, x1, x2, y0, y1, y2 = screen[i, 0], screen[j, 0], screen[k, 0], screen[i, 1], screen[j, 1], screen[k, 1]
-        left, right = max(int(math.ceil(min(x0, x1, x2) - 0.5)), 0), min(int(math.floor(max(x0, x1, x2) - 0.5)), size - 1)
-        top, bottom = max(int(math.ceil(min(y0, y1, y2) - 0.5)), 0), min(int(math.floor(max(y0, y1, y2) - 0.5)), size - 1)
+        left, right = (
+            max(int(math.ceil(min(x0, x1, x2) - 0.5)), 0),
+            min(int(math.floor(max(x0, x1, x2) - 0.5)), size - 1),
+        )
+        top, bottom = (
+            max(int(math.ceil(min(y0, y1, y2) - 0.5)), 0),
+            min(int(math.floor(max(y0, y1, y2) - 0.5)), size - 1),
+        )
         own0, own1, own2 = _owns(x1, y1, x2, y2), _owns(x2, y2, x0, y0), _owns(x0, y0, x1, y1)
         mode = scene.mode[material]
         for row in range(top, bottom + 1):
@@ -171,7 +181,14 @@ def rasterise(
                 w0 = (x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)
                 w1 = (x0 - x2) * (y - y2) - (y0 - y2) * (x - x2)
                 w2 = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)
-                if w0 < 0.0 or w1 < 0.0 or w2 < 0.0 or (w0 == 0.0 and not own0) or (w1 == 0.0 and not own1) or (w2 == 0.0 and not own2):
+                if (
+                    w0 < 0.0
+                    or w1 < 0.0
+                    or w2 < 0.0
+                    or (w0 == 0.0 and not own0)
+                    or (w1 == 0.0 and not own1)
+                    or (w2 == 0.0 and not own2)
+                ):
                     continue
                 p, q, s = w0 * screen[i, 2] / area, w1 * screen[j, 2] / area, w2 * screen[k, 2] / area
                 near = p + q + s  # 1 / distance is linear on the screen
@@ -227,13 +244,27 @@ def shade(
 
 @njit(cache=True, nogil=True)
 def _shaded(
-    scene: Scene, screen: np.ndarray, f: int, level: int, x: float, y: float, eye: np.ndarray, lights: np.ndarray, ambient: float
+    scene: Scene,
+    screen: np.ndarray,
+    f: int,
+    level: int,
+    x: float,
+    y: float,
+    eye: np.ndarray,
+    lights: np.ndarray,
+    ambient: float,
 ) -> tuple[float, float, float]:
     """Linear colour of face f at a screen point on it."""
     i, j, k = scene.faces[f]
-    p = ((screen[k, 0] - screen[j, 0]) * (y - screen[j, 1]) - (screen[k, 1] - screen[j, 1]) * (x - screen[j, 0])) * screen[i, 2]
-    q = ((screen[i, 0] - screen[k, 0]) * (y - screen[k, 1]) - (screen[i, 1] - screen[k, 1]) * (x - screen[k, 0])) * screen[j, 2]
-    s = ((screen[j, 0] - screen[i, 0]) * (y - screen[i, 1]) - (screen[j, 1] - screen[i, 1]) * (x - screen[i, 0])) * screen[k, 2]
+    p = (
+        (screen[k, 0] - screen[j, 0]) * (y - screen[j, 1]) - (screen[k, 1] - screen[j, 1]) * (x - screen[j, 0])
+    ) * screen[i, 2]
+    q = (
+        (screen[i, 0] - screen[k, 0]) * (y - screen[k, 1]) - (screen[i, 1] - screen[k, 1]) * (x - screen[k, 0])
+    ) * screen[j, 2]
+    s = (
+        (screen[j, 0] - screen[i, 0]) * (y - screen[i, 1]) - (screen[j, 1] - screen[i, 1]) * (x - screen[i, 0])
+    ) * screen[k, 2]
     total = p + q + s
     p, q, s = p / total, q / total, s / total
     r, g, b, _ = _albedo(scene, f, level, p, q, s)

@@ -60,7 +60,9 @@ class Appearance:
 
     def placed(self, scale: float, offset: np.ndarray) -> "Appearance":
         """The same where its solid stands: vertices * scale + offset."""
-        return Appearance(parts=[replace(part, vertices=part.vertices * scale + offset) for part in self.parts], kind=self.kind)
+        return Appearance(
+            parts=[replace(part, vertices=part.vertices * scale + offset) for part in self.parts], kind=self.kind
+        )
 
 
 def clay(vertices: np.ndarray, faces: np.ndarray) -> Appearance:
@@ -92,7 +94,9 @@ def _kind(parts: list[Part], missing: int) -> str:
         return "texture-missing"
     if any(part.material.image is not None for part in parts):
         return "texture"
-    if any(part.colours is not None and part.colours.min(initial=1.0) < 1.0 for part in parts):  # white ones say nothing
+    if any(
+        part.colours is not None and part.colours.min(initial=1.0) < 1.0 for part in parts
+    ):  # white ones say nothing
         return "vertex-colours"
     return "material" if any(part.material.colour != CLAY for part in parts) else "none"
 
@@ -132,7 +136,9 @@ def smooth_normals(vertices: np.ndarray, faces: np.ndarray, same: np.ndarray) ->
 def srgb_to_linear(values: np.ndarray) -> np.ndarray:
     """sRGB in [0, 1] to linear light."""
     values = np.asarray(values, dtype=np.float32)
-    return np.where(values <= 0.04045, values / 12.92, ((np.maximum(values, 0.0) + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    return np.where(values <= 0.04045, values / 12.92, ((np.maximum(values, 0.0) + 0.055) / 1.055) ** 2.4).astype(
+        np.float32
+    )
 
 
 def linear_rgba(colours: np.ndarray) -> np.ndarray:

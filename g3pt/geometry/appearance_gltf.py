@@ -42,7 +42,11 @@ def _part(placed: Placed, materials: "_Materials") -> Part:
     else:
         normals = None  # flat
     return Part(
-        vertices=placed.vertices, faces=placed.faces, material=material, normals=normals, uvs=uvs,
+        vertices=placed.vertices,
+        faces=placed.faces,
+        material=material,
+        normals=normals,
+        uvs=uvs,
         colours=None if colours is None else _rgba(colours),
     )
 
@@ -70,7 +74,9 @@ def _uvs(primitive: Any, texture: dict) -> np.ndarray | None:
     uvs = _attribute(primitive.attribute(f"TEXCOORD_{number}"), primitive, (2,))
     if uvs is None:
         return None
-    offset, scale, turn = (transform.get(name, default) for name, default in (("offset", (0, 0)), ("scale", (1, 1)), ("rotation", 0.0)))
+    offset, scale, turn = (
+        transform.get(name, default) for name, default in (("offset", (0, 0)), ("scale", (1, 1)), ("rotation", 0.0))
+    )
     cosine, sine = np.cos(float(turn)), np.sin(float(turn))
     scaled = uvs.astype(np.float64) * np.asarray(scale, dtype=np.float64)
     return scaled @ np.array([[cosine, -sine], [sine, cosine]]) + np.asarray(offset, dtype=np.float64)
@@ -101,7 +107,10 @@ class _Materials:
         factor, texture = surface.get("baseColorFactor", WHITE), surface.get("baseColorTexture", {})
         if old and "baseColorTexture" not in surface:
             factor, texture = old.get("diffuseFactor", WHITE), old.get("diffuseTexture", {})
-        colour, mode = tuple(float(value) for value in factor), _ALPHA_MODES.get(json.get("alphaMode", "OPAQUE"), "opaque")
+        colour, mode = (
+            tuple(float(value) for value in factor),
+            _ALPHA_MODES.get(json.get("alphaMode", "OPAQUE"), "opaque"),
+        )
         through = float(_extension(json, "KHR_materials_transmission").get("transmissionFactor", 0.0))
         if mode == "opaque":
             colour = (*colour[:3], 1.0)
@@ -131,7 +140,11 @@ class _Materials:
     def _image(self, index: int) -> np.ndarray | None:
         try:
             image = self.document.item("images", index)
-            data = self.document.view(image["bufferView"])[0] if "bufferView" in image else self.document.resource(str(image["uri"]))
+            data = (
+                self.document.view(image["bufferView"])[0]
+                if "bufferView" in image
+                else self.document.resource(str(image["uri"]))
+            )
             return decode_image(bytes(data))
         except (MeshError, ValueError, KeyError):
             self.missing.add(index)

@@ -53,7 +53,9 @@ def _obj_part(mesh: Any, has_normals: bool, pictures: dict[str, np.ndarray | Non
         return _coloured(mesh)
     uvs = mesh.visual.uv
     return Part(
-        vertices=np.asarray(mesh.vertices), faces=np.asarray(mesh.faces), material=_obj_material(mesh.visual.material, pictures, read_file),
+        vertices=np.asarray(mesh.vertices),
+        faces=np.asarray(mesh.faces),
+        material=_obj_material(mesh.visual.material, pictures, read_file),
         normals=np.asarray(mesh.vertex_normals) if has_normals else None,
         uvs=None if uvs is None or len(uvs) != len(mesh.vertices) else np.asarray(uvs) * (1.0, -1.0) + (0.0, 1.0),
     )
@@ -107,7 +109,12 @@ def ply_parts(content: bytes) -> list[Part]:
 def _coloured(mesh: Any) -> Part:
     kind = mesh.visual.kind
     if kind == "vertex":
-        return Part(vertices=mesh.vertices, faces=mesh.faces, colours=linear_rgba(mesh.visual.vertex_colors), material=Material(colour=_WHITE))
+        return Part(
+            vertices=mesh.vertices,
+            faces=mesh.faces,
+            colours=linear_rgba(mesh.visual.vertex_colors),
+            material=Material(colour=_WHITE),
+        )
     if kind == "face":
         vertices, faces = mesh.vertices[mesh.faces].reshape(-1, 3), np.arange(3 * len(mesh.faces)).reshape(-1, 3)
         colours = linear_rgba(np.repeat(mesh.visual.face_colors, 3, axis=0))

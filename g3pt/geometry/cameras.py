@@ -13,7 +13,14 @@ FIELD_OF_VIEW_DEGREES = 40.0
 PRESETS = ("random", "ring", "axes")
 RING_ELEVATION_DEGREES = 20.0
 RANDOM_ELEVATIONS_DEGREES = (5.0, 40.0)
-_AXES = ((0, 0), (90, 0), (180, 0), (270, 0), (0, 90), (0, -90))  # azimuth, elevation: front, right, back, left, top, bottom
+_AXES = (
+    (0, 0),
+    (90, 0),
+    (180, 0),
+    (270, 0),
+    (0, 90),
+    (0, -90),
+)  # azimuth, elevation: front, right, back, left, top, bottom
 
 
 def place_cameras(preset: str, num_views: int, vertices: np.ndarray, seed: int) -> np.ndarray:

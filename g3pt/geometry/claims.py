@@ -66,7 +66,9 @@ def _check_off(content: bytes) -> None:
     vertices, faces = map(int, numbers.groups())
     lines = _lines(content[numbers.end() :].partition(b"\n")[2])
     if vertices + faces > len(lines):
-        raise MeshError("corrupt", f"OFF header claims {vertices} vertices and {faces} faces, {len(lines)} lines follow")
+        raise MeshError(
+            "corrupt", f"OFF header claims {vertices} vertices and {faces} faces, {len(lines)} lines follow"
+        )
     if faces:
         _check_whole_face(lines[vertices + faces - 1])
 
@@ -98,7 +100,9 @@ def _check_whole_face(line: bytes) -> None:
     """The last line of a text file that was cut off may lack a corner."""
     words = line.split()
     if words[0].isdigit() and len(words) <= int(words[0]):
-        raise MeshError("corrupt", f"the last face has {len(words) - 1} of {int(words[0])} corners: the file is cut off")
+        raise MeshError(
+            "corrupt", f"the last face has {len(words) - 1} of {int(words[0])} corners: the file is cut off"
+        )
 
 
 def _lines(text: bytes) -> list[bytes]:

@@ -86,4 +86,9 @@ def is_closed(vertices: np.ndarray, faces: np.ndarray) -> bool:
     unique = np.unique(there)
     a, b, c = (np.asarray(vertices, np.float64)[faces[:, k]] for k in range(3))
     volume = np.einsum("fd,fd->", a, np.cross(b, c)) / 6.0
-    return bool(len(unique) == len(there) and np.array_equal(unique, np.unique(back)) and (edges[:, 0] != edges[:, 1]).all() and volume > 0.0)
+    return bool(
+        len(unique) == len(there)
+        and np.array_equal(unique, np.unique(back))
+        and (edges[:, 0] != edges[:, 1]).all()
+        and volume > 0.0
+    )

@@ -91,7 +91,9 @@ class Document:
         view = self.item("bufferViews", index)
         compressed = sorted(set(view.get("extensions", {})).intersection(_MESHOPT))
         if compressed and self._without_fallback(compressed[0], view.get("buffer")):
-            raise MeshError("unsupported", f"bufferViews[{index}] is compressed with {compressed[0]}, which is not decoded")
+            raise MeshError(
+                "unsupported", f"bufferViews[{index}] is compressed with {compressed[0]}, which is not decoded"
+            )
         data = self._buffer(view.get("buffer"))
         start, length, stride = int(view.get("byteOffset", 0)), int(view["byteLength"]), int(view.get("byteStride", 0))
         if min(start, length, stride) < 0 or start + length > len(data):

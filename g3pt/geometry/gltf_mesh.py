@@ -47,8 +47,11 @@ def read_primitive(document: Document, json: dict) -> Primitive | None:
     if len(order) and (order.max() >= len(vertices) or order.min() < 0):
         raise MeshError("corrupt", f"index {order.max()} is out of range for {len(vertices)} vertices")
     return Primitive(
-        vertices=vertices, faces=_triangulated(order, mode), material=json.get("material"),
-        attribute=_accessor_reader(document, attributes), json=json,
+        vertices=vertices,
+        faces=_triangulated(order, mode),
+        material=json.get("material"),
+        attribute=_accessor_reader(document, attributes),
+        json=json,
     )
 
 
@@ -84,7 +87,9 @@ def _draco_primitive(document: Document, json: dict, extension: dict) -> Primiti
     return Primitive(
         vertices=np.asarray(mesh.points, dtype=np.float64).reshape(-1, 3),
         faces=np.asarray(mesh.faces, dtype=np.int64).reshape(-1, 3),
-        material=json.get("material"), attribute=attribute, json=json,
+        material=json.get("material"),
+        attribute=attribute,
+        json=json,
     )
 
 

@@ -110,7 +110,9 @@ def _instance_matrices(document: Document, node: dict) -> np.ndarray:
         raise MeshError("corrupt", f"instance attributes have different counts {sorted(counts)}")
     one = np.ones((counts.pop(), 1))
     return _matrices(
-        given.get("TRANSLATION", one * [0, 0, 0]), given.get("ROTATION", one * [0, 0, 0, 1]), given.get("SCALE", one * [1, 1, 1])
+        given.get("TRANSLATION", one * [0, 0, 0]),
+        given.get("ROTATION", one * [0, 0, 0, 1]),
+        given.get("SCALE", one * [1, 1, 1]),
     )
 
 

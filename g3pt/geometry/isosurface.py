@@ -15,7 +15,16 @@ import numpy as np
 from g3pt.geometry.cleanup import unique_rows
 from g3pt.geometry.search import CORNERS, Crossed, EmptyField, FullField, NoSurface, TooComplexField, search
 
-__all__ = ["EmptyField", "FullField", "NoSurface", "TooComplexField", "default_coarse", "extract", "extract_many", "marching_cubes"]
+__all__ = [
+    "EmptyField",
+    "FullField",
+    "NoSurface",
+    "TooComplexField",
+    "default_coarse",
+    "extract",
+    "extract_many",
+    "marching_cubes",
+]
 
 MIN_COARSE = 32  # a part apart from the rest and thinner than 2 / 32 can hide between the first grid's points
 BLOCK = 130  # cells a side of a block of marching cubes: 128 cells and the two beyond the box are one block
@@ -96,7 +105,11 @@ def marching_cubes(crossed: Crossed) -> tuple[np.ndarray, np.ndarray]:
     for rows in np.split(order, starts[1:]):
         corner = block_N3[rows[0]] * BLOCK - 1
         local, triangles = _block_surface(crossed.cells_N3[rows] - corner, crossed.values_N8[rows])
-        vertices.append(np.clip((local.astype(np.float64) + corner) * (2.0 / crossed.resolution) - 1.0, -1.0, 1.0).astype(np.float32))
+        vertices.append(
+            np.clip((local.astype(np.float64) + corner) * (2.0 / crossed.resolution) - 1.0, -1.0, 1.0).astype(
+                np.float32
+            )
+        )
         faces.append(triangles.astype(np.int64) + count)
         count += len(local)
     if len(vertices) == 1:

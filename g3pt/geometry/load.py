@@ -20,8 +20,16 @@ MAX_BYTES = 1 << 30
 MAX_FACES = 20_000_000
 MAX_COORDINATE = 1e100  # squares of lengths must not overflow
 REASONS = (
-    "missing-file", "empty", "corrupt", "unsupported", "external-uri", "non-finite", "too-large", "no-faces",
-    "zero-extent", "unreadable",
+    "missing-file",
+    "empty",
+    "corrupt",
+    "unsupported",
+    "external-uri",
+    "non-finite",
+    "too-large",
+    "no-faces",
+    "zero-extent",
+    "unreadable",
 )
 
 

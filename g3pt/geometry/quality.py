@@ -24,12 +24,16 @@ class Bounds:
 
     min_volume: float = 8e-4  # of the box [-1, 1]^3, that is 3 of 32,768 volume points: a wire a voxel thin
     max_chamfer: float = 0.25
-    max_share_sigmas: float = 6.0  # how far the share of volume points inside may be from volume / 8, in standard deviations
+    max_share_sigmas: float = (
+        6.0  # how far the share of volume points inside may be from volume / 8, in standard deviations
+    )
 
 
 def quality_faults(figures: dict, num_queries: int, bounds: Bounds = Bounds()) -> list[tuple[str, str]]:
     """(reason class, what was found) of every bound that a row's figures break; empty for a good row."""
-    volume, shells, share, chamfer = (figures[k] for k in ("volume", "num_inner_shells", "volume_share", "chamfer_to_input"))
+    volume, shells, share, chamfer = (
+        figures[k] for k in ("volume", "num_inner_shells", "volume_share", "chamfer_to_input")
+    )
     expected = min(max(volume / 8.0, 0.0), 1.0)
     spread = (expected * (1.0 - expected) / num_queries) ** 0.5 + 1.0 / num_queries
     checks = [

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 SAMPLES = 3  # a side of each pixel
 AMBIENT = 0.36
-LIGHTS = ((-0.5, 0.7, 0.75, 0.55), (0.9, 0.15, 0.6, 0.24), (0.1, 0.6, -0.9, 0.25))  # in camera space: direction, strength
+LIGHTS = (
+    (-0.5, 0.7, 0.75, 0.55),
+    (0.9, 0.15, 0.6, 0.24),
+    (0.1, 0.6, -0.9, 0.25),
+)  # in camera space: direction, strength
 _CAPTION_PIXELS = 30
 
 
@@ -88,7 +92,9 @@ def encode(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def picture(vertices: np.ndarray, faces: np.ndarray, size: int, azimuth_degrees: float = 35.0, elevation_degrees: float = 20.0) -> "Image.Image":
+def picture(
+    vertices: np.ndarray, faces: np.ndarray, size: int, azimuth_degrees: float = 35.0, elevation_degrees: float = 20.0
+) -> "Image.Image":
     """One view (RGBA, size x size) in clay that the object just fits."""
     from PIL import Image
 
@@ -97,15 +103,24 @@ def picture(vertices: np.ndarray, faces: np.ndarray, size: int, azimuth_degrees:
 
 
 def contact_sheet(
-    items: list[tuple[np.ndarray, np.ndarray, str]], path: str | Path, columns: int = 4, size: int = 256,
-    azimuth_degrees: float = 35.0, elevation_degrees: float = 20.0,
+    items: list[tuple[np.ndarray, np.ndarray, str]],
+    path: str | Path,
+    columns: int = 4,
+    size: int = 256,
+    azimuth_degrees: float = 35.0,
+    elevation_degrees: float = 20.0,
 ) -> None:
     """One PNG with a picture of each (vertices, faces, title), in rows of `columns`; a mesh without faces stays blank."""
-    views = (picture(vertices, faces, size, azimuth_degrees, elevation_degrees) if len(faces) else None for vertices, faces, _ in items)
+    views = (
+        picture(vertices, faces, size, azimuth_degrees, elevation_degrees) if len(faces) else None
+        for vertices, faces, _ in items
+    )
     picture_sheet(path, [title for *_, title in items], views, columns, size)
 
 
-def picture_sheet(path: str | Path, titles: Sequence[str], pictures: Iterable["Image.Image | None"], columns: int, size: int) -> None:
+def picture_sheet(
+    path: str | Path, titles: Sequence[str], pictures: Iterable["Image.Image | None"], columns: int, size: int
+) -> None:
     """One PNG of pictures (RGBA, size x size; None stays blank) below their titles, in rows of `columns`; narrower if there are fewer.
 
     A title gets two lines; what can't be printed in it is a question mark.

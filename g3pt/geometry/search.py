@@ -24,7 +24,9 @@ import numpy as np
 MAX_CELLS = 1_500_000
 BYTES_A_CELL = 1300
 CORNERS = tuple((x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1))
-_FACES = tuple((axis, end, [k for k, corner in enumerate(CORNERS) if corner[axis] == end]) for axis in range(3) for end in (0, 1))
+_FACES = tuple(
+    (axis, end, [k for k, corner in enumerate(CORNERS) if corner[axis] == end]) for axis in range(3) for end in (0, 1)
+)
 _SLAB_POINTS = 2**18  # asked for at a time
 
 Search = Generator[np.ndarray, np.ndarray, "Crossed"]
@@ -63,7 +65,6 @@ class Crossed:
     values_N8: np.ndarray
 
 
-
 def search(resolution: int, coarse: int, level: float) -> Search:
     """Yields points (N, 3), is sent the field's values there, and returns the cells of the finest grid that the surface crosses."""
     doublings = (resolution // coarse).bit_length() - 1 if coarse > 0 else -1
@@ -84,7 +85,9 @@ def search(resolution: int, coarse: int, level: float) -> Search:
     state.set_cells(state.pack(corners - 1), values_N8)
     for _ in range(doublings):
         if len(state.cells) > MAX_CELLS:
-            raise TooComplexField(f"{len(state.cells)} of {state.size}^3 cells touch the surface, more than {MAX_CELLS}")
+            raise TooComplexField(
+                f"{len(state.cells)} of {state.size}^3 cells touch the surface, more than {MAX_CELLS}"
+            )
         yield from state.refine()
     return Crossed(resolution, state.unpack(state.cells), state.values_N8)
 
@@ -107,7 +110,9 @@ def _first_grid(coarse: int, level: float) -> Generator[np.ndarray, np.ndarray, 
 
 def _ask(index_N3: np.ndarray, size: int, level: float) -> Generator[np.ndarray, np.ndarray, np.ndarray]:
     """The field less level at grid points of `size` cells a side, float32."""
-    values = np.asarray((yield (index_N3 * (2.0 / size) - 1.0).astype(np.float32)), dtype=np.float32) - np.float32(level)
+    values = np.asarray((yield (index_N3 * (2.0 / size) - 1.0).astype(np.float32)), dtype=np.float32) - np.float32(
+        level
+    )
     if len(values) != len(index_N3) or not np.isfinite(values).all():
         raise ValueError("the field returned non-finite values, or not one a point")
     return values

@@ -31,7 +31,10 @@ def sample_surface(vertices: np.ndarray, faces: np.ndarray, count: int, rng: np.
 
 
 def sample_sharp(
-    vertices: np.ndarray, faces: np.ndarray, count: int, rng: np.random.Generator,
+    vertices: np.ndarray,
+    faces: np.ndarray,
+    count: int,
+    rng: np.random.Generator,
     angle_degrees: float = SHARP_ANGLE_DEGREES,
 ) -> np.ndarray:
     """Points (count, 6) drawn uniformly along edges bent by more than the angle, normals averaged over both faces.

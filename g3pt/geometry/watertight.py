@@ -19,7 +19,9 @@ from g3pt.geometry.load import MeshError
 
 BOX = 0.95  # half side of the final solid's box
 OFFSET_VOXELS = 1.0
-_MARGIN_VOXELS = 2  # grid points beyond the mesh's box: the outermost layer is further than the offset, in the outside air
+_MARGIN_VOXELS = (
+    2  # grid points beyond the mesh's box: the outermost layer is further than the offset, in the outside air
+)
 _SNAP_VOXELS = 1e-3  # a surface closer than this to a grid point is moved off it, so that no face collapses
 METHODS = ("narrowband", "mesh2sdf")
 
@@ -92,7 +94,9 @@ def _mesh2sdf(triangles: np.ndarray, shape: tuple[int, ...], resolution: int) ->
 
     corners = triangles.reshape(-1, 3) * (2.0 / resolution) - 1.0
     signed = mesh2sdf.compute(corners, np.arange(len(corners)).reshape(-1, 3), resolution)
-    common = tuple(slice(min(count, resolution)) for count in shape)  # its grid has `resolution` points a side, ours may have more
+    common = tuple(
+        slice(min(count, resolution)) for count in shape
+    )  # its grid has `resolution` points a side, ours may have more
     distance = np.full(shape, 1e3, dtype=np.float32)
     distance[common] = np.abs(signed[common]) * (resolution / 2)
     return distance
@@ -111,6 +115,8 @@ def _normalised(vertices: np.ndarray, faces: np.ndarray, scale: float, offset: n
     factor = 2.0 * BOX / float((high - low).max())
     centre = (low + high) / 2
     return Solid(
-        vertices=np.clip((vertices - centre) * factor, -BOX, BOX), faces=faces,
-        scale=scale * factor, offset=(offset - centre) * factor,
+        vertices=np.clip((vertices - centre) * factor, -BOX, BOX),
+        faces=faces,
+        scale=scale * factor,
+        offset=(offset - centre) * factor,
     )

@@ -72,7 +72,9 @@ def known_content(config: PreprocessConfig, objects: list[SourceObject], sidecar
     unread = [item for item, content in zip(objects, found, strict=True) if content is None]
     if unread:
         with ThreadPoolExecutor(READERS) as readers:
-            read = dict(zip(unread, readers.map(lambda item: _with(item, read_content(root, item.path)), unread), strict=True))
+            read = dict(
+                zip(unread, readers.map(lambda item: _with(item, read_content(root, item.path)), unread), strict=True)
+            )
         found = [content or read[item] for item, content in zip(objects, found, strict=True)]
     return found
 
@@ -87,4 +89,6 @@ def _recorded(root: Path, rehash: bool, item: SourceObject, sidecar: dict[str, A
 
 
 def _with(item: SourceObject, content: Content) -> SourceObject:
-    return SourceObject(**vars(item) | {"content_sha256": content.sha256, "size": content.size})  # a third of replace's time
+    return SourceObject(
+        **vars(item) | {"content_sha256": content.sha256, "size": content.size}
+    )  # a third of replace's time

@@ -32,7 +32,10 @@ GRACE_S = 1.0  # for a download to tell itself that its time is over
 LEFTOVER_S = 86400.0  # a part this old belongs to no living download
 AHEAD = 4  # downloads beside the one that is waited for
 SAY_NO = {401: "refused", 403: "refused", 404: "not-found", 410: "not-found"}
-TOO_OFTEN, TOO_OFTEN_S = 429, 30.0  # and how long to wait where it says nothing; the hub counts requests in windows of minutes
+TOO_OFTEN, TOO_OFTEN_S = (
+    429,
+    30.0,
+)  # and how long to wait where it says nothing; the hub counts requests in windows of minutes
 BUSY = (408, 425, TOO_OFTEN)
 Item = TypeVar("Item")
 Started = TypeVar("Started")
@@ -55,7 +58,9 @@ class Download:
         self.is_new = not self.file.is_file()
         self._done: Future[None] = Future()
         if self.is_new:
-            threading.Thread(target=self._work, args=(folder, name), daemon=True).start()  # a stalled one must not hold up the exit
+            threading.Thread(
+                target=self._work, args=(folder, name), daemon=True
+            ).start()  # a stalled one must not hold up the exit
         else:
             self._done.set_result(None)
 
@@ -222,7 +227,9 @@ def _check(part: Path, name: str, size: int | None, etag: str | None) -> None:
     digest = {64: hashlib.sha256(), 40: hashlib.sha1(b"blob %d\0" % there)}.get(len(etag or ""))
     if digest is None or (size is not None and there > size):
         part.unlink()
-        raise DownloadError("checksum", f"{name}: {there} bytes, of {size} with the hash {etag}", again=digest is not None)
+        raise DownloadError(
+            "checksum", f"{name}: {there} bytes, of {size} with the hash {etag}", again=digest is not None
+        )
     with open(part, "rb") as file:
         hashlib.file_digest(file, lambda: digest)
     if digest.hexdigest() != etag:

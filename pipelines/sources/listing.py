@@ -61,7 +61,10 @@ class Listing:
         if self.ids is not None and self.listed < len(self.ids):
             said.append(f"{len(self.ids) - self.listed} of {len(self.ids)} ids of --ids are not in the source")
         if self.captions:
-            said.append(self.captions.line(self.listed - self.left_out.total()) + (", before --limit" if self.config.limit else ""))
+            said.append(
+                self.captions.line(self.listed - self.left_out.total())
+                + (", before --limit" if self.config.limit else "")
+            )
         return said
 
     def _source(self) -> Iterator[SourceObject]:

@@ -35,9 +35,13 @@ if TYPE_CHECKING:
     from pipelines.preprocess_config import PreprocessConfig
 
 PATHS, LVIS = "object-paths.json.gz", "lvis-annotations.json.gz"
-MESH_PATH = re.compile(r"glbs/([0-9]{3}-[0-9]{3})/[0-9A-Za-z_-]+\.glb")  # it becomes a local path: nothing else is followed
+MESH_PATH = re.compile(
+    r"glbs/([0-9]{3}-[0-9]{3})/[0-9A-Za-z_-]+\.glb"
+)  # it becomes a local path: nothing else is followed
 UID = re.compile(r"[0-9A-Za-z_-]+")
-ADDRESS = f"https://huggingface.co/datasets/{REPOSITORY}/resolve/main"  # of source_url: the same whatever mirror was used
+ADDRESS = (
+    f"https://huggingface.co/datasets/{REPOSITORY}/resolve/main"  # of source_url: the same whatever mirror was used
+)
 REMEDY = "set HF_ENDPOINT to a mirror in reach, or give with --input a folder that holds the dataset's files (default $HF_HOME/objaverse)"
 VIEWER = "https://sketchfab.com/3d-models"
 Chosen = Callable[[str], bool]
@@ -76,7 +80,9 @@ def _check_categories(wanted: Iterable[str], known: set[str]) -> None:
     unknown = [name for name in wanted if name not in known]
     if unknown:
         close = difflib.get_close_matches(unknown[0], known, n=5, cutoff=0.4) or sorted(known)[:5]
-        raise UsageError(f"--categories: LVIS has no category {', '.join(unknown)} ({len(known)} in all, written like {', '.join(close)})")
+        raise UsageError(
+            f"--categories: LVIS has no category {', '.join(unknown)} ({len(known)} in all, written like {', '.join(close)})"
+        )
 
 
 def _object(uid: str, path: str, about: Any, category: str) -> SourceObject:
@@ -115,7 +121,10 @@ class Paths:
     def limit(self, number: int) -> None:
         """Keep the objects with the smallest sha256(id)."""
         self._db.create_function("id_hash", 1, lambda uid: id_hash(uid).to_bytes(8, "big"), deterministic=True)
-        self._db.execute("DELETE FROM paths WHERE rowid NOT IN (SELECT rowid FROM paths ORDER BY id_hash(uid), uid LIMIT ?)", (number,))
+        self._db.execute(
+            "DELETE FROM paths WHERE rowid NOT IN (SELECT rowid FROM paths ORDER BY id_hash(uid), uid LIMIT ?)",
+            (number,),
+        )
 
     def folders(self) -> list[str]:
         """Those that hold a chosen object."""
@@ -159,7 +168,11 @@ class Annotations:
         """Each folder with what is known of its objects."""
         names = [f"metadata/{folder}.json.gz" for folder in folders]
         missing = any(not (self.folder / name).is_file() for name in names)
-        with Progress("annotations", len(names), "files") if missing and self.may_fetch else contextlib.nullcontext() as progress:
+        with (
+            Progress("annotations", len(names), "files")
+            if missing and self.may_fetch
+            else contextlib.nullcontext() as progress
+        ):
             for done, (name, started) in enumerate(ahead(names, self._start), start=1):
                 with self._opened(name, started) as file:
                     found = dict(json.load(file))
@@ -178,7 +191,9 @@ class Annotations:
         try:
             path = started.result()
         except DownloadError as error:
-            raise UsageError(f"--source objaverse: {name} of {REPOSITORY} can't be had from {endpoint()} ({error}); {REMEDY}") from error
+            raise UsageError(
+                f"--source objaverse: {name} of {REPOSITORY} can't be had from {endpoint()} ({error}); {REMEDY}"
+            ) from error
         try:
             with gzip.open(path) as file:
                 yield file

@@ -45,4 +45,6 @@ class SourceObject:
 
 def inputs_hash(objects: Iterable[SourceObject]) -> str:
     """sha256 over the sorted objects of a shard: ids, sizes, content hashes and what their rows say about them."""
-    return hashlib.sha256(canonical_json([vars(item) for item in sorted(objects, key=lambda item: item.id)]).encode()).hexdigest()
+    return hashlib.sha256(
+        canonical_json([vars(item) for item in sorted(objects, key=lambda item: item.id)]).encode()
+    ).hexdigest()

@@ -5,7 +5,13 @@ import torch
 
 from g3pt.attention import attended_pairs, block_mask, compiled_flex, level_by_level, level_of_tokens
 
-LEVELS = [(5,), (1, 3, 6, 8), (17, 1, 4, 9), (3, 3, 3), (130, 1, 200)]  # the last spans several of FlexAttention's blocks
+LEVELS = [
+    (5,),
+    (1, 3, 6, 8),
+    (17, 1, 4, 9),
+    (3, 3, 3),
+    (130, 1, 200),
+]  # the last spans several of FlexAttention's blocks
 
 
 def tensors(levels: tuple[int, ...]) -> list[torch.Tensor]:

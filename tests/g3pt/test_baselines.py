@@ -7,7 +7,9 @@ from g3pt import baselines
 from g3pt.geometry.isosurface import extract
 
 
-@pytest.mark.parametrize(("bits", "side"), [(1000, 10), (999.9, 9), (1331, 11), (1330, 10), (1102, 10), (31304, 31), (1, 1)])
+@pytest.mark.parametrize(
+    ("bits", "side"), [(1000, 10), (999.9, 9), (1331, 11), (1330, 10), (1102, 10), (31304, 31), (1, 1)]
+)
 def test_the_largest_cube_of_at_most_that_many_bits(bits: float, side: int) -> None:
     assert baselines.grid_side(bits) == side
 

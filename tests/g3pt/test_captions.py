@@ -42,7 +42,11 @@ def test_what_is_left_when_all_goes(caption, shortest):
 
 
 def test_phrases_are_cut_where_a_new_one_begins():
-    assert split_caption("a shirt with black and white stripes, a collar, and no sleeves")[1] == ["black and white stripes", "a collar", "no sleeves"]
+    assert split_caption("a shirt with black and white stripes, a collar, and no sleeves")[1] == [
+        "black and white stripes",
+        "a collar",
+        "no sleeves",
+    ]
     assert split_caption("a mug with a handle and two rings")[1] == ["a handle", "two rings"]
 
 
@@ -50,10 +54,15 @@ def test_captions_of_shapes_keep_their_family_whatever_is_left_out():
     random = np.random.default_rng(0)
     for caption, (family, _) in shapes.all_captions().items():
         short = shorten(caption, random)
-        assert shapes.caption_family(shorten(caption, None)) == family and shapes.caption_family(short) == family, (caption, short)
+        assert shapes.caption_family(shorten(caption, None)) == family and shapes.caption_family(short) == family, (
+            caption,
+            short,
+        )
         assert len(shorten(caption, None)) < len(caption)
 
 
 def test_the_draw_follows_from_the_generator():
     caption = "a tall wide chair with a solid back and four legs"
-    assert [shorten(caption, np.random.default_rng(k)) for k in range(8)] == [shorten(caption, np.random.default_rng(k)) for k in range(8)]
+    assert [shorten(caption, np.random.default_rng(k)) for k in range(8)] == [
+        shorten(caption, np.random.default_rng(k)) for k in range(8)
+    ]

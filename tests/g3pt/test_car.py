@@ -37,7 +37,9 @@ def test_a_later_scale_cannot_change_an_earlier_logit():
 
 def test_attention_is_full_inside_a_scale_and_blind_to_the_future():
     model = tiny_g3pt()
-    assert model.car.attended(4) == (model.image.num_tokens, 1, 3, 6, 8) and tiny_g3pt(image_encoder="none").car.attended(2) == (1, 3)
+    assert model.car.attended(4) == (model.image.num_tokens, 1, 3, 6, 8) and tiny_g3pt(
+        image_encoder="none"
+    ).car.attended(2) == (1, 3)
     attention, x_BND = model.car.blocks[0].attention, torch.randn(1, 10, 32)
     with torch.no_grad():
         before = attention(x_BND, (1, 3, 6))
@@ -55,7 +57,9 @@ def test_text_and_image_change_the_output():
         both = model(batch)[0]
         no_text = model(batch | {"has_text_B": torch.zeros(4, dtype=torch.bool)})[0]
         no_image = model(batch | {"has_image_B": torch.zeros(4, dtype=torch.bool)})[0]
-        other_text = model(batch | {"text_BM": batch["text_BM"].flip(0), "text_mask_BM": batch["text_mask_BM"].flip(0)})[0]
+        other_text = model(
+            batch | {"text_BM": batch["text_BM"].flip(0), "text_mask_BM": batch["text_mask_BM"].flip(0)}
+        )[0]
         other_image = model(batch | {"images_B3HW": batch["images_B3HW"].flip(0)})[0]
     assert len({round(float(x), 5) for x in (both, no_text, no_image, other_text, other_image)}) == 5
 
@@ -75,11 +79,25 @@ def test_a_picture_learns_to_say_what_its_caption_says_and_no_caption_the_revers
     batch = random_batch(model)
     gap = model._image_text_gap(*model._encoded(batch), torch.ones(4, dtype=torch.bool))
     gap.backward()
-    moved = {name.split(".")[0] if "encoder" in name else name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-    assert moved == {"image_encoder", "car.image_pool.weight", "car.image_pool.bias", "car.text.weight", "car.text.bias", "car.null_text"}
+    moved = {
+        name.split(".")[0] if "encoder" in name else name
+        for name, p in model.named_parameters()
+        if p.grad is not None and p.grad.abs().max() > 0
+    }
+    assert moved == {
+        "image_encoder",
+        "car.image_pool.weight",
+        "car.image_pool.bias",
+        "car.text.weight",
+        "car.text.bias",
+        "car.null_text",
+    }
     half_B = torch.tensor([True, False, False, False])
     alone = {name: value[:1] for name, value in batch.items()}
-    torch.testing.assert_close(model._image_text_gap(*model._encoded(batch), half_B), model._image_text_gap(*model._encoded(alone), half_B[:1]) / 4)
+    torch.testing.assert_close(
+        model._image_text_gap(*model._encoded(batch), half_B),
+        model._image_text_gap(*model._encoded(alone), half_B[:1]) / 4,
+    )
     loss, logs = model(batch)
     assert logs["image_text_gap"] > 0 and "image_text_gap" not in model.eval()(batch)[1] and torch.isfinite(loss)
 
@@ -108,7 +126,16 @@ def test_tokenizer_stays_in_evaluation_mode_while_the_generator_trains():
     assert model.training and not any(m.training for m in model.tokenizer.modules())
 
 
-@pytest.mark.parametrize(("kind", "factors"), [(CodeHead, (8000,)), (CodeHead, (8, 8, 5, 5, 5)), (CodeHead, (128, 64)), (BitHead, (8, 5, 5)), (BitHead, (2,) * 13)])
+@pytest.mark.parametrize(
+    ("kind", "factors"),
+    [
+        (CodeHead, (8000,)),
+        (CodeHead, (8, 8, 5, 5, 5)),
+        (CodeHead, (128, 64)),
+        (BitHead, (8, 5, 5)),
+        (BitHead, (2,) * 13),
+    ],
+)
 def test_head_splits_and_joins_codes_and_sums_to_one(kind, factors):
     torch.manual_seed(0)
     head = kind(16, factors)
@@ -139,7 +166,12 @@ def test_independent_bits_are_one_logit_each_and_their_entropies_add():
     bits = torch.stack(head.split(codes), -1).float()
     want = F.binary_cross_entropy_with_logits(head.outs[0](hidden), bits, reduction="none").sum(-1)
     torch.testing.assert_close(head.cross_entropy(hidden, codes), want)
-    chained = sum(F.cross_entropy(head.logits(hidden, head.split(codes)[:i]).flatten(0, 1), bits[..., i].long().flatten(), reduction="none") for i in range(13))
+    chained = sum(
+        F.cross_entropy(
+            head.logits(hidden, head.split(codes)[:i]).flatten(0, 1), bits[..., i].long().flatten(), reduction="none"
+        )
+        for i in range(13)
+    )
     torch.testing.assert_close(chained.view(3, 5), want)
 
 
@@ -159,11 +191,17 @@ def test_each_token_has_the_embedding_of_its_level_and_of_its_position():
     with torch.no_grad():
         before_SD = car.embed(aligned_BTA, 1, 0, 4)[0]
         car.levels[2] += 1
-        assert torch.nonzero((car.embed(aligned_BTA, 1, 0, 4)[0] - before_SD).abs().amax(-1) > 0.5).flatten().tolist() == list(range(4, 10))
+        assert torch.nonzero(
+            (car.embed(aligned_BTA, 1, 0, 4)[0] - before_SD).abs().amax(-1) > 0.5
+        ).flatten().tolist() == list(range(4, 10))
         car.levels[2] -= 1
         car.positions[5] += 1
-        assert torch.nonzero((car.embed(aligned_BTA, 1, 0, 4)[0] - before_SD).abs().amax(-1) > 0.5).flatten().tolist() == [5]
-        assert torch.equal(car.embed(aligned_BTA[:, :6], 1, 2, 3)[0], car.embed(aligned_BTA, 1, 0, 4)[0, 4:10]), "a scale alone is embedded as in the whole"
+        assert torch.nonzero(
+            (car.embed(aligned_BTA, 1, 0, 4)[0] - before_SD).abs().amax(-1) > 0.5
+        ).flatten().tolist() == [5]
+        assert torch.equal(car.embed(aligned_BTA[:, :6], 1, 2, 3)[0], car.embed(aligned_BTA, 1, 0, 4)[0, 4:10]), (
+            "a scale alone is embedded as in the whole"
+        )
 
 
 def test_the_condition_modulates_what_without_it_is_a_plain_pre_norm_block():
@@ -236,7 +274,9 @@ def test_export_brings_back_the_same_model(tmp_path, image_encoder):
     assert again.config == model.config
     texts, images = ["a chair", None], [None, None]
     settings = SampleConfig(cfg=2.0)
-    assert torch.equal(again.sample_codes(texts, images, [1, 2], settings), model.sample_codes(texts, images, [1, 2], settings))
+    assert torch.equal(
+        again.sample_codes(texts, images, [1, 2], settings), model.sample_codes(texts, images, [1, 2], settings)
+    )
 
 
 def test_presets_have_the_sizes_they_are_named_for():
@@ -248,7 +288,9 @@ def test_presets_have_the_sizes_they_are_named_for():
             counts[name] = CAR(config, codec, text_width=768, image_width=1024, image_tokens=257).num_params_no_embed
     for name, size in wanted.items():
         assert counts[name] == pytest.approx(size, rel=0.05), f"{name} has {counts[name]}"
-    small = [counts[name] for name in ("5k", "20k", "80k", "150k", "nano", "micro", "small", "base", "0.1B", "0.5B", "1.5B")]
+    small = [
+        counts[name] for name in ("5k", "20k", "80k", "150k", "nano", "micro", "small", "base", "0.1B", "0.5B", "1.5B")
+    ]
     assert small == sorted(small)
 
 

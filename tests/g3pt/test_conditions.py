@@ -82,7 +82,9 @@ def test_pretrained_encoders_are_loaded_frozen_and_only_named_in_the_export(pret
     config = CARConfig(depth=1, width=16, num_heads=2, image_size=28,
                        text_encoder=str(pretrained / "clip"), image_encoder=str(pretrained / "dino"))  # fmt: skip
     model = G3PT(config, tiny_tokenizer())
-    batch = random_batch(model) | dict(zip(("text_BM", "text_mask_BM"), model.text.tokenizer(["a chair"] * 4), strict=True))
+    batch = random_batch(model) | dict(
+        zip(("text_BM", "text_mask_BM"), model.text.tokenizer(["a chair"] * 4), strict=True)
+    )
     loss, _ = model.train()(batch)
     loss.backward()
     assert all(p.grad is None for encoder in model.frozen.values() for p in encoder.parameters())
@@ -140,6 +142,17 @@ def test_the_small_image_encoder_reads_any_size_and_tells_pictures_apart(size):
 
 
 def test_an_image_encoder_of_before_the_convolutions_is_a_dinov2():
-    old = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2, "patch_size": 14, "use_mask_token": False}
+    old = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "mlp_ratio": 2,
+        "patch_size": 14,
+        "use_mask_token": False,
+    }
     encoder = ImageEncoder(size=56, small=old)
-    assert encoder.width == 64 and encoder(torch.zeros(1, 3, 56, 56)).shape == (1, encoder.num_tokens, 64) == (1, 17, 64)
+    assert encoder.width == 64 and encoder(torch.zeros(1, 3, 56, 56)).shape == (1, encoder.num_tokens, 64) == (
+        1,
+        17,
+        64,
+    )

@@ -21,14 +21,22 @@ def draws(tokenizer, size=4, seed=0):
 
 
 def aligned(tokenizer, codes_BS):
-    return torch.cat([tokenizer.align(tokenizer.canvas(codes_BS[:, : sum(tokenizer.config.scales[:k])]), k) for k in range(1, tokenizer.config.num_scales)], dim=1)
+    return torch.cat(
+        [
+            tokenizer.align(tokenizer.canvas(codes_BS[:, : sum(tokenizer.config.scales[:k])]), k)
+            for k in range(1, tokenizer.config.num_scales)
+        ],
+        dim=1,
+    )
 
 
 @pytest.mark.parametrize("quantizer", [FSQ((8, 8, 5, 5, 5)), FSQ((3, 4)), LFQ((2,) * 13)])
 def test_a_cell_s_centre_is_in_the_cell(quantizer):
     codes = torch.arange(torch.tensor(quantizer.levels).prod())[None]
     centres = quantizer.centres(codes)
-    assert torch.equal(quantizer(centres)[1], codes) and centres.abs().max() < 2.5, "at the end of a tanh nothing would move it"
+    assert torch.equal(quantizer(centres)[1], codes) and centres.abs().max() < 2.5, (
+        "at the end of a tanh nothing would move it"
+    )
 
 
 def test_the_rate_decides_how_many_digits_change_and_none_to_itself():
@@ -63,9 +71,16 @@ def test_only_what_is_finer_than_a_change_is_recomputed():
     assert (targets[1:, 4:] != codes_BS[1:, 4:]).any(dim=1).sum() >= 3
     torch.testing.assert_close(seen[:, :3], aligned(tokenizer, codes_BS)[:, :3])
     digits = tokenizer.cqt.quantizer.codes_to_digits(codes_BS[1:, 1:4])
-    changed = tokenizer.cqt.quantizer.digits_to_codes((digits + 1 + (choice[1:, 1:4] * (tokenizer.cqt.quantizer.levels_C - 1)).long()) % tokenizer.cqt.quantizer.levels_C)
+    changed = tokenizer.cqt.quantizer.digits_to_codes(
+        (digits + 1 + (choice[1:, 1:4] * (tokenizer.cqt.quantizer.levels_C - 1)).long())
+        % tokenizer.cqt.quantizer.levels_C
+    )
     coarse = torch.cat([codes_BS[1:, :1], changed], dim=1)
-    torch.testing.assert_close(seen[1:], aligned(tokenizer, torch.cat([coarse, targets[1:, 4:]], dim=1)), msg="what is seen is what the targets belong to")
+    torch.testing.assert_close(
+        seen[1:],
+        aligned(tokenizer, torch.cat([coarse, targets[1:, 4:]], dim=1)),
+        msg="what is seen is what the targets belong to",
+    )
 
 
 def test_the_new_targets_bring_a_trained_tokenizer_back_to_the_object():
@@ -73,14 +88,18 @@ def test_the_new_targets_bring_a_trained_tokenizer_back_to_the_object():
     direction = F.normalize(torch.randn(6, 1024, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
     radius_B13 = torch.rand(6, 1, 3, generator=torch.Generator().manual_seed(1)) * 0.7 + 0.2
     with torch.no_grad():
-        codes_BS = tokenizer.encode(torch.cat([direction * radius_B13, F.normalize(direction / radius_B13, dim=-1)], dim=-1))  # ellipsoids
+        codes_BS = tokenizer.encode(
+            torch.cat([direction * radius_B13, F.normalize(direction / radius_B13, dim=-1)], dim=-1)
+        )  # ellipsoids
         _, chance, choice = draws(tokenizer, 6)
         chance[:, sum(tokenizer.config.scales[:-1]) :] = 1.0
         _, targets = corrected(tokenizer, codes_BS, torch.full((6,), 0.1), chance, choice, 4)
         quantizer = tokenizer.cqt.quantizer
 
         def error(codes_BS):
-            digits = change_digits(quantizer.codes_to_digits(codes_BS), quantizer.levels_C, chance, torch.full((6,), 0.1), choice)
+            digits = change_digits(
+                quantizer.codes_to_digits(codes_BS), quantizer.levels_C, chance, torch.full((6,), 0.1), choice
+            )
             return (tokenizer.canvas(quantizer.digits_to_codes(digits)) - tokenizer.canvas(whole_BS)).square().mean()
 
         whole_BS = codes_BS

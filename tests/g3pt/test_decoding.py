@@ -27,7 +27,9 @@ def test_the_generator_and_the_evaluation_decode_in_one_place(monkeypatch):
         points = np.random.default_rng(0).uniform(-1, 1, (4000, 3)).astype(np.float32)
         model.tokenizer.decoder.head.bias.sub_(float(np.median(logits(model.tokenizer, latents_BLD, points))))
     sizes, original = [], decoding.logits_of_rows
-    monkeypatch.setattr(decoding, "logits_of_rows", lambda *arguments: sizes.append(len(arguments[2][0])) or original(*arguments))
+    monkeypatch.setattr(
+        decoding, "logits_of_rows", lambda *arguments: sizes.append(len(arguments[2][0])) or original(*arguments)
+    )
     vertices, faces = model.decode_mesh(codes_S, resolution=32)
     assert len(faces) and max(sizes) == decoding.CHUNK_CPU and sum(sizes) == 33**3
     again = decode_mesh(model.tokenizer, latents_BLD, resolution=32, coarse=32)
@@ -59,7 +61,9 @@ def trained() -> tuple[CVQ, Tensor]:
 def test_a_trained_field_decodes_as_densely_closed_and_outward(trained: tuple[CVQ, Tensor]) -> None:
     model, latents_BLD = trained
     sizes = []
-    for found, dense, ball in zip(decode_meshes(model, latents_BLD, 64, 16), decode_meshes(model, latents_BLD, 64, 64), BALLS.numpy(), strict=True):
+    for found, dense, ball in zip(
+        decode_meshes(model, latents_BLD, 64, 16), decode_meshes(model, latents_BLD, 64, 64), BALLS.numpy(), strict=True
+    ):
         assert found.vertices.shape == dense.vertices.shape and np.array_equal(found.faces, dense.faces)
         np.testing.assert_allclose(found.vertices, dense.vertices, atol=1e-5)
         mesh = trimesh.Trimesh(found.vertices, found.faces, process=False)
@@ -76,7 +80,9 @@ def analytic(latents_B14: Tensor, points_BQ3: Tensor) -> Tensor:
 
 def test_a_batch_shares_calls_and_names_what_has_no_mesh() -> None:
     sizes: list[tuple[int, int]] = []
-    tokenizer = SimpleNamespace(occupancy_logits=lambda latents, points: sizes.append(points.shape[:2]) or analytic(latents, points))
+    tokenizer = SimpleNamespace(
+        occupancy_logits=lambda latents, points: sizes.append(points.shape[:2]) or analytic(latents, points)
+    )
     latents = torch.cat([BALLS, torch.tensor([[0.0, 0, 0, -1], [0, 0, 0, 9], [0.1, 0, 0, 0.1]])])[:, None]
     found = decode_meshes(tokenizer, latents, resolution=64, coarse=16)
     assert [one.status for one in found] == ["ok", "ok", "ok", "empty-field", "full-field", "ok"]
@@ -88,11 +94,16 @@ def test_a_batch_shares_calls_and_names_what_has_no_mesh() -> None:
             vertices, faces = decode_mesh(tokenizer, latent[None], 64, 16)
             np.testing.assert_allclose(vertices, one.vertices, atol=1e-6)
             assert np.array_equal(faces, one.faces)
-            assert np.abs(np.linalg.norm(vertices - latent[0, :3].numpy(), axis=1) - float(latent[0, 3])).max() < 0.5 * 2 / 64
+            assert (
+                np.abs(np.linalg.norm(vertices - latent[0, :3].numpy(), axis=1) - float(latent[0, 3])).max()
+                < 0.5 * 2 / 64
+            )
     assert calls < len(sizes) - calls, "together they need fewer calls than alone"
     with pytest.raises(EmptyField):
         decode_mesh(tokenizer, latents[3:4], 64, 16)
-    assert decode_meshes(tokenizer, latents[:0], 64) == [] and Decoded(np.zeros((0, 3)), np.zeros((0, 3))).status == "ok"
+    assert (
+        decode_meshes(tokenizer, latents[:0], 64) == [] and Decoded(np.zeros((0, 3)), np.zeros((0, 3))).status == "ok"
+    )
 
 
 def test_pieces_cover_all_points_and_no_call_exceeds_the_chunk() -> None:
@@ -101,6 +112,8 @@ def test_pieces_cover_all_points_and_no_call_exceeds_the_chunk() -> None:
     covered = sorted(piece for call in calls for piece in call)
     for number, length in lengths.items():
         spans = [(start, end) for k, start, end in covered if k == number]
-        assert sum(end - start for start, end in spans) == length and all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+        assert sum(end - start for start, end in spans) == length and all(
+            a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False)
+        )
     assert all(len(call) * max(end - start for _, start, end in call) <= 4096 for call in calls)
     assert sum(len(call) > 1 for call in calls) >= 1

@@ -81,11 +81,24 @@ def test_memory_falls_with_shards_but_for_what_is_gathered_and_bf16_adds_its_cop
     assert flops.training_memory(1000, 0).total == 20_000
     assert flops.training_memory(1000, 7, precision="bf16", frozen=10).total == 22_000 + 40 + 7
     blocks = flops.Gathered(block=100, outside=200, narrow=True)
-    fp32, bf16 = (flops.training_memory(1000, 0, shards=4, gathered=blocks, precision=precision) for precision in ("fp32", "bf16"))
-    assert (fp32.weights, fp32.gradients, fp32.optimizer, fp32.average) == (1000 + 2 * 400 + 800, 1000 + 2 * 400 + 800, 2000, 1000)
-    assert (bf16.weights, bf16.gradients) == (1000 + 2 * 200 + 800 + 2 * 200, 1000 + (200 + 400) + 800), "outside is gathered in float32, then cast"
-    wide = flops.training_memory(1000, 0, shards=4, gathered=dataclasses.replace(blocks, narrow=False), precision="bf16")
-    assert wide.weights == fp32.weights + 2 * 1000, "the tokenizer's blocks are gathered in float32, and autocast keeps their copies"
+    fp32, bf16 = (
+        flops.training_memory(1000, 0, shards=4, gathered=blocks, precision=precision) for precision in ("fp32", "bf16")
+    )
+    assert (fp32.weights, fp32.gradients, fp32.optimizer, fp32.average) == (
+        1000 + 2 * 400 + 800,
+        1000 + 2 * 400 + 800,
+        2000,
+        1000,
+    )
+    assert (bf16.weights, bf16.gradients) == (1000 + 2 * 200 + 800 + 2 * 200, 1000 + (200 + 400) + 800), (
+        "outside is gathered in float32, then cast"
+    )
+    wide = flops.training_memory(
+        1000, 0, shards=4, gathered=dataclasses.replace(blocks, narrow=False), precision="bf16"
+    )
+    assert wide.weights == fp32.weights + 2 * 1000, (
+        "the tokenizer's blocks are gathered in float32, and autocast keeps their copies"
+    )
     assert flops.training_memory(1000, 0, gathered=blocks) == flops.training_memory(1000, 0)
 
 
@@ -111,7 +124,10 @@ def test_autocast_keeps_the_copies_of_trained_weights_alone(trained: bool, casts
 def test_every_preset_is_counted_and_larger_ones_cost_more() -> None:
     costs = [flops.cvq_training(config, "joint") for config, _ in CVQ_PRESETS.values()]
     assert costs == sorted(costs) and costs[0] > 1e8
-    assert all(flops.cvq_activations(config, 1, "bf16") < flops.cvq_activations(config, 1) for config, _ in CVQ_PRESETS.values())
+    assert all(
+        flops.cvq_activations(config, 1, "bf16") < flops.cvq_activations(config, 1)
+        for config, _ in CVQ_PRESETS.values()
+    )
     assert flops.car_training(10, CAR_PRESETS["nano"][0]) == 30 and flops.car_training(10, CAR_PRESETS["1.5B"][0]) == 40
 
 
@@ -121,7 +137,9 @@ def test_a_step_at_the_largest_width_is_counted_on_the_meta_device() -> None:
     one, two = (count("1.5B", dataclasses.replace(config, depth=depth), CVQ_PRESETS["nano"][0]) for depth in (1, 2))
     assert two["forward_flop"] == two["forward_formula"]
     codec, blocks = CVQ_PRESETS["nano"][0], 2 * (two["forward_flop"] - one["forward_flop"])
-    read = flops.linear((two["tokens"] - 1) * codec.width + 257 * 1024 + 1024 + 768, config.width, 1)  # aligned tokens, image twice, text
+    read = flops.linear(
+        (two["tokens"] - 1) * codec.width + 257 * 1024 + 1024 + 768, config.width, 1
+    )  # aligned tokens, image twice, text
     assert two["step_flop"] == 3 * two["forward_flop"] + blocks - read
     assert two["step_flop"] < two["step_formula"]
     between = (two["tokens"] + 257) * config.width * 4  # a block's input is all that it keeps

@@ -18,9 +18,20 @@ SETTINGS = {"toy": 1}
 
 
 def row(number: int) -> dict:
-    known = {"status": "ok", "category": f"kind {number % 3}", "license": "CC0-1.0" if number % 2 else "", "num_faces": 100 * (number + 1), "volume": 0.5, "thickness": 0.01 * (number + 1)}
+    known = {
+        "status": "ok",
+        "category": f"kind {number % 3}",
+        "license": "CC0-1.0" if number % 2 else "",
+        "num_faces": 100 * (number + 1),
+        "volume": 0.5,
+        "thickness": 0.01 * (number + 1),
+    }
     failed = {"status": "rejected", "error": "zero-extent: flat"}
-    return records.empty_row(f"o{number}", SMALL) | {"content_sha256": f"{number:x}"} | (failed if number % 10 == 9 else known)
+    return (
+        records.empty_row(f"o{number}", SMALL)
+        | {"content_sha256": f"{number:x}"}
+        | (failed if number % 10 == 9 else known)
+    )
 
 
 def write(folder: Path, count: int = 40, num_shards: int = 4) -> datasets.DatasetInfo:
@@ -28,7 +39,18 @@ def write(folder: Path, count: int = 40, num_shards: int = 4) -> datasets.Datase
     for one in map(row, range(count)):
         rows[records.shard_index(one["id"], num_shards)].append(one)
     sha256 = records.config_hash(SETTINGS)
-    sidecars = {index: datasets.write_shard(folder, index, found, SMALL, config_sha256=sha256, num_shards=num_shards, seconds={one["id"]: 0.25 for one in found}) for index, found in rows.items()}
+    sidecars = {
+        index: datasets.write_shard(
+            folder,
+            index,
+            found,
+            SMALL,
+            config_sha256=sha256,
+            num_shards=num_shards,
+            seconds={one["id"]: 0.25 for one in found},
+        )
+        for index, found in rows.items()
+    }
     datasets.write_dataset(folder, SMALL, SETTINGS, num_shards, sidecars)
     return datasets.open_dataset(folder)
 
@@ -54,11 +76,15 @@ def test_a_summary_counts_what_is_there(folder: Path, capsys: pytest.CaptureFixt
     info = datasets.open_dataset(folder)
     num_bytes = sum(info.shard_path(index).stat().st_size for index in info.shards)
     found = {line[2:13].strip(): line[14:] for line in out.splitlines()}
-    assert (code, err) == (0, "") and found["state"] == f"finished, fingerprint {info.fingerprint[:16]}, schema version {records.SCHEMA_VERSION}"
+    assert (code, err) == (0, "") and found[
+        "state"
+    ] == f"finished, fingerprint {info.fingerprint[:16]}, schema version {records.SCHEMA_VERSION}"
     assert found["holds"] == f"40 objects in 4 shards, {num_bytes / 1e6:.1f} MB of Parquet"
     assert found["status"] == "ok 36, rejected 4" and found["not ok"] == "rejected/zero-extent 4"
     assert found["splits"] == ", ".join(f"{name} {count}" for name, count in info.splits.items()) + " (ok objects)"
-    assert found["licences"] == "not stated 20, CC0-1.0 16" and sorted(found["categories"].split(", ")) == [f"kind {k} 12" for k in range(3)]
+    assert found["licences"] == "not stated 20, CC0-1.0 16" and sorted(found["categories"].split(", ")) == [
+        f"kind {k} 12" for k in range(3)
+    ]
     assert "surface float16[64,6]" in out
     faces = sorted(100 * (n + 1) for n in range(40) if n % 10 != 9)
     least, *_, median, _, _, most = (float(value.replace(",", "")) for value in found["faces"].split())
@@ -71,7 +97,13 @@ def test_no_tensor_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     read: list[str] = []
     real = inspection.pq.ParquetFile.read
-    monkeypatch.setattr(inspection.pq.ParquetFile, "read", lambda self, columns, use_threads: (read.extend(columns), real(self, columns=columns, use_threads=use_threads))[1])
+    monkeypatch.setattr(
+        inspection.pq.ParquetFile,
+        "read",
+        lambda self, columns, use_threads: (read.extend(columns), real(self, columns=columns, use_threads=use_threads))[
+            1
+        ],
+    )
     assert main([str(folder), "--verify"]) == 0
     assert read and not set(read) & set(SMALL.tensors)
 
@@ -92,20 +124,85 @@ def change(file: Path, **values: object) -> None:
 
 
 DAMAGE = {  # name -> (what is done, the fault's line, the file that must go first, seen without --verify)
-    "corrupted": (lambda d: flip(d / "shard-00001.parquet"), "shard-00001.parquet  has sha256 ", "shard-00001.json", False),
-    "missing": (lambda d: (d / "shard-00002.parquet").unlink(), "shard-00002.parquet  missing although dataset.json lists it", "", True),
-    "cut short": (lambda d: (d / "shard-00000.parquet").write_bytes(b"PAR1"), "shard-00000.parquet  has 4 bytes, its sidecar says ", "", True),
+    "corrupted": (
+        lambda d: flip(d / "shard-00001.parquet"),
+        "shard-00001.parquet  has sha256 ",
+        "shard-00001.json",
+        False,
+    ),
+    "missing": (
+        lambda d: (d / "shard-00002.parquet").unlink(),
+        "shard-00002.parquet  missing although dataset.json lists it",
+        "",
+        True,
+    ),
+    "cut short": (
+        lambda d: (d / "shard-00000.parquet").write_bytes(b"PAR1"),
+        "shard-00000.parquet  has 4 bytes, its sidecar says ",
+        "",
+        True,
+    ),
     "no sidecar": (lambda d: (d / "shard-00003.json").unlink(), "shard-00003.json     missing", "", True),
-    "half a sidecar": (lambda d: (d / "shard-00003.json").write_text('{"rows": 1'), "shard-00003.json     is cut off or no sidecar", "", True),
-    "another state": (lambda d: change(d / "shard-00003.json", sha256="ab"), "shard-00003.json     is of another state of its shard than dataset.json", "shard-00003.json", True),
-    "other settings": (lambda d: change(d / "shard-00003.json", config_sha256="ab"), "shard-00003.json     is of other settings than dataset.json", "", True),
-    "other rows": (lambda d: change(d / "shard-00003.json", rows=99), "shard-00003.parquet  has ", "shard-00003.json", True),
-    "other objects": (lambda d: change(d / "shard-00003.json", content={}), "shard-00003.parquet  holds other objects than its sidecar says", "shard-00003.json", False),
-    "extra": (lambda d: shutil.copy(d / "shard-00003.json", d / "shard-00007.json"), "shard-00007.json     is not in dataset.json", "", True),
-    "other counts": (lambda d: change(d / "dataset.json", counts={"ok": 99}), "dataset.json         says counts {'ok': 99}, its shards hold {'ok': 36, 'rejected': 4}", "", True),
-    "other fingerprint": (lambda d: change(d / "dataset.json", fingerprint="ab"), "dataset.json         its fingerprint is not that of its shards", "", False),
-    "no JSON": (lambda d: (d / "dataset.json").write_text("{"), "dataset.json         is not readable JSON", "dataset.json", True),
-    "unfinished": (lambda d: (d / "dataset.json").unlink(), "dataset.json         missing: preprocessing did not finish", "", False),
+    "half a sidecar": (
+        lambda d: (d / "shard-00003.json").write_text('{"rows": 1'),
+        "shard-00003.json     is cut off or no sidecar",
+        "",
+        True,
+    ),
+    "another state": (
+        lambda d: change(d / "shard-00003.json", sha256="ab"),
+        "shard-00003.json     is of another state of its shard than dataset.json",
+        "shard-00003.json",
+        True,
+    ),
+    "other settings": (
+        lambda d: change(d / "shard-00003.json", config_sha256="ab"),
+        "shard-00003.json     is of other settings than dataset.json",
+        "",
+        True,
+    ),
+    "other rows": (
+        lambda d: change(d / "shard-00003.json", rows=99),
+        "shard-00003.parquet  has ",
+        "shard-00003.json",
+        True,
+    ),
+    "other objects": (
+        lambda d: change(d / "shard-00003.json", content={}),
+        "shard-00003.parquet  holds other objects than its sidecar says",
+        "shard-00003.json",
+        False,
+    ),
+    "extra": (
+        lambda d: shutil.copy(d / "shard-00003.json", d / "shard-00007.json"),
+        "shard-00007.json     is not in dataset.json",
+        "",
+        True,
+    ),
+    "other counts": (
+        lambda d: change(d / "dataset.json", counts={"ok": 99}),
+        "dataset.json         says counts {'ok': 99}, its shards hold {'ok': 36, 'rejected': 4}",
+        "",
+        True,
+    ),
+    "other fingerprint": (
+        lambda d: change(d / "dataset.json", fingerprint="ab"),
+        "dataset.json         its fingerprint is not that of its shards",
+        "",
+        False,
+    ),
+    "no JSON": (
+        lambda d: (d / "dataset.json").write_text("{"),
+        "dataset.json         is not readable JSON",
+        "dataset.json",
+        True,
+    ),
+    "unfinished": (
+        lambda d: (d / "dataset.json").unlink(),
+        "dataset.json         missing: preprocessing did not finish",
+        "",
+        False,
+    ),
 }
 
 
@@ -117,12 +214,17 @@ def test_each_fault_is_named_with_its_remedy(name: str, folder: Path, capsys: py
     code, out, _ = looked(capsys, str(folder), "--verify")
     faults, remedy = out.partition("\nwrong: 1 fault\n")[2].splitlines()
     assert code == 1 and faults.startswith(f"  {line}")
-    assert remedy.startswith(f"remedy: remove {removed} there, then start" if removed else "remedy: start the command") and "(python jobs/preprocess.py --x ?[1m)" in remedy
+    assert (
+        remedy.startswith(f"remedy: remove {removed} there, then start" if removed else "remedy: start the command")
+        and "(python jobs/preprocess.py --x ?[1m)" in remedy
+    )
     code, out, _ = looked(capsys, str(folder))
     assert (code == 1) is free and (line in out) is free and out.startswith(f"dataset {folder}\n")
 
 
-def test_of_an_unfinished_dataset_the_finished_shards_are_seen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_an_unfinished_dataset_the_finished_shards_are_seen(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "dataset.json").unlink()
     (folder / "shard-00000.json").unlink()
     code, out, _ = looked(capsys, str(folder))
@@ -130,10 +232,14 @@ def test_of_an_unfinished_dataset_the_finished_shards_are_seen(folder: Path, cap
 
 
 @pytest.mark.parametrize(("count", "num_shards"), [(0, 1), (0, 0), (1, 1)])
-def test_a_dataset_of_no_rows_is_whole(count: int, num_shards: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_of_no_rows_is_whole(
+    count: int, num_shards: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path, count, num_shards)
     code, out, _ = looked(capsys, str(tmp_path), "--verify")
-    assert code == 0 and f"{count} objects in {num_shards} shards" in out and out.splitlines()[-1].startswith("verified: ")
+    assert (
+        code == 0 and f"{count} objects in {num_shards} shards" in out and out.splitlines()[-1].startswith("verified: ")
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,18 +252,26 @@ def test_a_dataset_of_no_rows_is_whole(count: int, num_shards: int, tmp_path: Pa
         (["x", "--verfy"], "unknown flag --verfy; usage: python -m g3pt.records DATASET [--verify]"),
     ],
 )
-def test_where_there_is_no_dataset_one_line_says_so(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_there_is_no_dataset_one_line_says_so(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, err = looked(capsys, *(one.format(tmp_path) for one in arguments))
     assert (code, out, err) == (2, "", f"error: {message.format(tmp_path)}\n")
 
 
 def test_another_schema_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(folder / "dataset.json", schema_version=99)
-    assert looked(capsys, str(folder), "--verify") == (2, "", f"error: dataset {folder} has schema version 99; this program reads version {records.SCHEMA_VERSION}\n")
+    assert looked(capsys, str(folder), "--verify") == (
+        2,
+        "",
+        f"error: dataset {folder} has schema version 99; this program reads version {records.SCHEMA_VERSION}\n",
+    )
 
 
 def test_the_module_is_a_command(folder: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "g3pt.records", str(folder), "--verify"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "g3pt.records", str(folder), "--verify"], capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(f"dataset {folder}\n")
 
 
@@ -180,4 +294,6 @@ def test_names_beyond_a_bound_share_a_count(monkeypatch: pytest.MonkeyPatch) -> 
     names = Names()
     for counts in ({"a": 2, "": 1}, {"b": 3, "c": 4, "a": 1}):
         names.add(counts)
-    assert names == {"a": 3, "not stated": 1, FURTHER_NAMES: 7} and names.line() == "(further names) 7, a 3, not stated 1"
+    assert (
+        names == {"a": 3, "not stated": 1, FURTHER_NAMES: 7} and names.line() == "(further names) 7, a 3, not stated 1"
+    )

@@ -6,12 +6,26 @@ from g3pt import licenses
 from g3pt.selection import Selection, choose
 
 OPEN = ["CC0-1.0", "public-domain", "CC-BY-4.0", "CC-BY-3.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "Apache-2.0"]
-CLOSED = ["", "CC-BY", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "CC-BY-ND-4.0", "CC-BY-NC-SA-4.0", "GPL-3.0", "by", "open", "MIT-0"]
+CLOSED = [
+    "",
+    "CC-BY",
+    "CC-BY-SA-4.0",
+    "CC-BY-NC-4.0",
+    "CC-BY-ND-4.0",
+    "CC-BY-NC-SA-4.0",
+    "GPL-3.0",
+    "by",
+    "open",
+    "MIT-0",
+]
 
 
 def test_open_licences_ask_for_credit_at_most() -> None:
     assert [name for name in OPEN + CLOSED if licenses.is_open(name)] == OPEN
-    assert [name for name in OPEN + CLOSED if licenses.allowed(name, ["open", "CC-BY-SA-4.0"])] == [*OPEN, "CC-BY-SA-4.0"]
+    assert [name for name in OPEN + CLOSED if licenses.allowed(name, ["open", "CC-BY-SA-4.0"])] == [
+        *OPEN,
+        "CC-BY-SA-4.0",
+    ]
 
 
 def test_a_list_is_compared_letter_by_letter_and_no_list_lets_all_in() -> None:

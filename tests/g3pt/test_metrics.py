@@ -59,7 +59,9 @@ def test_hausdorff_leaves_out_the_worst_twentieth_and_takes_the_worse_direction(
     random = np.random.default_rng(7)
     a, b = random.normal(size=(200, 3)), random.normal(size=(300, 3))
     table = _brute(a, b)
-    assert metrics.hausdorff_95(a, b) == pytest.approx(max(np.percentile(table.min(axis=1), 95), np.percentile(table.min(axis=0), 95)))
+    assert metrics.hausdorff_95(a, b) == pytest.approx(
+        max(np.percentile(table.min(axis=1), 95), np.percentile(table.min(axis=0), 95))
+    )
 
 
 def test_distances_equal_those_of_point_cloud_utils_and_scipy() -> None:
@@ -71,7 +73,9 @@ def test_distances_equal_those_of_point_cloud_utils_and_scipy() -> None:
     # theirs is the sum of both directed means, ours their mean
     assert metrics.chamfer(a, b) == pytest.approx(point_cloud_utils.chamfer_distance(a, b) / 2, rel=1e-6)
     table = cdist(a, b)
-    assert metrics.chamfer_squared(a, b) == pytest.approx(((table.min(axis=1) ** 2).mean() + (table.min(axis=0) ** 2).mean()) / 2)
+    assert metrics.chamfer_squared(a, b) == pytest.approx(
+        ((table.min(axis=1) ** 2).mean() + (table.min(axis=0) ** 2).mean()) / 2
+    )
     there, back = metrics.nearest(a, b)[0].max(), metrics.nearest(b, a)[0].max()
     assert max(there, back) == pytest.approx(point_cloud_utils.hausdorff_distance(a, b), rel=1e-6)
     assert (there, back) == pytest.approx((directed_hausdorff(a, b)[0], directed_hausdorff(b, a)[0]))
@@ -85,11 +89,19 @@ def test_a_box_mesh_shifted_by_a_known_amount_against_trimesh() -> None:
     box = trimesh.creation.box((1, 1, 1))
     moved = box.copy()
     moved.apply_translation((0.0, 0.0, 0.01))
-    surfaces = [sample_surface(np.asarray(m.vertices), np.asarray(m.faces), 20_000, np.random.default_rng(k)) for k, m in enumerate((box, moved))]
+    surfaces = [
+        sample_surface(np.asarray(m.vertices), np.asarray(m.faces), 20_000, np.random.default_rng(k))
+        for k, m in enumerate((box, moved))
+    ]
     found = metrics.surface_metrics(*surfaces)
     _, exact, _ = trimesh.proximity.closest_point_naive(moved, surfaces[0][:500, :3])
-    assert exact.mean() == pytest.approx(0.01 / 3, rel=0.2), "a third of the surface moves off itself, the rest slides along"
-    sampling = metrics.chamfer(surfaces[0][:, :3], sample_surface(np.asarray(box.vertices), np.asarray(box.faces), 20_000, np.random.default_rng(9))[:, :3])
+    assert exact.mean() == pytest.approx(0.01 / 3, rel=0.2), (
+        "a third of the surface moves off itself, the rest slides along"
+    )
+    sampling = metrics.chamfer(
+        surfaces[0][:, :3],
+        sample_surface(np.asarray(box.vertices), np.asarray(box.faces), 20_000, np.random.default_rng(9))[:, :3],
+    )
     assert sampling < found["chamfer"] < sampling + 0.01 / 3 + 0.002
     assert found["f_score_0.02"] > 0.95 and found["normal_consistency"] > 0.97  # 20,000 points lie 0.017 apart
     assert 0.01 <= found["hausdorff_95"] < 0.02

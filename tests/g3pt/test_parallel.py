@@ -16,7 +16,13 @@ from tests.g3pt.two_workers import BATCH, CASES, KINDS, STEPS, stored, train_car
 REPOSITORY = Path(__file__).resolve().parents[2]
 CURVE = 2e-4  # relative: float noise, which rounding to codes amplifies step by step
 RATE = ("samples_per_second",)
-COUNTED = ("utilisation", "information", "digit_balance", "entropy", "alarm")  # of codes: in bf16 one code at a border moves them by 10 %
+COUNTED = (
+    "utilisation",
+    "information",
+    "digit_balance",
+    "entropy",
+    "alarm",
+)  # of codes: in bf16 one code at a border moves them by 10 %
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +46,9 @@ def load(folder: Path, name: str) -> dict[str, Any]:
     return torch.load(folder / f"{name}.pt")
 
 
-def same_curve(found: dict[str, Any], expected: dict[str, Any], rel: float = CURVE, aside: tuple[str, ...] = RATE) -> None:
+def same_curve(
+    found: dict[str, Any], expected: dict[str, Any], rel: float = CURVE, aside: tuple[str, ...] = RATE
+) -> None:
     """Every record's every number, but those whose names begin like one of `aside`."""
     assert len(found["records"]) == len(expected["records"]) == STEPS
     for ours, theirs in zip(found["records"], expected["records"], strict=True):
@@ -55,7 +63,9 @@ def test_two_workers_give_the_loss_curve_of_one(folder: Path, alone: dict[str, d
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bf16_clipping_averaged_weights_and_recomputed_layers_work_under_both(folder: Path, alone: dict[str, dict[str, Any]], kind: str) -> None:
+def test_bf16_clipping_averaged_weights_and_recomputed_layers_work_under_both(
+    folder: Path, alone: dict[str, dict[str, Any]], kind: str
+) -> None:
     found = load(folder, f"bf16-{kind}")
     same_curve(found, alone["bf16"], rel=0.03, aside=(*RATE, *COUNTED))
     assert all(record["grad_norm"] > 0.1 for record in found["records"][:3]), "or nothing was clipped"
@@ -68,7 +78,9 @@ def test_a_generator_gathered_in_bf16_learns_as_one_that_computes_in_bf16(folder
     found, alone = load(folder, "car-bf16-fsdp"), train_car(Alone(), precision="bf16")
     same_curve(found, alone, rel=0.02)
     assert found["records"][3]["val_norm"] == pytest.approx(alone["records"][3]["val_norm"], rel=1e-3)
-    assert all(value.dtype == torch.float32 for name, value in found["weights"].items() if value.is_floating_point()), "the weights themselves stay float32"
+    assert all(value.dtype == torch.float32 for name, value in found["weights"].items() if value.is_floating_point()), (
+        "the weights themselves stay float32"
+    )
 
 
 @pytest.mark.parametrize(("case", "block_bytes"), [("car-fsdp", 4), ("car-bf16-fsdp", 2)])
@@ -108,7 +120,9 @@ def test_micro_batches_change_a_generator_by_float_noise(alone: dict[str, dict[s
     same_curve(train_car(Alone(), micro_batch=2), alone["car"])
 
 
-def test_micro_batches_change_a_tokenizer_only_where_its_statistics_are_a_batch_s(alone: dict[str, dict[str, Any]]) -> None:
+def test_micro_batches_change_a_tokenizer_only_where_its_statistics_are_a_batch_s(
+    alone: dict[str, dict[str, Any]],
+) -> None:
     """Exact while continuous, and in the latents' running mean; near in the quantised phases, whose norms see a micro-batch at a time."""
     found, whole = train_cvq("fsq", Alone(), micro_batch=4), alone["fsq"]
     first = {"records": found["records"][:3] + whole["records"][3:]}

@@ -41,17 +41,24 @@ def drawing(background, size=(90, 70)):
     return image
 
 
-@pytest.mark.parametrize(("colour", "kind"), [((255, 255, 255), "PNG"), ((90, 90, 90), "PNG"), ((255, 255, 255), "JPEG"), ((0, 0, 0), "GIF")])
+@pytest.mark.parametrize(
+    ("colour", "kind"), [((255, 255, 255), "PNG"), ((90, 90, 90), "PNG"), ((255, 255, 255), "JPEG"), ((0, 0, 0), "GIF")]
+)
 def test_an_even_background_is_as_good_as_alpha(colour, kind):
     from PIL import ImageDraw
 
     by_alpha = drawing((0, 0, 0, 0))
     for place in ((40, 20), (40, 40)):  # the ring's hole keeps its colour
         ImageDraw.floodfill(by_alpha, place, (*colour, 255))
-    buffer, large = io.BytesIO(), drawing((*colour, 255)).resize((720, 560), Image.Resampling.NEAREST)  # JPEG's noise reaches 8 pixels
+    buffer, large = (
+        io.BytesIO(),
+        drawing((*colour, 255)).resize((720, 560), Image.Resampling.NEAREST),
+    )  # JPEG's noise reaches 8 pixels
     large.convert("RGB").save(buffer, kind)
     got, warning = cut_out(buffer.getvalue(), 28)
-    assert warning == "" and (got - cut_out(by_alpha.resize(large.size, Image.Resampling.NEAREST), 28)[0]).abs().mean() < (0.15 if kind == "JPEG" else 0.01)
+    assert warning == "" and (
+        got - cut_out(by_alpha.resize(large.size, Image.Resampling.NEAREST), 28)[0]
+    ).abs().mean() < (0.15 if kind == "JPEG" else 0.01)
 
 
 def test_an_object_that_touches_the_edge_is_cut_out_of_its_background():
@@ -106,7 +113,9 @@ def test_a_picture_is_turned_as_its_exif_says_and_used_where_that_is_garbage():
     upright.transpose(Image.Transpose.ROTATE_90).save(turned, "PNG", exif=exif)
     upright.save(broken, "PNG", exif=b"Exif\0\0garbage")
     want = prepare_image(upright, 28)
-    assert torch.equal(prepare_image(turned.getvalue(), 28), want) and torch.equal(prepare_image(broken.getvalue(), 28), want)
+    assert torch.equal(prepare_image(turned.getvalue(), 28), want) and torch.equal(
+        prepare_image(broken.getvalue(), 28), want
+    )
 
 
 def test_numbers_that_are_none_are_black():

@@ -49,7 +49,9 @@ def write(
     shards = {}
     for index in range(num_shards):
         mine = [row for row in rows if records.shard_index(row["id"], num_shards) == index]
-        shards[index] = datasets.write_shard(folder, index, mine, config, config_sha256=records.config_hash(settings), num_shards=num_shards)
+        shards[index] = datasets.write_shard(
+            folder, index, mine, config, config_sha256=records.config_hash(settings), num_shards=num_shards
+        )
     datasets.write_dataset(folder, config, settings, num_shards, shards)
     return datasets.open_dataset(folder)
 
@@ -201,7 +203,13 @@ def test_the_first_objects_are_read_without_the_others(tmp_path: Path, monkeypat
     info = write(tmp_path, rows, num_shards=2)
     whole, seen = reading.load_arrays(info, None, ["id", "surface"]), []
     original = reading._batch_rows
-    monkeypatch.setattr(reading, "_batch_rows", lambda batch, columns, *given: seen.extend([batch.num_rows] * ("surface" in columns)) or original(batch, columns, *given))
+    monkeypatch.setattr(
+        reading,
+        "_batch_rows",
+        lambda batch, columns, *given: (
+            seen.extend([batch.num_rows] * ("surface" in columns)) or original(batch, columns, *given)
+        ),
+    )
     first = reading.load_arrays(info, None, ["id", "surface"], limit=5)
     assert first["id"] == whole["id"][:5] and np.array_equal(first["surface"], whole["surface"][:5])
     assert sum(seen) == 2 * records.ROWS_PER_GROUP, "one row group of each shard"

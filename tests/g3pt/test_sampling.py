@@ -32,7 +32,9 @@ def naive_filter(logits, top_k, top_p):
     return [v if i in nucleus else float("-inf") for i, v in enumerate(values)]
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.7), (6, 0.8), (1, 0.5), (0, 0.01), (50, 0.9), (0, 1e-50)])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.7), (6, 0.8), (1, 0.5), (0, 0.01), (50, 0.9), (0, 1e-50)]
+)
 def test_filter_agrees_with_a_naive_one(top_k, top_p):
     logits = torch.randn(20, 11, generator=torch.Generator().manual_seed(3)) * 2
     got = filter_logits(logits, top_k, top_p)
@@ -105,7 +107,10 @@ def test_cached_sampling_costs_one_teacher_forced_pass(image_encoder):
     forced = operations(lambda: model.car(aligned_BTA, text_BC, image_BMC))
     others = operations(lambda: model.aligned_inputs(codes_BS))
     others += operations(lambda: model.car.head.cross_entropy(torch.zeros(1, codes_BS.shape[1], 32), codes_BS))
-    cached, uncached = (operations(lambda c=c: sample_codes(model, text_BC, image_BMC, [0], SampleConfig(cfg=0), cached=c)) - others for c in (True, False))
+    cached, uncached = (
+        operations(lambda c=c: sample_codes(model, text_BC, image_BMC, [0], SampleConfig(cfg=0), cached=c)) - others
+        for c in (True, False)
+    )
     assert cached == pytest.approx(forced, rel=0.05) and uncached > 1.5 * cached
 
 
@@ -135,7 +140,15 @@ def test_the_coldest_temperature_and_the_strongest_guidance_still_draw_the_likel
     codes = [model.sample_codes(["a chair"] * 2, [None] * 2, [0, 1], settings, batch=2) for settings in (
         SampleConfig(cfg=MAX_CFG, temperature=MIN_TEMPERATURE, top_p=1.0), SampleConfig(cfg=MAX_CFG, top_k=1))]  # fmt: skip
     assert torch.equal(*codes) and len(codes[0].unique()) > 3
-    for name, value in (("temperature", 1e-40), ("temperature", 0), ("temperature", math.nan), ("cfg", 1e38), ("top_k", math.inf), ("top_k", (1, 1.5)), ("top_p", math.nan)):
+    for name, value in (
+        ("temperature", 1e-40),
+        ("temperature", 0),
+        ("temperature", math.nan),
+        ("cfg", 1e38),
+        ("top_k", math.inf),
+        ("top_k", (1, 1.5)),
+        ("top_p", math.nan),
+    ):
         with pytest.raises(ValueError, match=f"^{name} must be "):
             SampleConfig(**{name: value})
 
@@ -154,7 +167,16 @@ def guided_by_hand(model, text_BC, image_BMC, codes_BS, scale, text, image):
 
 
 @pytest.mark.parametrize(("text", "image"), [("a chair", True), ("a chair", False), (None, True)])
-@pytest.mark.parametrize("cfg", [{"cfg_text": 3.0, "cfg_image": 1.0}, {"cfg_text": 0.0, "cfg_image": 2.0}, {"cfg": 2.0, "cfg_image": 0.0}, {"cfg": 1.0}, {"cfg": 0.0}])
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {"cfg_text": 3.0, "cfg_image": 1.0},
+        {"cfg_text": 0.0, "cfg_image": 2.0},
+        {"cfg": 2.0, "cfg_image": 0.0},
+        {"cfg": 1.0},
+        {"cfg": 0.0},
+    ],
+)
 def test_text_and_image_are_guided_by_their_own_scales(text, image, cfg):
     model = tiny_g3pt().eval()
     picture = torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(0)) if image else None
@@ -213,7 +235,15 @@ def test_rows_of_different_settings_share_a_batch_and_keep_their_codes():
         model.sample_codes(["a chair"], [None], [0], [SampleConfig()] * 2)
 
 
-@pytest.mark.parametrize(("name", "listed", "single"), [("temperature", (1.0, 0.2, 3.0, 0.5), 0.5), ("top_k", (0, 1, 2, 5), 5), ("top_p", (1, 0.1, 0.5, 0.2), 0.2), ("cfg", (0, 3.0, 1.0, 2.0), 2.0)])
+@pytest.mark.parametrize(
+    ("name", "listed", "single"),
+    [
+        ("temperature", (1.0, 0.2, 3.0, 0.5), 0.5),
+        ("top_k", (0, 1, 2, 5), 5),
+        ("top_p", (1, 0.1, 0.5, 0.2), 0.2),
+        ("cfg", (0, 3.0, 1.0, 2.0), 2.0),
+    ],
+)
 def test_a_list_gives_each_scale_its_own_setting(name, listed, single):
     model = tiny_g3pt().eval()
     conditions = model.encode_prompts(["a chair"] * 4, [None] * 4)
@@ -222,7 +252,9 @@ def test_a_list_gives_each_scale_its_own_setting(name, listed, single):
     coarse = drawn[:, : sum(model.scales[:3])]
     last = sample_codes(model, *conditions, range(4), SampleConfig(**plain | {name: single}), known_BS=coarse)
     assert torch.equal(last, drawn)
-    other = sample_codes(model, *conditions, range(4), SampleConfig(**plain | {name: (*listed[:3], listed[0])}), known_BS=coarse)
+    other = sample_codes(
+        model, *conditions, range(4), SampleConfig(**plain | {name: (*listed[:3], listed[0])}), known_BS=coarse
+    )
     assert not torch.equal(other, drawn)
 
 
@@ -265,7 +297,9 @@ def test_known_coarse_codes_are_kept_and_the_rest_is_what_they_lead_to():
     text_BC, image_BMC = model.encode_prompts(["a chair", "a table"], [None, None])
     whole = sample_codes(model, text_BC, image_BMC, [0, 1], SampleConfig())
     first = model.scales[0] + model.scales[1]
-    assert torch.equal(sample_codes(model, text_BC, image_BMC, [0, 1], SampleConfig(), known_BS=whole[:, :first]), whole), "the same draws go on"
+    assert torch.equal(
+        sample_codes(model, text_BC, image_BMC, [0, 1], SampleConfig(), known_BS=whole[:, :first]), whole
+    ), "the same draws go on"
     other = (whole[:, :first] + 1) % model.tokenizer.config.num_codes
     again = sample_codes(model, text_BC, image_BMC, [0, 1], SampleConfig(), known_BS=other)
     assert torch.equal(again[:, :first], other) and not torch.equal(again[:, first:], whole[:, first:])

@@ -22,7 +22,11 @@ def test_exact_points_give_the_law_back() -> None:
 
 def test_pure_law_and_its_exponent() -> None:
     law = scaling.fit(SIZES, 12 * SIZES**-0.1, pure=True)
-    assert (law.irreducible, law.coefficient, law.exponent) == (0, pytest.approx(12, rel=1e-6), pytest.approx(0.1, rel=1e-6))
+    assert (law.irreducible, law.coefficient, law.exponent) == (
+        0,
+        pytest.approx(12, rel=1e-6),
+        pytest.approx(0.1, rel=1e-6),
+    )
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
@@ -61,7 +65,14 @@ def test_below_six_sizes_it_says_so() -> None:
     assert scaling.report(SIZES, TRUE(SIZES), samples=3)["status"] == "estimate"
 
 
-@pytest.mark.parametrize(("sizes", "losses"), [([1.0, 1.0, 2.0], [3.0, 3.0, 2.0]), ([1.0, 2.0, 3.0], [1.0, -1.0, 2.0]), ([1.0, 2.0, 3.0], [1.0, float("nan"), 2.0])])
+@pytest.mark.parametrize(
+    ("sizes", "losses"),
+    [
+        ([1.0, 1.0, 2.0], [3.0, 3.0, 2.0]),
+        ([1.0, 2.0, 3.0], [1.0, -1.0, 2.0]),
+        ([1.0, 2.0, 3.0], [1.0, float("nan"), 2.0]),
+    ],
+)
 def test_points_that_mean_nothing_are_refused(sizes: list[float], losses: list[float]) -> None:
     with pytest.raises(ValueError):
         scaling.fit(sizes, losses)

@@ -22,7 +22,9 @@ def _figures(samples_N3P: np.ndarray, references_N3P: np.ndarray) -> dict:
 def test_the_kernel_equals_the_definition() -> None:
     ours, others = _boxes(4, 0), _boxes(3, 1, centre=0.3)
     found = squared_chamfer_pairs(ours, others)
-    wanted = [[2 * metrics.chamfer_squared(a.T, b.T) for b in others] for a in ours]  # a sum of both directions, not their mean
+    wanted = [
+        [2 * metrics.chamfer_squared(a.T, b.T) for b in others] for a in ours
+    ]  # a sum of both directions, not their mean
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
     within = squared_chamfer_within(ours)
     np.testing.assert_array_equal(within, within.T)
@@ -52,7 +54,9 @@ def test_two_draws_of_one_distribution_can_hardly_be_told_apart() -> None:
 
 def test_one_object_sampled_again_and_again_covers_one() -> None:
     references = _boxes(20, 7)
-    samples = np.repeat(references[:1], 20, axis=0) + np.random.default_rng(0).normal(0, 1e-3, size=(20, 3, 1)).astype(np.float32)
+    samples = np.repeat(references[:1], 20, axis=0) + np.random.default_rng(0).normal(0, 1e-3, size=(20, 3, 1)).astype(
+        np.float32
+    )
     found = _figures(samples, references)
     assert found["cov"] == 1 / 20
     assert found["one_nna"] >= 0.9, "each copy of the one object has another copy as its nearest"

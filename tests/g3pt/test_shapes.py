@@ -112,7 +112,9 @@ def test_a_ruler_reads_solids_too(family: str) -> None:
 
     for shape in _of(family, 3, seed=1):
         solid = watertight(shape.vertices, shape.faces, 64)
-        assert measure.measure(family, solid.vertices, solid.faces) == shapes.caption_attributes(shape.caption), shape.id
+        assert measure.measure(family, solid.vertices, solid.faces) == shapes.caption_attributes(shape.caption), (
+            shape.id
+        )
 
 
 def test_a_ruler_never_trips_over_what_is_no_object_of_its_family() -> None:

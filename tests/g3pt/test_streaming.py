@@ -62,7 +62,9 @@ def test_streaming_from_any_sample_goes_on_in_the_same_order(start: int) -> None
 def test_groups_before_the_start_are_not_read_and_two_at_most_ahead() -> None:
     load = Shards()
     objects = ShardedObjects(COUNTS, load, 2)
-    stream = objects.rows(batch_size=2, seed=0, start_sample=3 * N + int(sum(COUNTS[s] for s in objects.groups(0, 3)[0])))
+    stream = objects.rows(
+        batch_size=2, seed=0, start_sample=3 * N + int(sum(COUNTS[s] for s in objects.groups(0, 3)[0]))
+    )
     next(stream)
     stream.close()
     assert load.loaded[0] == objects.groups(0, 3)[1] and len(load.loaded) <= 4
@@ -129,15 +131,23 @@ def test_a_dataset_too_large_for_memory_is_streamed_with_its_licences(tmp_path: 
     held = streaming.training_objects(info, columns, Selection(licenses=("MIT",)))
     assert isinstance(held, dict)
     row_bytes = 8 * 6 * 2 + 2
-    streamed = streaming.training_objects(info, columns, Selection(licenses=("MIT",)), in_memory_bytes=0, group_bytes=20 * row_bytes)
+    streamed = streaming.training_objects(
+        info, columns, Selection(licenses=("MIT",)), in_memory_bytes=0, group_bytes=20 * row_bytes
+    )
     assert isinstance(streamed, ShardedObjects) and len(streamed) == len(held["surface"]) and streamed.group_size >= 1
     shown = [row for _, some in itertools.islice(streamed.rows(1, 0, 0), len(streamed)) for row in some]
     for name in columns:
-        ours, theirs = ({np.ascontiguousarray(value).tobytes() for value in values} for values in ([row[name] for row in shown], held[name]))
+        ours, theirs = (
+            {np.ascontiguousarray(value).tobytes() for value in values}
+            for values in ([row[name] for row in shown], held[name])
+        )
         assert ours == theirs, name
     count = reading.count_objects(info, 0, "train")
     named = reading.load_shards(info, "train", ("surface", "caption"), [0], count)
-    assert named["caption"] == [row["caption"] for row in reading.read_rows(info, ["caption"], "train", shards=[0])] and len(named["surface"]) == count
+    assert (
+        named["caption"] == [row["caption"] for row in reading.read_rows(info, ["caption"], "train", shards=[0])]
+        and len(named["surface"]) == count
+    )
     for wrong in (count - 1, count + 1):
         with pytest.raises(ValueError, match="changed while it was read"):
             reading.load_shards(info, "train", columns, [0], wrong)

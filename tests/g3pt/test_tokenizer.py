@@ -31,7 +31,10 @@ def spheres(count: int, num_points: int = 256, num_queries: int = 512) -> dict[s
         return np.concatenate([centre + radius * normal, normal], axis=-1).astype(np.float16)
 
     arrays = {"surface": surface(), "eval_surface": surface(), "sharp": surface()[:, :64]}
-    pools = {"volume": rng.uniform(-1, 1, (count, num_queries, 3)), "near": surface()[:, rng.integers(num_points, size=num_queries), :3]}
+    pools = {
+        "volume": rng.uniform(-1, 1, (count, num_queries, 3)),
+        "near": surface()[:, rng.integers(num_points, size=num_queries), :3],
+    }
     pools["near"] = pools["near"] + rng.normal(0, 0.05, pools["near"].shape)
     for name, points in pools.items():
         arrays[f"{name}_points"] = points.astype(np.float16)
@@ -122,7 +125,11 @@ def test_phases_train_what_they_should(alone: bool) -> None:
         model.zero_grad()
         model(first_batch(config), step)[0].backward()
         trained[model.phase] = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
-    assert trained == {"continuous": {"encoder", "decoder"}, "pyramid": {"cqt"} if alone else {"encoder", "decoder", "cqt"}, "joint": {"encoder", "decoder", "cqt"}}
+    assert trained == {
+        "continuous": {"encoder", "decoder"},
+        "pyramid": {"cqt"} if alone else {"encoder", "decoder", "cqt"},
+        "joint": {"encoder", "decoder", "cqt"},
+    }
     assert torch.equal(model.cqt.base.data, model.latent_mean_LD) and bool(model.has_base)
 
 
@@ -133,9 +140,16 @@ def test_the_scales_in_the_path_train_everything_from_the_first_step() -> None:
     model.set_phase(0, 100)
     batch = first_batch(config)
     model(batch)[0].backward()
-    assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {"encoder", "decoder", "cqt"}
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {
+        "encoder",
+        "decoder",
+        "cqt",
+    }
     with torch.no_grad():
-        soft, hard = (model.cqt(model.encoder(batch["surface_BP6"]), frozen=True, quantized=q).canvases_BLD[-1] for q in (False, True))
+        soft, hard = (
+            model.cqt(model.encoder(batch["surface_BP6"]), frozen=True, quantized=q).canvases_BLD[-1]
+            for q in (False, True)
+        )
     assert not torch.equal(soft, hard), "rounding changes values"
     model.set_phase(50, 100)
     assert model.phase == "joint" and not model.has_base, "the learned base is not replaced by the latents' mean"
@@ -177,10 +191,19 @@ def test_a_resumed_training_equals_an_uninterrupted_one_in_every_phase() -> None
 
         def save(state: dict, step: int) -> None:
             if resume is None:
-                states[step] = {k: {n: _copy(v) for n, v in s.items()} if isinstance(s, dict) else s for k, s in state.items()}
+                states[step] = {
+                    k: {n: _copy(v) for n, v in s.items()} if isinstance(s, dict) else s for k, s in state.items()
+                }
 
         model = CVQ(config)
-        fit(model=model, batches=SurfaceBatches(arrays, config, 4, 0), config=train, report=records.append, save=save, resume=resume)
+        fit(
+            model=model,
+            batches=SurfaceBatches(arrays, config, 4, 0),
+            config=train,
+            report=records.append,
+            save=save,
+            resume=resume,
+        )
         return model, records
 
     whole, records = run(None)
@@ -219,7 +242,13 @@ def test_the_validation_loss_is_the_occupancy_s_binary_cross_entropy() -> None:
     model.set_phase(0, 10)
     (batch,) = eval_batches(arrays, model, "cpu")
     with torch.no_grad():
-        probability_BQ = model.occupancy_logits(model.decoder.latents(model.encoder(batch["surface"], batch.get("sharp"))), batch["points"]).double().sigmoid()
+        probability_BQ = (
+            model.occupancy_logits(
+                model.decoder.latents(model.encoder(batch["surface"], batch.get("sharp"))), batch["points"]
+            )
+            .double()
+            .sigmoid()
+        )
     expected = -torch.where(batch["inside"], probability_BQ, 1 - probability_BQ).log().mean()
     assert diagnose(model, arrays)["loss_volume"] == pytest.approx(float(expected), rel=1e-5)
 
@@ -237,7 +266,9 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path) -> None:
     with torch.no_grad():
         model.cqt.base.view(-1)[0] = float("nan")
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"model.safetensors: tensor cqt.base has values that are not finite; export the run again"):
+    with pytest.raises(
+        ValueError, match=r"model.safetensors: tensor cqt.base has values that are not finite; export the run again"
+    ):
         CVQ.from_pretrained(tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])

@@ -34,7 +34,10 @@ def test_starting_at_a_sample_continues_the_same_order() -> None:
 
 def test_two_workers_share_the_batch_of_one() -> None:
     whole = take(3, num_objects=9, batch_size=4, seed=0, start_sample=0)
-    halves = [take(3, num_objects=9, batch_size=4, seed=0, start_sample=0, rank=r, world_size=2).reshape(3, 2) for r in range(2)]
+    halves = [
+        take(3, num_objects=9, batch_size=4, seed=0, start_sample=0, rank=r, world_size=2).reshape(3, 2)
+        for r in range(2)
+    ]
     assert np.array_equal(whole.reshape(3, 4), np.stack(halves, axis=-1).reshape(3, 4))
 
 
@@ -97,7 +100,9 @@ def test_a_non_finite_loss_stops_with_its_step_and_saves_nothing() -> None:
 def test_asked_to_stop_it_saves_that_step_and_the_next_record_misses_none() -> None:
     """Stopped between two records; resumed, every record and weight is that of an uninterrupted run."""
 
-    def run(stop_after: int | None = None, resume: dict | None = None) -> tuple[list[dict], dict[int, dict], nn.Module | None]:
+    def run(
+        stop_after: int | None = None, resume: dict | None = None
+    ) -> tuple[list[dict], dict[int, dict], nn.Module | None]:
         records: list[dict] = []
         states: dict[int, dict] = {}
         asked = itertools.count(1)

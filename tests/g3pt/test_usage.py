@@ -19,7 +19,9 @@ SCALES = (1, 4, 32)
 LEVELS = {"fsq": (8, 8, 5, 5, 5), "lfq": (2,) * 13}
 
 
-def window(codes_BS: Tensor, levels: tuple[int, ...] = LEVELS["fsq"], num_objects: int | None = None) -> dict[str, float]:
+def window(
+    codes_BS: Tensor, levels: tuple[int, ...] = LEVELS["fsq"], num_objects: int | None = None
+) -> dict[str, float]:
     """The numbers of a window that saw these codes in batches of 16."""
     usage = CodeUsage(SCALES, levels)
     usage.num_objects = num_objects
@@ -79,7 +81,11 @@ def test_two_workers_count_what_one_would(monkeypatch: pytest.MonkeyPatch) -> No
     other.add(list(codes_BS[1::2].split(SCALES, dim=1)))
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.add_(other.counts_KV if x.shape == other.counts_KV.shape else other.hashed_SH))
+    monkeypatch.setattr(
+        torch.distributed,
+        "all_reduce",
+        lambda x: x.add_(other.counts_KV if x.shape == other.counts_KV.shape else other.hashed_SH),
+    )
     assert mine.take() == whole
 
 
@@ -105,14 +111,19 @@ def test_codes_that_name_their_position_pass_every_pooled_measure() -> None:
     """Why the entropy at a fixed position is measured: with many positions and some noise the pooled numbers look healthy."""
     scales, samples = (2304,), 64
     own_S = torch.randint(8192, (1, 2304), generator=torch.Generator().manual_seed(0))
-    noise_BS = (torch.rand(samples, 2304, generator=torch.Generator().manual_seed(1)) < 0.03) * torch.randint(8192, (samples, 2304), generator=torch.Generator().manual_seed(2))
+    noise_BS = (torch.rand(samples, 2304, generator=torch.Generator().manual_seed(1)) < 0.03) * torch.randint(
+        8192, (samples, 2304), generator=torch.Generator().manual_seed(2)
+    )
     usage = CodeUsage(scales, LEVELS["lfq"])
     usage.add([own_S ^ noise_BS])
     assert kinds(usage.take()) == {"information"}
 
 
 def test_measures_have_known_values() -> None:
-    assert float(entropy_bits(torch.full((16,), 3))) == pytest.approx(4.0) and float(entropy_bits(torch.tensor([5, 0, 0]))) == 0.0
+    assert (
+        float(entropy_bits(torch.full((16,), 3))) == pytest.approx(4.0)
+        and float(entropy_bits(torch.tensor([5, 0, 0]))) == 0.0
+    )
     assert expected_distinct(1, 100) == pytest.approx(1.0) and 99.9 < expected_distinct(2000, 100) <= 100
     draws = torch.randint(256, (400, 320), generator=torch.Generator().manual_seed(0))
     measured = torch.stack([entropy_bits(torch.bincount(row, minlength=256)) for row in draws]).mean()
@@ -125,7 +136,9 @@ def test_digit_entropies_are_those_of_the_digits(kind: str) -> None:
     codes = torch.randint(8000, (5000,), generator=torch.Generator().manual_seed(0)) // 3
     digits = quantizer.codes_to_digits(codes)
     expected = [float(entropy_bits(torch.bincount(digits[:, c], minlength=n))) for c, n in enumerate(LEVELS[kind])]
-    assert digit_entropies(torch.bincount(codes, minlength=math.prod(LEVELS[kind])), LEVELS[kind]) == pytest.approx(expected)
+    assert digit_entropies(torch.bincount(codes, minlength=math.prod(LEVELS[kind])), LEVELS[kind]) == pytest.approx(
+        expected
+    )
 
 
 def test_hashing_keeps_apart_what_few_codes_there_are() -> None:
@@ -184,7 +197,10 @@ def test_a_resumed_run_reports_the_windows_of_an_uninterrupted_one() -> None:
     def run(resume: dict | None = None) -> tuple[list[dict], list[dict]]:
         reports: list[dict] = []
         states: list[dict] = []
-        keep = lambda state, step: states.append(torch.utils._pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, state))  # noqa: E731
+
+        def keep(state: dict, step: int) -> None:
+            states.append(torch.utils._pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, state))
+
         fit(model=CVQ(TINY), batches=batches, config=config, report=reports.append, save=keep, resume=resume)
         return [{k: v for k, v in r.items() if k != "samples_per_second"} for r in reports], states
 
@@ -203,7 +219,9 @@ def test_an_alarm_is_told_once_when_it_has_lasted() -> None:
     heard = [len(bell.hear(record)) for record in [*[bad] * 9, good, *[bad] * 9, loss, bad, bad, good, *[bad] * 10]]
     assert [k for k, count in enumerate(heard) if count] == [20, 32] and heard[20] == 3
     words = "codes collapse at scales 1, 2, 3: a digit's entropy is 0.00, 0.00, 0.00 of its maximum (floor 0.25)"
-    assert sounding([bad] * 10 + [loss]) == words and sounding([bad] * 9) == "" == sounding([bad] * 20 + [good], finished=True)
+    assert sounding([bad] * 10 + [loss]) == words and sounding([bad] * 9) == "" == sounding(
+        [bad] * 20 + [good], finished=True
+    )
     assert sounding([good, bad], finished=True) == words, "what a run ends with is not passing"
 
 

@@ -1,7 +1,7 @@
 """Small trainings that one process and two must do alike: run by tests/g3pt/test_parallel.py, as a worker of a gloo group too.
 
-    python -m tests.g3pt.two_workers FOLDER RANK      one of two workers; leaves FOLDER/<case>-<kind>.pt, and FOLDER/<case>-<kind>
-                                                      with the half-way state of a sharded training
+python -m tests.g3pt.two_workers FOLDER RANK      one of two workers; leaves FOLDER/<case>-<kind>.pt, and FOLDER/<case>-<kind>
+                                                  with the half-way state of a sharded training
 """
 
 from __future__ import annotations
@@ -27,8 +27,13 @@ from tests.g3pt.test_tokenizer import TINY, spheres
 from tests.g3pt.tiny import random_batch, tiny_g3pt
 
 BATCH, STEPS = 8, 8
-TRAIN = TrainConfig(steps=STEPS, batch_size=BATCH, learning_rate=2e-3, warmup_steps=1, log_every=1, eval_every=4, checkpoint_every=4)
-PHASES = {"continuous_share": 0.38, "pyramid_share": 0.25}  # 3 steps continuous, 2 of the pyramid alone, 3 of everything
+TRAIN = TrainConfig(
+    steps=STEPS, batch_size=BATCH, learning_rate=2e-3, warmup_steps=1, log_every=1, eval_every=4, checkpoint_every=4
+)
+PHASES = {
+    "continuous_share": 0.38,
+    "pyramid_share": 0.25,
+}  # 3 steps continuous, 2 of the pyramid alone, 3 of everything
 CASES: dict[str, dict[str, Any]] = {  # name -> changes of TINY
     "fsq": {},
     "lfq": {"quantizer": "lfq", "scale_dropout": 0.5, "code_weight": 0.5},
@@ -42,7 +47,9 @@ def train_config(case: str) -> TrainConfig:
     return dataclasses.replace(TRAIN, precision="bf16", clip_norm=0.1) if case == "bf16" else TRAIN
 
 
-def train_cvq(case: str, parallel: Alone, micro_batch: int | None = None, resume: Any = None, folder: Path | None = None) -> dict[str, Any]:
+def train_cvq(
+    case: str, parallel: Alone, micro_batch: int | None = None, resume: Any = None, folder: Path | None = None
+) -> dict[str, Any]:
     """Records, weights and the checkpoint half-way of one training of a tokenizer; a sharded one's goes to `folder`."""
     config = dataclasses.replace(TINY, **PHASES, **CASES[case])
     batches = SurfaceBatches(spheres(8), config, BATCH, 0, parallel.rank, parallel.world_size)
@@ -54,7 +61,11 @@ def train_car(parallel: Alone, micro_batch: int | None = None, precision: Any = 
     model = tiny_g3pt(image_encoder="none", drop_text=0.5, code_noise=0.3)
     held = []
     first = model.car.blocks[0].attention
-    first.register_forward_pre_hook(lambda *_: held.append(sum(p.nbytes for p in model.parameters() if p.requires_grad and not hasattr(p, "placements"))))
+    first.register_forward_pre_hook(
+        lambda *_: held.append(
+            sum(p.nbytes for p in model.parameters() if p.requires_grad and not hasattr(p, "placements"))
+        )
+    )
     everything = random_batch(model, BATCH)
 
     def batches(_: int) -> Iterator[dict[str, Any]]:
@@ -67,7 +78,13 @@ def train_car(parallel: Alone, micro_batch: int | None = None, precision: Any = 
 
 
 def _trained(
-    model: nn.Module, batches: Any, config: TrainConfig, parallel: Alone, micro_batch: int | None, resume: Any, folder: Path | None = None
+    model: nn.Module,
+    batches: Any,
+    config: TrainConfig,
+    parallel: Alone,
+    micro_batch: int | None,
+    resume: Any,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     records: list[dict[str, float]] = []
     states: dict[int, dict[str, Any]] = {}
@@ -85,7 +102,11 @@ def _trained(
         model=model, batches=batches, config=config, report=records.append, save=save, resume=resume,
         evaluate=evaluate, parallel=parallel, micro_batch=micro_batch,
     )  # fmt: skip
-    return {"records": records, "state": states.get(STEPS * BATCH // 2), "weights": {k: v.clone() for k, v in model.state_dict().items()}}
+    return {
+        "records": records,
+        "state": states.get(STEPS * BATCH // 2),
+        "weights": {k: v.clone() for k, v in model.state_dict().items()},
+    }
 
 
 def _copy(value: Any) -> Any:
@@ -106,7 +127,9 @@ def main(folder: Path, rank: int) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=300))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=300)
+    )
 
     def keep(name: str, found: dict[str, Any]) -> dict[str, Any]:
         if rank == 0:

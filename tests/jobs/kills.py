@@ -55,7 +55,9 @@ def ray_did_not_start(folder: Path) -> bool:
     """Whether that ended the last command, which is the machine's doing; said on stderr if so."""
     found = NO_RAY in printed(folder)[1]
     if found:
-        print(f"{folder.name}: RAY DID NOT START in its 30 s, load {os.getloadavg()[0]:.0f}", file=sys.stderr, flush=True)
+        print(
+            f"{folder.name}: RAY DID NOT START in its 30 s, load {os.getloadavg()[0]:.0f}", file=sys.stderr, flush=True
+        )
     return found
 
 
@@ -121,7 +123,9 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def interrupt_when(args: Sequence[str], folder: Path, ready: Callable[[], bool], number: int = signal.SIGINT, **environment: str) -> str:
+def interrupt_when(
+    args: Sequence[str], folder: Path, ready: Callable[[], bool], number: int = signal.SIGINT, **environment: str
+) -> str:
     """Start the command, signal it once `ready()` holds: it must end within 20 s as its signal says, without a traceback or a
     process left behind, and name the command that resumes; what it printed on stderr."""
     process = start(args, folder, **environment)
@@ -180,7 +184,10 @@ def kill_often(
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 done += 1
-                print(f"{folder.name}: kill {done} at {found} + {progress(folder) - found} of {total}, {time.monotonic() - began:.1f} s", file=sys.stderr)
+                print(
+                    f"{folder.name}: kill {done} at {found} + {progress(folder) - found} of {total}, {time.monotonic() - began:.1f} s",
+                    file=sys.stderr,
+                )
             elif process.returncode and ray_did_not_start(folder) and not missed:
                 missed += 1
             else:

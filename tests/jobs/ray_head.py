@@ -29,15 +29,34 @@ class Head:
         home.mkdir()
         binaries = str(Path(sys.executable).parent)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        self.environment = inherited | {"HOME": str(home), "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "token"}
-        subprocess.run(["ray", "get-auth-token", "--generate"], env=self.environment, check=True, capture_output=True, timeout=60)
+        self.environment = inherited | {
+            "HOME": str(home),
+            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+        }
+        subprocess.run(
+            ["ray", "get-auth-token", "--generate"], env=self.environment, check=True, capture_output=True, timeout=60
+        )
         assert (home / ".ray" / "auth_token").exists()
         self.ray_folder = Path(f"/tmp/g3pt-{os.getpid()}")  # socket paths must stay short
-        ports = {name: free_port() for name in ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")}
-        command = ["ray", "start", "--head", "--num-cpus=2", "--disable-usage-stats", "--block", f"--temp-dir={self.ray_folder}"]
+        ports = {
+            name: free_port()
+            for name in ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
+        }
+        command = [
+            "ray",
+            "start",
+            "--head",
+            "--num-cpus=2",
+            "--disable-usage-stats",
+            "--block",
+            f"--temp-dir={self.ray_folder}",
+        ]
         command += [f"--{name}={port}" for name, port in ports.items()]
         self.log = open(home / "head.log", "wb")  # noqa: SIM115
-        self.process = subprocess.Popen(command, cwd=folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
+        )
         # `ray job submit` looks for the dashboard here; on a machine of one's own both are at their default ports.
         self.environment |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard-port']}"}
         self.address = f"127.0.0.1:{ports['port']}"

@@ -57,7 +57,9 @@ def unfinished_run(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", READ_RUN)
-def test_an_unfinished_tokenizer_run(command: str, good: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_tokenizer_run(
+    command: str, good: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = unfinished_run(tmp_path / "cvq-nano-s0-00000000")
     said = complaint(command, tmp_path, capsys, **{**good, "RUN": run})
     assert str(run) in said and "not finished" in said
@@ -65,38 +67,52 @@ def test_an_unfinished_tokenizer_run(command: str, good: dict, tmp_path: Path, c
 
 @pytest.mark.parametrize("command", READ_RUN)
 @pytest.mark.parametrize("kind", ["missing", "empty"])
-def test_a_run_that_is_none(command: str, kind: str, good: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_none(
+    command: str, kind: str, good: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     assert str(tmp_path / kind) in complaint(command, tmp_path, capsys, **{**good, "RUN": tmp_path / kind})
 
 
 @pytest.mark.parametrize("command", READ_DATA)
-def test_a_dataset_of_another_schema(command: str, good: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_of_another_schema(
+    command: str, good: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     info = write_toy_dataset(tmp_path / "data", count=8, num_shards=1)
     file = info.path / "dataset.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"schema_version": 0}))
-    assert f"schema version 0; this program reads version {SCHEMA_VERSION}" in complaint(command, tmp_path, capsys, **{**good, "DATA": info.path})
+    assert f"schema version 0; this program reads version {SCHEMA_VERSION}" in complaint(
+        command, tmp_path, capsys, **{**good, "DATA": info.path}
+    )
 
 
 @pytest.mark.parametrize("command", READ_DATA)
 @pytest.mark.parametrize("kind", ["missing", "empty"])
-def test_a_dataset_that_is_none(command: str, kind: str, good: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_that_is_none(
+    command: str, kind: str, good: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     assert str(tmp_path / kind) in complaint(command, tmp_path, capsys, **{**good, "DATA": tmp_path / kind})
 
 
 @pytest.mark.parametrize("command", READ_DATA)
-def test_a_dataset_that_was_not_finished(command: str, good: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_that_was_not_finished(
+    command: str, good: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     info = write_toy_dataset(tmp_path / "data", count=8, num_shards=1)
     (info.path / "dataset.json").unlink()
     assert "did not finish" in complaint(command, tmp_path, capsys, **{**good, "DATA": info.path})
 
 
-def test_a_dataset_with_too_few_points_for_the_preset(good: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_with_too_few_points_for_the_preset(
+    good: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "preset nano reads num_points" in complaint("train_cvq", tmp_path, capsys, **good)
 
 
-def test_a_generator_cannot_be_trained_on_a_generator(good: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_generator_cannot_be_trained_on_a_generator(
+    good: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tests.g3pt.tiny import tiny_g3pt
 
     generator = tiny_g3pt().save_pretrained(tmp_path / "generator")

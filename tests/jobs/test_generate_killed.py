@@ -39,7 +39,10 @@ def whole(model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracked, "tell", lambda *_: None)
         patch.setattr(job, "_picture", lambda output, ok: None)
-        job.generate(GenerateConfig(model=str(model), output=str(output), prompts=str(prompts), resolution=32, cfg="1"), use_ray=False)
+        job.generate(
+            GenerateConfig(model=str(model), output=str(output), prompts=str(prompts), resolution=32, cfg="1"),
+            use_ray=False,
+        )
     return rows_of(output)
 
 
@@ -49,7 +52,9 @@ def rows_of(output: Path) -> list[dict]:
 
 
 def command(model: Path, prompts: Path, folder: Path) -> list[str]:
-    return kills.command("generate", model=model, output=folder / "out", prompts=prompts, resolution=32, cfg=1, num_workers=2)
+    return kills.command(
+        "generate", model=model, output=folder / "out", prompts=prompts, resolution=32, cfg=1, num_workers=2
+    )
 
 
 def records(folder: Path) -> dict[Path, int]:
@@ -62,8 +67,12 @@ def records(folder: Path) -> dict[Path, int]:
 
 
 @pytest.mark.soak
-def test_generate_killed_equals_an_uninterrupted_job(model: Path, prompts: Path, whole: list[dict], tmp_path: Path) -> None:
-    kills.kill_when(command(model, prompts, tmp_path), tmp_path, lambda: len(records(tmp_path)) >= 8, random.uniform(0, 0.5))
+def test_generate_killed_equals_an_uninterrupted_job(
+    model: Path, prompts: Path, whole: list[dict], tmp_path: Path
+) -> None:
+    kills.kill_when(
+        command(model, prompts, tmp_path), tmp_path, lambda: len(records(tmp_path)) >= 8, random.uniform(0, 0.5)
+    )
     time.sleep(1.0)  # Ray's workers may outlive the driver by a moment
     before = records(tmp_path)
     assert 8 <= len(before) < sum(row["status"] == "ok" for row in whole)
@@ -85,4 +94,12 @@ def test_generate_killed_twenty_times(
         assert rows_of(folder / "out") == whole
 
     total = sum(row["status"] == "ok" for row in whole)
-    kills.kill_often(lambda folder: command(model, prompts, folder), tmp_path, check, number, lambda folder: len(records(folder)), total, **ray_of_commands)
+    kills.kill_often(
+        lambda folder: command(model, prompts, folder),
+        tmp_path,
+        check,
+        number,
+        lambda folder: len(records(folder)),
+        total,
+        **ray_of_commands,
+    )

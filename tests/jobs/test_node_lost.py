@@ -37,7 +37,9 @@ def test_a_run_goes_on_when_a_node_is_killed_and_has_the_loss_it_would_have_had(
         )
         with open(tmp_path / "stderr.txt", "w") as err:
             environment = {**os.environ, "PYTHONPATH": str(runs.REPOSITORY)}
-            driver = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=err)
+            driver = subprocess.Popen(
+                [sys.executable, "-c", program], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=err
+            )
         (tmp_path / "stdout.txt").touch()
         kills.wait_until(driver, tmp_path, lambda: checkpointed(run_dir) >= 48, 500)
         cluster.remove_node(lost, allow_graceful=False)

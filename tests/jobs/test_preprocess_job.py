@@ -80,7 +80,10 @@ def test_interrupted_and_killed_then_finished_equals_an_uninterrupted_run(
     target, args = tmp_path / "data", kills.command("preprocess", output=tmp_path / "data", **SHAPES)
     said = kills.interrupt_when(args, tmp_path, lambda: len(finished(target)) >= 2)
     done = len(finished(target))
-    assert f"  safe     {done} of {len(whole.shards)} shards are finished ({target})" in said.splitlines() and 2 <= done < len(whole.shards)
+    assert (
+        f"  safe     {done} of {len(whole.shards)} shards are finished ({target})" in said.splitlines()
+        and 2 <= done < len(whole.shards)
+    )
     assert not (target / "failure.json").exists()
     rng = random.Random(time.time_ns())
     for _ in range(2):
@@ -115,7 +118,9 @@ def reads_back_from_mlflow(tmp_path: Path) -> None:
     (found,) = client.search_runs([client.get_experiment_by_name("g3pt/preprocess").experiment_id])
     assert found.data.metrics["objects_ok"] == 80 and found.info.status == "FINISHED"
     assert found.data.params["limit"] == "80"
-    assert json.loads(Path(client.download_artifacts(found.info.run_id, "dataset.json")).read_text())["counts"] == {"ok": 80}
+    assert json.loads(Path(client.download_artifacts(found.info.run_id, "dataset.json")).read_text())["counts"] == {
+        "ok": 80
+    }
 
 
 @pytest.mark.slow
@@ -124,7 +129,18 @@ def test_what_is_chosen_of_objaverse_becomes_a_dataset_with_its_card(tmp_path: P
     empty_store.lay(tmp_path / "mlflow.db")
     (tmp_path / "cap3d.csv").write_text('uid0,"a tall box, closed"\nuid1,never used\n')
     choice = {"categories": "chair,armchair,sofa", "licenses": "open,CC-BY-SA-4.0", "limit": 2, "captions": "cap3d.csv"}
-    command = kills.command("preprocess", source="objaverse", input="cache", output="data", num_workers=2, num_shards=5, views=1, view_size=32, **choice, **COUNTS)
+    command = kills.command(
+        "preprocess",
+        source="objaverse",
+        input="cache",
+        output="data",
+        num_workers=2,
+        num_shards=5,
+        views=1,
+        view_size=32,
+        **choice,
+        **COUNTS,
+    )
     with hub_server() as hub:
         lay(hub)
         hub.faults = {mesh(0): ["cut"], "lvis-annotations.json.gz": ["head-500"]}
@@ -132,7 +148,10 @@ def test_what_is_chosen_of_objaverse_becomes_a_dataset_with_its_card(tmp_path: P
         asked = hub.asked()
     assert {name: count for name, count in asked.items() if name.startswith("glbs/")} == {mesh(0): 2, mesh(3): 1}
     said = kills.printed(tmp_path)[1]
-    assert "1 of 3 objects are left out: licence CC-BY-NC-4.0 1" in said and "captions of cap3d.csv for 1 of 2 objects, before --limit" in said
+    assert (
+        "1 of 3 objects are left out: licence CC-BY-NC-4.0 1" in said
+        and "captions of cap3d.csv for 1 of 2 objects, before --limit" in said
+    )
     info = datasets.open_dataset(tmp_path / "data")
     rows = {row["id"]: row for row in reading.read_rows(info, info.columns)}
     assert sorted(rows) == [uid(0), uid(3)] and info.counts == {"ok": 2} and len(info.shards) == 2
@@ -142,7 +161,10 @@ def test_what_is_chosen_of_objaverse_becomes_a_dataset_with_its_card(tmp_path: P
     assert card["category"] == {"chair": 1, "armchair": 1} and card["license"] == {"CC-BY-4.0": 1, "CC-BY-SA-4.0": 1}
     owed = (tmp_path / "data" / "contact_sheet.credits.md").read_text()
     for number in (0, 3):
-        assert f"| {uid(number)} | Thing {number} ? | Author {number} | [CC-BY" in owed and f"<https://sketchfab.com/3d-models/{uid(number)}>" in owed
+        assert (
+            f"| {uid(number)} | Thing {number} ? | Author {number} | [CC-BY" in owed
+            and f"<https://sketchfab.com/3d-models/{uid(number)}>" in owed
+        )
 
 
 def args(folder: Path) -> list[str]:
@@ -152,13 +174,25 @@ def args(folder: Path) -> list[str]:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", ["child", "worker"])
-def test_children_and_workers_killed_twenty_times_change_nothing(tmp_path: Path, whole: datasets.DatasetInfo, kind: str) -> None:
-    kills.kill_below_often(args, tmp_path, lambda folder: is_the_same(folder / "data", whole), kind, 20, (0.5, 4.0), lambda folder: len(finished(folder / "data")))
+def test_children_and_workers_killed_twenty_times_change_nothing(
+    tmp_path: Path, whole: datasets.DatasetInfo, kind: str
+) -> None:
+    kills.kill_below_often(
+        args,
+        tmp_path,
+        lambda folder: is_the_same(folder / "data", whole),
+        kind,
+        20,
+        (0.5, 4.0),
+        lambda folder: len(finished(folder / "data")),
+    )
 
 
 @pytest.mark.soak
 @kills.TWENTY
-def test_killed_twenty_times(tmp_path: Path, whole: datasets.DatasetInfo, number: int, ray_of_commands: dict[str, str]) -> None:
+def test_killed_twenty_times(
+    tmp_path: Path, whole: datasets.DatasetInfo, number: int, ray_of_commands: dict[str, str]
+) -> None:
     kills.kill_often(
         args, tmp_path, lambda folder: is_the_same(folder / "data", whole), number, lambda folder: len(finished(folder / "data")), len(whole.shards), **ray_of_commands
     )  # fmt: skip

@@ -16,11 +16,28 @@ from tests.pipelines.report_numbers import check_numbers
 
 EXPERIMENTS = {f"g3pt/{name}" for name in ("preprocess", "cvq", "car", "scaling", "generate", "evaluate")}
 SIZES = ("5k", "20k", "80k", "150k")
-KEPT = ("*.parquet", "*.safetensors", "*.glb", "*.pt", "metrics.jsonl", "dataset.json", "points.csv", "tokenizer.json", "generator.json")
+KEPT = (
+    "*.parquet",
+    "*.safetensors",
+    "*.glb",
+    "*.pt",
+    "metrics.jsonl",
+    "dataset.json",
+    "points.csv",
+    "tokenizer.json",
+    "generator.json",
+)
 
 
 def command(output: Path) -> list[str]:
-    small = {"num_shapes": 48, "cvq_steps": 80, "car_steps": 10, "sweep_steps": 4, "num_samples": 8, "sizes": ",".join(SIZES)}
+    small = {
+        "num_shapes": 48,
+        "cvq_steps": 80,
+        "car_steps": 10,
+        "sweep_steps": 4,
+        "num_samples": 8,
+        "sizes": ",".join(SIZES),
+    }
     return kills.command("quickstart", output=output, **small)
 
 
@@ -42,7 +59,13 @@ def test_it_leaves_a_summary_and_pictures(demo: Path) -> None:
     from PIL import Image
 
     summary = (demo / "summary.md").read_text()
-    for words in ("volume IoU", "samples of the prompted family", "nearest training object", "demonstration, not an estimate", "| all |"):
+    for words in (
+        "volume IoU",
+        "samples of the prompted family",
+        "nearest training object",
+        "demonstration, not an estimate",
+        "| all |",
+    ):
         assert words in summary, words
     for file in pictures(demo):
         with Image.open(file) as picture:
@@ -74,7 +97,11 @@ def test_every_stage_is_in_mlflow(demo: Path) -> None:
     assert set(experiments) == EXPERIMENTS
     runs = {name: client.search_runs([number]) for name, number in experiments.items()}
     assert all(run.info.status == "FINISHED" for found in runs.values() for run in found)
-    assert {name: len(found) for name, found in runs.items()} == dict.fromkeys(EXPERIMENTS, 1) | {"g3pt/generate": 2, "g3pt/evaluate": 2, "g3pt/scaling": 1 + len(SIZES)}
+    assert {name: len(found) for name, found in runs.items()} == dict.fromkeys(EXPERIMENTS, 1) | {
+        "g3pt/generate": 2,
+        "g3pt/evaluate": 2,
+        "g3pt/scaling": 1 + len(SIZES),
+    }
     for name, steps in (("g3pt/cvq", "80"), ("g3pt/car", "10")):
         (run,) = runs[name]
         ledger = Ledger(Path(run.data.tags["g3pt.path"]) / "metrics.jsonl").read()
@@ -84,9 +111,16 @@ def test_every_stage_is_in_mlflow(demo: Path) -> None:
     assert len({run.info.run_name for run in everything}) == len(everything)
     assert all(len(run.data.params) <= 16 for run in everything)
     assert {run.data.tags["g3pt.group"] for run in everything} == {str(demo)}
-    assert all(run.data.tags[name] for run in everything for name in ("g3pt.command", "g3pt.hardware", "g3pt.versions", "mlflow.source.git.commit"))
+    assert all(
+        run.data.tags[name]
+        for run in everything
+        for name in ("g3pt.command", "g3pt.hardware", "g3pt.versions", "mlflow.source.git.commit")
+    )
     for run in everything:
-        files = [Path(client.download_artifacts(run.info.run_id, found.path)) for found in client.list_artifacts(run.info.run_id)]
+        files = [
+            Path(client.download_artifacts(run.info.run_id, found.path))
+            for found in client.list_artifacts(run.info.run_id)
+        ]
         assert "report.html" in {file.name for file in files}, run.info.run_name
         for file in files:
             opens(file)
@@ -95,14 +129,22 @@ def test_every_stage_is_in_mlflow(demo: Path) -> None:
 @pytest.mark.slow
 def test_runs_in_mlflow_lead_to_what_they_were_made_from(demo: Path) -> None:
     client = Tracking(f"sqlite:///{demo}/mlflow.db").client
-    runs = {e.name: client.search_runs([e.experiment_id], order_by=["attributes.start_time"]) for e in client.search_experiments()}
-    (shapes,), (cvq,), (car,), (meshes, released) = (runs[f"g3pt/{name}"] for name in ("preprocess", "cvq", "car", "generate"))
+    runs = {
+        e.name: client.search_runs([e.experiment_id], order_by=["attributes.start_time"])
+        for e in client.search_experiments()
+    }
+    (shapes,), (cvq,), (car,), (meshes, released) = (
+        runs[f"g3pt/{name}"] for name in ("preprocess", "cvq", "car", "generate")
+    )
     of_cvq, of_car = runs["g3pt/evaluate"]
     for used, by in ((cvq, of_cvq), (car, of_car), (car, meshes)):
         assert by.data.tags["g3pt.model_run_id"] == used.info.run_id and by.data.params["model"] == used.info.run_name
         assert by.data.tags["g3pt.model_hash"] == used.data.tags["g3pt.export_hash"]
         assert f"/runs/{used.info.run_id}?" in by.data.tags["mlflow.note.content"]
-    assert car.data.tags["g3pt.tokenizer_run_id"] == cvq.info.run_id and car.data.tags["g3pt.tokenizer_hash"] == cvq.data.tags["g3pt.export_hash"]
+    assert (
+        car.data.tags["g3pt.tokenizer_run_id"] == cvq.info.run_id
+        and car.data.tags["g3pt.tokenizer_hash"] == cvq.data.tags["g3pt.export_hash"]
+    )
     given = [run.inputs.dataset_inputs[0] for run in (shapes, cvq, car, of_cvq, of_car)]
     assert {(g.dataset.name, g.dataset.digest) for g in given} == {("shapes", shapes.data.params["fingerprint"][:8])}
     assert [g.tags[0].value for g in given] == ["made here", "training", "training", "test", "test"]
@@ -114,8 +156,19 @@ def test_runs_in_mlflow_lead_to_what_they_were_made_from(demo: Path) -> None:
 @pytest.mark.slow
 def test_its_report_tells_all_of_it(demo: Path) -> None:
     page = (demo / "report.html").read_text()
-    for title in ("Generated meshes", "Evaluation of the generator", "Reconstructions", "Scaling study", "Training the tokenizer", "Training the generator", "Dataset", "Time", "Versions and hardware", "Credits"):
-        assert f"-title\">{title}</h2>" in page, title
+    for title in (
+        "Generated meshes",
+        "Evaluation of the generator",
+        "Reconstructions",
+        "Scaling study",
+        "Training the tokenizer",
+        "Training the generator",
+        "Dataset",
+        "Time",
+        "Versions and hardware",
+        "Credits",
+    ):
+        assert f'-title">{title}</h2>' in page, title
     assert check_numbers(page, demo) > 300
     assert page.count("data-object=") > 30 and len(page) < 6e6
     assert "The stages noted none" not in page and "kept no meshes" not in page
@@ -148,8 +201,16 @@ def test_the_study_is_a_parent_with_a_child_for_each_size(demo: Path) -> None:
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert sorted(run.data.params["preset"] for run in children) == sorted(SIZES)
     assert all("test/ce" in run.data.metrics for run in children)
-    assert {f"pure_power_law/exponent{end}" for end in ("", "_low", "_high")} <= set(parent.data.metrics) and parent.data.tags["g3pt.sizes"] == ",".join(SIZES)
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"study.json", "points.csv", "fit.json", "curve.png", "report.html"}
+    assert {f"pure_power_law/exponent{end}" for end in ("", "_low", "_high")} <= set(
+        parent.data.metrics
+    ) and parent.data.tags["g3pt.sizes"] == ",".join(SIZES)
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
+        "study.json",
+        "points.csv",
+        "fit.json",
+        "curve.png",
+        "report.html",
+    }
     points = (demo / "study" / "points.csv").read_text().splitlines()
     assert points[0].startswith("size,params_no_embed,flops,seed,samples,epochs,lr,test_ce,test_ce_scale_1")
     assert [line.split(",")[0] for line in points[1:]] == list(SIZES)
@@ -159,7 +220,12 @@ def test_the_study_is_a_parent_with_a_child_for_each_size(demo: Path) -> None:
 def test_status_names_what_there_is(demo: Path) -> None:
     found = inventory.find(demo)
     kinds = [item.kind for item in found]
-    assert (kinds.count("dataset"), kinds.count("run"), kinds.count("study"), kinds.count("evaluation")) == (1, 2 + len(SIZES), 1, 2)
+    assert (kinds.count("dataset"), kinds.count("run"), kinds.count("study"), kinds.count("evaluation")) == (
+        1,
+        2 + len(SIZES),
+        1,
+        2,
+    )
     assert {item.state for item in found} == {"done"}
     seconds = json.loads((demo / "seconds.json").read_text())
     assert seconds.pop("all") == pytest.approx(sum(seconds.values())) and len(seconds) == 9
@@ -168,12 +234,17 @@ def test_status_names_what_there_is(demo: Path) -> None:
 @pytest.mark.slow
 def test_a_second_start_changes_nothing(demo: Path) -> None:
     before = {file: hashlib.sha256(file.read_bytes()).hexdigest() for kind in KEPT for file in demo.rglob(kind)}
-    heavy = {file: file.stat().st_mtime_ns for file in before if file.suffix in (".parquet", ".safetensors", ".glb", ".pt")}
+    heavy = {
+        file: file.stat().st_mtime_ns for file in before if file.suffix in (".parquet", ".safetensors", ".glb", ".pt")
+    }
     assert len(heavy) > 20
     kills.finish(command(demo), demo.parent, timeout_s=600)
     assert {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in before} == before
     again = {file.name for file, when in heavy.items() if file.stat().st_mtime_ns != when}
     assert again <= {"manifest.parquet"}, "a table of what is there may be written again, nothing else"
     client = Tracking(f"sqlite:///{demo}/mlflow.db").client
-    trained = [client.get_experiment_by_name(name).experiment_id for name in ("g3pt/preprocess", "g3pt/cvq", "g3pt/car", "g3pt/scaling")]
+    trained = [
+        client.get_experiment_by_name(name).experiment_id
+        for name in ("g3pt/preprocess", "g3pt/cvq", "g3pt/car", "g3pt/scaling")
+    ]
     assert len(client.search_runs(trained)) == 3 + 1 + len(SIZES)

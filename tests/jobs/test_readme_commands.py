@@ -45,8 +45,15 @@ def blocks() -> list[list[str]]:
 
 def typed() -> list[str]:
     """All lines that belong into a shell."""
-    lines = [line for block in blocks() for line in block if re.match(r"(python|ray|make|source|export|mlflow|\.venv)\b", line.lstrip("."))]
-    return [line for line in lines if not line.startswith(NOT_TYPED) and "--source objaverse" not in line]  # which needs the hub
+    lines = [
+        line
+        for block in blocks()
+        for line in block
+        if re.match(r"(python|ray|make|source|export|mlflow|\.venv)\b", line.lstrip("."))
+    ]
+    return [
+        line for line in lines if not line.startswith(NOT_TYPED) and "--source objaverse" not in line
+    ]  # which needs the hub
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +64,19 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     root = tmp_path_factory.mktemp("readme")
     for package in ("jobs", "pipelines", "g3pt", "weights"):
         shutil.copytree(REPOSITORY / package, root / "copy" / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in (".gitignore", "pyproject.toml", "constraints.txt"):  # what .gitignore names does not travel with --working-dir
+    for file in (
+        ".gitignore",
+        "pyproject.toml",
+        "constraints.txt",
+    ):  # what .gitignore names does not travel with --working-dir
         shutil.copy(REPOSITORY / file, root / "copy")
     (root / "copy" / "prompts.jsonl").write_text('{"text": "a chair"}\n')
     (root / "copy" / "MESHES").mkdir()
-    for name, mesh in (("ball.ply", trimesh.creation.icosphere()), ("box.obj", trimesh.creation.box()), ("rod.stl", trimesh.creation.cylinder(0.1, 1))):
+    for name, mesh in (
+        ("ball.ply", trimesh.creation.icosphere()),
+        ("box.obj", trimesh.creation.box()),
+        ("rod.stl", trimesh.creation.cylinder(0.1, 1)),
+    ):
         mesh.export(root / "copy" / "MESHES" / name)
     started = Head(root / "copy", root / "home")
     try:
@@ -107,7 +122,13 @@ def test_what_readme_says_can_be_typed(head: Head) -> None:
 def answers(head: Head, command: str) -> None:
     """A server that is started with this command answers on loopback; it is ended by its process."""
     port = free_port()
-    server = subprocess.Popen([*command.split(), "--port", str(port)], cwd=head.folder, env=head.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [*command.split(), "--port", str(port)],
+        cwd=head.folder,
+        env=head.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         assert page_status(f"http://127.0.0.1:{port}/", lambda: server.poll() is None) == 200
     finally:
@@ -132,7 +153,9 @@ def test_readme_s_python_runs(head: Head) -> None:
     """The five lines of Python give meshes' bounds."""
     (block,) = [block for block in blocks() if block[0].startswith("from g3pt")]
     code = with_names("\n".join(block), head.folder)
-    done = subprocess.run([sys.executable, "-c", code], cwd=head.folder, env=head.environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=head.folder, env=head.environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0 or "EmptyField" in done.stderr, done.stderr[-2000:]
 
 
@@ -142,8 +165,12 @@ def test_readme_s_readers_run(head: Head) -> None:
     found = blocks()
     (first,) = [at for at, block in enumerate(found) if block[0].startswith("import glob")]
     code = "\n".join(line for block in found[first : first + 5] for line in block)
-    assert "pyarrow.dataset.dataset" in code and "pandas.read" in code and "ray.data.read" in code and "DataLoader" in code
+    assert (
+        "pyarrow.dataset.dataset" in code and "pandas.read" in code and "ray.data.read" in code and "DataLoader" in code
+    )
     code += "\nassert points.shape[1] == 6 and batch['surface'].shape[2] == 6 and len(loader.dataset) > 0"
     own = {**head.environment, "RAY_ADDRESS": head.address, "PYTHONPATH": str(head.folder)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=head.folder, env=own, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=head.folder, env=own, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -67,7 +67,12 @@ def test_set_changes_every_size_of_a_study_and_the_names_of_its_runs(capsys: pyt
     names = []
     for text in (None, "head=bits,learning_rate=1e-3"):
         rows = sweep.plan(dataclasses.replace(flags, set=text))
-        names.append([RunSpec(stage="car", preset=size, seed=train.seed, config={"model": dataclasses.asdict(model)}).name for size, model, train in rows])
+        names.append(
+            [
+                RunSpec(stage="car", preset=size, seed=train.seed, config={"model": dataclasses.asdict(model)}).name
+                for size, model, train in rows
+            ]
+        )
     assert [(size, model.head, train.learning_rate, train.steps, train.seed) for size, model, train in rows] == [
         (size, "bits", 1e-3, 7, seed) for size in ("20k", "5k") for seed in (0, 1)
     ]
@@ -85,7 +90,10 @@ def test_unfinished_tokenizer_is_named(tmp_path: Path) -> None:
 
 
 def test_four_points_give_files_that_say_how_far_to_trust_them(tmp_path: Path) -> None:
-    points = [{"size": str(n), "params_no_embed": n, "seed": 0, "test_ce": 2 + 30 * n**-0.3} for n in (10_000, 50_000, 200_000, 1_000_000)]
+    points = [
+        {"size": str(n), "params_no_embed": n, "seed": 0, "test_ce": 2 + 30 * n**-0.3}
+        for n in (10_000, 50_000, 200_000, 1_000_000)
+    ]
     sweep.write_points(points, tmp_path / "points.csv")
     sweep.fit_and_draw(points, tmp_path)
     assert (tmp_path / "points.csv").read_text().splitlines()[0] == "size,params_no_embed,seed,test_ce"

@@ -29,7 +29,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     counts = {"resolution": 32, "num_surface": 4096, "num_sharp": 16, "num_queries": 512}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracked, "tell", lambda *_: None)
-        return preprocess(PreprocessConfig(source="shapes", output=str(folder), limit=24, num_shards=2, **counts), map_here)
+        return preprocess(
+            PreprocessConfig(source="shapes", output=str(folder), limit=24, num_shards=2, **counts), map_here
+        )
 
 
 def command(data: str, folder: Path) -> list[str]:
@@ -45,22 +47,31 @@ def is_the_same(run_dir: Path, whole: Path) -> None:
     assert run_dir.name == whole.name
     assert export_hash(run_dir) == export_hash(whole)
     skip = {"time", "samples_per_second"}
-    here, there = ([{k: v for k, v in r.items() if k not in skip} for r in Ledger(d / "metrics.jsonl").read()] for d in (run_dir, whole))
+    here, there = (
+        [{k: v for k, v in r.items() if k not in skip} for r in Ledger(d / "metrics.jsonl").read()]
+        for d in (run_dir, whole)
+    )
     assert here == there
 
 
 @pytest.mark.slow
-def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(data: str, tmp_path: Path, empty_store: EmptyStore) -> None:
+def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(
+    data: str, tmp_path: Path, empty_store: EmptyStore
+) -> None:
     """Ctrl-C once a checkpoint is there, kill -9 at a random moment after the next one, then to the end."""
     empty_store.lay(tmp_path / "mlflow.db")
     number = random.Random(time.time_ns()).choice([signal.SIGINT, signal.SIGTERM])
-    first = kills.interrupt_when(command(data, tmp_path), tmp_path, lambda: any(tmp_path.glob("runs/*/checkpoints/step-*.pt")), number)
+    first = kills.interrupt_when(
+        command(data, tmp_path), tmp_path, lambda: any(tmp_path.glob("runs/*/checkpoints/step-*.pt")), number
+    )
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert "saving after the step at hand" in first
     at = checkpoints.checkpointed(run_dir)
     assert f"  safe     its checkpoint at {at} of {STEPS * BATCH} samples ({run_dir})" in first.splitlines()
     wait_s = random.Random(time.time_ns()).uniform(0, 0.7)
-    killed_at = kills.kill_when(command(data, tmp_path), tmp_path, lambda: checkpoints.checkpointed(run_dir) > at, wait_s)
+    killed_at = kills.kill_when(
+        command(data, tmp_path), tmp_path, lambda: checkpoints.checkpointed(run_dir) > at, wait_s
+    )
     # Ray's worker may outlive the driver by a moment, and even come to the run's end: then the third start only tells MLflow so.
     reached = Ledger(run_dir / "metrics.jsonl").last_step()
     assert kills.finish(command(data, tmp_path), tmp_path) == str(run_dir)
@@ -76,11 +87,18 @@ def reads_back_from_mlflow(tmp_path: Path, run_dir: Path) -> None:
     experiment = client.get_experiment_by_name("g3pt/cvq")
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.run_name, run.info.status) == (run_dir.name, "FINISHED")
-    assert (run.data.params["steps"], run.data.params["batch_size"], run.data.params["preset"]) == (str(STEPS), str(BATCH), "nano")
+    assert (run.data.params["steps"], run.data.params["batch_size"], run.data.params["preset"]) == (
+        str(STEPS),
+        str(BATCH),
+        "nano",
+    )
     ledger = Ledger(run_dir / "metrics.jsonl").read()
     for key in ("train/loss", "val/iou"):
         steps = [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
-        assert steps == [int(r["step"]) for r in ledger if key.replace("train/", "").replace("/", "_") in r] and len(steps) >= 4, key
+        assert (
+            steps == [int(r["step"]) for r in ledger if key.replace("train/", "").replace("/", "_") in r]
+            and len(steps) >= 4
+        ), key
     assert Path(client.download_artifacts(run.info.run_id, "config.json")).read_bytes()
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["shapes"]
 
@@ -93,6 +111,10 @@ def test_cvq_killed_twenty_times(data: str, tmp_path: Path, number: int, ray_of_
 
     def check(folder: Path) -> None:
         (run_dir,) = (folder / "runs").iterdir()
-        is_the_same(run_dir, uninterrupted(run_dir, tmp_path / "whole" / "runs"))  # trained for the first folder, there for the others
+        is_the_same(
+            run_dir, uninterrupted(run_dir, tmp_path / "whole" / "runs")
+        )  # trained for the first folder, there for the others
 
-    kills.kill_often(lambda folder: command(data, folder), tmp_path, check, number, reached, STEPS * BATCH, **ray_of_commands)
+    kills.kill_often(
+        lambda folder: command(data, folder), tmp_path, check, number, reached, STEPS * BATCH, **ray_of_commands
+    )

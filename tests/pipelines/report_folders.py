@@ -147,7 +147,15 @@ def make_evaluation(
             **credit,
         }
         gallery = [
-            told | {"id": "toy/0", "iou_volume": 0.8125, "status": "ok", "cloud": cloud, "mesh": (BOX_V3, BOX_F3), "spread": True},
+            told
+            | {
+                "id": "toy/0",
+                "iou_volume": 0.8125,
+                "status": "ok",
+                "cloud": cloud,
+                "mesh": (BOX_V3, BOX_F3),
+                "spread": True,
+            },
             told
             | {
                 "id": "../../toy",
@@ -169,7 +177,15 @@ def make_evaluation(
         gallery = [
             {"id": "sample-s0", "object": 0, "status": "ok", "mesh": (BOX_V3, BOX_F3)},
             {"id": "sample-s1", "object": 1, "status": "full-field", "mesh": (BOX_V3[:0], BOX_F3[:0])},
-            {"id": "toy/4", "image_object": 0, "status": "ok", "mesh": (BOX_V3, BOX_F3), "view": toy_row(4)["views"][0], "license": "", **credit},
+            {
+                "id": "toy/4",
+                "image_object": 0,
+                "status": "ok",
+                "mesh": (BOX_V3, BOX_F3),
+                "view": toy_row(4)["views"][0],
+                "license": "",
+                **credit,
+            },
         ]
         metrics = {"num_samples": 2, "num_without_mesh": 1, "family_accuracy": 0.75, "family_accuracy_interval_95": [0.6, 0.85], "family_chance": 0.0625, "num_labelled": 2,
                    "nearest_chamfer_median": 0.05, "nearest_chamfer_median_interval_95": [0.04, 0.06], "held_out_nearest_chamfer_median": 0.03,

@@ -11,7 +11,13 @@ from pipelines.runs import Ledger, RunSpec
 from pipelines.tracking import Mirror
 from tests.pipelines.test_train import toy_spec
 
-HEALTHY = {"utilisation_scale_1": 0.9, "information_scale_1": 0.9, "digit_balance_scale_1": 0.9, "entropy_gap_scale_1": 0.5, "alarm": 0.0}
+HEALTHY = {
+    "utilisation_scale_1": 0.9,
+    "information_scale_1": 0.9,
+    "digit_balance_scale_1": 0.9,
+    "entropy_gap_scale_1": 0.5,
+    "alarm": 0.0,
+}
 LASTING = 10
 COLLAPSED = HEALTHY | {"utilisation_scale_1": 0.125, "alarm": 1.0}
 WORDS = "codes collapse at scale 1: 0.12 of the reachable codes are used (floor 0.5)"
@@ -23,11 +29,15 @@ def run_folder(folder: Path, *windows: dict[str, float]) -> tuple[RunSpec, Path]
     run_dir = folder / spec.name
     run_dir.mkdir(parents=True)
     write_json(run_dir / "config.json", spec.to_dict())
-    Ledger(run_dir / "metrics.jsonl").append([window | {"step": 10.0 * (k + 1), "loss": 1.0} for k, window in enumerate(windows)])
+    Ledger(run_dir / "metrics.jsonl").append(
+        [window | {"step": 10.0 * (k + 1), "loss": 1.0} for k, window in enumerate(windows)]
+    )
     return spec, run_dir
 
 
-def test_the_driver_says_it_once_and_not_again_after_a_resumption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_driver_says_it_once_and_not_again_after_a_resumption(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spec, run_dir = run_folder(tmp_path, *[COLLAPSED] * LASTING)
     follower = train_follow.Follower(spec, run_dir)
     ledger = follower.ledger
@@ -42,7 +52,9 @@ def test_the_driver_says_it_once_and_not_again_after_a_resumption(tmp_path: Path
 
 
 @pytest.mark.parametrize(("finished", "lasted", "says"), [(True, 1, 1), (False, 1, 0), (True, LASTING, 1)])
-def test_a_run_that_ends_so_says_it_once(finished: bool, lasted: int, says: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_ends_so_says_it_once(
+    finished: bool, lasted: int, says: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spec, run_dir = run_folder(tmp_path, HEALTHY)
     with train_follow.Follower(spec, run_dir) as follower:
         follower.ledger.append([COLLAPSED | {"step": 20.0 + k} for k in range(lasted)])
@@ -106,5 +118,3 @@ def test_the_report_warns(tmp_path: Path) -> None:
     assert f"Alarm: {WORDS}" in write_report(bad).read_text()
     page = write_report(good).read_text()
     assert "Alarm: " not in page and "In 1 of 2 records the codes of a scale were below a floor" in page
-
-

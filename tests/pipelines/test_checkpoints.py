@@ -16,7 +16,11 @@ from tests.pipelines.test_train import TOY, records_of, toy_spec
 STATE: dict[str, Any] = {
     "step": 24,
     "held": {"loss": 0.1, "step": 24},
-    "fit": {"steps_done": 6, "model": {"a.b": torch.arange(6.0).view(3, 2), "count": torch.tensor(7)}, "optimizer": {"state": {0: {"step": torch.tensor(6.0)}}}},
+    "fit": {
+        "steps_done": 6,
+        "model": {"a.b": torch.arange(6.0).view(3, 2), "count": torch.tensor(7)},
+        "optimizer": {"state": {0: {"step": torch.tensor(6.0)}}},
+    },
 }
 
 
@@ -27,14 +31,18 @@ def test_a_state_comes_back_and_nothing_of_it_is_pickled(tmp_path: Path) -> None
     assert found["steps_done"] == 6 and found["optimizer"]["state"]["0"]["step"] == 6
     assert torch.equal(found["model"]["a.b"], STATE["fit"]["model"]["a.b"]) and int(found["model"]["count"]) == 7
     given = torch.zeros(3, 2)
-    ShardedState(tmp_path).read("fit", lambda name, shape, dtype: given if name == "model/a.b" else torch.empty(shape, dtype=dtype))
+    ShardedState(tmp_path).read(
+        "fit", lambda name, shape, dtype: given if name == "model/a.b" else torch.empty(shape, dtype=dtype)
+    )
     assert torch.equal(given, STATE["fit"]["model"]["a.b"]), "filled in place"
     with pytest.raises(ValueError, match=r"fit/model/a.b is \(3, 2\), not \(4, 2\)"):
         ShardedState(tmp_path).read("fit", lambda name, shape, dtype: torch.empty(4, 2))
 
 
 @pytest.mark.parametrize("harm", ["no state", "cut short", "a file missing", "a tensor missing"])
-def test_a_folder_that_lacks_a_part_is_named_and_passed_over(tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_lacks_a_part_is_named_and_passed_over(
+    tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     older = checkpoints.save_checkpoint(tmp_path, {**STATE, "step": 20}, 9)
     folder = tmp_path / "step-000000000024.dcp"
     folder.mkdir()
@@ -63,7 +71,11 @@ def test_files_and_folders_are_kept_and_removed_alike(tmp_path: Path) -> None:
     (tmp_path / ".step-000000000032.pt.77").touch()
     checkpoints.keep_newest(tmp_path, 3)
     checkpoints.remove_unfinished(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000000020.pt", "step-000000000024.dcp", "step-000000000028.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-000000000020.pt",
+        "step-000000000024.dcp",
+        "step-000000000028.pt",
+    ]
 
 
 @pytest.mark.slow
@@ -95,6 +107,8 @@ def test_two_sharded_workers_then_one_then_two_give_the_run_of_one(tmp_path: Pat
     workers = [subprocess.Popen([sys.executable, "-c", program, str(rank)], env=environment) for rank in range(2)]
     assert [worker.wait(timeout=400) for worker in workers] == [0, 0]
     kinds = {path.stem: path.suffix for path in checkpoints.checkpoints(tmp_path / "run" / "checkpoints")}
-    assert kinds == {f"step-{step:012d}": suffix for step, suffix in ((24, ".dcp"), (48, ".pt"), (72, ".dcp"), (80, ".dcp"))}
+    assert kinds == {
+        f"step-{step:012d}": suffix for step, suffix in ((24, ".dcp"), (48, ".pt"), (72, ".dcp"), (80, ".dcp"))
+    }
     for ours, theirs in zip(records_of(tmp_path / "run"), records_of(whole), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)

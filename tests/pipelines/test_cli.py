@@ -78,7 +78,9 @@ def test_bad_usage_is_one_line_and_exit_2(args: tuple[str, ...], capsys: pytest.
         (("--share", "1,2"), "--share must be a number, got '1,2' (see --help)"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_named_with_its_flag(args: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_value_of_the_wrong_kind_is_named_with_its_flag(
+    args: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Numbers:
         count: int = 1
@@ -99,12 +101,16 @@ def test_failure_is_1_and_interruption_130(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("args", [("--dry-run",), ("--help",), ()])
-def test_a_reader_that_leaves_ends_the_command_quietly(args: tuple[str, ...], unbuffered: str, repository: Path) -> None:
+def test_a_reader_that_leaves_ends_the_command_quietly(
+    args: tuple[str, ...], unbuffered: str, repository: Path
+) -> None:
     """As `| head -0` does: the pipe's other end is closed before the first line."""
     program = "import sys; sys.stdin.read(); from tests.pipelines.test_cli import *; cli.main(ToyFlags, run, example='', args=sys.argv[1:])"
     pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    process = subprocess.Popen([sys.executable, "-c", program, *args], cwd=repository, env=environment, text=True, **pipes)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *args], cwd=repository, env=environment, text=True, **pipes
+    )
     process.stdout.close()
     process.stdin.close()
     err = process.stderr.read()

@@ -51,9 +51,14 @@ def test_evaluation_puts_its_actors_where_there_is_room(
     asked: list[dict] = []
     actor = SimpleNamespace(remote=lambda *_: "actor")
     monkeypatch.setattr("ray.remote", lambda **options: asked.append(options) or (lambda _: actor))
-    monkeypatch.setattr("ray.util.ActorPool", lambda actors: SimpleNamespace(map=lambda _, items: [(len(actors), item) for item in items]))
+    monkeypatch.setattr(
+        "ray.util.ActorPool",
+        lambda actors: SimpleNamespace(map=lambda _, items: [(len(actors), item) for item in items]),
+    )
     flags = EvaluateFlags(model="run", data="data", output="found.json", num_workers=3)
-    assert map_work(object, (), list("abcde"), flags, "count", "objects", device=device) == [(count, item) for item in "abcde"]
+    assert map_work(object, (), list("abcde"), flags, "count", "objects", device=device) == [
+        (count, item) for item in "abcde"
+    ]
     assert asked == [request_]
 
 

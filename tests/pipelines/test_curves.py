@@ -18,12 +18,25 @@ SCALES = [1, 4, 16]
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    spec = RunSpec(stage="cvq", preset="nano", seed=0, config={"model": {"scales": SCALES}, "train": {"steps": 9, "batch_size": 4, "learning_rate": 0.1}}, paths={})
+    spec = RunSpec(
+        stage="cvq",
+        preset="nano",
+        seed=0,
+        config={"model": {"scales": SCALES}, "train": {"steps": 9, "batch_size": 4, "learning_rate": 0.1}},
+        paths={},
+    )
     folder = tmp_path / spec.name
     folder.mkdir()
     write_json(folder / "config.json", spec.to_dict())
     first = {"step": 10.0, "val_iou_continuous": 0.5}
-    rest = [{"step": float(step), "val_iou_continuous": 0.8, **{f"{name}_scale_{k}": round(step / 100 + k / 10, 3) for name in DIAGNOSTICS for k in (1, 2, 3)}} for step in (20, 30)]
+    rest = [
+        {
+            "step": float(step),
+            "val_iou_continuous": 0.8,
+            **{f"{name}_scale_{k}": round(step / 100 + k / 10, 3) for name in DIAGNOSTICS for k in (1, 2, 3)},
+        }
+        for step in (20, 30)
+    ]
     Ledger(folder / "metrics.jsonl").append([first, *rest, {"step": 40.0, "loss": 1.0}])
     return folder
 
@@ -46,7 +59,9 @@ def test_mlflow_gets_the_picture(run_dir: Path, monkeypatch: pytest.MonkeyPatch)
     import json
 
     outcome = Outcome()
-    train_follow.describe_finished(RunSpec.from_dict(json.loads((run_dir / "config.json").read_text())), run_dir, outcome)
+    train_follow.describe_finished(
+        RunSpec.from_dict(json.loads((run_dir / "config.json").read_text())), run_dir, outcome
+    )
     assert run_dir / "tokens.png" in outcome.artifacts and (run_dir / "tokens.png").is_file()
 
 

@@ -19,20 +19,31 @@ SMALL = records.RecordConfig(num_surface=64, num_sharp=8, num_queries=8)
 
 def row(name: str, /, **values: object) -> dict:
     surface = np.random.default_rng(len(name)).normal(size=(64, 6)).astype(np.float16) / 4
-    known = {"status": "ok", "category": "cup", "license": "CC0-1.0", "volume": 0.5, "num_faces": 12, "surface": surface}
+    known = {
+        "status": "ok",
+        "category": "cup",
+        "license": "CC0-1.0",
+        "volume": 0.5,
+        "num_faces": 12,
+        "surface": surface,
+    }
     return records.empty_row(name, SMALL) | known | values
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    rows = [row(f"cup-{k}", name=f"Cup *{k}*") for k in range(5)] + [row("chair", category="chair", license="", volume=5.0, num_faces=40_000)]
+    rows = [row(f"cup-{k}", name=f"Cup *{k}*") for k in range(5)] + [
+        row("chair", category="chair", license="", volume=5.0, num_faces=40_000)
+    ]
     rows.append(row("bad", status="rejected", error="zero-extent: <b>flat</b>"))
     shards: dict[int, list[dict]] = {}
     for one in rows:
         shards.setdefault(records.shard_index(one["id"], 2), []).append(one)
     seconds = {one["id"]: 0.5 if one["id"] == "chair" else 0.02 for one in rows}
     sidecars = {
-        index: datasets.write_shard(tmp_path, index, found, SMALL, num_shards=2, seconds={one["id"]: seconds[one["id"]] for one in found})
+        index: datasets.write_shard(
+            tmp_path, index, found, SMALL, num_shards=2, seconds={one["id"]: seconds[one["id"]] for one in found}
+        )
         for index, found in shards.items()
     }
     datasets.write_dataset(tmp_path, SMALL, {"toy": 1}, 2, datasets.Tally(sidecars))
@@ -48,7 +59,9 @@ def test_a_card_counts_everything_and_names_what_is_slow_and_what_failed(folder:
     assert card["not_ok"] == [{"id": "bad", "status": "rejected", "error": "zero-extent: <b>flat</b>"}]
     volume, faces = card["histograms"]["volume"], card["histograms"]["num_faces"]
     assert sum(volume["counts"]) == sum(faces["counts"]) == 6 and sum(card["histograms"]["seconds"]["counts"]) == 7
-    assert volume["counts"][volume["edges"].index(0.3) + 1] == 5 and volume["counts"][volume["edges"].index(3.0) + 1] == 1
+    assert (
+        volume["counts"][volume["edges"].index(0.3) + 1] == 5 and volume["counts"][volume["edges"].index(3.0) + 1] == 1
+    )
     assert card["pictured"] == sorted(card["pictured"], key=records.id_hash) and len(card["pictured"]) == 6
     assert made == [folder / CARD, folder / SHEET, folder / "contact_sheet.credits.md"]
     assert "| cup-0 | Cup \\*0\\* | author not stated |" in made[2].read_text(), "an object's name is its title"
@@ -56,20 +69,26 @@ def test_a_card_counts_everything_and_names_what_is_slow_and_what_failed(folder:
     assert sheet.shape[1] == 6 * dataset_card.TILE and (sheet < 250).mean() > 0.005
 
 
-def test_only_so_many_objects_are_pictured_those_with_the_smallest_hash(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_many_objects_are_pictured_those_with_the_smallest_hash(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dataset_card, "SHOWN_OBJECTS", 2)
     monkeypatch.setattr(dataset_card, "SHOWN_SLOWEST", 1)
     write_card(folder)
     card = json.loads((folder / CARD).read_text())
     names = [f"cup-{k}" for k in range(5)] + ["chair"]
-    assert card["pictured"] == sorted(names, key=records.id_hash)[:2] and [item["id"] for item in card["slowest"]] == ["chair"]
+    assert card["pictured"] == sorted(names, key=records.id_hash)[:2] and [item["id"] for item in card["slowest"]] == [
+        "chair"
+    ]
 
 
 def test_a_category_an_object_does_not_fill_the_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("g3pt.summary.MOST_NAMES", 1)
     write_card(folder)
     card = json.loads((folder / CARD).read_text())
-    assert sum(card["category"].values()) == 6 and FURTHER_NAMES in card["category"] and card["num_names"]["category"] == 2
+    assert (
+        sum(card["category"].values()) == 6 and FURTHER_NAMES in card["category"] and card["num_names"]["category"] == 2
+    )
 
 
 def test_the_page_shows_the_card_of_this_very_dataset_with_its_text_escaped(folder: Path) -> None:
@@ -88,8 +107,12 @@ def test_the_page_counts_no_shard_again_whose_dataset_has_a_card(folder: Path, m
     sidecar.write_text(sidecar.read_text().replace("0.5", "77.5"))
     page = write_report(folder).read_text()
     check_numbers(page, folder)
-    assert "Categories of ok objects; 1 more" in page and "Objects that are not ok: 1 of 1" in page and "77.5" not in page
-    assert 'card.json#/category/cup" data-value="5"' in page and 'card.json#/slowest/0/seconds" data-value="0.5"' in page
+    assert (
+        "Categories of ok objects; 1 more" in page and "Objects that are not ok: 1 of 1" in page and "77.5" not in page
+    )
+    assert (
+        'card.json#/category/cup" data-value="5"' in page and 'card.json#/slowest/0/seconds" data-value="0.5"' in page
+    )
     (folder / CARD).unlink()
     page = write_report(folder).read_text()
     assert "Categories of ok objects<" in page and "77.50" in page

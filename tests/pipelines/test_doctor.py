@@ -31,7 +31,9 @@ def call(monkeypatch: pytest.MonkeyPatch, found: list[Found], *args: str) -> int
 # -------------------------------------------------------------------------------------------------- running, printing
 
 
-def test_a_warning_is_allowed_and_a_failure_is_exit_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warning_is_allowed_and_a_failure_is_exit_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(monkeypatch, [ok("fine"), warning("slow", "be patient")]) == 0
     assert capsys.readouterr().out == "check0    ok       fine\ncheck1    warning  slow; remedy: be patient\n"
     assert call(monkeypatch, [failed("broken", "mend it"), ok("fine")]) == 1
@@ -70,13 +72,20 @@ def test_checks_share_a_thread_that_lives_on() -> None:
     import threading
 
     threads: list[threading.Thread] = []
-    checks = [Check(name=str(n), timeout_s=5, run=lambda: threads.append(threading.current_thread()) or ok("")) for n in range(2)]
+    checks = [
+        Check(name=str(n), timeout_s=5, run=lambda: threads.append(threading.current_thread()) or ok(""))
+        for n in range(2)
+    ]
     assert len(list(run_all(checks))) == 2
     assert threads[0] is threads[1] and threads[0].is_alive()
 
 
-def test_what_a_check_prints_stays_off_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(doctor, "all_checks", lambda flags: [Check(name="loud", timeout_s=5, run=lambda: print("noise") or ok("fine"))])
+def test_what_a_check_prints_stays_off_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        doctor, "all_checks", lambda flags: [Check(name="loud", timeout_s=5, run=lambda: print("noise") or ok("fine"))]
+    )
     doctor.doctor(DoctorFlags(json=True))
     assert json.loads(capsys.readouterr().out)["ok"] is True
 
@@ -118,7 +127,9 @@ def test_versions_are_read_without_a_builds_mark(monkeypatch: pytest.MonkeyPatch
 
 def test_a_compiled_package_is_tried_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor_machine.child_error("pass") is None
-    assert doctor_machine.child_error("import no_such_module") == "ModuleNotFoundError: No module named 'no_such_module'"
+    assert (
+        doctor_machine.child_error("import no_such_module") == "ModuleNotFoundError: No module named 'no_such_module'"
+    )
     assert doctor_machine.child_error("import os; os.abort()") == "exit code -6"
     assert doctor_machine.child_error("import time; time.sleep(60)", timeout_s=0.2) == "no answer within 0.2 s"
     monkeypatch.setattr(doctor_machine.shutil, "which", lambda name: None)
@@ -145,7 +156,11 @@ def test_disks_against_their_thresholds(tmp_path: Path) -> None:
     assert doctor_machine.judge_disks(plenty).state == "ok"
     assert doctor_machine.judge_disks(plenty | {"/dev/shm": ("/dev/shm", 64 * 2**20)}).state == "warning"
     found = doctor_machine.judge_disks(plenty | {"storage": ("/data", GIB), "/tmp": ("/tmp", 5 * GIB)})
-    assert found.state == "failed" and "/data 1.0 GiB free (want 20)" in found.found and "another --storage" in found.remedy
+    assert (
+        found.state == "failed"
+        and "/data 1.0 GiB free (want 20)" in found.found
+        and "another --storage" in found.remedy
+    )
     assert doctor_machine.disk_space(str(tmp_path / "not" / "yet"))["storage"][1] > 0
 
 
@@ -168,7 +183,9 @@ def test_a_clock_behind_the_repositorys_files() -> None:
         ("disabled", True, "warning", "can run code there"),
     ],
 )
-def test_authentication(mode: str | None, token: bool, state: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_authentication(
+    mode: str | None, token: bool, state: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -188,13 +205,25 @@ def test_nothing_at_the_address_is_said_at_once(monkeypatch: pytest.MonkeyPatch)
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
     found = doctor_cluster.check_ray(Nodes(), None)
-    assert found.state == "failed" and found.found.startswith(f"{address} (RAY_ADDRESS): ConnectionRefusedError") and "ray start" in found.remedy
+    assert (
+        found.state == "failed"
+        and found.found.startswith(f"{address} (RAY_ADDRESS): ConnectionRefusedError")
+        and "ray start" in found.remedy
+    )
 
 
 def about(**changes: Any) -> dict[str, Any]:
     """What a node like the driver tells."""
     disks = {"/tmp": ("/tmp", 100 * GIB)}
-    return {"time": 0.0, "python": "3.11.7", "packages": {"torch": "2.13.0"}, "gpus": [], "gpu_problem": "", "disks": disks, **changes}
+    return {
+        "time": 0.0,
+        "python": "3.11.7",
+        "packages": {"torch": "2.13.0"},
+        "gpus": [],
+        "gpu_problem": "",
+        "disks": disks,
+        **changes,
+    }
 
 
 @pytest.mark.parametrize(
@@ -211,7 +240,11 @@ def about(**changes: Any) -> dict[str, Any]:
 )
 def test_a_node_against_the_driver(changes: dict[str, Any], skew_s: float, state: str, says: str) -> None:
     found = doctor_cluster.judge_node(NODE, about(**changes), about(), skew_s)
-    assert (found.state, bool(found.remedy)) == (state, state != "ok") and says in found.found and found.found.startswith("10.0.0.5: 2 CPUs")
+    assert (
+        (found.state, bool(found.remedy)) == (state, state != "ok")
+        and says in found.found
+        and found.found.startswith("10.0.0.5: 2 CPUs")
+    )
 
 
 def test_a_node_that_gives_no_answer_or_no_gpu() -> None:
@@ -225,7 +258,12 @@ class LocalNodes(Nodes):
     """One node that is this process; `elsewhere` is what it sees at the storage's path."""
 
     def __init__(self, storage: Path, elsewhere: Path | None = None, ahead_s: float = 0.0) -> None:
-        self.found, self.storage, self.elsewhere, self.ahead_s = [Node(**{**vars(NODE), "id": socket.gethostname()})], storage, elsewhere, ahead_s
+        self.found, self.storage, self.elsewhere, self.ahead_s = (
+            [Node(**{**vars(NODE), "id": socket.gethostname()})],
+            storage,
+            elsewhere,
+            ahead_s,
+        )
 
     def on_each(self, function: Callable[..., Any], *args: Any, timeout_s: float = 1.0) -> list[tuple[Node, Any]]:
         swapped = [str(self.elsewhere) if self.elsewhere and arg == str(self.storage) else arg for arg in args]
@@ -248,24 +286,36 @@ def test_storage_that_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = doctor_cluster.check_storage(LocalNodes(storage, elsewhere), str(storage))
     assert (found.state, "does not see what the driver writes" in found.found) == ("failed", True)
     monkeypatch.setattr(doctor_cluster, "read_and_write", lambda *_: "")
-    assert "what it writes does not arrive here" in doctor_cluster.check_storage(LocalNodes(storage, elsewhere), str(storage)).found
+    assert (
+        "what it writes does not arrive here"
+        in doctor_cluster.check_storage(LocalNodes(storage, elsewhere), str(storage)).found
+    )
     assert list(tmp_path.rglob("*doctor*")) == []
 
 
 def test_storage_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert doctor_cluster.check_storage(Nodes(), str(tmp_path / "file")).state == "failed"
-    assert doctor_cluster.check_storage(Nodes(), str(tmp_path)).found == f"{tmp_path}: written here, not tried from a worker"
+    assert (
+        doctor_cluster.check_storage(Nodes(), str(tmp_path)).found
+        == f"{tmp_path}: written here, not tried from a worker"
+    )
 
 
 def test_clocks_are_compared_over_the_answers_way(tmp_path: Path) -> None:
-    skews = [next(iter(doctor_cluster.clock_skews(LocalNodes(tmp_path, ahead_s=s)).values())) for s in (0.0, 100.0, -100.0)]
+    skews = [
+        next(iter(doctor_cluster.clock_skews(LocalNodes(tmp_path, ahead_s=s)).values())) for s in (0.0, 100.0, -100.0)
+    ]
     assert skews[0] == 0 and 90 < skews[1] <= 100 and -100 <= skews[2] < -90
 
 
 def test_a_fresh_mlflow_store_is_tried_and_removed(tmp_path: Path) -> None:
     found = doctor_cluster.check_mlflow(LocalNodes(tmp_path), str(tmp_path / "out"))
-    assert found.state == "ok" and found.found == f"sqlite:///{tmp_path}/out/mlflow.db would be made there: a store opens from the driver and from 1 node"
+    assert (
+        found.state == "ok"
+        and found.found
+        == f"sqlite:///{tmp_path}/out/mlflow.db would be made there: a store opens from the driver and from 1 node"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

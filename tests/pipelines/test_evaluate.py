@@ -102,8 +102,14 @@ def test_an_oracle_tokenizer_is_perfect(
         assert found[name] == pytest.approx(np.mean([copy[name] for copy in copies]), rel=0.1)
     assert found["iou_drop_shuffled_scale_1"] == 0.0, "the oracle does not read codes"
     assert found["continuous_iou_volume"] == 1.0 and found["num_detailed"] == found["num_chamfer_by_scale"] == 1
-    assert found["continuous_chamfer"] == pytest.approx(found["detailed_chamfer"], rel=0.1) == found["chamfer_first_4_scales"]
-    assert 0.2 < found["grid_iou_volume"] < 0.9 and found["grid_chamfer"] > 2 * found["chamfer"], "bits of a cube don't read logits"
+    assert (
+        found["continuous_chamfer"]
+        == pytest.approx(found["detailed_chamfer"], rel=0.1)
+        == found["chamfer_first_4_scales"]
+    )
+    assert 0.2 < found["grid_iou_volume"] < 0.9 and found["grid_chamfer"] > 2 * found["chamfer"], (
+        "bits of a cube don't read logits"
+    )
 
 
 def test_an_untrained_tokenizer_is_scored_by_its_own_logits(
@@ -113,16 +119,34 @@ def test_an_untrained_tokenizer_is_scored_by_its_own_logits(
 
     output = evaluate(_flags(dataset, exports["cvq"], tmp_path / "cvq.json", num_queries=1024))
     report = json.loads(Path(output).read_text())
-    assert {"chamfer", "iou", "query_points", "aggregation", "box", "seed", "grid", "continuous", "bits", "distinct", "tails"} <= set(report["protocol"])
+    assert {
+        "chamfer",
+        "iou",
+        "query_points",
+        "aggregation",
+        "box",
+        "seed",
+        "grid",
+        "continuous",
+        "bits",
+        "distinct",
+        "tails",
+    } <= set(report["protocol"])
     assert report["kind"] == "cvq" and len(report["objects"]) == 6
     model = CVQ.from_pretrained(exports["cvq"])
     assert report["metrics"]["bits"] == pytest.approx(model.config.num_tokens * np.log2(model.config.num_codes))
     assert set(report["metrics"]["by_category"]) == set(FAMILIES) and report["metrics"]["num_near_duplicates"] == 0
-    for row, surface in zip(report["objects"], reading.load_arrays(dataset, "test", ("surface",))["surface"], strict=True):
+    for row, surface in zip(
+        report["objects"], reading.load_arrays(dataset, "test", ("surface",))["surface"], strict=True
+    ):
         continuous = model.decoder.latents(model.encode_latents(*tokens.encoder_inputs(model, [{"surface": surface}])))
-        points, packed = (reading.load_arrays(dataset, "test", (name,))[name] for name in ("volume_points", "volume_occupancy"))
+        points, packed = (
+            reading.load_arrays(dataset, "test", (name,))[name] for name in ("volume_points", "volume_occupancy")
+        )
         k = report["objects"].index(row)
-        expected = metrics.volume_iou(decoding.logits(model, continuous, points[k]) > 0, records.unpack_occupancy(packed[k]))
+        expected = metrics.volume_iou(
+            decoding.logits(model, continuous, points[k]) > 0, records.unpack_occupancy(packed[k])
+        )
         assert row["continuous"]["iou_volume"] == pytest.approx(expected, abs=1e-6)
     arrays = reading.load_arrays(dataset, "test", ("id", "surface", "volume_points", "volume_occupancy"))
     codes = tokens.encode(model, [{"surface": surface} for surface in arrays["surface"]])
@@ -148,7 +172,9 @@ def test_a_shuffled_scale_takes_only_that_scale_from_another_object() -> None:
     assert item["codes"].sum() == 0, "the object's own codes must stay"
 
 
-def test_training_objects_in_the_test_split_are_found_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_objects_in_the_test_split_are_found_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another sampling of a training object is a near-duplicate, although its Chamfer is over the threshold; a moved one is not."""
     random = np.random.default_rng(0)
 
@@ -170,13 +196,21 @@ def test_training_objects_in_the_test_split_are_found_and_left_out(tmp_path: Pat
     assert metrics.chamfer(arrays["surface"][0][:, :3], arrays["eval_surface"][0][:, :3]) > near_duplicates.THRESHOLD
     assert 0.03 < objects[2]["nearest_train_chamfer"] < 0.1
     untouched: list[dict[str, Any]] = [{}, {}, {}]
-    assert "20000" in near_duplicates.mark_near_duplicates(untouched, arrays, SimpleNamespace(splits={"train": 10**6}), "test") and untouched == [{}, {}, {}]
+    assert "20000" in near_duplicates.mark_near_duplicates(
+        untouched, arrays, SimpleNamespace(splits={"train": 10**6}), "test"
+    ) and untouched == [{}, {}, {}]
 
 
 def _scores(iou: float, chamfer: float | None, category: str = "cup", duplicate: bool = False) -> dict[str, Any]:
     """What `Reconstructor.run` and the rest give for one object."""
-    surface = {name: (0.0 if name.startswith("f_score") else None) if chamfer is None else chamfer for name in SURFACE_NAMES}
-    verdict = {"iou_volume": iou, "iou_near": iou / 2, "status": "ok" if chamfer is not None else "empty-field"} | surface
+    surface = {
+        name: (0.0 if name.startswith("f_score") else None) if chamfer is None else chamfer for name in SURFACE_NAMES
+    }
+    verdict = {
+        "iou_volume": iou,
+        "iou_near": iou / 2,
+        "status": "ok" if chamfer is not None else "empty-field",
+    } | surface
     return verdict | {
         "id": "x", "category": category, "iou_first_scales": [iou / 2, iou], "iou_shuffled_scale": [iou / 4, iou / 2], "near_duplicate": duplicate,
         "continuous": {"iou_volume": 1.0, "iou_near": 1.0}, "grid": verdict, "bits": 100.0, "bits_coded": 90.0,
@@ -191,15 +225,37 @@ def test_figures_of_known_scores_with_an_object_that_has_no_mesh() -> None:
     assert found["iou_volume"] == pytest.approx(0.475) and found["distinct_iou_volume"] == pytest.approx(0.5)
     assert found["chamfer"] == pytest.approx(0.1) == found["distinct_chamfer"], "a missing distance has no mean"
     assert found["iou_volume_p05"] == 0.0 and found["iou_volume_median"] == pytest.approx(0.45)
-    assert found["chamfer_median"] == pytest.approx(0.11) and found["chamfer_p95"] is None, "the 19th of 20 is finite, the next is missing"
+    assert found["chamfer_median"] == pytest.approx(0.11) and found["chamfer_p95"] is None, (
+        "the 19th of 20 is finite, the next is missing"
+    )
     assert found["f_score_0.01"] == pytest.approx(0.095), "no mesh counts 0"
-    assert (found["chamfer_first_1_scales"], found["chamfer_first_2_scales"], found["num_chamfer_by_scale"]) == (0.2, 0.04, 1)
-    assert found["iou_first_1_scales"] == pytest.approx(0.2375) and found["iou_drop_shuffled_scale_2"] == pytest.approx(0.2375)
-    assert found["by_category"]["bowl"] == {"num_objects": 1, "num_without_mesh": 1, "iou_volume": 0.0, "iou_near": 0.0, "chamfer": None, "f_score_0.02": 0.0}
-    assert found["continuous_iou_volume"] == 1.0 and found["continuous_chamfer"] is None and found["grid_chamfer"] == found["chamfer"]
+    assert (found["chamfer_first_1_scales"], found["chamfer_first_2_scales"], found["num_chamfer_by_scale"]) == (
+        0.2,
+        0.04,
+        1,
+    )
+    assert found["iou_first_1_scales"] == pytest.approx(0.2375) and found["iou_drop_shuffled_scale_2"] == pytest.approx(
+        0.2375
+    )
+    assert found["by_category"]["bowl"] == {
+        "num_objects": 1,
+        "num_without_mesh": 1,
+        "iou_volume": 0.0,
+        "iou_near": 0.0,
+        "chamfer": None,
+        "f_score_0.02": 0.0,
+    }
+    assert (
+        found["continuous_iou_volume"] == 1.0
+        and found["continuous_chamfer"] is None
+        and found["grid_chamfer"] == found["chamfer"]
+    )
     json.dumps(found, allow_nan=False)
     shown = dict(reconstruction_figures.table(found))
-    assert shown["Chamfer-L1, first k scales, 1 objects"] == "0.2000 0.0400" and shown["objects"] == "20 (1 without a mesh)"
+    assert (
+        shown["Chamfer-L1, first k scales, 1 objects"] == "0.2000 0.0400"
+        and shown["objects"] == "20 (1 without a mesh)"
+    )
     nothing = summarise([_scores(0.0, None)])
     assert nothing["chamfer"] is None and nothing["hausdorff_95_p95"] is None and nothing["f_score_0.02"] == 0.0
 
@@ -226,7 +282,15 @@ class _Oracle:
 def _sample(prompt: dict[str, Any], seed: int, points: np.ndarray) -> dict[str, Any]:
     """A whole object with these points, none of its attributes right."""
     checks = {"num_faces": 12, "num_bodies": 1, "watertight": True, "sampling_floor": 0.06, "measured": {}}
-    return {**prompt, "seed": seed, "status": "ok", "points": points, "mesh": None, "seconds": {"codes": 0.1, "mesh": 0.2, "checks": 0.3}, **checks}
+    return {
+        **prompt,
+        "seed": seed,
+        "status": "ok",
+        "points": points,
+        "mesh": None,
+        "seconds": {"codes": 0.1, "mesh": 0.2, "checks": 0.3},
+        **checks,
+    }
 
 
 @pytest.mark.parametrize("turn", [0, 1])
@@ -253,8 +317,13 @@ def test_copies_and_wrong_families_are_seen(
     assert found["nearest_chamfer_ratio"] < 0.75, "copies are nearer to training than held-out objects"
     assert found["num_copies"] == 24 and found["held_out_copy_share"] < 0.5
     assert found["attribute_agreement"] == found["all_attributes"] == (1.0 if turn == 0 else 0.0)
-    assert 0.2 < found["attribute_chance"] < 0.8 and found["attribute_agreement_seen"] == found["attribute_agreement_unseen"]
-    assert sum(part["num"] for part in found["by_attribute"].values()) == sum(len(o["attributes"]) for o in report["objects"])
+    assert (
+        0.2 < found["attribute_chance"] < 0.8
+        and found["attribute_agreement_seen"] == found["attribute_agreement_unseen"]
+    )
+    assert sum(part["num"] for part in found["by_attribute"].values()) == sum(
+        len(o["attributes"]) for o in report["objects"]
+    )
     assert found["num_compared"] == 6 and 0 < found["cov"] <= 1 and found["train_mmd"] > 0
     assert found["valid_share"] == 1.0 and found["statuses"] == {"ok": 24} and found["num_faces"] == 12
     assert report["seconds_per_object"]["mesh"] == pytest.approx(0.2)
@@ -311,7 +380,11 @@ class _Looker:
 
 
 def test_first_views_of_held_out_objects_are_a_protocol_of_their_own(
-    dataset_with_views: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    dataset_with_views: Path,
+    exports: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arrays = reading.load_arrays(dataset_with_views, "train", ("surface", "category"))
     clouds = {f: c[:, :3] for c, f in zip(arrays["surface"], arrays["category"], strict=True)}
@@ -320,7 +393,9 @@ def test_first_views_of_held_out_objects_are_a_protocol_of_their_own(
     output = evaluate(_flags(dataset_with_views, exports["car"], tmp_path / "car.json", num_samples=24))
     report = json.loads(Path(output).read_text())
     found, held = report["metrics"], [row["id"] for row in reading.read_rows(dataset_with_views, ["id"], "test")]
-    assert found["num_samples"] == len(report["objects"]) == 24 and found["family_accuracy"] < 0.6, "text samples are counted alone"
+    assert found["num_samples"] == len(report["objects"]) == 24 and found["family_accuracy"] < 0.6, (
+        "text samples are counted alone"
+    )
     assert found["image_num_samples"] == 6 and found["image_family_accuracy"] == 1.0
     assert found["image_family_chance"] == pytest.approx(1 / 3) and found["image_family_accuracy_interval_95"][0] > 0.5
     assert sorted(o["pictured"] for o in report["image_objects"]) == sorted(held), "each held-out object once"
@@ -328,11 +403,17 @@ def test_first_views_of_held_out_objects_are_a_protocol_of_their_own(
     assert "given a held-out picture, no text" in capsys.readouterr().out
     fewer = evaluate(_flags(dataset_with_views, exports["car"], tmp_path / "fewer.json", num_image_samples=2))
     assert json.loads(Path(fewer).read_text())["metrics"]["image_num_samples"] == 2
-    none = json.loads(Path(evaluate(_flags(dataset_with_views, exports["car"], tmp_path / "none.json", num_image_samples=0))).read_text())
+    none = json.loads(
+        Path(
+            evaluate(_flags(dataset_with_views, exports["car"], tmp_path / "none.json", num_image_samples=0))
+        ).read_text()
+    )
     assert none["metrics"]["image_num_samples"] == 0 and "image_objects" not in none
 
 
-def test_an_untrained_generator_makes_samples_from_pictures(dataset_with_views: Path, exports: dict[str, Path], tmp_path: Path) -> None:
+def test_an_untrained_generator_makes_samples_from_pictures(
+    dataset_with_views: Path, exports: dict[str, Path], tmp_path: Path
+) -> None:
     output = evaluate(_flags(dataset_with_views, exports["car"], tmp_path / "car.json", num_samples=2))
     report = json.loads(Path(output).read_text())
     assert report["metrics"]["image_num_samples"] == 6 and report["metrics"]["num_samples"] == 2
@@ -359,15 +440,31 @@ def test_a_sample_without_a_mesh_counts_as_wrong() -> None:
         "text": "t", "family": "chair", "unseen": False, "seed": 0, "nearest": None, "nearest_family": None, "chamfer": None, "copy": False,
         "status": "empty-field", "num_faces": 0, "num_bodies": 0, "watertight": False, "attributes": {"size": "tall", "base": "four legs"}, "measured": {},
     }  # fmt: skip
-    good = nothing | {"status": "ok", "nearest_family": "chair", "chamfer": 0.1, "num_faces": 8, "num_bodies": 1, "watertight": True, "measured": {"size": "tall", "base": "?"}}
+    good = nothing | {
+        "status": "ok",
+        "nearest_family": "chair",
+        "chamfer": 0.1,
+        "num_faces": 8,
+        "num_bodies": 1,
+        "watertight": True,
+        "measured": {"size": "tall", "base": "?"},
+    }
     split = good | {"num_bodies": 2}
-    train = {"category": ["chair", "table"], "caption": [caption for caption, (family, _) in shapes.all_captions().items() if family == "chair"]}
+    train = {
+        "category": ["chair", "table"],
+        "caption": [caption for caption, (family, _) in shapes.all_captions().items() if family == "chair"],
+    }
     found = figures.summarise([nothing, good, split], train)
     assert found["family_accuracy"] == pytest.approx(2 / 3) and found["num_without_mesh"] == 1
     assert found["nearest_chamfer_median"] == 0.1 and found["family_accuracy_unseen"] is None
     assert found["attribute_agreement"] == pytest.approx(1 / 3) and found["all_attributes"] == 0.0
-    assert found["by_attribute"]["size"]["agreement"] == pytest.approx(2 / 3) and found["by_attribute"]["base"]["agreement"] == 0.0
-    assert found["by_attribute"]["size"]["chance"] == pytest.approx(1 / 2) and found["by_attribute"]["base"]["chance"] == pytest.approx(1 / 3)
+    assert (
+        found["by_attribute"]["size"]["agreement"] == pytest.approx(2 / 3)
+        and found["by_attribute"]["base"]["agreement"] == 0.0
+    )
+    assert found["by_attribute"]["size"]["chance"] == pytest.approx(1 / 2) and found["by_attribute"]["base"][
+        "chance"
+    ] == pytest.approx(1 / 3)
     assert found["mesh_share"] == found["watertight_share"] == pytest.approx(2 / 3)
     assert found["one_body_share"] == found["valid_share"] == pytest.approx(1 / 3), "two bodies are not one object"
     assert found["statuses"] == {"empty-field": 1, "ok": 2} and found["num_faces"] == 8
@@ -389,7 +486,11 @@ def test_meshes_are_checked_for_what_makes_them_whole() -> None:
     assert mesh_figures(two.vertices, two.faces) == {"num_faces": 24, "num_bodies": 2, "watertight": True}
     assert not mesh_figures(box.vertices, box.faces[1:])["watertight"]
     assert not mesh_figures(box.vertices, box.faces[:, ::-1])["watertight"], "inside out"
-    assert mesh_figures(np.zeros((0, 3)), np.zeros((0, 3), int)) == {"num_faces": 0, "num_bodies": 0, "watertight": False}
+    assert mesh_figures(np.zeros((0, 3)), np.zeros((0, 3), int)) == {
+        "num_faces": 0,
+        "num_bodies": 0,
+        "watertight": False,
+    }
 
 
 def test_held_out_objects_tell_what_ruler_and_tokenizer_allow(dataset: Path) -> None:
@@ -414,29 +515,55 @@ class _Guided:
         """Samples as `Sampler` gives them."""
         listens = batch["settings"].get("cfg", 0) > 0 and batch["settings"]["cfg_schedule"] == "constant"
         return [
-            _sample(prompt, seed, self.clouds[prompt["family"] if listens else FAMILIES[0]]) | {"measured": prompt["attributes"] if listens else {}}
+            _sample(prompt, seed, self.clouds[prompt["family"] if listens else FAMILIES[0]])
+            | {"measured": prompt["attributes"] if listens else {}}
             for prompt, seed in zip(batch["prompts"], batch["seeds"], strict=True)
         ]
 
 
 def test_a_guidance_grid_repeats_the_prompts_at_each_strength(
-    dataset: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    dataset: Path,
+    exports: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arrays = reading.load_arrays(dataset, "train", ("surface", "category"))
-    monkeypatch.setattr(_Guided, "clouds", {f: c[:, :3] for c, f in zip(arrays["surface"], arrays["category"], strict=True)}, raising=False)
+    monkeypatch.setattr(
+        _Guided,
+        "clouds",
+        {f: c[:, :3] for c, f in zip(arrays["surface"], arrays["category"], strict=True)},
+        raising=False,
+    )
     monkeypatch.setattr(evaluate_car, "Sampler", _Guided)
-    output = evaluate(_flags(dataset, exports["car"], tmp_path / "car.json", num_samples=12, num_detailed=0, num_compared=0, guidance_grid="2,0"))
+    output = evaluate(
+        _flags(
+            dataset,
+            exports["car"],
+            tmp_path / "car.json",
+            num_samples=12,
+            num_detailed=0,
+            num_compared=0,
+            guidance_grid="2,0",
+        )
+    )
     report = json.loads(Path(output).read_text())
     points = {(point["cfg"], point["cfg_schedule"]): point for point in report["metrics"]["guidance"]}
     assert list(points) == [(0.0, "ramp"), (2.0, "ramp"), (2.0, "constant")], "no guidance has no schedule"
     assert points[2.0, "constant"]["family_accuracy"] == points[2.0, "constant"]["attribute_agreement"] == 1.0
-    assert points[2.0, "ramp"]["family_accuracy"] == points[0.0, "ramp"]["family_accuracy"] == pytest.approx(1 / 3, abs=0.2)
+    assert (
+        points[2.0, "ramp"]["family_accuracy"]
+        == points[0.0, "ramp"]["family_accuracy"]
+        == pytest.approx(1 / 3, abs=0.2)
+    )
     assert all(point["num_samples"] == 12 for point in points.values())
     assert report["metrics"]["num_compared"] == 0 and "rebuilt_num_with_attributes" not in report["metrics"]
     assert "guidance 2 constant" in capsys.readouterr().out and "guidance" in report["protocol"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("cfg", -1.0), ("cfg", math.nan), ("top_k", -1), ("top_p", 1.5), ("temperature", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("cfg", -1.0), ("cfg", math.nan), ("top_k", -1), ("top_p", 1.5), ("temperature", 0.0)]
+)
 def test_a_number_no_sampler_takes_is_refused_with_its_flag(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} must be "):
         EvaluateFlags(model="m", data="d", output="o.json", **{name: value})
@@ -451,7 +578,12 @@ def test_a_grid_that_is_no_list_of_strengths_is_refused(grid: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cvq", "car"])
 def test_ray_actors_give_the_same_numbers(
-    dataset: Path, exports: dict[str, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+    dataset: Path,
+    exports: dict[str, Path],
+    tmp_path: Path,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    ray_cluster: None,
 ) -> None:
     monkeypatch.setattr("pipelines.tracked.tell", lambda *arguments: None)
     reports = [
@@ -475,7 +607,10 @@ def test_pictures_and_tracking(dataset: Path, exports: dict[str, Path], tmp_path
     report = json.loads((tmp_path / "cvq.json").read_text())
     assert run.data.metrics["iou_volume"] == pytest.approx(report["metrics"]["iou_volume"])
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"cvq.json", "report.html", *SHEETS}
-    assert "| 1 | shapes/" in (tmp_path / "cvq.credits.md").read_text() and "| 2 | shapes/" in (tmp_path / "cvq.worst.credits.md").read_text()
+    assert (
+        "| 1 | shapes/" in (tmp_path / "cvq.credits.md").read_text()
+        and "| 2 | shapes/" in (tmp_path / "cvq.worst.credits.md").read_text()
+    )
     from PIL import Image
 
     with Image.open(tmp_path / "cvq.png") as picture:
@@ -499,24 +634,41 @@ def test_pictured_objects_lie_beside_the_json(
     assert report["environment"]["python"] and len(report["gallery"]) == 4 or kind == "cvq"
     if kind == "cvq":
         worst = sorted((entry for entry in report["gallery"] if "worst" in entry), key=lambda entry: entry["worst"])
-        assert [entry["id"] for entry in worst] == [o["id"] for o in sorted(report["objects"], key=lambda o: o["iou_volume"])[:2]]
-        assert [entry["id"] for entry in report["gallery"]][:2] == [report["objects"][0]["id"], report["objects"][-1]["id"]], "spread evenly"
+        assert [entry["id"] for entry in worst] == [
+            o["id"] for o in sorted(report["objects"], key=lambda o: o["iou_volume"])[:2]
+        ]
+        assert [entry["id"] for entry in report["gallery"]][:2] == [
+            report["objects"][0]["id"],
+            report["objects"][-1]["id"],
+        ], "spread evenly"
     for entry in report["gallery"]:
         assert (entry["status"] == "ok") == (entry["mesh"] is not None)
         if entry["mesh"]:
             assert len(trimesh.load(folder / entry["mesh"], force="mesh").faces)
         if kind == "cvq":
-            (row,) = [row for row in reading.read_rows(dataset_with_views, ["id", "caption", "license", "eval_surface"]) if row["id"] == entry["id"]]
-            assert np.array_equal(decode_cloud((folder / entry["cloud"]).read_bytes()), row["eval_surface"].astype(np.float32))
+            (row,) = [
+                row
+                for row in reading.read_rows(dataset_with_views, ["id", "caption", "license", "eval_surface"])
+                if row["id"] == entry["id"]
+            ]
+            assert np.array_equal(
+                decode_cloud((folder / entry["cloud"]).read_bytes()), row["eval_surface"].astype(np.float32)
+            )
             (scored,) = [scored for scored in report["objects"] if scored["id"] == entry["id"]]
-            assert (entry["iou_volume"], entry["caption"], entry["license"]) == (scored["iou_volume"], row["caption"], row["license"])
+            assert (entry["iou_volume"], entry["caption"], entry["license"]) == (
+                scored["iou_volume"],
+                row["caption"],
+                row["license"],
+            )
         elif "object" in entry:
             assert entry["id"] == f"sample-s{report['objects'][entry['object']]['seed']}"
         else:
             scored = report["image_objects"][entry["image_object"]]
             assert entry["id"] == scored["pictured"]
             with Image.open(folder / entry["view"]) as view:
-                assert view.getpixel((5, 5))[0] == 100 + FAMILIES.index(scored["family"]), "the first view of that very object"
+                assert view.getpixel((5, 5))[0] == 100 + FAMILIES.index(scored["family"]), (
+                    "the first view of that very object"
+                )
     listed = {name for entry in report["gallery"] for name in (entry["cloud"], entry["mesh"], entry["view"]) if name}
     assert {file.name for file in folder.iterdir()} == listed and listed
     (folder / sorted(listed)[0]).unlink()

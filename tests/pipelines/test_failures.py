@@ -49,7 +49,9 @@ def test_the_cause_is_found_inside_train_s_wrappers_with_step_run_and_place() ->
 def test_the_cause_is_found_inside_a_task_s_error() -> None:
     from ray.exceptions import RayTaskError
 
-    task_error = RayTaskError("f", "a traceback", caught(ValueError("bad\nshard")), proctitle="p", pid=1, ip="::1").as_instanceof_cause()
+    task_error = RayTaskError(
+        "f", "a traceback", caught(ValueError("bad\nshard")), proctitle="p", pid=1, ip="::1"
+    ).as_instanceof_cause()
     assert isinstance(task_error, ValueError)
     assert Failure.of(task_error).error == "ValueError: bad shard"
     assert Failure.of(task_error).doing == ("training cvq-toy",)
@@ -62,7 +64,13 @@ def test_of_two_workers_the_one_that_explains_the_other_is_told() -> None:
 
 @pytest.mark.parametrize(
     ("error", "again"),
-    [(NonFiniteLoss("nan"), False), (ValueError("x"), False), (UsageError("x"), False), (RuntimeError("NCCL"), True), (OSError(errno.EIO, "disk"), True)],
+    [
+        (NonFiniteLoss("nan"), False),
+        (ValueError("x"), False),
+        (UsageError("x"), False),
+        (RuntimeError("NCCL"), True),
+        (OSError(errno.EIO, "disk"), True),
+    ],
 )
 def test_only_what_may_pass_is_tried_again(error: Exception, again: bool) -> None:
     assert is_deterministic(wrapped_by_train(error)) != again
@@ -102,7 +110,9 @@ def test_a_failure_is_one_block_and_its_traceback_is_in_the_file_it_names(
     assert found["error"] == "RuntimeError: two lines" and found["doing"] == ["converting shard-00002"]
 
 
-def test_g3pt_traceback_prints_it_all(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_g3pt_traceback_prints_it_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(quiet.VERBOSE, "1")
     assert call(fails(RuntimeError("broke"), tmp_path)) == 1
     err = capsys.readouterr().err
@@ -110,7 +120,9 @@ def test_g3pt_traceback_prints_it_all(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
-def test_a_full_disk_is_told_without_a_place_in_the_code(code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_told_without_a_place_in_the_code(
+    code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(fails(OSError(code, "said by the system", "/out/shard"), tmp_path)) == 1
     err = capsys.readouterr().err
     kind = {errno.ENOSPC: "OSError", errno.EACCES: "PermissionError"}[code]
@@ -125,6 +137,7 @@ def test_ray_data_s_advice_does_not_hide_the_file(tmp_path: Path) -> None:
     raised.value.args = (*raised.value.args, "Failed to apply UDF transform after 1/1 attempts")
     failure = Failure.of(pickle.loads(pickle.dumps(raised.value)))
     assert failure.error == "OSError: No space left on device: '/out/shard'" and failure.is_plain
+
 
 def test_usage_errors_of_workers_exit_2_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(fails(wrapped_by_train(UsageError("no such run")), tmp_path)) == 2
@@ -148,7 +161,9 @@ def test_library_noise_goes_to_the_file_and_our_words_stay(tmp_path: Path, repos
         "print(log)\n"
         "os.write(2, b'back\\n')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stderr == "our words\nback\n"
     log = Path(done.stdout.strip())
     text = log.read_text()

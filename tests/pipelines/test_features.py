@@ -44,7 +44,14 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def config(pretrained: Path) -> CARConfig:  # noqa: F811
-    return CARConfig(depth=1, width=32, num_heads=2, image_size=28, text_encoder=str(pretrained / "clip"), image_encoder=str(pretrained / "dino"))
+    return CARConfig(
+        depth=1,
+        width=32,
+        num_heads=2,
+        image_size=28,
+        text_encoder=str(pretrained / "clip"),
+        image_encoder=str(pretrained / "dino"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +71,14 @@ def test_they_are_what_the_encoders_give(paths: dict[str, str], config: CARConfi
     text, image = TextEncoder(config.text_encoder), ImageEncoder(config.image_encoder, size=28)
     assert found["num_views"] == [2] * len(rows)
     for row, text_C in list(zip(rows, found["text"], strict=True))[::7]:
-        torch.testing.assert_close(torch.tensor(text_C).float()[None], text(*text.tokenizer([row["caption"]])), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            torch.tensor(text_C).float()[None], text(*text.tokenizer([row["caption"]])), rtol=1e-3, atol=1e-3
+        )
         for view in (0, 1):
             ours = torch.from_numpy(stored.image(row["id"], view)).float()
-            torch.testing.assert_close(ours[None], image(prepare_image(row["views"][view], 28)[None]), rtol=1e-3, atol=2e-3)
+            torch.testing.assert_close(
+                ours[None], image(prepare_image(row["views"][view], 28)[None]), rtol=1e-3, atol=2e-3
+            )
     assert not np.array_equal(stored.image(rows[0]["id"], 0), stored.image(rows[0]["id"], 1))
     schema = pq.read_schema(derived.derived_path(info, kinds["image"], 0))
     assert schema.field("view_1").type == pa.fixed_shape_tensor(pa.float16(), (5, 24))
@@ -78,7 +89,13 @@ def test_they_are_made_once_and_a_missing_shard_comes_back_identical(
 ) -> None:
     folder, done = Path(paths["data"]) / "derived" / kinds["image"], []
     before, original = hashes(folder), features.write_shard
-    monkeypatch.setattr(features, "write_shard", lambda encoding, encoder, info, index: done.append((encoding.condition, index)) or original(encoding, encoder, info, index))
+    monkeypatch.setattr(
+        features,
+        "write_shard",
+        lambda encoding, encoder, info, index: (
+            done.append((encoding.condition, index)) or original(encoding, encoder, info, index)
+        ),
+    )
     store_features(paths["data"], features.encodings(config), HERE)
     assert done == []
     (folder / "shard-00001.parquet").unlink()
@@ -89,19 +106,29 @@ def test_they_are_made_once_and_a_missing_shard_comes_back_identical(
 def test_another_caption_or_size_makes_others(paths: dict[str, str], config: CARConfig, kinds: dict[str, str]) -> None:
     text, image = features.encodings(config)
     assert kinds == {"text": text.kind, "image": image.kind}
-    assert features.encodings(dataclasses.replace(config, drop_phrases=0.5)) == [image], "its texts change from step to step"
+    assert features.encodings(dataclasses.replace(config, drop_phrases=0.5)) == [image], (
+        "its texts change from step to step"
+    )
     assert dataclasses.replace(image, image_size=42).kind != image.kind
-    assert dataclasses.replace(image, encoder="facebook/dinov2-large", revision="a").kind != dataclasses.replace(image, encoder="facebook/dinov2-large", revision="b").kind
+    assert (
+        dataclasses.replace(image, encoder="facebook/dinov2-large", revision="a").kind
+        != dataclasses.replace(image, encoder="facebook/dinov2-large", revision="b").kind
+    )
     info = datasets.open_dataset(paths["data"])
     stale = dataclasses.replace(info, shards={index: "0" * 64 for index in info.shards})
-    with pytest.raises(ValueError, match="shard-00000.parquet is missing or older than its shard: start the command with --features stored again"):
+    with pytest.raises(
+        ValueError,
+        match="shard-00000.parquet is missing or older than its shard: start the command with --features stored again",
+    ):
         StoredFeatures(stale, kinds).encoders()
 
 
 def test_a_failed_shard_leaves_nothing(tmp_path: Path, config: CARConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     info = write_toy_dataset(tmp_path / "data", count=12, num_shards=1)
     original, seen = features.prepare_image, []
-    monkeypatch.setattr(features, "prepare_image", lambda *given: seen.append(1) or (original(*given) if len(seen) < 5 else 1 / 0))
+    monkeypatch.setattr(
+        features, "prepare_image", lambda *given: seen.append(1) or (original(*given) if len(seen) < 5 else 1 / 0)
+    )
     with pytest.raises(ZeroDivisionError):
         store_features(str(info.path), features.encodings(config), HERE)
     (image,) = (info.path / "derived").glob("image-*")
@@ -109,26 +136,45 @@ def test_a_failed_shard_leaves_nothing(tmp_path: Path, config: CARConfig, monkey
 
 
 def stage(paths: dict[str, str], config: CARConfig, kinds: dict[str, str] | None = None) -> CARStage:
-    spec = RunSpec(stage="car", preset="toy", seed=0, config={"model": dataclasses.asdict(config), "train": dataclasses.asdict(TRAIN)}, paths=paths)
+    spec = RunSpec(
+        stage="car",
+        preset="toy",
+        seed=0,
+        config={"model": dataclasses.asdict(config), "train": dataclasses.asdict(TRAIN)},
+        paths=paths,
+    )
     told = {f"{condition}_features": kind for condition, kind in (kinds or {}).items()}
     return CARStage(dataclasses.replace(spec, paths=paths | told))
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_stored_and_live_features_train_the_same(
-    streamed: bool, paths: dict[str, str], config: CARConfig, kinds: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    streamed: bool,
+    paths: dict[str, str],
+    config: CARConfig,
+    kinds: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if streamed:
         original = car_batches.training_objects
-        monkeypatch.setattr(car_batches, "training_objects", lambda *given, **more: original(*given, **more, in_memory_bytes=0, group_bytes=16_000))
+        monkeypatch.setattr(
+            car_batches,
+            "training_objects",
+            lambda *given, **more: original(*given, **more, in_memory_bytes=0, group_bytes=16_000),
+        )
     live, stored = stage(paths, config), stage(paths, config, kinds)
     start = [{name: p.clone() for name, p in run.model.named_parameters()} for run in (live, stored)]
     assert all(torch.equal(start[0][name], start[1][name]) for name in start[0])
     assert not list(stored.model.text.parameters()) and not list(stored.model.image.parameters())
     batches = zip(live.batches(8), stored.batches(8), strict=True)
     for ours, theirs in itertools.islice(batches, 3):
-        assert torch.equal(ours["codes_BS"], theirs["codes_BS"]) and torch.equal(ours["has_image_B"], theirs["has_image_B"])
-        for computed, kept in zip(given_conditions(live.model.eval(), ours), given_conditions(stored.model.eval(), theirs), strict=True):
+        assert torch.equal(ours["codes_BS"], theirs["codes_BS"]) and torch.equal(
+            ours["has_image_B"], theirs["has_image_B"]
+        )
+        for computed, kept in zip(
+            given_conditions(live.model.eval(), ours), given_conditions(stored.model.eval(), theirs), strict=True
+        ):
             torch.testing.assert_close(kept, computed, rtol=1e-3, atol=2e-3)
     records: list[list[dict]] = [[], []]
     for run, seen in zip((live, stored), records, strict=True):
@@ -151,7 +197,9 @@ def test_the_flag_is_no_part_of_the_run_s_name(paths: dict[str, str], config: CA
     small = dataclasses.replace(spec, config=spec.config | {"model": dataclasses.asdict(car_preset("nano")[0])})
     told, untold = training_jobs.with_features([spec, small], flags)
     assert untold == small, "it trains its encoders"
-    assert told.name == spec.name and told.paths["image_features"] == kinds["image"] and "image_features" not in spec.paths
+    assert (
+        told.name == spec.name and told.paths["image_features"] == kinds["image"] and "image_features" not in spec.paths
+    )
 
 
 def hub_cache(folder: Path, name: str, source: Path) -> None:
@@ -164,16 +212,25 @@ def hub_cache(folder: Path, name: str, source: Path) -> None:
 
 
 def test_a_hub_s_encoder_comes_from_the_cache_with_its_commit_and_a_missing_one_is_one_line(
-    tmp_path: Path, pretrained: Path, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    tmp_path: Path,
+    pretrained: Path,  # noqa: F811
+    paths: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     hub_cache(tmp_path, "openai/clip-vit-large-patch14", pretrained / "clip")
-    assert conditions.commit_of("openai/clip-vit-large-patch14", None) == COMMIT and conditions.commit_of(str(pretrained / "clip"), None) is None
+    assert (
+        conditions.commit_of("openai/clip-vit-large-patch14", None) == COMMIT
+        and conditions.commit_of(str(pretrained / "clip"), None) is None
+    )
     assert TextEncoder("openai/clip-vit-large-patch14").revision == COMMIT
-    with pytest.raises(UsageError, match=r"encoder facebook/dinov2-large is neither in the Hugging Face cache .* `hf download facebook/dinov2-large`"):
+    with pytest.raises(
+        UsageError,
+        match=r"encoder facebook/dinov2-large is neither in the Hugging Face cache .* `hf download facebook/dinov2-large`",
+    ):
         training_jobs.car_spec(paths["data"], paths["tokenizer"], "0.1B", *car_preset("0.1B"))
     hub_cache(tmp_path, "facebook/dinov2-large", pretrained / "dino")
     spec = training_jobs.car_spec(paths["data"], paths["tokenizer"], "0.1B", *car_preset("0.1B"))
@@ -181,7 +238,9 @@ def test_a_hub_s_encoder_comes_from_the_cache_with_its_commit_and_a_missing_one_
 
 
 @pytest.mark.slow
-def test_ray_writes_the_same_files(paths: dict[str, str], config: CARConfig, kinds: dict[str, str], tmp_path: Path, ray_cluster: None) -> None:
+def test_ray_writes_the_same_files(
+    paths: dict[str, str], config: CARConfig, kinds: dict[str, str], tmp_path: Path, ray_cluster: None
+) -> None:
     other = write_toy_dataset(tmp_path / "again", count=40)
     assert store_features(str(other.path), features.encodings(config), Pool(num_workers=2)) == kinds
     for kind in kinds.values():

@@ -75,7 +75,9 @@ def test_text_to_meshes_with_a_manifest(model, tmp_path):
         mesh = trimesh.load(file, force="mesh", process=False)
         assert len(mesh.faces) == row["faces"] > 0
         assert row["watertight"] == trimesh.load(file, force="mesh").is_watertight
-        assert row["seconds"] == pytest.approx(row["seconds_sampling"] + row["seconds_decoding"] + row["seconds_writing"])
+        assert row["seconds"] == pytest.approx(
+            row["seconds_sampling"] + row["seconds_decoding"] + row["seconds_writing"]
+        )
         assert min(row["seconds_sampling"], row["seconds_writing"], row["tokens_per_s"]) > 0 and row["cfg"] == 1.0
 
 
@@ -88,7 +90,9 @@ def test_other_formats_open(model, tmp_path, format):
 
 
 def test_the_same_prompt_and_seed_give_the_same_mesh_whatever_the_batch(model, tmp_path):
-    prompts = write_prompts(tmp_path, [{"id": f"p{i}", "text": t} for i, t in enumerate(["a boat", "a chair", "a tall car"])])
+    prompts = write_prompts(
+        tmp_path, [{"id": f"p{i}", "text": t} for i, t in enumerate(["a boat", "a chair", "a tall car"])]
+    )
     generate(settings(model, tmp_path, prompts=prompts), use_ray=False)
     together = {r["text"]: r["sha256"] for r in manifest(tmp_path)}
     generate(settings(model, tmp_path, text="a chair"), use_ray=False)
@@ -100,7 +104,9 @@ def test_a_run_started_again_makes_only_what_is_missing(model, tmp_path, monkeyp
     generate(config, use_ray=False)
     before, made = manifest(tmp_path), []
     original = SampleMaker.make
-    monkeypatch.setattr(SampleMaker, "make", lambda self, batch: made.extend(s.name for s in batch) or original(self, batch))
+    monkeypatch.setattr(
+        SampleMaker, "make", lambda self, batch: made.extend(s.name for s in batch) or original(self, batch)
+    )
     generate(config, use_ray=False)
     assert made == []
     (tmp_path / "out" / before[1]["file"]).write_bytes(b"torn")
@@ -189,7 +195,10 @@ def test_guidance_of_text_and_image_and_lists_for_a_row(model, tmp_path):
         {"id": "short", "text": "a chair", "cfg": [1, 2]},
         {"id": "words", "text": "a chair", "cfg_text": "much"},
     ]
-    generate(settings(model, tmp_path, prompts=write_prompts(tmp_path, rows), cfg_image="1.5", top_k="0,4,4,4"), use_ray=False)
+    generate(
+        settings(model, tmp_path, prompts=write_prompts(tmp_path, rows), cfg_image="1.5", top_k="0,4,4,4"),
+        use_ray=False,
+    )
     found = {r["id"]: r for r in manifest(tmp_path)}
     assert [(found[k]["cfg"], found[k]["cfg_text"], found[k]["cfg_image"]) for k in ("plain", "apart", "listed", "typed")] == [
         (1.0, 1.0, 1.5), (3.0, 0.5, 3.0), (None, None, None), (1.0, 1.0, None)]  # fmt: skip
@@ -211,10 +220,15 @@ def test_pictures_inside_a_parquet_file(model, tmp_path):
     assert (tmp_path / "out" / inside["image"]).read_bytes() == content and inside["image"].endswith(".png")
     assert broken["error"].startswith("bad-prompt: cannot identify")
     (tmp_path / "out" / inside["image"]).unlink()
-    rows = [{"id": "hub", "image": {"bytes": content, "path": "x.png"}}, {"id": "file", "image": {"bytes": None, "path": "red.png"}}]
+    rows = [
+        {"id": "hub", "image": {"bytes": content, "path": "x.png"}},
+        {"id": "file", "image": {"bytes": None, "path": "red.png"}},
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prompts.parquet")
     generate(settings(model, tmp_path, prompts=str(tmp_path / "prompts.parquet")), use_ray=False)
-    assert [r["sha256"] for r in manifest(tmp_path)] == [inside["sha256"]] * 2, "one picture, one mesh, wherever it lies"
+    assert [r["sha256"] for r in manifest(tmp_path)] == [inside["sha256"]] * 2, (
+        "one picture, one mesh, wherever it lies"
+    )
     assert [r["image"] for r in manifest(tmp_path)] == [inside["image"], "red.png"]
 
 
@@ -234,7 +248,10 @@ def test_a_picture_used_whole_is_said(model, tmp_path, capsys):
     Image.effect_noise((40, 40), 90).save(tmp_path / "noise.png")
     generate(settings(model, tmp_path, image=str(tmp_path / "noise.png"), num=2), use_ray=False)
     assert [r["note"] for r in manifest(tmp_path)] == ["image has no alpha and no even background: used whole"] * 2
-    assert "generate: image has no alpha and no even background: used whole (2 of 2, the first sample-s0)" in capsys.readouterr().err
+    assert (
+        "generate: image has no alpha and no even background: used whole (2 of 2, the first sample-s0)"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_large_job_has_subfolders_and_keeps_them(model, tmp_path, monkeypatch):
@@ -242,7 +259,10 @@ def test_a_large_job_has_subfolders_and_keeps_them(model, tmp_path, monkeypatch)
     config = settings(model, tmp_path, text="a chair", num=3)
     generate(config, use_ray=False)
     out, rows = tmp_path / "out", manifest(tmp_path)
-    assert all(Path(r["file"]).parts[0] == "meshes" and len(Path(r["file"]).parts) == 3 and (out / r["file"]).is_file() for r in rows)
+    assert all(
+        Path(r["file"]).parts[0] == "meshes" and len(Path(r["file"]).parts) == 3 and (out / r["file"]).is_file()
+        for r in rows
+    )
     assert len(list((out / "samples").glob("??/*.json"))) == 3 and not list(out.glob("*.glb"))
     made = []
     monkeypatch.setattr(SampleMaker, "make", lambda self, batch: made.extend(batch))
@@ -286,7 +306,9 @@ def test_actors_ask_for_the_gpus_that_the_cluster_has(model, tmp_path, monkeypat
 
 
 def test_prompts_from_parquet(model, tmp_path):
-    pq.write_table(pa.table({"id": ["a", "b"], "text": ["a chair", None], "seed": [1, None]}), tmp_path / "prompts.parquet")
+    pq.write_table(
+        pa.table({"id": ["a", "b"], "text": ["a chair", None], "seed": [1, None]}), tmp_path / "prompts.parquet"
+    )
     generate(settings(model, tmp_path, prompts=str(tmp_path / "prompts.parquet")), use_ray=False)
     assert [(r["id"], r["seed"], r["status"]) for r in manifest(tmp_path)] == [("a", 1, "ok"), ("b", 0, "failed")]
 
@@ -322,12 +344,23 @@ def test_fewer_faces_are_another_sample_and_no_flag_is_the_old_one(model, tmp_pa
     assert trimesh.load(tmp_path / "out" / row["file"], force="mesh").is_watertight
     plain = settings(model, tmp_path, text="a chair")
     (sample,) = plan(plain)
-    known = {"prompt": ["a chair", None], "seed": 0, "model": "0", "resolution": 32, "format": "glb", "sampling": plain.sampling.as_dict()}
-    assert identity(plain, sample, "0") == hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest(), "as before there was a flag"
+    known = {
+        "prompt": ["a chair", None],
+        "seed": 0,
+        "model": "0",
+        "resolution": 32,
+        "format": "glb",
+        "sampling": plain.sampling.as_dict(),
+    }
+    assert identity(plain, sample, "0") == hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest(), (
+        "as before there was a flag"
+    )
 
 
 def test_a_mesh_that_would_not_close_is_kept_and_said(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("g3pt.geometry.cleanup.simplify", lambda vertices, faces, wanted: (vertices, faces, f"not simplified: {wanted}"))
+    monkeypatch.setattr(
+        "g3pt.geometry.cleanup.simplify", lambda vertices, faces, wanted: (vertices, faces, f"not simplified: {wanted}")
+    )
     generate(settings(model, tmp_path, text="a chair", max_faces=20), use_ray=False)
     (row,) = manifest(tmp_path)
     assert row["status"] == "ok" and row["note"] == "not simplified: 20" and row["faces"] > 20
@@ -346,7 +379,10 @@ job.generate(GenerateConfig(model=sys.argv[1], output=sys.argv[2], text="a chair
 @pytest.mark.slow
 def test_killed_anywhere_it_ends_with_the_files_of_an_uninterrupted_job(model, tmp_path):
     """SIGKILL once some samples have their record."""
-    out, records = tmp_path / "out", lambda: {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "samples").glob("[!.]*.json")}
+    out, records = (
+        tmp_path / "out",
+        lambda: {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "samples").glob("[!.]*.json")},
+    )
     process = subprocess.Popen([sys.executable, "-c", ALONE, str(model), str(out)])
     while len(records()) < 5:
         assert process.poll() is None
@@ -359,7 +395,9 @@ def test_killed_anywhere_it_ends_with_the_files_of_an_uninterrupted_job(model, t
     generate(config, use_ray=False)
     assert {file: when for file, when in records().items() if file in before} == before, "made twice"
     generate(dataclasses.replace(config, output=str(tmp_path / "whole" / "out")), use_ray=False)
-    assert [(r["sample"], r["sha256"], r["status"]) for r in manifest(tmp_path)] == [(r["sample"], r["sha256"], r["status"]) for r in manifest(tmp_path / "whole")]
+    assert [(r["sample"], r["sha256"], r["status"]) for r in manifest(tmp_path)] == [
+        (r["sample"], r["sha256"], r["status"]) for r in manifest(tmp_path / "whole")
+    ]
     for row in manifest(tmp_path):
         assert hashlib.sha256((out / row["file"]).read_bytes()).hexdigest() == row["sha256"]
 
@@ -391,11 +429,17 @@ def test_mlflow_holds_the_run(model, tmp_path, monkeypatch):
         ({"text": "a", "top_p": "0.9,nan"}, "--top-p must be above 0 and at most 1 (keep all), got (0.9, nan)"),
         ({"text": "a", "cfg": "inf"}, "--cfg must be a number from 0 (no guidance) to 1000, got inf"),
         ({"text": "a", "cfg_image": "-1"}, "--cfg-image must be a number from 0"),
-        ({"text": "a", "cfg_text": "x"}, "--cfg-text must be a number, or one a scale with commas between them, got 'x'"),
+        (
+            {"text": "a", "cfg_text": "x"},
+            "--cfg-text must be a number, or one a scale with commas between them, got 'x'",
+        ),
         ({"text": "a", "cfg": ""}, "--cfg must be a number, or one a scale"),
         ({"text": "a", "top_k": "1.5"}, "--top-k must be a whole number, or one a scale"),
         ({"text": "a", "top_k": "9" * 30}, "--top-k must be a whole number from 0 (keep all) to 2^31"),
-        ({"text": "a", "temperature": "0"}, "--temperature must be a number of at least 0.001 (top_k 1 takes the likeliest), got 0.0"),
+        (
+            {"text": "a", "temperature": "0"},
+            "--temperature must be a number of at least 0.001 (top_k 1 takes the likeliest), got 0.0",
+        ),
     ],
 )
 def test_impossible_flags_are_refused(tmp_path, changes, message):
@@ -414,7 +458,9 @@ def test_bad_input_is_one_clear_line(model, tmp_path):
     with pytest.raises(UsageError, match="no such file"):
         generate(settings(model, tmp_path, prompts=str(tmp_path / "none.jsonl")), use_ray=False)
     with pytest.raises(UsageError, match="more than once"):
-        generate(settings(model, tmp_path, prompts=write_prompts(tmp_path, [{"id": "a", "text": "x"}] * 2)), use_ray=False)
+        generate(
+            settings(model, tmp_path, prompts=write_prompts(tmp_path, [{"id": "a", "text": "x"}] * 2)), use_ray=False
+        )
     with pytest.raises(UsageError, match="no usable prompt: bad-prompt"):
         generate(settings(model, tmp_path, prompts=write_prompts(tmp_path, [{"id": "a"}])), use_ray=False)
     with pytest.raises(UsageError, match="text is not valid Unicode"):

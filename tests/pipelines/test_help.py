@@ -14,7 +14,19 @@ from tests.pipelines.test_cli import ToyFlags
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 JOBS = sorted(file.name for file in (REPOSITORY / "jobs").glob("*.py"))
-SAME_WORDS = ("data", "tokenizer", "device", "ray_address", "dry_run", "cfg", "top_k", "top_p", "temperature", "batch_size", "format")
+SAME_WORDS = (
+    "data",
+    "tokenizer",
+    "device",
+    "ray_address",
+    "dry_run",
+    "cfg",
+    "top_k",
+    "top_p",
+    "temperature",
+    "batch_size",
+    "format",
+)
 
 
 def entry(job: str, monkeypatch: pytest.MonkeyPatch) -> tuple[type, str]:
@@ -63,7 +75,11 @@ def test_a_flag_that_takes_a_number_a_scale_says_so(monkeypatch: pytest.MonkeyPa
     text = {job: help.help_text(*entry(job, monkeypatch), columns=100) for job in ("generate.py", "evaluate.py")}
     for flag in ("--cfg", "--cfg-text", "--cfg-image", "--top-p", "--temperature"):
         assert f"  {flag} NUMBER[,...]  " in text["generate.py"]
-    assert "  --top-k INT[,...]  " in text["generate.py"] and "  --top-k INT  " in text["evaluate.py"] and "  --guidance-grid NUMBER[,...]  " in text["evaluate.py"]
+    assert (
+        "  --top-k INT[,...]  " in text["generate.py"]
+        and "  --top-k INT  " in text["evaluate.py"]
+        and "  --guidance-grid NUMBER[,...]  " in text["evaluate.py"]
+    )
 
 
 def test_the_same_flag_has_the_same_words_in_every_job(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +99,9 @@ def test_the_same_flag_has_the_same_words_in_every_job(monkeypatch: pytest.Monke
         (["--zzzz"], "unknown flag --zzzz (see"),
     ],
 )
-def test_an_unknown_flag_is_one_line_with_the_nearest(args: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_flag_is_one_line_with_the_nearest(
+    args: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.parse(ToyFlags, example="", args=args)
     err = capsys.readouterr().err

@@ -32,7 +32,9 @@ TIMEOUT_S = 60.0
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HOSTILE.is_dir(), reason="G3PT_MESHES names no folder of difficult meshes")
-def test_difficult_files_end_as_their_manifest_says_and_leave_neighbours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_difficult_files_end_as_their_manifest_says_and_leave_neighbours_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tracked, "tell", lambda *_: None)
     shutil.copytree(HOSTILE, tmp_path / "all")
     (tmp_path / "all" / "cube.obj").write_text(CUBE)
@@ -61,7 +63,16 @@ def test_difficult_files_end_as_their_manifest_says_and_leave_neighbours_alone(t
 
 def converted(folder: Path, name: str) -> dict[str, dict]:
     """Rows by id of a folder of meshes, converted in this process into one shard."""
-    small = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256, "num_shards": 1, "timeout_s": TIMEOUT_S}
-    preprocess(PreprocessConfig(source="dir", input=str(folder / name), output=str(folder / f"{name}-data"), **small), map_here)
+    small = {
+        "resolution": 32,
+        "num_surface": 64,
+        "num_sharp": 32,
+        "num_queries": 256,
+        "num_shards": 1,
+        "timeout_s": TIMEOUT_S,
+    }
+    preprocess(
+        PreprocessConfig(source="dir", input=str(folder / name), output=str(folder / f"{name}-data"), **small), map_here
+    )
     columns = ["id", "status", "error", "surface", "near_points", "near_occupancy"]
     return {row["id"]: row for row in reading.read_rows(folder / f"{name}-data", columns, status=None)}

@@ -38,7 +38,15 @@ def test_a_file_comes_once(hub: HubServer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("faults", "reads"),
-    [(["500", "503"], 3), (["stall"], 2), (["cut"], 2), (["flip"], 2), (["429"] * 7, 8), (["head-503"], 1), (["cut", "500", "flip", "stall"], 5)],
+    [
+        (["500", "503"], 3),
+        (["stall"], 2),
+        (["cut"], 2),
+        (["flip"], 2),
+        (["429"] * 7, 8),
+        (["head-503"], 1),
+        (["cut", "500", "flip", "stall"], 5),
+    ],
 )
 def test_a_fault_that_passes_costs_another_try(hub: HubServer, tmp_path: Path, faults: list[str], reads: int) -> None:
     hub.faults[NAME] = faults
@@ -90,7 +98,9 @@ def test_a_broken_connection_goes_on_where_it_broke(hub: HubServer, tmp_path: Pa
         ("head-500", r"download-server: .*: HTTP 500", 0),
     ],
 )
-def test_a_fault_that_stays_is_named_and_leaves_nothing(hub: HubServer, tmp_path: Path, fault: str, reason: str, tries: int) -> None:
+def test_a_fault_that_stays_is_named_and_leaves_nothing(
+    hub: HubServer, tmp_path: Path, fault: str, reason: str, tries: int
+) -> None:
     hub.faults[NAME], hub.for_ever = [fault], True
     with pytest.raises(DownloadError, match=reason):
         Download(tmp_path, NAME, 20).result()
@@ -98,7 +108,9 @@ def test_a_fault_that_stays_is_named_and_leaves_nothing(hub: HubServer, tmp_path
 
 
 @pytest.mark.parametrize("fault", ["drip", "head-drip"])
-def test_a_server_that_sends_a_byte_now_and_then_holds_nobody_up(hub: HubServer, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_sends_a_byte_now_and_then_holds_nobody_up(
+    hub: HubServer, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No single wait is long: only the limit on the whole ends it, and for headers only that nobody waits any more."""
     monkeypatch.setattr(client, "GRACE_S", 0.1)
     hub.faults[NAME], hub.for_ever = [fault], True
@@ -106,7 +118,9 @@ def test_a_server_that_sends_a_byte_now_and_then_holds_nobody_up(hub: HubServer,
         Download(tmp_path, NAME, 0.4).result()
 
 
-def test_a_hub_that_is_not_there_and_one_that_may_not_be_asked(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_is_not_there_and_one_that_may_not_be_asked(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
     use(HubServer("http://127.0.0.1:9", ""), monkeypatch)
@@ -124,10 +138,15 @@ def test_a_folder_that_cannot_be_written_is_the_disk_s_fault(hub: HubServer, tmp
         Download(tmp_path, NAME, 20).result()
 
 
-def test_a_login_goes_to_the_hub_and_not_to_its_storage(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_goes_to_the_hub_and_not_to_its_storage(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     Download(tmp_path, NAME, 20).result()
-    assert [(method, "authorization" in {key.lower() for key in headers}) for method, _, headers in hub.seen] == [("HEAD", True), ("GET", False)]
+    assert [(method, "authorization" in {key.lower() for key in headers}) for method, _, headers in hub.seen] == [
+        ("HEAD", True),
+        ("GET", False),
+    ]
 
 
 def test_parts_of_killed_downloads_go_after_a_day(tmp_path: Path) -> None:

@@ -61,9 +61,13 @@ def test_everything_finished_is_done_and_needs_no_command(root: Path) -> None:
     }  # fmt: skip
     assert runs == {CVQ, CAR, "study/runs/car-5k-s0-33333333", "study/runs/car-20k-s0-44444444"}
     assert {item.state for item in found.values()} == {"done"} and {item.next for item in found.values()} == {None}
-    assert (found["data"].done, dict(found["data"].failures)) == (14, {"failed/corrupt": 2}), "failed rows leave a dataset done"
+    assert (found["data"].done, dict(found["data"].failures)) == (14, {"failed/corrupt": 2}), (
+        "failed rows leave a dataset done"
+    )
     assert (found["meshes"].done, dict(found["meshes"].failures)) == (4, {"empty": 1})
-    assert found["study/runs/car-5k-s0-33333333"].parent == root / "study" and found[tokens(root)].parent == root / "data"
+    assert (
+        found["study/runs/car-5k-s0-33333333"].parent == root / "study" and found[tokens(root)].parent == root / "data"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
@@ -120,7 +124,9 @@ def test_a_torn_ledger_counts_its_whole_records(root: Path) -> None:
 def test_a_failed_run_says_why(root: Path) -> None:
     toy.write(unfinish(root / CAR) / "failure.json", {"error": "ValueError: loss is nan at step 31", "time": 0})
     item = look(root)[CAR]
-    assert (item.state, item.reason) == ("failed", "ValueError: loss is nan at step 31") and item.next.startswith("python jobs/train_car.py")
+    assert (item.state, item.reason) == ("failed", "ValueError: loss is nan at step 31") and item.next.startswith(
+        "python jobs/train_car.py"
+    )
 
 
 def test_a_finished_run_without_its_export_failed(root: Path) -> None:
@@ -185,12 +191,21 @@ def test_a_study_under_way_counts_its_runs(root: Path) -> None:
     unfinish(root / "study/runs/car-20k-s0-44444444")
     (root / "study/fit.json").unlink()
     found = look(root)
-    assert (found["study"].state, found["study"].done, found["study"].total, found["study"].working) == ("partial", 1, 2, True)
+    assert (found["study"].state, found["study"].done, found["study"].total, found["study"].working) == (
+        "partial",
+        1,
+        2,
+        True,
+    )
     assert found["study"].seconds_left == pytest.approx(2.0)
     run = root / "study/runs/car-20k-s0-44444444"
     age(run / "metrics.jsonl", run / "checkpoints", run, root / "study/command.json", root / "study")
     found = look(root)
-    assert found["study"].next == found["study/runs/car-20k-s0-44444444"].next == f"python jobs/scaling_sweep.py --output {root}/study"
+    assert (
+        found["study"].next
+        == found["study/runs/car-20k-s0-44444444"].next
+        == f"python jobs/scaling_sweep.py --output {root}/study"
+    )
 
 
 def test_a_study_fails_with_its_run(root: Path) -> None:
@@ -209,7 +224,11 @@ def test_a_stale_run_that_its_command_has_made_again_is_replaced(root: Path, exp
     assert look(root)[CVQ].next is not None
     toy.write_run(root / "runs" / "cvq-toy-s0-55555555", info, export)
     item = look(root)[CVQ]
-    assert item.state == "stale" and item.notes == ("cvq-toy-s0-55555555 replaces it: delete what nobody needs",) and item.next is None
+    assert (
+        item.state == "stale"
+        and item.notes == ("cvq-toy-s0-55555555 replaces it: delete what nobody needs",)
+        and item.next is None
+    )
 
 
 def test_a_demo_counts_its_stages(root: Path) -> None:
@@ -280,7 +299,10 @@ def mesh_dataset(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             objects = [found.item for found in fetched(task.objects, config)]
             rows = [records.empty_row(item.id, config.record) | item.columns() | {"status": "ok"} for item in objects]
             hashes = {"config_sha256": records.config_hash(config.settings), "inputs_sha256": inputs_hash(objects)}
-            yield {"index": task.index, "sidecar": datasets.write_shard(Path(config.output), task.index, rows, config.record, **hashes)}
+            yield {
+                "index": task.index,
+                "sidecar": datasets.write_shard(Path(config.output), task.index, rows, config.record, **hashes),
+            }
 
     (root / "in").mkdir(parents=True)
     for name in ("a", "b"):
@@ -288,7 +310,10 @@ def mesh_dataset(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         age(root / "in" / f"{name}.off")
     monkeypatch.setattr(tracked, "tell", lambda *_: None)
     small = {"resolution": 16, "num_surface": 8, "num_sharp": 8, "num_queries": 8, "num_shards": 1}
-    preprocess.preprocess(preprocess.PreprocessConfig(source="dir", input=str(root / "in"), output=str(root / "data"), **small), write_shards)
+    preprocess.preprocess(
+        preprocess.PreprocessConfig(source="dir", input=str(root / "in"), output=str(root / "data"), **small),
+        write_shards,
+    )
     return root / "in"
 
 
@@ -353,7 +378,10 @@ def test_a_large_generation_lies_in_subfolders(root: Path) -> None:
     folder = root / "meshes"
     rows = pq.read_table(folder / "manifest.parquet").to_pylist()
     for number, row in enumerate(rows):
-        for file, place in ((folder / f"s{number}.glb", folder / "meshes/3f"), (folder / f"samples/s{number}.json", folder / "samples/3f")):
+        for file, place in (
+            (folder / f"s{number}.glb", folder / "meshes/3f"),
+            (folder / f"samples/s{number}.json", folder / "samples/3f"),
+        ):
             place.mkdir(parents=True, exist_ok=True)
             if file.exists():
                 file.rename(place / file.name)
@@ -365,7 +393,9 @@ def test_a_large_generation_lies_in_subfolders(root: Path) -> None:
     (folder / "manifest.parquet").unlink()
     age(folder / "samples", folder / "command.json", folder)
     item = look(root)["meshes"]
-    assert (item.state, item.done, dict(item.failures), item.working) == ("partial", 4, {"empty": 1}, True), "records are still coming"
+    assert (item.state, item.done, dict(item.failures), item.working) == ("partial", 4, {"empty": 1}, True), (
+        "records are still coming"
+    )
 
 
 def test_a_generation_that_was_started_again_is_not_done(root: Path) -> None:
@@ -385,10 +415,19 @@ def test_generations_fail_with_no_sample_or_a_lost_mesh(root: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- damage
 
 
-GARBAGE = (b"", b"{", b"[]", b"\xff\xfe", b'{"counts": 7, "config": [], "runs": 3, "host": {}, "started": "x", "flags": 3}\n', b"[" * 100_000)
+GARBAGE = (
+    b"",
+    b"{",
+    b"[]",
+    b"\xff\xfe",
+    b'{"counts": 7, "config": [], "runs": 3, "host": {}, "started": "x", "flags": 3}\n',
+    b"[" * 100_000,
+)
 
 
-@pytest.mark.parametrize("name", ["data/dataset.json", f"{CVQ}/config.json", "study/study.json", "meshes/manifest.parquet"])
+@pytest.mark.parametrize(
+    "name", ["data/dataset.json", f"{CVQ}/config.json", "study/study.json", "meshes/manifest.parquet"]
+)
 def test_a_damaged_file_is_a_failed_thing(root: Path, name: str) -> None:
     for garbage in GARBAGE:
         (root / name).write_bytes(garbage)
@@ -398,7 +437,9 @@ def test_a_damaged_file_is_a_failed_thing(root: Path, name: str) -> None:
         assert len(found) >= 8, "the others are shown all the same"
 
 
-@pytest.mark.parametrize("name", ["data/command.json", "data/shard-00000.json", f"{CAR}/metrics.jsonl", f"{CAR}/command.json"])
+@pytest.mark.parametrize(
+    "name", ["data/command.json", "data/shard-00000.json", f"{CAR}/metrics.jsonl", f"{CAR}/command.json"]
+)
 def test_damaged_notes_are_passed_over(root: Path, name: str) -> None:
     (root / "data/dataset.json").unlink()
     unfinish(root / CAR)

@@ -24,7 +24,9 @@ def meshes(tmp_path: Path) -> Path:
     return folder
 
 
-def test_only_free_and_confirmed_objects_and_shapes_are_listed(meshes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_free_and_confirmed_objects_and_shapes_are_listed(
+    meshes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "mixed"
     mixed_folder.main(["--meshes", str(meshes), "--shapes", "3", "--output", str(output)])
     assert capsys.readouterr().out.splitlines() == ["4 objects", f"result: {output}"]
@@ -35,7 +37,9 @@ def test_only_free_and_confirmed_objects_and_shapes_are_listed(meshes: Path, tmp
 
 
 @pytest.mark.parametrize("path", ["../secret/a.ply", "/etc/a.ply", "out/a.ply"])
-def test_a_path_that_leaves_the_folder_is_refused_before_anything_is_copied(meshes: Path, tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_leaves_the_folder_is_refused_before_anything_is_copied(
+    meshes: Path, tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "secret").mkdir()
     (meshes / "out").symlink_to(tmp_path / "secret")
     (meshes / "manifest.csv").write_text(f"id,path,license\na,{path},CC0-1.0\n")
@@ -45,10 +49,15 @@ def test_a_path_that_leaves_the_folder_is_refused_before_anything_is_copied(mesh
     assert not (tmp_path / "mixed").exists()
 
 
-def test_a_second_call_and_a_missing_manifest_end_with_one_line(meshes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_call_and_a_missing_manifest_end_with_one_line(
+    meshes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--meshes", str(meshes), "--shapes", "0", "--output", str(tmp_path / "mixed")]
     mixed_folder.main(arguments)
-    for bad, words in ((arguments, "has a manifest already"), (["--meshes", str(tmp_path), "--output", str(tmp_path / "x")], "missing; licences")):
+    for bad, words in (
+        (arguments, "has a manifest already"),
+        (["--meshes", str(tmp_path), "--output", str(tmp_path / "x")], "missing; licences"),
+    ):
         with pytest.raises(SystemExit) as left:
             mixed_folder.main(bad)
         assert left.value.code == 2 and words in capsys.readouterr().err

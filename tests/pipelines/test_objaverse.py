@@ -47,7 +47,16 @@ def hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
 
 
 def config(tmp_path: Path, **change: object) -> PreprocessConfig:
-    return PreprocessConfig(**{"source": "objaverse", "input": str(tmp_path / "cache"), "output": str(tmp_path / "data"), "num_shards": 3, **SMALL} | change)
+    return PreprocessConfig(
+        **{
+            "source": "objaverse",
+            "input": str(tmp_path / "cache"),
+            "output": str(tmp_path / "data"),
+            "num_shards": 3,
+            **SMALL,
+        }
+        | change
+    )
 
 
 def listed(tmp_path: Path, **change: object) -> dict[str, SourceObject]:
@@ -79,7 +88,14 @@ def test_an_object_brings_its_licence_author_and_address(hub: HubServer, tmp_pat
         attribution_url="https://sketchfab.com/3d-models/uid1", tags=("Red", "old wood"),
         source_url=f"https://huggingface.co/datasets/allenai/objaverse/resolve/main/{mesh(1)}",
     )  # fmt: skip
-    assert [found[uid(number)].license for number in range(6)] == ["CC-BY-4.0", "CC-BY-NC-4.0", "CC0-1.0", "CC-BY-SA-4.0", "CC-BY-4.0", ""]
+    assert [found[uid(number)].license for number in range(6)] == [
+        "CC-BY-4.0",
+        "CC-BY-NC-4.0",
+        "CC0-1.0",
+        "CC-BY-SA-4.0",
+        "CC-BY-4.0",
+        "",
+    ]
     assert [found[uid(number)].category for number in range(6)] == ["chair", "sofa", "", "armchair", "", ""]
     assert found[uid(5)].attribution_url == "https://sketchfab.com/3d-models/uid5" and found[uid(5)].author == ""
     assert all(not name.startswith("glbs/") for name in hub.asked()), "whoever converts a mesh fetches it"
@@ -100,12 +116,16 @@ def test_an_object_brings_its_licence_author_and_address(hub: HubServer, tmp_pat
         ({"licenses": "open", "limit": 1}, "0", "012"),
     ],
 )
-def test_only_the_metadata_of_what_is_asked_for_is_read(hub: HubServer, tmp_path: Path, change: dict, kept: str, read: str) -> None:
+def test_only_the_metadata_of_what_is_asked_for_is_read(
+    hub: HubServer, tmp_path: Path, change: dict, kept: str, read: str
+) -> None:
     if "ids" in change:
         (tmp_path / "ids.txt").write_text("\n".join(map(uid, change["ids"])))
         change = change | {"ids": str(tmp_path / "ids.txt")}
     assert "".join(sorted(name.removeprefix("uid") for name in listed(tmp_path, **change))) == kept
-    assert [name for name in sorted(hub.asked()) if name.startswith("metadata")] == [META.format(folder) for folder in read]
+    assert [name for name in sorted(hub.asked()) if name.startswith("metadata")] == [
+        META.format(folder) for folder in read
+    ]
 
 
 def test_the_limit_is_that_of_every_source(hub: HubServer, tmp_path: Path) -> None:
@@ -117,7 +137,11 @@ def test_the_limit_is_that_of_every_source(hub: HubServer, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("object-paths.json.gz", {"a": "glbs/000-000/../../../etc/x.glb"}, r"it has 'a' in 'glbs/000-000/../../../etc/x.glb'"),
+        (
+            "object-paths.json.gz",
+            {"a": "glbs/000-000/../../../etc/x.glb"},
+            r"it has 'a' in 'glbs/000-000/../../../etc/x.glb'",
+        ),
         ("object-paths.json.gz", {"a/../b": "glbs/000-000/x.glb"}, r"it has 'a/../b' in"),
         ("object-paths.json.gz", {"a": 1}, "holds something else than texts"),
         ("object-paths.json.gz", ["a"], "it is no JSON object"),
@@ -125,7 +149,9 @@ def test_the_limit_is_that_of_every_source(hub: HubServer, tmp_path: Path) -> No
         (META.format(0), [1], "cannot convert"),
     ],
 )
-def test_annotations_that_are_not_what_they_should_be(hub: HubServer, tmp_path: Path, name: str, content: object, message: str) -> None:
+def test_annotations_that_are_not_what_they_should_be(
+    hub: HubServer, tmp_path: Path, name: str, content: object, message: str
+) -> None:
     hub.add_json(name, content)
     with pytest.raises(UsageError, match=f"{name} can't be read .*{message}.*delete it"):
         listed(tmp_path)
@@ -158,14 +184,21 @@ def test_what_can_only_be_a_mistake_is_refused(hub: HubServer, tmp_path: Path, c
 
 def test_no_network_is_one_line_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(HubServer("http://127.0.0.1:9", ""), monkeypatch)
-    with pytest.raises(UsageError, match=r"lvis-annotations.json.gz .* can't be had from http://127.0.0.1:9 \(download-unreachable: .*HF_ENDPOINT.*--input"):
+    with pytest.raises(
+        UsageError,
+        match=r"lvis-annotations.json.gz .* can't be had from http://127.0.0.1:9 \(download-unreachable: .*HF_ENDPOINT.*--input",
+    ):
         preprocess(config(tmp_path), run_kept)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_asks_nobody_and_writes_nothing(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_asks_nobody_and_writes_nothing(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert preprocess(config(tmp_path, dry_run=True), run_kept) is None
-    assert "lvis-annotations.json.gz is not there yet: a run fetches it from http://127.0.0.1:" in capsys.readouterr().out
+    assert (
+        "lvis-annotations.json.gz is not there yet: a run fetches it from http://127.0.0.1:" in capsys.readouterr().out
+    )
     assert hub.seen == [] and list(tmp_path.iterdir()) == []
     listed(tmp_path)
     hub.seen.clear()
@@ -185,8 +218,17 @@ def test_open_objects_become_a_dataset_and_a_second_start_asks_for_nothing(hub: 
     rows = run(settings)
     assert sorted(rows) == [uid(0), uid(2), uid(4)] and {row["status"] for row in rows.values()} == {"ok"}
     first = rows[uid(0)]
-    assert (first["license"], first["author"], first["caption"], first["caption_source"]) == ("CC-BY-4.0", "Author 0", "a tall box", "cap3d")
-    assert (first["attribution_url"], first["path"], first["up_axis"]) == ("https://sketchfab.com/3d-models/uid0", mesh(0), "y")
+    assert (first["license"], first["author"], first["caption"], first["caption_source"]) == (
+        "CC-BY-4.0",
+        "Author 0",
+        "a tall box",
+        "cap3d",
+    )
+    assert (first["attribution_url"], first["path"], first["up_axis"]) == (
+        "https://sketchfab.com/3d-models/uid0",
+        mesh(0),
+        "y",
+    )
     assert first["content_sha256"] == hashlib.sha256(hub.files[mesh(0)]).hexdigest()
     assert mesh(1) not in hub.asked(), "what is left out is not fetched"
     before = datasets.open_dataset(settings.output).shards
@@ -201,14 +243,26 @@ def test_open_objects_become_a_dataset_and_a_second_start_asks_for_nothing(hub: 
     assert "1 shards to convert (1 stale: inputs changed)" in replanned(flags)[0]
 
 
-def test_what_cannot_be_had_is_a_row_and_is_tried_again_when_asked(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_had_is_a_row_and_is_tried_again_when_asked(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     hub.faults, hub.for_ever = {mesh(1): ["500"], mesh(3): ["flip"], mesh(4): ["head-404"]}, True
     rows = run(config(tmp_path))
-    assert {name: row["status"] for name, row in rows.items()} == {uid(n): "failed" if n in (1, 3, 4) else "ok" for n in range(6)}
-    assert [rows[uid(n)]["error"].split(":")[0] for n in (1, 3, 4)] == ["download-server", "download-checksum", "download-not-found"]
+    assert {name: row["status"] for name, row in rows.items()} == {
+        uid(n): "failed" if n in (1, 3, 4) else "ok" for n in range(6)
+    }
+    assert [rows[uid(n)]["error"].split(":")[0] for n in (1, 3, 4)] == [
+        "download-server",
+        "download-checksum",
+        "download-not-found",
+    ]
     assert rows[uid(1)]["license"] == "CC-BY-NC-4.0" and rows[uid(1)]["content_sha256"] == ""
     failures = datasets.open_dataset(tmp_path / "data").failures
-    assert failures == {"failed/download-checksum": 1, "failed/download-not-found": 1, "failed/download-server": 1} and retried(failures)
+    assert failures == {
+        "failed/download-checksum": 1,
+        "failed/download-not-found": 1,
+        "failed/download-server": 1,
+    } and retried(failures)
     hub.faults.clear()
     hub.seen.clear()
     capsys.readouterr()
@@ -222,7 +276,9 @@ def test_downloads_can_be_dropped_but_not_what_lay_there_before(hub: HubServer, 
     (tmp_path / "cache" / mesh(0)).parent.mkdir(parents=True)
     (tmp_path / "cache" / mesh(0)).write_bytes(hub.files[mesh(0)])
     run(config(tmp_path, drop_downloads=True))
-    assert [path.relative_to(tmp_path / "cache").as_posix() for path in (tmp_path / "cache").rglob("*.glb")] == [mesh(0)]
+    assert [path.relative_to(tmp_path / "cache").as_posix() for path in (tmp_path / "cache").rglob("*.glb")] == [
+        mesh(0)
+    ]
     hub.seen.clear()
     run(config(tmp_path, drop_downloads=True, rehash=True))
     assert hub.seen == []
@@ -245,7 +301,11 @@ def test_killed_in_a_download_and_started_again_fetches_nothing_twice(hub: HubSe
     last = make_last(tmp_path)
     hub.faults[mesh(last)] = ["stall"]
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "cache"), str(tmp_path / "data")], env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "cache"), str(tmp_path / "data")],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
     try:
         deadline = time.monotonic() + 120
         while len(list((tmp_path / "data").glob("*.json"))) < 2 or not hub.asked()[mesh(last)]:

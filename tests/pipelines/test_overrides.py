@@ -8,8 +8,16 @@ from pipelines.overrides import overridden
 
 
 def test_values_are_read_by_their_fields_type_and_go_where_they_belong() -> None:
-    model, train = overridden("head=bits, drop_phrases=0.5,text_revision=none,checkpoint_layers=true,learning_rate=1e-4", *car_preset("nano"))
-    assert (model.head, model.drop_phrases, model.text_revision, model.checkpoint_layers, train.learning_rate) == ("bits", 0.5, None, True, 1e-4)
+    model, train = overridden(
+        "head=bits, drop_phrases=0.5,text_revision=none,checkpoint_layers=true,learning_rate=1e-4", *car_preset("nano")
+    )
+    assert (model.head, model.drop_phrases, model.text_revision, model.checkpoint_layers, train.learning_rate) == (
+        "bits",
+        0.5,
+        None,
+        True,
+        1e-4,
+    )
     (model,) = overridden("scales=1:8:64,quantizer=lfq,lfq_bits=10", cvq_preset("nano")[0])
     assert (model.scales, model.num_codes) == ((1, 8, 64), 1024)
     assert overridden(None, *car_preset("nano")) == car_preset("nano")

@@ -25,7 +25,10 @@ OLD = time.time() - 3600
 
 
 def config(tmp_path: Path, **change: object) -> PreprocessConfig:
-    return PreprocessConfig(**{"source": "dir", "input": str(tmp_path / "in"), "output": str(tmp_path / "out"), "num_shards": 3, **SMALL} | change)
+    return PreprocessConfig(
+        **{"source": "dir", "input": str(tmp_path / "in"), "output": str(tmp_path / "out"), "num_shards": 3, **SMALL}
+        | change
+    )
 
 
 def write_mesh(file: Path, apex: int = 1, when: float = OLD) -> None:
@@ -50,7 +53,9 @@ def make(settings: PreprocessConfig) -> Plan:
     todo = plan(settings)
     for task in todo.tasks:
         found = list(fetched(task.objects, settings))
-        rows = [records.empty_row(one.item.id, settings.record) | one.item.columns() | {"status": "ok"} for one in found]
+        rows = [
+            records.empty_row(one.item.id, settings.record) | one.item.columns() | {"status": "ok"} for one in found
+        ]
         sidecar = datasets.write_shard(
             Path(settings.output), task.index, rows, settings.record, config_sha256=records.config_hash(settings.settings), num_shards=task.num_shards,
             inputs_sha256=inputs_hash([one.item for one in found]), files={one.item.id: one.stamps for one in found},
@@ -71,7 +76,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- what is read
 
 
-def test_a_plan_reads_no_file_of_new_shards_and_none_again_whose_stamp_holds(tmp_path: Path, meshes: Path, read: list[str]) -> None:
+def test_a_plan_reads_no_file_of_new_shards_and_none_again_whose_stamp_holds(
+    tmp_path: Path, meshes: Path, read: list[str]
+) -> None:
     assert len(plan(config(tmp_path)).tasks) == 3 and read == []
     make(config(tmp_path))
     assert sorted(read) == sorted(file.name for file in meshes.iterdir())
@@ -125,7 +132,13 @@ def test_a_pipe_is_no_file_and_is_not_waited_for(tmp_path: Path) -> None:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    rows = ["path,id,name,tags,category,license,caption", 'a.off,a,Chair,"old; wooden ;",chair,MIT,from here', "b.off,b,,,chair,CC-BY-NC-4.0,", "c.off,c,,,table,CC0-1.0,", "d.off,d,,,,,"]
+    rows = [
+        "path,id,name,tags,category,license,caption",
+        'a.off,a,Chair,"old; wooden ;",chair,MIT,from here',
+        "b.off,b,,,chair,CC-BY-NC-4.0,",
+        "c.off,c,,,table,CC0-1.0,",
+        "d.off,d,,,,,",
+    ]
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "manifest.csv").write_text("\n".join(rows) + "\n")
     return tmp_path / "in" / "manifest.csv"
@@ -137,11 +150,17 @@ def manifest(tmp_path: Path) -> Path:
         ({}, "abcd", None),
         ({"licenses": "open"}, "ac", "2 of 4 objects are left out: licence CC-BY-NC-4.0 1, licence none 1"),
         ({"licenses": "open, CC-BY-NC-4.0"}, "abc", "1 of 4 objects are left out: licence none 1"),
-        ({"categories": "chair", "licenses": "MIT"}, "a", "3 of 4 objects are left out: category 2, licence CC-BY-NC-4.0 1"),
+        (
+            {"categories": "chair", "licenses": "MIT"},
+            "a",
+            "3 of 4 objects are left out: category 2, licence CC-BY-NC-4.0 1",
+        ),
         ({"ids": "ids.txt"}, "bd", "1 of 3 ids of --ids are not in the source"),
     ],
 )
-def test_ids_categories_and_licences_choose(tmp_path: Path, manifest: Path, change: dict, kept: str, said: str | None) -> None:
+def test_ids_categories_and_licences_choose(
+    tmp_path: Path, manifest: Path, change: dict, kept: str, said: str | None
+) -> None:
     (tmp_path / "ids.txt").write_text("d\n\n b \nx\n")
     settings = config(tmp_path, **change | ({"ids": str(tmp_path / "ids.txt")} if "ids" in change else {}))
     listing = Listing(settings)
@@ -152,9 +171,18 @@ def test_ids_categories_and_licences_choose(tmp_path: Path, manifest: Path, chan
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"licenses": "mit"}, r"--licenses: no object has the licence mit; theirs are MIT \(1\), CC-BY-NC-4.0 \(1\), CC0-1.0 \(1\), none \(1\)"),
-        ({"categories": "sofa,chair"}, r"--categories: no object has the category sofa; theirs are chair \(2\), table \(1\), none \(1\)"),
-        ({"categories": "table", "licenses": "MIT"}, r"--licenses: no object has the licence MIT; theirs are CC0-1.0 \(1\)"),
+        (
+            {"licenses": "mit"},
+            r"--licenses: no object has the licence mit; theirs are MIT \(1\), CC-BY-NC-4.0 \(1\), CC0-1.0 \(1\), none \(1\)",
+        ),
+        (
+            {"categories": "sofa,chair"},
+            r"--categories: no object has the category sofa; theirs are chair \(2\), table \(1\), none \(1\)",
+        ),
+        (
+            {"categories": "table", "licenses": "MIT"},
+            r"--licenses: no object has the licence MIT; theirs are CC0-1.0 \(1\)",
+        ),
         ({"ids": "none.txt"}, "none.txt: No such file"),
         ({"ids": "empty.txt"}, "empty.txt names no id; write one a line"),
         ({"ids": "other.txt"}, "none of its 1 ids is in the source"),
@@ -162,7 +190,9 @@ def test_ids_categories_and_licences_choose(tmp_path: Path, manifest: Path, chan
         ({"captions": "other.txt"}, r"other.txt holds no row `id,caption` \(1 other rows\)"),
     ],
 )
-def test_a_selection_that_can_only_be_a_mistake_is_refused(tmp_path: Path, manifest: Path, change: dict, message: str) -> None:
+def test_a_selection_that_can_only_be_a_mistake_is_refused(
+    tmp_path: Path, manifest: Path, change: dict, message: str
+) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "other.txt").write_text("zzz\n")
     change = {name: str(tmp_path / value) if name in ("ids", "captions") else value for name, value in change.items()}
@@ -171,19 +201,32 @@ def test_a_selection_that_can_only_be_a_mistake_is_refused(tmp_path: Path, manif
 
 
 def test_names_tags_and_captions_reach_the_row(tmp_path: Path, manifest: Path) -> None:
-    (tmp_path / "cap3d.csv").write_text('b,"a chair, green, seen ""from behind"""\nz,unused\nno pair\n,empty id\nb2,two,commas\nc,\n\xa0d,a thing\n', encoding="utf-8")
+    (tmp_path / "cap3d.csv").write_text(
+        'b,"a chair, green, seen ""from behind"""\nz,unused\nno pair\n,empty id\nb2,two,commas\nc,\n\xa0d,a thing\n',
+        encoding="utf-8",
+    )
     listing = Listing(config(tmp_path, captions=str(tmp_path / "cap3d.csv")))
     found = {item.id: item.columns() for item in listing}
-    assert (found["a"]["name"], found["a"]["tags"], found["a"]["caption"], found["a"]["caption_source"]) == ("Chair", ["old", "wooden"], "from here", "manifest")
+    assert (found["a"]["name"], found["a"]["tags"], found["a"]["caption"], found["a"]["caption_source"]) == (
+        "Chair",
+        ["old", "wooden"],
+        "from here",
+        "manifest",
+    )
     assert (found["b"]["caption"], found["b"]["caption_source"]) == ('a chair, green, seen "from behind"', "cap3d")
     assert (found["c"]["caption"], found["d"]["caption"]) == ("", "a thing")
-    assert listing.lines() == ["captions of cap3d.csv for 2 of 4 objects; 4 rows of it are not `id,caption` and were left out"]
+    assert listing.lines() == [
+        "captions of cap3d.csv for 2 of 4 objects; 4 rows of it are not `id,caption` and were left out"
+    ]
 
 
 def test_a_manifest_may_have_short_long_and_empty_lines(tmp_path: Path, manifest: Path) -> None:
     manifest.write_text('\ufeffpath,id,name\n\na.off\n"b,1.off",b,"two\nlines",too much\n,c\n', encoding="utf-8")
     found = Listing(config(tmp_path))._source()
-    assert [(item.id, item.path, item.name) for item in (next(found), next(found))] == [("a.off", "a.off", ""), ("b", "b,1.off", "two\nlines")]
+    assert [(item.id, item.path, item.name) for item in (next(found), next(found))] == [
+        ("a.off", "a.off", ""),
+        ("b", "b,1.off", "two\nlines"),
+    ]
     with pytest.raises(UsageError, match="manifest.csv line 4 has an empty path"):
         next(found)
 
@@ -191,7 +234,9 @@ def test_a_manifest_may_have_short_long_and_empty_lines(tmp_path: Path, manifest
 def test_another_caption_makes_its_shard_stale(tmp_path: Path, manifest: Path) -> None:
     make(config(tmp_path))
     (tmp_path / "cap.csv").write_text("b,a chair\n")
-    assert plan(config(tmp_path, captions=str(tmp_path / "cap.csv"))).tasks.reasons == {records.shard_index("b", 3): "stale: inputs changed"}
+    assert plan(config(tmp_path, captions=str(tmp_path / "cap.csv"))).tasks.reasons == {
+        records.shard_index("b", 3): "stale: inputs changed"
+    }
 
 
 @pytest.mark.parametrize(
@@ -207,7 +252,9 @@ def test_another_caption_makes_its_shard_stale(tmp_path: Path, manifest: Path) -
         (lambda rows: [row.replace("c.off,c,", "c.off,c2,") for row in rows], ("c", "c2")),
     ],
 )
-def test_exactly_the_shards_of_changed_manifest_rows_are_touched(tmp_path: Path, manifest: Path, change: Callable[[list[str]], list[str]], touched: str | tuple[str, ...]) -> None:
+def test_exactly_the_shards_of_changed_manifest_rows_are_touched(
+    tmp_path: Path, manifest: Path, change: Callable[[list[str]], list[str]], touched: str | tuple[str, ...]
+) -> None:
     settings = config(tmp_path, num_shards=1000)  # each object has a shard of its own
     make(settings)
     head, *rows = manifest.read_text().splitlines()
@@ -226,7 +273,9 @@ def test_tasks_are_the_same_in_any_order_and_cover_every_object(tmp_path: Path) 
     assert list(one.tasks) == list(other.tasks) and len(one.tasks) == 13 and one.tasks[-1] == list(one.tasks)[-1]
     for task in one.tasks:
         assert task == type(task).from_json(task.to_json())
-        assert [item.id for item in task.objects] == sorted(item.id for item in objects if records.shard_index(item.id, 13) == task.index)
+        assert [item.id for item in task.objects] == sorted(
+            item.id for item in objects if records.shard_index(item.id, 13) == task.index
+        )
 
 
 def test_an_id_that_comes_twice_is_refused_even_where_the_limit_leaves_it_out(tmp_path: Path) -> None:
@@ -281,13 +330,34 @@ def test_the_remedy_that_an_inspection_names_redoes_the_shard(tmp_path: Path, me
 
 def test_shards_are_listed_by_what_lies_there(tmp_path: Path) -> None:
     assert list_shards(tmp_path / "none") == {}
-    for name in ("shard-00001.json", "shard-00001.parquet", "shard-00002.parquet", "shard-x.json", ".shard-00003.json.1.tmp", "shard-00004.json.bak", "dataset.json"):
+    for name in (
+        "shard-00001.json",
+        "shard-00001.parquet",
+        "shard-00002.parquet",
+        "shard-x.json",
+        ".shard-00003.json.1.tmp",
+        "shard-00004.json.bak",
+        "dataset.json",
+    ):
         (tmp_path / name).write_text("12")
-    assert {index: dataclasses.astuple(found) for index, found in list_shards(tmp_path).items()} == {1: (True, 2), 2: (False, 2)}
+    assert {index: dataclasses.astuple(found) for index, found in list_shards(tmp_path).items()} == {
+        1: (True, 2),
+        2: (False, 2),
+    }
 
 
 def test_the_fingerprint_is_that_of_all_pairs_at_once() -> None:
-    sidecars = {index: {"sha256": "s", "rows": 2, "counts": {"ok": 2}, "failures": {}, "splits": {"train": 2}, "content": {f"é{index}\"": "1", f"a{index}": ""}} for index in (3, 1, 2)}
+    sidecars = {
+        index: {
+            "sha256": "s",
+            "rows": 2,
+            "counts": {"ok": 2},
+            "failures": {},
+            "splits": {"train": 2},
+            "content": {f'é{index}"': "1", f"a{index}": ""},
+        }
+        for index in (3, 1, 2)
+    }
     tally = Tally(sidecars)
     pairs = sorted(pair for sidecar in sidecars.values() for pair in sidecar["content"].items())
     assert tally.fingerprint("c") == records.config_hash({"objects": pairs, "config": "c"})

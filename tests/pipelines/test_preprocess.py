@@ -23,7 +23,12 @@ from pipelines.sources.content import Content, read_content
 from pipelines.sources.folder import list_folder
 
 SMALL = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
-MADE_BESIDE = ["dataset.json", "card.json", "contact_sheet.png", "contact_sheet.credits.md"]  # logged to MLflow, with the page
+MADE_BESIDE = [
+    "dataset.json",
+    "card.json",
+    "contact_sheet.png",
+    "contact_sheet.credits.md",
+]  # logged to MLflow, with the page
 CUBE_FACES = [(1, 2, 3, 4), (8, 7, 6, 5), (1, 5, 6, 2), (2, 6, 7, 3), (3, 7, 8, 4), (4, 8, 5, 1)]
 
 
@@ -45,7 +50,11 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     from pipelines import tracked
 
     calls: list[dict] = []
-    monkeypatch.setattr(tracked, "tell", lambda card, output, outcome, started: calls.append({"experiment": card.experiment_name, **vars(outcome)}))
+    monkeypatch.setattr(
+        tracked,
+        "tell",
+        lambda card, output, outcome, started: calls.append({"experiment": card.experiment_name, **vars(outcome)}),
+    )
     return calls
 
 
@@ -192,8 +201,12 @@ def test_four_workers_and_files_in_another_order_give_the_bytes_of_one(
 
     walk, remote = os.walk, ray.remote
     monkeypatch.setattr(stage, "_process_text", together)
-    monkeypatch.setattr(ray, "remote", lambda **options: remote(**options | {"num_cpus": 0.5}))  # four on the two CPUs of tests
-    monkeypatch.setattr(os, "walk", lambda root: [(parent, folders, names[::-1]) for parent, folders, names in walk(root)])
+    monkeypatch.setattr(
+        ray, "remote", lambda **options: remote(**options | {"num_cpus": 0.5})
+    )  # four on the two CPUs of tests
+    monkeypatch.setattr(
+        os, "walk", lambda root: [(parent, folders, names[::-1]) for parent, folders, names in walk(root)]
+    )
     assert [item.id for item in list_folder(meshes)] == listed[::-1]
     preprocess(config(tmp_path, num_shards=12, output=str(tmp_path / "other")), stage.map_on_ray)
     assert len(list(marks.iterdir())) == 4
@@ -223,7 +236,9 @@ def test_a_run_that_dies_keeps_what_is_finished_and_is_no_dataset_until_it_is(
     assert not list(folder.glob(".*"))
 
 
-def test_a_start_that_only_finishes_the_dataset_tells_of_it_once(tmp_path: Path, meshes: Path, logged: list[dict]) -> None:
+def test_a_start_that_only_finishes_the_dataset_tells_of_it_once(
+    tmp_path: Path, meshes: Path, logged: list[dict]
+) -> None:
     """Killed between the last shard and dataset.json: nothing is left to convert, but nothing was logged and there is no card yet."""
     first = run(config(tmp_path))
     whole = (first.path / "dataset.json").read_bytes()
@@ -405,9 +420,7 @@ def smallest_hashes(ids: list[str], count: int) -> list[str]:
 def test_limit_takes_the_smallest_hashes_whatever_else_is_there() -> None:
     ids = [f"x{number}" for number in range(50)]
     few = chosen(ids, 5)
-    assert (
-        few == smallest_hashes(ids, 5) and set(few) <= set(chosen(ids[::-1], 9)) and chosen(ids, 50) == sorted(ids)
-    )
+    assert few == smallest_hashes(ids, 5) and set(few) <= set(chosen(ids[::-1], 9)) and chosen(ids, 50) == sorted(ids)
 
 
 def test_the_content_of_a_gltf_includes_its_buffers_but_never_files_outside(tmp_path: Path) -> None:
@@ -426,7 +439,16 @@ def test_the_content_of_a_gltf_includes_its_buffers_but_never_files_outside(tmp_
 
 
 def test_sizes_of_shards_follow_the_number_of_objects() -> None:
-    assert [default_num_shards(number) for number in (1, 16, 17, 584, 10**5, 10**6, 10**7, 10**8)] == [1, 1, 2, 37, 1024, 7813, 78125, 100_000]
+    assert [default_num_shards(number) for number in (1, 16, 17, 584, 10**5, 10**6, 10**7, 10**8)] == [
+        1,
+        1,
+        2,
+        37,
+        1024,
+        7813,
+        78125,
+        100_000,
+    ]
 
 
 @pytest.mark.slow

@@ -28,7 +28,9 @@ class FakeBox:
 
     def call(self, _function: str, arguments: dict) -> Result:
         config, item = PreprocessConfig(**arguments["config"]), arguments["item"]
-        row = records.empty_row(item["id"], config.record) | {name: item[name] for name in ("source", "path", "content_sha256", "caption")}
+        row = records.empty_row(item["id"], config.record) | {
+            name: item[name] for name in ("source", "path", "content_sha256", "caption")
+        }
         row["surface"] += len(item["id"])
         return Result(status="ok", table=records.rows_to_table([row | {"status": "ok"}], config.record))
 
@@ -50,7 +52,9 @@ def meshes(tmp_path: Path) -> Path:
 
 
 def config(meshes: Path, output: Path, **change: object) -> PreprocessConfig:
-    return PreprocessConfig(**{"source": "dir", "input": str(meshes), "output": str(output), "num_shards": NUM_SHARDS, **SMALL, **change})
+    return PreprocessConfig(
+        **{"source": "dir", "input": str(meshes), "output": str(output), "num_shards": NUM_SHARDS, **SMALL, **change}
+    )
 
 
 def here(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator[dict]:
@@ -82,18 +86,24 @@ def remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
 
 
-def test_a_full_disk_leaves_whole_shards_and_the_same_command_goes_on(tmp_path: Path, meshes: Path, small_disk: Path) -> None:
+def test_a_full_disk_leaves_whole_shards_and_the_same_command_goes_on(
+    tmp_path: Path, meshes: Path, small_disk: Path
+) -> None:
     whole = run(config(meshes, tmp_path / "whole"))
     target = small_disk / "data"
     with pytest.raises(OSError, match="No space left on device") as caught:
         run(config(meshes, target))
-    assert caught.value.errno == errno.ENOSPC and any("shards are finished" in line for line in caught.value.safe_on_disk)
+    assert caught.value.errno == errno.ENOSPC and any(
+        "shards are finished" in line for line in caught.value.safe_on_disk
+    )
     left = {file.name for file in target.iterdir()}
     assert not [name for name in left if name.startswith(".")] and "dataset.json" not in left
     shards = {name.removesuffix(".parquet") for name in left if name.endswith(".parquet")}
     assert 0 < len(shards) < NUM_SHARDS
     remount(small_disk, "size=10m")
-    assert {name: content for name, (content, _) in run(config(meshes, target)).items()} == {name: content for name, (content, _) in whole.items()}
+    assert {name: content for name, (content, _) in run(config(meshes, target)).items()} == {
+        name: content for name, (content, _) in whole.items()
+    }
     assert datasets.open_dataset(target).fingerprint == datasets.open_dataset(tmp_path / "whole").fingerprint
 
 
@@ -113,17 +123,23 @@ def test_other_peoples_files_are_refused_and_left_alone(tmp_path: Path, meshes: 
     (tmp_path / "data" / name).write_text("mine")
     with pytest.raises(UsageError, match="holds no dataset but other files .*: give a new or an empty folder"):
         run(config(meshes, tmp_path / "data"))
-    assert [path.relative_to(tmp_path / "data").as_posix() for path in (tmp_path / "data").rglob("*") if path.is_file()] == [name]
+    assert [
+        path.relative_to(tmp_path / "data").as_posix() for path in (tmp_path / "data").rglob("*") if path.is_file()
+    ] == [name]
 
 
 def test_unfinished_shards_of_another_schema_are_refused_and_left_alone(tmp_path: Path, meshes: Path) -> None:
     before = run(config(meshes, tmp_path / "data"))
     (tmp_path / "data" / "dataset.json").unlink()
     for sidecar in (tmp_path / "data").glob("shard-*.json"):
-        sidecar.write_text(sidecar.read_text().replace(f'"schema_version": {records.SCHEMA_VERSION}', '"schema_version": 1'))
+        sidecar.write_text(
+            sidecar.read_text().replace(f'"schema_version": {records.SCHEMA_VERSION}', '"schema_version": 1')
+        )
     with pytest.raises(UsageError, match="holds shards of schema version 1; this program writes version"):
         run(config(meshes, tmp_path / "data", seed=1))
-    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "data").glob("*.parquet")} == {name: when for name, (_, when) in before.items()}
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "data").glob("*.parquet")} == {
+        name: when for name, (_, when) in before.items()
+    }
 
 
 def test_an_unfinished_run_of_ones_own_is_taken_up(tmp_path: Path, meshes: Path) -> None:
@@ -139,7 +155,9 @@ def test_an_unfinished_run_of_ones_own_is_taken_up(tmp_path: Path, meshes: Path)
 
 def test_a_second_run_on_the_same_output_is_one_line_and_changes_nothing(tmp_path: Path, meshes: Path) -> None:
     def while_another_starts(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator[dict]:
-        with pytest.raises(UsageError, match=rf"another run works there \(process {os.getpid()} on .*\); wait for its end"):
+        with pytest.raises(
+            UsageError, match=rf"another run works there \(process {os.getpid()} on .*\); wait for its end"
+        ):
             run(config(meshes, tmp_path / "data", seed=1))
         yield from here(tasks, settings)
 
@@ -193,4 +211,6 @@ def test_exactly_the_shards_of_files_added_edited_and_removed_are_redone(tmp_pat
         assert {name for name in after if after[name] != before.get(name)} == touched(*names) & after.keys(), names
         before = after
     fresh = run(config(meshes, tmp_path / "fresh"))
-    assert {name: content for name, (content, _) in fresh.items()} == {name: content for name, (content, _) in before.items()}
+    assert {name: content for name, (content, _) in fresh.items()} == {
+        name: content for name, (content, _) in before.items()
+    }

@@ -27,7 +27,9 @@ def source(path: str, kind: str = "dir") -> SourceObject:
 
 
 def write_obj(folder: Path, mtl: str) -> None:
-    lines = [f"v {x} {y} {z}" for x, y, z in CORNERS + 10] + ["usemtl one"] + [f"f {a} {b} {c}" for a, b, c in FACES + 1]
+    lines = (
+        [f"v {x} {y} {z}" for x, y, z in CORNERS + 10] + ["usemtl one"] + [f"f {a} {b} {c}" for a, b, c in FACES + 1]
+    )
     (folder / "a.obj").write_text("\n".join(["mtllib a.mtl", *lines]))
     (folder / "a.mtl").write_text(mtl)
 
@@ -60,7 +62,9 @@ def test_shapes_and_what_has_no_look_are_clay(tmp_path: Path) -> None:
 
 def test_settings_of_views_make_shards_stale_only_where_there_are_views(tmp_path: Path) -> None:
     assert settings(tmp_path).settings != settings(tmp_path, cameras="axes").settings
-    none = [PreprocessConfig(source="shapes", output="unused", cameras=cameras).settings for cameras in ("random", "ring")]
+    none = [
+        PreprocessConfig(source="shapes", output="unused", cameras=cameras).settings for cameras in ("random", "ring")
+    ]
     assert none[0] == none[1]
 
 

@@ -42,7 +42,9 @@ def test_pretrained_encoders_have_as_many_parameters_as_counted() -> None:
 
     assert "large-patch14" in PRETRAINED["text_encoder"] and "dinov2-large" in PRETRAINED["image_encoder"]
     with torch.device("meta"):
-        clip = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
+        clip = CLIPTextModel(
+            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        )
         dino = Dinov2Model(Dinov2Config(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518))
     assert sum(p.numel() for p in clip.parameters()) == training_plan.CLIP_PARAMETERS
     assert sum(p.numel() for p in dino.parameters()) == training_plan.DINO_PARAMETERS

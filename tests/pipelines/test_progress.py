@@ -65,7 +65,10 @@ def test_the_rate_leaves_out_the_workers_start(at: Callable[[float], None]) -> N
 
 def test_a_resumed_run_starts_where_it_stands_and_its_own_rate_wins(at: Callable[[float], None]) -> None:
     stream = io.StringIO()
-    with pytest.raises(KeyboardInterrupt), Progress("train", 100, "samples", run="car-nano", done=40, tokens_per_unit=85, stream=stream) as shown:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Progress("train", 100, "samples", run="car-nano", done=40, tokens_per_unit=85, stream=stream) as shown,
+    ):
         at(11)
         shown.show(50, rate=5.0, loss=0.25)
         raise KeyboardInterrupt
@@ -94,7 +97,10 @@ def screen(text: str) -> list[str]:
 
 def test_on_a_terminal_each_run_has_a_line_and_leaves_one(at: Callable[[float], None]) -> None:
     stream = Terminal()
-    with Progress("train", 100, "samples", run="car-20k", stream=stream) as one, Progress("train", 100, "samples", run="car-80k", stream=stream) as two:
+    with (
+        Progress("train", 100, "samples", run="car-20k", stream=stream) as one,
+        Progress("train", 100, "samples", run="car-80k", stream=stream) as two,
+    ):
         assert [line.split()[0] for line in screen(stream.getvalue())] == ["car-20k"], "a run that waits shows nothing"
         at(1)
         one.show(10, rate=10.0, loss=0.5)
@@ -102,7 +108,10 @@ def test_on_a_terminal_each_run_has_a_line_and_leaves_one(at: Callable[[float], 
         say("a warning", stream)
         warning, first, second = screen(stream.getvalue())
         assert warning == "a warning"
-        assert "10/100 samples, 9 s left, 10/s, loss 0.5" in first and "20/100 samples, 8 s left, 10/s, loss 0.75" in second
+        assert (
+            "10/100 samples, 9 s left, 10/s, loss 0.5" in first
+            and "20/100 samples, 8 s left, 10/s, loss 0.75" in second
+        )
         two.show(100, rate=10.0)
         one.show(100, rate=10.0)
     shown = screen(stream.getvalue())
@@ -111,7 +120,9 @@ def test_on_a_terminal_each_run_has_a_line_and_leaves_one(at: Callable[[float], 
 
 
 @pytest.mark.parametrize(("environment", "rewrites"), [({}, True), ({"TERM": "dumb"}, False)])
-def test_a_dumb_terminal_gets_the_lines_for_machines(environment: dict[str, str], rewrites: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dumb_terminal_gets_the_lines_for_machines(
+    environment: dict[str, str], rewrites: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TERM", environment.get("TERM", "xterm"))
     assert Progress("tokens", 1, "objects", stream=Terminal()).on_terminal == rewrites
 

@@ -18,8 +18,18 @@ from tests.g3pt.tiny import tiny_tokenizer
 
 ROWS = [
     {"id": "kit/chair", "license": "CC0-1.0", "author": "Kay", "url": "https://example.org/kit"},
-    {"id": "scan/vase", "license": "CC-BY-4.0", "author": "Eve <script> | [x](javascript:1)", "url": "javascript:alert(1)"},
-    {"id": "scan/cup", "license": "CC-BY-4.0", "author": "Eve <script> | [x](javascript:1)", "url": "https://example.org/cup"},
+    {
+        "id": "scan/vase",
+        "license": "CC-BY-4.0",
+        "author": "Eve <script> | [x](javascript:1)",
+        "url": "javascript:alert(1)",
+    },
+    {
+        "id": "scan/cup",
+        "license": "CC-BY-4.0",
+        "author": "Eve <script> | [x](javascript:1)",
+        "url": "https://example.org/cup",
+    },
 ]
 
 
@@ -28,8 +38,27 @@ def finished_run(folder: Path, rows: list[dict[str, str]], **changes: object) ->
     run = folder / "cvq-tiny-s0-12345678"
     tiny_tokenizer(**changes).save_pretrained(run / "export", extra={"trained_on": rows, "run": {}})
     train = {"steps": 50, "batch_size": 4, "precision": "fp32"}
-    write_json(run / "config.json", {"name": run.name, "seed": 0, "paths": {"data": "/data/real"}, "config": {"train": train, "dataset": "f" * 64, "exclude_ids": ["market*"]}})
-    Ledger(run / "metrics.jsonl").append([{"step": 100.0, "samples_per_second": 50.0}, {"step": 200.0, "samples_per_second": 25.0, "test_iou": 0.75, "test_iou_scale_1": 0.5, "test_iou_scale_2": 0.75}])
+    write_json(
+        run / "config.json",
+        {
+            "name": run.name,
+            "seed": 0,
+            "paths": {"data": "/data/real"},
+            "config": {"train": train, "dataset": "f" * 64, "exclude_ids": ["market*"]},
+        },
+    )
+    Ledger(run / "metrics.jsonl").append(
+        [
+            {"step": 100.0, "samples_per_second": 50.0},
+            {
+                "step": 200.0,
+                "samples_per_second": 25.0,
+                "test_iou": 0.75,
+                "test_iou_scale_1": 0.5,
+                "test_iou_scale_2": 0.75,
+            },
+        ]
+    )
     write_json(run / "command.json", {"environment": {"cores": 2, "cpu": "A CPU", "gpus": [], "git_commit": "abc123"}})
     (run / "_SUCCESS").touch()
     return run
@@ -38,11 +67,28 @@ def finished_run(folder: Path, rows: list[dict[str, str]], **changes: object) ->
 def test_a_release_loads_as_the_run_and_tells_what_it_is(tmp_path: Path) -> None:
     run, output = finished_run(tmp_path, ROWS), tmp_path / "g3pt-tiny-cvq"
     assert release.release(ReleaseFlags(run=str(run), output=str(output))) == str(output)
-    assert sorted(file.name for file in output.iterdir()) == ["CREDITS.md", "README.md", "config.json", "model.safetensors"]
+    assert sorted(file.name for file in output.iterdir()) == [
+        "CREDITS.md",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     surface_BP6 = torch.randn(3, 64, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(CVQ.from_pretrained(output).encode(surface_BP6), CVQ.from_pretrained(run).encode(surface_BP6))
     card = (output / "README.md").read_text()
-    for told in ("license: apache-2.0", "# g3pt-tiny-cvq", "| CC-BY-4.0 | 2 |", "| CC0-1.0 | 1 |", "Left out by id: market\\*.", "50 steps of 4 objects (200 samples)", "6 s without", "abc123", "| iou | 0.75 |", "| | scale 1 | scale 2 |", "| iou | 0.5 | 0.75 |"):
+    for told in (
+        "license: apache-2.0",
+        "# g3pt-tiny-cvq",
+        "| CC-BY-4.0 | 2 |",
+        "| CC0-1.0 | 1 |",
+        "Left out by id: market\\*.",
+        "50 steps of 4 objects (200 samples)",
+        "6 s without",
+        "abc123",
+        "| iou | 0.75 |",
+        "| | scale 1 | scale 2 |",
+        "| iou | 0.5 | 0.75 |",
+    ):
         assert told in card, told
     thanks = card.partition("With thanks")[2]
     assert "2 objects (<https://example.org/cup>, javascript:alert\\(1\\))" in thanks and "Kay" not in thanks
@@ -57,7 +103,11 @@ def test_the_hub_s_own_reader_understands_the_card(tmp_path: Path) -> None:
 
     release.release(ReleaseFlags(run=str(finished_run(tmp_path, ROWS)), output=str(tmp_path / "out")))
     data = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
-    assert (data["license"], data["datasets"], data["library_name"]) == ("apache-2.0", ["real"], "g3pt") and "3d" in data["tags"]
+    assert (data["license"], data["datasets"], data["library_name"]) == (
+        "apache-2.0",
+        ["real"],
+        "g3pt",
+    ) and "3d" in data["tags"]
 
 
 def test_fp16_halves_the_file_and_loads(tmp_path: Path) -> None:
@@ -66,14 +116,19 @@ def test_fp16_halves_the_file_and_loads(tmp_path: Path) -> None:
     release.release(ReleaseFlags(run=str(run), output=str(half), weights="fp16"))
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (half, whole)]
     assert sizes[0] < 0.6 * sizes[1]
-    pairs = zip(CVQ.from_pretrained(half).state_dict().values(), CVQ.from_pretrained(whole).state_dict().values(), strict=True)
+    pairs = zip(
+        CVQ.from_pretrained(half).state_dict().values(), CVQ.from_pretrained(whole).state_dict().values(), strict=True
+    )
     assert all(a.dtype == b.dtype and torch.allclose(a.float(), b.float(), atol=2e-3, rtol=1e-3) for a, b in pairs)
 
 
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"id": "kit/x", "license": "CC-BY-NC-4.0"}, r"1 of 4 training objects are not cleared \(licence CC-BY-NC-4.0: 1, such as kit/x\)"),
+        (
+            {"id": "kit/x", "license": "CC-BY-NC-4.0"},
+            r"1 of 4 training objects are not cleared \(licence CC-BY-NC-4.0: 1, such as kit/x\)",
+        ),
         ({"id": "kit/x", "license": "CC-BY-SA-4.0"}, "licence CC-BY-SA-4.0: 1"),
         ({"id": "kit/x", "license": ""}, "licence none: 1"),
         ({"id": "market_van__van", "license": "CC0-1.0"}, r"id matches market\*: 1, such as market_van__van"),
@@ -92,7 +147,10 @@ def test_an_object_that_is_not_cleared_refuses_the_release(row: dict[str, str], 
 def test_what_a_tokenizer_was_trained_on_binds_its_generator(tmp_path: Path) -> None:
     run = finished_run(tmp_path, ROWS)
     config = json.loads((run / "export" / "config.json").read_text())
-    write_json(run / "export" / "config.json", config | {"tokenizer_trained_on": [{"id": "classic/x", "license": "MIT", "author": "", "url": ""}]})
+    write_json(
+        run / "export" / "config.json",
+        config | {"tokenizer_trained_on": [{"id": "classic/x", "license": "MIT", "author": "", "url": ""}]},
+    )
     with pytest.raises(UsageError, match=r"1 of 4 .*classic\*"):
         release.release(ReleaseFlags(run=str(run), output=str(tmp_path / "out")))
     write_json(run / "export" / "config.json", config | {"trained_on": []})
@@ -113,7 +171,12 @@ def test_an_evaluation_of_other_weights_is_refused_and_its_own_is_told(tmp_path:
     write_json(tmp_path / "e.json", found | {"model": {"export_sha256": export_hash(run)}})
     release.release(flags)
     card = (tmp_path / "out" / "README.md").read_text()
-    for told in ("Split test, 9 objects.", "| volume IoU | 0.8123 | 0.8000 to 0.8200 |", "| IoU, first 1 scales | 0.5000 |", "- box: \\[-1, 1\\]^3"):
+    for told in (
+        "Split test, 9 objects.",
+        "| volume IoU | 0.8123 | 0.8000 to 0.8200 |",
+        "| IoU, first 1 scales | 0.5000 |",
+        "- box: \\[-1, 1\\]^3",
+    ):
         assert told in card, told
 
 
@@ -132,13 +195,18 @@ def evaluation(folder: Path, ids: list[str]) -> Path:
     file = folder / "cvq.json"
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
     faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
-    cloud = np.concatenate([np.random.default_rng(0).uniform(-0.5, 0.5, (500, 3)), np.tile([0.0, 1.0, 0.0], (500, 1))], axis=1)
+    cloud = np.concatenate(
+        [np.random.default_rng(0).uniform(-0.5, 0.5, (500, 3)), np.tile([0.0, 1.0, 0.0], (500, 1))], axis=1
+    )
     items = [
         {"id": name, "caption": f"a {name} | x", "license": "CC-BY-4.0", "author": "A_B", "attribution_url": f"https://example.org/{k}", "source_url": "",
          "iou_volume": 0.8, "iou_near": 0.7, "status": "ok", "spread": True, "cloud": cloud, "mesh": (corners, faces)}
         for k, name in enumerate(ids)
     ]  # fmt: skip
-    write_json(file, {"kind": "cvq", "dataset": {"path": str(folder / "data")}, "gallery": write_gallery(items, folder_of(file))})
+    write_json(
+        file,
+        {"kind": "cvq", "dataset": {"path": str(folder / "data")}, "gallery": write_gallery(items, folder_of(file))},
+    )
     return file
 
 
@@ -146,14 +214,32 @@ def test_a_picture_has_its_credits_beside_it(tmp_path: Path) -> None:
     from PIL import Image
 
     file = evaluation(tmp_path, ["kit__a", "market_x__b", "kit__c", "kit__d"])
-    output = Path(pictures.pictures(pictures.PicturesFlags(evaluation=str(file), output=str(tmp_path / "docs" / "shown.png"), num=3)))
+    output = Path(
+        pictures.pictures(
+            pictures.PicturesFlags(evaluation=str(file), output=str(tmp_path / "docs" / "shown.png"), num=3)
+        )
+    )
     with Image.open(output) as image:
         assert image.size == (3 * 2 * pictures.CELL + 20, pictures.CELL + pictures.TEXT)
-        shades = [set(np.asarray(image.convert("L"))[: pictures.CELL, k * pictures.CELL : (k + 1) * pictures.CELL].ravel().tolist()) for k in range(2)]
+        shades = [
+            set(
+                np.asarray(image.convert("L"))[: pictures.CELL, k * pictures.CELL : (k + 1) * pictures.CELL]
+                .ravel()
+                .tolist()
+            )
+            for k in range(2)
+        ]
         assert min(map(len, shades)) > 3, "input and reconstruction are drawn"
     lines = credits.credits_file(output).read_text().splitlines()
-    assert [line.split(" | ")[1] for line in lines if line.startswith("| ") and "example" in line] == ["kit\\_\\_a", "kit\\_\\_c", "kit\\_\\_d"]
-    assert "| 1 | kit\\_\\_a | a kit\\_\\_a \\| x | A\\_B | [CC-BY-4.0](https://creativecommons.org/licenses/by/4.0/) | <https://example.org/0> |" in lines
+    assert [line.split(" | ")[1] for line in lines if line.startswith("| ") and "example" in line] == [
+        "kit\\_\\_a",
+        "kit\\_\\_c",
+        "kit\\_\\_d",
+    ]
+    assert (
+        "| 1 | kit\\_\\_a | a kit\\_\\_a \\| x | A\\_B | [CC-BY-4.0](https://creativecommons.org/licenses/by/4.0/) | <https://example.org/0> |"
+        in lines
+    )
 
 
 def test_a_contact_sheet_s_credits_are_of_its_objects_in_its_order() -> None:

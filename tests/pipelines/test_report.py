@@ -127,7 +127,15 @@ def test_failures_are_shown_as_such(tmp_path: Path) -> None:
 
 def test_a_generators_page_tells_what_was_asked_for_and_what_came(tmp_path: Path) -> None:
     text = page(make_evaluation(tmp_path / "generator.json", "car"))
-    for words in ("Attributes of the prompt", "Whole objects", "Coverage (COV)", "Guidance: attributes", "all attributes found", "(found two panels)", "share that is met"):
+    for words in (
+        "Attributes of the prompt",
+        "Whole objects",
+        "Coverage (COV)",
+        "Guidance: attributes",
+        "all attributes found",
+        "(found two panels)",
+        "share that is met",
+    ):
         assert words in text, words
     assert text.count("<svg viewBox") == 3 * (1 + 4), "three plots and their legends"
     assert text.count("share that is met") == 3, "beside the table, and (with its tooltip) in the whole protocol"
@@ -248,7 +256,9 @@ def test_hostile_text_stays_text(kind: str, tmp_path: Path) -> None:
     scripts = [attrs.get("type") for tag, attrs in tags if tag == "script"]
     assert scripts in ([None], [None, "importmap", "application/json", "module"])  # the first is the section links'
     assert not [tag for tag, _ in tags if tag in ("iframe", "object", "b")]
-    assert not [attrs for tag, attrs in tags if tag == "img" and not (attrs["src"] or "").startswith("data:image/png;base64,")]
+    assert not [
+        attrs for tag, attrs in tags if tag == "img" and not (attrs["src"] or "").startswith("data:image/png;base64,")
+    ]
     assert not [name for _, attrs in tags for name in attrs if name.startswith("on")]
     links = [attrs for tag, attrs in tags if tag == "a" and not (attrs["href"] or "").startswith("#")]
     assert all((a["href"] or "").startswith(("http://", "https://")) and "noopener" in (a["rel"] or "") for a in links)

@@ -9,7 +9,13 @@ from pipelines.runs import Ledger, RunSpec
 
 
 def spec(**changes: object) -> RunSpec:
-    values = {"stage": "cvq", "preset": "nano", "seed": 0, "config": {"model": {"width": 8}, "train": {"steps": 10, "log_every": 5}}, "paths": {"data": "/a"}}
+    values = {
+        "stage": "cvq",
+        "preset": "nano",
+        "seed": 0,
+        "config": {"model": {"width": 8}, "train": {"steps": 10, "log_every": 5}},
+        "paths": {"data": "/a"},
+    }
     return RunSpec(**{**values, **changes})
 
 

@@ -12,12 +12,18 @@ from g3pt.geometry.files import write_mesh
 from pipelines.errors import UsageError
 from pipelines.sample_sheet import SampleSheetFlags, sample_sheet
 
-BOX = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float32), np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])
+BOX = (
+    np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float32),
+    np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]]),
+)
 
 
 def generated(folder: Path, statuses: list[str]) -> Path:
     """A folder as jobs/generate.py leaves it, as far as the picture reads it."""
-    rows = [{"id": f"p{k}", "text": f"prompt {k}", "image": None, "seed": k, "file": f"p{k}.glb", "status": s} for k, s in enumerate(statuses)]
+    rows = [
+        {"id": f"p{k}", "text": f"prompt {k}", "image": None, "seed": k, "file": f"p{k}.glb", "status": s}
+        for k, s in enumerate(statuses)
+    ]
     for row in rows:
         if row["status"] == "ok":
             write_mesh(folder / row["file"], *BOX)
@@ -30,7 +36,11 @@ def test_every_sample_has_its_place_and_a_failed_one_is_blank(tmp_path: Path) ->
     path = sample_sheet(SampleSheetFlags(folder=str(folder), output=str(tmp_path / "sheet.png"), columns=2, size=64))
     pixels = np.asarray(Image.open(path).convert("L"))
     width, height = 64, pixels.shape[0] // 2
-    drawn = [(pixels[r * height + height - 60 : (r + 1) * height, c * width : (c + 1) * width] < 250).mean() for r in (0, 1) for c in (0, 1)]
+    drawn = [
+        (pixels[r * height + height - 60 : (r + 1) * height, c * width : (c + 1) * width] < 250).mean()
+        for r in (0, 1)
+        for c in (0, 1)
+    ]
     assert pixels.shape[1] == 2 * width
     assert drawn[0] > 0.05 and drawn[2] > 0.05 and drawn[1] == drawn[3] == 0
 

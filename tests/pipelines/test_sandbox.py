@@ -115,7 +115,9 @@ def test_a_child_that_hangs_up_and_goes_on_is_killed(sandbox: Sandbox, monkeypat
     assert not _alive(pid)
 
 
-def test_a_child_killed_while_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sandbox: Sandbox) -> None:
+def test_a_child_killed_while_it_starts_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sandbox: Sandbox
+) -> None:
     monkeypatch.setenv("G3PT_TEST_MARKS", str(tmp_path))
     sandbox.warm_up = f"{VICTIMS}:start_killed_once"
     echo(sandbox)

@@ -18,7 +18,9 @@ from tests.g3pt.tiny import tiny_tokenizer
 from tests.pipelines.toy_data import TOY, write_toy_dataset, write_toy_tokenizer
 
 MODEL = CARConfig(depth=1, width=32, num_heads=2, image_size=28)
-TRAIN = TrainConfig(steps=30, batch_size=8, learning_rate=3e-3, warmup_steps=2, ema_decay=0.8, log_every=10, eval_every=30)
+TRAIN = TrainConfig(
+    steps=30, batch_size=8, learning_rate=3e-3, warmup_steps=2, ema_decay=0.8, log_every=10, eval_every=30
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,9 @@ def test_a_share_of_the_captions_loses_attributes_by_sample_number(paths):
     assert texts(stage(paths, drop_phrases=0.5), 80, 2) == half[80:96], "resumed"
     held = stage(paths, drop_phrases=0.5).train.objects
     assert texts(stage(paths, 1, 2, drop_phrases=0.5), 0, 2) == half[1:16:2], "a worker's share"
-    assert held.arrays["caption"][0] == held.collate.text_tokenizer.decode(held.batch([0], [0])["text_BM"][0]), "evaluation reads whole captions"
+    assert held.arrays["caption"][0] == held.collate.text_tokenizer.decode(held.batch([0], [0])["text_BM"][0]), (
+        "evaluation reads whole captions"
+    )
 
 
 def test_workers_share_the_global_batch(paths):
@@ -71,7 +75,11 @@ def test_workers_share_the_global_batch(paths):
 def streamed(paths, monkeypatch):
     """The train split held to be too large: shard by shard, two at a time."""
     original = car_batches.training_objects
-    monkeypatch.setattr(car_batches, "training_objects", lambda *given, **more: original(*given, **more, in_memory_bytes=0, group_bytes=16_000))
+    monkeypatch.setattr(
+        car_batches,
+        "training_objects",
+        lambda *given, **more: original(*given, **more, in_memory_bytes=0, group_bytes=16_000),
+    )
     return lambda **more: stage(paths, **more)
 
 
@@ -81,12 +89,18 @@ def test_a_streamed_object_gives_the_batch_that_it_gives_in_memory(paths, stream
     info = datasets.open_dataset(paths["data"])
     arrays = reading.load_arrays(info, "train", car_batches.columns(info))
     kind = tokens.tokens_kind(paths["tokenizer"])
-    held = ConditionedCodes(stage(paths, code_noise=0.1).model, car_batches.joined_codes(info, kind, 18).join(arrays, sorted(info.shards)))
+    held = ConditionedCodes(
+        stage(paths, code_noise=0.1).model, car_batches.joined_codes(info, kind, 18).join(arrays, sorted(info.shards))
+    )
     shown, batches = [], shards(0)
     rows = shards.objects.rows(TRAIN.batch_size, TRAIN.seed, 0)
-    for batch, (samples, objects) in itertools.islice(zip(batches, rows, strict=True), 2 * len(held) // TRAIN.batch_size):
+    for batch, (samples, objects) in itertools.islice(
+        zip(batches, rows, strict=True), 2 * len(held) // TRAIN.batch_size
+    ):
         names = [row["id"] for row in objects]
-        expected = held.batch([arrays["id"].index(name) for name in names], shards._choices(samples), shards._shortened(samples))
+        expected = held.batch(
+            [arrays["id"].index(name) for name in names], shards._choices(samples), shards._shortened(samples)
+        )
         assert batch.keys() == expected.keys() and all(torch.equal(batch[name], expected[name]) for name in batch)
         shown += names
     assert sorted(shown[: len(held)]) == sorted(arrays["id"]), "each object once an epoch"
@@ -113,7 +127,13 @@ def test_training_lowers_the_cross_entropy_and_repeats_bitwise(paths, tmp_path):
     weights = []
     for _ in range(2):
         run, records_seen = stage(paths), []
-        fit(model=run.model, batches=run.batches, config=run.train_config, report=records_seen.append, evaluate=run.evaluate)
+        fit(
+            model=run.model,
+            batches=run.batches,
+            config=run.train_config,
+            report=records_seen.append,
+            evaluate=run.evaluate,
+        )
         weights.append({name: p.clone() for name, p in run.model.named_parameters()})
     assert records_seen[-1]["ce"] < records_seen[0]["ce"] - 0.3
     assert {"val_ce", "val_ce_scale_4", "val_ce_image", "val_ce_unconditional"} <= records_seen[-1].keys()

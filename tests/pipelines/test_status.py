@@ -57,9 +57,12 @@ def test_through_a_pipe_a_thing_is_one_line(root: Path, capsys: pytest.CaptureFi
     assert call(root) == 1
     lines = {line.split()[2]: line for line in capsys.readouterr().out.splitlines()}
     assert len(lines) == 7, "the two finished runs of the study are folded in"
-    assert lines["runs/car-toy-s0-22222222"].split() == (
-        f"failed run runs/car-toy-s0-22222222 100% ValueError: loss is nan; 200 samples; next: python jobs/train_car.py --output {run_of(root)}"
-    ).split()
+    assert (
+        lines["runs/car-toy-s0-22222222"].split()
+        == (
+            f"failed run runs/car-toy-s0-22222222 100% ValueError: loss is nan; 200 samples; next: python jobs/train_car.py --output {run_of(root)}"
+        ).split()
+    )
     assert "14 objects; 2 not ok (failed/corrupt 2)" in lines["data"] and "next" not in lines["data"]
 
 
@@ -125,7 +128,9 @@ def on_a_terminal(root: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> 
         return sys.stdout.getvalue()
 
 
-def test_a_terminal_gets_colours_and_a_table_that_fits_unless_told_not_to(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_colours_and_a_table_that_fits_unless_told_not_to(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (root / "meshes").rename(root / ("long-" * 30))
     monkeypatch.delenv("NO_COLOR", raising=False)
     coloured = on_a_terminal(root, 200, monkeypatch)
@@ -148,7 +153,9 @@ def test_a_command_is_shown_once_for_all_that_it_brings_further(root: Path, caps
     assert "runs/car-toy-s0-22222222, runs/cvq-toy-s0-11111111" in table.getvalue()
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0, "0 s"), (89, "89 s"), (91, "2 min"), (7200, "2.0 h"), (3e5, "3.5 days")])
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "0 s"), (89, "89 s"), (91, "2 min"), (7200, "2.0 h"), (3e5, "3.5 days")]
+)
 def test_durations(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 

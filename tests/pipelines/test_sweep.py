@@ -30,7 +30,12 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
             (study / "runs" / item.name / "_SUCCESS").touch()
 
     def fit_and_draw(points: list[dict], study: Path) -> None:
-        law = {"irreducible": 0.0, "coefficient": 1.0, "exponent": len(points) / 10, "interval_95": {"exponent": [0.0, 1.0]}}
+        law = {
+            "irreducible": 0.0,
+            "coefficient": 1.0,
+            "exponent": len(points) / 10,
+            "interval_95": {"exponent": [0.0, 1.0]},
+        }
         found = {"num_sizes": len(points), "num_points": len(points), "status": "demonstration, not an estimate"}
         (study / "fit.json").write_text(json.dumps({"power_law_with_floor": None, "pure_power_law": law, **found}))
         (study / "curve.png").touch()
@@ -41,7 +46,9 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "collect", lambda specs, study: [{"size": s.preset} for s in specs])
 
 
-def test_a_finished_study_is_left_alone_and_one_that_grew_is_fitted_again(instant: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_study_is_left_alone_and_one_that_grew_is_fitted_again(
+    instant: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study, three = tmp_path / "study", [spec(size) for size in "abc"]
     sweep.run_study(three, study, FLAGS)
     before = {p: p.stat().st_mtime_ns for p in study.rglob("*") if p.is_file()}
@@ -60,13 +67,23 @@ def logged_steps(study: Path) -> list[int]:
     (run,) = client.search_runs([client.get_experiment_by_name("g3pt/scaling").experiment_id])
     assert run.info.status == "FINISHED" and run.data.metrics["pure_power_law/exponent_high"] == 1.0
     sizes = run.data.tags["g3pt.sizes"].split(",")
-    assert run.info.run_name == f"study-{len(sizes)}-sizes-{sizes[0]}-to-{sizes[-1]}" and len(sizes) == run.data.metrics["num_sizes"]
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"study.json", "points.csv", "fit.json", "curve.png"}
+    assert (
+        run.info.run_name == f"study-{len(sizes)}-sizes-{sizes[0]}-to-{sizes[-1]}"
+        and len(sizes) == run.data.metrics["num_sizes"]
+    )
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {
+        "study.json",
+        "points.csv",
+        "fit.json",
+        "curve.png",
+    }
     return [metric.step for metric in client.get_metric_history(run.info.run_id, "pure_power_law/exponent")]
 
 
 @pytest.mark.parametrize("fails", [True, False])
-def test_what_a_trial_died_of_is_told_and_its_files_are_kept(fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_trial_died_of_is_told_and_its_files_are_kept(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ray import tune
 
     class Tuner:
@@ -86,7 +103,11 @@ def test_what_a_trial_died_of_is_told_and_its_files_are_kept(fails: bool, tmp_pa
     specs = [spec("20k"), spec("80k")]
     folders = [train.prepare_run(each, tmp_path / "runs") for each in specs]
     (folders[0] / "_SUCCESS").touch()
-    failures = sweep.tune([{"spec": each.to_dict(), "run_dir": str(folder)} for each, folder in zip(specs, folders, strict=True)], tmp_path, FLAGS)
+    failures = sweep.tune(
+        [{"spec": each.to_dict(), "run_dir": str(folder)} for each, folder in zip(specs, folders, strict=True)],
+        tmp_path,
+        FLAGS,
+    )
     assert failures == ({specs[1].name: "RuntimeError: the actor died"} if fails else {})
     assert (tmp_path / "ray").exists() == fails
     with pytest.raises(RuntimeError, match="1 of 2 runs did not finish") as raised:
@@ -96,15 +117,31 @@ def test_what_a_trial_died_of_is_told_and_its_files_are_kept(fails: bool, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_worker_s_own_error_comes_through_train_and_tune_and_is_not_tried_again(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_worker_s_own_error_comes_through_train_and_tune_and_is_not_tried_again(
+    tmp_path: Path, ray_cluster: None
+) -> None:
     fit = {"steps": 20, "batch_size": 4, "learning_rate": 0.01, "log_every": 2, "checkpoint_every": 6}
     paths = {"failures": str(tmp_path / "failures.txt")}
-    bad = RunSpec(stage="cvq", preset="toy", seed=0, config={"toy": {"width": 8, "fail_at": 40}, "train": fit}, paths=paths)
-    sweep.train_all([bad], tmp_path / "study", dataclasses.replace(FLAGS, num_workers=1), None, "tests.pipelines.toy_stage:build_stage")
+    bad = RunSpec(
+        stage="cvq", preset="toy", seed=0, config={"toy": {"width": 8, "fail_at": 40}, "train": fit}, paths=paths
+    )
+    sweep.train_all(
+        [bad],
+        tmp_path / "study",
+        dataclasses.replace(FLAGS, num_workers=1),
+        None,
+        "tests.pipelines.toy_stage:build_stage",
+    )
     run_dir = tmp_path / "study" / "runs" / bad.name
     found = read_note(run_dir, FAILURE_FILE)
-    assert (found["error"], found["step"], found["doing"]) == ("ValueError: sample 40 is bad", 10, [f"training {bad.name}"])
-    assert found["where"][-1].startswith("tests/pipelines/toy_stage.py:") and any("g3pt/training.py" in frame for frame in found["where"])
+    assert (found["error"], found["step"], found["doing"]) == (
+        "ValueError: sample 40 is bad",
+        10,
+        [f"training {bad.name}"],
+    )
+    assert found["where"][-1].startswith("tests/pipelines/toy_stage.py:") and any(
+        "g3pt/training.py" in frame for frame in found["where"]
+    )
     assert Path(paths["failures"]).read_text() == "failed\n"
     assert train.safe_state(bad, run_dir) == f"its checkpoint at 24 of 80 samples ({run_dir})"
     with pytest.raises(RuntimeError) as raised:

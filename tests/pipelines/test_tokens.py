@@ -46,7 +46,9 @@ def test_finished_shards_are_skipped_and_a_missing_one_comes_back_identical(made
     before = hashes(folder)
     done = []
     original = tokens.encode_shard
-    monkeypatch.setattr(tokens, "encode_shard", lambda model, data, index: done.append(index) or original(model, data, index))
+    monkeypatch.setattr(
+        tokens, "encode_shard", lambda model, data, index: done.append(index) or original(model, data, index)
+    )
     tokens.encode_dataset(info.path, tokenizer, use_ray=False)
     assert done == []
     (folder / "shard-00001.parquet").unlink()
@@ -76,7 +78,12 @@ def test_bad_input_is_one_clear_line(made, tmp_path):
     (tmp_path / "run" / "metrics.jsonl").write_text("")
     with pytest.raises(UsageError, match="not finished"):
         tokens.encode_dataset(info.path, tmp_path / "run", use_ray=False)
-    few = write_toy_dataset(tmp_path / "few", count=4, num_shards=1, config=records.RecordConfig(num_surface=32, num_sharp=8, num_queries=64))
+    few = write_toy_dataset(
+        tmp_path / "few",
+        count=4,
+        num_shards=1,
+        config=records.RecordConfig(num_surface=32, num_sharp=8, num_queries=64),
+    )
     with pytest.raises(UsageError, match="num_encode_points = 64.* stores 32"):
         tokens.encode_dataset(few.path, tokenizer, use_ray=False)
 
@@ -120,7 +127,9 @@ def test_every_batch_is_filled_up_whoever_encodes(made, monkeypatch):
     info, tokenizer = made
     model, sizes = CVQ.from_pretrained(tokenizer), []
     original = CVQ.encode
-    monkeypatch.setattr(CVQ, "encode", lambda self, surface, *more: sizes.append(len(surface)) or original(self, surface, *more))
+    monkeypatch.setattr(
+        CVQ, "encode", lambda self, surface, *more: sizes.append(len(surface)) or original(self, surface, *more)
+    )
     rows = list(reading.read_rows(info, ["id", "surface"]))[:19]
     codes = tokens.encode(model, rows)
     assert codes.shape == (19, 18) and sizes == [16, 16]

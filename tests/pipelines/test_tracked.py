@@ -23,7 +23,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def card(folder: Path, name: str, **changes: object) -> Card:
-    values = {"stage": "evaluate", "name": name, "title": "**Samples** of `x`", "folder": folder / name, "params": {"preset": "nano"}}
+    values = {
+        "stage": "evaluate",
+        "name": name,
+        "title": "**Samples** of `x`",
+        "folder": folder / name,
+        "params": {"preset": "nano"},
+    }
     return Card(**{**values, **changes})
 
 
@@ -55,14 +61,26 @@ def test_finished_work_shows_what_it_is(folder: Path) -> None:
     assert run.info.end_time / 1000 < worked + 0.3, "the time of logging is not the work's"
     assert run.data.params == {"preset": "nano", "late": "7"}
     assert run.data.metrics["chamfer"] == 0.25
-    assert [(m.step, m.value) for m in client(folder).get_metric_history(run.info.run_id, "by scale/iou")] == [(1, 0.5), (2, 0.75)]
+    assert [(m.step, m.value) for m in client(folder).get_metric_history(run.info.run_id, "by scale/iou")] == [
+        (1, 0.5),
+        (2, 0.75),
+    ]
     (given,) = run.inputs.dataset_inputs
     assert (given.dataset.name, given.dataset.digest, given.tags[0].value) == ("shapes", "ffffffff", "test")
     assert [f.path for f in client(folder).list_artifacts(run.info.run_id)] == ["curve.svg"]
     assert str(folder) in run.info.artifact_uri, "artifacts lie beside the store, not in the working directory"
     tags = run.data.tags
-    assert (tags["g3pt.stage"], tags["g3pt.group"], tags["g3pt.path"], tags["g3pt.model_hash"]) == ("evaluate", str(folder), str(folder / "shown"), "abc")
-    assert tags["g3pt.command"].startswith("python ") and "torch 2" in tags["g3pt.versions"] and "GiB" in tags["g3pt.hardware"]
+    assert (tags["g3pt.stage"], tags["g3pt.group"], tags["g3pt.path"], tags["g3pt.model_hash"]) == (
+        "evaluate",
+        str(folder),
+        str(folder / "shown"),
+        "abc",
+    )
+    assert (
+        tags["g3pt.command"].startswith("python ")
+        and "torch 2" in tags["g3pt.versions"]
+        and "GiB" in tags["g3pt.hardware"]
+    )
     assert tags["mlflow.source.git.commit"].endswith("-dirty") == (tags["g3pt.dirty"] == "true")
     note = tags["mlflow.note.content"]
     assert note.startswith("**Samples** of `x`") and "chamfer **0.25 (0.125 to 0.5)**." in note and "other" not in note
@@ -97,16 +115,28 @@ def test_a_killed_run_goes_on_as_the_same_run(folder: Path) -> None:
         ledger.append([{"step": 16.0, "loss": 2.0, "val_iou": 0.25, "val_iou_scale_1": 0.125, "val_objects": 9.0}])
         raise OSError("disk is full")
     (run,) = find(folder, "resumed")
-    assert (run.info.run_id, run.info.status, run.data.tags["g3pt.failure"]) == (first.run_id, "FAILED", "OSError: disk is full")
+    assert (run.info.run_id, run.info.status, run.data.tags["g3pt.failure"]) == (
+        first.run_id,
+        "FAILED",
+        "OSError: disk is full",
+    )
     with followed(ours, folder / "x", finished=lambda: True, ledger=ledger) as third:
         ledger.append([{"step": 32.0, "loss": 1.0, "test_iou": 0.5, "test_utilisation_scale_1": 1.0}])
         (ours.folder / "_SUCCESS").touch()
-        os.utime(ours.folder / "_SUCCESS", (run.info.start_time / 1000 + 0.01,) * 2)  # and the rest of its study took longer
+        os.utime(
+            ours.folder / "_SUCCESS", (run.info.start_time / 1000 + 0.01,) * 2
+        )  # and the rest of its study took longer
     assert first.run_id == second.run_id == third.run_id
     (run,) = find(folder, "resumed")
     assert run.info.status == "FINISHED" and "g3pt.failure" not in run.data.tags
     assert run.info.end_time - run.info.start_time == pytest.approx(10, abs=2)
-    assert set(run.data.metrics) == {"train/loss", "val/iou", "val by scale/iou_scale_1", "test/iou", "within test/utilisation_scale_1"}
+    assert set(run.data.metrics) == {
+        "train/loss",
+        "val/iou",
+        "val by scale/iou_scale_1",
+        "test/iou",
+        "within test/utilisation_scale_1",
+    }
     assert [m.step for m in client(folder).get_metric_history(run.info.run_id, "train/loss")] == [16, 32]
     note = run.data.tags["mlflow.note.content"]
     assert "test/iou **0.5**, val/iou **0.25**, train/loss **1**." in note and "failed" not in note
@@ -136,7 +166,10 @@ def test_a_child_stands_below_its_study(folder: Path) -> None:
         with followed(child, folder / "x", finished=lambda: True, parent=parent.run_id):
             pass
     (above,), (below,) = find(folder, "parent"), find(folder, "child")
-    assert below.data.tags["mlflow.parentRunId"] == above.info.run_id and below.info.experiment_id == above.info.experiment_id
+    assert (
+        below.data.tags["mlflow.parentRunId"] == above.info.run_id
+        and below.info.experiment_id == above.info.experiment_id
+    )
     assert (below.data.tags["g3pt.stage"], above.data.tags["g3pt.stage"]) == ("car", "scaling")
 
 
@@ -147,11 +180,16 @@ def test_experiments_introduce_themselves_with_a_table_of_results(folder: Path) 
 
     tracking.Tracking(tracking.tracking_uri(folder / "x")).experiment("g3pt/car")
     found = client(folder).get_experiment_by_name("g3pt/car")
-    assert f"#/experiments/{found.experiment_id}/runs?" in found.tags["mlflow.note.content"] and "viewStateShareKey=g3pt" in found.tags["mlflow.note.content"]
+    assert (
+        f"#/experiments/{found.experiment_id}/runs?" in found.tags["mlflow.note.content"]
+        and "viewStateShareKey=g3pt" in found.tags["mlflow.note.content"]
+    )
     view = json.loads(found.tags["mlflow.sharedViewState.g3pt"])
     state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
     assert {"params.`preset`", "params.`tokenizer`", "metrics.`test/ce`"} <= set(state["selectedColumns"])
-    assert set(experiments.EXPERIMENTS) == {f"g3pt/{name}" for name in ("preprocess", "cvq", "car", "scaling", "generate", "evaluate")}
+    assert set(experiments.EXPERIMENTS) == {
+        f"g3pt/{name}" for name in ("preprocess", "cvq", "car", "scaling", "generate", "evaluate")
+    }
 
 
 def test_a_broken_store_warns_once_and_the_work_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,11 +238,17 @@ def test_an_evaluation_s_intervals_and_scales_become_numbers() -> None:
     found = {"iou_volume": 0.5, "iou_volume_interval_95": [0.25, 0.75], "labels": ["a"], "none_interval_95": None,
              "iou_first_1_scales": 0.1, "iou_drop_shuffled_scale_1": 0.01, "iou_first_2_scales": 0.2, "iou_drop_shuffled_scale_2": 0.02}  # fmt: skip
     numbers = cards.intervals(found)
-    assert (numbers["iou_volume"], numbers["iou_volume_low"], numbers["iou_volume_high"]) == (0.5, 0.25, 0.75) and "labels" not in numbers
+    assert (numbers["iou_volume"], numbers["iou_volume_low"], numbers["iou_volume_high"]) == (
+        0.5,
+        0.25,
+        0.75,
+    ) and "labels" not in numbers
     assert [list(record.values()) for record in cards.by_scale(found)] == [[1.0, 0.1, 0.01], [2.0, 0.2, 0.02]]
 
 
-def test_the_report_is_in_mlflow_and_its_failure_stops_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_is_in_mlflow_and_its_failure_stops_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def write(path: Path) -> Path:
         if path.name == "unreadable":
             raise UsageError("nothing to report on")
@@ -218,7 +262,10 @@ def test_the_report_is_in_mlflow_and_its_failure_stops_nothing(folder: Path, mon
             if name == "written":  # by the work itself: not once more
                 outcome.page = folder / "own.html"
                 outcome.page.write_text("own")
-    files = [[f.path for f in client(folder).list_artifacts(find(folder, name)[0].info.run_id)] for name in ("reported", "unreadable", "written")]
+    files = [
+        [f.path for f in client(folder).list_artifacts(find(folder, name)[0].info.run_id)]
+        for name in ("reported", "unreadable", "written")
+    ]
     assert files == [["report.html"], [], ["report.html"]]
     assert (folder / "reported.html").exists() and not (folder / "written.html").exists()
     assert "the report about unreadable failed, going on without: UsageError" in capsys.readouterr().err
@@ -232,7 +279,9 @@ def test_a_run_s_curves_are_drawn(tmp_path: Path) -> None:
     for name, key in (("cvq", "val_iou_scale_1"), ("car", "val_ce")):
         run_dir = tmp_path / name
         run_dir.mkdir()
-        Ledger(run_dir / "metrics.jsonl").append([{"step": s, key: s / 9, **({"val_iou_continuous": s / 5} if name == "cvq" else {})} for s in (1.0, 2.0)])
+        Ledger(run_dir / "metrics.jsonl").append(
+            [{"step": s, key: s / 9, **({"val_iou_continuous": s / 5} if name == "cvq" else {})} for s in (1.0, 2.0)]
+        )
         with Image.open(draw_run(run_dir, run_dir / "curves.png")) as picture:
             blue = [color for count, color in picture.convert("RGB").getcolors(1 << 20) if color[2] > color[0] + 80]
         assert blue, "a line, not only axes"

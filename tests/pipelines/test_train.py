@@ -22,8 +22,17 @@ TOY = "tests.pipelines.toy_stage:build_stage"
 
 
 def toy_spec(steps: int = 20, *, paths: dict[str, str] | None = None, **toy: object) -> RunSpec:
-    fit = {"steps": steps, "batch_size": 4, "learning_rate": 0.01, "log_every": 2, "eval_every": 4, "checkpoint_every": 6}
-    return RunSpec(stage="cvq", preset="toy", seed=0, config={"toy": {"width": 8, **toy}, "train": fit}, paths=paths or {})
+    fit = {
+        "steps": steps,
+        "batch_size": 4,
+        "learning_rate": 0.01,
+        "log_every": 2,
+        "eval_every": 4,
+        "checkpoint_every": 6,
+    }
+    return RunSpec(
+        stage="cvq", preset="toy", seed=0, config={"toy": {"width": 8, **toy}, "train": fit}, paths=paths or {}
+    )
 
 
 def weights_hash(run_dir: Path) -> str:
@@ -32,7 +41,10 @@ def weights_hash(run_dir: Path) -> str:
 
 def records_of(run_dir: Path) -> list[dict[str, float]]:
     """All but what differs from run to run."""
-    return [{k: v for k, v in row.items() if k not in ("time", "samples_per_second")} for row in Ledger(run_dir / "metrics.jsonl").read()]
+    return [
+        {k: v for k, v in row.items() if k not in ("time", "samples_per_second")}
+        for row in Ledger(run_dir / "metrics.jsonl").read()
+    ]
 
 
 def ledger_steps(run_dir: Path) -> list[float]:
@@ -51,7 +63,10 @@ def test_a_run_leaves_what_the_contract_says(whole: Path) -> None:
     assert {p.name for p in whole.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints", "export", "_SUCCESS"}
     assert ledger_steps(whole) == [8 * i for i in range(1, 11)]
     assert "test_ce" in Ledger(whole / "metrics.jsonl").read()[-1]
-    assert [p.name for p in checkpoints.checkpoints(whole / "checkpoints")] == ["step-000000000080.pt", "step-000000000072.pt"]
+    assert [p.name for p in checkpoints.checkpoints(whole / "checkpoints")] == [
+        "step-000000000080.pt",
+        "step-000000000072.pt",
+    ]
 
 
 def test_a_finished_run_is_left_alone(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,9 +108,13 @@ for kill_at in (4, 40):
 def test_killed_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
     """Each start is a process of its own, a fork of one that has imported everything and trained nothing."""
     environment = {**os.environ, "PYTHONPATH": str(runs.REPOSITORY)}
-    done = subprocess.run([sys.executable, "-c", IN_FORKS, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", IN_FORKS, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
+    )
     codes = [line for line in done.stdout.splitlines() if line.startswith("killed at")]
-    assert codes == [f"killed at {kill_at} exit {code}" for kill_at in (4, 40) for code in (-int(signal.SIGKILL), 0)], done.stderr[-2000:]
+    assert codes == [f"killed at {kill_at} exit {code}" for kill_at in (4, 40) for code in (-int(signal.SIGKILL), 0)], (
+        done.stderr[-2000:]
+    )
     for kill_at in (4, 40):
         (run_dir,) = (tmp_path / str(kill_at)).iterdir()
         assert weights_hash(run_dir) == weights_hash(whole)
@@ -111,7 +130,9 @@ def test_a_signal_to_the_driver_saves_the_step_at_hand(
     run_dir = tmp_path / "runs" / spec.name
     with pytest.raises(Stopped) as stopped, interrupt.stoppable():
         train.train_run(spec, tmp_path / "runs", num_workers=0, build=TOY)
-    assert stopped.value.exit_code == 143 and stopped.value.safe_on_disk == [f"its checkpoint at 20 of 80 samples ({run_dir})"]
+    assert stopped.value.exit_code == 143 and stopped.value.safe_on_disk == [
+        f"its checkpoint at 20 of 80 samples ({run_dir})"
+    ]
     assert "saving after the step at hand" in capsys.readouterr().err
     assert not (run_dir / STOP_FILE).exists() and not (run_dir / "failure.json").exists()
     assert train.train_run(spec, tmp_path / "runs", num_workers=0, build=TOY) == run_dir
@@ -130,12 +151,16 @@ def test_resume_when_only_the_export_is_missing(whole: Path, tmp_path: Path) -> 
     client = Tracking(tracking.tracking_uri(tmp_path / "runs")).client
     (run,) = client.search_runs([client.get_experiment_by_name("g3pt/cvq").experiment_id])
     history = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
-    assert history == [int(s) for s in ledger_steps(run_dir)], "the second start went on in the same MLflow run, no step twice"
+    assert history == [int(s) for s in ledger_steps(run_dir)], (
+        "the second start went on in the same MLflow run, no step twice"
+    )
     assert run.info.status == "FINISHED"
     assert Path(client.download_artifacts(run.info.run_id, "config.json")).exists()
 
 
-def test_an_unreadable_newest_checkpoint_is_passed_over(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_newest_checkpoint_is_passed_over(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
     (run_dir / "_SUCCESS").unlink()
     newest = checkpoints.checkpoints(run_dir / "checkpoints")[0]
@@ -188,7 +213,11 @@ def test_a_tracking_server_s_password_is_not_written_down(tmp_path: Path) -> Non
             return "1234"
 
     assert tracked._open(Server(), cards.training(toy_spec(), tmp_path), tmp_path, None) == "1234"
-    assert json.loads((tmp_path / "mlflow.json").read_text()) == {"run_id": "1234", "tracking_uri": "https://mlflow.example:5000/team", "closed": False}
+    assert json.loads((tmp_path / "mlflow.json").read_text()) == {
+        "run_id": "1234",
+        "tracking_uri": "https://mlflow.example:5000/team",
+        "closed": False,
+    }
 
 
 def test_object_store_is_refused_clearly() -> None:
@@ -197,7 +226,9 @@ def test_object_store_is_refused_clearly() -> None:
 
 
 @pytest.mark.slow
-def test_under_ray_a_lost_worker_costs_nothing(whole: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_under_ray_a_lost_worker_costs_nothing(
+    whole: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The worker gets SIGTERM: the step at hand is saved, between two records and two checkpoints, and the run ends as the signal says.
     Started again the worker kills itself, and Train restarts it; the export is that of an uninterrupted run without Ray."""
     spec = toy_spec(term_at=16, kill_at=40, paths={"mark": str(tmp_path / "mark")})

@@ -15,8 +15,18 @@ from tests.g3pt.test_tokenizer import TINY
 BUILD = "tests.pipelines.tiny_cvq_stage:build_stage"
 BATCH = 4
 LOOP = {"steps": 15, "batch_size": BATCH, "learning_rate": 2e-3, "log_every": 3, "eval_every": 6, "checkpoint_every": 3}
-SHARES = {"continuous_share": 0.34, "pyramid_share": 0.27}  # steps 0 to 4 continuous, 5 to 8 with the pyramid, 9 to 14 joint
-KILLED = {"before a checkpoint": 1, "continuous": 4, "switch to the pyramid": 5, "pyramid": 7, "switch to the joint phase": 9, "joint": 13}
+SHARES = {
+    "continuous_share": 0.34,
+    "pyramid_share": 0.27,
+}  # steps 0 to 4 continuous, 5 to 8 with the pyramid, 9 to 14 joint
+KILLED = {
+    "before a checkpoint": 1,
+    "continuous": 4,
+    "switch to the pyramid": 5,
+    "pyramid": 7,
+    "switch to the joint phase": 9,
+    "joint": 13,
+}
 
 
 def run(run_dir: Path, **paths: str) -> int:
@@ -33,7 +43,10 @@ def run(run_dir: Path, **paths: str) -> int:
 
 
 def records(run_dir: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in r.items() if k not in ("time", "samples_per_second")} for r in Ledger(run_dir / "metrics.jsonl").read()]
+    return [
+        {k: v for k, v in r.items() if k not in ("time", "samples_per_second")}
+        for r in Ledger(run_dir / "metrics.jsonl").read()
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,10 @@ from tests.pipelines.toy_data import TOY, toy_row, write_toy_dataset, write_toy_
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("jobs")
-    return {"data": str(write_toy_dataset(folder / "data").path), "tokenizer": str(write_toy_tokenizer(folder / "tokenizer"))}
+    return {
+        "data": str(write_toy_dataset(folder / "data").path),
+        "tokenizer": str(write_toy_tokenizer(folder / "tokenizer")),
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +45,15 @@ COMMANDS = {"cvq": (TrainCVQFlags, train_cvq), "car": (TrainCARFlags, train_car)
     [
         ({"licenses": "NOSUCH,CC0-1.0"}, r"no training object has a licence of NOSUCH; theirs are CC0-1.0 \(\d+\)$"),
         ({"licenses": "cc0-1.0"}, "no training object has a licence of cc0-1.0"),
-        ({"exclude_ids": "toy*"}, r"nothing to train on: the selection leaves out (\d+) of \1 training objects: toy\* \1$"),
+        (
+            {"exclude_ids": "toy*"},
+            r"nothing to train on: the selection leaves out (\d+) of \1 training objects: toy\* \1$",
+        ),
     ],
 )
-def test_a_selection_that_cannot_be_met_is_one_line(stage: str, flags: dict, says: str, paths: dict, tmp_path: Path) -> None:
+def test_a_selection_that_cannot_be_met_is_one_line(
+    stage: str, flags: dict, says: str, paths: dict, tmp_path: Path
+) -> None:
     flags_class, run = COMMANDS[stage]
     given = {name: paths[name] for name in ("data", "tokenizer") if name in flags_class.__dataclass_fields__}
     with pytest.raises(UsageError, match=says):
@@ -53,13 +61,17 @@ def test_a_selection_that_cannot_be_met_is_one_line(stage: str, flags: dict, say
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_selection_says_what_it_leaves_out_and_names_another_run(paths: dict, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_selection_says_what_it_leaves_out_and_names_another_run(
+    paths: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
     specs = []
     for more in ({}, {"exclude_ids": "toy/00*, classic*"}, {"exclude_ids": "toy/00*", "licenses": "CC0-1.0"}):
         selection = training_jobs.chosen(TrainCARFlags(**paths, output="runs", **more))
         specs.append(training_jobs.car_spec(paths["data"], paths["tokenizer"], "nano", *car_preset("nano"), selection))
     (said, _) = capsys.readouterr().err.splitlines()
-    left = int(re.search(r"data: the selection leaves out (\d+) of 4\d training objects: classic\* 0, toy/00\* \1$", said)[1])
+    left = int(
+        re.search(r"data: the selection leaves out (\d+) of 4\d training objects: classic\* 0, toy/00\* \1$", said)[1]
+    )
     assert len({spec.name for spec in specs}) == 3 and "exclude_ids" not in specs[0].config
     ids = [[row["id"] for row in trained_on.collect(spec)] for spec in specs]
     assert len(ids[1]) == len(ids[0]) - left and not [i for i in ids[1] if i.startswith("toy/00")] and ids[1] == ids[2]
@@ -67,7 +79,9 @@ def test_a_selection_says_what_it_leaves_out_and_names_another_run(paths: dict, 
     assert arrays["id"] == ids[1], "what is trained on is what the export lists"
 
 
-def test_an_export_of_many_objects_lists_them_beside_its_config(paths: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_of_many_objects_lists_them_beside_its_config(
+    paths: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [{"id": f"o{k}", "license": "MIT", "author": "a\nb \u2028", "url": ""} for k in range(30)]
     few, many = tmp_path / "few", tmp_path / "many"
     for folder, limit in ((few, 30), (many, 29)):
@@ -76,7 +90,10 @@ def test_an_export_of_many_objects_lists_them_beside_its_config(paths: dict, tmp
         assert trained_on.read(folder) == rows
         assert CVQ.from_pretrained(folder).config == tiny_tokenizer().config
     assert read_export_config(few)["trained_on"] == rows
-    assert {name: read_export_config(many)["trained_on"][name] for name in ("objects", "licenses")} == {"objects": 30, "licenses": {"MIT": 30}}
+    assert {name: read_export_config(many)["trained_on"][name] for name in ("objects", "licenses")} == {
+        "objects": 30,
+        "licenses": {"MIT": 30},
+    }
     (many / "trained_on.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match="its sha256 differs"):
         trained_on.read(many)
@@ -124,6 +141,8 @@ def test_micro_batches_are_part_of_a_tokenizer_s_name_only_where_they_change_it(
         return training_jobs.named_by_micro_batch(spec, flags).name
 
     whole = name("cvq")
-    assert whole == name("cvq", num_workers=4) == name("cvq", micro_batch=16) == name("cvq", micro_batch=8, num_workers=2)
+    assert (
+        whole == name("cvq", num_workers=4) == name("cvq", micro_batch=16) == name("cvq", micro_batch=8, num_workers=2)
+    )
     assert name("cvq", micro_batch=4) == name("cvq", micro_batch=2, num_workers=2) != whole
     assert name("car", micro_batch=4) == name("car")

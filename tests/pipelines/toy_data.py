@@ -25,7 +25,12 @@ def toy_row(number: int, config: records.RecordConfig = TOY) -> dict:
     is_ball = number % 2 == 0
     points = direction * 0.8 if is_ball else direction / np.abs(direction).max(axis=1, keepdims=True) * 0.8
     row["surface"] = np.concatenate([points, direction], axis=1).astype(np.float16)
-    row |= {"status": "ok", "caption": "a round ball" if is_ball else "a square box", "license": "CC0-1.0", "author": "nobody"}
+    row |= {
+        "status": "ok",
+        "caption": "a round ball" if is_ball else "a square box",
+        "license": "CC0-1.0",
+        "author": "nobody",
+    }
     if config.num_views:
         row["views"] = [_picture(is_ball, view) for view in range(config.num_views)]
     return row
@@ -41,7 +46,9 @@ def _picture(is_ball: bool, view: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_toy_dataset(folder: Path, count: int = 60, num_shards: int = 3, config: records.RecordConfig = TOY) -> datasets.DatasetInfo:
+def write_toy_dataset(
+    folder: Path, count: int = 60, num_shards: int = 3, config: records.RecordConfig = TOY
+) -> datasets.DatasetInfo:
     """`count` objects in `num_shards` shards."""
     rows = [toy_row(number, config) for number in range(count)]
     shards = {}

@@ -30,7 +30,9 @@ def write_everything(root: Path, export: Path) -> Path:
     for index in data.shards:
         rows = list(reading.read_rows(data, ["id"], shards=[index]))
         codes_NS = np.zeros((len(rows), 3), np.uint16)
-        derived.write_derived(data, f"tokens-{export_hash(cvq)[:8]}", index, codes_table([row["id"] for row in rows], codes_NS))
+        derived.write_derived(
+            data, f"tokens-{export_hash(cvq)[:8]}", index, codes_table([row["id"] for row in rows], codes_NS)
+        )
     car = write_run(root / "runs" / "car-toy-s0-22222222", data, export, tokenizer=cvq)
     write_study(root / "study", data, export, cvq)
     write_generation(root / "meshes", car)
@@ -46,7 +48,10 @@ def write_run(run: Path, data: datasets.DatasetInfo, export: Path, tokenizer: Pa
         config["tokenizer"], paths["tokenizer"] = export_hash(tokenizer), str(tokenizer)
     stage = "cvq" if tokenizer is None else "car"
     (run / "checkpoints").mkdir(parents=True)
-    write(run / "config.json", {"stage": stage, "preset": "toy", "seed": 0, "name": run.name, "config": config, "paths": paths})
+    write(
+        run / "config.json",
+        {"stage": stage, "preset": "toy", "seed": 0, "name": run.name, "config": config, "paths": paths},
+    )
     write_ledger(run, STEPS)
     shutil.copytree(export, run / "export")
     note(run, f"python jobs/train_{stage}.py --output {run.parent}", total=STEPS * BATCH, unit="samples")
@@ -56,7 +61,15 @@ def write_run(run: Path, data: datasets.DatasetInfo, export: Path, tokenizer: Pa
 
 def write_ledger(run: Path, steps: int, interval_s: float = 1.0) -> None:
     """A record every ten steps, the last one now; 40 samples a second."""
-    made = [{"step": step * BATCH, "loss": 1.0, "samples_per_second": 40.0, "time": time.time() - (steps - step) / 10 * interval_s} for step in range(10, steps + 1, 10)]
+    made = [
+        {
+            "step": step * BATCH,
+            "loss": 1.0,
+            "samples_per_second": 40.0,
+            "time": time.time() - (steps - step) / 10 * interval_s,
+        }
+        for step in range(10, steps + 1, 10)
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in made))
 
 
@@ -76,11 +89,21 @@ def write_study(study: Path, data: datasets.DatasetInfo, export: Path, cvq: Path
 def write_generation(folder: Path, model: Path, failed: int = 1) -> Path:
     """Four samples, `failed` of them without a mesh."""
     (folder / "samples").mkdir(parents=True)
-    note(folder, f"python jobs/generate.py --output {folder}", total=4, unit="samples", flags={"prompts": None, "text": "a chair"})
+    note(
+        folder,
+        f"python jobs/generate.py --output {folder}",
+        total=4,
+        unit="samples",
+        flags={"prompts": None, "text": "a chair"},
+    )
     rows = []
     for number in range(4):
         ok = number >= failed
-        found = {"status": "ok" if ok else "failed", "error": "" if ok else "empty: no surface", "file": f"s{number}.glb" if ok else ""}
+        found = {
+            "status": "ok" if ok else "failed",
+            "error": "" if ok else "empty: no surface",
+            "file": f"s{number}.glb" if ok else "",
+        }
         write(folder / "samples" / f"s{number}.json", {"identity": "x", **found})
         if ok:
             (folder / f"s{number}.glb").touch()
@@ -91,9 +114,27 @@ def write_generation(folder: Path, model: Path, failed: int = 1) -> Path:
 
 def write_evaluation(file: Path, model: Path, data: datasets.DatasetInfo) -> Path:
     """The report of an evaluation, its keys in the order in which pipelines.evaluate writes them."""
-    dataset = {"path": str(data.path), "fingerprint": data.fingerprint, "shards": stable_hash(data.shards), "split": "test"}
-    flags = {"model": "car", "data": "data", "output": "car.json", "split": "test", "limit": 0, "num_samples": 16, "seed": 3}
-    found = {"kind": "car", "model": {"path": str(model / "export"), "export_sha256": export_hash(model)}, "dataset": dataset, "flags": flags}
+    dataset = {
+        "path": str(data.path),
+        "fingerprint": data.fingerprint,
+        "shards": stable_hash(data.shards),
+        "split": "test",
+    }
+    flags = {
+        "model": "car",
+        "data": "data",
+        "output": "car.json",
+        "split": "test",
+        "limit": 0,
+        "num_samples": 16,
+        "seed": 3,
+    }
+    found = {
+        "kind": "car",
+        "model": {"path": str(model / "export"), "export_sha256": export_hash(model)},
+        "dataset": dataset,
+        "flags": flags,
+    }
     write(file, found | {"seconds": 1.0, "protocol": {}, "metrics": {}, "objects": [{}, {}, {}]})
     return file
 
@@ -106,7 +147,12 @@ def another_dataset(data: Path) -> datasets.DatasetInfo:
 def other_bytes(data: Path) -> None:
     """The first shard written again: the same objects, another parquet."""
     info = datasets.open_dataset(data)
-    rows = {i: sorted((toy_row(n) for n in range(14) if records.shard_index(f"toy/{n:03d}", 2) == i), key=lambda row: row["id"]) for i in (0, 1)}
+    rows = {
+        i: sorted(
+            (toy_row(n) for n in range(14) if records.shard_index(f"toy/{n:03d}", 2) == i), key=lambda row: row["id"]
+        )
+        for i in (0, 1)
+    }
     rows[0] = [row | {"caption": "another caption"} for row in rows[0]]
     shards = {i: datasets.write_shard(data, i, rows[i], TOY, num_shards=2) for i in rows}
     datasets.write_dataset(data, TOY, info.settings, 2, shards)
@@ -120,7 +166,13 @@ def change_export(run: Path) -> None:
 
 def note(folder: Path, command: str, **more: Any) -> None:
     """command.json as of a process on another machine, a second ago."""
-    known = {"command": command, "working_dir": "/nowhere", "started": time.time() - 1, "host": "another-machine", "pid": 1}
+    known = {
+        "command": command,
+        "working_dir": "/nowhere",
+        "started": time.time() - 1,
+        "host": "another-machine",
+        "pid": 1,
+    }
     write(folder / "command.json", known | more)
 
 

@@ -53,14 +53,21 @@ def good_files() -> dict[str, bytes]:
     rows = b"".join(struct.pack("<B3i", 3, *row) for row in FACES)
     triangles = CORNERS[FACES]
     facets = b"".join(struct.pack("<12fH", 0, 0, 0, *corners.reshape(-1), 0) for corners in triangles)
-    text = "\n".join("facet normal 0 0 0\nouter loop\n" + "".join(f"vertex {number(c)}\n" for c in corners) + "endloop\nendfacet" for corners in triangles)
+    text = "\n".join(
+        "facet normal 0 0 0\nouter loop\n" + "".join(f"vertex {number(c)}\n" for c in corners) + "endloop\nendfacet"
+        for corners in triangles
+    )
     return {
         "good.gltf": json.dumps(gltf()).encode(),
         "good.glb": glb(gltf(buffers=[{"byteLength": 72}])),
-        "good.obj": "\n".join([*(f"v {row}" for row in vertices), *(f"f {number(row + 1)}" for row in FACES), ""]).encode(),
+        "good.obj": "\n".join(
+            [*(f"v {row}" for row in vertices), *(f"f {number(row + 1)}" for row in FACES), ""]
+        ).encode(),
         "good.off": "\n".join(["OFF", "4 4 0", *vertices, *(f"3 {row}" for row in faces), ""]).encode(),
         "good.ply": ply.format("binary_little_endian 1.0").encode() + CORNERS.tobytes() + rows,
-        "good_text.ply": (ply.format("ascii 1.0") + "\n".join([*vertices, *(f"3 {row}" for row in faces), ""])).encode(),
+        "good_text.ply": (
+            ply.format("ascii 1.0") + "\n".join([*vertices, *(f"3 {row}" for row in faces), ""])
+        ).encode(),
         "good.stl": bytes(80) + struct.pack("<I", 4) + facets,
         "good_text.stl": f"solid x\n{text}\nendsolid x\n".encode(),
     }
@@ -69,7 +76,9 @@ def good_files() -> dict[str, bytes]:
 def bad_files() -> dict[str, tuple[bytes, str]]:
     """Name -> (content, reason) of files that must be refused, each in milliseconds and without much memory."""
     found = {name: (json.dumps(document).encode(), reason) for name, document, reason in _bad_gltf()}
-    nan, infinite, far = (np.full((4, 3), value, dtype="<f4").tobytes() + FACES.tobytes() for value in (np.nan, np.inf, 3e38))
+    nan, infinite, far = (
+        np.full((4, 3), value, dtype="<f4").tobytes() + FACES.tobytes() for value in (np.nan, np.inf, 3e38)
+    )
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("bomb.obj", bytes(10_000_000))
@@ -108,7 +117,9 @@ def _ply(kind: str, vertices: int, faces: int) -> bytes:
 
 def _draco_gltf() -> dict:
     packed = {"KHR_draco_mesh_compression": {"bufferView": 0, "attributes": {"POSITION": 0}}}
-    return gltf(buffers=[{"byteLength": 51}], meshes=[{"primitives": [{"attributes": {"POSITION": 0}, "extensions": packed}]}])
+    return gltf(
+        buffers=[{"byteLength": 51}], meshes=[{"primitives": [{"attributes": {"POSITION": 0}, "extensions": packed}]}]
+    )
 
 
 def _bad_gltf() -> Iterator[tuple[str, dict, str]]:
@@ -121,7 +132,11 @@ def _bad_gltf() -> Iterator[tuple[str, dict, str]]:
     yield "zeros.gltf", gltf(accessors=[accessor(59_999_999, "VEC3", None, 5126)] * 2), "too-large"
     yield "past_buffer.gltf", gltf(bufferViews=[{"buffer": 0, "byteLength": 10**12}] * 2), "corrupt"
     yield "no_scene.gltf", gltf(scenes=[]), "no-faces"
-    yield "gzip_uri.gltf", gltf(buffers=[{"uri": data_uri(gzip.compress(bytes(10**7)), "application/gzip")}]), "zero-extent"
+    yield (
+        "gzip_uri.gltf",
+        gltf(buffers=[{"uri": data_uri(gzip.compress(bytes(10**7)), "application/gzip")}]),
+        "zero-extent",
+    )
     yield "short_uri.gltf", gltf(buffers=[{"uri": data_uri(b"PK\x03\x04")}]), "corrupt"
     uris = {
         "climb": "../../../../etc/passwd", "climb_escaped": "%2e%2e/%2e%2e/etc/passwd", "climb_inside": "a/../../secret.bin",
@@ -146,7 +161,17 @@ def _crowd() -> dict:
     )  # fmt: skip
 
 
-ODD_NAMES = ("ümläut 木.obj", "two\nlines.obj", " space .obj", "\x1b[31mred.obj", ".hidden.obj", "UPPER.OBJ", "'quote\".obj", "-dash.obj", "n" * 251 + ".obj")
+ODD_NAMES = (
+    "ümläut 木.obj",
+    "two\nlines.obj",
+    " space .obj",
+    "\x1b[31mred.obj",
+    ".hidden.obj",
+    "UPPER.OBJ",
+    "'quote\".obj",
+    "-dash.obj",
+    "n" * 251 + ".obj",
+)
 
 
 def write_all(folder: Path) -> dict[str, str]:
@@ -157,8 +182,16 @@ def write_all(folder: Path) -> dict[str, str]:
     (outside / "secret.bin").write_bytes(TETRAHEDRON)
     good = good_files()
     (outside / "good.obj").write_bytes(good["good.obj"])
-    expected = dict.fromkeys(good, "ok") | dict.fromkeys(ODD_NAMES, "ok") | {name: reason for name, (_, reason) in bad_files().items()}
-    for name, content in {**good, **dict.fromkeys(ODD_NAMES, good["good.obj"]), **{name: content for name, (content, _) in bad_files().items()}}.items():
+    expected = (
+        dict.fromkeys(good, "ok")
+        | dict.fromkeys(ODD_NAMES, "ok")
+        | {name: reason for name, (_, reason) in bad_files().items()}
+    )
+    for name, content in {
+        **good,
+        **dict.fromkeys(ODD_NAMES, good["good.obj"]),
+        **{name: content for name, (content, _) in bad_files().items()},
+    }.items():
         (folder / name).write_bytes(content)
     for name, scale in (("tiny.gltf", 1e-30), ("large.gltf", 1e30)):
         (folder / name).write_text(json.dumps(gltf(nodes=[{"mesh": 0, "scale": [scale] * 3}])))
@@ -182,4 +215,7 @@ def _special(folder: Path, outside: Path) -> dict[str, str]:
     (folder / "link_out.bin").symlink_to(outside / "secret.bin")
     (folder / "folder_out").symlink_to(outside, target_is_directory=True)
     (folder / "circle.bin").symlink_to(folder / "circle.bin")
-    return {name: reason for name, (_, reason) in made.items()} | {"folder_out/good.obj": "external-uri", "../outside/good.obj": "external-uri"}
+    return {name: reason for name, (_, reason) in made.items()} | {
+        "folder_out/good.obj": "external-uri",
+        "../outside/good.obj": "external-uri",
+    }

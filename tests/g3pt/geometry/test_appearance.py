@@ -26,7 +26,9 @@ def textured(uri: str, **material: Any) -> Asset:
     asset.primitive["attributes"]["TEXCOORD_0"] = asset.add(CORNERS)
     asset.primitive["material"] = 0
     asset.json["images"], asset.json["textures"] = [{"uri": uri}], [{"source": 0}]
-    asset.json["materials"] = [{"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}, "baseColorFactor": [0.5, 1, 1, 0.25]}} | material]
+    asset.json["materials"] = [
+        {"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}, "baseColorFactor": [0.5, 1, 1, 0.25]}} | material
+    ]
     return asset
 
 
@@ -51,7 +53,18 @@ def test_pictures_beside_and_inside_the_asset(tmp_path: Path, kind: str) -> None
         assert found.parts[0].material.colour == (0.5, 1.0, 1.0, 1.0) and not found.parts[0].material.double_sided
 
 
-@pytest.mark.parametrize("uri", ["absent.png", "broken.png", "../outside.png", "/etc/passwd", "https://example.org/a.png", "animation.gif", "huge.png"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "absent.png",
+        "broken.png",
+        "../outside.png",
+        "/etc/passwd",
+        "https://example.org/a.png",
+        "animation.gif",
+        "huge.png",
+    ],
+)
 def test_a_picture_that_cannot_be_used_leaves_the_plain_colour(tmp_path: Path, uri: str) -> None:
     folder = tmp_path / "meshes"
     folder.mkdir()
@@ -89,7 +102,9 @@ def test_transform_second_coordinates_and_samplers(tmp_path: Path) -> None:
     asset = textured("a.png")
     asset.primitive["attributes"]["TEXCOORD_1"] = asset.add(CORNERS * np.float32(0.5))
     texture = asset.json["materials"][0]["pbrMetallicRoughness"]["baseColorTexture"]
-    texture["extensions"] = {"KHR_texture_transform": {"offset": [0.25, 0.5], "rotation": np.pi / 2, "scale": [2, 1], "texCoord": 1}}
+    texture["extensions"] = {
+        "KHR_texture_transform": {"offset": [0.25, 0.5], "rotation": np.pi / 2, "scale": [2, 1], "texCoord": 1}
+    }
     asset.json["samplers"], asset.json["textures"][0]["sampler"] = [{"wrapS": 33071, "wrapT": 33648}], 0
     part = loaded(tmp_path, asset).parts[0]
     assert part.material.wrap == ("clamp", "mirror")
@@ -100,15 +115,24 @@ def test_transform_second_coordinates_and_samplers(tmp_path: Path) -> None:
 
 def test_alpha_sides_vertex_colours_and_extensions(tmp_path: Path) -> None:
     asset = Asset()
-    asset.primitive["attributes"]["COLOR_0"] = asset.add(np.tile(np.array([[255, 0, 51, 127]], "u1"), (4, 1)), normalized=True)
+    asset.primitive["attributes"]["COLOR_0"] = asset.add(
+        np.tile(np.array([[255, 0, 51, 127]], "u1"), (4, 1)), normalized=True
+    )
     found = loaded(tmp_path, asset)
     assert found.kind == "vertex-colours"
     np.testing.assert_allclose(found.parts[0].colours, np.tile([[1.0, 0.0, 0.2, 127 / 255]], (4, 1)), atol=1e-6)
     asset.primitive["material"] = 0
-    asset.json["materials"] = [{"alphaMode": "MASK", "alphaCutoff": 0.7, "doubleSided": True, "extensions": {"KHR_materials_unlit": {}}}]
+    asset.json["materials"] = [
+        {"alphaMode": "MASK", "alphaCutoff": 0.7, "doubleSided": True, "extensions": {"KHR_materials_unlit": {}}}
+    ]
     material = loaded(tmp_path, asset).parts[0].material
     assert (material.alpha_mode, material.cutoff, material.double_sided, material.unlit) == ("mask", 0.7, True, True)
-    asset.json["materials"] = [{"extensions": {"KHR_materials_pbrSpecularGlossiness": {"diffuseFactor": [0.1, 0.2, 0.3, 0.4]}}, "alphaMode": "BLEND"}]
+    asset.json["materials"] = [
+        {
+            "extensions": {"KHR_materials_pbrSpecularGlossiness": {"diffuseFactor": [0.1, 0.2, 0.3, 0.4]}},
+            "alphaMode": "BLEND",
+        }
+    ]
     assert loaded(tmp_path, asset).parts[0].material.colour == (0.1, 0.2, 0.3, 0.4)
     asset.json["materials"] = [{"extensions": {"KHR_materials_transmission": {"transmissionFactor": 1.0}}}]
     glass = loaded(tmp_path, asset).parts[0].material
@@ -140,7 +164,9 @@ def test_materials_and_pictures_of_an_obj(tmp_path: Path) -> None:
     assert found.kind == "texture" and plain.material.alpha_mode == "blend"
     np.testing.assert_allclose(plain.material.colour, (1.0, 0.214, 0.0, 0.5), atol=1e-3)  # Kd is sRGB
     assert pictured.material.image[0, 0].tolist() == [200, 100, 50, 255]
-    at = {tuple(vertex): tuple(uv) for vertex, uv in zip(pictured.vertices.tolist(), pictured.uvs.tolist(), strict=True)}
+    at = {
+        tuple(vertex): tuple(uv) for vertex, uv in zip(pictured.vertices.tolist(), pictured.uvs.tolist(), strict=True)
+    }
     assert at[0.0, 0.0, 0.0] == (0.0, 1.0) and at[1.0, 1.0, 0.0] == (1.0, 0.0)  # the picture's origin is its upper left
     (tmp_path / "a.mtl").write_text("newmtl one\nKd 1 0 0\nTr 1\nnewmtl two\nmap_Kd ../../etc/passwd\n")
     found = load_appearance(tmp_path / "a.obj", tmp_path)
@@ -154,7 +180,9 @@ def test_colours_of_a_ply_and_formats_without_any(tmp_path: Path) -> None:
 
     box = trimesh.creation.box((1, 1, 1))
     for kind, colours in (("vertex_colors", len(box.vertices)), ("face_colors", len(box.faces))):
-        coloured = trimesh.Trimesh(box.vertices, box.faces, process=False, **{kind: np.tile([[255, 128, 0, 255]], (colours, 1))})
+        coloured = trimesh.Trimesh(
+            box.vertices, box.faces, process=False, **{kind: np.tile([[255, 128, 0, 255]], (colours, 1))}
+        )
         coloured.export(tmp_path / "a.ply")
         found = load_appearance(tmp_path / "a.ply", tmp_path)
         assert found.kind == "vertex-colours" and len(found.parts[0].faces) == 12

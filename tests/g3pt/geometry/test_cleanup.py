@@ -34,7 +34,12 @@ def test_simplified_meshes_are_closed_and_keep_their_shape() -> None:
     for wanted in (2000, 301):
         fewer_vertices, fewer, note = simplify(vertices, faces, wanted)
         mesh = trimesh.Trimesh(fewer_vertices, fewer, process=False)
-        assert note == "" and len(fewer) <= wanted < len(faces) and fewer_vertices.dtype == np.float32 and fewer.dtype == np.int64
+        assert (
+            note == ""
+            and len(fewer) <= wanted < len(faces)
+            and fewer_vertices.dtype == np.float32
+            and fewer.dtype == np.int64
+        )
         assert mesh.is_watertight and mesh.is_winding_consistent and mesh.euler_number == 0
         assert mesh.volume == pytest.approx(before.volume, rel=0.03)
     same = simplify(vertices, faces, len(faces))

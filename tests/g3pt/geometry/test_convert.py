@@ -69,7 +69,13 @@ def test_same_arguments_same_bytes_and_seeds_differ() -> None:
 def test_shapes_types_and_labels_of_a_row() -> None:
     cube = trimesh.creation.box((1, 1, 1))
     row = mesh_to_tensors(cube.vertices, cube.faces, CONFIG, 0)
-    shapes = {"surface": (512, 6), "eval_surface": (512, 6), "sharp": (256, 6), "near_points": (1024, 3), "volume_points": (1024, 3)}
+    shapes = {
+        "surface": (512, 6),
+        "eval_surface": (512, 6),
+        "sharp": (256, 6),
+        "near_points": (1024, 3),
+        "volume_points": (1024, 3),
+    }
     for key, shape in shapes.items():
         assert row[key].shape == shape and row[key].dtype == np.float16, key
     assert row["near_occupancy"].shape == row["volume_occupancy"].shape == (128,)
@@ -85,7 +91,9 @@ def test_shapes_types_and_labels_of_a_row() -> None:
 
 def test_surface_samples_are_uniform_and_lie_on_the_mesh() -> None:
     # Two squares, one four times the other's area, at different heights.
-    vertices = np.array([[0, 0, 0], [2, 0, 0], [2, 2, 0], [0, 2, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]], dtype=float)
+    vertices = np.array(
+        [[0, 0, 0], [2, 0, 0], [2, 2, 0], [0, 2, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]], dtype=float
+    )
     faces = np.array([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
     points = sample_surface(vertices, faces, 5000, np.random.default_rng(0))
     assert abs((points[:, 2] == 0).mean() - 0.8) < 0.01

@@ -42,7 +42,11 @@ class Asset:
     def add(self, values: np.ndarray, **changes: Any) -> int:
         accessor = {"bufferView": self.view(values.tobytes())} if "bufferView" not in changes else {}
         values = values.reshape(len(values), -1)
-        kind = {"componentType": COMPONENTS[values.dtype.str[1:]], "count": len(values), "type": WIDTHS[values.shape[1]]}
+        kind = {
+            "componentType": COMPONENTS[values.dtype.str[1:]],
+            "count": len(values),
+            "type": WIDTHS[values.shape[1]],
+        }
         self.json["accessors"].append(accessor | kind | changes)
         return len(self.json["accessors"]) - 1
 
@@ -62,7 +66,10 @@ def test_instances_stand_where_their_attributes_say() -> None:
         "ROTATION": asset.add(np.round(turns * 32767).astype("<i2"), normalized=True),
         "SCALE": asset.add(np.array([[1, 1, 1], [3, 1, 1]], dtype="<f4")),
     }
-    asset.json["nodes"][0] |= {"extensions": {"EXT_mesh_gpu_instancing": {"attributes": attributes}}, "translation": [10, 0, 0]}
+    asset.json["nodes"][0] |= {
+        "extensions": {"EXT_mesh_gpu_instancing": {"attributes": attributes}},
+        "translation": [10, 0, 0],
+    }
     vertices, faces = asset.read()
     np.testing.assert_allclose(vertices[:4], QUAD + [10, 0, 0])
     turned = np.stack([-QUAD[:, 1], 3 * QUAD[:, 0], QUAD[:, 2]], axis=1)
@@ -123,7 +130,11 @@ def skinned_asset(joints: np.ndarray, weights: np.ndarray) -> Asset:
     for k in range(joints.shape[1] // 4):
         asset.primitive["attributes"][f"JOINTS_{k}"] = asset.add(np.ascontiguousarray(joints[:, 4 * k : 4 * k + 4]))
         asset.primitive["attributes"][f"WEIGHTS_{k}"] = asset.add(np.ascontiguousarray(weights[:, 4 * k : 4 * k + 4]))
-    asset.json["nodes"] = [{"mesh": 0, "skin": 0, "scale": [9, 9, 9]}, {"translation": [0, 3, 0]}, {"translation": [5, 0, 0]}]
+    asset.json["nodes"] = [
+        {"mesh": 0, "skin": 0, "scale": [9, 9, 9]},
+        {"translation": [0, 3, 0]},
+        {"translation": [5, 0, 0]},
+    ]
     asset.json |= {"scenes": [{"nodes": [0, 1, 2]}], "skins": [{"joints": [1, 2]}]}
     return asset
 
@@ -223,7 +234,9 @@ def test_placed_faces_are_limited_before_they_fill_memory(monkeypatch: pytest.Mo
 def test_parts_carry_their_material_and_attributes() -> None:
     asset = Asset()
     asset.primitive["material"] = 3
-    asset.primitive["attributes"]["TEXCOORD_0"] = asset.add(np.array([[0, 0], [255, 0], [255, 255], [0, 255]], "<u1"), normalized=True)
+    asset.primitive["attributes"]["TEXCOORD_0"] = asset.add(
+        np.array([[0, 0], [255, 0], [255, 255], [0, 255]], "<u1"), normalized=True
+    )
     document, parts = read_parts(json.dumps(asset.json).encode(), _no_files)
     assert len(parts) == 1 and parts[0].primitive.material == 3 and document.root["asset"]["version"] == "2.0"
     np.testing.assert_allclose(parts[0].primitive.attribute("TEXCOORD_0"), QUAD[:, :2])
@@ -272,6 +285,8 @@ def test_real_animated_assets_stand_at_rest(real_meshes: Path) -> None:
     hostile = real_meshes / "hostile"
     astronaut = load_mesh(hostile / "quaternius/ultimate_space_pack/Astronaut_BarbaraTheBee-transformed.glb", hostile)
     extent = np.ptp(astronaut.vertices, axis=0)
-    assert extent.argmin() == 2 and 2.5 < extent[1] < 3.5  # y up, arms spread along x; its bones' own units are far smaller
+    assert (
+        extent.argmin() == 2 and 2.5 < extent[1] < 3.5
+    )  # y up, arms spread along x; its bones' own units are far smaller
     bars = load_mesh(hostile / "bevy/animated/MorphStressTest.gltf", hostile)
     assert len(bars.faces) == 2412

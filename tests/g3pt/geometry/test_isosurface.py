@@ -47,6 +47,7 @@ def test_coarse_to_fine_equals_dense_with_fewer_points(field) -> None:
     counts = {16: 0, 64: 0}
     meshes = {}
     for coarse in counts:
+
         def counted(points: np.ndarray, coarse: int = coarse) -> np.ndarray:
             counts[coarse] += len(points)
             return field(points)
@@ -107,7 +108,10 @@ def test_half_a_voxel_off_would_be_seen_at_every_resolution() -> None:
         assert np.abs(np.linalg.norm(vertices - centre, axis=1) - radius).max() < 0.05 * voxel + 0.3 * voxel**2
         for axis in range(3):
             ends = vertices[:, axis].min(), vertices[:, axis].max()
-            assert abs(ends[0] - (centre[axis] - radius)) < 0.5 * voxel and abs(ends[1] - (centre[axis] + radius)) < 0.5 * voxel
+            assert (
+                abs(ends[0] - (centre[axis] - radius)) < 0.5 * voxel
+                and abs(ends[1] - (centre[axis] + radius)) < 0.5 * voxel
+            )
         np.testing.assert_allclose(vertices.mean(axis=0), centre, atol=0.02 * voxel + 1e-3)
 
 
@@ -116,13 +120,21 @@ def test_blocks_of_marching_cubes_join_without_a_seam(monkeypatch: pytest.Monkey
     monkeypatch.setattr(isosurface, "BLOCK", 10)
     vertices, faces = extract(torus, resolution=64, coarse=32)
     mesh = trimesh.Trimesh(vertices, faces, process=False)
-    assert mesh.is_watertight and mesh.euler_number == 0 and len(vertices) == len(whole[0]) and len(faces) == len(whole[1])
+    assert (
+        mesh.is_watertight and mesh.euler_number == 0 and len(vertices) == len(whole[0]) and len(faces) == len(whole[1])
+    )
     assert cKDTree(vertices).query(whole[0])[0].max() < 1e-6
     np.testing.assert_allclose(mesh.volume, trimesh.Trimesh(*whole, process=False).volume, rtol=1e-6)
 
 
 def test_a_batch_of_different_fields_gives_what_each_gives_alone() -> None:
-    fields = [sphere, torus, lambda points: np.full(len(points), -1.0), thin_plate_with_wire, lambda points: np.ones(len(points))]
+    fields = [
+        sphere,
+        torus,
+        lambda points: np.full(len(points), -1.0),
+        thin_plate_with_wire,
+        lambda points: np.ones(len(points)),
+    ]
     rounds: list[set[int]] = []
 
     def answer(wanted: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
@@ -134,7 +146,9 @@ def test_a_batch_of_different_fields_gives_what_each_gives_alone() -> None:
     for number in (0, 1, 3):
         alone = extract(fields[number], resolution=64, coarse=16)
         assert np.array_equal(found[number][0], alone[0]) and np.array_equal(found[number][1], alone[1])
-    assert rounds[0] == set(range(5)) and {2, 4}.isdisjoint(rounds[1]), "asked together; what has no surface asks no more"
+    assert rounds[0] == set(range(5)) and {2, 4}.isdisjoint(rounds[1]), (
+        "asked together; what has no surface asks no more"
+    )
     assert extract_many(answer, 0) == []
 
 

@@ -149,7 +149,9 @@ def euler_number(solid: Solid) -> int:
 
 
 @pytest.mark.parametrize(
-    ("made", "resolution"), [(made, 64) for made in KNOWN] + FINER, ids=lambda value: getattr(value, "__name__", str(value))
+    ("made", "resolution"),
+    [(made, 64) for made in KNOWN] + FINER,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_the_solid_is_the_known_one(made: Callable[[], Known], resolution: int) -> None:
     known, voxel = made(), 2 / resolution

@@ -102,9 +102,14 @@ def test_skinned_vertices_follow_their_joints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
-        ("../secret.bin", "external-uri"), ("%2e%2e/secret.bin", "external-uri"), ("/etc/hostname", "external-uri"),
-        ("http://example.org/a.bin", "external-uri"), ("file:///etc/hostname", "external-uri"),
-        ("..\\secret.bin", "external-uri"), ("link.bin", "external-uri"), ("absent.bin", "missing-file"),
+        ("../secret.bin", "external-uri"),
+        ("%2e%2e/secret.bin", "external-uri"),
+        ("/etc/hostname", "external-uri"),
+        ("http://example.org/a.bin", "external-uri"),
+        ("file:///etc/hostname", "external-uri"),
+        ("..\\secret.bin", "external-uri"),
+        ("link.bin", "external-uri"),
+        ("absent.bin", "missing-file"),
         ("data:;base64,!", "corrupt"),
     ],
 )

@@ -31,7 +31,11 @@ def ball(radius: float, x: float = 0.0, inverted: bool = False) -> trimesh.Trime
         ([trimesh.creation.torus(0.6, 0.2), ball(0.2)], 2, 0),  # in the hole of a ring is not inside it
         ([ball(0.5), ball(0.3, inverted=True)], 2, 1),  # a cavity
         ([ball(0.5), ball(0.3)], 2, 1),  # a solid in a solid
-        ([ball(0.5), ball(0.4, inverted=True), ball(0.3)], 3, 1),  # a solid in a cavity: only the cavity's wall is wrong
+        (
+            [ball(0.5), ball(0.4, inverted=True), ball(0.3)],
+            3,
+            1,
+        ),  # a solid in a cavity: only the cavity's wall is wrong
         ([ball(0.5, inverted=True)], 1, 1),
     ],
 )

@@ -40,7 +40,9 @@ def test_points_are_uniform_within_a_triangle() -> None:
     """Sixteen equal parts of one triangle; the draws inside it are independent, so the statistic may not be too small either."""
     vertices = np.array([[0.0, 0.0, 0.0], [3.0, 0.5, 0.0], [-1.0, 2.0, 1.0]])
     points = sample_surface(vertices, np.array([[0, 1, 2]]), SAMPLES, np.random.default_rng(1))[:, :3]
-    weights = np.linalg.lstsq(np.concatenate([vertices.T, np.ones((1, 3))]), np.c_[points, np.ones(SAMPLES)].T, rcond=None)[0]
+    weights = np.linalg.lstsq(
+        np.concatenate([vertices.T, np.ones((1, 3))]), np.c_[points, np.ones(SAMPLES)].T, rcond=None
+    )[0]
     assert weights.min() > -1e-9
     _, counts = np.unique(np.clip(weights * 4, 0, 4 - 1e-9).astype(int), axis=1, return_counts=True)
     assert len(counts) == 16
@@ -62,7 +64,9 @@ def test_sharp_samples_of_a_solid_cube_lie_along_its_twelve_edges_evenly() -> No
     points = sample_sharp(solid.vertices, solid.faces, 6000, np.random.default_rng(3))[:, :3]
     near = np.sort(0.95 - np.abs(points), axis=1)  # distance to the three nearest sides
     assert near[:, 1].max() < 2 * 2 / 64, "within the offset's round of an edge"
-    edge = np.argmin(np.abs(points), axis=1) * 8 + ((points > 0) @ [1, 2, 4])  # a rough name of the edge: direction and corner
+    edge = np.argmin(np.abs(points), axis=1) * 8 + (
+        (points > 0) @ [1, 2, 4]
+    )  # a rough name of the edge: direction and corner
     counts = np.unique(edge, return_counts=True)[1]
     assert len(counts) == 24 and counts.max() < 1.25 * counts.min()  # each edge in two halves
 
@@ -72,5 +76,9 @@ def test_a_smooth_solid_has_no_sharp_edge_and_gets_uniform_samples(resolution: i
     ball = trimesh.creation.icosphere(4)
     solid = watertight(ball.vertices, ball.faces, resolution)
     points = sample_sharp(solid.vertices, solid.faces, SAMPLES, np.random.default_rng(4))[:, :3]
-    bands = np.histogram(points[:, 2], np.linspace(-0.95, 0.95, 17))[0]  # equal heights of a sphere have equal areas (Archimedes)
-    assert chi_square(bands, np.full(16, SAMPLES / 16)) < 60  # a ball of a few thousand flat faces: looser than chi-square's 37.7
+    bands = np.histogram(points[:, 2], np.linspace(-0.95, 0.95, 17))[
+        0
+    ]  # equal heights of a sphere have equal areas (Archimedes)
+    assert (
+        chi_square(bands, np.full(16, SAMPLES / 16)) < 60
+    )  # a ball of a few thousand flat faces: looser than chi-square's 37.7

@@ -129,7 +129,9 @@ def test_bad_arguments() -> None:
         watertight(cube.vertices, cube.faces, 8)
 
 
-def test_the_grid_is_no_larger_than_the_mesh_and_its_surface_never_touches_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_grid_is_no_larger_than_the_mesh_and_its_surface_never_touches_the_wall(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from g3pt.geometry import watertight as module
 
     shapes = []
