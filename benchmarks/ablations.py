@@ -27,11 +27,12 @@ import numpy as np
 import torch
 
 from benchmarks.rows import row_parser, rows_asked
-from g3pt import datasets, metrics, reading, records
-from g3pt.checkpoint import read_export_config
 from g3pt.config import car_preset, cvq_preset
-from pipelines import train
-from pipelines.training_jobs import car_spec, cvq_spec
+from g3pt.data import datasets, reading, records
+from g3pt.metrics import pairwise
+from g3pt.training.exports import read_export_config
+from pipelines.train import run
+from pipelines.train.jobs import car_spec, cvq_spec
 
 FEW = (1, 2, 3, 79)
 ROWS: dict[str, dict[str, Any]] = {
@@ -89,7 +90,7 @@ def run_row(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
     started = time.process_time()
     trained = cvq_preset(flags.preset)[0] if set(ROWS[name]) <= READS else model
     spec = cvq_spec(flags.data, flags.preset, trained, varied(config, flags.steps, seed))
-    run_dir = train.train_run(spec, flags.output / "runs", num_workers=0)
+    run_dir = run.train_run(spec, flags.output / "runs", num_workers=0)
     row = {
         "row": name,
         "seed": seed,
@@ -109,7 +110,7 @@ def run_row(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
 
 def reread(run_dir: Path, model: Any, target: Path) -> Path:
     """The same weights under a configuration that only reads clouds in another way."""
-    from g3pt.tokenizer import CVQ
+    from g3pt.models.tokenizer import CVQ
 
     tokenizer = CVQ.from_pretrained(run_dir)
     tokenizer.config = tokenizer.encoder.config = model
@@ -119,9 +120,9 @@ def reread(run_dir: Path, model: Any, target: Path) -> Path:
 
 def diagnosed(export: Path, data: str) -> dict[str, float]:
     """Test figures of an export, as a run's ledger has them."""
-    from g3pt.diagnostics import diagnose
-    from g3pt.tokenizer import CVQ
-    from pipelines.stage_cvq import EVAL_COLUMNS
+    from g3pt.models.diagnostics import diagnose
+    from g3pt.models.tokenizer import CVQ
+    from pipelines.train.cvq import EVAL_COLUMNS
 
     arrays = reading.load_arrays(data, "test", EVAL_COLUMNS)
     return {f"test_{name}": value for name, value in diagnose(CVQ.from_pretrained(export), arrays).items()}
@@ -153,15 +154,15 @@ def val_curve(run_dir: Path) -> list[tuple[float, float]]:
 
 def generator(tokenizer: Path, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
     """A small CAR on this tokenizer's codes."""
-    from pipelines.evaluate import EvaluateFlags, evaluate
-    from pipelines.tokens import encode_dataset
+    from pipelines.derive.tokens import encode_dataset
+    from pipelines.evaluate.job import EvaluateFlags, evaluate
 
     encode_dataset(flags.data, tokenizer, use_ray=False)
     model, config = car_preset(flags.car_preset)
     model = dataclasses.replace(model, image_encoder="none")
     started = time.process_time()
     spec = car_spec(flags.data, str(tokenizer), tokenizer.name, model, varied(config, flags.car_steps, seed))
-    run_dir = train.train_run(spec, flags.output / "runs", num_workers=0)
+    run_dir = run.train_run(spec, flags.output / "runs", num_workers=0)
     row = {"car_seconds": time.process_time() - started, "car_run": str(run_dir)}
     test = last_record(run_dir)
     scales = read_export_config(tokenizer)["model"]["scales"]
@@ -191,10 +192,10 @@ def generator(tokenizer: Path, seed: int, flags: argparse.Namespace) -> dict[str
 @torch.inference_mode()
 def completion(run_dir: Path, data: str) -> list[float]:
     """Mean IoU over the first test objects when their first k scales are known, k = 0 to all."""
-    from g3pt.car import G3PT
-    from g3pt.checkpoint import find_export
-    from g3pt.sampling import SampleConfig, sample_codes
-    from pipelines.tokens import load_codes, tokens_kind
+    from g3pt.models.car import G3PT
+    from g3pt.models.sampling import SampleConfig, sample_codes
+    from g3pt.training.exports import find_export
+    from pipelines.derive.tokens import load_codes, tokens_kind
 
     model = G3PT.from_pretrained(find_export(run_dir)).eval()
     info = datasets.open_dataset(data)
@@ -223,7 +224,7 @@ def completion(run_dir: Path, data: str) -> list[float]:
             > 0
         )
         found.append(
-            float(np.mean([metrics.volume_iou(g, t) for g, t in zip(guess_BQ.numpy(), inside_BQ, strict=True)]))
+            float(np.mean([pairwise.volume_iou(g, t) for g, t in zip(guess_BQ.numpy(), inside_BQ, strict=True)]))
         )
     return found
 

@@ -36,11 +36,12 @@ def decoded_object(model: str, data: str) -> tuple[Field, int]:
     """The field of the first test object, and the chunk its device likes."""
     import torch
 
-    from g3pt import datasets, decoding, reading
-    from g3pt.checkpoint import find_export
-    from g3pt.tokenizer import CVQ
-    from pipelines.cluster import torch_device
-    from pipelines.tokens import encode, encoded_columns
+    from g3pt.data import datasets, reading
+    from g3pt.models import decoding
+    from g3pt.models.tokenizer import CVQ
+    from g3pt.training.exports import find_export
+    from pipelines.cluster.session import torch_device
+    from pipelines.derive.tokens import encode, encoded_columns
 
     torch.set_num_threads(1)
     tokenizer = CVQ.from_pretrained(find_export(model)).to(torch_device())

@@ -19,18 +19,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from g3pt import metrics, reading
-from g3pt.car import G3PT
-from g3pt.checkpoint import find_export
 from g3pt.config import car_preset
-from g3pt.decoding import decode_meshes
+from g3pt.data import reading
 from g3pt.geometry.surface import sample_surface
-from g3pt.tokenizer import CVQ
-from g3pt.training import fit
-from pipelines.car_batches import ConditionedCodes
-from pipelines.evaluate import draw_pictures
-from pipelines.evaluate_cvq import cloud_mesh
-from pipelines.tokens import encode, encoded_columns
+from g3pt.metrics import pairwise
+from g3pt.models.car import G3PT
+from g3pt.models.decoding import decode_meshes
+from g3pt.models.tokenizer import CVQ
+from g3pt.training.exports import find_export
+from g3pt.training.fit import fit
+from pipelines.derive.tokens import encode, encoded_columns
+from pipelines.evaluate.cvq import cloud_mesh
+from pipelines.evaluate.job import draw_pictures
+from pipelines.train.car_batches import ConditionedCodes
 
 BOUND = 1.5
 
@@ -72,7 +73,7 @@ def overfit(tokenizer: CVQ, arrays: dict[str, Any], preset: str, steps: int) -> 
 @torch.inference_mode()
 def measure(model: G3PT, arrays: dict[str, Any], resolution: int) -> tuple[list[dict[str, Any]], list[Any]]:
     """A row and three pictures an object."""
-    from g3pt.sampling import SampleConfig
+    from g3pt.models.sampling import SampleConfig
 
     drawn_BS = model.sample_codes(
         arrays["caption"], [None] * len(arrays["id"]), range(len(arrays["id"])), SampleConfig(cfg=0.0)
@@ -98,7 +99,7 @@ def measure(model: G3PT, arrays: dict[str, Any], resolution: int) -> tuple[list[
 
 def distance(vertices: np.ndarray, faces: np.ndarray, surface_P6: np.ndarray) -> float:
     sampled = sample_surface(vertices, faces, len(surface_P6), np.random.default_rng(0))
-    return metrics.chamfer(sampled[:, :3], surface_P6[:, :3].astype(np.float64))
+    return pairwise.chamfer(sampled[:, :3], surface_P6[:, :3].astype(np.float64))
 
 
 def main() -> None:

@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pyarrow.parquet as pq
 
 from benchmarks import machine
-from g3pt.checkpoint import export_hash, read_export_config
-from pipelines.generate import manifest_rows
-from pipelines.generate_config import GenerateConfig
-from pipelines.prompts import plan
-from pipelines.sample_records import SampleFolder, identity
+from g3pt.training.exports import export_hash, read_export_config
+from pipelines.generate.config import GenerateConfig
+from pipelines.generate.job import manifest_rows
+from pipelines.generate.prompts import plan
+from pipelines.generate.sample_records import SampleFolder, identity
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENIZER = REPOSITORY / "weights" / "g3pt-nano-cvq"

@@ -9,7 +9,7 @@ for the same number of steps. Changes that no user would want as an option are m
   nats     cross-entropy of a test object's codes given its caption, summed over its tokens
   family   share of samples whose nearest training object is of the prompted family, with Wilson's 95 % interval; half of the captions are absent
            from training. Nearest: by IoU of occupancies at fixed points in the box, both decoded by the tokenizer from codes (no meshes: cheap)
-  short    the same for prompts with attributes left out (`g3pt.captions.shorten`), one in four with none left
+  short    the same for prompts with attributes left out (`g3pt.data.captions.shorten`), one in four with none left
   attributes  share of the stated attributes found on the first samples' meshes at 64 cells, of seen and of unseen captions (procedural shapes only)
   pictures share of samples of the family of a test object whose first view alone was given, and share of its attributes (rows of pictures)
   Chamfer  median distance of the first samples' surfaces, at 32 cells, to that nearest object's stored surface
@@ -34,24 +34,25 @@ import torch
 from torch import Tensor
 
 from benchmarks.rows import row_parser, rows_asked
-from g3pt import metrics, reading
-from g3pt.attention import KVCache, Levels, UnitAttention, block_causal
-from g3pt.captions import shorten
-from g3pt.car import G3PT
-from g3pt.conditions import ImageEncoder
 from g3pt.config import car_preset
-from g3pt.datasets import open_dataset
-from g3pt.decoding import decode_meshes
+from g3pt.data import reading
+from g3pt.data.captions import shorten
+from g3pt.data.datasets import open_dataset
+from g3pt.data.pictures import prepare_image
 from g3pt.geometry.surface import sample_surface
-from g3pt.pictures import prepare_image
-from g3pt.sampling import SampleConfig
+from g3pt.metrics import pairwise
+from g3pt.models.attention import KVCache, Levels, UnitAttention, block_causal
+from g3pt.models.car import G3PT
+from g3pt.models.decoding import decode_meshes
+from g3pt.models.encoders import ImageEncoder
+from g3pt.models.sampling import SampleConfig
 from g3pt.shapes import caption_family
 from g3pt.shapes.measure import measure_any
-from g3pt.training import fit
-from pipelines.generator_prompts import attributes_of, choose_prompts
-from pipelines.stage_car import CARStage
-from pipelines.tokens import encode_dataset, load_codes, tokens_kind
-from pipelines.training_jobs import car_spec
+from g3pt.training.fit import fit
+from pipelines.derive.tokens import encode_dataset, load_codes, tokens_kind
+from pipelines.evaluate.generator_prompts import attributes_of, choose_prompts
+from pipelines.train.car import CARStage
+from pipelines.train.jobs import car_spec
 
 ROWS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -191,7 +192,7 @@ class Judge:
         right = [
             self.train["category"][k] == family for k, family in zip(self.nearest(codes_BS), families, strict=True)
         ]
-        return {"share": float(np.mean(right)), "interval": list(metrics.wilson_interval(sum(right), len(right)))}
+        return {"share": float(np.mean(right)), "interval": list(pairwise.wilson_interval(sum(right), len(right)))}
 
     def chamfer(self, codes_BS: Tensor) -> float | None:
         """Median distance of the first rows' surfaces to their nearest object; None where none has a surface."""
@@ -200,7 +201,7 @@ class Judge:
         for mesh, k in zip(meshes, self.nearest(codes_BS[:NUM_MESHES]), strict=True):
             if len(mesh.faces):
                 cloud = sample_surface(mesh.vertices, mesh.faces, 2048, np.random.default_rng(0))[:, :3]
-                found.append(metrics.chamfer(cloud, self.train["eval_surface"][k][:2048, :3].astype(np.float64)))
+                found.append(pairwise.chamfer(cloud, self.train["eval_surface"][k][:2048, :3].astype(np.float64)))
         return float(np.median(found)) if found else None
 
     def attributes(self, codes_BS: Tensor, prompts: list[dict[str, Any]]) -> dict[str, float]:

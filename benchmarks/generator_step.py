@@ -8,7 +8,7 @@ names, so that neither a dataset nor pretrained encoders are there, nor counted.
 default the one of the same name, else the paper's 2408 tokens. A step is `fit`'s: forward, backward, clipping, AdamW, averaged weights, over
 `--batch-size` objects (default: one micro-batch) in micro-batches of `--micro-batch` (default 1 above 0.1B, else the preset's batch).
 
-Utilisation is model operations (three times the forward pass of g3pt/flops.py; what checkpointing computes again is time, not work)
+Utilisation is model operations (three times the forward pass of g3pt/training/flops.py; what checkpointing computes again is time, not work)
 a second, over one large matrix product measured here in the same precision, and over --peak-tflops (an H100 or H200's dense bf16: 989).
 `--count-only` times nothing: it counts the step of torch's meta device, operator by operator, beside the formulas.
 Timed by wall time on a GPU, by CPU seconds with one thread on a CPU (benchmarks/tokenizer.py says why).
@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tokenizer import Timer, begin, commit, hardware, matrix_rate
-from g3pt import flops, training
 from g3pt.config import CVQ_PRESETS, CARConfig, CVQConfig, TrainConfig, car_preset, cvq_preset
-from g3pt.parallel import Alone
-from g3pt.transformer import CAR
-from pipelines.training_plan import condition_widths
+from g3pt.models.transformer import CAR
+from g3pt.training import fit, flops
+from g3pt.training.parallel import Alone
+from pipelines.train.plan import condition_widths
 
 LARGE = 0.1e9  # parameters from which one object at a time is the default
 
@@ -68,14 +68,14 @@ class Trainer:
 
     def __init__(self, model: Generator, train: TrainConfig, parts: int) -> None:
         self.model, self.train, self.parts = model.train(), train, parts
-        self.optimizer = training.make_optimizer(model, train)
-        self.average = training.WeightAverage(model, train.ema_decay)
+        self.optimizer = fit.make_optimizer(model, train)
+        self.average = fit.WeightAverage(model, train.ema_decay)
         self.alone = Alone()
 
     def step(self, batch: dict[str, Tensor]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        training.backward(self.model, self.model, batch, 0, self.parts, self.train, self.alone)
-        torch.nn.utils.clip_grad_norm_(training.trained_parameters(self.model), self.train.clip_norm)
+        fit.backward(self.model, self.model, batch, 0, self.parts, self.train, self.alone)
+        torch.nn.utils.clip_grad_norm_(fit.trained_parameters(self.model), self.train.clip_norm)
         self.optimizer.step()
         self.average.update(self.model)
 
@@ -114,7 +114,7 @@ def measure(
     parameters = sum(p.numel() for p in model.parameters())
     at_once = flags.micro_batch or (1 if parameters > LARGE else train.batch_size)
     train = dataclasses.replace(train, batch_size=flags.batch_size or at_once)
-    parts = training.count_parts(train.batch_size, at_once)
+    parts = fit.count_parts(train.batch_size, at_once)
     trainer, batch = Trainer(model, train, parts), model.batch(train.batch_size, device)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)

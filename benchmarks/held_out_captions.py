@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from g3pt.records import id_hash
+from g3pt.data.records import id_hash
 from g3pt.shapes import make_shape, shape_ids
 
 

@@ -31,8 +31,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks import machine  # noqa: E402
-from g3pt import records  # noqa: E402
-from g3pt.storage import is_remote, location  # noqa: E402
+from g3pt.data import records  # noqa: E402
+from g3pt.data.storage import is_remote, location  # noqa: E402
 
 CATEGORIES = ("chair", "table", "lamp", "car", "plant", "tool", "house", "animal")
 LICENCES = ("CC0-1.0", "CC-BY-4.0", "MIT")
@@ -70,7 +70,7 @@ def id_of(number: int) -> str:
 
 def config_of(folder: Path, num_shards: int | None = None, output: str | None = None) -> Any:
     """The flags of the command that is planned."""
-    from pipelines.preprocess_config import PreprocessConfig
+    from pipelines.preprocess.config import PreprocessConfig
 
     return PreprocessConfig(
         source="dir", input=str(folder), output=output or str(folder / "data"), num_shards=num_shards
@@ -79,9 +79,9 @@ def config_of(folder: Path, num_shards: int | None = None, output: str | None = 
 
 def fabricate(config: Any) -> None:
     """Sidecars of every shard as if all had been converted, each beside a file of the size it names."""
-    from pipelines.preprocess_plan import make_plan
-    from pipelines.sources import Listing, inputs_hash
-    from pipelines.sources.fetch import fetched
+    from pipelines.preprocess.plan import make_plan
+    from pipelines.preprocess.sources import Listing, inputs_hash
+    from pipelines.preprocess.sources.fetch import fetched
 
     folder, sha256 = location(config.output), records.config_hash(config.settings)
     folder.mkdir()
@@ -105,7 +105,7 @@ def fabricate(config: Any) -> None:
 
 def known(config: Any, found: list[Any], sidecar: dict[str, Any]) -> list[Any]:
     """The objects with the content that the sidecar names, as the next start will know them."""
-    from pipelines.sources.fetch import known_content
+    from pipelines.preprocess.sources.fetch import known_content
 
     return known_content(config, [one.item for one in found], sidecar)
 
@@ -115,8 +115,8 @@ def known(config: Any, found: list[Any], sidecar: dict[str, Any]) -> list[Any]:
 
 def sum_up(num_objects: int) -> dict[str, Any]:
     """The fingerprint of a dataset of so many objects, from sidecars made on the way: what writing dataset.json takes beside its shards' names."""
-    from g3pt.tally import Tally
-    from pipelines.preprocess_plan import default_num_shards
+    from g3pt.data.tally import Tally
+    from pipelines.preprocess.plan import default_num_shards
 
     num_shards = default_num_shards(num_objects)
     with machine.cost() as summing:
@@ -142,9 +142,9 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     """One case: its cost and what came out."""
     if case["what"] == "fingerprint":
         return sum_up(case["objects"])
-    from g3pt import datasets
-    from pipelines.preprocess_plan import make_plan
-    from pipelines.sources import Listing
+    from g3pt.data import datasets
+    from pipelines.preprocess.plan import make_plan
+    from pipelines.preprocess.sources import Listing
 
     config = config_of(Path(case["folder"]), case["num_shards"], case.get("output"))
     started = time.monotonic()

@@ -39,10 +39,10 @@ NUM_POINTS = 32768  # labelled in the whole box, and as many near the surface
 
 def convert(folder: Path, paths: list[str], resolution: int, views: int, repeat: int) -> list[dict[str, Any]]:
     """What the pipeline's own conversion of each file costs, by stage: the cheapest of `repeat` runs."""
-    from g3pt import datasets
-    from pipelines.preprocess_config import PreprocessConfig
-    from pipelines.preprocess_shards import convert_object, warm_up, warm_up_with_views
-    from pipelines.sources import SourceObject
+    from g3pt.data import datasets
+    from pipelines.preprocess.config import PreprocessConfig
+    from pipelines.preprocess.shards import convert_object, warm_up, warm_up_with_views
+    from pipelines.preprocess.sources import SourceObject
 
     (warm_up_with_views if views else warm_up)()
     config = asdict(

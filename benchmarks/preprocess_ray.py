@@ -3,7 +3,7 @@
     python benchmarks/preprocess_ray.py --meshes FOLDER --output preprocess_ray.json      (or G3PT_MESHES=FOLDER; without: made meshes)
 
 Five ways, each a process of its own, the round after turned about: `loop` calls the pipeline's plain functions in one process; `child` adds the killable
-child (`pipelines.sandbox`); `ray-1` and `ray-2` are jobs/preprocess.py with that many workers; `loops-2` is two bare loops side by side
+child (`pipelines.preprocess.sandbox`); `ray-1` and `ray-2` are jobs/preprocess.py with that many workers; `loops-2` is two bare loops side by side
 that share the shards, which is what the machine itself allows. Every way writes the same shards, whose hashes must be equal.
 
 Start-up (imports, planning, Ray, workers, compiled kernels) ends when every worker has converted one small object; the end (dataset.json, card,
@@ -69,7 +69,7 @@ class InThisProcess:
     """In the sandbox's place: the function is called right here."""
 
     def call(self, function: str, arguments: dict[str, Any]) -> Any:
-        from pipelines.sandbox import Result, describe, resolve
+        from pipelines.preprocess.sandbox import Result, describe, resolve
 
         started = time.monotonic()
         try:
@@ -82,7 +82,7 @@ class InThisProcess:
 
 def run_case(way: str, config: Any) -> dict[str, Any]:
     """One way's phases, the hash of each shard, and the objects' seconds."""
-    from pipelines import preprocess_shards as stage
+    from pipelines.preprocess import shards as stage
 
     clock = Clock()
     if way.startswith("ray"):
@@ -101,8 +101,8 @@ def run_case(way: str, config: Any) -> dict[str, Any]:
 
 
 def _plan(config: Any) -> Sequence[Any]:
-    from pipelines.preprocess_plan import make_plan
-    from pipelines.sources import Listing
+    from pipelines.preprocess.plan import make_plan
+    from pipelines.preprocess.sources import Listing
 
     return make_plan(config, Listing(config)).tasks
 
@@ -119,8 +119,8 @@ def _found(clock: Clock, sidecars: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _small_task(config: Any, index: int) -> tuple[Any, Any]:
     """A shard of one made shape beside the output, and its configuration: it makes a worker ready."""
-    from pipelines.preprocess_plan import ShardTask
-    from pipelines.sources import SourceObject
+    from pipelines.preprocess.plan import ShardTask
+    from pipelines.preprocess.sources import SourceObject
 
     item = SourceObject(id=f"box-{index:06d}", source="shapes", content_sha256="0")
     return ShardTask(index=index, num_shards=100, objects=[item], reason="new"), dataclasses.replace(
@@ -129,7 +129,7 @@ def _small_task(config: Any, index: int) -> tuple[Any, Any]:
 
 
 def _convert_one(config: Any, index: int) -> None:
-    from pipelines.preprocess_shards import process_shard, warm_up
+    from pipelines.preprocess.shards import process_shard, warm_up
 
     warm_up()
     process_shard(*_small_task(config, index))
@@ -137,15 +137,15 @@ def _convert_one(config: Any, index: int) -> None:
 
 def _job(clock: Clock, config: Any) -> dict[str, Any]:
     """jobs/preprocess.py's own work, with marks where Ray is there, where the workers are ready, and where the last shard is."""
-    from pipelines import cluster
-    from pipelines.preprocess import preprocess
-    from pipelines.preprocess_shards import map_on_ray
+    from pipelines.cluster import session
+    from pipelines.preprocess.job import preprocess
+    from pipelines.preprocess.shards import map_on_ray
 
     sidecars = []
 
     def run_shards(tasks: Sequence[Any], config: Any) -> Iterator[dict[str, Any]]:
         clock.mark("plan")
-        cluster.connect("local")
+        session.connect("local")
         clock.mark("ray")
         _make_workers_ready(config)
         clock.mark("workers")
@@ -157,13 +157,13 @@ def _job(clock: Clock, config: Any) -> dict[str, Any]:
     preprocess(config, run_shards)
     clock.mark("end")
     found = _found(clock, sidecars) | {"sandbox_children": len(_sandbox_children())}
-    cluster.disconnect()
+    session.disconnect()
     return found
 
 
 def _make_workers_ready(config: Any) -> None:
     """Small shards until as many workers as the job may use have a sandbox child."""
-    from pipelines.preprocess_shards import map_on_ray
+    from pipelines.preprocess.shards import map_on_ray
 
     for _ in range(MAX_WARM_UPS):
         small = [_small_task(config, index) for index in range(config.num_workers)]
@@ -175,7 +175,9 @@ def _make_workers_ready(config: Any) -> None:
 
 def _sandbox_children() -> list[int]:
     return [
-        pid for pid in machine.family(os.getpid()) if b"pipelines.sandbox" in machine.command_line(pid).split(b"\0")
+        pid
+        for pid in machine.family(os.getpid())
+        if b"pipelines.preprocess.sandbox" in machine.command_line(pid).split(b"\0")
     ]
 
 
@@ -198,7 +200,7 @@ def _side_by_side(clock: Clock, tasks: list[Any], config: Any) -> dict[str, Any]
 
 
 def _bare_loop(number: int, tasks: list[Any], config: Any, taken: Any, ready: Any, done: Any) -> None:
-    from pipelines import preprocess_shards as stage
+    from pipelines.preprocess import shards as stage
 
     stage._sandbox = lambda _: InThisProcess()
     _convert_one(config, number)
@@ -310,7 +312,7 @@ def _ratios(best: dict[str, dict[str, Any]]) -> list[str]:
 def main() -> None:
     """Measure, print a Markdown table, write JSON."""
     if sys.argv[1:2] == ["--case"]:
-        from pipelines.preprocess_config import PreprocessConfig
+        from pipelines.preprocess.config import PreprocessConfig
 
         config = PreprocessConfig(source="dir", **json.loads(sys.argv[3]))
         print(json.dumps(run_case(sys.argv[2], config)))

@@ -25,8 +25,8 @@ STAGES = {  # stage -> the functions, each where it is looked up when it is call
     "quality": ("g3pt.geometry.quality:is_watertight", "g3pt.geometry.quality:solid_figures"),
     "chamfer": ("g3pt.geometry.quality:chamfer_to_input",),
     "views": ("g3pt.geometry.render:render_views",),
-    "row": ("g3pt.records:rows_to_table",),
-    "parquet": ("g3pt.datasets:parquet_bytes",),
+    "row": ("g3pt.data.records:rows_to_table",),
+    "parquet": ("g3pt.data.datasets:parquet_bytes",),
 }
 
 

@@ -22,13 +22,14 @@ import torch
 
 from benchmarks.gate import distance
 from benchmarks.machine import about
-from g3pt import datasets, metrics, reading
-from g3pt.car import G3PT
-from g3pt.checkpoint import find_export
-from g3pt.decoding import decode_meshes
-from g3pt.sampling import SampleConfig
-from pipelines import tokens
-from pipelines.evaluate import draw_pictures
+from g3pt.data import datasets, reading
+from g3pt.metrics import pairwise
+from g3pt.models.car import G3PT
+from g3pt.models.decoding import decode_meshes
+from g3pt.models.sampling import SampleConfig
+from g3pt.training.exports import find_export
+from pipelines.derive import tokens
+from pipelines.evaluate.job import draw_pictures
 
 AIM = 1.5
 WAYS = ("caption", "picture", "both")
@@ -72,7 +73,7 @@ def summary(rows: list[dict[str, Any]], way: str) -> dict[str, Any]:
     ratios = np.array([row[way] / row["bound"] for row in both])
     return {
         "ratio_of_means": float(np.mean([row[way] for row in both]) / np.mean([row["bound"] for row in both])),
-        "ratio_interval_95": list(metrics.bootstrap_interval(ratios, np.mean)),
+        "ratio_interval_95": list(pairwise.bootstrap_interval(ratios, np.mean)),
         "within_aim": int((ratios <= AIM).sum()),
         "without_mesh": len(rows) - len(both),
         "codes_equal": float(np.mean([row[f"{way}_codes_equal"] for row in rows])),

@@ -32,13 +32,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import machine
 from benchmarks.tokenizer import Parts, Timer, commit, hardware
-from g3pt import decoding, sampling
-from g3pt.car import G3PT
 from g3pt.config import CAR_PRESETS, CARConfig, CVQConfig, car_preset, cvq_preset
-from g3pt.sampling import SampleConfig, sample_codes
-from g3pt.tokenizer import CVQ
-from g3pt.transformer import CAR
-from pipelines.training_plan import condition_widths
+from g3pt.models import decoding, sampling
+from g3pt.models.car import G3PT
+from g3pt.models.sampling import SampleConfig, sample_codes
+from g3pt.models.tokenizer import CVQ
+from g3pt.models.transformer import CAR
+from pipelines.train.plan import condition_widths
 
 CODECS = {
     "micro": "micro",

@@ -5,7 +5,7 @@
 
 Needs torch, numpy and pyarrow alone, and no dataset: without --data, balls take the place of objects. Each call is timed after a
 warm-up: by wall time on a GPU, or on a CPU with several --threads; by CPU seconds with one thread, as other work on a shared
-machine makes its wall time mean little. "Utilisation" is the counted operations of a joint training step (g3pt/flops.py) a second over what one large
+machine makes its wall time mean little. "Utilisation" is the counted operations of a joint training step (g3pt/training/flops.py) a second over what one large
 matrix product reaches here in the same precision. Parts are timed in steps of their own, with the device idle between them.
 """
 
@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from g3pt import flops, training
-from g3pt.batches import SurfaceBatches, prefetched, rows_of
 from g3pt.config import CVQConfig, TrainConfig, cvq_preset
-from g3pt.tokenizer import CVQ
+from g3pt.data.batches import SurfaceBatches, prefetched, rows_of
+from g3pt.models.tokenizer import CVQ
+from g3pt.training import fit, flops
 
 Batch = dict[str, Any]
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -146,18 +146,18 @@ class Trainer:
         self.model.set_phase(STEPS - 1, STEPS)
         self.model.statistics_frozen = False
         self.called = torch.compile(self.model) if compiled else self.model
-        self.optimizer = training.make_optimizer(self.model, train)
-        self.average = training.WeightAverage(self.model, train.ema_decay)
-        self.alone = training.Alone()
+        self.optimizer = fit.make_optimizer(self.model, train)
+        self.average = fit.WeightAverage(self.model, train.ema_decay)
+        self.alone = fit.Alone()
 
     def gradients(self, batch: Batch) -> None:
         """Forward and backward."""
         self.optimizer.zero_grad(set_to_none=True)
-        training.backward(self.called, self.model, batch, 0, 1, self.train, self.alone)
+        fit.backward(self.called, self.model, batch, 0, 1, self.train, self.alone)
 
     def update(self) -> None:
         """Clipping, AdamW, averaged weights."""
-        torch.nn.utils.clip_grad_norm_(training.trained_parameters(self.model), self.train.clip_norm)
+        torch.nn.utils.clip_grad_norm_(fit.trained_parameters(self.model), self.train.clip_norm)
         self.optimizer.step()
         self.average.update(self.model)
 
@@ -184,13 +184,13 @@ def measure(preset: str, flags: argparse.Namespace, device: torch.device) -> dic
     stream = make(0)
     data_s = timer.seconds(lambda: next(stream), flags.steps)
     trainer = Trainer(config, train, device, flags.compile)
-    batch = training.on_device(rows_of(next(stream), train.batch_size), device)
+    batch = fit.on_device(rows_of(next(stream), train.batch_size), device)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     step_s = timer.seconds(lambda: trainer.step(batch), flags.steps)
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
-    with contextlib.closing(prefetched(make(0), training.PREFETCH * on_gpu, pin=on_gpu)) as ahead:
-        fed = lambda: trainer.step(training.on_device(rows_of(next(ahead), train.batch_size), device))  # noqa: E731
+    with contextlib.closing(prefetched(make(0), fit.PREFETCH * on_gpu, pin=on_gpu)) as ahead:
+        fed = lambda: trainer.step(fit.on_device(rows_of(next(ahead), train.batch_size), device))  # noqa: E731
         fed_s = timer.seconds(fed, flags.steps)
     rate, done = matrix_rate(device, train.precision, timer), flops.cvq_training(config, "joint") * train.batch_size
     row = {
@@ -224,7 +224,7 @@ def parts(trainer: Trainer, make: SurfaceBatches, timer: Timer, steps: int) -> d
         clock.watch(owner, method, name)
     for _ in range(steps):
         with clock.part("data"):
-            batch = training.on_device(rows_of(next(stream), trainer.train.batch_size), trainer.device)
+            batch = fit.on_device(rows_of(next(stream), trainer.train.batch_size), trainer.device)
         with clock.part("backward"):
             trainer.gradients(batch)
         with clock.part("optimiser"):
@@ -270,7 +270,7 @@ def training_objects(data: str | None, config: CVQConfig) -> Any:
     """The train split of a dataset, in memory or streamed as training reads it; or balls."""
     if data is None:
         return balls(config)
-    from g3pt import datasets, streaming
+    from g3pt.data import datasets, streaming
 
     return streaming.training_objects(
         datasets.open_dataset(data), (*COLUMNS, *["sharp"] * bool(config.num_sharp_points))

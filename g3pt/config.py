@@ -33,7 +33,7 @@ class CVQConfig:
     anchor_blur: float = 0.2  # anchored: Gaussian weights of the points, width in spacings of the anchors; 0 takes the nearest point alone
     qk_norm: bool = False  # unit-norm Q and K with a learned scale per head in encoder and decoder
     resampling: Literal["queries", "pooled", "slices"] = (
-        "queries"  # queries: the paper's CQT; the others are controls (g3pt/cqt.py)
+        "queries"  # queries: the paper's CQT; the others are controls (g3pt/models/cqt.py)
     )
     quantizer: Literal["fsq", "lfq"] = "fsq"  # lfq: the paper's
     fsq_levels: tuple[int, ...] = (8, 8, 5, 5, 5)
@@ -136,14 +136,16 @@ class CARConfig:
     code_noise: float = (
         0.0  # share of input codes replaced at random while training (targets unchanged; ours, a control)
     )
-    bit_flip: float = 0.0  # largest share of an object's input digits changed while training, its targets recomputed (g3pt/correction.py)
+    bit_flip: float = 0.0  # largest share of an object's input digits changed while training, its targets recomputed (g3pt/models/correction.py)
     progressive_share: float = 0.0  # share of the steps, at the start, that train only the coarser half of the scales
     drop_text: float = 0.1  # share of training objects that lose their text, independently of
     drop_image: float = 0.3  # the share that loses its image
     image_text_weight: float = (
-        4.0  # of the loss that pulls what a picture says towards what its caption says (g3pt/car.py)
+        4.0  # of the loss that pulls what a picture says towards what its caption says (g3pt/models/car.py)
     )
-    drop_phrases: float = 0.0  # share of training objects whose caption loses attributes at random (g3pt/captions.py)
+    drop_phrases: float = (
+        0.0  # share of training objects whose caption loses attributes at random (g3pt/data/captions.py)
+    )
     text_encoder: str = "small"  # "small": trained here, jointly; else a hub id or a folder of CLIPTextModel
     text_revision: str | None = None
     image_encoder: str = "small"  # "none", "small": trained here, jointly; else a hub id or a folder of Dinov2Model

@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines.cli import main  # noqa: E402
-from pipelines.evaluate import EvaluateFlags, evaluate  # noqa: E402
+from pipelines.cli.main import main  # noqa: E402
+from pipelines.evaluate.job import EvaluateFlags, evaluate  # noqa: E402
 
 if __name__ == "__main__":
     main(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines.cli import main  # noqa: E402
-from pipelines.preprocess import preprocess  # noqa: E402
-from pipelines.preprocess_config import PreprocessConfig  # noqa: E402
+from pipelines.cli.main import main  # noqa: E402
+from pipelines.preprocess.config import PreprocessConfig  # noqa: E402
+from pipelines.preprocess.job import preprocess  # noqa: E402
 
 if __name__ == "__main__":
     main(

@@ -1,1 +1,1 @@
-"""Ray and MLflow live here and nowhere else; each file is one stage of the pipeline."""
+"""Ray and MLflow are used here and nowhere else; one room per stage, and a room imports only the rooms above it (tests/test_layering.py)."""

@@ -58,11 +58,11 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One private local Ray of two CPUs, shared by the slow tests of a session."""
-    from pipelines import cluster
+    from pipelines.cluster import session
 
-    cluster.connect("local", num_cpus=2)
+    session.connect("local", num_cpus=2)
     yield
-    cluster.disconnect()
+    session.disconnect()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking import SQLITE, Tracking
+from pipelines.tracking.client import SQLITE, Tracking
 
 
 class EmptyStore:

@@ -65,7 +65,7 @@ def use(hub: HubServer, patch: pytest.MonkeyPatch, stall_s: float = 0.25) -> Non
     """Let this process use the server, with short patience."""
     from huggingface_hub import constants
 
-    from pipelines.sources import hub as client
+    from pipelines.preprocess.sources import hub as client
 
     patch.setattr(constants, "ENDPOINT", hub.address)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}")

@@ -60,7 +60,7 @@ def test_ray_is_started_in_one_place() -> None:
         for node in ast.walk(parse(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "ray.init"
     ]
-    assert starts == ["pipelines/cluster.py"]
+    assert starts == ["pipelines/cluster/session.py"]
 
 
 def test_g3pt_reads_no_environment() -> None:

@@ -14,20 +14,22 @@ import numpy as np
 import pytest
 import torch
 
-from g3pt import datasets, derived, reading, records, streaming
 from g3pt.config import TrainConfig
-from g3pt.storage import Location, RemotePath, listing, location, read_many, remove_temporaries, write_atomic
-from pipelines import tokens, tracked, training_jobs
-from pipelines.errors import UsageError
-from pipelines.preprocess import preprocess
-from pipelines.preprocess_config import PreprocessConfig
-from pipelines.preprocess_plan import ShardTask
-from pipelines.sources import inputs_hash
-from pipelines.stage_cvq import CVQStage
-from pipelines.tracking import Tracking
+from g3pt.data import datasets, derived, reading, records, streaming
+from g3pt.data.storage import Location, RemotePath, listing, location, read_many, remove_temporaries, write_atomic
+from pipelines.cli.errors import UsageError
+from pipelines.derive import tokens
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.job import preprocess
+from pipelines.preprocess.plan import ShardTask
+from pipelines.preprocess.sources import inputs_hash
+from pipelines.tracking import tracked
+from pipelines.tracking.client import Tracking
+from pipelines.train import jobs
+from pipelines.train.cvq import CVQStage
 from tests.empty_store import EmptyStore
-from tests.g3pt.test_records import ok_row
-from tests.g3pt.test_records import write as write_rows
+from tests.g3pt.data.test_records import ok_row
+from tests.g3pt.data.test_records import write as write_rows
 from tests.g3pt.tiny import tiny_tokenizer
 from tests.jobs import kills
 from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
@@ -106,7 +108,7 @@ def test_a_folder_of_a_bucket_does_what_a_local_one_does(folder: Location) -> No
 
 
 def test_a_dataset_in_a_bucket_is_summed_up_and_verified(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from g3pt.inspection import main
+    from g3pt.data.inspection import main
 
     info = write_rows(location(bucket) / "data", [ok_row(f"o{k}") for k in range(9)], num_shards=3)
     assert main([str(info.path)]) == 0 and "ok 9" in capsys.readouterr().out
@@ -228,7 +230,7 @@ def test_a_tokenizer_trains_from_a_bucket_as_from_a_folder(bucket: str, tmp_path
     for place in (tmp_path / "data", location(bucket) / "data"):
         info = write_toy_dataset(place, count=20)
         specs.append(
-            training_jobs.cvq_spec(
+            jobs.cvq_spec(
                 str(info.path), "tiny", tiny_tokenizer().config, TrainConfig(steps=2, batch_size=4, learning_rate=1e-3)
             )
         )
@@ -241,7 +243,7 @@ def test_a_tokenizer_trains_from_a_bucket_as_from_a_folder(bucket: str, tmp_path
 
 FORKS = """
 import multiprocessing, sys
-from g3pt.reading import read_rows
+from g3pt.data.reading import read_rows
 
 def ids(path):
     return [row["id"] for row in read_rows(path, ["id"])]
@@ -342,7 +344,7 @@ def test_killed_and_started_again_a_bucket_holds_the_bytes_of_an_uninterrupted_r
     assert kills.finish(args, tmp_path) == str(target)
     assert "are finished and skipped" in kills.printed(tmp_path)[1]
     monkeypatch.setattr(tracked, "tell", lambda *_: None)
-    from pipelines.preprocess_shards import map_here
+    from pipelines.preprocess.shards import map_here
 
     preprocess(PreprocessConfig(output=str(tmp_path / "local"), **flags), map_here)
     ours, theirs = contents(target), contents(tmp_path / "local")

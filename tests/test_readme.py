@@ -27,9 +27,9 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def entry(job: str, monkeypatch: pytest.MonkeyPatch) -> tuple[type, Callable[[Any], Any]]:
-    """The flags and the function that a job hands to `pipelines.cli.main`."""
+    """The flags and the function that a job hands to `pipelines.cli.main.main`."""
     given: list[tuple[type, Callable[[Any], Any]]] = []
-    monkeypatch.setattr("pipelines.cli.main", lambda flags, run, **more: given.append((flags, run)))
+    monkeypatch.setattr("pipelines.cli.main.main", lambda flags, run, **more: given.append((flags, run)))
     runpy.run_path(str(REPOSITORY / job), run_name="__main__")
     (found,) = given
     return found
@@ -45,7 +45,7 @@ def test_it_shows_every_job() -> None:
 def test_a_command_is_understood(
     job: str, args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipelines import cli
+    from pipelines.cli import main
 
     flags_class, run = entry(job, monkeypatch)
     monkeypatch.chdir(tmp_path)
@@ -55,7 +55,7 @@ def test_a_command_is_understood(
     args = [Path(arg).name if Path(arg).name in given else arg for arg in args]
     has_dry_run = "dry_run" in flags_class.__dataclass_fields__
     more = ["--dry-run"] if has_dry_run and "--dry-run" not in args else []
-    flags = cli.parse(flags_class, example="", args=[*args, *more])
+    flags = main.parse(flags_class, example="", args=[*args, *more])
     if has_dry_run:
         assert run(flags) is None
         assert capsys.readouterr().out.strip()

@@ -10,20 +10,20 @@ import pytest
 import torch
 
 from benchmarks.held_out_captions import held_out
-from g3pt.car import G3PT
-from g3pt.decoding import decode_meshes
+from g3pt.data.records import split_of, unpack_occupancy
 from g3pt.geometry.appearance import clay
 from g3pt.geometry.convert import ConvertConfig, mesh_to_tensors
 from g3pt.geometry.render import render_views
 from g3pt.geometry.surface import sample_surface
-from g3pt.metrics import chamfer
-from g3pt.records import split_of, unpack_occupancy
+from g3pt.metrics.pairwise import chamfer
+from g3pt.models.car import G3PT
+from g3pt.models.decoding import decode_meshes
+from g3pt.models.tokenizer import CVQ
 from g3pt.shapes import FAMILIES, all_captions, make_shape, shape_ids
 from g3pt.shapes.measure import measure_any
-from g3pt.tokenizer import CVQ
-from pipelines.generate_config import RELEASED
-from pipelines.release import check_sources
-from pipelines.trained_on import read
+from pipelines.generate.config import RELEASED
+from pipelines.release.job import check_sources
+from pipelines.train.trained_on import read
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "g3pt-nano-cvq"
 

@@ -2,7 +2,7 @@
 
 Node transforms (and rest-pose skins) are applied, polygons triangulated, points and lines ignored, textures never
 read. What an asset names is read only if it lies below `root`; the rest is refused with a reason. MemoryError passes
-through: whether a mesh fits is the machine's doing (pipelines.sandbox makes it a row), what a file claims without
+through: whether a mesh fits is the machine's doing (pipelines.preprocess.sandbox makes it a row), what a file claims without
 holding it is refused before (g3pt.geometry.claims).
 """
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from g3pt.car import G3PT
 from g3pt.config import CARConfig, CVQConfig
-from g3pt.tokenizer import CVQ
+from g3pt.models.car import G3PT
+from g3pt.models.tokenizer import CVQ
 
 SCALES = (1, 3, 6, 8)
 

@@ -1,4 +1,4 @@
-"""Small trainings that one process and two must do alike: run by tests/g3pt/test_parallel.py, as a worker of a gloo group too.
+"""Small trainings that one process and two must do alike: run by tests/g3pt/training/test_parallel.py, as a worker of a gloo group too.
 
 python -m tests.g3pt.two_workers FOLDER RANK      one of two workers; leaves FOLDER/<case>-<kind>.pt, and FOLDER/<case>-<kind>
                                                   with the half-way state of a sharded training
@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from g3pt.batches import SurfaceBatches
 from g3pt.config import TrainConfig
-from g3pt.parallel import Alone, gathered, make_parallel, whole
-from g3pt.sharded import ShardedState, write_sharded
-from g3pt.tokenizer import CVQ
-from g3pt.training import fit
-from tests.g3pt.test_tokenizer import TINY, spheres
+from g3pt.data.batches import SurfaceBatches
+from g3pt.models.tokenizer import CVQ
+from g3pt.training.fit import fit
+from g3pt.training.optimizer_state import ShardedState, write_sharded
+from g3pt.training.parallel import Alone, gathered, make_parallel, whole
+from tests.g3pt.models.test_tokenizer import TINY, spheres
 from tests.g3pt.tiny import random_batch, tiny_g3pt
 
 BATCH, STEPS = 8, 8

@@ -110,7 +110,7 @@ def sandbox_children(pid: int) -> dict[int, int]:
     found = {}
     for number in descendants(pid):
         with contextlib.suppress(OSError, IndexError):
-            if b"pipelines.sandbox" in (Path("/proc") / str(number) / "cmdline").read_bytes().split(b"\0"):
+            if b"pipelines.preprocess.sandbox" in (Path("/proc") / str(number) / "cmdline").read_bytes().split(b"\0"):
                 found[number] = int((Path("/proc") / str(number) / "stat").read_text().rpartition(")")[2].split()[1])
     return found
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from g3pt.records import SCHEMA_VERSION
-from pipelines import cli
-from pipelines.evaluate import EvaluateFlags, evaluate
-from pipelines.generate import generate
-from pipelines.generate_config import GenerateConfig
-from pipelines.sweep import SweepFlags, scaling_sweep
-from pipelines.training_jobs import TrainCARFlags, TrainCVQFlags, train_car, train_cvq
+from g3pt.data.records import SCHEMA_VERSION
+from pipelines.cli import main
+from pipelines.evaluate.job import EvaluateFlags, evaluate
+from pipelines.generate.config import GenerateConfig
+from pipelines.generate.job import generate
+from pipelines.study.job import SweepFlags, scaling_sweep
+from pipelines.train.jobs import TrainCARFlags, TrainCVQFlags, train_car, train_cvq
 from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
 
 # command: (flags class, function, its flags; DATA, RUN and OUT are filled in)
@@ -40,7 +40,7 @@ def complaint(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     for name, path in {"OUT": output, **paths}.items():
         line = line.replace(name, str(path))
     with pytest.raises(SystemExit) as stop:
-        cli.main(flags_class, run, example="", args=line.split())
+        main.main(flags_class, run, example="", args=line.split())
     out, err = capsys.readouterr()
     assert (stop.value.code, out) == (2, ""), err
     assert err.startswith("error: ") and err.count("\n") == 1, err

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import generate as job
-from pipelines import tracked
-from pipelines.generate_config import GenerateConfig
+from pipelines.generate import job as job
+from pipelines.generate.config import GenerateConfig
+from pipelines.tracking import tracked
 from tests.jobs import kills
 from tests.pipelines.toy_generator import write_toy_generator
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import runs, train
-from pipelines.checkpoints import checkpointed
+from pipelines.runs import identity
+from pipelines.train import run
+from pipelines.train.checkpoints import checkpointed
 from tests.jobs import kills
-from tests.pipelines.test_train import TOY, records_of, toy_spec
+from tests.pipelines.train.test_run import TOY, records_of, toy_spec
 
 STEPS, SLEEP_S = 120, 0.1
 
@@ -22,7 +23,7 @@ def test_a_run_goes_on_when_a_node_is_killed_and_has_the_loss_it_would_have_had(
     """Head without CPUs and two nodes, a worker on each; one raylet is killed, and a node joins later."""
     from ray.cluster_utils import Cluster
 
-    whole = train.train_run(toy_spec(STEPS, dropout=0.0), tmp_path / "whole", num_workers=0, build=TOY)
+    whole = run.train_run(toy_spec(STEPS, dropout=0.0), tmp_path / "whole", num_workers=0, build=TOY)
     spec = toy_spec(STEPS, dropout=0.0, sleep_s=SLEEP_S)
     run_dir = tmp_path / "runs" / spec.name
     small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -31,12 +32,12 @@ def test_a_run_goes_on_when_a_node_is_killed_and_has_the_loss_it_would_have_had(
         _, lost = (cluster.add_node(num_cpus=1, object_store_memory=small["object_store_memory"]) for _ in range(2))
         (tmp_path / "spec.json").write_text(json.dumps(spec.to_dict()))
         program = (
-            "import json; from tests.pipelines.test_train import *\n"
+            "import json; from tests.pipelines.train.test_run import *\n"
             f"spec = RunSpec.from_dict(json.loads(Path({str(tmp_path / 'spec.json')!r}).read_text()))\n"
             f"train.train_run(spec, {str(tmp_path / 'runs')!r}, num_workers=2, ray_address={cluster.address!r}, build=TOY)\n"
         )
         with open(tmp_path / "stderr.txt", "w") as err:
-            environment = {**os.environ, "PYTHONPATH": str(runs.REPOSITORY)}
+            environment = {**os.environ, "PYTHONPATH": str(identity.REPOSITORY)}
             driver = subprocess.Popen(
                 [sys.executable, "-c", program], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=err
             )

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from g3pt import datasets, reading
-from pipelines import tracked
-from pipelines.preprocess import preprocess
-from pipelines.preprocess_config import PreprocessConfig
-from pipelines.preprocess_shards import map_here
-from pipelines.tracking import Tracking
+from g3pt.data import datasets, reading
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.job import preprocess
+from pipelines.preprocess.shards import map_here
+from pipelines.tracking import tracked
+from pipelines.tracking.client import Tracking
 from tests.empty_store import EmptyStore
 from tests.hub_server import hub_server
 from tests.jobs import kills

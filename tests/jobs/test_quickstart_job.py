@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import inventory
-from pipelines.runs import Ledger
-from pipelines.tracking import Tracking
+from pipelines.runs.identity import Ledger
+from pipelines.status import inventory
+from pipelines.tracking.client import Tracking
 from tests.jobs import kills
 from tests.pipelines.report_numbers import check_numbers
 

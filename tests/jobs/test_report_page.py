@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.report import write_report
+from pipelines.report.page import write_report
 from tests.pipelines.report_folders import make_dataset, make_evaluation, make_generation, make_run, make_study
 from tests.pipelines.report_numbers import check_numbers
 

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli, sweep, training_jobs
-from pipelines.runs import RunSpec
+from pipelines.cli import main
+from pipelines.runs.identity import RunSpec
+from pipelines.study import job
+from pipelines.train import jobs
 
 COMMANDS = {
-    "cvq": (training_jobs.TrainCVQFlags, training_jobs.train_cvq),
-    "car": (training_jobs.TrainCARFlags, training_jobs.train_car),
-    "sweep": (sweep.SweepFlags, sweep.scaling_sweep),
+    "cvq": (jobs.TrainCVQFlags, jobs.train_cvq),
+    "car": (jobs.TrainCARFlags, jobs.train_car),
+    "sweep": (job.SweepFlags, job.scaling_sweep),
 }
 
 
@@ -20,7 +22,7 @@ def call(command: str, *args: str) -> int:
     flags, run = COMMANDS[command]
     tokenizer = [] if command == "cvq" else ["--tokenizer", "missing-run"]
     with pytest.raises(SystemExit) as stop:
-        cli.main(flags, run, example="", args=["--data", "missing-data", "--output", "missing-out", *tokenizer, *args])
+        main.main(flags, run, example="", args=["--data", "missing-data", "--output", "missing-out", *tokenizer, *args])
     return stop.value.code
 
 
@@ -63,10 +65,10 @@ def test_bad_input_is_one_line(command: str, args: list[str], says: str, capsys:
 def test_set_changes_every_size_of_a_study_and_the_names_of_its_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("sweep", "--set", "head=bits,learning_rate=1e-3", "--steps", "7", "--dry-run") == 0
     assert "every preset with head=bits,learning_rate=1e-3" in capsys.readouterr().out
-    flags = sweep.SweepFlags(data="d", tokenizer="t", output="o", sizes="5k,20k", seeds="0,1", steps=7)
+    flags = job.SweepFlags(data="d", tokenizer="t", output="o", sizes="5k,20k", seeds="0,1", steps=7)
     names = []
     for text in (None, "head=bits,learning_rate=1e-3"):
-        rows = sweep.plan(dataclasses.replace(flags, set=text))
+        rows = job.plan(dataclasses.replace(flags, set=text))
         names.append(
             [
                 RunSpec(stage="car", preset=size, seed=train.seed, config={"model": dataclasses.asdict(model)}).name
@@ -80,11 +82,11 @@ def test_set_changes_every_size_of_a_study_and_the_names_of_its_runs(capsys: pyt
 
 
 def test_unfinished_tokenizer_is_named(tmp_path: Path) -> None:
-    from pipelines.errors import UsageError, bad_input
+    from pipelines.cli.errors import UsageError, bad_input
 
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(UsageError, match="not finished"), bad_input():
-        from g3pt.checkpoint import read_export_config
+        from g3pt.training.exports import read_export_config
 
         read_export_config(tmp_path)
 
@@ -94,8 +96,8 @@ def test_four_points_give_files_that_say_how_far_to_trust_them(tmp_path: Path) -
         {"size": str(n), "params_no_embed": n, "seed": 0, "test_ce": 2 + 30 * n**-0.3}
         for n in (10_000, 50_000, 200_000, 1_000_000)
     ]
-    sweep.write_points(points, tmp_path / "points.csv")
-    sweep.fit_and_draw(points, tmp_path)
+    job.write_points(points, tmp_path / "points.csv")
+    job.fit_and_draw(points, tmp_path)
     assert (tmp_path / "points.csv").read_text().splitlines()[0] == "size,params_no_embed,seed,test_ce"
     found = json.loads((tmp_path / "fit.json").read_text())
     assert found["status"] == "demonstration, not an estimate"

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from g3pt.checkpoint import export_hash
-from pipelines import checkpoints, tracked, train
-from pipelines.preprocess import preprocess
-from pipelines.preprocess_config import PreprocessConfig
-from pipelines.preprocess_shards import map_here
-from pipelines.runs import Ledger, RunSpec
-from pipelines.tracking import Tracking
+from g3pt.training.exports import export_hash
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.job import preprocess
+from pipelines.preprocess.shards import map_here
+from pipelines.runs.identity import Ledger, RunSpec
+from pipelines.tracking import tracked
+from pipelines.tracking.client import Tracking
+from pipelines.train import checkpoints
+from pipelines.train import run as train
 from tests.empty_store import EmptyStore
 from tests.jobs import kills
 

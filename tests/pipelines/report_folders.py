@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from g3pt import datasets, records
-from pipelines.gallery import folder_of, write_gallery
-from pipelines.generate import MANIFEST
+from g3pt.data import datasets, records
+from pipelines.evaluate.gallery import folder_of, write_gallery
+from pipelines.generate.job import MANIFEST
 from tests.pipelines.toy_data import TOY, toy_row
 
 BOX_V3 = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.3, 0.3) for z in (-0.4, 0.4)])
@@ -113,7 +113,7 @@ def make_generation(folder: Path, text: str = "a chair", error: str = "empty-fie
 
 def make_study(folder: Path, fitted: bool = True, **flags: str) -> Path:
     """Four sizes and their laws; without a fit, as a study stands half-way."""
-    from g3pt.scaling import report
+    from g3pt.scaling.law import report
 
     folder.mkdir(parents=True)
     (folder / "study.json").write_text(json.dumps({"runs": [{"name": f"r{k}"} for k in range(4)], "flags": flags}))

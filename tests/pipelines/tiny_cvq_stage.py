@@ -7,15 +7,15 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from g3pt.batches import SurfaceBatches
 from g3pt.config import CVQConfig, TrainConfig, from_dict
-from g3pt.tokenizer import CVQ
-from pipelines.runs import RunSpec
-from tests.g3pt.test_tokenizer import spheres
+from g3pt.data.batches import SurfaceBatches
+from g3pt.models.tokenizer import CVQ
+from pipelines.runs.identity import RunSpec
+from tests.g3pt.models.test_tokenizer import spheres
 
 
 class TinyCVQStage:
-    """See `pipelines.stages.Stage`. `spec.paths` may have `marks`, a folder, and `kill_at`, samples separated by commas."""
+    """See `pipelines.train.stages.Stage`. `spec.paths` may have `marks`, a folder, and `kill_at`, samples separated by commas."""
 
     def __init__(self, spec: RunSpec, rank: int = 0, world_size: int = 1) -> None:
         self.train_config: TrainConfig = from_dict(TrainConfig, spec.config["train"])

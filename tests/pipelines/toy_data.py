@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from g3pt import datasets, records
+from g3pt.data import datasets, records
 from tests.g3pt.tiny import tiny_tokenizer
 
 TOY = records.RecordConfig(num_surface=128, num_sharp=8, num_queries=64, num_views=2)

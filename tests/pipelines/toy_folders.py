@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from g3pt import datasets, derived, reading, records
-from g3pt.checkpoint import export_hash
-from pipelines.runs import stable_hash
-from pipelines.tokens import codes_table
+from g3pt.data import datasets, derived, reading, records
+from g3pt.training.exports import export_hash
+from pipelines.derive.tokens import codes_table
+from pipelines.runs.identity import stable_hash
 from tests.pipelines.toy_data import TOY, toy_row, write_toy_dataset
 
 STEPS, BATCH = 50, 4
@@ -113,7 +113,7 @@ def write_generation(folder: Path, model: Path, failed: int = 1) -> Path:
 
 
 def write_evaluation(file: Path, model: Path, data: datasets.DatasetInfo) -> Path:
-    """The report of an evaluation, its keys in the order in which pipelines.evaluate writes them."""
+    """The report of an evaluation, its keys in the order in which pipelines.evaluate.job writes them."""
     dataset = {
         "path": str(data.path),
         "fingerprint": data.fingerprint,

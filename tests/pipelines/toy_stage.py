@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from g3pt.config import TrainConfig, from_dict
-from pipelines.runs import RunSpec
+from pipelines.runs.identity import RunSpec
 
 
 class ToyModel(nn.Module):

@@ -1,0 +1,1 @@
+"""Datasets on disk: records, shards, readers, batches, licences."""

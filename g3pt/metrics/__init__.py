@@ -1,0 +1,1 @@
+"""How close a shape or a set of shapes is to another."""

@@ -1,0 +1,1 @@
+"""The paper in PyTorch: tokenizer (CVQ), generator (CAR), quantisers, encoders, sampling."""

@@ -1,0 +1,118 @@
+"""Self-attention that is full inside a level and causal across levels, without a dense mask, and the cache that sampling keeps.
+
+Levels are runs of tokens in order: the image tokens, then each scale. A level attends to itself and to all before it, so on
+the CPU each level's queries are one unmasked call of PyTorch's fused attention over the keys up to the level's end. On a GPU,
+where many small calls cost more than they compute, one FlexAttention kernel does the same from a mask of blocks. Sampling
+computes one level at a time against the cache, and needs neither.
+
+Source: G3PT (arXiv 2409.06322): queries and keys normalised to unit vectors. VAR (2404.02905): a learned scale per head, capped at
+100. FlexAttention: torch.nn.attention.flex_attention (2412.05496).
+Shapes: B batch, N tokens of all levels, T tokens of one, H heads, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from g3pt.models.layers import unit_norm
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+Levels = tuple[int, ...]  # tokens of each level, in order
+
+
+class KVCache:
+    """Keys and values of one layer, allocated once and filled from the front; and what modulates it, the same at all scales."""
+
+    def __init__(self, batch: int, heads: int, length: int, head_width: int, like: Tensor) -> None:
+        self.keys = like.new_empty(batch, heads, length, head_width)
+        self.values = torch.empty_like(self.keys)
+        self.filled = 0
+        self.modulation: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, H, T, head width) and give back everything stored so far."""
+        end = self.filled + keys.shape[2]
+        self.keys[:, :, self.filled : end] = keys
+        self.values[:, :, self.filled : end] = values
+        self.filled = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class UnitAttention(nn.Module):
+    """Self-attention whose queries and keys are unit vectors, times a learned scale per head, capped at 100."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.to_out = nn.Linear(width, width)
+        self.log_scale_H = nn.Parameter(torch.full((num_heads,), math.log(4.0)))
+
+    def forward(self, x_BND: Tensor, levels: Levels | None = None, cache: KVCache | None = None) -> Tensor:
+        """Block-causal over `levels`; without them everything sees everything, what the `cache` holds included."""
+        query, key, value = self.to_qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key = unit_norm(query, key, self.log_scale_H)
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        out = block_causal(query, key, value, levels or (x_BND.shape[1],))
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+def block_causal(query: Tensor, key: Tensor, value: Tensor, levels: Levels) -> Tensor:
+    """Attention (B, H, N, head width) at scale 1, full inside a level and causal across levels."""
+    if len(levels) == 1:
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    if query.is_cuda:
+        return compiled_flex()(query, key, value, block_mask=block_mask(levels, query.device), scale=1.0)
+    return level_by_level(query, key, value, levels)
+
+
+def level_by_level(query: Tensor, key: Tensor, value: Tensor, levels: Levels) -> Tensor:
+    """One fused call a level, over the keys up to its end: only what may attend is computed."""
+    ends = itertools.accumulate(levels)
+    parts = [
+        F.scaled_dot_product_attention(query[:, :, end - size : end], key[:, :, :end], value[:, :, :end], scale=1.0)
+        for size, end in zip(levels, ends, strict=True)
+    ]
+    return torch.cat(parts, dim=2)
+
+
+@functools.cache
+def compiled_flex() -> Callable[..., Tensor]:
+    """FlexAttention as one kernel; compiled at its first call."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+@functools.lru_cache(maxsize=16)  # progressive training has two, sampling none
+def block_mask(levels: Levels, device: torch.device) -> BlockMask:
+    """The same structure as FlexAttention reads it: which blocks of 128 x 128 pairs are empty, full or cut."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    level_N = level_of_tokens(levels).to(device)
+    tokens = len(level_N)
+    return create_block_mask(
+        lambda b, h, q, kv: level_N[q] >= level_N[kv], B=None, H=None, Q_LEN=tokens, KV_LEN=tokens, device=device
+    )
+
+
+def level_of_tokens(levels: Levels) -> Tensor:
+    """The number of each token's level, (N,)."""
+    return torch.repeat_interleave(torch.arange(len(levels)), torch.tensor(levels))
+
+
+def attended_pairs(levels: Levels) -> int:
+    """How many pairs of tokens attend."""
+    return sum(size * end for size, end in zip(levels, itertools.accumulate(levels), strict=True))

@@ -1,0 +1,293 @@
+"""G3PT, the generator as it is trained, exported and used: CAR with its frozen tokenizer and its two encoders.
+
+`G3PT.next_input` is the one place where codes become CAR's inputs: the tokenizer's own CQT brings the sum of the coarser scales
+to the next scale's tokens, in teacher forcing and in sampling alike. Either condition may be absent: learned null embeddings
+take its place, and training drops each at random.
+
+Source: G3PT (arXiv 2409.06322): cross-scale alignment, DINOv2 and CLIP as conditions. Infinity (2412.04431): self-correction.
+Ours: the weights of the scales in the loss.
+Shapes: B batch, S tokens of all scales, T tokens of a scale, L latents, A width of the tokenizer's aligned tokens,
+M image tokens (or words of a text), C width of a condition.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from g3pt.config import CARConfig, CVQConfig, from_dict
+from g3pt.data.batches import rand_rows
+from g3pt.data.pictures import prepare_image
+from g3pt.models.correction import corrected
+from g3pt.models.decoding import decode_mesh
+from g3pt.models.encoders import NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, StoredEncoder, TextEncoder
+from g3pt.models.guidance import needed_ways
+from g3pt.models.sampling import SampleConfig, row_settings, row_weights, sample_codes
+from g3pt.models.tokenizer import CVQ
+from g3pt.models.transformer import CAR
+from g3pt.training.exports import Pretrained
+
+
+class G3PT(nn.Module, Pretrained):
+    """Text or image to mesh: the frozen tokenizer, CAR, and the two condition encoders.
+
+    Encoders trained here are parts of the module and travel in its export; pretrained ones are frozen, live outside
+    the module's tensors, and are loaded again by name and revision.
+    """
+
+    kind = "car"
+    config_class = CARConfig
+
+    def __init__(
+        self,
+        config: CARConfig,
+        tokenizer: CVQ,
+        small: dict[str, Any] | None = None,
+        stored: dict[str, StoredEncoder] | None = None,
+    ) -> None:
+        """`stored` stands for the pretrained encoders text, image or both, where batches bring their features."""
+        super().__init__()
+        self.small = small or {"text": SMALL_TEXT, "image": SMALL_IMAGE}
+        self.tokenizer = tokenizer.requires_grad_(False).eval()
+        self.frozen: dict[str, nn.Module] = {}
+        stored = stored or {}
+        text = stored.get("text") or TextEncoder(config.text_encoder, config.text_revision, self.small["text"])
+        image = stored.get("image")
+        if config.image_encoder != NONE and image is None:
+            image = ImageEncoder(config.image_encoder, config.image_revision, config.image_size, self.small["image"])
+        self.config = dataclasses.replace(config, text_revision=text.revision, image_revision=image and image.revision)
+        for name, encoder in (("text", text), ("image", image)):
+            if encoder is not None and encoder.trained_here:
+                self.add_module(f"{name}_encoder", encoder)
+            elif encoder is not None:
+                self.frozen[name] = encoder
+        self.car = CAR(config, tokenizer.config, text.width, image and image.width, image.num_tokens if image else 0)
+        self.active_scales = len(self.scales)
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Tokens per scale, coarse to fine."""
+        return self.tokenizer.config.scales
+
+    @property
+    def text(self) -> TextEncoder:
+        """The text encoder, trained here or frozen."""
+        return self.frozen["text"] if self.frozen.get("text") else self.text_encoder
+
+    @property
+    def image(self) -> ImageEncoder | None:
+        """The image encoder, trained here or frozen; None for a model without one."""
+        return self.frozen.get("image") or getattr(self, "image_encoder", None)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> G3PT:
+        for encoder in self.frozen.values():
+            encoder._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> G3PT:
+        """Training mode for all but the tokenizer, whose statistics stand still."""
+        super().train(mode)
+        self.tokenizer.eval()
+        return self
+
+    def set_phase(self, step: int, num_steps: int) -> bool:
+        """Progressive training: only the coarser half of the scales during the first `progressive_share` of the steps."""
+        early = step < round(self.config.progressive_share * num_steps)
+        self.active_scales = math.ceil(len(self.scales) / 2) if early else len(self.scales)
+        return False
+
+    def next_input(self, canvas_BLA: Tensor, codes_BT: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+        """Add the codes of scale `scale` - 1 to the canvas and bring it to scale `scale`: (canvas, aligned (B, T, A))."""
+        canvas_BLA = self.tokenizer.canvas_add(canvas_BLA, codes_BT, scale - 1)
+        return canvas_BLA, self.tokenizer.align(canvas_BLA, scale)
+
+    @torch.no_grad()
+    def aligned_inputs(self, codes_BS: Tensor, num_scales: int | None = None) -> Tensor:
+        """Teacher forcing: the inputs of scales 2, 3, ... for known codes, (B, S - T1, A)."""
+        scales = self.scales[:num_scales]
+        canvas_BLA, aligned = self.tokenizer.canvas_start(len(codes_BS)), []
+        for scale, codes_BT in enumerate(codes_BS[:, : sum(scales)].split(list(scales), dim=1)[:-1], start=1):
+            canvas_BLA, aligned_BTA = self.next_input(canvas_BLA, codes_BT, scale)
+            aligned.append(aligned_BTA)
+        if not aligned:
+            return canvas_BLA[:, :0]
+        return torch.cat(aligned, dim=1)
+
+    def forward(self, batch: dict[str, Tensor], step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training loss and cross-entropies, in nats a token.
+
+        `batch`: codes_BS; text_BM, text_mask_BM, has_text_B; images_B3HW, has_image_B (if the model reads images), or the
+        encoders' outputs text_BC, image_BMC in any precision instead of their inputs;
+        aligned_BTA, if computed before. While training, present conditions are dropped at random.
+        """
+        aligned_BTA, codes_BS = self._teacher(batch)
+        encoded = self._encoded(batch)
+        text_BC, image_BMC = self._dropped(batch, *encoded)
+        hidden_BSD = self.car(aligned_BTA, text_BC, image_BMC, num_scales=self.active_scales)
+        loss, logs = self._loss(self.car.head.cross_entropy(hidden_BSD, codes_BS))
+        if self.training and self.config.image_text_weight and image_BMC is not None:
+            gap = self._image_text_gap(*encoded, batch["has_text_B"] & batch["has_image_B"])
+            loss, logs = loss + self.config.image_text_weight * gap, logs | {"image_text_gap": gap.detach()}
+        return loss, logs
+
+    def _teacher(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Aligned inputs and target codes of the active scales; while training the inputs may be disturbed on purpose."""
+        num_tokens = sum(self.scales[: self.active_scales])
+        codes_BS = batch["codes_BS"][:, :num_tokens]
+        if self.training and self.config.bit_flip > 0:
+            rate_B = rand_rows(batch) * self.config.bit_flip
+            shape = (num_tokens, self.tokenizer.cqt.quantizer.num_digits)
+            return corrected(
+                self.tokenizer,
+                batch["codes_BS"],
+                rate_B,
+                rand_rows(batch, *shape),
+                rand_rows(batch, *shape),
+                self.active_scales,
+            )
+        if self.training and self.config.code_noise > 0:
+            noise_BS = (rand_rows(batch, num_tokens) * self.tokenizer.config.num_codes).long()
+            replaced_BS = rand_rows(batch, num_tokens) < self.config.code_noise
+            return self.aligned_inputs(torch.where(replaced_BS, noise_BS, codes_BS), self.active_scales), codes_BS
+        if "aligned_BTA" in batch:
+            return batch["aligned_BTA"][:, : num_tokens - self.scales[0]], codes_BS
+        return self.aligned_inputs(codes_BS, self.active_scales), codes_BS
+
+    def _encoded(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The encoders' outputs, also for objects without one. Everything is always computed, so that every trained tensor has
+        a gradient at every step, whatever was dropped."""
+        text_BC = batch["text_BC"].float() if "text_BC" in batch else self.text(batch["text_BM"], batch["text_mask_BM"])
+        if self.image is None:
+            return text_BC, None
+        return text_BC, batch["image_BMC"].float() if "image_BMC" in batch else self.image(batch["images_B3HW"])
+
+    def _dropped(
+        self, batch: dict[str, Tensor], text_BC: Tensor, image_BMC: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Conditions with the null embeddings where one is absent or dropped."""
+        keep_text_B = self._keep(batch, "has_text_B", self.config.drop_text)
+        text_BC = torch.where(keep_text_B[:, None], text_BC, self.car.null_text.to(text_BC.dtype))
+        if image_BMC is None:
+            return text_BC, None
+        keep_image_B = self._keep(batch, "has_image_B", self.config.drop_image)
+        return text_BC, torch.where(keep_image_B[:, None, None], image_BMC, self.car.null_image.to(image_BMC.dtype))
+
+    def _image_text_gap(self, text_BC: Tensor, image_BMC: Tensor, both_B: Tensor) -> Tensor:
+        """Mean square of the difference between what a picture alone and its caption alone give to the layer norms' modulation.
+
+        Ours. What the caption says stands still; pictures learn to say it (and the null text, which stands beside them). Why: from codes alone a small image encoder learns very slowly (LOG.md, 2026-11-28).
+        """
+        said_BD = self.car.modulator(text_BC, self.car.null_image.expand_as(image_BMC)).detach()
+        seen_BD = self.car.modulator(self.car.null_text.expand_as(text_BC), image_BMC)
+        return ((seen_BD - said_BD).float().square().mean(dim=1) * both_B).mean()
+
+    def _keep(self, batch: dict[str, Tensor], present: str, drop: float) -> Tensor:
+        if not self.training:
+            return batch[present]
+        return batch[present] & (rand_rows(batch) >= drop)
+
+    def _loss(self, entropy_BS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scale means of the cross-entropy, a scale of T tokens weighted by T ** (1 - scale_loss_power)."""
+        scales = self.scales[: self.active_scales]
+        mean_K = torch.stack([part.mean() for part in entropy_BS.split(list(scales), dim=1)])
+        weight_K = mean_K.new_tensor(scales) ** (1 - self.config.scale_loss_power)
+        loss = (mean_K * weight_K).sum() / weight_K.sum()
+        logs = {f"ce_scale_{k}": ce for k, ce in enumerate(mean_K.detach(), start=1)}
+        return loss, {"ce": entropy_BS.detach().mean()} | logs
+
+    @torch.inference_mode()
+    def encode_prompts(self, texts: Sequence[str | None], images: Sequence[Any | None]) -> tuple[Tensor, Tensor | None]:
+        """Prompts, of which either part may be None, to conditions. Each is encoded alone, so that no neighbour changes it."""
+        device = self.car.start.device
+        known_texts: dict[str, Tensor] = {}
+        for text in {t for t in texts if t is not None}:
+            ids_BM, mask_BM = self.text.tokenizer([text])
+            known_texts[text] = self.text(ids_BM.to(device), mask_BM.to(device))[0]
+        text_BC = torch.stack([self.car.null_text if t is None else known_texts[t] for t in texts])
+        if self.image is None:
+            if any(image is not None for image in images):
+                raise ValueError("this model was trained without images")
+            return text_BC, None
+        null_MC = self.car.null_image.expand(self.image.num_tokens, -1)
+        known = {id(i): self._encode_image(i) for i in {id(i): i for i in images if i is not None}.values()}
+        return text_BC, torch.stack([null_MC if i is None else known[id(i)] for i in images])
+
+    def _encode_image(self, image: Any) -> Tensor:
+        pixels = image if isinstance(image, Tensor) else prepare_image(image, self.config.image_size)
+        return self.image(pixels[None].to(self.car.start.device))[0]
+
+    def sample_codes(
+        self,
+        texts: Sequence[str | None],
+        images: Sequence[Any | None],
+        seeds: Sequence[int],
+        settings: SampleConfig | Sequence[SampleConfig] | None = None,
+        batch: int = 8,
+    ) -> Tensor:
+        """One prompt and one seed a row -> codes int64 (B, S); settings for all rows, or one a row.
+
+        Rows that need the same ways of guidance go through in batches of exactly `batch` (the last is filled up), so that a
+        row's arithmetic, and with it its codes, doesn't depend on which rows there are."""
+        return self.sample_encoded(*self.encode_prompts(texts, images), seeds, settings, batch)
+
+    def sample_encoded(
+        self,
+        text_BC: Tensor,
+        image_BMC: Tensor | None,
+        seeds: Sequence[int],
+        settings: SampleConfig | Sequence[SampleConfig] | None = None,
+        batch: int = 8,
+    ) -> Tensor:
+        """`sample_codes` for conditions that `encode_prompts` gave."""
+        rows = row_settings(settings or SampleConfig(), len(seeds))
+        ways = [needed_ways(weights_KW) for weights_KW in row_weights(self, text_BC, image_BMC, rows)]
+        found: dict[int, Tensor] = {}
+        for wanted in sorted(set(ways)):
+            alike = [row for row in range(len(seeds)) if ways[row] == wanted]
+            for start in range(0, len(alike), batch):
+                index = [alike[min(start + i, len(alike) - 1)] for i in range(batch)]
+                part = None if image_BMC is None else image_BMC[index]
+                codes_BS = sample_codes(self, text_BC[index], part, [seeds[i] for i in index], [rows[i] for i in index])
+                found |= dict(zip(index, codes_BS, strict=True))
+        return torch.stack([found[row] for row in range(len(seeds))])
+
+    @torch.inference_mode()
+    def decode_mesh(self, codes_S: Tensor, resolution: int = 128) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of one object -> (vertices float32 (V, 3), faces int64 (F, 3)), floaters removed."""
+        return decode_mesh(self.tokenizer, self.tokenizer.decode_latents(codes_S[None]), resolution)
+
+    def generate(
+        self,
+        text: str | None = None,
+        image: Any = None,
+        *,
+        num: int = 1,
+        seed: int = 0,
+        settings: SampleConfig | None = None,
+        resolution: int = 128,
+    ) -> list[Any]:
+        """`num` meshes (trimesh.Trimesh) for a text, an image, both or neither, with seeds `seed`, `seed` + 1, ..."""
+        import trimesh
+
+        codes_BS = self.sample_codes([text] * num, [image] * num, range(seed, seed + num), settings)
+        return [trimesh.Trimesh(*self.decode_mesh(codes_S, resolution), process=False) for codes_S in codes_BS]
+
+    def export_config(self) -> dict[str, Any]:
+        """CAR's and the tokenizer's configuration, and the shapes of encoders trained here."""
+        return {
+            "model": dataclasses.asdict(self.config),
+            "tokenizer": dataclasses.asdict(self.tokenizer.config),
+            "small_encoders": self.small,
+        }
+
+    @classmethod
+    def from_export_config(cls, values: dict[str, Any]) -> G3PT:
+        """The model whose `export_config` this is, untrained."""
+        tokenizer = CVQ(from_dict(CVQConfig, values["tokenizer"]))
+        return cls(from_dict(CARConfig, values["model"]), tokenizer, values["small_encoders"])

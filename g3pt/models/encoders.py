@@ -1,0 +1,251 @@
+"""The two conditions of the generator: a text becomes one vector, an image becomes a row of tokens.
+
+A hub id (or a folder) names a CLIPTextModel or a Dinov2Model, which is loaded with `from_pretrained`, frozen, and only named in the
+export, with its revision. `small` builds a small encoder with fresh weights that is trained jointly with the generator and travels in its
+export: a CLIPTextModel, and convolutions (`g3pt.models.image_encoder`).
+
+Source: G3PT (arXiv 2409.06322): CLIP text embedding, DINOv2 patch tokens (ViT-L/14).
+Ours: the small encoders, the tokenizer of words and bytes beside them, and DINOv2's class token, which is
+kept as one more image token.
+Shapes: B batch, M condition tokens (words of a text, patches of an image), C width of an encoder, H W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from g3pt.models.image_encoder import ConvEncoder
+
+SMALL = "small"
+NONE = "none"
+PAD, BEGIN, END = 256, 257, 258  # beside the 256 bytes; words follow
+MAX_WORDS, MIN_COUNT = 4096, 3  # of the training captions
+SMALL_TEXT: dict[str, Any] = {
+    "words": [],  # that have an id of their own, most frequent first
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "projection_dim": 96,
+    "pad_token_id": PAD,
+    "bos_token_id": BEGIN,
+    "eos_token_id": END,
+}
+SMALL_IMAGE: dict[str, Any] = {"widths": [16, 32, 64, 64], "blocks": [0, 1, 1, 1], "num_layers": 1, "num_heads": 4}
+
+
+class WordTokenizer:
+    """Lower-case words and punctuation marks between BEGIN and END, padded to the longest text of the batch. A word that is not in `words`
+    is spelled in UTF-8 bytes after a space.
+
+    Why: from bytes alone the small encoder learnt the first words of a caption and not its end, whose place varies (LOG.md, 2026-11-28).
+    """
+
+    def __init__(self, words: Sequence[str] = (), max_length: int = SMALL_TEXT["max_position_embeddings"]) -> None:
+        self.max_length = max_length
+        self.words = list(words)
+        self.ids = {word: END + k for k, word in enumerate(words, start=1)}
+
+    def __call__(self, texts: Sequence[str], cut: bool = False) -> tuple[Tensor, Tensor]:
+        """Texts to (ids int64 (B, M), mask int64 (B, M)); a text that does not fit is a ValueError, or is cut."""
+        room = self.max_length - 2
+        encoded = [self.encode(text) for text in texts]
+        longest = max(len(e) for e in encoded)
+        if longest > room and not cut:
+            raise ValueError(f"text of {longest} tokens does not fit the text encoder's {room}")
+        rows = [[BEGIN, *e[:room], END] for e in encoded]
+        width = max(len(r) for r in rows)
+        ids_BM = torch.tensor([r + [PAD] * (width - len(r)) for r in rows], dtype=torch.int64)
+        return ids_BM, (ids_BM != PAD).long()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, without BEGIN and END."""
+        found: list[int] = []
+        for word in split_words(text):
+            found += [self.ids[word]] if word in self.ids else f" {word}".encode()
+        return found
+
+    def decode(self, ids_M: Tensor) -> str:
+        """The text of one row of ids, in lower case, with one space between words and marks."""
+        parts = (
+            bytes([i]) if i < PAD else f" {self.words[i - END - 1]}".encode()
+            for i in ids_M.tolist()
+            if i < PAD or i > END
+        )
+        return b"".join(parts).decode("utf-8", errors="replace").strip()
+
+
+def split_words(text: str) -> list[str]:
+    """Words and punctuation marks, in lower case."""
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def common_words(texts: Iterable[str]) -> list[str]:
+    """The MAX_WORDS most frequent words that occur at least MIN_COUNT times, most frequent first: rarer ones are better spelled."""
+    counts = Counter(word for text in texts for word in split_words(text))
+    return sorted(
+        (word for word, count in counts.items() if count >= MIN_COUNT), key=lambda word: (-counts[word], word)
+    )[:MAX_WORDS]
+
+
+class HubTokenizer:
+    """The tokenizer that belongs to a pretrained text encoder, with WordTokenizer's interface."""
+
+    def __init__(self, name: str, revision: str | None) -> None:
+        from transformers import AutoTokenizer
+
+        self.inner = AutoTokenizer.from_pretrained(name, revision=revision)
+
+    def __call__(self, texts: Sequence[str], cut: bool = False) -> tuple[Tensor, Tensor]:
+        out = self.inner(list(texts), padding=True, truncation=cut, return_tensors="pt")
+        room = self.inner.model_max_length
+        if out["input_ids"].shape[1] > room:
+            raise ValueError(f"text of {out['input_ids'].shape[1]} tokens does not fit the text encoder's {room}")
+        return out["input_ids"], out["attention_mask"]
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text tower; its output at the end token is the condition."""
+
+    def __init__(self, name: str = SMALL, revision: str | None = None, small: dict[str, Any] | None = None) -> None:
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        super().__init__()
+        self.trained_here = name == SMALL
+        if self.trained_here:
+            values = dict(small or SMALL_TEXT)
+            words = values.pop("words", [])  # exports before 7e016e9 spell every word
+            self.tokenizer: WordTokenizer | HubTokenizer = WordTokenizer(words, values["max_position_embeddings"])
+            self.model = CLIPTextModel(CLIPTextConfig(**values | {"vocab_size": END + 1 + len(words)}))
+            _freeze_key_biases(self.model)
+        else:
+            revision = commit_of(name, revision)
+            with from_hub(name):
+                self.tokenizer = HubTokenizer(name, revision)
+                self.model = (
+                    CLIPTextModel.from_pretrained(name, revision=revision, use_safetensors=True)
+                    .requires_grad_(False)
+                    .eval()
+                )
+        self.revision = revision
+
+    @property
+    def width(self) -> int:
+        """C."""
+        return self.model.config.hidden_size
+
+    def forward(self, ids_BM: Tensor, mask_BM: Tensor) -> Tensor:
+        """Token ids and mask to one vector (B, C)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained_here):
+            return self.model(input_ids=ids_BM, attention_mask=mask_BM).pooler_output
+
+
+class ImageEncoder(nn.Module):
+    """DINOv2, whose class token and patch tokens are the condition, or the small encoder's tokens."""
+
+    def __init__(
+        self, name: str = SMALL, revision: str | None = None, size: int = 56, small: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.trained_here = name == SMALL
+        self.size = size
+        self.revision = revision if self.trained_here else commit_of(name, revision)
+        small = small or SMALL_IMAGE
+        if not self.trained_here:
+            self._take(_pretrained_dino(name, self.revision))
+        elif "widths" in small:
+            self.model = ConvEncoder(size, **small)
+            self.width, self.num_tokens = self.model.positions.shape[1], self.model.positions.shape[0]
+        else:  # exports before the convolutions
+            from transformers import Dinov2Config, Dinov2Model
+
+            self._take(Dinov2Model(Dinov2Config(image_size=size, **small)))
+            _freeze_key_biases(self.model)
+
+    def _take(self, model: nn.Module) -> None:
+        """A Dinov2Model, its width C, and how many tokens M it gives: patches and the class token."""
+        self.model, patch = model, model.config.patch_size
+        if self.size % patch:
+            raise ValueError(f"image_size {self.size} is not a multiple of the encoder's patch, {patch}")
+        self.width, self.num_tokens = model.config.hidden_size, (self.size // patch) ** 2 + 1
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Normalised pixels to tokens (B, M, C)."""
+        if isinstance(self.model, ConvEncoder):
+            return self.model(images_B3HW)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained_here):
+            return self.model(pixel_values=images_B3HW).last_hidden_state
+
+
+def _pretrained_dino(name: str, revision: str | None) -> nn.Module:
+    from transformers import AutoModel, Dinov2Model
+
+    with from_hub(name):
+        model = AutoModel.from_pretrained(name, revision=revision, use_safetensors=True).requires_grad_(False).eval()
+    if not isinstance(model, Dinov2Model):
+        raise ValueError(f"image encoder {name!r} is a {type(model).__name__}, not a Dinov2Model")
+    return model
+
+
+class StoredEncoder(nn.Module):
+    """A pretrained encoder of which a model only knows the shape, as what it gives is stored (`g3pt.models.features`): no weights."""
+
+    trained_here = False
+
+    def __init__(self, name: str, revision: str | None, width: int, num_tokens: int = 1) -> None:
+        super().__init__()
+        self.name, self.revision, self.width, self.num_tokens = name, revision, width, num_tokens
+
+    def forward(self, *_: Tensor) -> Tensor:
+        """Refused: there is nothing to compute with."""
+        raise RuntimeError(f"{self.name}: only its stored features are at hand; load the export to give prompts")
+
+
+class MissingEncoder(ValueError):
+    """A pretrained encoder is neither here nor to be had; one line that says what to do."""
+
+
+@contextlib.contextmanager
+def from_hub(name: str) -> Iterator[None]:
+    """Load an encoder inside: drawn numbers stay as they were, and what a hub that does not answer raises becomes a MissingEncoder."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        from huggingface_hub import constants
+
+        said = " ".join(str(error).split("\n")[0].split()).rstrip(" .")
+        raise MissingEncoder(
+            f"encoder {name} is neither in the Hugging Face cache {constants.HF_HUB_CACHE} nor to be had from the hub ({said}); "
+            f"remedy: `hf download {name}` where there is a network, and HF_HOME set to a cache that every node reads"
+        ) from error
+
+
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The commit that a hub id's revision (None: main) stands for now, from the hub or its cache; None for a folder."""
+    if Path(name).is_dir():
+        return None
+    from transformers.utils import cached_file
+
+    with from_hub(name):
+        return Path(
+            cached_file(name, "config.json", revision=revision)
+        ).parent.name  # CACHE/models--OWNER--NAME/snapshots/COMMIT
+
+
+def _freeze_key_biases(model: nn.Module) -> None:
+    """Softmax is blind to the bias of the keys: its gradient is rounding noise, so it stays at its zero."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("k_proj.bias"):
+            parameter.requires_grad_(False)

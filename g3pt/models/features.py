@@ -1,0 +1,234 @@
+"""Condition features of a dataset: what pretrained encoders make of its captions and views, in float16, one derived table an encoder.
+
+`DATASET/derived/text-<hash8>/` has `id` and `text` (C,); `DATASET/derived/image-<hash8>/` has `id`, `num_views` and a column `view_0`, `view_1`, ...
+(M, C) for each view. There an object is a row group of its own, so that training reads the one view that it shows: 0.5 MB of DINOv2 ViT-L/14
+instead of all views of all objects. hash8 covers encoder, revision (of a folder: its files), image size, and how pictures are prepared; a
+table's metadata says which encoder made it, so that reading needs neither the encoder nor a hub.
+
+Source: G3PT (arXiv 2409.06322): CLIP text embedding, DINOv2 patch tokens. DESIGN, contract 3.
+Ours: the layout.
+Shapes: N objects, B batch, M image tokens, C width of an encoder.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from g3pt.config import CARConfig
+from g3pt.data import derived, reading
+from g3pt.data.datasets import DatasetInfo
+from g3pt.data.pictures import prepare_image
+from g3pt.data.records import shard_index
+from g3pt.data.storage import open_parquet
+from g3pt.models.encoders import NONE, SMALL, ImageEncoder, StoredEncoder, TextEncoder
+
+PREPARATION = (
+    1  # of pictures: raise it when `prepare_image` gives other pixels, so that stored features of before are not read
+)
+ENCODE_BATCH = 16
+OPEN_SHARDS = 64  # kept open by a reader
+METADATA = b"g3pt.encoder"
+FEATURE_FILES = ("*.json", "*.safetensors", "*.txt")  # of a folder with an encoder: what decides its output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """One pretrained encoder as a source of features."""
+
+    condition: str  # text or image
+    encoder: str  # hub id or folder
+    revision: str | None  # of a hub id: the commit
+    image_size: int  # pixels; 0 for text
+
+    @property
+    def kind(self) -> str:
+        """The derived table's name: text-<hash8> or image-<hash8>."""
+        source = (
+            {"files": _files_hash(self.encoder)}
+            if Path(self.encoder).is_dir()
+            else {"encoder": self.encoder, "revision": self.revision}
+        )
+        told = source | {"image_size": self.image_size, "preparation": PREPARATION if self.image_size else 0}
+        return f"{self.condition}-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]}"
+
+    def load(self) -> TextEncoder | ImageEncoder:
+        """The encoder with its weights, in float32."""
+        if self.condition == "text":
+            return TextEncoder(self.encoder, self.revision)
+        return ImageEncoder(self.encoder, self.revision, self.image_size)
+
+
+@functools.cache
+def _files_hash(folder: str) -> str:
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in FEATURE_FILES for file in Path(folder).glob(pattern)}):
+        with open(file, "rb") as opened:
+            digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def encodings(config: CARConfig) -> list[Encoding]:
+    """The pretrained encoders of a generator whose input is a dataset's as it stands: not the text's where captions lose phrases at random."""
+    text = Encoding(condition="text", encoder=config.text_encoder, revision=config.text_revision, image_size=0)
+    image = Encoding(
+        condition="image", encoder=config.image_encoder, revision=config.image_revision, image_size=config.image_size
+    )
+    usable = [image] if config.drop_phrases else [text, image]
+    return [one for one in usable if one.encoder not in (SMALL, NONE)]
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_shard(encoding: Encoding, encoder: nn.Module, info: DatasetInfo, index: int) -> int:
+    """One shard's features, whole or not at all; the number of its `ok` objects."""
+    make = _text_tables if encoding.condition == "text" else _image_tables
+    tables = make(encoder, info, index)
+    first = next(tables)  # without a row: it names the columns
+    shape = [encoder.width] if encoding.condition == "text" else [encoder.num_tokens, encoder.width]
+    told = {
+        METADATA: json.dumps(asdict(encoding) | {"revision": encoder.revision, "shape": shape}, sort_keys=True).encode()
+    }
+    rows = 0
+
+    def counted() -> Iterator[pa.Table]:
+        nonlocal rows
+        for table in tables:
+            rows += table.num_rows
+            yield table
+
+    derived.write_derived_groups(info, encoding.kind, index, first.schema.with_metadata(told), counted())
+    return rows
+
+
+def _text_tables(encoder: TextEncoder, info: DatasetInfo, index: int) -> Iterator[pa.Table]:
+    """An empty table, then a row group for each batch of captions; zeros where there is none."""
+    rows = list(reading.read_rows(info, ["id", "caption"], shards=[index]))
+    for part in [[], *_batches(rows)]:
+        features_BC = np.zeros((len(part), encoder.width), np.float16)
+        given = [k for k, row in enumerate(part) if row["caption"]]
+        if given:
+            features_BC[given] = _encoded(encoder, *encoder.tokenizer([part[k]["caption"] for k in given], cut=True))
+        yield pa.table({"id": pa.array([row["id"] for row in part], pa.string()), "text": _tensor(features_BC)})
+
+
+def _image_tables(encoder: ImageEncoder, info: DatasetInfo, index: int) -> Iterator[pa.Table]:
+    """An empty table, then one for each object; zeros for views it has not."""
+    num_views, empty = info.config.num_views, np.zeros((0, encoder.num_tokens, encoder.width), np.float16)
+    yield _image_table([], [], [empty] * num_views)
+    for row in reading.read_rows(info, ["id"] + ["views"] * bool(num_views), shards=[index]):
+        views = row.get("views") or []
+        features_BMC = np.zeros((num_views, *empty.shape[1:]), np.float16)
+        for start in range(0, len(views), ENCODE_BATCH):
+            pixels_B3HW = torch.stack(
+                [prepare_image(view, encoder.size) for view in views[start : start + ENCODE_BATCH]]
+            )
+            features_BMC[start : start + len(pixels_B3HW)] = _encoded(encoder, pixels_B3HW)
+        yield _image_table([row["id"]], [len(views)], list(features_BMC[:, None]))
+
+
+def _image_table(ids: list[str], counts: list[int], views: list[np.ndarray]) -> pa.Table:
+    columns = {f"view_{number}": _tensor(view_BMC) for number, view_BMC in enumerate(views)}
+    return pa.table({"id": pa.array(ids, pa.string()), "num_views": pa.array(counts, pa.uint16()), **columns})
+
+
+@torch.inference_mode()
+def _encoded(encoder: nn.Module, *inputs: torch.Tensor) -> np.ndarray:
+    """Float16; beyond its range a feature would be infinite, which is refused."""
+    device = next(encoder.parameters()).device
+    features = encoder(*(one.to(device) for one in inputs)).half().cpu().numpy()
+    if not np.isfinite(features).all():
+        raise ValueError("a feature of the encoder does not fit float16: train with --features live")
+    return features
+
+
+def _tensor(values: np.ndarray) -> pa.Array:
+    kind = pa.fixed_shape_tensor(pa.float16(), values.shape[1:])
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1), pa.float16()), type=kind.storage_type)
+    return pa.ExtensionArray.from_storage(kind, storage)
+
+
+def _batches(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    return [rows[start : start + ENCODE_BATCH] for start in range(0, len(rows), ENCODE_BATCH)]
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class StoredFeatures:
+    """A dataset's features; `kinds` maps text and image, or one of them, to the derived table. One thread reads one of these."""
+
+    def __init__(self, info: DatasetInfo, kinds: dict[str, str]) -> None:
+        self.info, self.kinds = info, kinds
+        self._open: OrderedDict[int, tuple[ExitStack, Any, dict[str, int]]] = OrderedDict()
+
+    def again(self) -> StoredFeatures:
+        """Another reader of the same tables, for another thread."""
+        return StoredFeatures(self.info, self.kinds)
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """What stands for the encoders in a model: their shapes, without weights."""
+        return {condition: self._described(kind) for condition, kind in self.kinds.items()}
+
+    def _described(self, kind: str) -> StoredEncoder:
+        index = min(self.info.shards)
+        self._check(kind, index)
+        with open_parquet(derived.derived_path(self.info, kind, index)) as file:
+            told = json.loads(file.schema_arrow.metadata[METADATA])
+        *tokens, width = told["shape"]
+        return StoredEncoder(told["encoder"], told["revision"], width, *tokens)
+
+    def _check(self, kind: str, index: int) -> None:
+        if not derived.derived_is_current(self.info, kind, index):
+            raise ValueError(
+                f"{derived.derived_path(self.info, kind, index)} is missing or older than its shard: start the command with --features stored again"
+            )
+
+    def columns(self, ids: Sequence[str], shards: Sequence[int]) -> dict[str, Any]:
+        """Of objects that lie in `shards`: `text` float16 (N, C), `num_views` (N,); views are read one by one, by `image`."""
+        found: dict[str, Any] = {}
+        for condition, name in (("text", "text"), ("image", "num_views")):
+            if condition not in self.kinds:
+                continue
+            values: dict[str, Any] = {}
+            for index in shards:
+                self._check(self.kinds[condition], index)
+                with open_parquet(derived.derived_path(self.info, self.kinds[condition], index)) as file:
+                    table = file.read(columns=["id", name])
+                values |= zip(table["id"].to_pylist(), reading.column_values(table[name].combine_chunks()), strict=True)
+            found[name] = [values[one] for one in ids]
+        return found
+
+    def image(self, object_id: str, view: int) -> np.ndarray:
+        """Float16 (M, C) of one view of an object."""
+        file, row_of = self._shard(shard_index(object_id, self.info.num_shards))
+        (column,) = file.read_row_group(row_of[object_id], columns=[f"view_{view}"]).columns
+        return reading.column_values(column.combine_chunks())[0].copy()  # arrow's own memory is not to be written to
+
+    def _shard(self, index: int) -> tuple[Any, dict[str, int]]:
+        if index not in self._open:
+            self._check(self.kinds["image"], index)
+            stack = ExitStack()
+            file = stack.enter_context(open_parquet(derived.derived_path(self.info, self.kinds["image"], index)))
+            self._open[index] = (
+                stack,
+                file,
+                {name: row for row, name in enumerate(file.read(columns=["id"])["id"].to_pylist())},
+            )
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)[1][0].close()
+        self._open.move_to_end(index)
+        return self._open[index][1:]

@@ -1,0 +1,177 @@
+"""The two scalar quantisers of CVQ behind one interface, and the statistics that keep their codes alive.
+
+A quantiser turns a normalised vector z (C digits) into the nearest code: FSQ rounds each digit to one of a few levels,
+LFQ takes the sign of each bit. Both pass the gradient straight through and number a code by its digits, mixed radix,
+first digit fastest. `RunningNorm` centres and scales z per scale *and token position* first: without it a code
+tells only where a token is, not what is there (LOG.md).
+
+Source: FSQ, Mentzer et al. 2309.15505 (bound by tanh with half-step offset for even levels, as in
+vector-quantize-pytorch); LFQ, Yu et al. 2310.05737 (sign, entropy terms, commitment); LFQ with 8192 codes is G3PT's.
+Ours: the per-position statistics; the joint entropy over groups of at most seven bits.
+
+The library is not used itself, only tested against (tests/g3pt/models/test_quantizer_parity.py): it needs einops, einx and loguru, where this package
+runs on torch alone; its LFQ has no grouped entropy (8192 codes x every token of a batch in memory) and numbers codes from the other end.
+
+Shapes: B batch, T tokens of a scale, C digits or bits of a code, G bits of a group.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class RunningNorm(nn.Module):
+    """z minus its running mean, over its running deviation, per token position and digit; no gradient through either.
+
+    While training and not `frozen`, each call first moves the statistics to the batch's (the exact average over the first 1 / momentum
+    calls, then an exponential one), all-reduced over workers. In evaluation the statistics stand still.
+    """
+
+    def __init__(self, num_tokens: int, num_digits: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean_TC", torch.zeros(num_tokens, num_digits))
+        self.register_buffer("square_TC", torch.ones(num_tokens, num_digits))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, z_BTC: Tensor, frozen: bool) -> Tensor:
+        z_BTC = z_BTC.float()
+        if self.training and not frozen:
+            self._update(z_BTC.detach())
+        deviation_TC = (self.square_TC - self.mean_TC.square()).clamp_min(1e-8).sqrt()
+        return (z_BTC - self.mean_TC) / (deviation_TC + 1e-4)
+
+    def _update(self, z_BTC: Tensor) -> None:
+        moments = mean_over_workers(torch.stack([z_BTC.mean(0), z_BTC.square().mean(0)]))
+        self.calls += 1
+        share = (1.0 / self.calls).clamp_min(self.momentum)  # a tensor: a GPU does not wait for it
+        self.mean_TC.lerp_(moments[0], share)
+        self.square_TC.lerp_(moments[1], share)
+
+
+def mean_over_workers(x: Tensor) -> Tensor:
+    """The mean of `x` over all workers of the process group; `x` itself without one.
+
+    The default group is right: under DDP and FSDP2 alike every worker of it has its own share of the batch (g3pt/training/parallel.py makes no other mesh).
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(x)
+        x = x / dist.get_world_size()
+    return x
+
+
+def variance_over_workers(x_BND: Tensor) -> Tensor:
+    """The mean over features of the variance over the objects of all workers; 1 for a single object."""
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if len(x_BND) * world < 2:
+        return x_BND.new_ones(())
+    if world == 1:
+        return x_BND.var(0).mean()
+    mean, square = mean_over_workers(torch.stack([x_BND.mean(0), x_BND.square().mean(0)]))
+    count = len(x_BND) * world
+    return (square - mean.square()).mean() * count / (count - 1)
+
+
+class Quantizer(nn.Module):
+    """What FSQ and LFQ share: codes as mixed-radix numbers of their digits."""
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.levels = levels
+        self.register_buffer("levels_C", torch.tensor(levels), persistent=False)
+        radix = [math.prod(levels[:i]) for i in range(len(levels))]
+        self.register_buffer("radix_C", torch.tensor(radix), persistent=False)
+
+    @property
+    def num_digits(self) -> int:
+        """C."""
+        return len(self.levels)
+
+    def digits_to_codes(self, digits_BTC: Tensor) -> Tensor:
+        """Digits in [0, level) -> codes in [0, V), int64."""
+        return (digits_BTC * self.radix_C).sum(-1)
+
+    def codes_to_digits(self, codes_BT: Tensor) -> Tensor:
+        """Codes in [0, V) -> digits in [0, level), int64."""
+        return codes_BT[..., None] // self.radix_C % self.levels_C
+
+
+class FSQ(Quantizer):
+    """Finite scalar quantisation: digit c of z takes one of `levels[c]` values in [-1, 1]."""
+
+    def forward(self, z_BTC: Tensor, quantized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """z -> (values with straight-through gradient, or bounded but not rounded; codes int64; loss 0)."""
+        half_C = (self.levels_C - 1) * (1 + 1e-3) / 2
+        offset_C = torch.where(self.levels_C % 2 == 0, 0.5, 0.0)
+        bounded = (z_BTC + (offset_C / half_C).atanh()).tanh() * half_C - offset_C
+        rounded = bounded + (bounded.round() - bounded).detach()
+        codes_BT = self.digits_to_codes(rounded.detach().round().long() + self.levels_C // 2)
+        return (rounded if quantized else bounded) / (self.levels_C // 2), codes_BT, z_BTC.new_zeros(())
+
+    def values(self, codes_BT: Tensor) -> Tensor:
+        """Codes -> the values that `forward` gave for them, (B, T, C)."""
+        return (self.codes_to_digits(codes_BT) - self.levels_C // 2) / (self.levels_C // 2).float()
+
+    def centres(self, codes_BT: Tensor) -> Tensor:
+        """Codes -> z in the middle of their cells, (B, T, C); the outermost cells, which have no end, a quarter of a step inside their value."""
+        half_C = (self.levels_C - 1) * (1 + 1e-3) / 2
+        offset_C = torch.where(self.levels_C % 2 == 0, 0.5, 0.0)
+        limit_C = (self.levels_C - 1) / 2 - 0.25
+        bounded = (self.codes_to_digits(codes_BT) - self.levels_C // 2 + offset_C).clamp(-limit_C, limit_C)
+        return (bounded / half_C).atanh() - (offset_C / half_C).atanh()
+
+
+class LFQ(Quantizer):
+    """Lookup-free quantisation: bit c of a code is the sign of z's component c."""
+
+    def __init__(self, levels: tuple[int, ...], *, temperature: float = 4.0, group_bits: int = 7) -> None:
+        super().__init__(levels)
+        self.temperature, self.group_bits = temperature, group_bits
+
+    def forward(self, z_BTC: Tensor, quantized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """z -> (signs with straight-through gradient, or z bounded; codes int64; loss = -[H of the mean code - mean H] + commitment)."""
+        sign_BTC = torch.where(z_BTC > 0, 1.0, -1.0)
+        codes_BT = self.digits_to_codes((z_BTC > 0).long())
+        loss = self._entropy_loss(z_BTC) + 5.0 * (z_BTC - sign_BTC).square().mean()
+        return z_BTC + (sign_BTC - z_BTC).detach() if quantized else z_BTC.tanh(), codes_BT, loss
+
+    def values(self, codes_BT: Tensor) -> Tensor:
+        """Codes -> signs, (B, T, C) of -1 and 1."""
+        return self.codes_to_digits(codes_BT).float() * 2 - 1
+
+    def centres(self, codes_BT: Tensor) -> Tensor:
+        """Codes -> z that the commitment loss pulls towards: the signs."""
+        return self.values(codes_BT)
+
+    def _entropy_loss(self, z_BTC: Tensor) -> Tensor:
+        """Mean entropy of single codes minus entropy of the mean code, joint within groups of bits (in nats)."""
+        one = torch.sigmoid(self.temperature * z_BTC.flatten(0, 1))
+        loss = z_BTC.new_zeros(())
+        for group in one.split(self.group_bits, dim=-1):
+            joint = torch.ones_like(group[:, :1])
+            for bit in group.unbind(-1):
+                joint = torch.cat([joint * (1 - bit[:, None]), joint * bit[:, None]], dim=-1)
+            mean = joint.mean(0)
+            # The value is the mean code of all workers; the gradient is this worker's share, which averaging gradients makes whole.
+            if self.training:
+                mean = mean + (mean_over_workers(mean.detach().clone()) - mean.detach())
+            loss = loss + entropy(joint).mean() - entropy(mean)
+        return loss
+
+
+def entropy(probability: Tensor) -> Tensor:
+    """Shannon entropy of the last axis, in nats."""
+    return -(probability * probability.clamp_min(1e-9).log()).sum(-1)
+
+
+def build_quantizer(kind: str, levels: tuple[int, ...]) -> FSQ | LFQ:
+    """The quantiser named by the configuration: 'fsq' or 'lfq'."""
+    if kind == "fsq":
+        return FSQ(levels)
+    if kind == "lfq":
+        return LFQ(levels)
+    raise ValueError(f"unknown quantizer {kind!r}; choose fsq or lfq")

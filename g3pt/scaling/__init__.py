@@ -1,0 +1,1 @@
+"""Scaling laws: NumPy and SciPy alone."""

@@ -1,0 +1,99 @@
+"""The collapse alarm: which numbers of a ledger's record are below a floor, in words. No torch: `jobs/status.py` reads it too.
+
+A record carries, per scale, what `g3pt.training.usage` counted over the training batches since the record before. Four faults are told apart,
+since each hides from the measures of the others (LOG.md):
+
+    utilisation    distinct codes, as a share of those that as many uniform draws would show: few codes are in use
+    information    entropy of the codes at a fixed position, as a share of the reachable: codes only name their position
+    entropy_gap    bits by which a code's digits vary together: all bits flip at once, each alone in perfect balance
+    digit_balance  entropy of the least varied digit over its maximum: a digit or bit is stuck
+
+A fault sounds once it lasts PATIENCE records, or stands in a finished run's last: where quantisation sets in, healthy runs dip below
+utilisation's floor at the finest scale for a while (LOG.md). The ledger's `alarm` counts the faults of each record, lasting or not.
+
+Ours: the floors. Utilisation's is the project's; the others lie far from both healthy runs and provoked collapse (LOG.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+UTILISATION_FLOOR, INFORMATION_FLOOR, BALANCE_FLOOR = 0.5, 0.25, 0.25  # shares
+GAP_LIMIT = 3.0  # bits
+PATIENCE = 10  # records in a row
+SAYS = {
+    "utilisation": f"{{}} of the reachable codes are used (floor {UTILISATION_FLOOR})",
+    "information": f"codes at a fixed position hold {{}} of the reachable entropy (floor {INFORMATION_FLOOR})",
+    "digit_balance": f"a digit's entropy is {{}} of its maximum (floor {BALANCE_FLOOR})",
+    "entropy_gap": f"digits vary together, {{}} bits are lost (limit {GAP_LIMIT})",
+}
+FLOORS = {"utilisation": UTILISATION_FLOOR, "information": INFORMATION_FLOOR, "digit_balance": BALANCE_FLOOR}
+
+
+class Fault(NamedTuple):
+    """One number beyond its limit; `scale` counts from 1, the coarsest."""
+
+    scale: int
+    kind: str
+    value: float
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """What makes two faults the same one."""
+        return self.scale, self.kind
+
+
+def faults(record: Mapping[str, float]) -> list[Fault]:
+    """Of a ledger's record or of `g3pt.training.usage`'s part of it, by scale; a value that is not finite is a fault too."""
+    found, scale = [], 1
+    while f"utilisation_scale_{scale}" in record:
+        for kind in SAYS:
+            value = record[f"{kind}_scale_{scale}"]
+            if not math.isfinite(value) or (value > GAP_LIMIT if kind == "entropy_gap" else value < FLOORS[kind]):
+                found.append(Fault(scale, kind, value))
+        scale += 1
+    return found
+
+
+class Bell:
+    """Follows a ledger: tells each fault once when it has lasted, and again only after it was gone."""
+
+    def __init__(self) -> None:
+        self.newest: list[Fault] = []  # of the last record that judges codes
+        self.lasting: dict[tuple[int, str], int] = {}  # records in a row
+
+    def hear(self, record: Mapping[str, float]) -> list[Fault]:
+        """The faults that start to sound with this record; a record that judges no codes changes nothing."""
+        if "alarm" not in record:
+            return []
+        self.newest = faults(record)
+        self.lasting = {fault.key: self.lasting.get(fault.key, 0) + 1 for fault in self.newest}
+        return [fault for fault in self.newest if self.lasting[fault.key] == PATIENCE]
+
+    def sounding(self, finished: bool = False) -> list[Fault]:
+        """The faults that sound now; of a finished run all that its last record has."""
+        return [fault for fault in self.newest if finished or self.lasting[fault.key] >= PATIENCE]
+
+
+def sounding(records: Iterable[Mapping[str, float]], finished: bool = False) -> str:
+    """What a run's alarm says, as one line; empty if it is silent."""
+    bell = Bell()
+    for record in records:
+        bell.hear(record)
+    return in_words(bell.sounding(finished))
+
+
+def in_words(found: Iterable[Fault]) -> str:
+    """`codes collapse at scales 1, 3: 0.03, 0.21 of the reachable codes are used (floor 0.5); scale 2: ...`, or nothing."""
+    found, parts = list(found), []
+    for kind, words in SAYS.items():
+        same = [fault for fault in found if fault.kind == kind]
+        if same:
+            scales, values = (
+                ", ".join(str(fault.scale) for fault in same),
+                ", ".join(f"{fault.value:.2f}" for fault in same),
+            )
+            parts.append(f"scale{'s' * (len(same) > 1)} {scales}: {words.format(values)}")
+    return f"codes collapse at {'; '.join(parts)}" if parts else ""

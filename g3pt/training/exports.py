@@ -1,0 +1,145 @@
+"""Exports and files: models as safetensors + JSON, written whole or not at all.
+
+An export is a folder with `config.json` (kind, configuration, whatever the model adds) and `model.safetensors`. It loads without
+unpickling anything. Training checkpoints are another thing: PyTorch's own format, trusted like code, never downloaded.
+
+Ours: the three methods of huggingface_hub's mixin, with the same meaning, so that this file needs no hub until one is named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from g3pt.config import from_dict
+from g3pt.data.storage import Location, location, write_atomic
+
+CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+
+
+class Pretrained:
+    """Mixin of an `nn.Module` with `kind`, `config_class`, `config`: to and from an export, and to a hub."""
+
+    kind: ClassVar[str]
+    config_class: ClassVar[type]
+    config: Any
+
+    def export_config(self) -> dict[str, Any]:
+        """What `config.json` holds beside the kind; a model with parts adds theirs."""
+        return {"model": dataclasses.asdict(self.config)}
+
+    @classmethod
+    def from_export_config(cls, values: dict[str, Any]) -> Self:
+        """An untrained model of the shape that `config.json` tells."""
+        return cls(from_dict(cls.config_class, values["model"]))
+
+    def save_pretrained(self, folder: str | Path, extra: dict[str, Any] | None = None) -> Path:
+        """Write the export `folder` (made if missing); `extra` joins config.json, for the record."""
+        from safetensors.torch import save_file
+
+        assert isinstance(self, nn.Module)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
+        temporary = folder / f".{WEIGHTS_NAME}.{os.getpid()}"
+        save_file(state, temporary)
+        os.replace(temporary, folder / WEIGHTS_NAME)
+        write_json(folder / CONFIG_NAME, {"kind": self.kind, **self.export_config(), **(extra or {})})
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, revision: str | None = None) -> Self:
+        """Load an export folder, a finished run's folder, or a repository of the Hugging Face hub, in evaluation mode."""
+        folder = find_export(name) if Path(name).exists() else _download(str(name), revision)
+        values = read_export_config(folder)
+        if values["kind"] != cls.kind:
+            raise ValueError(f"{folder}: holds a {values['kind']!r} model, not a {cls.kind!r} one")
+        model = cls.from_export_config(values)
+        assert isinstance(model, nn.Module)
+        model.load_state_dict(dict(_finite_tensors(folder / WEIGHTS_NAME)))
+        return model.eval()
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the export to the Hugging Face hub; gives its address."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+
+
+def check_weights(path: str | Path) -> None:
+    """A ValueError for an export or finished run whose weights cannot be read or are no numbers, before workers start on it."""
+    for _ in _finite_tensors(find_export(path) / WEIGHTS_NAME):
+        pass
+
+
+def _finite_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors. With weights that are no numbers sampling would give the same codes for any prompt and say nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    remedy = "export the run again, or fetch the file anew"
+    try:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                tensor = opened.get_tensor(name)
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise ValueError(f"{file}: tensor {name} has values that are not finite; {remedy}")
+                yield name, tensor
+    except SafetensorError as error:
+        raise ValueError(f"{file}: cannot be read ({error}); {remedy}") from error
+
+
+def find_export(path: str | Path) -> Path:
+    """The export folder at `path`: itself, or `export/` of a finished run. A ValueError tells what is wrong with another."""
+    path = Path(path)
+    if (path / CONFIG_NAME).exists() and (path / WEIGHTS_NAME).exists():
+        return path
+    if (path / "metrics.jsonl").exists() and not (path / "_SUCCESS").exists():
+        raise ValueError(f"{path}: this run is not finished (no _SUCCESS); start its command again to resume it")
+    if (path / "export" / CONFIG_NAME).exists():
+        return path / "export"
+    raise ValueError(f"{path}: neither a finished run nor an exported model (no export/{CONFIG_NAME})")
+
+
+def read_export_config(path: str | Path) -> dict[str, Any]:
+    """`config.json` of an export or finished run, parsed; has at least `kind`."""
+    file = find_export(path) / CONFIG_NAME
+    values = json.loads(file.read_text())
+    if not isinstance(values, dict) or "kind" not in values:
+        raise ValueError(f"{file}: not a g3pt export (no 'kind')")
+    return values
+
+
+def export_hash(path: str | Path) -> str:
+    """sha256, in hex, over config.json and the weights of an export or finished run."""
+    folder, digest = find_export(path), hashlib.sha256()
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        with open(folder / name, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def write_json(path: str | Location, values: Any) -> None:
+    """Write JSON whole or not at all: a reader sees the old file or the new one."""
+    write_atomic(location(path), (json.dumps(values, indent=2, sort_keys=True) + "\n").encode("utf-8"))
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    if repo_id.count("/") != 1 or repo_id.startswith((".", "/")):
+        raise ValueError(f"{repo_id}: no such folder, and not a hub id (owner/name) either")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=["*.json", "*.safetensors"]))

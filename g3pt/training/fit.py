@@ -1,0 +1,402 @@
+"""One training loop for the tokenizer and the generator, in a test, a notebook or a Ray worker, on one process or many.
+
+`fit` is plain: batches in, records and states out through two callbacks. It keeps no random state: each step seeds itself
+from (seed, step), and batches are asked for by the number of samples seen, so a resumed run repeats an uninterrupted one.
+What an object draws at random follows its row in the global batch (`g3pt.data.batches.rand_rows`): neither the number of
+workers nor micro-batches change it.
+
+Micro-batches (gradient accumulation) keep the global batch where memory does not hold a worker's share. A model whose loss is a mean
+over objects trains as without them, within float noise. Running statistics (buffers) end a step as the mean of what
+each micro-batch made of them, which for an exponential average is what the whole share would have made; but within the
+step each micro-batch is normalised by its own, and LFQ's entropy sees it alone: there the weights differ a little (LOG.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from g3pt.config import TrainConfig
+from g3pt.data.batches import prefetched, rows_of
+from g3pt.models.quantizer import mean_over_workers
+from g3pt.training.optimizer_state import Like
+from g3pt.training.parallel import Alone, bf16_where, local, shard_like, whole
+
+Record = dict[str, float]
+Resume = dict[str, Any] | Callable[[Like], dict[str, Any]]  # a state, or what reads one into tensors that are there
+Batch = dict[str, Any]  # tensors of B objects; row_B and num_rows: their places in the global batch, and its size
+Step = tuple[int, Tensor, Tensor, dict[str, Tensor]]  # its number, loss, gradient norm and logs
+PREFETCH = 2  # batches made ahead where a GPU computes
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss became infinite or not a number; the message names the step, and so does `step`."""
+
+    step: int | None = None
+
+
+class AskedToStop(Exception):
+    """Training ended early because it was asked to; the state after `step` steps is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"asked to stop; saved after {step} steps")
+        self.step = step
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return type(self), (self.step,)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine to zero at the last step."""
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A 63-bit seed for one step, on every worker."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/0".encode()).digest()[:8], "big") >> 1
+
+
+def fit(
+    *,
+    model: nn.Module,
+    batches: Callable[[int], Iterator[Batch]],
+    config: TrainConfig,
+    report: Callable[[Record], None],
+    save: Callable[[dict[str, Any], int], None] | None = None,
+    resume: Resume | None = None,
+    evaluate: Callable[[nn.Module], Record] | None = None,
+    device: str | torch.device = "cpu",
+    parallel: Alone | None = None,
+    micro_batch: int | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> nn.Module:
+    """Train `model` for `config.steps`; a whole model with its averaged (EMA) weights, which is `model` unless that was
+    sharded: then it is another one, on rank 0, and on other workers an empty shell.
+
+    `model(batch, step)` gives (loss, logs). `batches(start_sample)` yields this worker's share of each global batch.
+    `report` gets one flat record per `log_every` steps, `step` being samples seen after it; `save(state, step)` gets what
+    `resume` takes. Both are called on every worker with the same content, but for the slices of a sharded model's tensors.
+    `evaluate` runs on every worker too; a sharded model gathers a block at a time for it.
+    `micro_batch` objects are computed at once; default a worker's whole share.
+    `stop`, given on every worker, is asked after each step: if any says yes, all save, and raise AskedToStop.
+    Raises NonFiniteLoss with its step; nothing is saved after one.
+    """
+    parallel, device = parallel or Alone(), torch.device(device)
+    share = config.batch_size // parallel.world_size
+    parts = count_parts(share, micro_batch)
+    model.to(device).train()
+    parallel.shard(model, config.precision)
+    optimizer = make_optimizer(model, config)
+    average = WeightAverage(model, config.ema_decay)
+    first_step, pending = 0, list[Step]()
+    if resume is not None:
+        first_step, pending = load_state(resume, model, optimizer, average, config, is_first=parallel.rank == 0)
+    on_gpu, wrapped = device.type == "cuda", None
+    started, logged_step = time.perf_counter(), first_step
+
+    with contextlib.closing(
+        prefetched(batches(first_step * config.batch_size), PREFETCH * on_gpu, pin=on_gpu)
+    ) as stream:
+        for step in range(first_step, config.steps):
+            with naming_step(step):
+                changed = set_phase(model, step, config.steps)
+                if wrapped is None or changed:
+                    wrapped = parallel.wrap(model)
+                batch = rows_of(next(stream), config.batch_size, parallel.rank, parallel.world_size)
+                optimizer.zero_grad(set_to_none=True)
+                loss, logs = backward(wrapped, model, on_device(batch, device), step, parts, config, parallel)
+                grad_norm = whole(nn.utils.clip_grad_norm_(trained_parameters(model), config.clip_norm))
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step)
+                optimizer.step()
+                average.update(model)
+                pending.append((step, loss, grad_norm.detach(), logs))
+
+            done = step + 1
+            is_last = done == config.steps
+            is_logged = is_last or done % config.log_every == 0
+            asked = stop is not None and parallel.agree(stop())
+            is_saved = is_last or asked or done % config.checkpoint_every == 0
+            if is_logged or is_saved:
+                check_finite(pending)
+            if is_logged:
+                record = mean_record(pending) | {
+                    "step": done * config.batch_size,
+                    "learning_rate": learning_rate(config, step),
+                }
+                record |= take_window(model)
+                record["samples_per_second"] = (
+                    (done - logged_step) * config.batch_size / (time.perf_counter() - started)
+                )
+                if evaluate is not None and (is_last or done % config.eval_every < config.log_every):
+                    with parallel.holding(model, average.tensors):
+                        record |= evaluate(model)
+                    model.train()
+                report(record)
+                pending, started, logged_step = [], time.perf_counter(), done
+            if is_saved:
+                begun = begun_record(pending, model)
+                if save is not None:
+                    save(state_dict(model, optimizer, average, done, config) | begun, done * config.batch_size)
+            if asked and not is_last:
+                parallel.agree(True)  # together: a worker that left now could end one that still writes
+                raise AskedToStop(done)
+    return parallel.finished(model, average.tensors)
+
+
+def count_parts(share: int, micro_batch: int | None) -> int:
+    """Micro-batches of a worker's share of the global batch."""
+    if micro_batch is None or micro_batch >= share:
+        return 1
+    if micro_batch < 1 or share % micro_batch:
+        raise ValueError(
+            f"a worker's share of the batch, {share} objects, is not a multiple of the micro-batch {micro_batch}"
+        )
+    return share // micro_batch
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+
+
+def backward(
+    wrapped: nn.Module, model: nn.Module, batch: Batch, step: int, parts: int, config: TrainConfig, parallel: Alone
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradients of the mean loss over `parts` micro-batches; that loss and its logs, detached."""
+    autocast = bf16_where(config.precision == "bf16", batch["row_B"].device)
+    statistics = Statistics(model) if parts > 1 else None
+    losses, logs = [], []
+    for index, part in enumerate(split(batch, parts)):
+        if statistics:
+            statistics.restart(model)
+        torch.manual_seed(step_seed(config.seed, step))  # each micro-batch draws for the whole batch and takes its rows
+        with contextlib.nullcontext() if index == parts - 1 else parallel.accumulating(wrapped):
+            with autocast:
+                loss, part_logs = wrapped(part, step)
+            (loss / parts if parts > 1 else loss).backward()
+        if statistics:
+            statistics.collect(model, parts)
+        losses.append(loss.detach())
+        logs.append(part_logs)
+    if not statistics:
+        return losses[0], logs[0]
+    statistics.finish(model)
+    return torch.stack(losses).mean(), {name: torch.stack([part[name] for part in logs]).mean() for name in logs[0]}
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """`parts` batches of equal size, in order."""
+    if parts == 1:
+        return [batch]
+    size = len(batch["row_B"]) // parts
+    cut = {name: value.split(size) if isinstance(value, Tensor) else [value] * parts for name, value in batch.items()}
+    return [{name: values[i] for name, values in cut.items()} for i in range(parts)]
+
+
+class Statistics:
+    """A model's buffers over the micro-batches of one step: each starts from the step's beginning; their mean remains."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        self.sums = {
+            name: torch.zeros_like(buffer) for name, buffer in self.before.items() if buffer.is_floating_point()
+        }
+
+    @torch.no_grad()
+    def restart(self, model: nn.Module) -> None:
+        """Before a micro-batch."""
+        for name, buffer in model.named_buffers():
+            buffer.copy_(self.before[name])
+
+    @torch.no_grad()
+    def collect(self, model: nn.Module, parts: int) -> None:
+        """After its backward pass."""
+        for name, buffer in model.named_buffers():
+            if name in self.sums:
+                self.sums[name] += buffer / parts
+
+    @torch.no_grad()
+    def finish(self, model: nn.Module) -> None:
+        """After the last: what only counts stays as that left it."""
+        for name, buffer in model.named_buffers():
+            if name in self.sums:
+                buffer.copy_(self.sums[name])
+
+
+@contextlib.contextmanager
+def naming_step(step: int) -> Iterator[None]:
+    """An error that leaves the block says at which step: it gets an attribute `step`."""
+    try:
+        yield
+    except Exception as error:
+        error.step = getattr(error, "step", None) or step  # type: ignore[attr-defined]
+        raise
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; vectors and scalars (biases, norms) are not decayed."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that have a gradient now."""
+    return [p for p in model.parameters() if p.grad is not None]
+
+
+def set_phase(model: nn.Module, step: int, num_steps: int) -> bool:
+    """Let a model with phases choose its own; True if the set of trained tensors changed."""
+    choose = getattr(model, "set_phase", None)
+    return bool(choose(step, num_steps)) if choose else False
+
+
+def take_window(model: nn.Module) -> Record:
+    """What a model that counts has counted since the last record; every worker asks, as they add up."""
+    take = getattr(model, "take_window", None)
+    return take() if take else {}
+
+
+class WeightAverage:
+    """An exponential average of each parameter, which forgets where it started.
+
+    The decay of a parameter's n-th update is min(decay, (1 + n) / (10 + n)): with a constant decay a short run, or a part of the
+    model that starts training late, would still hold its random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.updates = dict.fromkeys(self.tensors, 0)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the weights of every parameter trained now."""
+        groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                groups.setdefault(self.updates[name], []).append((local(self.tensors[name]), local(p)))
+                self.updates[name] += 1
+        for n, pairs in groups.items():
+            decay = min(self.decay, (1 + n) / (10 + n))
+            torch._foreach_lerp_([average for average, _ in pairs], [p for _, p in pairs], 1 - decay)
+
+
+def check_finite(pending: list[Step]) -> None:
+    """Raise NonFiniteLoss for the first step whose loss or gradient is not finite."""
+    for step, loss, grad_norm, _ in pending:
+        if not bool(torch.isfinite(loss) & torch.isfinite(grad_norm)):
+            values = f"the loss is {float(loss)}, the norm of its gradient {float(grad_norm)}"
+            error = NonFiniteLoss(f"{values} at step {step}; lower the learning rate or look at that batch")
+            error.step = step
+            raise error
+
+
+def mean_record(pending: list[Step]) -> Record:
+    """Means over the steps since the last record and over workers; a log that only some steps have is averaged over those."""
+    sums: dict[str, list[float]] = {}
+    for _, loss, grad_norm, logs in pending:
+        for name, value in {"loss": loss, "grad_norm": grad_norm, **logs}.items():
+            sums.setdefault(name, []).append(float(value))
+    means = torch.tensor(
+        [sum(values) / len(values) for values in sums.values()], dtype=torch.float64, device=pending[0][1].device
+    )
+    return dict(zip(sums, mean_over_workers(means).tolist(), strict=True))
+
+
+def begun_record(pending: list[Step], model: nn.Module) -> dict[str, Any]:
+    """What the next record has of its steps so far, over all workers, who must all ask; nothing where a record has just ended."""
+    if not pending:
+        return {}
+    steps = [(step, mean_record([(step, loss, norm, logs)])) for step, loss, norm, logs in pending]
+    return {
+        "begun": [[step, values] for step, values in steps],
+        "window": model.window_state() if hasattr(model, "window_state") else {},
+    }
+
+
+def go_on_with_record(state: dict[str, Any], model: nn.Module, is_first: bool) -> list[Step]:
+    """What `begun_record` gave: every worker has the means, and the first one alone the counts, as those are added up."""
+    if state.get("window"):
+        model.load_window(state["window"], is_first)
+    exact = {"dtype": torch.float64, "device": next(model.parameters()).device}
+    steps = [
+        (step, {name: torch.tensor(value, **exact) for name, value in values.items()})
+        for step, values in state.get("begun", [])
+    ]
+    return [(step, values.pop("loss"), values.pop("grad_norm"), values) for step, values in steps]
+
+
+def state_dict(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, done: int, config: TrainConfig
+) -> dict[str, Any]:
+    """All that continuing after `done` steps needs; the tensors are the model's own, sharded where it is."""
+    return {
+        "steps_done": done,
+        "batch_size": config.batch_size,
+        "model": dict(model.state_dict()),
+        "optimizer": optimizer.state_dict(),
+        "average": average.tensors,
+        "average_updates": average.updates,
+    }
+
+
+def load_state(
+    resume: Resume,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
+    config: TrainConfig,
+    is_first: bool = True,
+) -> tuple[int, list[Step]]:
+    """Restore what `state_dict` and `begun_record` gave, cut as the model is now; the number of steps done, and those of the next record."""
+    state = resume(filled_in_place(model, optimizer, average)) if callable(resume) else resume
+    if state["batch_size"] != config.batch_size:
+        raise ValueError(
+            f"checkpoint was made with a global batch of {state['batch_size']}, this run has {config.batch_size}"
+        )
+    model.load_state_dict({name: shard_like(state["model"][name], now) for name, now in model.state_dict().items()})
+    parameters = numbered(optimizer)
+    found = {int(i): kept for i, kept in state["optimizer"]["state"].items()}
+    moments = {
+        i: {k: shard_like(v, parameters[i]) if v.ndim else v for k, v in kept.items()} for i, kept in found.items()
+    }
+    optimizer.load_state_dict({**state["optimizer"], "state": moments})
+    for name, tensor in average.tensors.items():
+        tensor.copy_(shard_like(state["average"][name], tensor))
+    average.updates = dict(state["average_updates"])
+    return int(state["steps_done"]), go_on_with_record(state, model, is_first)
+
+
+def filled_in_place(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage) -> Like:
+    """Where a stored tensor of `state_dict` goes: its own place in the model and in the averages, or a new moment cut like its parameter."""
+    parameters, weights = numbered(optimizer), model.state_dict()
+
+    def place(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        part, _, rest = name.partition("/")
+        if part == "optimizer" and shape:  # optimizer/state/<number>/<moment>
+            return torch.zeros_like(parameters[int(rest.split("/")[1])])
+        known = {"model": weights, "average": average.tensors}.get(part, {})
+        return known[rest] if known else torch.empty(shape, dtype=dtype)
+
+    return place
+
+
+def numbered(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The parameters in the order by which the optimiser's own state names them."""
+    return [p for group in optimizer.param_groups for p in group["params"]]

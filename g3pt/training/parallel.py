@@ -1,0 +1,239 @@
+"""How several processes train one model: data-parallel (DDP) or fully sharded (FSDP2), behind the few things that `fit` asks for.
+
+DDP keeps the whole model on each worker and averages gradients. FSDP2 gives each worker a slice of every trained tensor (weights,
+gradients, AdamW's moments, averaged weights) and gathers a block's weights while it computes. Both run on NCCL and on gloo; frozen
+tensors (a generator's tokenizer) and buffers stay whole everywhere. A sharded state is stored by all workers (g3pt/training/optimizer_state.py) and read
+back under either kind, or alone, whatever the number of workers.
+
+While it trains, no worker ever holds a sharded model whole: evaluation gathers a block at a time, too. Only the finished one is
+gathered, on rank 0 (4 bytes a parameter).
+Ours: in bf16 a generator's block is gathered in bf16 (half the traffic and memory; gradients are summed over workers in float32). What is
+in no block, and the whole tokenizer, is gathered in float32: FSDP2 fixes the type of gradients when it first runs, and the
+tokenizer's phases change what has one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from g3pt.training.flops import Gathered
+
+PARALLEL = ("ddp", "fsdp")
+
+
+class Alone:
+    """One process. `rank` of `world_size` says which share of a global batch a process takes."""
+
+    is_sharded = False
+
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        self.rank, self.world_size = rank, world_size
+
+    def shard(self, model: nn.Module, precision: str = "fp32") -> None:
+        """Called once, with the model on its device and before the optimiser is made."""
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """What is called in place of `model`; asked for anew whenever the set of trained tensors changes."""
+        return model
+
+    def accumulating(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Within the block gradients add up and need not be exchanged: more of the batch follows."""
+        return contextlib.nullcontext()
+
+    def agree(self, said: bool) -> bool:
+        """Whether any worker said yes; all must ask."""
+        return said
+
+    @contextlib.contextmanager
+    def holding(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+        """Within the block `model` has these `weights`, and any of its methods may be called; it gets its own back afterwards."""
+        current = {name: p.detach().clone() for name, p in model.named_parameters()}
+        copy_into(model, weights)
+        try:
+            yield
+        finally:
+            copy_into(model, current)
+
+    def finished(self, model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+        """The whole model with these `weights`, for good."""
+        copy_into(model, weights)
+        return model.eval()
+
+
+class Several(Alone):
+    """Workers of one process group."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__(rank, world_size)
+        # Of main memory, so that a word between processes waits for no GPU.
+        self._words = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+
+    def agree(self, said: bool) -> bool:
+        yes = torch.tensor(int(said))
+        dist.all_reduce(yes, dist.ReduceOp.MAX, group=self._words)
+        return bool(yes)
+
+
+class DataParallel(Several):
+    """DDP. Every tensor that wants a gradient must get one in each step. Models reduce their own buffers."""
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        from torch.nn.parallel import DistributedDataParallel
+
+        device = next(model.parameters()).device
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # the successor of broadcast_buffers does not exist yet, it says itself
+            return DistributedDataParallel(
+                model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+            )
+
+    def accumulating(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        return wrapped.no_sync()
+
+
+class FullyShard(Several):
+    """FSDP2: a transformer block is gathered, computed and let go at a time; whatever is in no block belongs to the root."""
+
+    is_sharded = True
+
+    def shard(self, model: nn.Module, precision: str = "fp32") -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        self._shell = shell_of(model)
+        # Inputs are not cast: the residual stream between blocks stays float32, as under autocast alone.
+        lower = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        self._in_bf16 = precision == "bf16" and any(
+            isinstance(module, _generator_block()) for module in model.modules()
+        )
+        mesh = init_device_mesh(next(model.parameters()).device.type, (self.world_size,))
+        frozen = {p for p in model.parameters() if not p.requires_grad}
+        for block in trained_blocks(model):
+            narrow = self._in_bf16 and isinstance(block, _generator_block())
+            fully_shard(block, mesh=mesh, mp_policy=lower if narrow else MixedPrecisionPolicy())
+        fully_shard(model, mesh=mesh, ignored_params=frozen)
+
+    @contextlib.contextmanager
+    def holding(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+        """As alone. What is in no block is gathered for the whole time: evaluation calls methods that have no hook."""
+        with super().holding(model, weights):
+            model.unshard()
+            try:
+                with bf16_where(self._in_bf16, next(model.parameters()).device):  # as the weights that it gathers are
+                    yield
+            finally:
+                model.reshard()
+
+    @torch.no_grad()
+    def finished(self, model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+        """On rank 0 the whole model; elsewhere one without memory. A tensor at a time is whole on the others."""
+        buffers, found = dict(model.named_buffers()), self._shell
+        for name, shell in list(found.named_parameters()):
+            value = whole(weights[name])
+            if self.rank == 0:
+                owner, _, leaf = name.rpartition(".")
+                setattr(
+                    found.get_submodule(owner), leaf, nn.Parameter(value.clone(), requires_grad=shell.requires_grad)
+                )
+        for name, _ in list(found.named_buffers()):
+            owner, _, leaf = name.rpartition(".")
+            setattr(found.get_submodule(owner), leaf, buffers[name])
+        return found.eval()
+
+
+def bf16_where(wanted: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to bf16, if wanted."""
+    return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+def shell_of(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose parameters take no memory; modules that it holds outside its tree (frozen encoders) are shared."""
+    known: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()
+    }
+    known |= {id(encoder): encoder for encoder in getattr(model, "frozen", {}).values()}
+    return copy.deepcopy(model, known)
+
+
+def trained_blocks(model: nn.Module) -> list[nn.Module]:
+    """What is gathered as one: transformer blocks of which something is trained."""
+    from g3pt.models.layers import CrossBlock, SelfBlock
+
+    kinds = (_generator_block(), CrossBlock, SelfBlock)
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, kinds) and any(p.requires_grad for p in module.parameters())
+    ]
+
+
+def gathered(model: nn.Module) -> Gathered:
+    """What a worker holds whole of a sharded `model` while it trains."""
+    blocks = trained_blocks(model)
+    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Gathered(
+        block=max(sizes),
+        outside=trained - sum(sizes),
+        narrow=all(isinstance(block, _generator_block()) for block in blocks),
+    )
+
+
+def _generator_block() -> type[nn.Module]:
+    from g3pt.models.transformer import Block
+
+    return Block
+
+
+def make_parallel(kind: str, rank: int, world_size: int) -> Alone:
+    """`ddp` or `fsdp` over the process group that exists; with one worker neither is needed."""
+    if kind not in PARALLEL:
+        raise ValueError(f"unknown parallelism {kind!r}; choose one of {', '.join(PARALLEL)}")
+    if world_size == 1:
+        return Alone()
+    return (DataParallel if kind == "ddp" else FullyShard)(rank, world_size)
+
+
+# --- tensors that may be sharded --------------------------------------------------------------------------------------
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This worker's part, as a view."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it; every worker must ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole `tensor`, which every worker has, cut as `like` is; one that is cut already is left as it is."""
+    if not hasattr(like, "placements") or hasattr(tensor, "placements"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def assign(parameter: Tensor, value: Tensor) -> None:
+    """Set a parameter, sharded or not, to a whole `value`."""
+    local(parameter).copy_(local(shard_like(value, parameter)))
+
+
+@torch.no_grad()
+def copy_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Set the parameters named in `weights`, which are cut as the model's are."""
+    for name, p in model.named_parameters():
+        p.copy_(weights[name])

@@ -1,0 +1,148 @@
+"""How the codes of training batches are spread, counted as they pass: what the collapse alarm reads.
+
+How: a window opens at the first quantised step after a record of the ledger and closes with the next record. Two tables are
+counted: codes per scale, (K, V), from which the entropies and digits follow exactly; and per token position the codes hashed into
+HASHED buckets, (S, 256). Counting whole codes at every position would take 2408 x 8192 cells at the paper's size; hashed they are 0.6
+million, and merging codes at random can only lower an entropy, least where it is small already: a collapse can't hide in it.
+Workers add up their tables when the window closes. Steps without a quantiser are not counted.
+
+The tables are neither parameters nor buffers, and no export holds them. Checkpoints are written where windows end (`training_jobs` sees to
+that), but for the one of a run that is asked to stop, which holds the tables.
+
+Ours: all of it. What n draws reach is corrected for repetition: a window longer than the data set has only `num_objects` different draws.
+
+Shapes: B batch, T tokens of a scale, S tokens of all scales, K scales, V codes, H hash buckets, C digits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from g3pt.training.alarm import faults
+
+HASHED = 256  # buckets a position's codes are hashed into
+MIN_SAMPLES, MIN_OBJECTS = 64, 16  # below these a window is reported but not judged
+
+
+class CodeUsage:
+    """Tables of one window. `num_objects` is the number of objects trained on, where it is known."""
+
+    def __init__(self, scales: tuple[int, ...], levels: tuple[int, ...]) -> None:
+        self.scales, self.levels, self.num_codes = scales, levels, math.prod(levels)
+        self.num_objects: int | None = None
+        self.counts_KV: Tensor | None = None
+        self.hashed_SH: Tensor | None = None
+        self.starts_2S: Tensor | None = None  # where a token's counts begin in either table, flat
+
+    @torch.no_grad()
+    def add(self, codes_BT: list[Tensor]) -> None:
+        """Count a batch's codes, one tensor a scale. Nothing waits for a GPU."""
+        codes_BS = torch.cat(codes_BT, dim=1)
+        if self.counts_KV is None or self.hashed_SH is None or self.starts_2S is None:
+            self._open(codes_BS.device)
+        ones = torch.ones((), dtype=torch.int32, device=codes_BS.device).expand(codes_BS.numel())
+        self.counts_KV.view(-1).scatter_add_(0, (codes_BS + self.starts_2S[0]).flatten(), ones)
+        self.hashed_SH.view(-1).scatter_add_(0, (hashed(codes_BS) + self.starts_2S[1]).flatten(), ones)
+
+    def _open(self, device: torch.device) -> None:
+        num_tokens = sum(self.scales)
+        self.counts_KV = torch.zeros(len(self.scales), self.num_codes, dtype=torch.int32, device=device)
+        self.hashed_SH = torch.zeros(num_tokens, HASHED, dtype=torch.int32, device=device)
+        scale_S = torch.arange(len(self.scales)).repeat_interleave(torch.tensor(self.scales))
+        self.starts_2S = torch.stack([scale_S * self.num_codes, torch.arange(num_tokens) * HASHED]).to(device)
+
+    def take(self) -> dict[str, float]:
+        """Close the window: its numbers over all workers, which must all ask; nothing if no step was counted."""
+        if self.counts_KV is None or self.hashed_SH is None:
+            return {}
+        counts_KV, hashed_SH = sum_over_workers(self.counts_KV).cpu(), sum_over_workers(self.hashed_SH).cpu()
+        self.counts_KV = self.hashed_SH = None
+        samples = int(hashed_SH[0].sum())
+        different = min(samples, self.num_objects or samples)
+        found: dict[str, float] = {}
+        for scale, (counts_V, hashed_TH) in enumerate(zip(counts_KV, hashed_SH.split(self.scales), strict=True)):
+            found |= {
+                f"{name}_scale_{scale + 1}": value
+                for name, value in self._of_scale(counts_V, hashed_TH, different).items()
+            }
+        if samples >= MIN_SAMPLES and different >= MIN_OBJECTS:
+            found["alarm"] = float(len(faults(found)))
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """The open window, summed over all workers, who must all ask; empty if none is open."""
+        if self.counts_KV is None or self.hashed_SH is None:
+            return {}
+        return {
+            "counts_KV": sum_over_workers(self.counts_KV.clone()),
+            "hashed_SH": sum_over_workers(self.hashed_SH.clone()),
+        }
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor], is_first: bool, device: torch.device) -> None:
+        """Open a window with what `state` gave, on the first worker; an empty one on others, as their tables will be summed."""
+        self._open(device)
+        if is_first and self.counts_KV is not None and self.hashed_SH is not None:
+            self.counts_KV.copy_(state["counts_KV"])
+            self.hashed_SH.copy_(state["hashed_SH"])
+
+    def _of_scale(self, counts_V: Tensor, hashed_TH: Tensor, different: int) -> dict[str, float]:
+        draws = different * len(hashed_TH)
+        joint = float(entropy_bits(counts_V))
+        digits = digit_entropies(counts_V, self.levels)
+        reachable = expected_entropy(different, min(HASHED, self.num_codes))
+        return {
+            "utilisation": min(1.0, int((counts_V > 0).sum()) / expected_distinct(draws, self.num_codes)),
+            "entropy_pooled": joint,
+            "information": min(1.0, float(entropy_bits(hashed_TH).mean()) / reachable) if reachable else 1.0,
+            "digit_balance": min(
+                entropy / math.log2(levels) for entropy, levels in zip(digits, self.levels, strict=True)
+            ),
+            # few draws can't show more bits than their logarithm, however free the digits are
+            "entropy_gap": max(0.0, min(sum(digits), math.log2(draws)) - joint),
+        }
+
+
+def hashed(codes: Tensor) -> Tensor:
+    """Codes below 2^16 to buckets below HASHED: the top byte of a product with 2^32 over the golden ratio (Knuth)."""
+    return (codes * 2654435761 & 0xFFFFFFFF) >> 24
+
+
+def digit_entropies(counts_V: Tensor, levels: tuple[int, ...]) -> list[float]:
+    """Entropy in bits of each digit of the counted codes (first digit fastest)."""
+    grid = counts_V.view(*reversed(levels))  # the last axis is the fastest, digit 0
+    axes = range(len(levels))
+    return [
+        float(entropy_bits(grid.sum([a for a in axes if a != len(levels) - 1 - c]) if len(levels) > 1 else grid))
+        for c in axes
+    ]
+
+
+def entropy_bits(counts: Tensor) -> Tensor:
+    """Plug-in Shannon entropy of counts along the last axis, in bits."""
+    share = counts.double() / counts.sum(-1, keepdim=True)
+    return torch.xlogy(share, share).sum(-1).abs() / math.log(2)
+
+
+def expected_distinct(draws: int, num_codes: int) -> float:
+    """How many distinct codes `draws` uniform draws of `num_codes` show: what utilisation is a share of."""
+    return num_codes * -math.expm1(draws * math.log1p(-1 / num_codes))
+
+
+def expected_entropy(draws: int, num_values: int) -> float:
+    """What plug-in entropy `draws` uniform draws of `num_values` show, in bits: counts of a value taken as Poisson."""
+    rate, total = draws / num_values, 0.0
+    for count in range(2, math.ceil(rate + 10 * math.sqrt(rate) + 20)):
+        total += math.exp(count * math.log(rate) - rate - math.lgamma(count + 1)) * count * math.log2(count)
+    return math.log2(draws) - total / rate
+
+
+def sum_over_workers(x: Tensor) -> Tensor:
+    """The sum of `x` over all workers of the process group; `x` itself without one."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(x)
+    return x

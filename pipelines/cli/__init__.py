@@ -1,0 +1,1 @@
+"""What every command shares: flags, help, exit codes, progress, signals, errors."""

@@ -1,0 +1,139 @@
+"""An error as a person wants to read it: what went wrong, at what, where in this code, what is safe, how to go on.
+
+How: Ray hands a worker's exception back inside up to four wrappers; `root_cause` takes them off. On its way up an exception
+collects what only the frames it passes know: `doing(...)` which object, shard or run was at work (it travels from the worker
+with the exception), `on_disk(...)` what a stage has finished (in the driver). `Failure` is all of it as plain data.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pipelines.cli.errors import UsageError, one_line
+
+MAX_CHARS = 400  # of the one line
+MAX_FRAMES = 4
+OURS = re.compile(r'File "(?![^"]*/site-packages/)[^"]*?/((?:g3pt|pipelines|jobs|tests)/[^"]+)", line (\d+), in (\S+)')
+WRAPPED_BY = ("_base_exc", "controller_failure", "health_check_failure")  # attributes of Ray Train's wrappers
+ERRNO = r"^\[Errno \d+\] "
+PLAIN = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENETUNREACH,
+)  # errors of the machine: their message says all
+# What another try cannot change. Not OSError, RuntimeError: a lost node or a collective that broke looks like them.
+DETERMINISTIC = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    ImportError,
+    FileNotFoundError,
+    PermissionError,
+    UsageError,
+)
+
+
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    """An error that leaves the block tells that it happened while `what`."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while {what}")
+        # Ray Data adds advice to `args` on the way, over the file name of an OSError: what was said first is kept apart.
+        error.__dict__.setdefault("first_said", one_line(error))
+        raise
+
+
+@contextlib.contextmanager
+def on_disk(safe: Callable[[], str]) -> Iterator[None]:
+    """An error or interruption that leaves the block tells what is safe: `safe()`, asked at that moment."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            error.__dict__.setdefault("safe_on_disk", []).append(safe())
+        raise
+
+
+def safe_on_disk(error: BaseException) -> list[str]:
+    """What stages told, innermost first."""
+    return list(error.__dict__.get("safe_on_disk", []))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """An error, ready to be written or shown."""
+
+    error: str  # type and message on one line
+    step: int | None = None  # optimiser step, where it is known
+    doing: tuple[str, ...] = ()  # what was at work, innermost first
+    where: tuple[str, ...] = ()  # the last frames in our code, outermost first
+    is_plain: bool = False  # full disk, missing permission: where in the code doesn't matter
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Failure":
+        """All that is known of an error."""
+        cause, text = root_cause(error), "".join(traceback.format_exception(error))
+        notes = [note for note in getattr(cause, "__notes__", []) if note.startswith("while ")]
+        frames = [f"{file}:{line} {name}" for file, line, name in OURS.findall(text) if file != "pipelines/cli/main.py"]
+        step, said = getattr(cause, "step", None), cause.__dict__.get("first_said") or one_line(cause)
+        return cls(
+            error=f"{type(cause).__name__}: {re.sub(ERRNO, '', said)}"[:MAX_CHARS],
+            step=step if isinstance(step, int) else None,
+            doing=tuple(note.removeprefix("while ") for note in notes),
+            where=tuple(frames[-MAX_FRAMES:]),
+            is_plain=isinstance(cause, OSError) and cause.errno in PLAIN,
+            traceback=text,
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """For failure.json."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, (), "", False)}
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(label, text) under the headline."""
+        if self.is_plain:
+            return []
+        at = f"step {self.step} of " if self.step is not None and self.doing else ""
+        found = [("while", f"{at if not number else ''}{what}") for number, what in enumerate(self.doing)]
+        return found + [("in", frame) for frame in self.where]
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The worker's own exception inside Ray's wrappers; the error itself where there are none."""
+    while (inner := _unwrapped(error)) is not None:
+        error = inner
+    return error
+
+
+def _unwrapped(error: BaseException) -> BaseException | None:
+    """One wrapper off, None if there is none. By attributes: this module must not import Ray."""
+    failures = getattr(error, "worker_failures", None)
+    if isinstance(failures, dict) and failures:
+        return min(failures.values(), key=_rank)
+    names = (*WRAPPED_BY, "cause") if any(cls.__name__ == "RayTaskError" for cls in type(error).__mro__) else WRAPPED_BY
+    found = (error.__dict__.get(name) for name in names)
+    return next((inner for inner in found if isinstance(inner, BaseException) and inner is not error), None)
+
+
+def _rank(error: BaseException) -> int:
+    """Of several workers' errors the one that explains most comes first: when one fails, its peers lose their connection."""
+    cause = root_cause(error)
+    return 0 if isinstance(cause, DETERMINISTIC) else 1 if "Died" in type(cause).__name__ else 2
+
+
+def is_deterministic(error: BaseException) -> bool:
+    """Whether the same work would fail the same way again."""
+    return isinstance(root_cause(error), DETERMINISTIC)

@@ -1,0 +1,207 @@
+"""What every command shares: typed flags from a frozen dataclass, exit codes, and the last line `result: PATH`.
+
+How: `main(flags_class, run, example=...)` parses kebab-case flags with tyro, calls `run(flags)` and exits:
+0 done / 1 failed / 2 bad usage or bad input (one line on stderr) / 130 interrupted (143 by SIGTERM). While `run` works, stdout
+points at stderr, so that no print can follow the result line, and what libraries say goes to a file (pipelines.cli.quiet); with
+`--dry-run` stdout stays, for the plan. A failure or an interruption is told in one block: cause, place, what is safe, how to resume.
+A reader of stdout that leaves early (`| head -1`) ends the command quietly with 141, as it ends other programs.
+A flag class may check itself in `__post_init__`: its ValueError is bad usage too.
+"""
+
+import contextlib
+import io
+import os
+import re
+import select
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from pipelines.cli.errors import NotWell, UsageError, one_line
+from pipelines.cli.failures import Failure, root_cause, safe_on_disk
+from pipelines.cli.help import complaint, help_text
+from pipelines.cli.interrupt import stoppable
+from pipelines.cli.quiet import VERBOSE, Noise, noise_aside
+from pipelines.cluster import session
+from pipelines.tracking.client import telling_where_to_look
+
+Flags = TypeVar("Flags")
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_NO_READER = 1, 2, 130, 141
+KINDS = {"INT": "whole number", "FLOAT": "number"}  # by tyro's names
+WRONG_TYPE = re.compile(
+    r"Error parsing (?P<flag>--\S+): (no type matching .* from \[(?P<optional>.*?)\]\. Got errors:|.*?: (?P<one>'.*')) .*?Argument helptext: --\S+ (\{None\}\|)?(?P<kind>INT|FLOAT) "
+)
+
+
+def main(
+    flags_class: type[Flags],
+    run: Callable[[Flags], str | None],
+    *,
+    example: str,
+    args: Sequence[str] | None = None,
+    keep_stdout: bool = False,
+) -> NoReturn:
+    """Parse `args` (default sys.argv), call `run(flags)`, print `result: PATH` when it returns one, exit with the code.
+
+    `example` is a command line that --help shows; `keep_stdout` is for commands whose product is what they print. The docstring of `flags_class` is the command's description.
+    """
+    flags = parse(flags_class, example=example, args=args)
+    result, code = None, 0
+    with noise_aside() as noise, stoppable(), session.left_as_found():
+        try:
+            with (
+                stdout_to_stderr(enabled=not (keep_stdout or getattr(flags, "dry_run", False))),
+                telling_where_to_look(),
+            ):
+                result = run(flags)
+        except NotWell:
+            code = EXIT_FAILED
+        except KeyboardInterrupt as error:
+            code = interrupted(error)
+        except Exception as error:  # the outermost frame of a program: report, then a failing exit code
+            code = failed(error, noise)
+    try:
+        if result is not None:
+            print(f"result: {result}")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        leave_quietly()
+    raise SystemExit(code)
+
+
+def interrupted(error: KeyboardInterrupt) -> int:
+    """Say what is safe and how to go on; the exit code, 130 for Ctrl-C and 143 for SIGTERM."""
+    session.disconnect()
+    print("interrupted", *_labelled(*_safe(error), ("resume", this_command())), sep="\n", file=sys.stderr, flush=True)
+    return getattr(error, "exit_code", EXIT_INTERRUPTED)
+
+
+def failed(error: Exception, noise: Noise) -> int:
+    """Report an error as one readable block; the exit code. The traceback joins the noise."""
+    cause = root_cause(error)
+    if isinstance(cause, UsageError):
+        print(f"error: {one_line(cause)}", file=sys.stderr)
+        return EXIT_USAGE
+    if isinstance(error, BrokenPipeError) and reader_left():  # else a pipe of the work's own broke
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_NO_READER
+    failure, logs = Failure.of(error), session.logs_folder()
+    details = None if failure.is_plain else noise.keep(failure.traceback)
+    rows = [*failure.lines(), *_safe(error), ("resume", this_command())]
+    rows += [("details", f"{details} ({VERBOSE}=1 prints them)")] if details else []
+    rows += [("Ray", f"its logs are in {logs}")] if logs and not failure.is_plain else []
+    print(f"failed: {failure.error}", *_labelled(*rows), sep="\n", file=sys.stderr, flush=True)
+    return EXIT_FAILED
+
+
+def _safe(error: BaseException) -> list[tuple[str, str]]:
+    return [("safe", text) for text in safe_on_disk(error)]
+
+
+def _labelled(*rows: tuple[str, str]) -> list[str]:
+    """Aligned lines; a label that repeats is written once."""
+    before = ["", *(label for label, _ in rows)]
+    return [f"  {label if label != last else '':<8} {text}" for (label, text), last in zip(rows, before, strict=False)]
+
+
+def leave_quietly() -> NoReturn:
+    """Exit as a program does whose reader has left; what is still buffered goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    raise SystemExit(EXIT_NO_READER) from None
+
+
+def reader_left() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    stdout = select.poll()
+    stdout.register(1, select.POLLOUT)
+    return any(events & select.POLLERR for _, events in stdout.poll(0))
+
+
+def parse(flags_class: type[Flags], *, example: str, args: Sequence[str] | None = None) -> Flags:
+    """The flags, or exit 2 with one line on stderr (tyro's framed message squeezed), or exit 0 after --help."""
+    given = sys.argv[1:] if args is None else list(args)
+    if "-h" in given or "--help" in given:
+        print_help(flags_class, example)
+    import tyro
+
+    framed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(framed):
+            return tyro.cli(flags_class, args=given, config=(tyro.conf.FlagCreatePairsOff,))
+    except ValueError as error:
+        die(one_line(error))
+    except SystemExit:
+        die((complaint(flags_class, given) or squeeze(framed.getvalue())) + " (see --help)")
+
+
+def print_help(flags_class: type, example: str) -> NoReturn:
+    """The page of pipelines.cli.help, then exit 0."""
+    try:
+        print(help_text(flags_class, example), end="", flush=True)
+    except BrokenPipeError:
+        leave_quietly()
+    raise SystemExit(0)
+
+
+def squeeze(framed: str) -> str:
+    """One line from tyro's multi-line framed message: no borders, no colour, no pointer to --help at the end."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", framed)
+    text = re.sub(r"[│╭╮╰╯─┌┐└┘]+|-{4,}", " ", text)
+    text = re.sub(r"For full helptext, (run|see).*", "", " ".join(text.split()))
+    text = re.sub(r"^(Parsing error|Required options|Value error) ?(Error parsing \w+: )?", "", text)
+    wrong = WRONG_TYPE.match(text)
+    if wrong:
+        return f"{wrong['flag']} must be a {KINDS[wrong['kind']]}, got {wrong['one'] or wrong['optional']}"
+    return text.strip().replace("Invalid choice invalid choice", "invalid choice")
+
+
+def die(message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(EXIT_USAGE)
+
+
+def this_command() -> str:
+    """The command line as typed, quoted for a shell."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # python -m pipelines.report: argv holds its file
+    program = (
+        ["-m", module.name.removesuffix(".__main__")]
+        if module is not None and module.name.startswith("pipelines.")
+        else sys.argv[:1]
+    )
+    return shlex.join(["python", *program, *sys.argv[1:]])
+
+
+def absolute(path: str) -> str:
+    """A path that survives Ray's change of working directory: absolute if local, unchanged if a URI such as s3://."""
+    return path if "://" in path else str(Path(path).expanduser().resolve())
+
+
+@contextlib.contextmanager
+def stdout_to_stderr(enabled: bool = True) -> Iterator[None]:
+    """Send all that is printed, by Python or by a child process, to stderr inside the block."""
+    if not enabled:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        if _is_real_stdout():
+            sys.stdout.flush()
+            saved = os.dup(1)
+            os.dup2(2, 1)
+            stack.callback(_restore_stdout, saved)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
+
+
+def _is_real_stdout() -> bool:
+    try:
+        return sys.stdout.fileno() == 1
+    except (OSError, ValueError, AttributeError):  # a test's capture, or a closed stream
+        return False
+
+
+def _restore_stdout(saved: int) -> None:
+    os.dup2(saved, 1)
+    os.close(saved)

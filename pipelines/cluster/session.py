@@ -1,0 +1,155 @@
+"""The only `ray.init` of the project: join the cluster that was asked for, or start a small private one.
+
+How: `--ray-address`, else RAY_ADDRESS (set by `ray job submit`), else a local cluster of this process. A local cluster
+has an explicit number of CPUs, no dashboard and a bounded object store, so that it starts in seconds. Every worker gets
+one compute thread (two torch threads beside another busy core were measured ten times slower than one) and the
+repository on its PYTHONPATH.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.cli import interrupt
+from pipelines.cli.errors import UsageError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OBJECT_STORE_BYTES = 512 * 2**20  # shared memory of a local cluster: datasets at laptop scale pass through in shards
+_logs_folder: str | None = None
+PASSED_ON = (
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+)  # where workers find the Hugging Face hub; HF_TOKEN is a secret and each node's own
+WORKER_ENV = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_TRAIN_ENABLE_V2": "1",
+}
+
+
+def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_slots: float | None = None) -> None:
+    """Connect this process to Ray once; a second call keeps the first connection.
+
+    num_cpus and sweep_slots (a logical resource that admits Tune trials) size a local cluster and are ignored otherwise.
+    """
+    global _logs_folder
+    quiet_environment()
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, object] = {}
+    if address == "local":
+        cpus = num_cpus or available_cpus()
+        options = {
+            "num_cpus": cpus,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "resources": {"sweep_slot": sweep_slots or float(cpus)},
+        }
+        # Ray announces at every start that a local cluster asks for a token; README says so once.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    # Workers' own prints stay in Ray's logs (below /tmp/ray): commands tell their progress from the driver.
+    session = ray.init(
+        address=address,
+        runtime_env={"env_vars": worker_env()},
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+        **options,
+    )
+    _logs_folder = str(Path(session.address_info["session_dir"]) / "logs")
+    interrupt.rearm()  # Ray has taken SIGTERM
+    data = ray.data.DataContext.get_current()
+    data.enable_progress_bars = False  # pipelines.cli.progress tells it
+    data.raise_original_map_exception = True
+
+
+def wants_gpu(device: str = "auto") -> bool:
+    """`gpu`, `cpu`, or `auto`: a GPU if the connected cluster has any now."""
+    if device not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"--device must be auto, cpu or gpu, got {device!r}")
+    import ray
+
+    return device == "gpu" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+
+
+def actor_resources(device: str = "auto") -> tuple[dict[str, float], int]:
+    """What an actor that holds a model asks of Ray, a GPU of its own or a CPU, and how many such actors fit the cluster now."""
+    import ray
+
+    name, request = ("GPU", "num_gpus") if wants_gpu(device) else ("CPU", "num_cpus")
+    return {request: 1.0}, max(1, int(ray.cluster_resources().get(name, 1)))
+
+
+def torch_device() -> str:
+    """`cuda` in a worker that was given a GPU, or without Ray on a machine that has one; else `cpu`.
+
+    Every process on a node sees all its GPUs (RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0): one that asked for none must take none.
+    """
+    import ray
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return "cuda" if not ray.is_initialized() or ray.get_gpu_ids() else "cpu"
+
+
+def is_connected() -> bool:
+    """Whether this process is a driver of a cluster; asks without importing Ray."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local one ends with it."""
+    if is_connected():
+        import ray
+
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def left_as_found() -> Iterator[None]:
+    """A connection made inside the block ends with it."""
+    connected = is_connected()
+    try:
+        yield
+    finally:
+        if not connected:
+            disconnect()
+
+
+def logs_folder() -> str | None:
+    """Where Ray keeps the logs of the session that this process last connected to, on the node that it ran on."""
+    return _logs_folder
+
+
+def worker_env() -> dict[str, str]:
+    """Environment of every worker: one thread each, the driver's hub, and this repository importable."""
+    inherited = os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join(part for part in (str(REPOSITORY), inherited) if part)
+    return {**WORKER_ENV, **{name: os.environ[name] for name in PASSED_ON if name in os.environ}, "PYTHONPATH": path}
+
+
+def quiet_environment() -> None:
+    """Settings that Ray reads when it is imported or started: set before, and only where the user set nothing."""
+    defaults = {
+        **WORKER_ENV,
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TQDM_PATCH_PRINT": "0",
+    }
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+
+
+def available_cpus() -> int:
+    """CPUs this process may use, at least two: Ray needs a slot for a coordinator beside one that works."""
+    return max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 2))

@@ -1,0 +1,1 @@
+"""The whole pipeline at toy size, for a laptop."""

@@ -1,0 +1,1 @@
+"""Tables that a model derives from a dataset: codes and condition features."""

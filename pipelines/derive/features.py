@@ -1,0 +1,52 @@
+"""Condition features of a whole dataset, computed once: `--features stored` of the commands that train generators calls `store_features` first.
+
+Each actor of a Ray Data pool loads the encoders once and writes shard after shard (`pipelines.derive.tables`); what is there is skipped. Where the
+tables lie, and what is in them: `g3pt.models.features`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from g3pt.data import datasets
+from g3pt.data.records import shard_name
+from g3pt.models import features
+from g3pt.models.features import Encoding
+from pipelines.cli.errors import bad_input
+from pipelines.cli.failures import doing
+from pipelines.derive.tables import Pool, ShardWorker, derive, is_done
+
+
+def store_features(data: str, encodings: Sequence[Encoding], pool: Pool) -> dict[str, str]:
+    """Features of every `ok` object by these encoders; condition -> derived kind."""
+    with bad_input():
+        info = datasets.open_dataset(data)
+    kinds = {one.condition: one.kind for one in encodings}
+    missing = [one for one in encodings if not all(is_done(info, [one.kind], index) for index in info.shards)]
+    derive(info, list(kinds.values()), FeatureWorker, (str(info.path), missing), "features", pool)
+    return kinds
+
+
+class FeatureWorker(ShardWorker):
+    """The pretrained encoders, loaded once."""
+
+    def __init__(self, data: str, encodings: Sequence[Encoding]) -> None:
+        import torch
+
+        from pipelines.cluster import session
+
+        torch.set_num_threads(1)
+        self.info = datasets.open_dataset(data)
+        self.encoders: list[tuple[Encoding, Any]] = [(one, one.load().to(session.torch_device())) for one in encodings]
+
+    def encode(self, index: int) -> int:
+        """Write what is missing of one shard; the number of objects in it."""
+        count = 0
+        for encoding, encoder in self.encoders:
+            with doing(
+                f"encoding {encoding.condition}s of {shard_name(index)} of {self.info.path} with {encoding.encoder}"
+            ):
+                if not is_done(self.info, [encoding.kind], index):
+                    count = features.write_shard(encoding, encoder, self.info, index)
+        return count

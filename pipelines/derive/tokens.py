@@ -1,0 +1,144 @@
+"""Codes of a whole dataset, written once by a frozen tokenizer: `DATASET/derived/tokens-<export hash>/shard-*.parquet`.
+
+Each shard is one task of a Ray Data pool of actors that hold the tokenizer (`pipelines.derive.tables`). The work itself, `encode_shard`, is a plain function.
+
+Ours: objects are encoded in batches of one fixed size (the last one filled up), from the first stored points, so that codes
+depend on neither worker count nor neighbours.
+Shapes: B batch, P surface points, S tokens of all scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from g3pt.config import CVQConfig, from_dict
+from g3pt.data import datasets, derived, reading, records
+from g3pt.data.datasets import DatasetInfo
+from g3pt.training.exports import export_hash, read_export_config
+from pipelines.cli.errors import bad_input
+from pipelines.cli.failures import doing
+from pipelines.derive.tables import Pool, ShardWorker, derive
+
+ENCODE_BATCH = 16
+READS = ("num_encode_points", "num_sharp_points")  # of an object, when it is encoded
+
+
+def tokens_kind(tokenizer: str | Path) -> str:
+    """The derived table's name: tokens-<first 8 hex digits of the export's hash>."""
+    return f"tokens-{export_hash(tokenizer)[:8]}"
+
+
+def encode_dataset(
+    data: str | Path,
+    tokenizer: str | Path,
+    *,
+    num_workers: int = 2,
+    ray_address: str | None = None,
+    device: str = "auto",
+    use_ray: bool = True,
+) -> str:
+    """Encode every `ok` object of a dataset; gives the derived kind. Without Ray the shards are done here, in turn.
+
+    `num_workers` actors share the CPUs; where `device` means GPUs there is one for each GPU instead.
+    """
+    with bad_input():
+        info = datasets.open_dataset(data)
+        if read_export_config(tokenizer)["kind"] != "cvq":
+            raise ValueError(f"{tokenizer}: not a tokenizer")
+        kind = tokens_kind(tokenizer)
+        check_points(info, from_dict(CVQConfig, read_export_config(tokenizer)["model"]))
+    pool = Pool(num_workers=num_workers, ray_address=ray_address, device=device, use_ray=use_ray)
+    derive(info, [kind], ShardEncoder, (str(info.path), str(Path(tokenizer).resolve())), "tokens", pool)
+    return kind
+
+
+def check_points(
+    info: DatasetInfo, config: CVQConfig, *, names: Sequence[str] = READS, reader: str = "the tokenizer"
+) -> None:
+    """A ValueError if `config` reads more points of an object than the dataset stores."""
+    for name in names:
+        stored = info.config.num_sharp if name == "num_sharp_points" else info.config.num_surface
+        if getattr(config, name) > stored:
+            raise ValueError(
+                f"{reader} reads {name} = {getattr(config, name)}, dataset {info.path} stores {stored} per object"
+            )
+
+
+class ShardEncoder(ShardWorker):
+    """A tokenizer held by one worker."""
+
+    def __init__(self, data: str, tokenizer: str) -> None:
+        import torch
+
+        from g3pt.models.tokenizer import CVQ
+        from pipelines.cluster import session
+
+        torch.set_num_threads(1)
+        self.info, self.kind = datasets.open_dataset(data), tokens_kind(tokenizer)
+        self.model = CVQ.from_pretrained(tokenizer).to(session.torch_device())
+
+    def encode(self, index: int) -> int:
+        """Write one shard's codes; the number of objects in it."""
+        with doing(f"encoding {records.shard_name(index)} of {self.info.path}"):
+            ids, codes_NS = encode_shard(self.model, self.info, index)
+            derived.write_derived(self.info, self.kind, index, codes_table(ids, codes_NS))
+        return len(ids)
+
+
+def encode_shard(model: Any, info: DatasetInfo, index: int) -> tuple[list[str], np.ndarray]:
+    """(ids, codes uint16 (N, S)) of the `ok` rows of one shard."""
+    rows = list(reading.read_rows(info, ["id", *encoded_columns(model.config)], shards=[index]))
+    return [row["id"] for row in rows], encode(model, rows).astype(np.uint16)
+
+
+def encoded_columns(config: CVQConfig) -> list[str]:
+    """The columns of a row that become its codes."""
+    return ["surface"] + ["sharp"] * bool(config.num_sharp_points)
+
+
+def encode(model: Any, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Codes int64 (N, S) of rows with `encoded_columns`, in batches of ENCODE_BATCH, the last filled up."""
+    parts = [np.zeros((0, model.config.num_tokens), np.int64)]
+    for start in range(0, len(rows), ENCODE_BATCH):
+        part = list(rows[start : start + ENCODE_BATCH])
+        parts.append(_encode_batch(model, part + part[-1:] * (ENCODE_BATCH - len(part)))[: len(part)])
+    return np.concatenate(parts)
+
+
+def _encode_batch(model: Any, rows: list[dict[str, Any]]) -> np.ndarray:
+    return model.encode(*encoder_inputs(model, rows)).cpu().numpy()
+
+
+def encoder_inputs(model: Any, rows: Sequence[dict[str, Any]]) -> tuple[Any, Any]:
+    """What the encoder reads of rows with `encoded_columns`: surface_BP6, and sharp_BP6 or None."""
+    import torch
+
+    config, device = model.config, next(model.parameters()).device
+
+    def points(name: str, count: int) -> torch.Tensor:
+        stacked = np.stack([row[name][:count] for row in rows]).astype(np.float32)
+        return torch.from_numpy(stacked).to(device)
+
+    return points("surface", config.num_encode_points), points(
+        "sharp", config.num_sharp_points
+    ) if config.num_sharp_points else None
+
+
+def codes_table(ids: list[str], codes_NS: np.ndarray) -> pa.Table:
+    """The derived table: `id`, and `codes` as a tensor column of uint16 (S,)."""
+    kind = pa.fixed_shape_tensor(pa.uint16(), (codes_NS.shape[1],))
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(codes_NS.reshape(-1), pa.uint16()), type=kind.storage_type)
+    codes = pa.ExtensionArray.from_storage(kind, storage)
+    return pa.table({"id": pa.array(ids, pa.string()), "codes": codes})
+
+
+def load_codes(info: DatasetInfo, kind: str, shards: Iterable[int] | None = None) -> dict[str, np.ndarray]:
+    """id -> codes uint16 (S,) of the whole dataset, or of some shards."""
+    table = derived.read_derived(info, kind, shards)
+    codes = reading.column_values(table["codes"].combine_chunks())
+    return dict(zip(table["id"].to_pylist(), codes, strict=True))

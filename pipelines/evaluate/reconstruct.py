@@ -1,0 +1,156 @@
+"""One object through a tokenizer and through what it is compared with: the work of one step of `pipelines.evaluate.cvq`.
+
+How: the codes' own logits give IoU at the stored query points and, extracted and sampled, a surface that is compared with `eval_surface`.
+The same two verdicts are passed on the continuous latents (no quantiser) and on a cube of occupancy bits of equal size
+(`g3pt.metrics.baselines`). IoU is also taken when only the first k scales are decoded, and when one scale's codes are those of another object (a
+scale that carries nothing would not lower it). Meshes of the continuous latents and of the first k scales cost as much as the main
+one each, so only objects marked `detailed` have them; they and the main mesh are decoded as one batch.
+
+Shapes: B batch, Q query points, S tokens of all scales, K scales.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from g3pt.data import records
+from g3pt.metrics import pairwise
+from g3pt.metrics.bits import plain_bits
+from pipelines.cli.failures import doing
+from pipelines.derive.tokens import encoder_inputs
+
+SURFACE_NAMES = (
+    "chamfer",
+    "chamfer_squared",
+    *(f"f_score_{t:g}" for t in pairwise.F_THRESHOLDS),
+    "hausdorff_95",
+    "normal_consistency",
+)
+
+Mesh = tuple[np.ndarray, np.ndarray]
+
+
+class Reconstructor:
+    """A tokenizer held by one worker; `run` scores one object."""
+
+    def __init__(self, export: str, resolution: int, coarse: int, num_queries: int, seed: int) -> None:
+        from g3pt.models.tokenizer import CVQ
+        from pipelines.cluster.session import torch_device
+
+        self.device = torch_device()
+        self.model = CVQ.from_pretrained(export).to(self.device)
+        self.resolution, self.coarse, self.num_queries, self.seed = resolution, coarse, num_queries, seed
+
+    def run(self, item: dict[str, Any]) -> dict[str, Any]:
+        """{"scores": of one object, "mesh": of one that is pictured, else None}."""
+        import torch
+
+        with doing(f"reconstructing {item['row']['id']}"), torch.inference_mode():
+            return self._run(item)
+
+    def mesh(self, item: dict[str, Any]) -> Mesh:
+        """Its mesh alone, empty if it has none."""
+        import torch
+
+        with doing(f"decoding {item['row']['id']}"), torch.inference_mode():
+            return self._meshes(self._latents(item["codes"]))[0][0]
+
+    def _run(self, item: dict[str, Any]) -> dict[str, Any]:
+        row = item["row"]
+        random = np.random.default_rng([self.seed, item["number"]])
+        volume, near = self._queries(row, "volume", random), self._queries(row, "near", random)
+        num_scales = self.model.config.num_scales
+        first = [self._latents(item["codes"], k) for k in range(1, num_scales + 1)]
+        latents = first[-1]
+        continuous = self.model.decoder.latents(self.model.encode_latents(*encoder_inputs(self.model, [row])))
+        scores: dict[str, Any] = {
+            "id": row["id"],
+            "category": row["category"],
+            "iou_volume": self._iou(latents, volume),
+            "iou_near": self._iou(latents, near),
+        }
+        scores["iou_first_scales"] = [self._iou(part, volume) for part in first[:-1]] + [scores["iou_volume"]]
+        scores["iou_shuffled_scale"] = [
+            self._iou(self._latents(self._mixed(item, k)), volume) for k in range(num_scales)
+        ]
+        scores["continuous"] = {"iou_volume": self._iou(continuous, volume), "iou_near": self._iou(continuous, near)}
+        (mesh, status), *details = self._meshes(latents, *([*first[:-1], continuous] if item["detailed"] else []))
+        scores |= {"status": status} | surface_scores(mesh, row, random)
+        if details:
+            apart = np.random.default_rng(
+                [self.seed, item["number"], 1]
+            )  # the main figures don't depend on the details
+            *parts, (continuous_mesh, continuous_status) = details
+            scores["chamfer_first_scales"] = [surface_scores(part, row, apart)["chamfer"] for part, _ in parts] + [
+                scores["chamfer"]
+            ]
+            scores["continuous"] |= {"status": continuous_status} | surface_scores(continuous_mesh, row, apart)
+        scores["grid"] = self._grid_scores(row, volume, near)
+        return {"scores": scores, "mesh": mesh if item["picture"] else None}
+
+    def _queries(self, row: dict[str, Any], kind: str, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        points, inside = row[f"{kind}_points"], records.unpack_occupancy(row[f"{kind}_occupancy"])
+        chosen = random.permutation(len(points))[: self.num_queries]
+        return points[chosen].astype(np.float32), inside[chosen]
+
+    def _latents(self, codes_S: np.ndarray, num_scales: int | None = None) -> Any:
+        import torch
+
+        return self.model.decode_latents(torch.from_numpy(codes_S)[None].to(self.device), num_scales)
+
+    def _mixed(self, item: dict[str, Any], scale: int) -> np.ndarray:
+        """This object's codes, those of one scale taken from another object."""
+        start = sum(self.model.config.scales[:scale])
+        end = start + self.model.config.scales[scale]
+        mixed_S = item["codes"].copy()
+        mixed_S[start:end] = item["other"][start:end]
+        return mixed_S
+
+    def _iou(self, latents: Any, queries: tuple[np.ndarray, np.ndarray]) -> float:
+        from g3pt.models import decoding
+
+        return pairwise.volume_iou(decoding.logits(self.model, latents, queries[0]) > 0, queries[1])
+
+    def _meshes(self, *latents: Any) -> list[tuple[Mesh, str]]:
+        """The cleaned surface and the status of each."""
+        import torch
+
+        from g3pt.models import decoding
+
+        found = decoding.decode_meshes(self.model, torch.cat(latents), self.resolution, self.coarse)
+        return [((one.vertices, one.faces), one.status) for one in found]
+
+    def _grid_scores(
+        self, row: dict[str, Any], volume: tuple[np.ndarray, np.ndarray], near: tuple[np.ndarray, np.ndarray]
+    ) -> dict[str, Any]:
+        """The same verdicts on a cube of occupancy bits, as many as the codes have."""
+        from g3pt.geometry.cleanup import clean
+        from g3pt.geometry.isosurface import NoSurface, extract
+        from g3pt.metrics import baselines
+
+        side = baselines.grid_side(plain_bits(self.model.config.num_tokens, self.model.config.num_codes))
+        field = baselines.grid_field(baselines.occupancy_from_surface(row["surface"], baselines.grid_nodes(side)), side)
+        found: dict[str, Any] = {
+            name: pairwise.volume_iou(field(points) > 0, inside)
+            for name, (points, inside) in (("iou_volume", volume), ("iou_near", near))
+        }
+        try:
+            mesh, status = clean(*extract(field, self.resolution, self.coarse)), "ok"
+        except NoSurface as reason:
+            mesh, status = empty_mesh(), reason.status
+        return found | {"status": status} | surface_scores(mesh, row, np.random.default_rng(self.seed))
+
+
+def empty_mesh() -> Mesh:
+    """No vertex, no face."""
+    return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
+
+
+def surface_scores(mesh: Mesh, row: dict[str, Any], random: np.random.Generator) -> dict[str, float | None]:
+    """Every figure of SURFACE_NAMES for a mesh against the object's second sample; without a mesh F-scores are 0 and distances None."""
+    from g3pt.geometry.surface import sample_surface
+
+    true = row["eval_surface"].astype(np.float64)
+    if not len(mesh[1]):
+        return {name: 0.0 if name.startswith("f_score") else None for name in SURFACE_NAMES}
+    return pairwise.surface_metrics(sample_surface(*mesh, len(true), random), true)

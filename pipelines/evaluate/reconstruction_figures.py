@@ -1,0 +1,178 @@
+"""A tokenizer's evaluation summed up: means, medians, tails, categories, what it is compared with, and how each number was made.
+
+How: `summarise` turns the objects' scores into one flat record (and `by_category`); names are what is measured, with a prefix for
+whose it is (`continuous_`: the same latents without the quantiser; `grid_`: a cube of occupancy bits of equal size; `distinct_`: without
+near-duplicates of training objects) and a suffix for the statistic (none: mean; `_median`; `_p05` or `_p95`: the bad tail;
+`_interval_95`: of the mean).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from g3pt.data.datasets import DatasetInfo
+from g3pt.metrics import baselines, pairwise
+from g3pt.metrics.bits import plain_bits
+from pipelines.evaluate.near_duplicates import THRESHOLD
+from pipelines.evaluate.reconstruct import SURFACE_NAMES
+
+NAMES = ("iou_volume", "iou_near", *SURFACE_NAMES)
+LESS_IS_BETTER = ("chamfer", "chamfer_squared", "hausdorff_95")
+CATEGORY_NAMES = ("iou_volume", "iou_near", "chamfer", "f_score_0.02")
+
+Objects = Sequence[dict[str, Any]]
+
+
+def summarise(objects: Objects) -> dict[str, Any]:
+    """The record of a whole evaluation."""
+    found: dict[str, Any] = {"num_objects": len(objects), "num_without_mesh": without_mesh(objects)}
+    for name in NAMES:
+        found |= statistics(name, [o[name] for o in objects])
+    found |= by_scale(objects)
+    found |= {f"continuous_{name}": mean([o["continuous"].get(name) for o in objects]) for name in NAMES}
+    detailed = [o for o in objects if "chamfer_first_scales" in o]
+    found |= {"num_detailed": len(detailed)}
+    found |= {f"detailed_{name}": mean([o[name] for o in detailed]) for name in SURFACE_NAMES}
+    grids = [o["grid"] for o in objects]
+    found |= {f"grid_{name}": mean([grid[name] for grid in grids]) for name in NAMES} | {
+        "grid_num_without_mesh": without_mesh(grids)
+    }
+    found |= {"bits": objects[0]["bits"], "bits_coded": mean([o["bits_coded"] for o in objects])}
+    return found | distinct(objects) | {"by_category": by_category(objects)}
+
+
+def without_mesh(objects: Objects) -> int:
+    """How many gave no surface."""
+    return sum(o["status"] != "ok" for o in objects)
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of the values that are there."""
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None
+
+
+def statistics(name: str, values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean with its interval over the values that are there; median and bad tail over all, a missing distance being infinite."""
+    there = np.array([value for value in values if value is not None])
+    worse = name in LESS_IS_BETTER
+    everything = np.array([(np.inf if worse else 0.0) if value is None else value for value in values])
+    tail = "_p95" if worse else "_p05"
+    # the order statistic, not an interpolation between it and infinity
+    quantiles = np.quantile(everything, [0.5, 0.95 if worse else 0.05], method="higher" if worse else "lower")
+    return {
+        name: mean(values),
+        f"{name}_interval_95": list(pairwise.bootstrap_interval(there)) if len(there) else None,
+        **{
+            f"{name}{suffix}": float(value) if np.isfinite(value) else None
+            for suffix, value in zip(("_median", tail), quantiles, strict=True)
+        },
+    }
+
+
+def by_scale(objects: Objects) -> dict[str, float | None]:
+    """IoU of the first k scales and lost by shuffling scale k, over all; Chamfer of the first k over the detailed objects with a mesh at every k."""
+    first = np.mean([o["iou_first_scales"] for o in objects], axis=0)
+    shuffled = np.mean([o["iou_shuffled_scale"] for o in objects], axis=0)
+    whole = [o["chamfer_first_scales"] for o in objects if None not in o.get("chamfer_first_scales", [None])]
+    found: dict[str, float | None] = {"num_chamfer_by_scale": len(whole)}
+    for k, (alone, mixed) in enumerate(zip(first, shuffled, strict=True), start=1):
+        found[f"iou_first_{k}_scales"] = float(alone)
+        found[f"iou_drop_shuffled_scale_{k}"] = float(first[-1] - mixed)
+        found[f"chamfer_first_{k}_scales"] = mean([chamfers[k - 1] for chamfers in whole])
+    return found
+
+
+def distinct(objects: Objects) -> dict[str, Any]:
+    """The figures without near-duplicates, if they were searched for."""
+    if "near_duplicate" not in objects[0]:
+        return {"num_near_duplicates": None}
+    left = [o for o in objects if not o["near_duplicate"]]
+    found = {"num_near_duplicates": len(objects) - len(left)}
+    return found | {f"distinct_{name}": mean([o[name] for o in left]) for name in NAMES}
+
+
+def by_category(objects: Objects) -> dict[str, dict[str, Any]]:
+    """Means over the objects of each category, sorted by name; none where the dataset has no categories."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for scores in objects:
+        if scores["category"]:
+            groups.setdefault(scores["category"], []).append(scores)
+    return {
+        name: {
+            "num_objects": len(part),
+            "num_without_mesh": without_mesh(part),
+            **{metric: mean([o[metric] for o in part]) for metric in CATEGORY_NAMES},
+        }
+        for name, part in sorted(groups.items())
+    }
+
+
+def protocol(flags: Any, info: DatasetInfo, config: Any, duplicates: str) -> dict[str, Any]:
+    """How each number was made."""
+    queries = min(flags.num_queries, info.config.num_queries)
+    bits = plain_bits(config.num_tokens, config.num_codes)
+    side = baselines.grid_side(bits)
+    return {
+        **pairwise.PROTOCOL,
+        "task": "reconstruction: the model reads `surface`, is compared with `eval_surface`, an independent sample of the same solid",
+        "query_points": f"{queries} volume points uniform in [-1, 1]^3 and {queries} near-surface points per object, labels exact",
+        "surface_points": f"{info.config.num_surface} on each side, uniform over the area",
+        "iso_surface": f"logit 0 on a grid of {flags.resolution} cells a side, from {flags.coarse} refined near the surface, floaters below 1 % of the area removed",
+        "aggregation": "mean over objects; objects without a mesh count 0 in F-scores and are left out of mean distances (num_without_mesh)",
+        "tails": "median, and the bad tail: 5th percentile where more is better, 95th where less is; a missing mesh counts as infinitely far",
+        "intervals": "95 % percentile bootstrap over objects, 1000 resamples, seed 0",
+        "by_category": "means over the objects of a category",
+        "shuffled": "codes of one scale replaced by those of another object of the split (one cycle through all objects)",
+        "first_scales": f"IoU of the first k scales over all objects; Chamfer over at most {flags.num_detailed} objects spread evenly over the split, those with a mesh at every k",
+        "continuous": f"the same latents without the quantiser; IoU over all objects, surface figures over the same {flags.num_detailed} at most (detailed_*: the codes' figures on these)",
+        "bits": f"{config.num_tokens} tokens of {config.num_codes} codes: {bits:.0f} bits an object; bits_coded: mean after an adaptive coder with a table a position and digit, fitted to the other objects",
+        "grid": f"grid_*: {side}^3 = {side**3} occupancy bits at the centres of equal cells of [-1, 1]^3, trilinear, threshold 1/2; a bit is the side of the nearest stored surface point",
+        "distinct": f"distinct_*: without near-duplicates of training objects; {duplicates}",
+        "scales": list(config.scales),
+        "seed": flags.seed,
+        "dataset_settings": info.settings,
+    }
+
+
+def table(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows that people read."""
+    scales = range(1, 1 + sum(name.startswith("iou_first_") for name in found))
+    rows = [
+        ("objects", f"{found['num_objects']} ({found['num_without_mesh']} without a mesh)"),
+        ("IoU volume / near", numbers(found, "iou_volume", "iou_near")),
+        ("  median / 5th percentile of volume IoU", numbers(found, "iou_volume_median", "iou_volume_p05")),
+        ("IoU, first k scales", " ".join(f"{found[f'iou_first_{k}_scales']:.3f}" for k in scales)),
+        ("IoU lost, scale k shuffled", " ".join(f"{found[f'iou_drop_shuffled_scale_{k}']:.3f}" for k in scales)),
+        ("Chamfer-L1 / L2", numbers(found, "chamfer", "chamfer_squared", spec=".5f")),
+        (
+            f"Chamfer-L1, first k scales, {found['num_chamfer_by_scale']} objects",
+            numbers(found, *(f"chamfer_first_{k}_scales" for k in scales), separator=" "),
+        ),
+        (
+            "F-score " + " / ".join(f"{t:g}" for t in pairwise.F_THRESHOLDS),
+            numbers(found, *(f"f_score_{t:g}" for t in pairwise.F_THRESHOLDS)),
+        ),
+        ("normal consistency / Hausdorff 95 %", numbers(found, "normal_consistency", "hausdorff_95")),
+        ("bits an object, plain / coded", numbers(found, "bits", "bits_coded", spec=".0f")),
+        (
+            f"continuous latents: IoU / near; {found['num_detailed']} objects: Chamfer / F 0.02",
+            numbers(found, *(f"continuous_{name}" for name in CATEGORY_NAMES)),
+        ),
+        ("  the codes on these: Chamfer / F 0.02", numbers(found, "detailed_chamfer", "detailed_f_score_0.02")),
+        (
+            "occupancy grid of equal bits: IoU / near / Chamfer / F 0.02",
+            numbers(found, *(f"grid_{name}" for name in CATEGORY_NAMES)),
+        ),
+    ]
+    if found["num_near_duplicates"] is not None:
+        label = f"without {found['num_near_duplicates']} near-duplicates (excess Chamfer < {THRESHOLD:g})"
+        rows.append((f"{label}: IoU / Chamfer", numbers(found, "distinct_iou_volume", "distinct_chamfer")))
+    return rows
+
+
+def numbers(found: dict[str, Any], *names: str, spec: str = ".4f", separator: str = " / ") -> str:
+    """Their values in one string."""
+    show: Callable[[str], str] = lambda name: "none" if found.get(name) is None else format(found[name], spec)  # noqa: E731
+    return separator.join(show(name) for name in names)

@@ -1,0 +1,122 @@
+"""The flags of `jobs/generate.py`, checked: what to make, how codes are drawn, what is written."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from g3pt.models.sampling import LISTED, SampleConfig
+from pipelines.cli.flags import DryRun, Integers, Numbers, OnRay
+
+COARSE_CELLS = 32  # of the first grid of the iso-surface: the resolution is this times a power of two
+MAX_NUM = 100_000
+MIN_FACES = 16  # nothing but a box survives fewer
+RELEASED = Path(__file__).resolve().parents[2] / "weights" / "g3pt-nano-car"  # travels with the code
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(DryRun, OnRay):
+    """Generate meshes from a text, an image, or a file of prompts.
+
+    Starting the same command again makes only what is missing.
+    """
+
+    output: str
+    """folder for meshes and manifest.parquet"""
+    model: str | None = None
+    """a generator's run or export; default weights/g3pt-nano-car"""
+    text: str | None = None
+    """what to make, in words; default none; may be given together with --image"""
+    image: str | None = None
+    """picture of what to make (alpha, or an even border, is background); default none"""
+    prompts: str | None = None
+    """file of prompts, .jsonl or .parquet, with id, text, image (a path in its folder, or bytes), seed, n, cfg, cfg_text, cfg_image; default none"""
+    num: int = 1
+    """samples per prompt, with seeds rising by one"""
+    seed: int = 0
+    """seed of a prompt's first sample"""
+    cfg: Numbers = Numbers(str(SampleConfig.cfg))
+    """strength of guidance; 0 is none"""
+    cfg_text: Numbers | None = None
+    """of the text, where it shall differ from the image's; default --cfg"""
+    cfg_image: Numbers | None = None
+    """of the image; default --cfg"""
+    cfg_schedule: Literal["constant", "ramp"] = "constant"
+    """guidance is the same at all scales, or rises from 0 at the coarsest; each number here can be a list, one a scale: 0,1,2,2"""
+    top_k: Integers = Integers(str(SampleConfig.top_k))
+    """keep K values of each digit; 0: all"""
+    top_p: Numbers = Numbers(str(SampleConfig.top_p))
+    """keep values of this joint probability"""
+    temperature: Numbers = Numbers(str(SampleConfig.temperature))
+    """below 1 sharpens, above 1 flattens"""
+    resolution: int = 128
+    """cells along the box of the extracted surface: 32, 64, 128, 256, ..."""
+    max_faces: int = 0
+    """simplify each mesh to at most this many faces if it stays closed; 0 keeps all"""
+    format: Literal["glb", "obj", "ply", "stl"] = "glb"
+    """mesh file format"""
+    num_workers: int | None = None
+    """batches made at a time; default the cluster's GPUs, or its CPUs where it has none"""
+
+    def __post_init__(self) -> None:
+        if self.model is None:
+            if not RELEASED.is_dir():
+                raise ValueError(f"--model is required: the released weights are not at {RELEASED}")
+            object.__setattr__(self, "model", str(RELEASED))
+        if self.prompts is not None and (self.text is not None or self.image is not None):
+            raise ValueError("--prompts cannot be combined with --text or --image")
+        if self.prompts is None and self.text is None and self.image is None:
+            raise ValueError("one of --text, --image, --prompts is required")
+        if self.prompts is not None and Path(self.prompts).suffix not in (".jsonl", ".parquet"):
+            raise ValueError(f"--prompts must be a .jsonl or .parquet file, got {self.prompts!r}")
+        if self.text is not None and not self.text.strip():
+            raise ValueError("--text is empty")
+        if not 1 <= self.num <= MAX_NUM:
+            raise ValueError(f"--num must be 1 to {MAX_NUM}, got {self.num}")
+        if not 0 <= self.seed < 2**62:
+            raise ValueError(f"--seed must be 0 to 2^62, got {self.seed}")
+        cells = self.resolution // COARSE_CELLS
+        if cells < 1 or COARSE_CELLS * (1 << (cells.bit_length() - 1)) != self.resolution:
+            raise ValueError(f"--resolution must be {COARSE_CELLS} times a power of two, got {self.resolution}")
+        if self.max_faces != 0 and self.max_faces < MIN_FACES:
+            raise ValueError(f"--max-faces must be 0 (keep all) or at least {MIN_FACES}, got {self.max_faces}")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ValueError(f"--num-workers must be positive, got {self.num_workers}")
+        self.sampling  # noqa: B018 (checks its own numbers)
+
+    @functools.cached_property
+    def sampling(self) -> SampleConfig:
+        """How codes are drawn, where a prompt says nothing else."""
+        listed = {
+            name: per_scale(f"--{name.replace('_', '-')}", getattr(self, name), int if name == "top_k" else float)
+            for name in LISTED
+        }
+        with naming_flags():
+            return SampleConfig(cfg_schedule=self.cfg_schedule, **listed)
+
+
+@contextlib.contextmanager
+def naming_flags() -> Iterator[None]:
+    """SampleConfig's ValueErrors begin with a field; within the block with its flag."""
+    try:
+        yield
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        raise ValueError(f"--{name.replace('_', '-')} {rest}") from None
+
+
+def per_scale(name: str, value: Any, kind: type[Any] = float) -> Any:
+    """A number, or a tuple with one a scale: from a number, a list, or text with commas; None stays None. `name` is for the ValueError."""
+    parts = list(value) if isinstance(value, (list, tuple)) else str(value).split(",")
+    try:
+        numbers = tuple(kind(part) for part in parts)
+    except (TypeError, ValueError):
+        if value is None:
+            return None
+        wanted = "whole number" if kind is int else "number"
+        raise ValueError(f"{name} must be a {wanted}, or one a scale with commas between them, got {value!r}") from None
+    return numbers[0] if len(numbers) == 1 else numbers

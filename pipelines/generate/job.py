@@ -1,0 +1,240 @@
+"""Prompts to meshes: a Ray Data batch job that writes one mesh and one small record per sample, and a manifest at the end.
+
+Batches of samples go to a pool of actors that hold the model; a run started again skips the samples that are done, so
+nothing is made twice. A bad prompt is a failed row of `manifest.parquet`, never the end of the job.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from g3pt.data.datasets import parquet_bytes
+from g3pt.data.storage import write_atomic
+from g3pt.models.encoders import NONE
+from g3pt.models.sampling import SampleConfig
+from g3pt.training.exports import check_weights, export_hash, read_export_config
+from pipelines.cli.errors import UsageError, bad_input
+from pipelines.cli.failures import on_disk
+from pipelines.cli.progress import Progress
+from pipelines.generate.config import MAX_NUM, GenerateConfig, naming_flags
+from pipelines.generate.prompts import Sample, keep_pictures, output_folder, plan
+from pipelines.generate.sample_maker import BATCH, SampleMaker, batches
+from pipelines.generate.sample_records import SampleFolder, identity
+from pipelines.runs.notes import working_in
+from pipelines.tracking import cards
+from pipelines.tracking.tracked import Outcome, logged
+
+MANIFEST = pa.schema(
+    [("sample", pa.string()), ("id", pa.string()), ("text", pa.string()), ("image", pa.string()), ("seed", pa.int64())]
+    + [
+        ("cfg", pa.float64()),
+        ("cfg_text", pa.float64()),
+        ("cfg_image", pa.float64()),
+        ("cfg_schedule", pa.string()),
+        ("top_k", pa.int64()),
+        ("top_p", pa.float64()),
+    ]
+    + [
+        ("temperature", pa.float64()),
+        ("sampling", pa.string()),
+        ("resolution", pa.int64()),
+        ("max_faces", pa.int64()),
+        ("model", pa.string()),
+        ("model_hash", pa.string()),
+    ]
+    + [
+        ("file", pa.string()),
+        ("sha256", pa.string()),
+        ("vertices", pa.int64()),
+        ("faces", pa.int64()),
+        ("watertight", pa.bool_()),
+    ]
+    + [
+        (name, pa.float64())
+        for name in ("seconds", "seconds_sampling", "seconds_decoding", "seconds_writing", "tokens_per_s")
+    ]
+    + [("status", pa.string()), ("error", pa.string())]
+    + [("note", pa.string())]  # why a good mesh has more faces than asked for, or its picture was used whole
+)
+
+
+def generate(config: GenerateConfig, *, use_ray: bool = True) -> str | None:
+    """Run the job; gives the output folder (None for a dry run). Without Ray the batches are made here, in turn."""
+    if "://" in config.output:
+        raise UsageError(f"{config.output}: object stores are not built yet, give a local path")
+    if config.dry_run:
+        _say_plan(config, plan(config))
+        return None
+    model_hash, num_scales = _known_model(config)
+    samples, output = plan(config, num_scales), output_folder(config)
+    good = {sample: identity(config, sample, model_hash) for sample in samples if sample.error is None}
+    if not good:
+        raise UsageError(f"no usable prompt: {samples[0].error}" if samples else f"{config.prompts}: no prompts in it")
+    folder = SampleFolder.begin(output, len(samples))
+    todo = [sample for sample, wanted in good.items() if not folder.is_done(sample, wanted)]
+    print(
+        f"generate: {len(good)} samples, {len(good) - len(todo)} made before, {len(samples) - len(good)} bad rows",
+        file=sys.stderr,
+    )
+    started = time.perf_counter()
+
+    def made() -> str:
+        done = sum(folder.read_of(sample, wanted) is not None for sample, wanted in good.items())
+        return f"{done} of {len(good)} samples are made ({output})"
+
+    note = working_in(output, total=len(samples), unit="samples", flags=dataclasses.asdict(config))
+    with note, on_disk(made), logged(cards.generation(config, output, model_hash), output) as outcome:
+        keep_pictures(config, todo)
+        _make(config, output, todo, model_hash, use_ray)
+        rows = manifest_rows(config, folder, samples, model_hash)
+        write_atomic(output / "manifest.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST)))
+        _finish(output, rows, len(todo), time.perf_counter() - started, outcome)
+    return str(output)
+
+
+def _say_plan(config: GenerateConfig, samples: list[Sample]) -> None:
+    bad = sum(sample.error is not None for sample in samples)
+    print(f"plan: {len(samples) - bad} samples of {len({s.id for s in samples})} prompts ({bad} bad rows)")
+    print(
+        f"      model {config.model}, {config.sampling}, resolution {config.resolution}, {config.format} meshes to {config.output}"
+    )
+
+
+def _known_model(config: GenerateConfig) -> tuple[str, int]:
+    """The export's hash and its number of scales; UsageError for a model that cannot make what is asked for."""
+    with bad_input():
+        values = read_export_config(config.model)
+        if values["kind"] != "car":
+            raise ValueError(f"{config.model}: holds a {values['kind']!r} model, not a generator (car)")
+        if config.image is not None and values["model"]["image_encoder"] == NONE:
+            raise ValueError(f"{config.model}: this generator was trained without images")
+        num_scales = len(values["tokenizer"]["scales"])
+        with naming_flags():
+            config.sampling.check_scales(num_scales)
+        check_weights(config.model)
+        return export_hash(config.model), num_scales
+
+
+def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: str, use_ray: bool) -> None:
+    if not todo:
+        return
+    model = str(Path(config.model).resolve())
+    arguments = (dataclasses.asdict(config) | {"output": str(output), "model": model}, model_hash)
+    tokens = sum(read_export_config(model)["tokenizer"]["scales"])
+    with Progress("generate", len(todo), "samples", tokens_per_unit=tokens) as progress:
+        done = failed = 0
+        for row in _made_on_ray(config, todo, arguments) if use_ray else _made_here(todo, arguments):
+            done, failed = done + int(row["made"]), failed + int(row["failed"])
+            progress.show(done, failed=failed)
+
+
+def _made_here(todo: list[Sample], arguments: tuple[dict[str, Any], str]) -> Iterator[dict[str, int]]:
+    """Counts of each batch, made in this process."""
+    maker = SampleMaker(*arguments)
+    yield from (maker.make(batch) for batch in batches(todo, BATCH))
+
+
+def _made_on_ray(
+    config: GenerateConfig, todo: list[Sample], arguments: tuple[dict[str, Any], str]
+) -> Iterator[dict[str, int]]:
+    """Counts of each batch, made by actors that hold the model."""
+    import ray
+
+    from pipelines.cluster import session
+
+    session.connect(config.ray_address)
+    request, room = session.actor_resources()
+    workers = min(config.num_workers or room, room if "num_gpus" in request else MAX_NUM)
+    size = max(1, min(BATCH, -(-len(todo) // workers)))
+    items = [{"samples": json.dumps([dataclasses.asdict(s) for s in batch])} for batch in batches(todo, size)]
+    workers = min(workers, len(items))
+    # One block each from the start: tasks that split them would wait for ever for a CPU that an actor holds.
+    made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        SampleMaker,
+        fn_constructor_args=arguments,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        **request,
+    )
+    yield from made.iter_rows()
+
+
+def manifest_rows(
+    config: GenerateConfig, folder: SampleFolder, samples: list[Sample], model_hash: str
+) -> list[dict[str, Any]]:
+    """A row per sample, from the records."""
+    shared = {
+        "resolution": config.resolution,
+        "max_faces": config.max_faces,
+        "model": config.model,
+        "model_hash": model_hash,
+    }
+    empty = {"file": "", "sha256": "", "vertices": 0, "faces": 0, "seconds": 0.0, "tokens_per_s": 0.0, "note": ""}
+    rows = []
+    for sample in samples:
+        prompt = {
+            "sample": sample.name,
+            "id": sample.id,
+            "text": sample.text or "",
+            "image": sample.image or "",
+            "seed": sample.seed,
+        }
+        found = {"status": "failed", "error": sample.error}
+        if sample.error is None:
+            record = folder.read_of(sample, identity(config, sample, model_hash))
+            found = record or {"status": "failed", "error": "lost: the worker that had it left no record"}
+        rows.append(prompt | _settings_columns(sample.settings(config)) | shared | empty | found)
+    return rows
+
+
+def _settings_columns(settings: SampleConfig) -> dict[str, Any]:
+    """The settings as the manifest has them: guidance of text and image spelled out, null where there is a number a scale."""
+    values = dataclasses.asdict(settings)
+    values |= {name: settings.cfg for name in ("cfg_text", "cfg_image") if values[name] is None}
+    return {name: None if isinstance(value, tuple) else value for name, value in values.items()} | {
+        "sampling": json.dumps(settings.as_dict())
+    }
+
+
+def _finish(output: Path, rows: list[dict[str, Any]], made: int, seconds: float, outcome: Outcome) -> None:
+    """Summary on stderr, what MLflow shows if anything was made now, and an error if nothing came out."""
+    ok = [row for row in rows if row["status"] == "ok"]
+    reasons = Counter(row["error"].split(":")[0] for row in rows if row["status"] != "ok")
+    why = f" ({', '.join(f'{name} {count}' for name, count in reasons.items())})" if reasons else ""
+    print(f"generate: {len(ok)} ok, {len(rows) - len(ok)} failed{why}, {seconds:.1f} s", file=sys.stderr)
+    for note, count in Counter(note for row in ok for note in row["note"].split("; ") if note).items():
+        first = next(row["sample"] for row in ok if note in row["note"])
+        print(f"generate: {note} ({count} of {len(ok)}, the first {first})", file=sys.stderr)
+    outcome.nothing_done = not made
+    outcome.metrics |= {"samples_ok": float(len(ok)), "samples_not_ok": float(len(rows) - len(ok)), "samples_made": float(made), "seconds": seconds,
+                        "seconds_per_sample": sum(r["seconds"] for r in ok) / max(1, len(ok)),
+                        "tokens_per_s": sum(r["tokens_per_s"] for r in ok) / max(1, len(ok))}  # fmt: skip
+    picture = _picture(output, ok)
+    outcome.artifacts += [output / "manifest.parquet"] + ([picture] if picture else [])
+    if not ok:
+        raise RuntimeError(f"no sample came out; the first failed with {rows[0]['error']}")
+
+
+def _picture(output: Path, ok: list[dict[str, Any]]) -> Path | None:
+    """A contact sheet of the first meshes."""
+    if not ok:
+        return None
+    import trimesh
+
+    from g3pt.geometry.render import contact_sheet
+
+    shown = []
+    for row in ok[:16]:
+        mesh = trimesh.load(output / row["file"], force="mesh", process=False)
+        shown.append((mesh.vertices, mesh.faces, f"{row['text'] or row['image']} s{row['seed']}"[:40]))
+    contact_sheet(shown, output / "samples.png", columns=4)
+    return output / "samples.png"

@@ -1,0 +1,247 @@
+"""Prompts to samples: the flags or a prompts file, read and checked before any model is loaded.
+
+A sample is a prompt with a seed and its guidance. A row of a prompts file that cannot be used is a sample with an `error`:
+it becomes a failed row of the manifest, never the end of the job. Pictures that a .parquet file holds itself are laid in the output
+folder under their sha256, where workers and readers of the manifest find them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from g3pt.data.storage import write_atomic
+from g3pt.models.sampling import SampleConfig
+from pipelines.cli.errors import UsageError, bad_input, one_line
+from pipelines.generate.config import MAX_NUM, GenerateConfig, per_scale
+
+BAD_PROMPT = "bad-prompt: "  # how the error of a prompt begins that cannot be used
+COLUMNS = ("id", "text", "image", "seed", "n", "cfg", "cfg_text", "cfg_image")
+PICTURES = {
+    b"\x89PNG": "png",
+    b"\xff\xd8": "jpg",
+    b"RIFF": "webp",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tif",
+    b"MM\0*": "tif",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One mesh to make; `error` is set where the prompt cannot be used."""
+
+    id: str
+    text: str | None
+    image: str | None  # as the prompt has it; of a picture in the prompts file, its place in the output folder
+    image_path: str | None = None  # absolute
+    image_sha256: str | None = None
+    seed: int = 0
+    cfg: Any = 0.0  # a number, or one a scale
+    cfg_text: Any = None
+    cfg_image: Any = None
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """File name without suffix: the id made safe, and the seed."""
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", self.id).strip("._")[:80]
+        if safe != self.id:
+            safe += "-" + hashlib.sha256(self.id.encode()).hexdigest()[:8]
+        return f"{safe}-s{self.seed}"
+
+    def settings(self, config: GenerateConfig) -> SampleConfig:
+        """How its codes are drawn."""
+        return dataclasses.replace(config.sampling, cfg=self.cfg, cfg_text=self.cfg_text, cfg_image=self.cfg_image)
+
+
+def plan(config: GenerateConfig, num_scales: int | None = None) -> list[Sample]:
+    """All samples in order; rows of a prompts file that cannot be used are samples with an `error`. `num_scales`: the model's, if known."""
+    if config.prompts is None:
+        with bad_input():
+            path = None if config.image is None else Path(config.image).expanduser().resolve(strict=True)
+            _check_utf8(text=config.text, image=config.image)
+            return _repeat(_sample(config, "sample", config.text, config.image, path), config.num)
+    samples = [
+        s
+        for number, row in enumerate(read_prompts(config.prompts))
+        for s in _row_samples(config, number, row, num_scales)
+    ]
+    repeated = [name for name, count in Counter(s.name for s in samples if s.error is None).items() if count > 1]
+    if repeated:
+        raise UsageError(f"{config.prompts}: {repeated[0]!r} comes more than once (same id and seed)")
+    return samples
+
+
+def keep_pictures(config: GenerateConfig, samples: Iterable[Sample]) -> None:
+    """Lay the pictures of a prompts file that these samples want in the output folder, unless they are there."""
+    wanted = {
+        sample.image_path
+        for sample in samples
+        if sample.image_path is not None and not Path(sample.image_path).is_file()
+    }
+    for row in read_prompts(config.prompts) if config.prompts is not None and wanted else ():
+        picture = _image(row)
+        if isinstance(picture, bytes) and str(file := _picture_file(config, picture)) in wanted:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, picture)
+
+
+def read_prompts(path: str) -> Iterator[dict[str, Any]]:
+    """Rows of a prompts file, only its COLUMNS; a line that is no JSON object comes as {'_error': reason}."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UsageError(f"{path}: no such file")
+    if file.suffix == ".parquet":
+        try:
+            with pq.ParquetFile(file) as table:
+                for batch in table.iter_batches(
+                    batch_size=256, columns=[name for name in table.schema_arrow.names if name in COLUMNS]
+                ):
+                    yield from batch.to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UsageError(f"{path}: not a readable parquet file: {one_line(error)}") from error
+        return
+    try:
+        lines = file.read_text(encoding="utf-8").split(
+            "\n"
+        )  # JSON strings may hold the other line ends that splitlines knows
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text: {error}") from error
+    for line in filter(str.strip, lines):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            row = {"_error": f"not JSON: {error}"}
+        yield row if isinstance(row, dict) else {"_error": f"not a JSON object: {line[:60]}"}
+
+
+def _row_samples(config: GenerateConfig, number: int, row: dict[str, Any], num_scales: int | None) -> list[Sample]:
+    """The samples of one row, or one failed sample that says what is wrong with it."""
+    object_id, seed, text, image = f"prompt-{number:05d}", config.seed, row.get("text"), _image(row)
+    try:
+        if row.get("_error"):
+            raise ValueError(row["_error"])
+        object_id = str(object_id if row.get("id") in (None, "") else row["id"])
+        if not isinstance(text or "", str) or not isinstance(image or "", (str, bytes)):
+            raise ValueError("text must be a string, image a string or in .parquet bytes")
+        _check_utf8(id=object_id, text=text, image=image if isinstance(image, str) else None)
+        seed = _integer(row, "seed", config.seed, 0, 2**62)
+        count = _integer(row, "n", config.num, 1, MAX_NUM)
+        if not text and not image:
+            raise ValueError("neither text nor image")
+        source = (
+            image
+            if isinstance(image, bytes)
+            else inside_folder(Path(config.prompts or "").expanduser().parent, image)
+            if image
+            else None
+        )
+        sample = dataclasses.replace(
+            _sample(config, object_id, text or None, image or None, source), seed=seed, **_guidance(row)
+        )
+        settings = sample.settings(config)
+        if num_scales is not None:
+            settings.check_scales(num_scales)
+        return _repeat(sample, count)
+    except (ValueError, TypeError, OverflowError, OSError) as error:
+        shown = {
+            "text": printable(str(text or "")),
+            "image": "" if isinstance(image, bytes) else printable(str(image or "")),
+        }
+        return [
+            Sample(
+                id=printable(object_id),
+                **shown,
+                seed=seed,
+                cfg=config.sampling.cfg,
+                error=f"{BAD_PROMPT}{printable(one_line(error))}",
+            )
+        ]
+
+
+def _image(row: dict[str, Any]) -> Any:
+    """A row's picture: a path, or its bytes, alone or as Hugging Face's datasets keep them; None if there is none."""
+    image = row.get("image")
+    if isinstance(image, dict) and not set(image) - {"bytes", "path"}:
+        image = image.get("bytes") or image.get("path")
+    return image or None
+
+
+def _guidance(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row says of guidance; SampleConfig checks it. Its `cfg` stands for both conditions, whatever the flags say of one."""
+    found = {name: per_scale(name, row.get(name)) for name in ("cfg", "cfg_text", "cfg_image")}
+    return {name: value for name, value in found.items() if value is not None or found["cfg"] is not None}
+
+
+def _check_utf8(**values: str | None) -> None:
+    """A ValueError for text that no file can hold: JSON and command lines can bring half of a surrogate pair."""
+    for name, value in values.items():
+        if value is not None and printable(value) != value:
+            raise ValueError(f"{name} is not valid Unicode: {printable(value)!r}")
+
+
+def printable(text: str) -> str:
+    """The text with what UTF-8 cannot encode written out."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def _integer(row: dict[str, Any], name: str, default: int, low: int, high: int) -> int:
+    value = default if row.get(name) is None else row[name]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+    return value
+
+
+def inside_folder(folder: Path, image: str) -> Path:
+    """The file that `image` names relative to `folder`; a ValueError if it is missing or lies outside, links included."""
+    folder = folder.resolve()
+    path = (folder / image).resolve()
+    if not path.is_relative_to(folder):
+        raise ValueError(f"image {image!r} leaves the folder of the prompts")
+    if not path.is_file():
+        raise ValueError(f"image {image!r} is missing")
+    return path
+
+
+def _sample(
+    config: GenerateConfig, object_id: str, text: str | None, image: Any, source: Path | bytes | None
+) -> Sample:
+    """A sample with the flags' seed and guidance; its picture is a file or the bytes of one."""
+    asked, digest, path = config.sampling, None, None
+    if isinstance(source, bytes):
+        path = _picture_file(config, source)
+        digest, image = path.stem, path.relative_to(output_folder(config)).as_posix()
+    elif source is not None:
+        path, digest = source, hashlib.sha256(source.read_bytes()).hexdigest()
+    return Sample(id=object_id, text=text, image=image, image_path=path and str(path), image_sha256=digest, seed=config.seed,
+                  cfg=asked.cfg, cfg_text=asked.cfg_text, cfg_image=asked.cfg_image)  # fmt: skip
+
+
+def _picture_file(config: GenerateConfig, content: bytes) -> Path:
+    """Where the output folder keeps a picture that the prompts file holds."""
+    digest = hashlib.sha256(content).hexdigest()
+    suffix = next((kind for start, kind in PICTURES.items() if content.startswith(start)), "img")
+    return output_folder(config) / "images" / digest[:2] / f"{digest}.{suffix}"
+
+
+def output_folder(config: GenerateConfig) -> Path:
+    """The job's folder, absolute: workers have another working directory."""
+    return Path(config.output).expanduser().resolve()
+
+
+def _repeat(sample: Sample, count: int) -> list[Sample]:
+    return [dataclasses.replace(sample, seed=sample.seed + i) for i in range(count)]

@@ -1,0 +1,120 @@
+"""Samples to meshes: the worker that holds a generator.
+
+Its batches are made of whole prompts as they come; a sample's codes do not depend on its batch (`G3PT.sample_codes`). A sample that is
+done is not made again, whoever made it: a worker that died hands its whole batch to the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.cli.errors import one_line
+from pipelines.cli.failures import doing
+from pipelines.generate.config import GenerateConfig
+from pipelines.generate.prompts import BAD_PROMPT, Sample
+from pipelines.generate.sample_records import SampleFolder, identity
+
+BATCH = 8  # samples that pass through the model together
+
+
+def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
+    """Consecutive samples, `size` together."""
+    yield from (list(samples[start : start + size]) for start in range(0, len(samples), size))
+
+
+class SampleMaker:
+    """A generator held by one worker; makes batches of samples and writes their meshes and records."""
+
+    def __init__(self, config: dict[str, Any], model_hash: str) -> None:
+        import torch
+
+        from g3pt.models.car import G3PT
+        from pipelines.cluster.session import torch_device
+
+        torch.set_num_threads(1)
+        self.config, self.model_hash = GenerateConfig(**config), model_hash
+        self.folder = SampleFolder.of(Path(self.config.output))
+        self.model = G3PT.from_pretrained(self.config.model).to(torch_device())
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Ray Data's interface: {'samples': JSON lists} -> {'made': counts, 'failed': counts}."""
+        counts = [self.make([Sample(**s) for s in json.loads(text)]) for text in batch["samples"]]
+        return {name: [count[name] for count in counts] for name in ("made", "failed")}
+
+    def make(self, samples: list[Sample]) -> dict[str, int]:
+        """Make one batch; how many samples have a record now, and how many of those say that it failed."""
+        with doing(f"making {samples[0].name}" + (f" to {samples[-1].name}" if len(samples) > 1 else "")):
+            self._make([s for s in samples if not self.folder.is_done(s, self._identity(s))])
+            failed = [s for s in samples if (self.folder.read(s) or {}).get("status") != "ok"]
+        return {"made": len(samples), "failed": len(failed)}
+
+    def _make(self, samples: list[Sample]) -> None:
+        import torch
+
+        started, encoded, kept = time.perf_counter(), [], []
+        for sample in samples:
+            try:
+                pixels, note = self._picture(sample)
+                encoded.append(self.model.encode_prompts([sample.text], [pixels]))
+                kept.append((sample, note))
+            except (ValueError, OSError) as error:  # PIL's UnidentifiedImageError is an OSError
+                self._record(sample, status="failed", error=f"{BAD_PROMPT}{one_line(error)}")
+        if not kept:
+            return
+        text_BC = torch.cat([text for text, _ in encoded])
+        image_BMC = torch.cat([image for _, image in encoded]) if encoded[0][1] is not None else None
+        settings = [sample.settings(self.config) for sample, _ in kept]
+        codes_BS = self.model.sample_encoded(text_BC, image_BMC, [sample.seed for sample, _ in kept], settings, BATCH)
+        seconds = (time.perf_counter() - started) / len(kept)
+        for (sample, note), codes_S in zip(kept, codes_BS, strict=True):
+            self._decode(sample, codes_S, note, seconds)
+
+    def _picture(self, sample: Sample) -> tuple[Any, str]:
+        """What the image encoder reads, None without a picture, and what is to be noted of it."""
+        from g3pt.data.pictures import cut_out
+
+        if sample.image_path is None:
+            return None, ""
+        content = Path(sample.image_path).read_bytes()
+        if hashlib.sha256(content).hexdigest() != sample.image_sha256:
+            raise ValueError(f"image {sample.image!r} changed while the job ran")
+        return cut_out(content, self.model.config.image_size)
+
+    def _decode(self, sample: Sample, codes_S: Any, note: str, sampling_seconds: float) -> None:
+        """Codes to the sample's mesh file and record."""
+        from g3pt.geometry.cleanup import simplify
+        from g3pt.geometry.files import write_mesh
+        from g3pt.geometry.isosurface import NoSurface
+        from g3pt.geometry.quality import is_watertight
+
+        begun = time.perf_counter()
+        seconds = {"seconds_sampling": sampling_seconds, "tokens_per_s": len(codes_S) / sampling_seconds}
+        try:
+            vertices, faces = self.model.decode_mesh(codes_S, self.config.resolution)
+        except NoSurface as error:
+            seconds |= {"seconds_decoding": time.perf_counter() - begun}
+            self._record(sample, status="failed", error=f"{error.status}: {one_line(error)}", note=note, **seconds)
+            return
+        if self.config.max_faces:
+            vertices, faces, kept = simplify(vertices, faces, self.config.max_faces)
+            note = "; ".join(filter(None, (note, kept)))
+        watertight = is_watertight(vertices, faces)
+        decoded = time.perf_counter()
+        file = self.folder.mesh_file(sample, self.config.format)
+        write_mesh(self.folder.output / file, vertices, faces)
+        digest = hashlib.sha256((self.folder.output / file).read_bytes()).hexdigest()
+        seconds |= {"seconds_decoding": decoded - begun, "seconds_writing": time.perf_counter() - decoded}
+        self._record(sample, status="ok", error="", note=note, file=file, sha256=digest, vertices=len(vertices), faces=len(faces),
+                     watertight=watertight, **seconds)  # fmt: skip
+
+    def _identity(self, sample: Sample) -> str:
+        return identity(self.config, sample, self.model_hash)
+
+    def _record(self, sample: Sample, **found: Any) -> None:
+        seconds = {"seconds": sum(value for name, value in found.items() if name.startswith("seconds_"))}
+        self.folder.write(sample, self._identity(sample), **seconds, **found)

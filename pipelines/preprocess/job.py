@@ -1,0 +1,194 @@
+"""Meshes to a dataset of sharded Parquet: plan what is stale, convert it on Ray Data, write dataset.json last.
+
+How: preprocess_plan says which shards are stale, preprocess_shards converts them; starting the command again after any
+death redoes only shards that were not finished. `preprocess(config, run_shards=map_here)` does the same without Ray.
+
+Source: DESIGN, contracts 2 and 3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from g3pt.data import datasets, records, storage
+from g3pt.data.datasets import NOT_THERE, list_shards
+from g3pt.data.storage import Location, location
+from pipelines.cli.failures import on_disk
+from pipelines.cli.main import absolute
+from pipelines.cli.progress import Progress
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.output import alone_in, check_output
+from pipelines.preprocess.plan import Plan, make_plan
+from pipelines.preprocess.shards import Runner, map_on_ray
+from pipelines.preprocess.sources import Listing
+from pipelines.preprocess.sources.hub import default_folder
+from pipelines.preprocess.sources.objaverse import NotDownloaded
+from pipelines.runs.notes import working_in
+from pipelines.tracking import cards
+from pipelines.tracking.client import best_effort
+from pipelines.tracking.tracked import Outcome, logged
+
+
+@dataclass
+class Seconds:
+    """How long the objects of this run took, added up."""
+
+    count: int = 0
+    total: float = 0.0
+    longest: float = 0.0
+
+    def add(self, seconds: Iterable[float]) -> None:
+        """Those of one shard."""
+        for value in seconds:
+            self.count, self.total, self.longest = self.count + 1, self.total + value, max(self.longest, value)
+
+
+def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray) -> str | None:
+    """Bring the dataset at config.output up to date with its source. Returns its folder, None for a dry run."""
+    config = _absolute(config)
+    check_output(config.output)
+    with contextlib.nullcontext() if config.dry_run else alone_in(config.output):
+        return _preprocess(config, run_shards)
+
+
+def _preprocess(config: PreprocessConfig, run_shards: Runner) -> str | None:
+    if config.dry_run and not _input_exists(config):
+        print(f"plan for {config.output}: --input {config.input} does not exist yet")
+        return None
+    listing = Listing(config)
+    try:
+        plan = make_plan(config, listing)
+    except NotDownloaded as missing:
+        print(f"plan for {config.output}: {missing}")
+        return None
+    said = "plan" if config.dry_run else "preprocess"
+    print(
+        f"{said}: {plan.num_objects} objects of --source {config.source} -> {config.output} ({plan.num_shards} shards)",
+        flush=True,
+    )
+    for line in [*listing.lines(), *plan.lines()]:
+        print(f"  {line}", flush=True)
+    if config.dry_run:
+        return None
+    started = time.monotonic()
+    note = working_in(config.output, total=plan.num_objects, flags=asdict(config))
+    with (
+        note,
+        on_disk(lambda: _finished_shards(config, plan)),
+        logged(cards.preprocessing(config), config.output) as outcome,
+    ):
+        outcome.nothing_done = _is_whole(config, plan)
+        seconds = _bring_up_to_date(config, plan, run_shards)
+        summary = datasets.write_dataset(
+            location(config.output), config.record, config.settings, plan.num_shards, plan.current
+        )
+        _report(config, plan, seconds, summary, time.monotonic() - started, outcome)
+        if not summary["counts"].get("ok"):
+            raise RuntimeError(f"no object is ok: {_counted(summary['failures'])}")
+    return config.output
+
+
+def _absolute(config: PreprocessConfig) -> PreprocessConfig:
+    """Local paths made absolute: Ray changes its workers' working directory, and their environment may name another cache."""
+    if config.source == "objaverse" and not config.input:
+        config = replace(config, input=default_folder())
+    paths = {name: getattr(config, name) for name in ("output", "input", "ids", "captions")}
+    return replace(config, **{name: absolute(path) for name, path in paths.items() if path})
+
+
+def _input_exists(config: PreprocessConfig) -> bool:
+    return config.source != "dir" or config.input is None or "://" in config.input or Path(config.input).exists()
+
+
+def _is_whole(config: PreprocessConfig, plan: Plan) -> bool:
+    """Whether an earlier start finished the dataset. One killed after its last shard did not: the next has yet to tell of it."""
+    return not plan.tasks and not plan.extra and (location(config.output) / "dataset.json").exists()
+
+
+def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) -> Seconds:
+    """Write what is stale, add it to what is current, remove what is extra. Returns how long the objects took."""
+    folder = location(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    if plan.tasks or plan.extra:
+        (folder / "dataset.json").unlink(missing_ok=True)  # until the work is done this is no complete dataset
+    storage.remove_temporaries(folder)
+    for index in plan.extra:
+        for ending in ("json", "parquet"):
+            (folder / f"{records.shard_name(index)}.{ending}").unlink(missing_ok=True)
+    seconds = Seconds()
+    if not plan.tasks:
+        return seconds
+    with Progress("preprocess", plan.tasks.num_objects, "objects") as progress:
+        failed = 0
+        for finished in run_shards(plan.tasks, config):
+            sidecar = finished["sidecar"]
+            plan.current.add(finished["index"], sidecar)
+            seconds.add(sidecar["seconds"].values())
+            failed += sum(sidecar["failures"].values())
+            progress.show(seconds.count, failed=failed)
+    storage.remove_temporaries(folder)  # of workers that died
+    return seconds
+
+
+def _finished_shards(config: PreprocessConfig, plan: Plan) -> str:
+    """What a stopped command leaves."""
+    there = list_shards(location(config.output))
+    left = sum(not there.get(index, NOT_THERE).has_sidecar for index in plan.tasks.indices)
+    total = len(plan.current.shards.keys() | set(plan.tasks.indices))
+    return f"{total - left} of {total} shards are finished ({config.output})"
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+
+
+def _report(
+    config: PreprocessConfig, plan: Plan, took: Seconds, summary: dict[str, Any], seconds: float, outcome: Outcome
+) -> None:
+    """Say what the dataset holds, and what MLflow shows of it if anything was done."""
+    print(
+        f"dataset: {_counted(summary['counts'])}; splits {_counted(summary['splits'])}; {len(summary['shards'])} shards",
+        flush=True,
+    )
+    if summary["failures"]:
+        print(f"  not ok: {_counted(summary['failures'])}", flush=True)
+    if outcome.nothing_done:
+        return
+    if took.count:
+        mean = took.total / took.count
+        print(f"  {mean:.2f} s per object (mean), {took.longest:.2f} s at most, {seconds:.0f} s in all", flush=True)
+        outcome.metrics |= {"seconds_per_object": mean, "seconds_per_object_max": took.longest}
+    counts, fingerprint = summary["counts"], summary["fingerprint"]
+    outcome.metrics |= {
+        "objects_ok": float(counts.get("ok", 0)),
+        "objects_not_ok": float(sum(counts.values()) - counts.get("ok", 0)),
+    }
+    outcome.metrics |= {f"not_ok/{name}": float(count) for name, count in summary["failures"].items()}
+    outcome.metrics |= {f"split/{name}": float(count) for name, count in summary["splits"].items()}
+    outcome.metrics |= {"objects_done": float(took.count), "seconds": seconds}
+    folder = location(config.output)
+    outcome.name = f"{folder.name}-r{config.resolution}-{fingerprint[: cards.SHORT]}"
+    outcome.params |= {"fingerprint": fingerprint, "num_shards": plan.num_shards}
+    outcome.dataset = cards.DatasetInput(
+        name=folder.name, fingerprint=fingerprint, path=config.output, context="made here"
+    )
+    outcome.artifacts.append(folder / "dataset.json")
+    best_effort("the dataset's card", lambda: _card(folder, outcome))
+
+
+def _card(folder: Location, outcome: Outcome) -> None:
+    """The dataset's card and page, local folders alone; the page also of a dataset without any object that is ok."""
+    if isinstance(folder, storage.RemotePath):
+        print("  no card: it is made for local folders only", flush=True)
+        return
+    from pipelines.preprocess.dataset_card import write_card
+    from pipelines.report.page import write_report
+
+    outcome.artifacts += write_card(folder)
+    outcome.page = write_report(folder)
+    print(f"  card: {outcome.page}", flush=True)

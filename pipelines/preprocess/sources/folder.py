@@ -1,0 +1,91 @@
+"""Source `dir`: a folder of meshes, by its manifest.csv where there is one, else every mesh file below it. Streams; opens no mesh."""
+
+from __future__ import annotations
+
+import csv
+import os
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.cli.errors import UsageError
+from pipelines.preprocess.sources.objects import SourceObject
+
+MESH_ENDINGS = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+MANIFEST = "manifest.csv"
+COPIED = ("license", "author", "attribution_url", "name", "caption", "category")  # of a manifest's columns, as they are
+Row = dict[str, str]
+
+
+def input_folder(folder: str) -> Path:
+    """An existing local folder; UsageError otherwise."""
+    if "://" in folder:
+        raise UsageError(f"--input {folder}: object stores are not built yet, give a local folder")
+    path = Path(folder)
+    if not path.exists():
+        raise UsageError(f"--input {folder} does not exist")
+    if not path.is_dir():
+        raise UsageError(f"--input {folder} is not a folder")
+    return path.resolve()
+
+
+def list_folder(root: Path) -> Iterator[SourceObject]:
+    """Every object of a folder. UsageError where it holds none, or its manifest or a file name can't be read."""
+    manifest = root / MANIFEST
+    found = None
+    for row in _manifest_rows(manifest) if manifest.is_file() else _walked_rows(root):
+        yield (found := _file_object(row))
+    if found is None:
+        what = f"{MANIFEST} has no rows" if manifest.is_file() else f"no {' '.join(MESH_ENDINGS)} file below it"
+        raise UsageError(f"--input {root} holds no objects: {what}")
+
+
+def _walked_rows(root: Path) -> Iterator[Row]:
+    for parent, _folders, names in os.walk(root):
+        for name in names:
+            file = os.path.join(parent, name)
+            if os.path.splitext(name)[1].lower() in MESH_ENDINGS and os.path.isfile(file):
+                path = Path(file).relative_to(root).as_posix()
+                _check_text(root, path)
+                yield {"id": path, "path": path}
+
+
+def _check_text(root: Path, name: str) -> None:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:  # an id is text, in rows and in tables
+        shown = name.encode("utf-8", errors="backslashreplace").decode("utf-8")
+        raise UsageError(f"--input {root}: the file name {shown!r} is not UTF-8, rename it") from error
+
+
+def _manifest_rows(manifest: Path) -> Iterator[Row]:
+    try:
+        with open(manifest, newline="", encoding="utf-8-sig") as file:
+            rows = filter(None, csv.reader(file))  # a DictReader takes twice as long
+            columns = next(rows, [])
+            if "path" not in columns:
+                raise UsageError(f"{manifest} has no column 'path'; it has {', '.join(columns) or 'none'}")
+            for number, values in enumerate(rows, start=2):
+                row = dict(zip(columns, values, strict=False))  # a short row lacks its last columns
+                if not row.get("path"):
+                    raise UsageError(f"{manifest} line {number} has an empty path")
+                yield row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{manifest} is not a readable CSV file: {error}") from error
+
+
+def _file_object(row: Row) -> SourceObject:
+    return SourceObject(
+        id=row.get("id") or row["path"],
+        source="dir",
+        path=row["path"],
+        source_url=row.get("source_url") or _github_url(row),
+        tags=tuple(filter(None, map(str.strip, (row.get("tags") or "").split(";")))),
+        caption_source="manifest" if row.get("caption") else "",
+        **{column: row.get(column) or "" for column in COPIED},
+    )
+
+
+def _github_url(row: Row) -> str:
+    parts = [row.get(name) or "" for name in ("source_repo", "source_commit", "source_path")]
+    return "https://github.com/{}/blob/{}/{}".format(*parts[:2], urllib.parse.quote(parts[2])) if all(parts) else ""

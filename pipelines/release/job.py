@@ -1,0 +1,150 @@
+"""Released weights: a finished run as a folder to publish, refused where a licence does not allow it.
+
+    python -m pipelines.release RUN --output weights/g3pt-nano-cvq [--evaluation FILE.json] [--weights fp16]
+
+How: the folder holds model.safetensors, config.json, the model card README.md and CREDITS.md; `from_pretrained` loads it. It is made under another
+name and renamed. Every object that the model (and a generator's tokenizer) was trained on must have an open licence (`g3pt.data.licenses`) and an id that
+no pattern of UNCONFIRMED matches: those sources' licences are not confirmed object by object.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from g3pt.data.licenses import is_open
+from pipelines.cli.errors import UsageError, bad_input
+from pipelines.cli.flags import DryRun
+from pipelines.release import model_card
+from pipelines.train import trained_on
+
+UNCONFIRMED = ("market*", "trimesh*", "odedstein*", "classic*")
+MAX_BYTES = 20 * 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseFlags(DryRun):
+    """Make a folder to publish from a finished training run: weights, configuration, model card, credits."""
+
+    run: tyro.conf.Positional[str]
+    """finished run of a training job"""
+    output: str
+    """folder to make; its name is the model's"""
+    evaluation: str | None = None
+    """JSON of jobs/evaluate.py of this run, for the card; default what the run measured itself"""
+    weights: Literal["fp32", "fp16"] = "fp32"
+    """fp16 halves the file and rounds the weights: evaluate the folder it makes before publishing it"""
+
+
+def release(flags: ReleaseFlags) -> str | None:
+    """Check, write and measure the folder; its path."""
+    from g3pt.training.exports import find_export
+
+    run_dir, output = Path(flags.run), Path(flags.output)
+    with bad_input():
+        export = find_export(run_dir)
+        if export == run_dir:
+            raise ValueError(f"{run_dir}: an export without its run; a card needs the run's folder")
+        rows = sources(export)
+        check_sources(rows, run_dir)
+        evaluation = read_evaluation(Path(flags.evaluation), export) if flags.evaluation else None
+    if output.exists():
+        raise UsageError(f"{output} exists already: remove it or name another --output")
+    made = model_card.read_run(run_dir, output.name, rows, evaluation, flags.weights)
+    if flags.dry_run:
+        print(model_card.card(made))
+        return None
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        write(temporary, export, made)
+        size = sum(file.stat().st_size for file in temporary.iterdir())
+        if size > MAX_BYTES:
+            raise UsageError(
+                f"{output} would have {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}"
+                + ("; try --weights fp16" if flags.weights == "fp32" else "")
+            )
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"{output}: {size / 1e6:.2f} MB, trained on {len(rows)} objects", file=sys.stderr)
+    return str(output)
+
+
+def sources(export: Path) -> list[dict[str, str]]:
+    """All that the weights owe something to, each object once; ValueError where an export lists nothing."""
+    rows = [row for name in ("trained_on", "tokenizer_trained_on") for row in trained_on.read(export, name)]
+    if not rows:
+        raise ValueError(
+            f"{export}: lists no object that it was trained on (trained_on in config.json), so nothing says what it may be used for"
+        )
+    return [by_id for _, by_id in sorted({row["id"]: row for row in rows}.items())]
+
+
+def refusal(row: Mapping[str, str]) -> str | None:
+    """Why an object may not be in released weights, by its id and licence; None if it may."""
+    pattern = next((pattern for pattern in UNCONFIRMED if fnmatchcase(row["id"], pattern)), None)
+    if pattern:
+        return f"id matches {pattern}"
+    return None if is_open(row["license"]) else f"licence {row['license'] or 'none'}"
+
+
+def check_sources(rows: Sequence[Mapping[str, str]], where: Path) -> None:
+    """ValueError, with counts and an example of each, if an object may not be in released weights."""
+    wrong: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for row in rows:
+        reason = refusal(row)
+        if reason:
+            wrong[reason] += 1
+            example.setdefault(reason, row["id"])
+    if wrong:
+        told = "; ".join(f"{reason}: {count}, such as {example[reason]}" for reason, count in wrong.most_common())
+        raise ValueError(
+            f"{where}: may not be released, {wrong.total()} of {len(rows)} training objects are not cleared ({told}); train with --licenses and --exclude-ids"
+        )
+
+
+def read_evaluation(file: Path, export: Path) -> dict[str, Any]:
+    """An evaluation of these very weights."""
+    from g3pt.training.exports import export_hash
+
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        of = found["model"]["export_sha256"]
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such evaluation") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: not an evaluation's JSON ({error})") from None
+    if of != export_hash(export):
+        raise ValueError(
+            f"{file}: evaluates other weights ({of[:8]}) than those of {export} ({export_hash(export)[:8]})"
+        )
+    return found
+
+
+def write(folder: Path, export: Path, made: model_card.Made) -> None:
+    """The files of a release."""
+    from safetensors.torch import load_file, save_file
+
+    from g3pt.training.exports import CONFIG_NAME, WEIGHTS_NAME
+
+    folder.mkdir(parents=True)
+    for file in (export / CONFIG_NAME, *export.glob("*trained_on.jsonl")):
+        shutil.copyfile(file, folder / file.name)
+    weights = load_file(export / WEIGHTS_NAME)
+    if made.weights == "fp16":
+        weights = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    save_file(weights, folder / WEIGHTS_NAME)
+    (folder / WEIGHTS_NAME).chmod(0o644)  # it is written for its owner alone
+    (folder / "README.md").write_text(model_card.card(made), encoding="utf-8")
+    (folder / "CREDITS.md").write_text(model_card.credits(made), encoding="utf-8")

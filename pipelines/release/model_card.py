@@ -1,0 +1,248 @@
+"""The model card of released weights: README.md with the metadata that the Hugging Face hub reads, and the credits beside it.
+
+How: everything is read from files (the run's config.json, ledger and command.json, the export's list of what it was trained on, an
+evaluation's JSON); nothing is typed in. Text of the data is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.preprocess.credits import by_author, plain
+from pipelines.runs.identity import Ledger, Record
+
+LICENSE = "apache-2.0"  # of the weights, as of the code
+KINDS = {
+    "cvq": "tokenizer (CVQ): a surface's points to codes of several scales and back to occupancy",
+    "car": "generator (CAR): text or an image to codes, decoded to a mesh",
+}
+CLASSES = {"cvq": ("g3pt.models.tokenizer", "CVQ"), "car": ("g3pt.models.car", "G3PT")}
+SHOWN = {  # of an evaluation, in this order, where it has them
+    "iou_volume": "volume IoU", "iou_near": "IoU near the surface", "chamfer": "Chamfer distance", "f_score_0.005": "F-score at 0.005",
+    "f_score_0.01": "F-score at 0.01", "f_score_0.02": "F-score at 0.02", "normal_consistency": "normal consistency",
+    "hausdorff_95": "Hausdorff distance, 95 %", "distinct_iou_volume": "volume IoU without near-duplicates", "distinct_chamfer": "Chamfer without near-duplicates",
+    "continuous_iou_volume": "volume IoU of the unquantised latents", "grid_iou_volume": "volume IoU of an occupancy grid of equal bits", "family_accuracy": "right family",
+    "attribute_agreement": "attributes of the prompt found on the mesh", "valid_share": "watertight and in one body", "nearest_chamfer_median": "Chamfer to the nearest training object, median",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A finished run as a card tells it."""
+
+    name: str
+    config: Mapping[str, Any]  # the export's config.json
+    run: Mapping[str, Any]  # the run's config.json
+    records: Sequence[Record]  # its ledger
+    environment: Mapping[str, Any]
+    trained_on: Sequence[Mapping[str, str]]  # of a generator its tokenizer's too, each object once
+    evaluation: Mapping[str, Any] | None = None
+    weights: str = "fp32"
+
+
+def read_run(
+    run_dir: Path,
+    name: str,
+    trained_on: Sequence[Mapping[str, str]],
+    evaluation: Mapping[str, Any] | None,
+    weights: str,
+) -> Made:
+    """Gather what the card of a finished run needs."""
+    from pipelines.runs.notes import COMMAND_FILE, read_note
+
+    return Made(
+        name=name, config=json.loads((run_dir / "export" / "config.json").read_text()), run=json.loads((run_dir / "config.json").read_text()),
+        records=Ledger(run_dir / "metrics.jsonl").read(), environment=(read_note(run_dir, COMMAND_FILE) or {}).get("environment") or {},
+        trained_on=trained_on, evaluation=evaluation, weights=weights,
+    )  # fmt: skip
+
+
+def card(made: Made) -> str:
+    """README.md."""
+    sections = [title(made), usage(made), data(made), budget(made), metrics(made), configuration(made)]
+    return metadata(made) + "\n".join(line for section in sections for line in (*section, ""))
+
+
+def metadata(made: Made) -> str:
+    """The YAML block, written by the hub's own library."""
+    from huggingface_hub import ModelCardData
+
+    kind = made.config["kind"]
+    tags = ["3d", "g3pt", "shape-tokenizer" if kind == "cvq" else "text-to-3d", "pytorch"]
+    values = ModelCardData(
+        license=LICENSE,
+        tags=tags,
+        datasets=[Path(made.run["paths"]["data"]).name],
+        library_name="g3pt",
+        model_name=made.name,
+    )
+    return f"---\n{values.to_yaml()}\n---\n"
+
+
+def title(made: Made) -> list[str]:
+    """What it is."""
+    lines = [f"# {plain(made.name)}", "", f"An open G3PT {KINDS[made.config['kind']]}."]
+    model = made.config["model"]
+    if made.config["kind"] == "cvq":
+        scales = ", ".join(map(str, model["scales"]))
+        codes = (
+            "FSQ " + " x ".join(map(str, model["fsq_levels"]))
+            if model["quantizer"] == "fsq"
+            else f"LFQ, {model['lfq_bits']} bits"
+        )
+        lines += ["", f"{sum(model['scales'])} tokens in scales {scales}; {codes}; width {model['width']}."]
+    return [
+        *lines,
+        "",
+        f"Weights in {made.weights}. Trained from scratch by this project; the paper's authors released none (arXiv 2409.06322).",
+    ]
+
+
+def usage(made: Made) -> list[str]:
+    """How to load it."""
+    module, name = CLASSES[made.config["kind"]]
+    lines = [
+        f"from {module} import {name}",
+        "",
+        f'model = {name}.from_pretrained("{made.name}")  # this folder, or a hub id',
+    ]
+    if made.config["kind"] == "car":
+        lines += [
+            'for mesh in model.generate(text="a tall chair", num=4, seed=0):  # trimesh.Trimesh',
+            "    print(mesh.bounds)",
+        ]
+    return ["## Use", "", "```python", *lines, "```"]
+
+
+def data(made: Made) -> list[str]:
+    """On what, under which licences, by whom."""
+    counts = Counter(row["license"] for row in made.trained_on)
+    selection = made.run["config"]
+    lines = [
+        "## Data",
+        "",
+        f"Trained on {len(made.trained_on)} objects of the dataset {plain(Path(made.run['paths']['data']).name)} (fingerprint {selection['dataset'][:16]}).",
+    ]
+    for name, words in (("licenses", "Only these licences were asked for"), ("exclude_ids", "Left out by id")):
+        lines += [f"{words}: {', '.join(plain(value) for value in selection[name])}."] if selection.get(name) else []
+    lines += [
+        "",
+        "| licence | objects |",
+        "|---|---|",
+        *(f"| {plain(name or 'none stated')} | {count} |" for name, count in counts.most_common()),
+    ]
+    lines += [
+        "",
+        "Every object's id, licence, author and address: `trained_on` in config.json. Everyone, by licence: CREDITS.md.",
+    ]
+    credited = [row for row in made.trained_on if row["license"].startswith("CC-BY")]
+    return [
+        *lines,
+        *(
+            [
+                "",
+                "With thanks to the authors of the objects under Creative Commons Attribution:",
+                "",
+                *by_author(credited),
+            ]
+            if credited
+            else []
+        ),
+    ]
+
+
+def credits(made: Made) -> str:
+    """CREDITS.md: all authors by licence."""
+    return "\n".join([f"# Whose objects {plain(made.name)} was trained on", "", *by_author(made.trained_on), ""])
+
+
+def budget(made: Made) -> list[str]:
+    """Steps, samples, time, hardware."""
+    train, about = made.run["config"]["train"], made.environment
+    hardware = f"{about.get('cores', '?')} x {about.get('cpu', 'unknown processor')}, {', '.join(about.get('gpus') or []) or 'no GPU'}"
+    return [
+        "## Training", "",
+        f"{train['steps']:,} steps of {train['batch_size']} objects ({train['steps'] * train['batch_size']:,} samples), seed {made.run['seed']}, {train['precision']}; "
+        f"{seconds(made.records):,.0f} s without validation on {plain(hardware)}.",
+        f"Run `{made.run['name']}`, code at commit {about.get('git_commit', 'unknown')}, torch {(about.get('packages') or {}).get('torch', 'unknown')}.",
+    ]  # fmt: skip
+
+
+def seconds(records: Sequence[Record]) -> float:
+    """Time spent in training steps, by the ledger's rates."""
+    starts = [0.0, *(record["step"] for record in records)]
+    return sum(
+        (record["step"] - start) / record["samples_per_second"]
+        for start, record in zip(starts, records, strict=False)
+        if record.get("samples_per_second")
+    )
+
+
+def metrics(made: Made) -> list[str]:
+    """On held-out objects: the evaluation with its protocol; without one what the run itself measured."""
+    lines = ["## Held-out objects", ""]
+    if made.evaluation is None:
+        return [
+            *lines,
+            "Measured by the run itself on the test split; scales from coarse to fine.",
+            "",
+            *own_metrics(made.records[-1] if made.records else {}),
+        ]
+    values, dataset = made.evaluation["metrics"], made.evaluation["dataset"]
+    lines += [
+        f"Split {dataset['split']}, {values.get('num_objects', 'all its')} objects"
+        + (", with the weights before rounding." if made.weights != "fp32" else "."),
+        "",
+        "| | value | 95 % interval |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {label} | {values[name]:.4f} | {interval(values.get(f'{name}_interval_95'))} |"
+        for name, label in SHOWN.items()
+        if isinstance(values.get(name), (int, float))
+    ]
+    lines += [
+        f"| IoU, first {name.split('_')[2]} scales | {value:.4f} | |"
+        for name, value in values.items()
+        if name.startswith("iou_first_") and isinstance(value, (int, float))
+    ]
+    return [
+        *lines,
+        "",
+        "How each number is made:",
+        "",
+        *(
+            f"- {plain(name)}: {plain(value)}"
+            for name, value in made.evaluation["protocol"].items()
+            if isinstance(value, (str, int, float))
+        ),
+    ]
+
+
+def own_metrics(record: Record) -> list[str]:
+    """The test figures of a ledger's last record: those of the whole, then one row a diagnostic with a column a scale."""
+    found = {name.removeprefix("test_"): value for name, value in sorted(record.items()) if name.startswith("test_")}
+    whole = [f"| {plain(name)} | {value:.4g} |" for name, value in found.items() if "_scale_" not in name]
+    by_scale = [name.removesuffix("_scale_1") for name in found if name.endswith("_scale_1")]
+    ks = range(1, 1 + sum(name.startswith(f"{by_scale[0]}_scale_") for name in found)) if by_scale else []
+    head = ["", f"| | {' | '.join(f'scale {k}' for k in ks)} |", "|---" * (len(ks) + 1) + "|"] if by_scale else []
+    rows = [
+        f"| {plain(name)} | {' | '.join(format(found[f'{name}_scale_{k}'], '.4g') for k in ks)} |" for name in by_scale
+    ]
+    return ["| | |", "|---|---|", *whole, *head, *rows]
+
+
+def interval(pair: Sequence[float] | None) -> str:
+    """`low to high`."""
+    return f"{pair[0]:.4f} to {pair[1]:.4f}" if pair else ""
+
+
+def configuration(made: Made) -> list[str]:
+    """The model's configuration in full."""
+    rows = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in sorted(made.config["model"].items())]
+    return ["## Configuration", "", "```json", "{", ",\n".join(rows), "}", "```"]

@@ -1,0 +1,1 @@
+"""One page of HTML about any folder of outputs."""

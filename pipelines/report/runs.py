@@ -1,0 +1,234 @@
+"""Sections about a training run: its state, settings and curves, and the evaluations of its weights."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from g3pt.training.alarm import sounding
+from pipelines.report.folders import evaluations_of
+from pipelines.report.html import Page, columns, command, facts, folded, join, paragraph, table, text, warning
+from pipelines.report.machine import failure_line, note_command
+from pipelines.report.plots import Series, plot
+from pipelines.report.values import Source, Unreadable, clock, read_json, read_ledger
+from pipelines.train.curves import quality_by_tokens
+
+NAMES = {"cvq": "Tokenizer", "car": "Generator"}
+SAMPLES = "samples seen"
+
+
+def run(page: Page, folder: Path) -> None:
+    """One training run: how far, with what, its curves; alone, also its evaluations."""
+    spec = read_json(folder / "config.json", page.root)
+    ledger = read_ledger(folder / "metrics.jsonl", page.root)
+    stage = spec.get("stage")
+    if stage not in NAMES:
+        raise Unreadable(f"{spec.name}: names no stage")
+    note_command(page, folder, f"the {NAMES[stage].lower()}'s training")
+    body = [_state(folder, spec, ledger), columns(*_curves(stage, ledger))]
+    if stage == "cvq":
+        body.append(
+            paragraph(
+                "The loss jumps where a training phase begins and adds its terms. Validation reads unseen objects: the occupancy term, and IoU.",
+                "soft",
+            )
+        )
+        body += _by_scale(ledger, spec.get("config", "model", "scales", default=[]))
+    body.append(folded("All numbers of the last record", _last_record(ledger)))
+    page.add(page.heading(f"Training the {NAMES[stage].lower()}", folder), *body)
+    if folder == page.root:
+        _evaluations(page, folder, spec)
+
+
+def _state(folder: Path, spec: Source, ledger: Source) -> Markup:
+    train, last = (
+        spec.at("config", "train"),
+        ledger.at(len(ledger.value) - 1) if ledger.value else Source(ledger.name, {}),
+    )
+    finished = (folder / "_SUCCESS").is_file()
+    lines = [] if finished else [warning("Not finished: the same command goes on from the last checkpoint.")]
+    lines += _alarm(ledger.value, finished)
+    failure = failure_line(folder)
+    pairs = [
+        ("Run", text(folder.name)),
+        ("Samples seen", last.number("step", spec=",.0f")),
+        (
+            "Optimiser steps / batch",
+            Markup("{} / {}").format(train.number("steps", spec=",d"), train.number("batch_size", spec=",d")),
+        ),
+        ("Learning rate", train.number("learning_rate", spec="g")),
+        ("Samples a second, last record", last.number("samples_per_second", spec=".0f")),
+        ("First record", text(clock(ledger.get(0, "time")))),
+        ("Last record", text(clock(last.get("time")))),
+    ]
+    return join([*lines, *([failure] if failure else []), facts(pairs)])
+
+
+def _alarm(records: list[dict[str, float]], finished: bool) -> list[Markup]:
+    """What the collapse alarm says; if it is silent, how many records had a fault that passed."""
+    words, judged = sounding(records, finished), [record["alarm"] for record in records if "alarm" in record]
+    if words:
+        return [warning(f"Alarm: {words}.")]
+    past = sum(value > 0 for value in judged)
+    return (
+        [
+            paragraph(
+                f"In {past} of {len(judged)} records the codes of a scale were below a floor of the collapse alarm; it did not last.",
+                "soft",
+            )
+        ]
+        if past
+        else []
+    )
+
+
+def _curves(stage: str, ledger: Source) -> list[Markup]:
+    """Training and validation on one plot, against samples seen; then what the stage adds."""
+    records = ledger.value
+    if not records:
+        return [paragraph("The ledger holds no record yet.")]
+    num_scales = sum(
+        f"val_{'iou' if stage == 'cvq' else 'ce'}_scale_{k}" in found
+        for k in range(1, 100)
+        for found in [_keys(records)]
+    )
+    if stage == "cvq":
+        return [
+            plot(
+                "Loss",
+                [
+                    curve(records, "loss", "all terms of the phase", 0),
+                    curve(records, "loss_volume", "occupancy, volume points", 1),
+                    curve(records, "loss_near", "occupancy, near the surface", 2),
+                    curve(records, "val_loss_volume", "validation: occupancy, volume points", 3, "dashed"),
+                ],
+                x_label=SAMPLES,
+                y_label="loss",
+            ),
+            plot(
+                "Volume IoU of validation objects",
+                [curve(records, f"val_iou_scale_{k}", _first(k), k - 1) for k in range(1, num_scales + 1)]
+                + [curve(records, "val_iou_continuous", "without quantisation", 6, "dashed")],
+                x_label=SAMPLES,
+                y_label="volume IoU",
+            ),
+        ]
+    return [
+        plot(
+            "Cross-entropy",
+            [
+                curve(records, "ce", "train", 0),
+                curve(records, "val_ce", "validation", 1),
+                curve(records, "val_ce_image", "validation, a picture alone", 2, "dashed"),
+                curve(records, "val_ce_unconditional", "validation, no prompt", 6, "dashed"),
+            ],
+            x_label=SAMPLES,
+            y_label="nats a token",
+        ),
+        plot(
+            "Validation cross-entropy by scale",
+            [curve(records, f"val_ce_scale_{k}", f"scale {k}", k - 1) for k in range(1, num_scales + 1)],
+            x_label=SAMPLES,
+            y_label="nats a token",
+        ),
+    ]
+
+
+DIAGNOSTICS = {
+    "val_iou": ("IoU, first k scales", ".3f"),
+    "val_residual_ratio": ("residual left", ".3f"),
+    "val_utilisation": ("reachable codes used", ".2f"),
+    "val_entropy_position": ("bits at a fixed position", ".1f"),
+    "val_agreement": ("same code from two samplings", ".2f"),
+    "val_agreement_digits": ("same digit", ".2f"),
+}
+
+
+def _by_scale(ledger: Source, scales: list[int]) -> list[Markup]:
+    """What each scale adds and how stable its codes are, of the newest record that validated them: a plot against tokens, and a table."""
+    newest = next((k for k in reversed(range(len(ledger.value))) if "val_iou_scale_1" in ledger.value[k]), None)
+    if newest is None or not scales:
+        return []
+    tokens, quality = quality_by_tokens(ledger.value, scales, "val")
+    lines = [Series(label="validation, decoding the first scales", x=tokens, y=quality, style="both")]
+    tokens, quality = quality_by_tokens(ledger.value, scales, "test")
+    lines += [Series(label="test", x=tokens, y=quality, style="both", colour=1)] if tokens else []
+    record = ledger.at(newest)
+    rows = [
+        (
+            str(k),
+            str(sum(scales[:k])),
+            *(record.number(f"{name}_scale_{k}", spec=spec) for name, (_, spec) in DIAGNOSTICS.items()),
+        )
+        for k in range(1, len(scales) + 1)
+    ]
+    heads = ("k", "tokens of k scales", *(head for head, _ in DIAGNOSTICS.values()))
+    words = "Of validation objects. What two samplings of one surface disagree on is noise to a generator; reachable are the codes that as many uniform draws would show."
+    shown = plot(
+        "Quality by tokens", lines, x_label="tokens of the first 1 to k scales", y_label="volume IoU", log_x=True
+    )
+    return [columns(shown, join([table(heads, rows, "The scales"), paragraph(words, "soft")]))]
+
+
+def _first(count: int) -> str:
+    return "first scale" if count == 1 else f"first {count} scales"
+
+
+def _keys(records: list[dict[str, float]]) -> set[str]:
+    return set().union(*records)
+
+
+def curve(records: list[dict[str, float]], key: str, label: str, colour: int, style: Any = "line") -> Series:
+    """A ledger's value against samples seen, where it was recorded."""
+    rows = [record for record in records if key in record]
+    return Series(
+        label=label, x=[row["step"] for row in rows], y=[row[key] for row in rows], style=style, colour=colour
+    )
+
+
+def _last_record(ledger: Source) -> Markup:
+    """Every number of the ledger's last record, by name."""
+    if not ledger.value:
+        return paragraph("No record yet.")
+    last = ledger.at(len(ledger.value) - 1)
+    return table(
+        ("name", "value"),
+        [(key, last.number(key, spec=".6g")) for key in sorted(last.value) if key != "time"],
+        "Last record of the ledger",
+    )
+
+
+def _evaluations(page: Page, folder: Path, spec: Source) -> None:
+    """The evaluations of these weights that lie near the run, or the command that makes one."""
+    from pipelines.report.generator import generator
+    from pipelines.report.tokenizer import tokenizer
+
+    found = evaluations_of(folder, str(spec.get("stage")))
+    for file in found:
+        (tokenizer if spec.get("stage") == "cvq" else generator)(page, file)
+    if not found:
+        data = str(spec.get("paths", "data", default="DATASET"))
+        line = shlex.join(
+            [
+                "python",
+                "jobs/evaluate.py",
+                "--model",
+                str(folder),
+                "--data",
+                data,
+                "--output",
+                str(folder.parent / f"{folder.name}.json"),
+            ]
+        )
+        finished = (folder / "_SUCCESS").is_file()
+        page.add(
+            "Evaluation",
+            paragraph(
+                "No evaluation of these weights lies near this run. "
+                + ("This makes one:" if finished else "Once the run is finished, this makes one:")
+            ),
+            command(line),
+        )

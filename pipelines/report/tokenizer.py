@@ -1,0 +1,92 @@
+"""The section about a tokenizer's evaluation: inputs beside reconstructions, the worst of them, figures with their protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from markupsafe import Markup
+
+from pipelines.evaluate.gallery import decode_cloud, folder_of
+from pipelines.report.evaluations import HINT, mesh_of, no_gallery, protocol, task
+from pipelines.report.html import Page, caption, card, cards, columns, paragraph
+from pipelines.report.machine import note_environment
+from pipelines.report.meshes import cloud_object, inside
+from pipelines.report.reconstruction import categories, compared_table, figures_table, scales_plot, scales_table
+from pipelines.report.values import Source, read_json
+
+
+def tokenizer(page: Page, file: Path) -> None:
+    """Reconstruction: pairs to turn, IoU by number of scales, metrics with protocol."""
+    source = read_json(file, page.root)
+    note_environment(page, source, "the tokenizer's evaluation")
+    metrics = source.at("metrics")
+    page.tile(
+        metrics.number("iou_volume"),
+        "volume IoU of reconstructions",
+        Markup("{} unseen objects").format(metrics.number("num_objects", spec=",d"))
+        if source.get("dataset", "split") == "test"
+        else _objects(source),
+    )
+    entries = [source.at("gallery", k) for k in range(len(source.get("gallery", default=[])))]
+    body = [task(source), *(_pictures(page, file, entries) if entries else [no_gallery()])]
+    body += [
+        columns(scales_plot(metrics), scales_table(metrics)),
+        figures_table(metrics),
+        compared_table(metrics),
+        categories(metrics),
+        protocol(source),
+    ]
+    page.add(page.heading("Reconstructions", file), *body)
+
+
+def _pictures(page: Page, file: Path, entries: list[Source]) -> list[Markup]:
+    """The objects spread evenly over the split, as they came; then those of the worst that are not among them."""
+    spread = [entry for entry in entries if entry.get("spread") or entry.get("worst") is None]
+    worst = sorted((entry for entry in entries if entry not in spread), key=lambda entry: entry.get("worst"))
+    shown = [
+        paragraph(
+            f"Left the input's surface points with normals, right the reconstruction; both turn together. {HINT}",
+            "soft",
+        ),
+        cards([_pair(page, file, entry) for entry in spread], "pairs"),
+    ]
+    if worst:
+        shown += [
+            paragraph("The worst of the split by volume IoU that are not among the pictures above.", "soft"),
+            cards([_pair(page, file, entry) for entry in worst], "pairs"),
+        ]
+    return shown
+
+
+def _objects(source: Source) -> Markup:
+    return Markup("{} objects of split {}").format(
+        source.number("metrics", "num_objects", spec=",d"), source.get("dataset", "split")
+    )
+
+
+def _pair(page: Page, file: Path, entry: Source) -> Markup:
+    """An input and what came back."""
+    page.credit(entry.value)
+    words = str(entry.get("caption") or entry.get("id"))
+    group, cloud, mesh = f"{file.stem}-{entry.get('id')}", None, None
+    found = inside(folder_of(file), str(entry.get("cloud") or ""))
+    try:
+        cloud = cloud_object(decode_cloud(found.read_bytes()), "data") if found else None
+    except ValueError:
+        cloud = None
+    mesh, why_not = mesh_of(file, entry)
+    views = Markup(
+        '<div class="pair"><div>{}<div class="which">input</div></div><div>{}<div class="which">reconstruction</div></div></div>'
+    ).format(
+        page.view(cloud, f"Input: {words}", group, "input is not there"),
+        page.view(mesh, f"Reconstruction: {words}", group, why_not),
+    )
+    return card(
+        views,
+        caption(words),
+        Markup("volume IoU <strong>{}</strong>, near the surface {}{}").format(
+            entry.number("iou_volume"),
+            entry.number("iou_near"),
+            Markup("; number {} from the bottom").format(entry.number("worst", spec="d")) if entry.get("worst") else "",
+        ),
+    )

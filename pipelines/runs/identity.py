@@ -1,0 +1,141 @@
+"""What a run is: its identity and its ledger on disk.
+
+How: a `RunSpec` hashes all that changes the weights and names the run's folder. The `Ledger` (metrics.jsonl) is the source of
+truth, each step once; MLflow is a view of it (`pipelines.tracking.client`).
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.cluster.session import REPOSITORY
+
+Record = dict[str, float]
+NO_WEIGHTS = {
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "checkpoint_layers",
+}  # keys of a config that change no weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One training run: `config` (JSON) is hashed, `paths` (where data and upstream runs lie) are not."""
+
+    stage: str
+    preset: str
+    seed: int
+    config: dict[str, Any]
+    paths: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def hash8(self) -> str:
+        """First 8 hex digits of the sha256 over stage, seed and all of the config that changes the weights."""
+        return stable_hash({"stage": self.stage, "seed": self.seed, "config": _without(self.config, NO_WEIGHTS)})[:8]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return f"{self.stage}-{self.preset}-s{self.seed}-{self.hash8}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As config.json holds it; the name and hash are for readers."""
+        return {**dataclasses.asdict(self), "name": self.name, "hash": self.hash8}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunSpec":
+        """Back from config.json."""
+        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
+
+
+def stable_hash(value: Any) -> str:
+    """sha256, in hex, of the value as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _without(value: Any, keys: set[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without(v, keys) for k, v in value.items() if k not in keys}
+    return value
+
+
+class Ledger:
+    """A JSON-lines file of flat records with a rising `step`; a torn last line (a kill while writing) does not count."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._last: float | None = None  # what this writer appended last; the file is read once for it
+
+    def read(self) -> list[Record]:
+        """All whole records, in order."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn or empty
+        return [json.loads(line) for line in lines if line]
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Add records and wait until they are on disk. Steps must rise: a repeated step is a bug of the caller."""
+        records = list(records)
+        last = self._last if self._last is not None else self.last_step()
+        for record in records:
+            assert last is None or record["step"] > last, f"step {record['step']} after {last} in {self.path}"
+            last = record["step"]
+        with open(self.path, "ab") as file:
+            file.write("".join(json.dumps(r, sort_keys=True) + "\n" for r in records).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._last = last
+
+    def truncate_after(self, step: float) -> int:
+        """Drop records past `step`, and a torn line; how many whole records went."""
+        records = self.read()
+        kept = [r for r in records if r["step"] <= step]
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        temporary.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in kept))
+        os.replace(temporary, self.path)
+        self._last = None
+        return len(records) - len(kept)
+
+    def last_step(self) -> float | None:
+        """The step of the last record; None if there is none."""
+        records = self.read()
+        return records[-1]["step"] if records else None
+
+
+def git_commit() -> str:
+    """HEAD of the repository this code lies in, with `-dirty` if tracked files differ; `unknown` outside one."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+class Periodic:
+    """Calls `work` every `interval_s` seconds in a thread of its own until the block ends, and once more then."""
+
+    def __init__(self, work: Callable[[], None], interval_s: float = 2.0) -> None:
+        self.work, self.interval_s = work, interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def __enter__(self) -> "Periodic":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=60)
+        self.work()
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self.interval_s):
+            self.work()

@@ -1,0 +1,171 @@
+"""`jobs/doctor.py`: can this machine, and the cluster behind it, run the pipeline? One line per check, with the remedy.
+
+How: checks are plain functions (`doctor_machine`, `doctor_cluster`) that return a `Found`. Each has a time limit of its own:
+one that hangs is a failed check, and the others go on. Exit code 0 if none failed; warnings are allowed.
+With --json: `{"ok", "checks": [{"name", "state", "found", "remedy"}]}`.
+"""
+
+import json
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipelines.cli.errors import NotWell, UsageError, one_line
+from pipelines.cli.flags import OnRay
+from pipelines.cli.main import absolute, stdout_to_stderr
+from pipelines.cli.plain_text import console, plain
+from pipelines.cluster import session
+from pipelines.status import doctor_cluster as on_cluster
+from pipelines.status import doctor_machine as here
+from pipelines.status.doctor_machine import Found, failed
+from pipelines.tracking.client import without_login
+
+WIDEST = 100  # columns on a terminal
+COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorFlags(OnRay):
+    """Check this machine and the Ray cluster: versions, GPUs, storage, MLflow, disks, clocks; each line with its remedy.
+
+    Exit code 0 if nothing failed (warnings are allowed), else 1.
+    """
+
+    storage: str | None = None
+    """folder that all nodes should share; default ./out if it exists, else the working directory"""
+    json: bool = False
+    """print JSON instead of lines"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A name, the seconds it may take, and what to do; several findings where several things are looked at."""
+
+    name: str
+    timeout_s: float
+    run: Callable[[], Found | list[Found]]
+    remedy: str = "it hangs: look there first"
+
+
+def doctor(flags: DoctorFlags) -> None:
+    """Run all checks and print each as it is done; NotWell if one failed."""
+    session.quiet_environment()
+    started_before = ray_is_up()
+    rows: list[dict[str, str]] = []
+    try:
+        for name, found in run_all(all_checks(flags)):
+            for one in found:
+                rows.append({"name": name, **{key: plain(without_login(value)) for key, value in asdict(one).items()}})
+                if not flags.json:
+                    print_row(rows[-1])
+    finally:
+        if not started_before:
+            with stdout_to_stderr():
+                session.disconnect()
+    bad = any(row["state"] == "failed" for row in rows)
+    if flags.json:
+        print(json.dumps({"ok": not bad, "checks": rows}, indent=1))
+    if bad:
+        raise NotWell
+
+
+def all_checks(flags: DoctorFlags) -> list[Check]:
+    """In order; those of the cluster use the nodes that `ray` found."""
+    storage, nodes = storage_folder(flags.storage), on_cluster.Nodes()
+    return [
+        Check(name="python", timeout_s=10, run=here.check_python),
+        Check(name="packages", timeout_s=30, run=here.check_packages),
+        Check(name="mesh2sdf", timeout_s=90, run=here.check_mesh2sdf),
+        Check(name="gpu", timeout_s=90, run=here.check_gpu),
+        Check(name="disk", timeout_s=20, run=lambda: here.check_disk(storage)),
+        Check(name="clock", timeout_s=10, run=here.check_clock),
+        Check(name="ray-auth", timeout_s=10, run=on_cluster.check_auth),
+        Check(
+            name="ray",
+            timeout_s=90,
+            run=lambda: on_cluster.check_ray(nodes, flags.ray_address),
+            remedy=on_cluster.NO_ANSWER,
+        ),
+        Check(name="node", timeout_s=240, run=lambda: on_cluster.check_nodes(nodes, storage)),
+        Check(name="storage", timeout_s=180, run=lambda: on_cluster.check_storage(nodes, storage)),
+        Check(name="mlflow", timeout_s=240, run=lambda: on_cluster.check_mlflow(nodes, storage)),
+    ]
+
+
+def storage_folder(given: str | None) -> str:
+    """The folder to try, absolute."""
+    if given is not None and "://" in given:
+        raise UsageError(
+            f"--storage {plain(without_login(given))}: object stores are not built yet, give a shared folder"
+        )
+    return absolute(given if given is not None else "out" if Path("out").is_dir() else ".")
+
+
+def ray_is_up() -> bool:
+    """Whether this process is connected already, as a notebook's may be."""
+    import ray
+
+    return ray.is_initialized()
+
+
+class Runner:
+    """Runs checks one after another in a thread that outlives them all.
+
+    Ray's processes end with the very thread that started them, so each check having a thread of its own would end a local cluster
+    right after its start. A check that hangs keeps its thread; the next ones get another.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: queue.SimpleQueue[Check] = queue.SimpleQueue()
+        self.found: queue.SimpleQueue[list[Found]] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def within(self, check: Check) -> list[Found] | None:
+        """What the check finds; None if it takes too long: this runner is of no more use then."""
+        self.tasks.put(check)
+        try:
+            return self.found.get(timeout=check.timeout_s)
+        except queue.Empty:
+            return None
+
+    def _serve(self) -> None:
+        while True:
+            check = self.tasks.get()
+            try:
+                result = check.run()
+            except Exception as error:  # a check may fail in any way its library can
+                result = failed(
+                    f"{type(error).__name__}: {one_line(error)[:200]}", "the check itself broke: please report it"
+                )
+            self.found.put(result if isinstance(result, list) else [result])
+
+
+def run_all(checks: Iterable[Check]) -> Iterator[tuple[str, list[Found]]]:
+    """(name, findings) of each check, none waiting for another that hangs."""
+    runner = Runner()
+    for check in checks:
+        with stdout_to_stderr():
+            found = runner.within(check)
+        if found is None:
+            runner, found = Runner(), [failed(f"no answer within {check.timeout_s:g} s", check.remedy)]
+        yield check.name, found
+
+
+def print_row(row: dict[str, str]) -> None:
+    """`name  state  found; remedy`: one line through a pipe, wrapped and coloured on a terminal."""
+    told = row["found"] + (f"; remedy: {row['remedy']}" if row["remedy"] else "")
+    if not sys.stdout.isatty():
+        print(f"{row['name']:8}  {row['state']:7}  {told}", flush=True)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=8)
+    table.add_column(width=7)
+    table.add_column(overflow="fold")
+    table.add_row(row["name"], Text(row["state"], COLOURS[row["state"]]), told)
+    console(WIDEST).print(table)

@@ -1,0 +1,393 @@
+"""What `jobs/doctor.py` looks at through Ray: the cluster, its authentication, each node, shared storage, MLflow from a worker.
+
+How: `Nodes.on_each` runs a plain function on every living node at once, taking no CPU, so that a busy cluster answers too; a node
+that does not answer in time is a finding. Without Ray the same functions run in this process alone.
+Tokens and passwords are looked for, never printed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import socket
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.cli.errors import one_line
+from pipelines.cli.plain_text import duration
+from pipelines.cluster import session
+from pipelines.status.doctor_machine import (
+    Found,
+    disk_space,
+    failed,
+    gpus,
+    installed_packages,
+    judge_disks,
+    ok,
+    wanted_packages,
+    warning,
+)
+from pipelines.tracking.client import Tracking, tracking_uri, without_login
+
+SKEW_S = 5.0  # between driver and worker, over what the answer took
+NODE_TIMEOUT_S = 60.0
+SEEN_WITHIN_S = 10.0  # network file systems show another machine's file late
+NO_ANSWER = "a head that is gone leaves its address behind (/tmp/ray/ray_current_cluster): start it again, or leave out --ray-address and RAY_ADDRESS"
+RAY_FIRST = "mend `ray` first"
+NO_TOKEN = "export RAY_AUTH_MODE=token; ray get-auth-token --generate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A living node."""
+
+    id: str
+    address: str
+    cpus: float
+    gpus: float
+    is_driver: bool
+
+
+class Nodes:
+    """The cluster's nodes; empty until `connect` went through."""
+
+    def __init__(self) -> None:
+        self.found: list[Node] = []
+
+    def connect(self, ray_address: str | None) -> None:
+        """Join or start the cluster and list its nodes."""
+        logging.getLogger("ray._private.worker").setLevel(logging.ERROR)  # that it is not in the main thread
+        session.connect(ray_address)
+        import ray
+
+        own = ray.get_runtime_context().get_node_id()
+        for node in ray.nodes():
+            if node["Alive"]:
+                cpus, gpus_ = (float(node["Resources"].get(name, 0)) for name in ("CPU", "GPU"))
+                self.found.append(
+                    Node(
+                        id=node["NodeID"],
+                        address=node["NodeManagerAddress"],
+                        cpus=cpus,
+                        gpus=gpus_,
+                        is_driver=node["NodeID"] == own,
+                    )
+                )
+
+    def on_each(
+        self, function: Callable[..., Any], *args: Any, timeout_s: float = NODE_TIMEOUT_S
+    ) -> list[tuple[Node, Any]]:
+        """(node, result) of the function on each node, an exception standing for a result."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        remote = ray.remote(num_cpus=0, max_retries=0)(function)
+        started = [
+            (
+                node,
+                remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*args),
+            )
+            for node in self.found
+        ]
+        deadline = time.monotonic() + timeout_s
+        return [(node, self._answer(reference, deadline)) for node, reference in started]
+
+    def _answer(self, reference: Any, deadline: float) -> Any:
+        import ray
+
+        try:
+            return ray.get(reference, timeout=max(0.1, deadline - time.monotonic()))
+        except ray.exceptions.GetTimeoutError:
+            ray.cancel(reference, force=True)
+            return TimeoutError("no answer in time")
+        except Exception as error:  # whatever the worker met is this node's finding
+            return getattr(error, "cause", None) or error
+
+
+def counted(nodes: Nodes) -> str:
+    """`1 node`, `3 nodes`."""
+    return f"{len(nodes.found)} node{'s' * (len(nodes.found) != 1)}"
+
+
+def said(error: BaseException) -> str:
+    """The error's kind and first 200 characters, without passwords."""
+    return without_login(f"{type(error).__name__}: {one_line(error)[:200]}")
+
+
+# ---------------------------------------------------------------------------------------------------------------- Ray
+
+
+def check_ray(nodes: Nodes, ray_address: str | None) -> Found:
+    """A cluster is there, or a local one starts."""
+    address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    source = (
+        "--ray-address"
+        if ray_address
+        else "RAY_ADDRESS"
+        if os.environ.get("RAY_ADDRESS")
+        else "neither --ray-address nor RAY_ADDRESS"
+    )
+    try:
+        answers(address)
+        nodes.connect(ray_address)
+    except Exception as error:  # Ray raises its own errors, ConnectionError, ValueError, RuntimeError
+        remedy = "is a head running there (`ray start --head` in the repository), with the same RAY_AUTH_MODE and token? For a local cluster: unset RAY_ADDRESS"
+        if address == "local":
+            remedy = "`ray start --head --block` shows the cause; Ray's logs are below /tmp/ray/session_latest/logs"
+        return failed(f"{address} ({source}): {said(error)}", remedy)
+    cpus, gpus_ = sum(node.cpus for node in nodes.found), sum(node.gpus for node in nodes.found)
+    what = "a local cluster starts" if address == "local" else f"joined {address}"
+    return ok(f"{what} ({source}): {counted(nodes)}, {cpus:g} CPUs, {gpus_:g} GPUs")
+
+
+def answers(address: str, timeout_s: float = 5.0) -> None:
+    """An OSError unless something listens at host:port; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout_s).close()
+
+
+def token_source() -> str | None:
+    """Where Ray would find a token; None if nowhere."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    for file, name in (
+        (Path(path) if path else None, "RAY_AUTH_TOKEN_PATH"),
+        (Path.home() / ".ray" / "auth_token", "~/.ray/auth_token"),
+    ):
+        if file and file.is_file() and file.stat().st_size:
+            return name
+    return None
+
+
+def check_auth() -> Found:
+    """What `ray start --head` will demand and `ray job submit` will send: asked before Ray starts, which writes a token itself."""
+    mode, token = os.environ.get("RAY_AUTH_MODE", "").lower(), token_source()
+    if mode == "token":
+        return (
+            ok(f"RAY_AUTH_MODE=token, token from {token}: heads demand it, `ray job submit` sends it")
+            if token
+            else warning("RAY_AUTH_MODE=token without a token", NO_TOKEN)
+        )
+    if mode:
+        return warning(f"RAY_AUTH_MODE={mode}: whoever reaches a head's ports can run code there", NO_TOKEN)
+    if token:
+        return warning(
+            f"a token ({token}) and no RAY_AUTH_MODE: heads demand the token, `ray job submit` does not send it and fails",
+            "export RAY_AUTH_MODE=token",
+        )
+    return warning(
+        "no token, no RAY_AUTH_MODE: heads are open now; the first local run writes a token, then heads demand it",
+        NO_TOKEN,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- nodes
+
+
+def look_around(names: Sequence[str], storage: str) -> dict[str, Any]:
+    """What a node tells about itself; runs there."""
+    named, problem = gpus()
+    about = {
+        "time": time.time(),
+        "python": platform.python_version(),
+        "packages": installed_packages(names),
+        "host": socket.gethostname(),
+    }
+    return about | {
+        "gpus": named,
+        "gpu_problem": problem,
+        "disks": disk_space(storage),
+        "repository": str(session.REPOSITORY),
+    }
+
+
+def clock_of_node() -> float:
+    """The node's time, quickly; runs there."""
+    return time.time()
+
+
+def check_nodes(nodes: Nodes, storage: str) -> list[Found]:
+    """One finding per living node."""
+    names = list(wanted_packages())
+    here = look_around(names, storage)
+    found = nodes.on_each(look_around, names, storage, timeout_s=2 * NODE_TIMEOUT_S)
+    skews = clock_skews(nodes)  # by now each node has a warm worker: the answers are quick
+    return [judge_node(node, about, here, skews.get(node.id)) for node, about in found]
+
+
+def clock_skews(nodes: Nodes) -> dict[str, float]:
+    """Node -> seconds its clock is surely ahead (or, negative, behind), the answer's way taken off."""
+    before = time.time()
+    answers = nodes.on_each(clock_of_node, timeout_s=NODE_TIMEOUT_S)
+    after = time.time()
+    return {node.id: max(0.0, at - after) + min(0.0, at - before) for node, at in answers if isinstance(at, float)}
+
+
+def judge_node(node: Node, about: Any, here: dict[str, Any], skew_s: float | None) -> Found:
+    """A node against the driver."""
+    name = f"{node.address}{' (driver)' if node.is_driver else ''}: {node.cpus:g} CPUs, {node.gpus:g} GPUs"
+    if isinstance(about, BaseException):
+        remedy = f"look at this node's logs (/tmp/ray/session_latest/logs); the repository must be at {session.REPOSITORY} there, or travel with `ray job submit --working-dir .`"
+        return failed(f"{name}; {said(about)}", remedy)
+    problems, remedies, state = [], [], "warning"
+    if about["python"].rsplit(".", 1)[0] != here["python"].rsplit(".", 1)[0]:
+        state = "failed"
+        problems.append(f"Python {about['python']}, driver {here['python']}")
+        remedies.append("one Python version on all nodes")
+    other = [
+        f"{p} {v or 'missing'} (driver {here['packages'][p]})"
+        for p, v in about["packages"].items()
+        if v != here["packages"][p]
+    ]
+    if other:
+        problems.append(", ".join(other))
+        remedies.append("there: pip install -c constraints.txt -e .")
+    if about["gpu_problem"] or (node.gpus and not about["gpus"]):
+        problems.append(about["gpu_problem"] or "Ray counts GPUs, torch finds none")
+        remedies.append("nvidia-smi there; a CUDA build of torch")
+    if skew_s is not None and abs(skew_s) > SKEW_S:
+        problems.append(f"its clock is {duration(abs(skew_s))} {'ahead' if skew_s > 0 else 'behind'}")
+        remedies.append("timedatectl set-ntp true")
+    disks = judge_disks(about["disks"])
+    if disks.state != "ok":
+        problems.append(disks.found)
+        remedies.append(disks.remedy)
+        state = "failed" if disks.state == "failed" else state
+    shown = f"{name}, Python {about['python']}" + "".join(f"; {gpu}" for gpu in about["gpus"])
+    if problems:
+        return Found(state=state, found=f"{shown}; {'; '.join(problems)}", remedy="; ".join(remedies))  # type: ignore[arg-type]
+    return ok(f"{shown}, packages as on the driver, clock within {SKEW_S:g} s")
+
+
+# ------------------------------------------------------------------------------------------------------------ storage
+
+
+def read_and_write(folder: str, name: str, expected: str) -> str:
+    """Read what the driver wrote, write this node's own file beside it; "" or what went wrong. Runs on a node."""
+    if not Path(folder).is_dir():
+        return "no such folder there"
+    file, deadline = Path(folder, name), time.monotonic() + SEEN_WITHIN_S
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    try:
+        if not file.exists() or file.read_text() != expected:
+            return "it does not see what the driver writes: not shared"
+        Path(folder, f"{name}-{node_name()}").write_text(expected)
+    except OSError as error:
+        return f"cannot write: {type(error).__name__}: {error.strerror}"
+    return ""
+
+
+def node_name() -> str:
+    """This node's id inside Ray, else the host's name."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else socket.gethostname()
+
+
+def remove_own(folder: str, name: str) -> None:
+    """Remove what `read_and_write` left on this node, shared or not."""
+    for file in Path(folder).glob(f"*{name}*"):
+        file.unlink(missing_ok=True)
+
+
+def check_storage(nodes: Nodes, storage: str) -> Found:
+    """Written here and read on each node, written there and read here: really one folder."""
+    folder, name, text = Path(storage), f".g3pt-doctor-{uuid.uuid4().hex}", uuid.uuid4().hex
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    except OSError as error:
+        return failed(
+            f"{storage}: {type(error).__name__}: {error.strerror}", "give --storage a folder that you may write to"
+        )
+    try:
+        problems = []
+        for node, answer in nodes.on_each(read_and_write, storage, name, text):
+            problem = said(answer) if isinstance(answer, BaseException) else answer
+            if not problem and not appears(folder / f"{name}-{node.id}", text):
+                problem = "what it writes does not arrive here: not shared"
+            if problem:
+                problems.append(f"{node.address}: {problem}")
+    finally:
+        nodes.on_each(remove_own, storage, name)
+        remove_own(storage, name)
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+    if problems:
+        return failed(
+            f"{storage}: {'; '.join(problems)}",
+            "mount the same storage at the same path on every node, or give --storage one that is",
+        )
+    if not nodes.found:
+        return warning(f"{storage}: written here, not tried from a worker", RAY_FIRST)
+    return ok(f"{storage}: written and read both ways between driver and {counted(nodes)}")
+
+
+def appears(file: Path, text: str) -> bool:
+    """Whether the file comes to hold the text, as late as a network file system may show it."""
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    while time.monotonic() < deadline:
+        if file.exists() and file.read_text() == text:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+# ------------------------------------------------------------------------------------------------------------- MLflow
+
+
+def open_store(uri: str) -> str:
+    """ "" if MLflow's store opens, else why not; runs on a node and here."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    try:
+        Tracking(uri)
+    except Exception as error:  # MLflow, SQLAlchemy and requests raise whatever they like
+        return said(error)
+    return ""
+
+
+def check_mlflow(nodes: Nodes, storage: str) -> Found:
+    """The store that runs below the storage would use, from here and from each node. A fresh SQLite store is tried out and removed."""
+    wanted = tracking_uri(Path(storage) / "runs")
+    name = f".g3pt-doctor-{uuid.uuid4().hex}"
+    fresh = wanted.startswith("sqlite:///") and not Path(wanted.removeprefix("sqlite:///")).exists()
+    made = fresh and not Path(storage).exists()
+    uri = f"sqlite:///{Path(wanted.removeprefix('sqlite:///')).parent / name}.db" if fresh else wanted
+    shown = without_login(wanted)
+    try:
+        here = open_store(uri)
+        if here:
+            return failed(
+                f"{shown}: {here}", "start the server, or unset MLFLOW_TRACKING_URI to use a file beside the output"
+            )
+        answers = nodes.on_each(open_store, uri, timeout_s=2 * NODE_TIMEOUT_S)
+    finally:
+        if fresh:
+            folder = Path(uri.removeprefix("sqlite:///")).parent
+            remove_own(str(folder), name)
+            if made and folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+    bad = [
+        f"{node.address}: {said(answer) if isinstance(answer, BaseException) else answer}"
+        for node, answer in answers
+        if answer
+    ]
+    if bad:
+        return warning(
+            f"{shown} opens here, not on {'; '.join(bad)}",
+            "runs are logged by the driver alone, so this does no harm until a job's driver runs there",
+        )
+    what = "would be made there: a store opens" if fresh else "opens"
+    if not nodes.found:
+        return warning(f"{shown} {what} from here, not tried from a worker", RAY_FIRST)
+    return ok(f"{shown} {what} from the driver and from {counted(nodes)}")

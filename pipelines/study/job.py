@@ -1,0 +1,384 @@
+"""A scaling study: one CAR run for each size and seed, Ray Tune over Ray Train, then the law through their test losses.
+
+How: every run is an ordinary run of `pipelines.train.run` below STUDY/runs, so a killed study goes on where it stood and finished
+runs are kept. Tune only decides what runs when: a trial holds no CPU or GPU itself, since Train reserves those for its workers
+(both would wait for each other for ever), but `sweep_slot`s where the cluster has them, one for each worker. No trial is
+stopped early: a point of the fit is a run that ended. The driver mirrors every run to MLflow as a child of the study's.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.cli.errors import UsageError, bad_input
+from pipelines.cli.failures import is_deterministic, on_disk
+from pipelines.cli.flags import DryRun, OnData, OnDevice, OnRay, WithFeatures, WithTokenizer
+from pipelines.cli.main import absolute
+from pipelines.cli.overrides import overridden
+from pipelines.cli.progress import say
+from pipelines.cli.quiet import prints_aside
+from pipelines.cluster import session
+from pipelines.cluster.stopping import asking
+from pipelines.runs.identity import Ledger, RunSpec
+from pipelines.runs.notes import FAILURE_FILE, note_failure, read_note, working_in
+from pipelines.tracking import cards
+from pipelines.tracking.client import best_effort
+from pipelines.tracking.tracked import Outcome, followed, is_told
+from pipelines.train import checkpoints, follow
+from pipelines.train import run as train
+from pipelines.train.jobs import car_spec, check_workers, count_car, encode, open_data, with_features
+
+DEFAULT_SIZES = "20k,80k,150k,nano"
+STUDY_FILES = ("study.json", "points.csv", "fit.json", "curve.png")
+TRIAL_RETRIES = 2
+NO_CPU_TRIAL_BYTES = 2**20  # what a trial asks for on a cluster without sweep_slots
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFlags(DryRun, OnRay, OnDevice, WithFeatures, WithTokenizer, OnData):
+    """Train CAR at several sizes on the same data and fit the scaling law of its test cross-entropy."""
+
+    output: str
+    """folder of the study: study.json, points.csv, fit.json, curve.png, runs/"""
+    sizes: str = DEFAULT_SIZES
+    """CAR presets, comma-separated; the fit wants three at least, below six it is a demonstration"""
+    seeds: str = "0"
+    """seeds of each size, comma-separated"""
+    steps: int | None = None
+    """optimiser steps of every run; default each preset's"""
+    batch_size: int | None = None
+    """objects per step over all workers; default each preset's"""
+    num_workers: int = 1
+    """Ray Train workers of each run, one process and one CPU or GPU each; 0 trains inside the trial's own process (least start-up, CPU only)"""
+    set: str | None = None
+    """change fields of every size's preset, name=value,... (drop_phrases=0.5,head=bits); train_car.py --dry-run prints all fields; default none"""
+    max_concurrent: int | None = None
+    """runs at once; default as many as the cluster has CPUs (or GPUs) for"""
+
+
+def scaling_sweep(flags: SweepFlags) -> str | None:
+    """Run the study; its folder, or None for a dry run."""
+    rows = plan(flags)
+    if flags.dry_run:
+        if flags.set:
+            print(f"every preset with {flags.set}")
+        for size, model, config in rows:
+            print(
+                f"{size} seed {config.seed}: {count_car(model)['parameters_no_embed']:,} parameters, {config.steps * config.batch_size:,} samples"
+            )
+        return None
+    if "://" in flags.output:
+        raise UsageError(f"{flags.output}: studies on an object store are not built yet; use a local or shared folder")
+    specs = [car_spec(flags.data, flags.tokenizer, size, model, config) for size, model, config in rows]
+    return str(run_study(specs, Path(absolute(flags.output)), flags))
+
+
+def plan(flags: SweepFlags) -> list[tuple[str, Any, Any]]:
+    """(size, CARConfig, TrainConfig) of each run, largest first: the longest run starts first."""
+    from g3pt.config import car_preset
+
+    with bad_input():
+        names, seeds = (
+            _different("--sizes", flags.sizes.split(",")),
+            _different("--seeds", [int(seed) for seed in flags.seeds.split(",")]),
+        )
+        sizes = {size: car_preset(size) for size in names}
+        changes = {name: getattr(flags, name) for name in ("steps", "batch_size") if getattr(flags, name) is not None}
+        sizes = {size: (model, dataclasses.replace(config, **changes)) for size, (model, config) in sizes.items()}
+    sizes = {size: overridden(flags.set, *preset, seed_flag="--seeds") for size, preset in sizes.items()}
+    for one, other in itertools.combinations(sizes, 2):
+        if sizes[one][0] == sizes[other][0]:
+            raise UsageError(
+                f"--set {flags.set}: {one} and {other} are the same model then; set what is not a size, or leave one of them out of --sizes"
+            )
+    rows = [
+        (size, model, dataclasses.replace(config, seed=seed))
+        for size, (model, config) in sizes.items()
+        for seed in seeds
+    ]
+    for _, _, config in rows:
+        check_workers(config, flags.num_workers)
+    return sorted(rows, key=lambda row: -count_car(row[1])["parameters_no_embed"])
+
+
+def _different(flag: str, values: list[Any]) -> list[Any]:
+    """The values, if no two are the same: a run counted twice would narrow the fit's intervals for nothing."""
+    repeated = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+    if repeated:
+        raise ValueError(f"{flag} names {repeated[0]} twice")
+    return values
+
+
+def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
+    """Train what is not finished, then write points, fit and curve; a study that has all of it is left alone."""
+    from g3pt.training.exports import write_json
+
+    if is_finished(specs, study) and all(map(is_told, [study, *(study / "runs" / spec.name for spec in specs)])):
+        print(f"{study}: finished already", flush=True)
+        return study
+    study.mkdir(parents=True, exist_ok=True)
+    (study / "_SUCCESS").unlink(missing_ok=True)  # of the same study with other runs
+    write_json(study / "study.json", {"runs": [spec.to_dict() for spec in specs], "flags": dataclasses.asdict(flags)})
+    note = working_in(study, total=len(specs), unit="runs", flags=dataclasses.asdict(flags))
+    with note, on_disk(lambda: _finished_runs(specs, study)):
+        specs = with_features(specs, flags)
+        encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
+        with followed(
+            cards.study(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists()
+        ) as parent:
+            train_all(specs, study, flags, parent.run_id)
+            check_finished(specs, study)
+            points = collect(specs, study)
+            write_points(points, study / "points.csv")
+            fit_and_draw(points, study)
+            best_effort("describing the study in MLflow", lambda: describe_study(study, parent))
+            (study / "_SUCCESS").touch()
+    return study
+
+
+def check_finished(specs: Sequence[RunSpec], study: Path) -> None:
+    """A RuntimeError that says of every run that did not finish why."""
+    unfinished = [spec.name for spec in specs if not follow.is_finished(study / "runs" / spec.name)]
+    if not unfinished:
+        return
+    error = RuntimeError(
+        f"{len(unfinished)} of {len(specs)} runs did not finish; failure.json in each run's folder tells all"
+    )
+    for name in unfinished:
+        found = read_note(study / "runs" / name, FAILURE_FILE) or {"error": "no reason is known"}
+        place = f", in {found['where'][-1]}" if found.get("where") else ""
+        error.add_note(f"while training {name}: {found['error']}{place}")
+    raise error
+
+
+def _finished_runs(specs: Sequence[RunSpec], study: Path) -> str:
+    """What a stopped study leaves."""
+    folders = [study / "runs" / spec.name for spec in specs]
+    done = [folder for folder in folders if follow.is_finished(folder)]
+    begun = [folder for folder in folders if folder not in done and checkpoints.checkpointed(folder)]
+    return f"{len(done)} of {len(specs)} runs are finished, {len(begun)} more have a checkpoint ({study})"
+
+
+def is_finished(specs: Sequence[RunSpec], study: Path) -> bool:
+    """Whether these very runs and the files about them are all there."""
+    if not all((study / name).exists() for name in (*STUDY_FILES, "_SUCCESS")):
+        return False
+    known = {run["name"] for run in json.loads((study / "study.json").read_text())["runs"]}
+    return known == {spec.name for spec in specs} and all(follow.is_finished(study / "runs" / name) for name in known)
+
+
+def train_all(
+    specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: str | None = None, build: str = train.BUILD_STAGE
+) -> None:
+    """All unfinished runs through Tune, mirrored to MLflow by this driver meanwhile."""
+    todo = []
+    for spec in specs:
+        run_dir = train.prepare_run(spec, study / "runs")
+        if follow.is_finished(run_dir):
+            train.say_finished(spec, run_dir, study, parent)
+        else:
+            (run_dir / FAILURE_FILE).unlink(missing_ok=True)
+            todo.append({"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build})
+    if not todo:
+        return
+    session.connect(flags.ray_address)
+    with contextlib.ExitStack() as stack:
+        outcomes = {}
+        for item in todo:
+            spec, run_dir = RunSpec.from_dict(item["spec"]), Path(item["run_dir"])
+            # The store is the study's: beside STUDY, not beside STUDY/runs.
+            outcomes[spec.name] = stack.enter_context(train.tracked(spec, run_dir, study, parent))
+        for name, error in tune(todo, study, flags).items():
+            outcomes[name].failure = error
+
+
+def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str, str]:
+    """One Tune trial for each item; the errors, by run. Ray's own files go once all is done, and stay where a trial failed, as its error is told."""
+    for name in (
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS",
+        "TUNE_DISABLE_SIGINT_HANDLER",
+    ):  # the latter: pipelines.cli.interrupt does it
+        os.environ.setdefault(name, "1")
+    from ray import tune as ray_tune
+
+    resources, concurrent = trial_resources(flags)
+    scratch = study / "ray"
+    tuner = ray_tune.Tuner(
+        ray_tune.with_resources(
+            ray_tune.with_parameters(trial, todo=todo, num_workers=flags.num_workers, device=flags.device), resources
+        ),
+        param_space={"index": ray_tune.grid_search(list(range(len(todo))))},
+        tune_config=ray_tune.TuneConfig(max_concurrent_trials=flags.max_concurrent or concurrent),
+        run_config=ray_tune.RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=str(scratch),
+            failure_config=ray_tune.FailureConfig(max_failures=TRIAL_RETRIES),
+            verbose=0,
+        ),
+    )
+    folders = [Path(item["run_dir"]) for item in todo]
+    with prints_aside(), asking(folders):  # Tune draws a box whatever its verbosity
+        results = tuner.fit()
+    for result in results:
+        run_dir = Path(todo[result.config["index"]]["run_dir"])
+        if (
+            result.error and read_note(run_dir, FAILURE_FILE) is None
+        ):  # the trial's process died before it could write one
+            note_failure(run_dir, result.error)
+    notes = {item["spec"]["name"]: read_note(item["run_dir"], FAILURE_FILE) for item in todo}
+    failed = {name: note["error"] for name, note in notes.items() if note}
+    if failed:
+        say(f"Ray's own files of {len(failed)} failed run(s) are kept in {scratch}")
+    else:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return failed
+
+
+def trial_resources(flags: SweepFlags) -> tuple[dict[str, float], int]:
+    """What a trial itself holds, and how many may run at once on the cluster as it stands."""
+    import ray
+
+    have = ray.cluster_resources()
+    unit = "GPU" if flags.num_workers and session.wants_gpu(flags.device) else "CPU"
+    concurrent = max(1, int(have.get(unit, 1)) // max(1, flags.num_workers))
+    if flags.num_workers == 0:
+        return {"CPU": 1}, concurrent
+    if have.get("sweep_slot", 0) >= flags.num_workers:
+        return {"CPU": 0, "sweep_slot": float(flags.num_workers)}, concurrent
+    return {"CPU": 0, "memory": NO_CPU_TRIAL_BYTES}, concurrent  # a request of nothing at all is refused
+
+
+def trial(config: dict[str, int], *, todo: list[dict[str, Any]], num_workers: int, device: str) -> dict[str, float]:
+    """One run inside a Tune trial, on Ray Train workers of its own or, with none, in Train's local mode in this process."""
+    import torch
+
+    from g3pt.training.fit import AskedToStop
+
+    torch.set_num_threads(1)
+    item = todo[config["index"]]
+    try:
+        train.ray_train(RunSpec.from_dict(item["spec"]), Path(item["run_dir"]), num_workers, device, item["build"])
+    except AskedToStop:
+        raise  # no failure: Tune starts the trial again, or the study itself was asked to stop
+    except Exception as error:
+        note_failure(item["run_dir"], error)
+        if not is_deterministic(error):
+            raise  # Tune starts the trial again
+        return {"done": 0.0}
+    (Path(item["run_dir"]) / FAILURE_FILE).unlink(missing_ok=True)  # of an earlier try
+    return {"done": 1.0}
+
+
+# --- points, fit, curve -------------------------------------------------------------------------------------------------
+
+
+def collect(specs: Sequence[RunSpec], study: Path) -> list[dict[str, Any]]:
+    """One point for each run, from the last record of its ledger, smallest size first."""
+    points = [point(spec, study / "runs" / spec.name) for spec in specs]
+    return sorted(points, key=lambda row: (row["params_no_embed"], row["seed"]))
+
+
+def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
+    """The row of points.csv; flops are the transformer's as it was trained (image tokens included), forward and backward (twice that)."""
+    from g3pt.config import CARConfig, from_dict
+    from g3pt.training.exports import read_export_config
+
+    last = Ledger(run_dir / "metrics.jsonl").read()[-1]
+    params = count_car(from_dict(CARConfig, spec.config["model"]))["parameters_no_embed"]
+    samples = int(last["step"])
+    tests = {key: value for key, value in last.items() if key == "test_ce" or key.startswith("test_ce_scale_")}
+    return {
+        "size": spec.preset,
+        "params_no_embed": params,
+        "flops": 3 * read_export_config(run_dir)["flops_per_object"] * samples,
+        "seed": spec.seed,
+        "samples": samples,
+        "epochs": round(samples / open_data(spec.paths["data"]).splits["train"], 4),
+        "lr": spec.config["train"]["learning_rate"],
+        "test_ce": tests.pop("test_ce"),
+        **dict(sorted(tests.items(), key=lambda pair: int(pair[0].rpartition("_")[2]))),
+    }
+
+
+def write_points(points: Sequence[dict[str, Any]], path: Path) -> None:
+    """points.csv, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(points[0]))
+        writer.writeheader()
+        writer.writerows(points)
+    os.replace(temporary, path)
+
+
+def fit_and_draw(points: Sequence[dict[str, Any]], study: Path) -> None:
+    """fit.json and curve.png."""
+    from g3pt.scaling.law import report
+    from g3pt.training.exports import write_json
+
+    found = report([p["params_no_embed"] for p in points], [p["test_ce"] for p in points])
+    write_json(study / "fit.json", found)
+    draw(points, found, study / "curve.png")
+
+
+def draw(points: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) -> None:
+    """Test loss against parameters, both laws through the points, and how far to trust them."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from g3pt.scaling.law import PowerLaw
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    size = np.array([p["params_no_embed"] for p in points], float)
+    axes.loglog(size, [p["test_ce"] for p in points], "o", color="black", label="runs")
+    line = np.geomspace(size.min() / 1.3, size.max() * 1.3, 200)
+    for name, style, label in (("power_law_with_floor", "-", "E + A N^-α"), ("pure_power_law", "--", "A N^-α")):
+        if found[name]:
+            law = PowerLaw(**{f.name: found[name][f.name] for f in dataclasses.fields(PowerLaw)})
+            low, high = found[name]["interval_95"]["exponent"]
+            band = found[name]["band_95"]
+            axes.fill_between(band["params"], band["low"], band["high"], alpha=0.12)
+            axes.loglog(
+                line,
+                law(line),
+                style,
+                label=f"{label}: α {law.exponent:.3f} [{low:.3f}, {high:.3f}], E {law.irreducible:.3g}",
+            )
+    axes.set_xlabel("parameters N, without embeddings and head")
+    axes.set_ylabel("test cross-entropy, nats a token")
+    axes.set_title(f"{found['num_sizes']} sizes: {found['status']}")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+# --- the study in MLflow -------------------------------------------------------------------------------------------------
+
+
+def describe_study(study: Path, outcome: Outcome) -> None:
+    """What MLflow shows of a finished study: the laws with their intervals, and the study's files."""
+    found = json.loads((study / "fit.json").read_text())
+    for name in ("power_law_with_floor", "pure_power_law"):
+        if found[name]:
+            outcome.metrics |= {f"{name}/{key}": found[name][key] for key in ("exponent", "coefficient", "irreducible")}
+            outcome.metrics |= dict(
+                zip(
+                    (f"{name}/exponent_low", f"{name}/exponent_high"),
+                    found[name]["interval_95"]["exponent"],
+                    strict=True,
+                )
+            )
+    outcome.metrics |= {"num_sizes": float(found["num_sizes"]), "num_points": float(found["num_points"])}
+    outcome.tags["g3pt.fit"] = found["status"]
+    outcome.artifacts += [study / name for name in STUDY_FILES]

@@ -1,0 +1,298 @@
+"""MLflow's client, for one store: experiments, runs, records in batches, and where a person finds it all.
+
+How: methods raise; `best_effort` around a call turns a failure into one warning, so that tracking never stops the work. A `Mirror`
+thread of the driver copies a ledger's new records by run id, skipping steps that MLflow has. What a run shows: `pipelines.tracking.cards`.
+Ours: one lock file around the first use of a local store, because several processes that open a fresh SQLite store at once all
+fail, and a concurrent first creation of an experiment lands runs in experiment 0.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from g3pt.data.storage import Location, is_remote
+from g3pt.training.alarm import Bell, in_words
+from pipelines.cli.errors import one_line
+from pipelines.cli.progress import say
+from pipelines.runs.identity import Ledger, Periodic, Record
+from pipelines.tracking.cards import SHORT, DatasetInput, shown_record
+from pipelines.tracking.experiments import experiment_tags
+from pipelines.tracking.moved_store import follow_move, location
+
+Result = TypeVar("Result")
+SQLITE = "sqlite:///"
+MAX_BATCH_METRICS, MAX_BATCH_PARAMS, MAX_PARAM_CHARS, MAX_TAG_CHARS = (
+    1000,
+    100,
+    500,
+    5000,
+)  # MLflow's limits for one call, and ours
+
+
+def tracking_uri(output: str | Path) -> str:
+    """MLFLOW_TRACKING_URI, else mlflow.db in the parent of `output` (the working directory for an object store)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{group_folder(output) / 'mlflow.db'}"
+
+
+def group_folder(output: str | Path) -> Path:
+    """What belongs together: the folder that holds the outputs, and a local store."""
+    return Path.cwd() if is_remote(output) else Path(output).absolute().parent
+
+
+def without_login(text: str) -> str:
+    """The text with user and password cut from its URIs: what is written or printed must not hold them."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
+
+
+_used: set[str] = set()  # stores that the command at work has written to
+
+
+@contextlib.contextmanager
+def telling_where_to_look() -> Iterator[None]:
+    """Around a command's work: in the end stderr tells, once, how to see in MLflow what it logged; nothing if it logged nothing."""
+    _used.clear()
+    try:
+        yield
+    finally:
+        for uri in sorted(_used):
+            print(f"MLflow: {_how_to_open(uri)}", file=sys.stderr, flush=True)
+
+
+def _how_to_open(uri: str) -> str:
+    """MLflow 3 opens on its pages for language-model apps; this address chooses those for training runs."""
+    page = "#/experiments?workflowType=machine_learning"
+    if uri.startswith(("http://", "https://")):
+        return f"{without_login(uri).rstrip('/')}/{page}"
+    own = Path(sys.executable).with_name("mlflow")
+    on_path = shutil.which("mlflow")
+    program = str(own) if own.exists() and (on_path is None or not own.samefile(on_path)) else "mlflow"
+    command = shlex.join([program, "ui", "--backend-store-uri", without_login(uri)])
+    return f"{command}\n        then open http://127.0.0.1:5000/{page}"
+
+
+class Tracking:
+    """MLflow's client for one store. Methods raise; `best_effort` around a call turns a failure into one warning."""
+
+    def __init__(self, uri: str) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        import logging
+
+        from mlflow import MlflowClient
+
+        for noisy in ("alembic", "mlflow.store.db.utils"):  # they announce each table of a fresh store
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+
+        self.uri = uri
+        with _store_lock(uri):
+            local = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+            fresh = local is not None and not local.exists()
+            if local is not None:
+                follow_move(local)
+            self.client = MlflowClient(tracking_uri=uri)
+            self.client.search_experiments(max_results=1)  # makes the tables of a fresh store
+            if fresh:
+                self.client.set_experiment_tag(
+                    "0", "mlflow.note.content", "Made by MLflow itself; g3pt logs nothing here."
+                )
+
+    def experiment(self, name: str) -> str:
+        """The id of the experiment `name`, made and introduced if missing; never experiment 0 by accident."""
+        from mlflow.exceptions import MlflowException
+
+        with _store_lock(self.uri):
+            found = self.client.get_experiment_by_name(name)
+            if found is not None:
+                return str(found.experiment_id)
+            try:
+                number = str(self.client.create_experiment(name, artifact_location=_artifact_location(self.uri, name)))
+            except MlflowException:  # another machine was faster
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+                return str(found.experiment_id)
+            for key, value in experiment_tags(name, number).items():
+                self.client.set_experiment_tag(number, key, value)
+            return number
+
+    def open_run(
+        self,
+        experiment: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        parent: str | None = None,
+        resume_id: str | None = None,
+        started: float | None = None,
+    ) -> str:
+        """The id of a running run: `resume_id` if the store has it, else a new one with parameters; with these tags."""
+        tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
+        _used.add(self.uri)
+        if resume_id is not None and self.has_run(resume_id):
+            self.client.update_run(resume_id, status="RUNNING", name=name)
+            self.set_tags(resume_id, tags)
+            return resume_id
+        start_ms = None if started is None else int(started * 1000)
+        run_id = str(
+            self.client.create_run(self.experiment(experiment), start_time=start_ms, run_name=name).info.run_id
+        )
+        self.set_tags(run_id, tags)
+        self.log_params(run_id, params)
+        return run_id
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """All tags in one call, without logins."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(
+            run_id, tags=[RunTag(key, without_login(value)[:MAX_TAG_CHARS]) for key, value in tags.items()]
+        )
+
+    def clear_tag(self, run_id: str, key: str) -> None:
+        """Remove a tag, if the run has it."""
+        if key in self.client.get_run(run_id).data.tags:
+            self.client.delete_tag(run_id, key)
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether the store holds this run, not deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException:
+            return False
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Parameters, each once for ever: MLflow refuses another value."""
+        from mlflow.entities import Param
+
+        entities = [Param(key, without_login(str(value))[:MAX_PARAM_CHARS]) for key, value in params.items()]
+        for start in range(0, len(entities), MAX_BATCH_PARAMS):
+            self.client.log_batch(run_id, params=entities[start : start + MAX_BATCH_PARAMS])
+
+    def log_records(self, run_id: str, records: Sequence[Record]) -> None:
+        """Records as metrics; a record is never split over two calls."""
+        from mlflow.entities import Metric
+
+        batch: list[Metric] = []
+        for record in records:
+            at_ms, step = int(record.get("time", time.time()) * 1000), int(record["step"])
+            metrics = [
+                Metric(key, float(value), at_ms, step) for key, value in record.items() if key not in ("step", "time")
+            ]
+            if len(batch) + len(metrics) > MAX_BATCH_METRICS:
+                self.client.log_batch(run_id, metrics=batch)
+                batch = []
+            batch += metrics
+        if batch:
+            self.client.log_batch(run_id, metrics=batch)
+
+    def last_step(self, run_id: str) -> int:
+        """The highest step of any metric of the run; -1 if it has none."""
+        keys = self.client.get_run(run_id).data.metrics
+        return max((m.step for key in keys for m in self.client.get_metric_history(run_id, key)), default=-1)
+
+    def log_dataset(self, run_id: str, made_or_read: DatasetInput) -> None:
+        """Name a dataset by its fingerprint as the run's input."""
+        from mlflow import entities
+
+        dataset = entities.Dataset(
+            name=made_or_read.name,
+            digest=made_or_read.fingerprint[:SHORT],
+            source_type="local",
+            source=json.dumps({"uri": made_or_read.path}),
+        )
+        self.client.log_inputs(
+            run_id, [entities.DatasetInput(dataset, [entities.InputTag("mlflow.data.context", made_or_read.context)])]
+        )
+
+    def log_artifacts(self, run_id: str, paths: Iterable[Location]) -> None:
+        """Files under their own names; those of an export in a folder of that name. MLflow takes local ones: others are fetched."""
+        with tempfile.TemporaryDirectory() as folder:
+            for path in paths:
+                local = path if isinstance(path, Path) else Path(folder, path.name)
+                if local is not path:
+                    local.write_bytes(path.read_bytes())
+                self.client.log_artifact(run_id, str(local), "export" if path.parent.name == "export" else None)
+
+    def close_run(self, run_id: str, status: str = "FINISHED", ended: float | None = None) -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(run_id, status, None if ended is None else int(ended * 1000))
+
+
+@contextlib.contextmanager
+def _store_lock(uri: str) -> Iterator[None]:
+    """Alone with a local SQLite store while its tables or experiments are made; nothing for a server."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    path = Path(uri.removeprefix(SQLITE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _artifact_location(uri: str, experiment: str) -> str | None:
+    """Beside a local store; a server decides itself. MLflow's own default is the working directory."""
+    return location(Path(uri.removeprefix(SQLITE)), experiment) if uri.startswith(SQLITE) else None
+
+
+_warned: set[str] = set()
+
+
+def best_effort(what: str, work: Callable[[], Result]) -> Result | None:
+    """`work()`, or None and one warning for each `what`: for views of the work (MLflow, a report), which never stop it."""
+    try:
+        return work()
+    except Exception as error:  # MLflow raises its own, SQLAlchemy's, requests' and OSErrors; a report whatever a half-written file causes
+        if what not in _warned:
+            _warned.add(what)
+            say(
+                f"warning: {what} failed, going on without: {type(error).__name__}: {without_login(one_line(error))[:200]}"
+            )
+        return None
+
+
+class Mirror(Periodic):
+    """Copies a ledger's new records to an MLflow run until the block ends, and keeps its tag of the collapse alarm."""
+
+    def __init__(self, tracking: Tracking, run_id: str, ledger: Ledger, interval_s: float = 2.0) -> None:
+        super().__init__(lambda: best_effort("copying metrics to MLflow", self.copy), interval_s)
+        self.tracking, self.run_id, self.ledger = tracking, run_id, ledger
+        self._copied_to: float | None = None
+        self._heard, self._bell = -1.0, Bell()
+        self._tagged: str | None = None
+
+    def copy(self) -> None:
+        """Log what MLflow lacks."""
+        if self._copied_to is None:
+            self._copied_to = self.tracking.last_step(self.run_id)
+        records = self.ledger.read()
+        self._tag(records)
+        new = [r for r in records if r["step"] > self._copied_to]
+        if new:
+            self.tracking.log_records(self.run_id, [shown_record(record) for record in new])
+            self._copied_to = new[-1]["step"]
+
+    def _tag(self, records: list[Record]) -> None:
+        """g3pt.alarm says what sounds now; without an alarm there is no such tag."""
+        for record in [r for r in records if r["step"] > self._heard]:
+            self._heard = record["step"]
+            self._bell.hear(record)
+        words = in_words(self._bell.sounding())
+        if words != self._tagged:
+            self.tracking.set_tags(self.run_id, {"g3pt.alarm": words}) if words else self.tracking.clear_tag(
+                self.run_id, "g3pt.alarm"
+            )
+            self._tagged = words

@@ -1,0 +1,51 @@
+"""A local MLflow store that was moved or copied: its runs' artifacts are found where they lie now.
+
+How: MLflow keeps an absolute path for each experiment and run. In a moved folder its page says "No Artifacts Recorded", and what is
+logged next lands at the old place. The paths of artifacts that stood beside the store are rewritten in the store's own tables,
+each time the store is opened; `python -m pipelines.tracking.moved_store out/demo/mlflow.db` does that alone.
+Ours: two columns of MLflow's schema (experiments.artifact_location, runs.artifact_uri), as they have been since version 1.
+"""
+
+import contextlib
+import sqlite3
+import sys
+from pathlib import Path
+
+ARTIFACTS = "mlartifacts"  # the folder beside the store
+
+
+def location(store: Path, experiment: str) -> str:
+    """Where the artifacts of an experiment lie, as MLflow writes it."""
+    return (store.parent / ARTIFACTS / experiment.replace("/", "-")).as_uri()
+
+
+def follow_move(store: Path) -> int:
+    """Rewrite what points elsewhere; how many experiments did. Nothing for a store that is not there yet or has no tables."""
+    if not store.exists():
+        return 0
+    moved = 0
+    with (
+        contextlib.closing(sqlite3.connect(store, timeout=30)) as tables,
+        contextlib.suppress(sqlite3.DatabaseError),
+        tables,
+    ):
+        for number, name, old in tables.execute(
+            "SELECT experiment_id, name, artifact_location FROM experiments"
+        ).fetchall():
+            new = location(store, name)
+            if old == new or not str(old).endswith(f"/{ARTIFACTS}/{name.replace('/', '-')}"):
+                continue  # where it was, or never beside the store
+            moved += 1
+            tables.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, number))
+            cut = len(old) + 1  # SQLite counts from 1
+            tables.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                (new, cut, number, len(old), old),
+            )
+    return moved
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_file():
+        sys.exit("usage: python -m pipelines.tracking.moved_store PATH/mlflow.db")
+    print(f"{follow_move(Path(sys.argv[1]).resolve())} experiments moved")

@@ -1,0 +1,265 @@
+"""One MLflow run around a piece of work, whether it succeeds, fails or is killed.
+
+How: `logged(card, output)` makes the run when the work is over, with the work's own start and end: for stages whose result is a
+folder or a file. `followed(card, output, ...)` opens the run at the start, copies the ledger meanwhile, and goes on with the same
+run when killed work starts again (OUTPUT/mlflow.json names it): for training runs and studies. Both give an `Outcome` to fill.
+Ours: work that was interrupted or asked for the impossible leaves no run behind, unless it was there before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from g3pt.data.storage import Location, is_remote
+from pipelines.cli.errors import UsageError
+from pipelines.cli.failures import Failure
+from pipelines.cli.main import this_command
+from pipelines.runs.environment import environment
+from pipelines.runs.identity import Ledger, Record
+from pipelines.tracking import cards
+from pipelines.tracking.cards import Card
+from pipelines.tracking.client import Mirror, Tracking, best_effort, group_folder, tracking_uri, without_login
+from pipelines.tracking.experiments import EXPERIMENTS
+
+RUN_FILE = "mlflow.json"
+
+
+@dataclass
+class Outcome:
+    """What the work tells about itself; all of it may stay empty."""
+
+    name: str = ""  # of the run, if it was not known before
+    params: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    artifacts: list[Location] = field(default_factory=list)
+    dataset: cards.DatasetInput | None = None  # made by the work
+    page: Path | None = None  # the HTML report, where the work wrote it itself
+    failure: str = ""
+    nothing_done: bool = False  # then there is no run
+    run_id: str | None = None  # of a followed run
+
+
+@contextlib.contextmanager
+def logged(card: Card, output: str | Path) -> Iterator[Outcome]:
+    """A run that is written once the block is over, in the store of `output`."""
+    outcome, started = Outcome(), time.time()
+    try:
+        yield outcome
+    except (UsageError, KeyboardInterrupt):
+        outcome.nothing_done = True
+        raise
+    except Exception as error:
+        outcome.failure = reason(error)
+        raise
+    finally:
+        if not outcome.nothing_done:
+            tell(card, output, outcome, started)
+
+
+def tell(card: Card, output: str | Path, outcome: Outcome, started: float) -> None:
+    """The report beside the output, and the run in MLflow; neither stops the work."""
+    ended = time.time()
+    if not outcome.failure and outcome.page is None:
+        outcome.page = write_page(card)
+    best_effort(f"logging {card.name} to MLflow", lambda: log_run(card, output, outcome, started, ended))
+
+
+def log_run(card: Card, output: str | Path, outcome: Outcome, started: float, ended: float) -> None:
+    """The whole run at once."""
+    tracking = Tracking(tracking_uri(output))
+    run_id = tracking.open_run(card.experiment_name, outcome.name or card.name, card.params, started=started)
+    _finish(tracking, run_id, card, output, outcome)
+    tracking.close_run(run_id, "FAILED" if outcome.failure else "FINISHED", ended)
+
+
+def write_page(card: Card) -> Path | None:
+    """The HTML report about what was made; None in a bucket (reports read local folders), or with one warning if it cannot be written."""
+    from pipelines.report.page import write_report
+
+    if is_remote(card.folder):
+        return None
+    return best_effort(f"the report about {card.name}", lambda: write_report(card.folder))
+
+
+@contextlib.contextmanager
+def followed(
+    card: Card,
+    output: str | Path,
+    *,
+    finished: Callable[[], bool],
+    ledger: Ledger | None = None,
+    parent: str | None = None,
+) -> Iterator[Outcome]:
+    """A run that is open inside the block; `finished` says after it whether the work came to its end. Without MLflow the block just runs."""
+    outcome = Outcome()
+    tracking = best_effort("opening MLflow's store", lambda: Tracking(tracking_uri(output)))
+    outcome.run_id = tracking and best_effort("opening the MLflow run", lambda: _open(tracking, card, output, parent))
+    status = "FAILED"
+    try:
+        with (
+            Mirror(tracking, outcome.run_id, ledger)
+            if tracking and outcome.run_id and ledger
+            else contextlib.nullcontext()
+        ):
+            yield outcome
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    except Exception as error:
+        outcome.failure = outcome.failure or reason(error)
+        raise
+    finally:
+        ended = time.time()
+        if finished():
+            ended = min(ended, _success_time(card.folder))
+            status, outcome.page = "FINISHED", write_page(card)
+        if tracking and outcome.run_id:
+            numbers = newest(ledger) if ledger else {}
+            best_effort(
+                "describing the run in MLflow",
+                lambda: _finish(tracking, outcome.run_id, card, output, outcome, numbers),
+            )
+            best_effort("closing the MLflow run", lambda: _close(tracking, card.folder, outcome.run_id, status, ended))
+
+
+def _close(tracking: Tracking, folder: Path, run_id: str, status: str, ended: float) -> None:
+    tracking.close_run(run_id, status, ended)
+    if status == "FINISHED":
+        _write_run_file(folder, tracking, run_id, closed=True)
+
+
+def is_told(folder: Path) -> bool:
+    """Whether MLflow knows that the finished work in `folder` ended: its driver may have been killed while a worker went on to the end."""
+    try:
+        return json.loads((folder / RUN_FILE).read_text()).get("closed") is True
+    except (OSError, ValueError, AttributeError):
+        return True  # it was never told of a beginning
+
+
+def _write_run_file(folder: Path, tracking: Tracking, run_id: str, closed: bool) -> None:
+    from g3pt.training.exports import write_json
+
+    write_json(folder / RUN_FILE, {"run_id": run_id, "tracking_uri": without_login(tracking.uri), "closed": closed})
+
+
+def _success_time(folder: Path) -> float:
+    """When the folder's work was finished: a study's runs end one by one, and are closed together."""
+    try:
+        return (folder / "_SUCCESS").stat().st_mtime
+    except OSError:
+        return time.time()
+
+
+def _open(tracking: Tracking, card: Card, output: str | Path, parent: str | None) -> str:
+    """The run that the folder's mlflow.json names, or a new one noted there."""
+    known = known_run(card.folder)
+    tags = {**common_tags(card, output), **card.tags, "mlflow.note.content": cards.note(card, this_command(), {}, {})}
+    run_id = tracking.open_run(card.experiment_name, card.name, card.params, tags, parent, known)
+    _write_run_file(card.folder, tracking, run_id, closed=False)
+    if run_id == known:
+        tracking.clear_tag(run_id, "g3pt.failure")
+    elif card.dataset:
+        tracking.log_dataset(run_id, card.dataset)
+    return run_id
+
+
+def _finish(
+    tracking: Tracking,
+    run_id: str,
+    card: Card,
+    output: str | Path,
+    outcome: Outcome,
+    numbers: Mapping[str, float] | None = None,
+) -> None:
+    """Numbers, files, tags and the description, as they are at the end; `numbers` are there already."""
+    if outcome.metrics:
+        step = tracking.last_step(run_id) + 1  # 0, or after what a resumed run has
+        tracking.log_records(run_id, [{"step": float(step), **outcome.metrics}])
+    tracking.log_records(run_id, outcome.records)
+    links, found = upstream(tracking, card.models)
+    tags = {**common_tags(card, output), **card.tags, **found, **outcome.tags, "g3pt.failure": outcome.failure}
+    tags["mlflow.note.content"] = cards.note(
+        card, this_command(), results(card, {**(numbers or {}), **outcome.metrics}), links, outcome.failure
+    )
+    tracking.set_tags(run_id, {key: value for key, value in tags.items() if value})
+    for dataset in filter(None, (outcome.dataset, None if outcome.run_id else card.dataset)):
+        tracking.log_dataset(run_id, dataset)
+    tracking.log_params(run_id, outcome.params)
+    if outcome.page:  # one name in every run, also of an evaluation's STEM.html
+        tracking.client.log_text(run_id, outcome.page.read_text(encoding="utf-8"), "report.html")
+    tracking.log_artifacts(run_id, [path for path in outcome.artifacts if path.is_file()])
+
+
+def results(card: Card, numbers: Mapping[str, float]) -> dict[str, str]:
+    """Of all numbers those that the experiment's table shows too, with their intervals."""
+    found = {}
+    for name in EXPERIMENTS[card.experiment_name].metrics:
+        if name in numbers and not name.endswith(("_low", "_high")):
+            interval = (
+                f" ({numbers[f'{name}_low']:.4g} to {numbers[f'{name}_high']:.4g})" if f"{name}_low" in numbers else ""
+            )
+            found[name] = f"{numbers[name]:.4g}{interval}"
+    return found
+
+
+def newest(ledger: Ledger) -> dict[str, float]:
+    """The last value of each of a ledger's numbers, under MLflow's names."""
+    return {key: value for record in ledger.read() for key, value in cards.shown_record(record).items()}
+
+
+def common_tags(card: Card, output: str | Path) -> dict[str, str]:
+    """What every run says: where it lies and belongs, how it was started, on what."""
+    about = environment()
+    commit, packages = about["git_commit"], about["packages"]
+    hardware = f"{about['cores']} x {about['cpu']}, {about['memory_bytes'] / 2**30:.0f} GiB, {', '.join(about['gpus']) or 'no GPU'}"
+    return {
+        "g3pt.stage": card.stage, "g3pt.group": str(group_folder(output)), "g3pt.path": str(card.folder), "g3pt.command": this_command(),
+        "g3pt.hardware": hardware, "g3pt.versions": f"python {about['python']}, torch {packages['torch']}, ray {packages['ray']}",
+        "g3pt.dirty": str(commit.endswith("-dirty")).lower(), "mlflow.source.git.commit": commit, "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.source.type": "LOCAL", "mlflow.user": _user(),
+    }  # fmt: skip
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's number without a name
+        return "unknown"
+
+
+def upstream(tracking: Tracking, models: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, str]]:
+    """Markdown links to the runs that made these models, and their ids as tags; a model from elsewhere is named by its path."""
+    links, tags = {}, {}
+    for role, path in models.items():
+        run_id = known_run(path.parent if path.name == "export" else path)
+        links[role] = cards.code(path)
+        if run_id is not None and tracking.has_run(run_id):
+            experiment = tracking.client.get_run(run_id).info.experiment_id
+            links[role] = (
+                f"[{cards.model_name(path)}](#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning)"
+            )
+            tags[f"g3pt.{role}_run_id"] = run_id
+    return links, tags
+
+
+def known_run(folder: Path) -> str | None:
+    """The MLflow run that a training run or study was logged as, if that is noted there."""
+    try:
+        return json.loads((folder / RUN_FILE).read_text()).get("run_id")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def reason(error: BaseException) -> str:
+    """Why work failed, as failure.json has it."""
+    return Failure.of(error).error

@@ -1,0 +1,1 @@
+"""Training runs of the tokenizer (CVQ) and the generator (CAR)."""

@@ -1,0 +1,155 @@
+"""The generator's training run: batches of stored codes with their conditions (`pipelines.train.car_batches`), cross-entropies, an export.
+
+Ours: validation and test read the text and no image, so that data sets with and without views compare; the
+cross-entropies given an image alone, and given nothing, stand beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from g3pt.config import CARConfig, TrainConfig, from_dict
+from g3pt.data import datasets, reading
+from g3pt.data.records import shard_index
+from g3pt.data.selection import Selection
+from g3pt.models.car import G3PT
+from g3pt.models.encoders import NONE, SMALL, SMALL_IMAGE, SMALL_TEXT, common_words
+from g3pt.models.features import StoredFeatures
+from g3pt.models.tokenizer import CVQ
+from g3pt.training.exports import export_hash
+from pipelines.derive import tokens
+from pipelines.train import car_batches, trained_on
+from pipelines.train.car_batches import ConditionedCodes, TrainBatches
+
+if TYPE_CHECKING:
+    from pipelines.runs.identity import RunSpec
+
+EVAL_BATCH = 32
+EVAL_OBJECTS = 256  # validation objects read while training
+TEST_OBJECTS = 4096  # and test objects at the end: the first by id, as many as lie in memory at once
+
+
+class CARStage:
+    """CAR over one dataset and one tokenizer; see `pipelines.train.stages.Stage`. `spec.config` has model, train, dataset, tokenizer.
+
+    `spec.paths` may have `text_features` and `image_features`, derived tables that stand for the pretrained encoders.
+    """
+
+    def __init__(self, spec: RunSpec, rank: int = 0, world_size: int = 1) -> None:
+        self.spec = spec
+        self.train_config: TrainConfig = from_dict(TrainConfig, spec.config["train"])
+        self.info = datasets.open_dataset(spec.paths["data"])
+        config = self._model_config()
+        kinds = {
+            condition: spec.paths[f"{condition}_features"]
+            for condition in ("text", "image")
+            if f"{condition}_features" in spec.paths
+        }
+        self.stored = StoredFeatures(self.info, kinds) if kinds else None
+        self.kind, self.selection = tokens.tokens_kind(spec.paths["tokenizer"]), Selection.of(spec.config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.train_config.seed)
+            self.model = G3PT(
+                config,
+                CVQ.from_pretrained(spec.paths["tokenizer"]),
+                self._small(config),
+                self.stored.encoders() if self.stored else None,
+            )
+        self.train = TrainBatches(
+            self.model, self.info, self.kind, self.train_config, self.selection, rank, world_size, self.stored
+        )
+        self._splits: dict[str, ConditionedCodes] = {}
+        if not len(self.train):
+            raise ValueError(
+                f"{spec.paths['data']}: its train split has no object with status ok and an allowed licence"
+            )
+
+    def _model_config(self) -> CARConfig:
+        """The preset's, without an image encoder to train where the dataset has no views."""
+        config: CARConfig = from_dict(CARConfig, self.spec.config["model"])
+        if config.image_encoder == SMALL and not self.info.config.num_views:
+            return dataclasses.replace(config, image_encoder=NONE)
+        return config
+
+    def _small(self, config: CARConfig) -> dict[str, Any]:
+        """Shapes of the encoders trained here; the text's words are those of the training captions."""
+        words: list[str] = []
+        if config.text_encoder == SMALL:
+            captions = reading.load_arrays(self.info, "train", ("caption",), selection=self.selection)["caption"]
+            words = common_words(caption for caption in captions if caption)
+        return {"text": SMALL_TEXT | {"words": words}, "image": SMALL_IMAGE}
+
+    def batches(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
+        """Batches from a sample on, without end."""
+        return self.train(start_sample)
+
+    def _split(self, split: str, limit: int) -> ConditionedCodes:
+        """The first objects of a split that is not trained on."""
+        if split not in self._splits:
+            arrays = reading.load_arrays(
+                self.info, split, car_batches.columns(self.info, self.stored), selection=self.selection, limit=limit
+            )
+            shards = sorted({shard_index(name, self.info.num_shards) for name in arrays["id"]})
+            codes = car_batches.joined_codes(self.info, self.kind, sum(self.model.scales), self.stored)
+            self._splits[split] = ConditionedCodes(self.model, codes.join(arrays, shards), self.stored)
+        return self._splits[split]
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Cross-entropies over the first validation objects, in nats a token, prefixed `val_`."""
+        return self._cross_entropies(model, "val", EVAL_OBJECTS)
+
+    def final(self, model: nn.Module) -> dict[str, float]:
+        """The same over the test objects, prefixed `test_`."""
+        return self._cross_entropies(model, "test", TEST_OBJECTS)
+
+    def _cross_entropies(self, model: nn.Module, split: str, limit: int) -> dict[str, float]:
+        data = self._split(split, limit)
+        count = len(data)
+        if not count:
+            return {}
+        model.eval()
+        given = {"": (True, False), "_unconditional": (False, False)}
+        if self.model.image is not None:
+            given["_image"] = (False, True)
+        found: dict[str, float] = {f"{split}_objects": float(count)}
+        for name, (text, image) in given.items():
+            logs = cross_entropies(model, data, count, text, image)
+            kept = {key: value for key, value in logs.items() if not name or key == "ce"}
+            found |= {f"{split}_{key}{name}": value for key, value in kept.items()}
+        return found
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the model with its tokenizer, and the ids, licences and authors that both were trained on."""
+        assert isinstance(model, G3PT)
+        tokenizer = self.spec.paths["tokenizer"]
+        extra = {
+            "trained_on": trained_on.note(trained_on.collect(self.spec), folder),
+            "run": self.spec.config,
+            "flops_per_object": model.car.flops_per_object,
+            "tokenizer_hash": export_hash(tokenizer),
+            # it is embedded, so are its debts
+            "tokenizer_trained_on": trained_on.note(trained_on.read(tokenizer), folder, "tokenizer_trained_on"),
+        }
+        model.save_pretrained(folder, extra=extra)
+
+
+@torch.no_grad()
+def cross_entropies(model: nn.Module, data: ConditionedCodes, count: int, text: bool, image: bool) -> dict[str, float]:
+    """Means over the first `count` objects, with these conditions where an object has them."""
+    device, sums = next(model.parameters()).device, {}
+    for start in range(0, count, EVAL_BATCH):
+        indices = list(range(start, min(start + EVAL_BATCH, count)))
+        batch = data.batch(indices, [0] * len(indices))
+        batch["has_text_B"] &= text
+        if "has_image_B" in batch:
+            batch["has_image_B"] &= image
+        _, logs = model({name: value.to(device) for name, value in batch.items()})
+        for name, value in logs.items():
+            sums[name] = sums.get(name, 0.0) + float(value) * len(indices)
+    return {name: value / count for name, value in sums.items()}

@@ -1,0 +1,203 @@
+"""The generator's batches: codes, captions and views of objects, in memory or streamed shard by shard.
+
+An object is a row with `id`, `codes`, `caption` and `views`; where an encoder's features are stored (`g3pt.models.features`), with `text` and `num_views` instead. Order, and which view an object shows, follow from (seed, sample number) alone
+(`g3pt.data.batches`; `g3pt.data.streaming` where the train split is larger than its IN_MEMORY_BYTES): a batch that begins anywhere is the same batch.
+
+In memory, what teacher forcing feeds the transformer and the prepared views are kept between epochs, within CACHE_BYTES each.
+Shapes: B batch, N objects of the split, S tokens of all scales, T tokens of scales 2, 3, ..., A width of the tokenizer's aligned tokens, M words of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from g3pt.config import TrainConfig
+from g3pt.data.batches import batch_indices
+from g3pt.data.captions import shorten
+from g3pt.data.datasets import DatasetInfo
+from g3pt.data.pictures import prepare_image
+from g3pt.data.selection import Selection
+from g3pt.data.streaming import Joined, ShardedObjects, training_objects
+from g3pt.models.car import G3PT
+from g3pt.models.features import StoredFeatures
+from pipelines.derive import tokens
+
+CACHE_BYTES = 512 * 2**20  # of aligned inputs, and again of prepared views
+ALIGN_BATCH = 32
+Row = dict[str, Any]
+Shortened = Sequence[np.random.Generator | None]  # None for a caption that stays whole
+
+
+def columns(info: DatasetInfo, stored: StoredFeatures | None = None) -> list[str]:
+    """What is read of an object, beside its codes and stored features."""
+    return ["id", "caption"] + ["views"] * (info.config.num_views > 0 and not (stored and "image" in stored.kinds))
+
+
+def joined_codes(info: DatasetInfo, kind: str, num_tokens: int, stored: StoredFeatures | None = None) -> Joined:
+    """The derived codes as one more column, uint16 (N, S), and what is stored of the conditions.
+
+    Features do not count for the size: a run is streamed or not, in the same order, whether they are stored or computed.
+    """
+
+    def join(arrays: dict[str, Any], shards: Sequence[int]) -> dict[str, Any]:
+        codes = tokens.load_codes(info, kind, shards) if arrays["id"] else {}
+        found = [codes[name] for name in arrays["id"]]
+        conditions = stored.columns(arrays["id"], shards) if stored else {}
+        return arrays | {"codes": np.stack(found) if found else np.zeros((0, num_tokens), np.uint16)} | conditions
+
+    return Joined(num_bytes=2 * num_tokens, join=join)
+
+
+class Collate:
+    """Rows to the batches that `G3PT.forward` reads."""
+
+    def __init__(self, model: G3PT, stored: StoredFeatures | None = None) -> None:
+        self.stored = stored.again() if stored else None
+        kinds = stored.kinds if stored else {}
+        self.text_tokenizer = None if "text" in kinds else model.text.tokenizer
+        self.image_size, self.reads_images, self.stored_images = (
+            model.config.image_size,
+            model.image is not None,
+            "image" in kinds,
+        )
+
+    def __call__(
+        self,
+        rows: Sequence[Row],
+        choices: Sequence[int],
+        shortened: Shortened | None = None,
+        images: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """`choices` are numbers that choose among an object's views, `shortened` what shortens their captions; `images`: those views, if they were prepared before."""
+        texts = [row["caption"] or "" for row in rows]
+        if shortened is not None:
+            texts = [
+                text if random is None else shorten(text, random) for text, random in zip(texts, shortened, strict=True)
+            ]
+        batch = {
+            "codes_BS": torch.from_numpy(np.stack([row["codes"] for row in rows]).astype(np.int64)),
+            "has_text_B": torch.tensor([bool(text) for text in texts]),
+        }
+        if self.text_tokenizer is None:
+            batch["text_BC"] = torch.from_numpy(np.stack([row["text"] for row in rows]))
+        else:
+            batch["text_BM"], batch["text_mask_BM"] = self.text_tokenizer(texts, cut=True)
+        if self.reads_images:
+            name = "image_BMC" if self.stored_images else "images_B3HW"
+            batch[name] = torch.stack(
+                images or [self.image(row, choice) for row, choice in zip(rows, choices, strict=True)]
+            )
+            batch["has_image_B"] = torch.tensor([num_views(row) > 0 for row in rows])
+        return batch
+
+    def image(self, row: Row, choice: int) -> Tensor:
+        """The chosen view as the encoder reads it, or what the encoder made of it; zeros for an object without views."""
+        if self.stored_images:
+            return torch.from_numpy(self.stored.image(row["id"], choice % max(1, num_views(row))))
+        views = row.get("views") or ()
+        if not len(views):
+            return torch.zeros(3, self.image_size, self.image_size)
+        return prepare_image(views[choice % len(views)], self.image_size)
+
+
+def num_views(row: Row) -> int:
+    """How many views an object has."""
+    return int(row["num_views"]) if "num_views" in row else len(row.get("views") or ())
+
+
+class ConditionedCodes:
+    """One split in memory; `arrays` has `id`, `caption`, `codes` and, if there are any, `views`."""
+
+    def __init__(self, model: G3PT, arrays: dict[str, Any], stored: StoredFeatures | None = None) -> None:
+        self.arrays, self.collate = arrays, Collate(model, stored)
+        self.aligned_NTA = self._aligned(model)
+        self._prepared: dict[tuple[int, int], Tensor] = {}
+        self._max_prepared = 0 if self.collate.stored_images else CACHE_BYTES // (12 * model.config.image_size**2)
+
+    def __len__(self) -> int:
+        return len(self.arrays["caption"])
+
+    def _aligned(self, model: G3PT) -> Tensor | None:
+        """All teacher-forcing inputs, or None where they would not fit (or are noisy, so made anew each time)."""
+        codes_NS = torch.from_numpy(self.arrays["codes"].astype(np.int64))
+        size = 4 * codes_NS.numel() * model.tokenizer.config.width
+        if size > CACHE_BYTES or not len(self) or model.config.noisy_inputs:
+            return None
+        return torch.cat([model.aligned_inputs(part).float() for part in codes_NS.split(ALIGN_BATCH)])
+
+    def rows(self, indices: Sequence[int]) -> list[Row]:
+        """Objects by index."""
+        return [{name: values[i] for name, values in self.arrays.items()} for i in indices]
+
+    def batch(
+        self, indices: list[int], choices: Sequence[int], shortened: Shortened | None = None
+    ) -> dict[str, Tensor]:
+        """Objects by index; `choices` are numbers that choose among an object's views, `shortened` what shortens their captions."""
+        rows = self.rows(indices)
+        images = (
+            [self._image(*one) for one in zip(indices, rows, choices, strict=True)]
+            if self.collate.reads_images
+            else None
+        )
+        batch = self.collate(rows, choices, shortened, images)
+        if self.aligned_NTA is not None:
+            batch["aligned_BTA"] = self.aligned_NTA[indices]
+        return batch
+
+    def _image(self, index: int, row: Row, choice: int) -> Tensor:
+        key = (index, choice % max(1, num_views(row)))
+        if key not in self._prepared and len(self._prepared) < self._max_prepared:
+            self._prepared[key] = self.collate.image(row, choice)
+        return self._prepared[key] if key in self._prepared else self.collate.image(row, choice)
+
+
+class TrainBatches:
+    """The train split's batches of one worker, from any sample on."""
+
+    def __init__(
+        self,
+        model: G3PT,
+        info: DatasetInfo,
+        kind: str,
+        train: TrainConfig,
+        selection: Selection,
+        rank: int = 0,
+        world_size: int = 1,
+        stored: StoredFeatures | None = None,
+    ) -> None:
+        self.train, self.rank, self.world_size, self.drop_phrases = train, rank, world_size, model.config.drop_phrases
+        codes = joined_codes(info, kind, sum(model.scales), stored)
+        objects = training_objects(info, columns(info, stored), selection, joined=codes, sized_by=columns(info))
+        self.objects = objects if isinstance(objects, ShardedObjects) else ConditionedCodes(model, objects, stored)
+        self.collate = Collate(model, stored)
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __call__(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
+        """Batches from a sample on, without end."""
+        size, seed, where = self.train.batch_size, self.train.seed, (start_sample, self.rank, self.world_size)
+        if isinstance(self.objects, ShardedObjects):
+            for samples, rows in self.objects.rows(size, seed, *where):
+                yield self.collate(rows, self._choices(samples), self._shortened(samples))
+            return
+        for samples, indices in batch_indices(len(self), size, seed, *where):
+            yield self.objects.batch(indices.tolist(), self._choices(samples), self._shortened(samples))
+
+    def _choices(self, samples: np.ndarray) -> list[int]:
+        """A number for each sample, which chooses its view."""
+        return [int(np.random.default_rng([self.train.seed, int(sample)]).integers(2**31)) for sample in samples]
+
+    def _shortened(self, samples: np.ndarray) -> Shortened | None:
+        """What decides which attributes each sample's caption keeps."""
+        if not self.drop_phrases:
+            return None
+        streams = [
+            np.random.default_rng([self.train.seed, int(sample), 1]) for sample in samples
+        ]  # 1: not the stream that chooses its view
+        return [random if random.random() < self.drop_phrases else None for random in streams]

@@ -1,0 +1,146 @@
+"""Checkpoints of a run, whole or not at all; the newest readable one is gone on from, by any number of workers of either kind.
+
+`step-<samples>.pt` is one file of whole tensors, written by rank 0: one process, and DDP, whose workers all hold the whole. A sharded
+run (FSDP) leaves a folder `step-<samples>.dcp`, to which each worker writes its own slices (g3pt/training/optimizer_state.py). Both appear by a rename
+once all is on disk.
+
+Ours: own files instead of Ray's, so that a run has one format with and without Ray, and a resumed run needs nothing but its folder.
+Nothing is unpickled: `.pt` is torch's own format, read with `weights_only`; the folder holds safetensors and JSON.
+"""
+
+import functools
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+PATTERNS = ("step-*.pt", "step-*.dcp")
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int) -> Path:
+    """`step-<samples>.pt`: temporary name, fsync, rename; the newest `num_to_keep` stay."""
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{_stem(state)}.pt"
+    temporary = folder / f".{target.name}.{os.getpid()}"
+    with open(temporary, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+    _sync_folder(folder)
+    keep_newest(folder, num_to_keep)
+    return target
+
+
+def save_sharded(folder: Path, state: dict[str, Any], num_to_keep: int, rank: int) -> Path:
+    """`step-<samples>.dcp`, by all workers at once; rank 0's word counts for what is no tensor, and rank 0 renames."""
+    from torch.distributed import barrier
+
+    from g3pt.training.optimizer_state import write_sharded
+
+    target = folder / f"{_stem(state)}.dcp"
+    temporary = folder / f".{target.name}"
+    if rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    barrier()
+    write_sharded(temporary, state, rank == 0)
+    if rank == 0:
+        _sync_folder(temporary)
+        _remove(target)  # an unreadable one that was passed over
+        temporary.rename(target)
+        _sync_folder(folder)
+        keep_newest(folder, num_to_keep)
+    return target
+
+
+def keep_newest(folder: Path, num_to_keep: int) -> None:
+    """Older checkpoints go."""
+    for old in checkpoints(folder)[num_to_keep:]:
+        _remove(old)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """What a killed worker was about to write; for who is alone with the run."""
+    for left in [*folder.glob(".step-*"), *folder.glob(".gone-*")]:
+        _remove(left)
+
+
+def agreed_checkpoint(folder: Path, rank: int, world_size: int, device: Any = "cpu") -> dict[str, Any] | None:
+    """The state that all workers go on from: rank 0, alone with the run, chooses; the others wait for its choice.
+
+    Each choosing for itself could take different files, while a worker of a killed start still writes one.
+    """
+    if world_size == 1:
+        return newest_checkpoint(folder)[1]
+    import torch
+    from torch.distributed import broadcast_object_list
+
+    name, state = newest_checkpoint(folder) if rank == 0 else (None, None)
+    box = [name]
+    broadcast_object_list(box, src=0, device=torch.device(device))
+    if rank > 0 and box[0] is not None:
+        state = read_checkpoint(folder / box[0])
+    return state
+
+
+def newest_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
+    """Name and state of the newest readable one. An unreadable one (a disk that filled up, say) is named and passed over."""
+    for path in checkpoints(folder):
+        try:
+            return path.name, read_checkpoint(path)
+        except (
+            Exception
+        ) as error:  # torch raises whatever its unpickler met: RuntimeError, EOFError, UnpicklingError, ...
+            print(f"warning: skipped the unreadable checkpoint {path.name}: {type(error).__name__}", file=sys.stderr)
+    return None, None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """One checkpoint: `step` and `held` as they were saved, `fit` as `g3pt.training.fit.fit` takes it (a folder's tensors are read by it, in place)."""
+    if path.suffix == ".dcp":
+        from g3pt.training.optimizer_state import ShardedState
+
+        stored = ShardedState(path)
+        return {"step": stored.rest["step"], "held": stored.rest["held"], "fit": functools.partial(stored.read, "fit")}
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints, newest first."""
+    return sorted((path for pattern in PATTERNS for path in folder.glob(pattern)), reverse=True)
+
+
+def checkpointed(run_dir: Path) -> int:
+    """Samples seen at the newest checkpoint, 0 without one."""
+    known = checkpoints(run_dir / "checkpoints")
+    return int(known[0].stem.rpartition("-")[2]) if known else 0
+
+
+def _stem(state: dict[str, Any]) -> str:
+    return f"step-{state['step']:012d}"
+
+
+def _remove(path: Path) -> None:
+    """A file, or a folder, which first loses the name by which it counts."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    gone = path.with_name(f".gone-{path.name.removeprefix('.gone-')}")
+    if path != gone:
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,85 @@
+"""The tokenizer's training run: surfaces and occupancies of a dataset, diagnostics per scale, an export with its sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from g3pt.config import CVQConfig, TrainConfig, from_dict
+from g3pt.data import datasets, reading
+from g3pt.data.batches import SurfaceBatches
+from g3pt.data.selection import Selection
+from g3pt.data.streaming import training_objects
+from g3pt.models.diagnostics import diagnose
+from g3pt.models.tokenizer import CVQ
+from pipelines.train import trained_on
+
+if TYPE_CHECKING:
+    from pipelines.runs.identity import RunSpec
+
+TRAIN_COLUMNS = ("surface", "near_points", "volume_points", "near_occupancy", "volume_occupancy")
+EVAL_COLUMNS = ("surface", "eval_surface", "volume_points", "volume_occupancy")
+EVAL_OBJECTS = 128  # validation objects that the running diagnostics read
+TEST_OBJECTS = 4096  # and test objects at the end: the first by id, as many as lie in memory at once
+
+
+class CVQStage:
+    """CVQ over one dataset; see `pipelines.train.stages.Stage`. `spec.config` has model, train, dataset and the selection."""
+
+    def __init__(self, spec: RunSpec, rank: int, world_size: int) -> None:
+        self.spec = spec
+        self.config: CVQConfig = from_dict(CVQConfig, spec.config["model"])
+        self.train_config: TrainConfig = from_dict(TrainConfig, spec.config["train"])
+        self.model = CVQ(self.config, seed=self.train_config.seed)
+        objects = training_objects(
+            datasets.open_dataset(spec.paths["data"]), self._columns(TRAIN_COLUMNS), Selection.of(spec.config)
+        )
+        num_objects = len(objects["surface"] if isinstance(objects, dict) else objects)
+        if not num_objects:
+            raise ValueError(
+                f"{spec.paths['data']}: its train split has no object with status ok and an allowed licence"
+            )
+        self.model.usage.num_objects = num_objects
+        self._batches = SurfaceBatches(
+            objects, self.config, self.train_config.batch_size, self.train_config.seed, rank, world_size
+        )
+        self._eval_arrays: dict[str, dict[str, Any]] = {}
+
+    def _columns(self, columns: tuple[str, ...]) -> tuple[str, ...]:
+        return columns + ("sharp",) * bool(self.config.num_sharp_points)
+
+    def batches(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
+        """Batches from a sample on."""
+        return self._batches(start_sample)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Diagnostics over the first validation objects, prefixed `val_`."""
+        return self._diagnose(model, "val", EVAL_OBJECTS)
+
+    def final(self, model: nn.Module) -> dict[str, float]:
+        """The same over the test objects, prefixed `test_`."""
+        return self._diagnose(model, "test", TEST_OBJECTS)
+
+    def _diagnose(self, model: nn.Module, split: str, limit: int) -> dict[str, float]:
+        if split not in self._eval_arrays:
+            columns = self._columns(EVAL_COLUMNS)
+            self._eval_arrays[split] = reading.load_arrays(
+                self.spec.paths["data"], split, columns, selection=Selection.of(self.spec.config), limit=limit
+            )
+        arrays = self._eval_arrays[split]
+        if not len(arrays["surface"]):
+            return {}
+        assert isinstance(model, CVQ)
+        device = next(model.parameters()).device
+        return {f"{split}_{name}": value for name, value in diagnose(model, arrays, device).items()}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the model and the ids, licences and authors that it was trained on."""
+        assert isinstance(model, CVQ)
+        model.save_pretrained(
+            folder,
+            extra={"trained_on": trained_on.note(trained_on.collect(self.spec), folder), "run": self.spec.config},
+        )

@@ -1,0 +1,110 @@
+"""What people see of a training run while it works: the newest record, alarms, and its MLflow run, all read from its ledger."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from g3pt.training.alarm import Bell, in_words, sounding
+from pipelines.cli.progress import Progress, say
+from pipelines.runs.identity import Ledger, Periodic, Record, RunSpec
+from pipelines.tracking import cards
+from pipelines.tracking.client import best_effort
+from pipelines.tracking.tracked import Outcome, followed
+from pipelines.train.checkpoints import checkpointed
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the run has its `_SUCCESS`."""
+    return (run_dir / "_SUCCESS").exists()
+
+
+class Follower(Periodic):
+    """Shows the newest record of a run's ledger and each alarm when it starts to sound, on the driver: what workers print stays in Ray's own logs."""
+
+    def __init__(self, spec: RunSpec, run_dir: Path) -> None:
+        super().__init__(self.show)
+        self.name, self.run_dir = spec.name, run_dir
+        train, self.ledger = spec.config["train"], Ledger(run_dir / "metrics.jsonl")
+        state = {"run": spec.name, "done": checkpointed(run_dir), "tokens_per_unit": tokens_per_sample(spec)}
+        self.progress = Progress("train", train["steps"] * train["batch_size"], "samples", **state)
+        self.shown, self.heard, self.bell = self.ledger.last_step(), 0.0, Bell()
+        self.alarms(self.ledger.read())  # told by an earlier start
+
+    def __enter__(self) -> "Follower":
+        self.progress.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self.progress.__exit__(*raised)
+        told = {fault.key for fault in self.bell.sounding()}
+        last = [fault for fault in self.bell.sounding(is_finished(self.run_dir)) if fault.key not in told]
+        if last:
+            say(f"  {self.name}: alarm at its end: {in_words(last)}")
+
+    def show(self) -> None:
+        """Tell the newest record, once, and what alarms set in since."""
+        records = self.ledger.read()
+        for record in [r for r in records[-1:] if r["step"] != self.shown]:
+            self.shown = record["step"]
+            numbers = {name: record[name] for name in ("loss", "val_iou", "val_ce") if name in record}
+            self.progress.show(int(record["step"]), rate=record.get("samples_per_second"), **numbers)
+        for line in self.alarms(records):
+            say(f"  {self.name}: {line}")
+
+    def alarms(self, records: list[Record]) -> list[str]:
+        """What sets in with the records that were not heard yet."""
+        new = [record for record in records if record["step"] > self.heard]
+        self.heard = new[-1]["step"] if new else self.heard
+        found = [(record["step"], self.bell.hear(record)) for record in new]
+        return [f"alarm at {step:.0f} samples: {in_words(faults)}" for step, faults in found if faults]
+
+
+def tokens_per_sample(spec: RunSpec) -> int:
+    """Tokens of an object that a generator is trained on; 0 for a tokenizer."""
+    from g3pt.training.exports import read_export_config
+
+    return sum(read_export_config(spec.paths["tokenizer"])["model"]["scales"]) if "tokenizer" in spec.paths else 0
+
+
+@contextlib.contextmanager
+def tracked(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None) -> Iterator[Outcome]:
+    """Inside the block the ledger is followed: as lines for people, and as the run's MLflow run, what it shows being the outcome's."""
+    if checkpointed(run_dir):
+        say(f"  {spec.name}: resumes from its checkpoint at {checkpointed(run_dir)} samples")
+    ledger, card = Ledger(run_dir / "metrics.jsonl"), cards.training(spec, run_dir, "scaling" if parent else "")
+    with (
+        Follower(spec, run_dir),
+        followed(card, output, finished=lambda: is_finished(run_dir), ledger=ledger, parent=parent) as outcome,
+    ):
+        try:
+            yield outcome
+        finally:
+            if is_finished(run_dir):
+                best_effort("describing the run in MLflow", lambda: describe_finished(spec, run_dir, outcome))
+
+
+def describe_finished(spec: RunSpec, run_dir: Path, outcome: Outcome) -> None:
+    """What MLflow shows of a finished run beside its ledger."""
+    from g3pt.training.exports import export_hash
+    from pipelines.train.curves import draw_run, draw_tokens
+    from pipelines.train.jobs import count_parameters
+
+    outcome.artifacts += [
+        run_dir / "config.json",
+        run_dir / "export" / "config.json",
+        draw_run(run_dir, run_dir / "curves.png"),
+    ]
+    tokens = (
+        draw_tokens(run_dir, spec.config["model"]["scales"], run_dir / "tokens.png")
+        if spec.stage == "cvq" and "model" in spec.config
+        else None
+    )
+    outcome.artifacts += [tokens] if tokens else []
+    outcome.tags["g3pt.export_hash"] = export_hash(run_dir)
+    outcome.tags["g3pt.alarm"] = sounding(
+        Ledger(run_dir / "metrics.jsonl").read(), finished=True
+    )  # no tag if it is silent
+    outcome.params["parameters"] = count_parameters(spec)

@@ -1,0 +1,288 @@
+"""The two training commands: flags to a checked `RunSpec`, then `pipelines.train.run.train_run`.
+
+All that can be wrong with a command is found here, before Ray starts: an unknown preset, a dataset of another schema or with
+too few points, an unfinished tokenizer run. `--dry-run` prints the plan and needs neither data nor tokenizer.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from g3pt.data.selection import ALL, Selection, choose
+from pipelines.cli.errors import UsageError, bad_input
+from pipelines.cli.flags import DryRun, OnData, OnDevice, OnRay, WithFeatures, WithTokenizer, listed
+from pipelines.cli.main import absolute
+from pipelines.cli.overrides import overridden
+from pipelines.cli.progress import say
+from pipelines.runs.identity import RunSpec, stable_hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags(DryRun, OnRay, OnDevice, OnData):
+    """Flags of both training commands."""
+
+    output: str
+    """folder of runs; this one gets a folder of its own below it"""
+    preset: str = "nano"
+    """model size; --dry-run prints its parameters, operations and memory"""
+    steps: int | None = None
+    """optimiser steps; default the preset's"""
+    batch_size: int | None = None
+    """objects per step over all workers; default the preset's"""
+    num_workers: int = 1
+    """Ray Train workers, one process and one CPU or GPU each"""
+    seed: int = 0
+    """seed of weights, order and noise"""
+    licenses: str | None = None
+    """use only objects with one of these licences, comma-separated, spelled as in the dataset; open: CC0, public domain, CC-BY, MIT, BSD, Apache; default all"""
+    exclude_ids: str | None = None
+    """leave out objects whose id matches one of these shell patterns, comma-separated (market*,classic*); default none"""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """several workers: whole model on each (ddp) or cut among them (fsdp)"""
+    micro_batch: int | None = None
+    """objects a worker computes at once; default its share of the batch"""
+    num_to_keep: int = 2
+    """checkpoints kept, the newest"""
+    set: str | None = None
+    """change fields of the preset, name=value,... (drop_phrases=0.5,head=bits); --dry-run prints all fields; default none"""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "num_workers", "micro_batch", "num_to_keep"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCVQFlags(TrainFlags):
+    """Train the tokenizer CVQ: point cloud to codes of several scales and back to occupancy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCARFlags(WithFeatures, WithTokenizer, TrainFlags):
+    """Train the generator CAR on a tokenizer's codes; encodes the dataset first where that was not done yet."""
+
+
+def train_cvq(flags: TrainCVQFlags) -> str | None:
+    """Train CVQ; the run's folder, or None for a dry run."""
+    from g3pt.config import cvq_preset
+
+    return _train("cvq", flags, cvq_preset, count_cvq, partial(cvq_spec, flags.data))
+
+
+def train_car(flags: TrainCARFlags) -> str | None:
+    """Train CAR; the run's folder, or None for a dry run."""
+    from g3pt.config import car_preset
+
+    return _train("car", flags, car_preset, count_car, partial(car_spec, flags.data, flags.tokenizer))
+
+
+def _train(
+    stage: str,
+    flags: TrainFlags,
+    preset: Callable[..., Any],
+    count: Callable[..., Any],
+    make_spec: Callable[..., RunSpec],
+) -> str | None:
+    """What both commands do; `make_spec` checks the stage's own input."""
+    from pipelines.train import run
+    from pipelines.train.plan import print_plan
+
+    with bad_input():
+        model, config = preset(flags.preset)
+    model, config = overridden(flags.set, model, _varied(config, flags))
+    if flags.dry_run:
+        return print_plan(stage, flags, model, config, count(model))
+    run.check_output(flags.output)
+    spec = named_by_micro_batch(make_spec(flags.preset, model, config, chosen(flags)), flags)
+    if stage == "car":
+        (spec,) = with_features([spec], flags)
+        encode(spec, flags.num_workers, flags.ray_address, flags.device)
+    speed = run.Speed(parallel=flags.parallel, micro_batch=flags.micro_batch, num_to_keep=flags.num_to_keep)
+    workers = {"num_workers": flags.num_workers, "ray_address": flags.ray_address, "device": flags.device}
+    run_dir = run.train_run(spec, absolute(flags.output), speed=speed, **workers)
+    return str(run_dir)
+
+
+def cvq_spec(data: str, preset: str, model: Any, train: Any, selection: Selection = ALL) -> RunSpec:
+    """The identity of a CVQ run, its data checked."""
+    from pipelines.derive.tokens import READS, check_points
+
+    info = open_data(data, selection)
+    with bad_input():
+        check_points(info, model, names=("num_points", *READS), reader=f"preset {preset}")
+    return _spec("cvq", preset, model, train, info, selection)
+
+
+def car_spec(data: str, tokenizer: str, preset: str, model: Any, train: Any, selection: Selection = ALL) -> RunSpec:
+    """The identity of a CAR run, its data and tokenizer checked."""
+    from g3pt.training.exports import export_hash, read_export_config
+
+    info = open_data(data, selection)
+    with bad_input():
+        kind = read_export_config(tokenizer)["kind"]
+        if kind != "cvq":
+            raise ValueError(f"{tokenizer}: holds a {kind!r} model; --tokenizer takes a finished CVQ run")
+        upstream = export_hash(tokenizer)
+        model = pinned(model)
+    return _spec(
+        "car", preset, model, train, info, selection, tokenizer={"path": absolute(tokenizer), "hash": upstream}
+    )
+
+
+def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, device: str = "auto") -> None:
+    """The dataset's codes by the run's tokenizer; what is there already is skipped."""
+    from pipelines.derive.tokens import encode_dataset
+
+    encode_dataset(
+        spec.paths["data"],
+        spec.paths["tokenizer"],
+        num_workers=max(1, num_workers),
+        ray_address=ray_address,
+        device=device,
+    )
+
+
+def pinned(model: Any) -> Any:
+    """The configuration with the commits of its pretrained encoders: a hub's main branch may move while a run rests."""
+    from g3pt.models.encoders import NONE, SMALL, commit_of
+
+    commits = {}
+    for condition in ("text", "image"):
+        name = getattr(model, f"{condition}_encoder")
+        if name not in (SMALL, NONE):
+            commits[f"{condition}_revision"] = commit_of(name, getattr(model, f"{condition}_revision"))
+    return dataclasses.replace(model, **commits)
+
+
+def with_features(specs: Sequence[RunSpec], flags: Any) -> list[RunSpec]:
+    """The same runs, told where their conditions' features are stored if --features asks for that; made where they are missing.
+
+    A run that trains its encoders stays as it is; UsageError if all do.
+    """
+    from g3pt.config import CARConfig, from_dict
+    from g3pt.models.features import encodings
+    from pipelines.derive.features import store_features
+    from pipelines.derive.tables import Pool
+
+    if flags.features == "live":
+        return list(specs)
+    pool = Pool(num_workers=max(1, flags.num_workers), ray_address=flags.ray_address, device=flags.device)
+    wanted = [tuple(encodings(from_dict(CARConfig, spec.config["model"]))) for spec in specs]
+    if not any(wanted):
+        presets = ", ".join(dict.fromkeys(spec.preset for spec in specs))
+        raise UsageError(
+            f"--features stored: {presets} trains its encoders, so there is nothing to store; leave the flag out, or take presets from 0.1B on"
+        )
+    made = {some: store_features(specs[0].paths["data"], some, pool) for some in dict.fromkeys(wanted) if some}
+    told = [{f"{condition}_features": kind for condition, kind in made.get(some, {}).items()} for some in wanted]
+    return [dataclasses.replace(spec, paths=spec.paths | paths) for spec, paths in zip(specs, told, strict=True)]
+
+
+def open_data(data: str, selection: Selection = ALL) -> Any:
+    """The dataset's DatasetInfo; bad input, also a selection that its training objects can't meet, ends here with one line."""
+    from g3pt.data.datasets import open_dataset
+    from g3pt.data.reading import read_rows
+
+    with bad_input():
+        info = open_dataset(data)
+        if not info.splits.get("train"):
+            raise ValueError(f"{info.path}: its train split has no object with status ok")
+        if selection != ALL:
+            say(
+                f"  {info.path.name}: the selection {choose(selection, read_rows(info, ['id', 'license'], split='train'), str(info.path))}"
+            )
+    return info
+
+
+def count_cvq(model: Any) -> dict[str, int]:
+    """Parameters of a tokenizer."""
+    from g3pt.models.tokenizer import CVQ
+
+    return {
+        "parameters": sum(p.numel() for p in CVQ(model).parameters()),
+        "tokens": model.num_tokens,
+        "codes": model.num_codes,
+    }
+
+
+def count_car(model: Any) -> dict[str, int]:
+    """Parameters of a generator's transformer without embeddings and heads; no memory is taken for them."""
+    import torch
+
+    from g3pt.config import cvq_preset
+    from g3pt.models.transformer import CAR
+
+    with torch.device("meta"):
+        car = CAR(model, cvq_preset("nano")[0], text_width=model.width, image_width=None)
+    return {"parameters_no_embed": car.num_params_no_embed}
+
+
+def count_parameters(spec: RunSpec) -> int:
+    """By which a model is named large or small: a tokenizer's all, a generator's without embeddings and heads."""
+    from g3pt.config import CARConfig, CVQConfig, from_dict
+
+    if spec.stage == "cvq":
+        return count_cvq(from_dict(CVQConfig, spec.config["model"]))["parameters"]
+    return count_car(from_dict(CARConfig, spec.config["model"]))["parameters_no_embed"]
+
+
+def _spec(
+    stage: str,
+    preset: str,
+    model: Any,
+    train: Any,
+    info: Any,
+    selection: Selection,
+    tokenizer: dict[str, str] | None = None,
+) -> RunSpec:
+    # The fingerprint covers ids and meshes; captions and what a repeated conversion changed show in the files' own hashes.
+    data = {"dataset": info.fingerprint, "shards": stable_hash(info.shards)}
+    config = {"model": dataclasses.asdict(model), "train": dataclasses.asdict(train), **data}
+    paths = {"data": absolute(str(info.path))}
+    config |= selection.as_config()
+    if tokenizer:
+        config["tokenizer"], paths["tokenizer"] = tokenizer["hash"], tokenizer["path"]
+    return RunSpec(stage=stage, preset=preset, seed=train.seed, config=config, paths=paths)
+
+
+def _varied(train: Any, flags: TrainFlags) -> Any:
+    """The preset's TrainConfig with the flags' changes; a shorter run reports and saves at least five times all the same."""
+    changes = {name: getattr(flags, name) for name in ("steps", "batch_size") if getattr(flags, name) is not None}
+    if flags.steps is not None and flags.steps < train.steps:
+        fifth = max(1, flags.steps // 5)
+        changes |= {name: min(getattr(train, name), fifth) for name in ("log_every", "eval_every", "checkpoint_every")}
+        # A checkpoint between two records would leave the steps before it out of the resumed run's next mean.
+        changes["checkpoint_every"] -= changes["checkpoint_every"] % changes["log_every"]
+    varied = dataclasses.replace(train, seed=flags.seed, **changes)
+    check_workers(varied, flags.num_workers, flags.micro_batch)
+    return varied
+
+
+def check_workers(train: Any, num_workers: int, micro_batch: int | None = None) -> None:
+    """Every worker takes an equal share of the global batch, in equal micro-batches; 0 workers is this process alone."""
+    from g3pt.training.fit import count_parts
+
+    share, left = divmod(train.batch_size, max(1, num_workers))
+    if left:
+        raise UsageError(f"--batch-size {train.batch_size} is not a multiple of --num-workers {num_workers}")
+    with bad_input():
+        count_parts(share, micro_batch)
+
+
+def named_by_micro_batch(spec: RunSpec, flags: TrainFlags) -> RunSpec:
+    """The run's identity with how many objects all workers together compute at once, where that changes its weights.
+
+    A tokenizer's quantised phases normalise over them (`g3pt.training.fit`); a generator, and an undivided batch, do not care.
+    """
+    at_once = (flags.micro_batch or spec.config["train"]["batch_size"]) * flags.num_workers
+    if spec.stage != "cvq" or at_once >= spec.config["train"]["batch_size"]:
+        return spec
+    return dataclasses.replace(spec, config={**spec.config, "objects_at_once": at_once})
+
+
+def chosen(flags: TrainFlags) -> Selection:
+    """What --licenses and --exclude-ids say."""
+    return Selection(licenses=listed(flags.licenses), exclude_ids=listed(flags.exclude_ids))

@@ -1,0 +1,171 @@
+"""Training runs under Ray Train: start, stop, start again, and the same weights come out.
+
+How: `train_run` makes RUNS/<name>/, opens its MLflow run (train_follow), and gives the work to Ray Train, whose workers call
+`train_worker.work`. A run that was killed anywhere continues from its newest readable checkpoint (checkpoints) when the same
+command starts again; one that a signal asked to stop, as the driver or as a worker, has saved its last step (stopping).
+`_SUCCESS` is written last, and a run that has it is left alone.
+"""
+
+import contextlib
+import shutil
+import signal
+import uuid
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipelines.cli.errors import UsageError
+from pipelines.cli.failures import Failure, is_deterministic, on_disk, root_cause
+from pipelines.cli.interrupt import Stopped, in_thread
+from pipelines.cli.progress import say
+from pipelines.cluster import session
+from pipelines.cluster.stopping import asking
+from pipelines.runs.identity import RunSpec
+from pipelines.runs.notes import working_in
+from pipelines.tracking.tracked import is_told
+from pipelines.train.checkpoints import checkpointed
+from pipelines.train.follow import is_finished, tracked
+from pipelines.train.worker import BUILD_STAGE, Speed, ray_work, work, work_config
+
+MAX_FAILURES = 3
+
+
+def train_run(
+    spec: RunSpec,
+    output: str | Path,
+    *,
+    num_workers: int = 1,
+    ray_address: str | None = None,
+    device: str = "auto",
+    parent: str | None = None,
+    build: str = BUILD_STAGE,
+    speed: Speed | None = None,
+) -> Path:
+    """Train `spec` below `output`, or go on with it, or see that it is finished; the run's folder.
+
+    num_workers 0 trains in this process without Ray (unit tests). `build` names the function that makes the stage.
+    """
+    run_dir = prepare_run(spec, output)
+    if is_finished(run_dir):
+        say_finished(spec, run_dir, output, parent)
+        return run_dir
+    train = spec.config["train"]
+    note = working_in(run_dir, total=train["steps"] * train["batch_size"], unit="samples")
+    with (
+        note,
+        on_disk(lambda: safe_state(spec, run_dir)),
+        tracked(spec, run_dir, output, parent),
+        asking([run_dir]),
+        asked_worker_ends_all(spec),
+    ):
+        if num_workers == 0:
+            in_thread(partial(work, work_config(spec, run_dir, build, speed)))
+        else:
+            session.connect(ray_address)
+            ray_train(spec, run_dir, num_workers, device, build, speed)
+    return run_dir
+
+
+@contextlib.contextmanager
+def asked_worker_ends_all(spec: RunSpec) -> Iterator[None]:
+    """A worker that a signal asked to stop ends the command as if the command had got it."""
+    try:
+        yield
+    except Exception as error:
+        from g3pt.training.fit import AskedToStop
+
+        if not isinstance(error, AskedToStop):
+            raise
+        say(f"  {spec.name}: a worker got SIGTERM; saved after step {error.step}")
+        raise Stopped(signal.SIGTERM) from error
+
+
+def check_output(output: str | Path) -> None:
+    """Refuse what runs cannot be written to."""
+    if "://" in str(output):
+        raise UsageError(f"{output}: runs on an object store are not built yet; use a local or shared folder")
+
+
+def prepare_run(spec: RunSpec, output: str | Path) -> Path:
+    """The run's folder with its config.json; made if missing, and then left as it is: it tells what the run was made from."""
+    check_output(output)
+    from g3pt.training.exports import write_json
+
+    run_dir = Path(output).absolute() / spec.name
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    if not (run_dir / "config.json").exists():
+        write_json(run_dir / "config.json", spec.to_dict())
+    return run_dir
+
+
+def say_finished(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None) -> None:
+    """To the person; and to MLflow, where a killed driver could not."""
+    print(f"{spec.name}: finished already", flush=True)
+    if not is_told(run_dir):
+        with tracked(spec, run_dir, output, parent):
+            pass
+
+
+def safe_state(spec: RunSpec, run_dir: Path) -> str:
+    """What of a run the next start goes on from."""
+    train, done = spec.config["train"], checkpointed(run_dir)
+    at = (
+        f"its checkpoint at {done} of {train['steps'] * train['batch_size']} samples"
+        if done
+        else "no checkpoint yet, so it starts anew"
+    )
+    return f"{at} ({run_dir})"
+
+
+def ray_train(
+    spec: RunSpec,
+    run_dir: Path,
+    num_workers: int,
+    device: str = "auto",
+    build: str = BUILD_STAGE,
+    speed: Speed | None = None,
+) -> None:
+    """`work` on `num_workers` Ray Train workers; a lost worker restarts the group from the newest checkpoint, MAX_FAILURES times.
+
+    num_workers 0 is Train's local mode: in this process, on the CPU. An error that would come again is raised at once: that
+    choice is ours, Train's own `max_failures` tries every error again. AskedToStop is raised as it is.
+    """
+    from ray.train import TrainingFailedError
+
+    from g3pt.training.fit import AskedToStop
+
+    failures = 0
+    while True:
+        try:
+            _fit_once(work_config(spec, run_dir, build, speed), num_workers, device)
+            return
+        except TrainingFailedError as error:
+            failures += 1
+            if isinstance(asked := root_cause(error), AskedToStop):
+                raise asked from None
+            if is_deterministic(error) or failures > MAX_FAILURES:
+                raise
+            say(
+                f"  {spec.name}: {Failure.of(error).error[:160]}; starts again from {checkpointed(run_dir)} samples ({failures} of {MAX_FAILURES})"
+            )
+
+
+def _fit_once(config: dict[str, Any], num_workers: int, device: str) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from pipelines.cluster.train_backend import Config
+
+    use_gpu = num_workers > 0 and session.wants_gpu(device)
+    scratch = Path(config["run_dir"]) / "ray"  # Train's own bookkeeping; ours needs none of it
+    trainer = TorchTrainer(
+        ray_work if num_workers else work,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        torch_config=Config(backend="nccl" if use_gpu else "gloo"),
+        # A name of its own each time: Train would silently resume an older one.
+        run_config=RunConfig(name=uuid.uuid4().hex, storage_path=str(scratch)),
+    )
+    in_thread(trainer.fit)  # in the main thread Train would take Ctrl-C for itself
+    shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""What an export says it was trained on: id, licence, author and address of each object.
+
+How: `note` gives what config.json holds under `trained_on`: the rows themselves, or, for more than MAX_INLINE objects, the name, size and
+sha256 of a file of JSON lines beside it (800,000 rows would make every reader of config.json parse 100 MB). `read` gives the rows of either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from g3pt.data import reading, storage
+from g3pt.data.selection import Selection
+from g3pt.training.exports import find_export, read_export_config
+
+if TYPE_CHECKING:
+    from pipelines.runs.identity import RunSpec
+
+MAX_INLINE = 2000
+Row = dict[str, str]
+
+
+def collect(spec: RunSpec) -> list[Row]:
+    """The training objects of a run, in order of id."""
+    selection = Selection.of(spec.config)
+    rows = reading.read_rows(
+        spec.paths["data"], ["id", "license", "author", "attribution_url", "source_url"], split="train"
+    )
+    kept = [
+        {
+            "id": row["id"],
+            "license": row["license"],
+            "author": row["author"],
+            "url": row["attribution_url"] or row["source_url"],
+        }
+        for row in rows
+        if selection.keeps(row)
+    ]
+    return sorted(kept, key=lambda row: row["id"])
+
+
+def note(rows: Sequence[Row], folder: Path, name: str = "trained_on") -> Any:
+    """What config.json says under `name`; many rows go to a file of that name in the export's `folder`."""
+    if len(rows) <= MAX_INLINE:
+        return list(rows)
+    data = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    storage.write_atomic(folder / f"{name}.jsonl", data)
+    licenses = dict(sorted(Counter(row["license"] for row in rows).items()))
+    return {
+        "file": f"{name}.jsonl",
+        "objects": len(rows),
+        "licenses": licenses,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def read(export: str | Path, name: str = "trained_on") -> list[Row]:
+    """The rows that an export (or finished run) lists under `name`; ValueError for a file that is missing or another one."""
+    folder = find_export(export)
+    found = read_export_config(folder).get(name) or []
+    if isinstance(found, list):
+        return found
+    file = folder / f"{name}.jsonl"  # not the name that config.json gives: it could point anywhere
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{file} is missing: config.json says that it lists {found.get('objects')} objects") from None
+    if hashlib.sha256(data).hexdigest() != found.get("sha256"):
+        raise ValueError(f"{file} is not the list that config.json was written with (its sha256 differs)")
+    return [json.loads(line) for line in data.splitlines()]

@@ -1,0 +1,301 @@
+"""CVQ: codes round-trip, scales build on each other, point order is irrelevant, everything trains, one batch is learnt."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from g3pt.config import CVQConfig, TrainConfig, cvq_preset, from_dict
+from g3pt.data.batches import SurfaceBatches, rows_of
+from g3pt.models.diagnostics import diagnose, eval_batches
+from g3pt.models.tokenizer import CVQ
+from g3pt.training.exports import check_weights
+from g3pt.training.fit import fit
+from tests.g3pt.tiny import tiny_tokenizer
+
+TINY = CVQConfig(
+    scales=(1, 3, 6, 8), width=16, num_heads=2, encoder_layers=1, decoder_layers=1, num_points=128, num_encode_points=128,
+    num_volume_queries=128, num_near_queries=128,
+)  # fmt: skip
+
+
+def spheres(count: int, num_points: int = 256, num_queries: int = 512) -> dict[str, np.ndarray]:
+    """Balls of different radius and centre as the arrays of a split."""
+    rng = np.random.default_rng(0)
+    radius, centre = rng.uniform(0.3, 0.8, (count, 1, 1)), rng.uniform(-0.15, 0.15, (count, 1, 3))
+
+    def surface() -> np.ndarray:
+        normal = rng.normal(size=(count, num_points, 3))
+        normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+        return np.concatenate([centre + radius * normal, normal], axis=-1).astype(np.float16)
+
+    arrays = {"surface": surface(), "eval_surface": surface(), "sharp": surface()[:, :64]}
+    pools = {
+        "volume": rng.uniform(-1, 1, (count, num_queries, 3)),
+        "near": surface()[:, rng.integers(num_points, size=num_queries), :3],
+    }
+    pools["near"] = pools["near"] + rng.normal(0, 0.05, pools["near"].shape)
+    for name, points in pools.items():
+        arrays[f"{name}_points"] = points.astype(np.float16)
+        inside = np.linalg.norm(arrays[f"{name}_points"] - centre, axis=-1) < radius[..., 0]
+        arrays[f"{name}_occupancy"] = np.packbits(inside, axis=-1, bitorder="little")
+    return arrays
+
+
+def first_batch(config: CVQConfig, size: int = 4) -> dict[str, torch.Tensor]:
+    return next(SurfaceBatches(spheres(size), config, size, seed=0)(0))
+
+
+@pytest.fixture
+def model() -> CVQ:
+    torch.manual_seed(0)
+    model = CVQ(TINY)
+    torch.nn.init.normal_(model.cqt.last_up.weight, std=0.3)
+    return model
+
+
+VARIANTS = [  # each with what it changes
+    {"quantizer": "fsq"},
+    {"quantizer": "lfq"},
+    {"num_encode_samplings": 4, "anchor_blur": 0.0, "qk_norm": True},
+    {"resampling": "pooled"},
+    {"resampling": "pooled", "scales": (8, 8)},
+    {"resampling": "slices", "scales": (4, 4, 8)},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_codes_rebuild_the_canvas_that_encoding_ended_with(changes: dict) -> None:
+    model = CVQ(dataclasses.replace(TINY, **changes)).eval()
+    torch.nn.init.normal_(model.cqt.last_up.weight, std=0.3)
+    batch = first_batch(TINY)
+    latents_BLD = model.encode_latents(batch["surface_BP6"])
+    output = model.cqt(latents_BLD, frozen=True)
+    codes_BS = model.encode(batch["surface_BP6"])
+    assert codes_BS.shape == (4, model.config.num_tokens) and int(codes_BS.max()) < model.config.num_codes
+    assert latents_BLD.shape == (4, model.config.num_latents, 16)
+    assert torch.allclose(model.canvas(codes_BS), output.canvases_BLD[-1], atol=1e-5)
+
+
+def test_the_first_scales_do_not_depend_on_later_ones(model: CVQ) -> None:
+    model.eval()
+    codes_BS = model.encode(first_batch(TINY)["surface_BP6"])
+    changed_BS = codes_BS.clone()
+    changed_BS[:, 4:] = 0
+    assert torch.equal(model.decode_latents(codes_BS, num_scales=2), model.decode_latents(changed_BS, num_scales=2))
+    assert not torch.equal(model.decode_latents(codes_BS), model.decode_latents(changed_BS))
+    assert torch.equal(model.encode(first_batch(TINY)["surface_BP6"], num_scales=2), codes_BS[:, :4])
+
+
+def test_codes_that_end_inside_a_scale_are_refused(model: CVQ) -> None:
+    with pytest.raises(ValueError, match="inside scale 2"):
+        model.canvas(torch.zeros(1, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("latent_queries", ["anchored", "learned"])
+def test_the_order_of_the_points_is_irrelevant(latent_queries: str) -> None:
+    model = CVQ(dataclasses.replace(TINY, latent_queries=latent_queries)).eval()
+    surface_BP6 = first_batch(TINY)["surface_BP6"]
+    shuffled_BP6 = surface_BP6[:, torch.randperm(surface_BP6.shape[1])]
+    assert torch.allclose(model.encoder(surface_BP6), model.encoder(shuffled_BP6), atol=1e-4)
+
+
+OPTIONS = {"consistency_weight": 0.5, "scale_dropout": 0.5, "qk_norm": True, "anchor_blur": 0.0, "num_sharp_points": 32}
+
+
+@pytest.mark.parametrize("changes", [{"quantizer": "lfq", "latent_queries": "learned"}, OPTIONS, *VARIANTS])
+def test_every_parameter_moves_within_five_steps(changes: dict) -> None:
+    config = dataclasses.replace(TINY, **changes, continuous_share=0.0, pyramid_share=0.0)
+    model = CVQ(config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train = TrainConfig(steps=5, batch_size=4, learning_rate=1e-3, ema_decay=0.0, warmup_steps=1, weight_decay=0.0)
+    fit(model=model, batches=SurfaceBatches(spheres(8), config, 4, seed=0), config=train, report=lambda _: None)
+    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert still == []
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_phases_train_what_they_should(alone: bool) -> None:
+    config = dataclasses.replace(TINY, continuous_share=0.5, pyramid_share=0.2, pyramid_alone=alone)
+    model = CVQ(config)
+    trained = {}
+    for step in (0, 50, 70):
+        model.set_phase(step, 100)
+        model.zero_grad()
+        model(first_batch(config), step)[0].backward()
+        trained[model.phase] = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {
+        "continuous": {"encoder", "decoder"},
+        "pyramid": {"cqt"} if alone else {"encoder", "decoder", "cqt"},
+        "joint": {"encoder", "decoder", "cqt"},
+    }
+    assert torch.equal(model.cqt.base.data, model.latent_mean_LD) and bool(model.has_base)
+
+
+def test_the_scales_in_the_path_train_everything_from_the_first_step() -> None:
+    """Phase A with the pyramid in it, not rounded: it ends where rounding begins, with what it learnt."""
+    config = dataclasses.replace(TINY, continuous_path="pyramid", continuous_share=0.5, pyramid_share=0.0)
+    model = CVQ(config)
+    model.set_phase(0, 100)
+    batch = first_batch(config)
+    model(batch)[0].backward()
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {
+        "encoder",
+        "decoder",
+        "cqt",
+    }
+    with torch.no_grad():
+        soft, hard = (
+            model.cqt(model.encoder(batch["surface_BP6"]), frozen=True, quantized=q).canvases_BLD[-1]
+            for q in (False, True)
+        )
+    assert not torch.equal(soft, hard), "rounding changes values"
+    model.set_phase(50, 100)
+    assert model.phase == "joint" and not model.has_base, "the learned base is not replaced by the latents' mean"
+
+
+def test_scale_dropout_decodes_whole_canvases_of_some_objects() -> None:
+    model = CVQ(dataclasses.replace(TINY, scale_dropout=0.5))
+    canvases = [torch.full((64, 8, 16), float(k)) for k in range(4)]
+    torch.manual_seed(0)
+    seen = model._drop_scales(canvases, rows_of({}, 64))
+    assert all(len(row.unique()) == 1 for row in seen)
+    share_last = float((seen[:, 0, 0] == 3).float().mean())
+    assert 0.4 < share_last < 0.85, "half is dropped, a quarter of these to the last scale again"
+    assert set(seen[:, 0, 0].tolist()) == {0.0, 1.0, 2.0, 3.0}
+
+
+def test_a_wide_blur_reads_the_mean_and_a_narrow_one_the_nearest_point() -> None:
+    batch = first_batch(TINY)["surface_BP6"]
+    nearest, narrow, wide = (CVQ(dataclasses.replace(TINY, anchor_blur=blur)).encoder for blur in (0.0, 1e-4, 100.0))
+    points = nearest.embed(batch)
+    assert torch.allclose(narrow._at_anchors(points, batch), nearest._at_anchors(points, batch), atol=1e-3)
+    assert torch.allclose(wide._at_anchors(points, batch), points.mean(1, keepdim=True).expand(-1, 8, -1), atol=1e-2)
+
+
+def test_later_groups_of_a_sliced_tokenizer_read_only_the_group_before() -> None:
+    model = CVQ(dataclasses.replace(TINY, resampling="slices", scales=(4, 4, 8))).eval()
+    canvas = torch.randn(1, 16, 16)
+    assert torch.allclose(model.align(canvas, 1), torch.nn.functional.layer_norm(canvas[:, 0:4], (16,)))
+    assert torch.allclose(model.align(canvas, 2), torch.nn.functional.layer_norm(canvas[:, 0:8], (16,)))
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one_in_every_phase() -> None:
+    train = TrainConfig(steps=12, batch_size=4, learning_rate=1e-3, checkpoint_every=1, log_every=3, eval_every=6)
+    config = dataclasses.replace(TINY, continuous_share=0.34, pyramid_share=0.25)
+    arrays, states = spheres(8), {}
+
+    def run(resume: dict | None) -> tuple[CVQ, list[dict]]:
+        records: list[dict] = []
+
+        def save(state: dict, step: int) -> None:
+            if resume is None:
+                states[step] = {
+                    k: {n: _copy(v) for n, v in s.items()} if isinstance(s, dict) else s for k, s in state.items()
+                }
+
+        model = CVQ(config)
+        fit(
+            model=model,
+            batches=SurfaceBatches(arrays, config, 4, 0),
+            config=train,
+            report=records.append,
+            save=save,
+            resume=resume,
+        )
+        return model, records
+
+    whole, records = run(None)
+    for done in (2, 4, 6, 7, 10):
+        again, later = run(states[done * 4])
+        for (name, a), b in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
+            assert torch.equal(a, b), f"{name} differs after resuming at step {done}"
+        assert later[-1]["step"] == records[-1]["step"] == 48
+
+
+def _copy(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {k: _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list) else value
+
+
+@pytest.mark.slow
+def test_four_spheres_are_learnt_and_each_scale_helps() -> None:
+    """Overfit: codes of all scales rebuild four balls, coarse ones alone do worse, diagnostics are sane."""
+    arrays = spheres(4)
+    train = TrainConfig(steps=400, batch_size=4, learning_rate=4e-3, ema_decay=0.95)
+    model = CVQ(TINY)
+    fit(model=model, batches=SurfaceBatches(arrays, TINY, 4, 0), config=train, report=lambda _: None)
+    found = diagnose(model, arrays)
+    assert found["iou"] > 0.85 and found["iou"] > found["iou_scale_1"] - 0.01
+    assert found["residual_ratio_scale_4"] < found["residual_ratio_scale_1"]
+    assert found["loss_volume"] < 0.2, "ln 2 is what a coin would have"
+    assert 0 < found["utilisation_scale_4"] < 1.1 and 0 < found["agreement_scale_1"] <= 1.0
+
+
+def test_the_validation_loss_is_the_occupancy_s_binary_cross_entropy() -> None:
+    arrays = spheres(3)
+    model = CVQ(TINY).eval()
+    model.set_phase(0, 10)
+    (batch,) = eval_batches(arrays, model, "cpu")
+    with torch.no_grad():
+        probability_BQ = (
+            model.occupancy_logits(
+                model.decoder.latents(model.encoder(batch["surface"], batch.get("sharp"))), batch["points"]
+            )
+            .double()
+            .sigmoid()
+        )
+    expected = -torch.where(batch["inside"], probability_BQ, 1 - probability_BQ).log().mean()
+    assert diagnose(model, arrays)["loss_volume"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_an_export_loads_as_it_was(model: CVQ, tmp_path) -> None:
+    model.eval()
+    surface_BP6 = first_batch(TINY)["surface_BP6"]
+    again = CVQ.from_pretrained(model.save_pretrained(tmp_path / "export"))
+    assert torch.equal(again.encode(surface_BP6), model.encode(surface_BP6)) and again.config == model.config
+    assert sorted(p.name for p in (tmp_path / "export").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path) -> None:
+    model = tiny_tokenizer()
+    with torch.no_grad():
+        model.cqt.base.view(-1)[0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"model.safetensors: tensor cqt.base has values that are not finite; export the run again"
+    ):
+        CVQ.from_pretrained(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model.safetensors: cannot be read \(.*\); export the run again"):
+        check_weights(tmp_path)
+
+
+def test_from_pretrained_names_what_is_wrong(tmp_path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match="not finished"):
+        CVQ.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no such folder"):
+        CVQ.from_pretrained(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"scales": (4, 1)}, "shrink"), ({"num_heads": 3}, "16"), ({"quantizer": "vq"}, "'vq'"), ({"lfq_bits": 17}, "17")],
+)
+def test_configs_refuse_what_they_cannot_mean(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **changes)
+
+
+def test_presets_are_known_by_name_and_the_papers_adds_up() -> None:
+    assert cvq_preset("paper")[0].num_tokens == 2408 and cvq_preset("paper")[0].num_codes == 8192
+    with pytest.raises(ValueError, match="nano, micro, small, base, paper"):
+        cvq_preset("huge")
+    with pytest.raises(ValueError, match="widht"):
+        from_dict(CVQConfig, {"widht": 3})

@@ -1,0 +1,78 @@
+"""The fitter on points whose law is known."""
+
+import numpy as np
+import pytest
+
+from g3pt.scaling import law as scaling
+
+SIZES = np.geomspace(1e5, 1e9, 8)
+TRUE = scaling.PowerLaw(irreducible=1.8, coefficient=60.0, exponent=0.3)
+
+
+def noisy(sizes: np.ndarray, seed: int, noise: float = 0.002) -> np.ndarray:
+    return TRUE(sizes) * np.exp(np.random.default_rng(seed).normal(0, noise, len(sizes)))
+
+
+def test_exact_points_give_the_law_back() -> None:
+    law = scaling.fit(SIZES, TRUE(SIZES))
+    assert law.irreducible == pytest.approx(1.8, rel=1e-3)
+    assert law.coefficient == pytest.approx(60, rel=2e-2)
+    assert law.exponent == pytest.approx(0.3, rel=1e-2)
+
+
+def test_pure_law_and_its_exponent() -> None:
+    law = scaling.fit(SIZES, 12 * SIZES**-0.1, pure=True)
+    assert (law.irreducible, law.coefficient, law.exponent) == (
+        0,
+        pytest.approx(12, rel=1e-6),
+        pytest.approx(0.1, rel=1e-6),
+    )
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_truth_lies_within_the_interval(repeats: int) -> None:
+    sizes = np.repeat(SIZES, repeats)
+    intervals = scaling.bootstrap(sizes, noisy(sizes, seed=4), samples=60)
+    for name, (low, high) in intervals.items():
+        assert low <= getattr(TRUE, name) <= high, name
+        assert low < high
+
+
+def test_the_band_holds_the_curve_and_narrows_between_the_points() -> None:
+    law = scaling.report(SIZES, noisy(SIZES, seed=4), samples=40)["power_law_with_floor"]
+    params, low, high = (np.array(law["band_95"][name]) for name in ("params", "low", "high"))
+    assert params[0] < SIZES[0] and params[-1] > SIZES[-1] and (low < high).all()
+    fitted = law["irreducible"] + law["coefficient"] * params ** -law["exponent"]
+    assert ((low <= fitted) & (fitted <= high)).mean() > 0.9
+    assert np.ptp([low[0], high[0]]) > (high - low).min()
+
+
+def test_one_point_far_off_hardly_moves_the_fit() -> None:
+    losses = TRUE(SIZES)
+    losses[3] *= 1.5
+    assert scaling.fit(SIZES, losses).exponent == pytest.approx(0.3, rel=0.05)
+
+
+def test_the_largest_size_is_predicted_from_the_rest() -> None:
+    held = scaling.hold_out_largest(SIZES, TRUE(SIZES))
+    assert held["params"] == 1e9
+    assert abs(held["relative_error"]) < 1e-3
+    assert scaling.hold_out_largest(SIZES[:3], TRUE(SIZES[:3])) is None
+
+
+def test_below_six_sizes_it_says_so() -> None:
+    assert scaling.report(SIZES[:4], TRUE(SIZES[:4]), samples=3)["status"] == "demonstration, not an estimate"
+    assert scaling.report(SIZES, TRUE(SIZES), samples=3)["status"] == "estimate"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "losses"),
+    [
+        ([1.0, 1.0, 2.0], [3.0, 3.0, 2.0]),
+        ([1.0, 2.0, 3.0], [1.0, -1.0, 2.0]),
+        ([1.0, 2.0, 3.0], [1.0, float("nan"), 2.0]),
+    ],
+)
+def test_points_that_mean_nothing_are_refused(sizes: list[float], losses: list[float]) -> None:
+    with pytest.raises(ValueError):
+        scaling.fit(sizes, losses)

@@ -1,0 +1,158 @@
+"""Batches follow from (seed, samples seen); the loop averages weights, reports each step once and stops on a bad loss."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from g3pt.config import TrainConfig
+from g3pt.data.batches import batch_indices, unpack_rows, window
+from g3pt.training.fit import AskedToStop, NonFiniteLoss, WeightAverage, fit, learning_rate
+
+CONFIG = TrainConfig(steps=10, batch_size=2, learning_rate=0.1, log_every=5, eval_every=5, checkpoint_every=5)
+
+
+def take(count: int, **arguments: object) -> np.ndarray:
+    stream = batch_indices(**arguments)
+    return np.concatenate([indices for _, indices in itertools.islice(stream, count)])
+
+
+def test_each_epoch_shows_each_object_once_in_its_own_order() -> None:
+    shown = take(12, num_objects=8, batch_size=4, seed=0, start_sample=0)
+    epochs = shown.reshape(-1, 8)
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_starting_at_a_sample_continues_the_same_order() -> None:
+    whole = take(10, num_objects=7, batch_size=4, seed=3, start_sample=0)
+    assert np.array_equal(whole[20:], take(5, num_objects=7, batch_size=4, seed=3, start_sample=20))
+
+
+def test_two_workers_share_the_batch_of_one() -> None:
+    whole = take(3, num_objects=9, batch_size=4, seed=0, start_sample=0)
+    halves = [
+        take(3, num_objects=9, batch_size=4, seed=0, start_sample=0, rank=r, world_size=2).reshape(3, 2)
+        for r in range(2)
+    ]
+    assert np.array_equal(whole.reshape(3, 4), np.stack(halves, axis=-1).reshape(3, 4))
+
+
+def test_bad_batches_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of 3"):
+        next(batch_indices(9, 4, 0, 0, world_size=3))
+    with pytest.raises(ValueError, match="no object"):
+        next(batch_indices(0, 4, 0, 0))
+    with pytest.raises(ValueError, match="9 points of 8"):
+        window(np.zeros((8, 6)), 9, np.random.default_rng(0))
+
+
+def test_packed_bits_come_back() -> None:
+    bits = np.random.default_rng(0).random(64) > 0.5
+    rows = np.array([0, 7, 8, 63, 13])
+    assert np.array_equal(unpack_rows(np.packbits(bits, bitorder="little"), rows), bits[rows])
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 2))
+
+    def forward(self, batch: dict, step: int) -> tuple:
+        loss = (self.weight - batch["target"]).square().mean()
+        return loss, {"error": loss.detach()}
+
+
+def constant(value: float):
+    def batches(start_sample: int):
+        while True:
+            yield {"target": torch.full((2, 2), value)}
+
+    return batches
+
+
+def test_records_come_at_their_steps_and_the_average_is_kept() -> None:
+    records: list[dict] = []
+    saved: list[int] = []
+    model = fit(
+        model=Line(), batches=constant(1.0), config=CONFIG, report=records.append,
+        save=lambda state, step: saved.append(step), evaluate=lambda m: {"val_weight": m.weight.mean().item()},
+    )  # fmt: skip
+    assert [record["step"] for record in records] == [10, 20] == saved
+    assert records[-1]["val_weight"] == pytest.approx(float(model.weight.mean()))
+    assert 0 < float(model.weight.mean()) < 1, "the exponential average lags behind the weights"
+
+
+def test_a_non_finite_loss_stops_with_its_step_and_saves_nothing() -> None:
+    def batches(start_sample: int):
+        for step in itertools.count():
+            yield {"target": torch.full((2, 2), float("nan") if step == 3 else 1.0)}
+
+    saved: list[int] = []
+    with pytest.raises(NonFiniteLoss, match="step 3"):
+        fit(model=Line(), batches=batches, config=CONFIG, report=lambda _: None, save=lambda s, n: saved.append(n))
+    assert saved == []
+
+
+def test_asked_to_stop_it_saves_that_step_and_the_next_record_misses_none() -> None:
+    """Stopped between two records; resumed, every record and weight is that of an uninterrupted run."""
+
+    def run(
+        stop_after: int | None = None, resume: dict | None = None
+    ) -> tuple[list[dict], dict[int, dict], nn.Module | None]:
+        records: list[dict] = []
+        states: dict[int, dict] = {}
+        asked = itertools.count(1)
+        given = {"save": lambda state, step: states.setdefault(step, copy.deepcopy(state)), "resume": resume}
+        given |= {"stop": lambda: next(asked) == stop_after} if stop_after else {}
+        try:
+            model = fit(model=Line(), batches=constant(1.0), config=CONFIG, report=records.append, **given)
+        except AskedToStop as stopped:
+            assert stopped.step == stop_after
+            model = None
+        return [{k: v for k, v in record.items() if k != "samples_per_second"} for record in records], states, model
+
+    whole, _, expected = run()
+    before, states, nothing = run(stop_after=7)
+    assert nothing is None and before == whole[:1] and list(states) == [10, 14]
+    after, _, model = run(resume=states[14])
+    assert after == whole[1:]
+    assert torch.equal(model.weight, expected.weight)
+
+
+def test_a_checkpoint_of_another_batch_size_is_refused() -> None:
+    states: list[dict] = []
+    fit(model=Line(), batches=constant(1.0), config=CONFIG, report=lambda _: None, save=lambda s, n: states.append(s))
+    other = TrainConfig(steps=10, batch_size=4, learning_rate=0.1)
+    with pytest.raises(ValueError, match="global batch of 2"):
+        fit(model=Line(), batches=constant(1.0), config=other, report=lambda _: None, resume=states[0])
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    config = TrainConfig(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=10)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) < 1.0 and rates[99] < 0.001
+
+
+def test_the_average_forgets_where_it_started() -> None:
+    """A short run, and a part that starts late, must not export their random start."""
+    model = Line()
+    model.weight.data.fill_(100.0)
+    average = WeightAverage(model, decay=0.999)
+    model.weight.data.fill_(1.0)
+    for _ in range(60):
+        average.update(model)
+    assert average.tensors["weight"].mean().item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_too() -> None:
+    class Root(Line):
+        def forward(self, batch: dict, step: int) -> tuple:
+            loss = self.weight.abs().sqrt().sum()  # finite at zero, its gradient is not
+            return loss, {}
+
+    with pytest.raises(NonFiniteLoss, match="gradient"):
+        fit(model=Root(), batches=constant(1.0), config=CONFIG, report=lambda _: None)

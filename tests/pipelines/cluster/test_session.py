@@ -1,0 +1,75 @@
+"""Where models run: a GPU for each actor where the cluster has GPUs, and none for an actor that was given none."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.cli.errors import UsageError
+from pipelines.cluster import session
+from pipelines.evaluate.job import EvaluateFlags, map_work
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, given: list[int], **resources: float) -> None:
+    """A connected cluster of these resources, seen from a worker that was given these GPUs on a machine with CUDA."""
+    import ray
+    import torch
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: given)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def test_each_actor_gets_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, [3], CPU=192.0, GPU=8.0)
+    assert session.actor_resources() == ({"num_gpus": 1.0}, 8)
+    assert session.actor_resources("cpu") == ({"num_cpus": 1.0}, 192)
+    assert session.torch_device() == "cuda"
+
+
+def test_without_gpus_it_is_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, [], CPU=2.0)
+    assert session.actor_resources() == ({"num_cpus": 1.0}, 2)
+    assert session.torch_device() == "cpu", "no GPU was given, although this machine has one"
+
+
+def test_without_ray_the_machine_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, [])
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    assert session.torch_device() == "cuda"
+
+
+@pytest.mark.parametrize(("resources", "device", "request_", "count"), [
+    ({"CPU": 192.0, "GPU": 2.0}, "auto", {"num_gpus": 1.0}, 2),  # a third would wait for ever
+    ({"CPU": 192.0, "GPU": 2.0}, "cpu", {"num_cpus": 1.0}, 3),
+    ({"CPU": 2.0}, "auto", {"num_cpus": 1.0}, 3),
+])  # fmt: skip
+def test_evaluation_puts_its_actors_where_there_is_room(
+    resources: dict, device: str, request_: dict, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, [], **resources)
+    asked: list[dict] = []
+    actor = SimpleNamespace(remote=lambda *_: "actor")
+    monkeypatch.setattr("ray.remote", lambda **options: asked.append(options) or (lambda _: actor))
+    monkeypatch.setattr(
+        "ray.util.ActorPool",
+        lambda actors: SimpleNamespace(map=lambda _, items: [(len(actors), item) for item in items]),
+    )
+    flags = EvaluateFlags(model="run", data="data", output="found.json", num_workers=3)
+    assert map_work(object, (), list("abcde"), flags, "count", "objects", device=device) == [
+        (count, item) for item in "abcde"
+    ]
+    assert asked == [request_]
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(UsageError, match="--device must be auto, cpu or gpu, got 'tpu'"):
+        session.wants_gpu("tpu")
+
+
+def test_workers_learn_which_hub_the_driver_uses_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    found = session.worker_env()
+    assert found["HF_ENDPOINT"] == "https://mirror.example" and not {"HF_TOKEN", "HF_HUB_OFFLINE"} & found.keys()

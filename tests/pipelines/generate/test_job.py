@@ -1,0 +1,496 @@
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file, save_file
+
+from g3pt.models.car import G3PT
+from pipelines.cli.errors import UsageError
+from pipelines.generate import job as job
+from pipelines.generate import sample_records
+from pipelines.generate.config import GenerateConfig
+from pipelines.generate.job import generate
+from pipelines.generate.prompts import plan
+from pipelines.generate.sample_maker import SampleMaker
+from pipelines.generate.sample_records import identity
+from pipelines.tracking import tracked
+from tests.pipelines.toy_generator import write_toy_generator
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_toy_generator(tmp_path_factory.mktemp("model") / "export")
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch, request):
+    """No renderer and no MLflow where a test isn't about them: both take seconds to start."""
+    monkeypatch.setattr(job, "_picture", lambda output, ok: None)
+    if "mlflow" not in request.node.name:
+        monkeypatch.setattr(tracked, "tell", lambda *arguments: None)
+
+
+def settings(model: Path, folder: Path, **changes) -> GenerateConfig:
+    values = {"model": str(model), "output": str(folder / "out"), "resolution": 32, "cfg": 1.0}
+    return GenerateConfig(**(values | changes))
+
+
+def manifest(folder: Path) -> list[dict]:
+    return pq.read_table(folder / "out" / "manifest.parquet").to_pylist()
+
+
+def write_prompts(folder: Path, rows: list) -> str:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    return str(folder / "prompts.jsonl")
+
+
+def png(path: Path) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGBA", (20, 20), (200, 30, 30, 255)).save(path)
+
+
+def test_text_to_meshes_with_a_manifest(model, tmp_path):
+    import trimesh
+
+    assert generate(settings(model, tmp_path, text="a chair", num=3, seed=5), use_ray=False) == str(tmp_path / "out")
+    rows = manifest(tmp_path)
+    assert [(r["text"], r["seed"], r["status"]) for r in rows] == [("a chair", s, "ok") for s in (5, 6, 7)]
+    assert len({r["sha256"] for r in rows}) == 3
+    for row in rows:
+        file = tmp_path / "out" / row["file"]
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == row["sha256"]
+        mesh = trimesh.load(file, force="mesh", process=False)
+        assert len(mesh.faces) == row["faces"] > 0
+        assert row["watertight"] == trimesh.load(file, force="mesh").is_watertight
+        assert row["seconds"] == pytest.approx(
+            row["seconds_sampling"] + row["seconds_decoding"] + row["seconds_writing"]
+        )
+        assert min(row["seconds_sampling"], row["seconds_writing"], row["tokens_per_s"]) > 0 and row["cfg"] == 1.0
+
+
+@pytest.mark.parametrize("format", ["obj", "ply", "stl"])
+def test_other_formats_open(model, tmp_path, format):
+    import trimesh
+
+    generate(settings(model, tmp_path, text="a chair", format=format), use_ray=False)
+    assert len(trimesh.load(tmp_path / "out" / f"sample-s0.{format}", force="mesh").faces) > 0
+
+
+def test_the_same_prompt_and_seed_give_the_same_mesh_whatever_the_batch(model, tmp_path):
+    prompts = write_prompts(
+        tmp_path, [{"id": f"p{i}", "text": t} for i, t in enumerate(["a boat", "a chair", "a tall car"])]
+    )
+    generate(settings(model, tmp_path, prompts=prompts), use_ray=False)
+    together = {r["text"]: r["sha256"] for r in manifest(tmp_path)}
+    generate(settings(model, tmp_path, text="a chair"), use_ray=False)
+    assert manifest(tmp_path)[0]["sha256"] == together["a chair"]
+
+
+def test_a_run_started_again_makes_only_what_is_missing(model, tmp_path, monkeypatch):
+    config = settings(model, tmp_path, text="a chair", num=3)
+    generate(config, use_ray=False)
+    before, made = manifest(tmp_path), []
+    original = SampleMaker.make
+    monkeypatch.setattr(
+        SampleMaker, "make", lambda self, batch: made.extend(s.name for s in batch) or original(self, batch)
+    )
+    generate(config, use_ray=False)
+    assert made == []
+    (tmp_path / "out" / before[1]["file"]).write_bytes(b"torn")
+    (tmp_path / "out" / "samples" / "sample-s2.json").unlink()
+    generate(config, use_ray=False)
+    assert made == ["sample-s1", "sample-s2"]
+    assert [r["sha256"] for r in manifest(tmp_path)] == [r["sha256"] for r in before]
+    made.clear()
+    generate(dataclasses.replace(config, temperature=0.5), use_ray=False)
+    assert len(made) == 3
+
+
+def test_bad_rows_become_failed_rows(model, tmp_path):
+    png(tmp_path / "outside.png")
+    folder = tmp_path / "prompts"
+    png(folder / "images" / "good.png")
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    rows = [
+        {"id": "good", "text": "a chair", "n": 2, "seed": 3, "cfg": 0},
+        {"id": "picture", "image": "images/good.png"},
+        {"id": "outside", "image": "../outside.png"},
+        {"id": "absolute", "image": str(tmp_path / "outside.png")},
+        {"id": "link", "image": "link.png"},
+        {"id": "missing", "image": "nowhere.png"},
+        {"id": "broken", "image": "broken.png"},
+        {"id": "nothing"},
+        {"id": "guidance", "text": "a chair", "cfg": -1},
+        {"id": "count", "text": "a chair", "n": 0},
+        {"id": "long", "text": "x" * 300},
+        "{not json",
+        {"id": "a/b c", "text": "a boat"},
+    ]
+    generate(settings(model, tmp_path, prompts=write_prompts(folder, rows)), use_ray=False)
+    found = {(r["id"], r["seed"]): r for r in manifest(tmp_path)}
+    status = {key: r["status"] for key, r in found.items()}
+    good = {("good", 3), ("good", 4), ("picture", 0), ("a/b c", 0)}
+    assert {key for key, value in status.items() if value == "ok"} == good
+    assert found["good", 3]["cfg"] == 0
+    for name, reason in [("outside", "leaves the folder"), ("absolute", "leaves the folder"), ("link", "leaves the folder"),
+                         ("missing", "is missing"), ("broken", "cannot identify"), ("nothing", "neither text nor image"),
+                         ("guidance", "cfg must be"), ("count", "n must be"), ("long", "does not fit"),
+                         ("prompt-00011", "not JSON")]:  # fmt: skip
+        assert reason in found[name, 0]["error"] and found[name, 0]["error"].startswith("bad-prompt: "), name
+    file = found["a/b c", 0]["file"]
+    assert "/" not in file and (tmp_path / "out" / file).is_file()
+
+
+def test_rows_that_no_table_could_hold_are_failed_rows(model, tmp_path):
+    png(tmp_path / "bomb.png")
+    bomb = bytearray((tmp_path / "bomb.png").read_bytes())
+    bomb[16:24] = struct.pack(">II", 20_000, 10_000)  # 200 million pixels, as the header says
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    rows = [
+        {"id": "good", "text": "a chair\u2028of two lines"},
+        '{"id": "surrogate", "text": "a \\ud800 chair"}',
+        '{"id": "id \\ud800", "text": "a chair"}',
+        '{"id": "path", "image": "\\udcff.png"}',
+        {"id": "big", "text": "a chair", "seed": 10**30},
+        {"id": "true", "text": "a chair", "seed": True},
+        '{"id": "infinite", "text": "a chair", "cfg": Infinity}',
+        '{"id": "nan", "text": "a chair", "cfg": NaN}',
+        '{"id": "overflow", "text": "a chair", "cfg": 1' + "0" * 400 + "}",
+        {"id": "bomb", "image": "bomb.png"},
+        "[" * 100_000,
+        {"id": "good", "text": "a chair", "n": -1},
+    ]
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    generate(settings(model, tmp_path, prompts=write_prompts(tmp_path, lines)), use_ray=False)
+    found = manifest(tmp_path)
+    assert [r["status"] for r in found] == ["ok"] + ["failed"] * 11
+    for row, reason in zip(found[1:], ["text is not valid Unicode", "id is not valid Unicode", "image is not valid Unicode", "seed must be",
+                                       "seed must be", *["cfg must be a number from 0 (no guidance) to 1000"] * 3, "image cannot be read",
+                                       "not JSON", "n must be"], strict=True):  # fmt: skip
+        assert row["error"].startswith("bad-prompt: ") and reason in row["error"], row
+    assert found[2]["id"] == "id \\ud800"
+
+
+def test_guidance_of_text_and_image_and_lists_for_a_row(model, tmp_path):
+    rows = [
+        {"id": "plain", "text": "a chair"},
+        {"id": "apart", "text": "a chair", "cfg": 3, "cfg_text": 0.5},
+        {"id": "listed", "text": "a chair", "cfg": [0, 1, 2, 2.5]},
+        {"id": "typed", "text": "a chair", "cfg_image": "0,1,2,3"},
+        {"id": "short", "text": "a chair", "cfg": [1, 2]},
+        {"id": "words", "text": "a chair", "cfg_text": "much"},
+    ]
+    generate(
+        settings(model, tmp_path, prompts=write_prompts(tmp_path, rows), cfg_image="1.5", top_k="0,4,4,4"),
+        use_ray=False,
+    )
+    found = {r["id"]: r for r in manifest(tmp_path)}
+    assert [(found[k]["cfg"], found[k]["cfg_text"], found[k]["cfg_image"]) for k in ("plain", "apart", "listed", "typed")] == [
+        (1.0, 1.0, 1.5), (3.0, 0.5, 3.0), (None, None, None), (1.0, 1.0, None)]  # fmt: skip
+    assert json.loads(found["listed"]["sampling"])["cfg"] == [0, 1, 2, 2.5] and found["listed"]["top_k"] is None
+    assert "cfg has 2 numbers, but the model has 4 scales" in found["short"]["error"]
+    assert "cfg_text must be a number, or one a scale with commas between them, got 'much'" in found["words"]["error"]
+    assert len({r["sha256"] for r in found.values() if r["status"] == "ok"}) > 1
+    with pytest.raises(UsageError, match="^--top-p has 3 numbers, but the model has 4 scales"):
+        generate(settings(model, tmp_path, text="a chair", top_p="1,1,1"), use_ray=False)
+
+
+def test_pictures_inside_a_parquet_file(model, tmp_path):
+    png(tmp_path / "red.png")
+    content = (tmp_path / "red.png").read_bytes()
+    rows = [{"id": "bytes", "image": content}, {"id": "broken", "image": b"no picture"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prompts.parquet")
+    generate(settings(model, tmp_path, prompts=str(tmp_path / "prompts.parquet")), use_ray=False)
+    inside, broken = manifest(tmp_path)
+    assert (tmp_path / "out" / inside["image"]).read_bytes() == content and inside["image"].endswith(".png")
+    assert broken["error"].startswith("bad-prompt: cannot identify")
+    (tmp_path / "out" / inside["image"]).unlink()
+    rows = [
+        {"id": "hub", "image": {"bytes": content, "path": "x.png"}},
+        {"id": "file", "image": {"bytes": None, "path": "red.png"}},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prompts.parquet")
+    generate(settings(model, tmp_path, prompts=str(tmp_path / "prompts.parquet")), use_ray=False)
+    assert [r["sha256"] for r in manifest(tmp_path)] == [inside["sha256"]] * 2, (
+        "one picture, one mesh, wherever it lies"
+    )
+    assert [r["image"] for r in manifest(tmp_path)] == [inside["image"], "red.png"]
+
+
+def test_a_picture_that_changed_meanwhile_is_not_used(model, tmp_path):
+    png(tmp_path / "red.png")
+    config = settings(model, tmp_path, image=str(tmp_path / "red.png"))
+    generate(config, use_ray=False)
+    (sample,) = plan(config)
+    other = dataclasses.replace(sample, image_sha256="0")
+    maker = SampleMaker(dataclasses.asdict(config), "0")
+    assert maker.make([other])["failed"] == 1 and "changed while the job ran" in maker.folder.read(other)["error"]
+
+
+def test_a_picture_used_whole_is_said(model, tmp_path, capsys):
+    from PIL import Image
+
+    Image.effect_noise((40, 40), 90).save(tmp_path / "noise.png")
+    generate(settings(model, tmp_path, image=str(tmp_path / "noise.png"), num=2), use_ray=False)
+    assert [r["note"] for r in manifest(tmp_path)] == ["image has no alpha and no even background: used whole"] * 2
+    assert (
+        "generate: image has no alpha and no even background: used whole (2 of 2, the first sample-s0)"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_large_job_has_subfolders_and_keeps_them(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_records, "FLAT", 2)
+    config = settings(model, tmp_path, text="a chair", num=3)
+    generate(config, use_ray=False)
+    out, rows = tmp_path / "out", manifest(tmp_path)
+    assert all(
+        Path(r["file"]).parts[0] == "meshes" and len(Path(r["file"]).parts) == 3 and (out / r["file"]).is_file()
+        for r in rows
+    )
+    assert len(list((out / "samples").glob("??/*.json"))) == 3 and not list(out.glob("*.glb"))
+    made = []
+    monkeypatch.setattr(SampleMaker, "make", lambda self, batch: made.extend(batch))
+    generate(dataclasses.replace(config, num=1), use_ray=False)
+    assert made == [] and manifest(tmp_path) == rows[:1], "a small job finds them there"
+
+
+def test_a_folder_that_began_flat_stays_so(model, tmp_path, monkeypatch):
+    generate(settings(model, tmp_path, text="a chair", num=2), use_ray=False)
+    monkeypatch.setattr(sample_records, "FLAT", 2)
+    generate(settings(model, tmp_path, text="a chair", num=3), use_ray=False)
+    assert [r["file"] for r in manifest(tmp_path)] == [f"sample-s{k}.glb" for k in range(3)]
+
+
+def test_actors_ask_for_the_gpus_that_the_cluster_has(model, tmp_path, monkeypatch):
+    """A GPU each where there are some: actors that ask for CPUs would all share the first GPU of their node."""
+    import ray
+
+    from pipelines.cluster import session
+
+    asked = {}
+
+    class Data:
+        def map_batches(self, maker, compute, **options):
+            asked.update(options, size=compute.max_size)
+            return self
+
+        def iter_rows(self):
+            return iter(())
+
+    monkeypatch.setattr(session, "connect", lambda address: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
+    monkeypatch.setattr(ray.data, "from_items", lambda items, **options: Data())
+    todo = plan(settings(model, tmp_path, text="a chair", num=40))
+    job._make(settings(model, tmp_path, text="a chair"), tmp_path, todo, "0", use_ray=True)
+    assert asked["num_gpus"] == 1 and "num_cpus" not in asked and asked["size"] == 2
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    asked.clear()
+    job._make(settings(model, tmp_path, text="a chair"), tmp_path, todo, "0", use_ray=True)
+    assert asked["num_cpus"] == 1 and "num_gpus" not in asked and asked["size"] == 3
+
+
+def test_prompts_from_parquet(model, tmp_path):
+    pq.write_table(
+        pa.table({"id": ["a", "b"], "text": ["a chair", None], "seed": [1, None]}), tmp_path / "prompts.parquet"
+    )
+    generate(settings(model, tmp_path, prompts=str(tmp_path / "prompts.parquet")), use_ray=False)
+    assert [(r["id"], r["seed"], r["status"]) for r in manifest(tmp_path)] == [("a", 1, "ok"), ("b", 0, "failed")]
+
+
+def test_an_empty_solid_is_a_failed_row(model, tmp_path, monkeypatch):
+    from g3pt.geometry.isosurface import EmptyField
+
+    original, calls = G3PT.decode_mesh, []
+
+    def decode(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise EmptyField("nothing inside")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(G3PT, "decode_mesh", decode)
+    for _ in range(2):  # the second time nothing is made: it would be empty again
+        generate(settings(model, tmp_path, text="a chair", num=2), use_ray=False)
+        assert [r["error"] for r in manifest(tmp_path)] == ["empty-field: nothing inside", ""] and len(calls) == 2
+
+
+def test_fewer_faces_are_another_sample_and_no_flag_is_the_old_one(model, tmp_path, monkeypatch):
+    import trimesh
+
+    ring = trimesh.creation.torus(0.6, 0.2)
+    monkeypatch.setattr(G3PT, "decode_mesh", lambda self, codes_S, resolution: (ring.vertices.astype("f4"), ring.faces))
+    generate(settings(model, tmp_path, text="a chair"), use_ray=False)
+    (whole,) = manifest(tmp_path)
+    assert whole["faces"] == len(ring.faces) and whole["max_faces"] == 0
+    generate(settings(model, tmp_path, text="a chair", max_faces=500), use_ray=False)
+    (row,) = manifest(tmp_path)
+    assert row["max_faces"] == 500 and row["note"] == "" and 300 < row["faces"] <= 500, "made anew"
+    assert trimesh.load(tmp_path / "out" / row["file"], force="mesh").is_watertight
+    plain = settings(model, tmp_path, text="a chair")
+    (sample,) = plan(plain)
+    known = {
+        "prompt": ["a chair", None],
+        "seed": 0,
+        "model": "0",
+        "resolution": 32,
+        "format": "glb",
+        "sampling": plain.sampling.as_dict(),
+    }
+    assert identity(plain, sample, "0") == hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest(), (
+        "as before there was a flag"
+    )
+
+
+def test_a_mesh_that_would_not_close_is_kept_and_said(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "g3pt.geometry.cleanup.simplify", lambda vertices, faces, wanted: (vertices, faces, f"not simplified: {wanted}")
+    )
+    generate(settings(model, tmp_path, text="a chair", max_faces=20), use_ray=False)
+    (row,) = manifest(tmp_path)
+    assert row["status"] == "ok" and row["note"] == "not simplified: 20" and row["faces"] > 20
+    assert "generate: not simplified: 20 (1 of 1, the first sample-s0)" in capsys.readouterr().err
+
+
+ALONE = """
+import sys
+from pipelines import generate as job, tracked
+from pipelines.generate.config import GenerateConfig
+tracked.tell, job._picture = (lambda *_: None), (lambda *_: None)
+job.generate(GenerateConfig(model=sys.argv[1], output=sys.argv[2], text="a chair", num=40, resolution=32, cfg="1"), use_ray=False)
+"""
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_with_the_files_of_an_uninterrupted_job(model, tmp_path):
+    """SIGKILL once some samples have their record."""
+    out, records = (
+        tmp_path / "out",
+        lambda: {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "samples").glob("[!.]*.json")},
+    )
+    process = subprocess.Popen([sys.executable, "-c", ALONE, str(model), str(out)])
+    while len(records()) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = records()
+    assert 5 <= len(before) < 40
+    config = settings(model, tmp_path, text="a chair", num=40, cfg="1")
+    generate(config, use_ray=False)
+    assert {file: when for file, when in records().items() if file in before} == before, "made twice"
+    generate(dataclasses.replace(config, output=str(tmp_path / "whole" / "out")), use_ray=False)
+    assert [(r["sample"], r["sha256"], r["status"]) for r in manifest(tmp_path)] == [
+        (r["sample"], r["sha256"], r["status"]) for r in manifest(tmp_path / "whole")
+    ]
+    for row in manifest(tmp_path):
+        assert hashlib.sha256((out / row["file"]).read_bytes()).hexdigest() == row["sha256"]
+
+
+@pytest.mark.slow
+def test_mlflow_holds_the_run(model, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    generate(settings(model, tmp_path, text="a chair", num=2), use_ray=False)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("g3pt/generate")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED" and run.data.metrics["samples_ok"] == 2
+    assert run.data.params["prompts"] == "a chair" and run.data.metrics["tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "one of --text"),
+        ({"text": "a", "prompts": "p.jsonl"}, "cannot be combined"),
+        ({"prompts": "p.csv"}, "must be a .jsonl"),
+        ({"text": " "}, "--text is empty"),
+        ({"text": "a", "num": 0}, "--num must be"),
+        ({"text": "a", "resolution": 100}, "--resolution must be 32 times a power of two, got 100"),
+        ({"text": "a", "max_faces": 3}, "--max-faces must be 0"),
+        ({"text": "a", "top_p": "0"}, "--top-p must be above 0 and at most 1 (keep all), got 0.0"),
+        ({"text": "a", "top_p": "1.5"}, "--top-p must be above 0 and at most 1"),
+        ({"text": "a", "top_p": "0.9,nan"}, "--top-p must be above 0 and at most 1 (keep all), got (0.9, nan)"),
+        ({"text": "a", "cfg": "inf"}, "--cfg must be a number from 0 (no guidance) to 1000, got inf"),
+        ({"text": "a", "cfg_image": "-1"}, "--cfg-image must be a number from 0"),
+        (
+            {"text": "a", "cfg_text": "x"},
+            "--cfg-text must be a number, or one a scale with commas between them, got 'x'",
+        ),
+        ({"text": "a", "cfg": ""}, "--cfg must be a number, or one a scale"),
+        ({"text": "a", "top_k": "1.5"}, "--top-k must be a whole number, or one a scale"),
+        ({"text": "a", "top_k": "9" * 30}, "--top-k must be a whole number from 0 (keep all) to 2^31"),
+        (
+            {"text": "a", "temperature": "0"},
+            "--temperature must be a number of at least 0.001 (top_k 1 takes the likeliest), got 0.0",
+        ),
+    ],
+)
+def test_impossible_flags_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        settings(tmp_path / "none", tmp_path, **changes)
+
+
+def test_bad_input_is_one_clear_line(model, tmp_path):
+    from tests.pipelines.toy_data import write_toy_tokenizer
+
+    with pytest.raises(UsageError, match="neither a finished run nor"):
+        (tmp_path / "empty").mkdir()
+        generate(settings(tmp_path / "empty", tmp_path, text="a chair"), use_ray=False)
+    with pytest.raises(UsageError, match="not a generator"):
+        generate(settings(write_toy_tokenizer(tmp_path / "cvq"), tmp_path, text="a chair"), use_ray=False)
+    with pytest.raises(UsageError, match="no such file"):
+        generate(settings(model, tmp_path, prompts=str(tmp_path / "none.jsonl")), use_ray=False)
+    with pytest.raises(UsageError, match="more than once"):
+        generate(
+            settings(model, tmp_path, prompts=write_prompts(tmp_path, [{"id": "a", "text": "x"}] * 2)), use_ray=False
+        )
+    with pytest.raises(UsageError, match="no usable prompt: bad-prompt"):
+        generate(settings(model, tmp_path, prompts=write_prompts(tmp_path, [{"id": "a"}])), use_ray=False)
+    with pytest.raises(UsageError, match="text is not valid Unicode"):
+        generate(settings(model, tmp_path, text="a \udcff chair"), use_ray=False)
+    with pytest.raises(UsageError, match="neither a finished run nor"):
+        generate(settings("owner/name", tmp_path, text="a chair"), use_ray=False)
+    with pytest.raises(UsageError, match="nowhere.png"):
+        generate(settings(model, tmp_path, image=str(tmp_path / "nowhere.png")), use_ray=False)
+
+
+def test_dry_run_needs_no_model_and_writes_nothing(tmp_path, capsys):
+    config = settings(tmp_path / "later", tmp_path, text="a chair", num=4, dry_run=True)
+    assert generate(config, use_ray=False) is None
+    assert "4 samples" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_ray_makes_what_the_plain_function_makes(model, tmp_path, ray_cluster):
+    generate(settings(model, tmp_path / "alone", text="a chair", num=3), use_ray=False)
+    generate(settings(model, tmp_path, text="a chair", num=3, num_workers=2))
+    assert [r["sha256"] for r in manifest(tmp_path)] == [r["sha256"] for r in manifest(tmp_path / "alone")]
+
+
+def test_weights_that_are_no_numbers_are_bad_input(model, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["car.start"][0, 0] = float("nan")
+    save_file(tensors, broken / "model.safetensors")
+    with pytest.raises(UsageError, match="broken/model.safetensors: tensor car.start has values that are not finite"):
+        generate(settings(broken, tmp_path, text="a chair"), use_ray=False)
+    assert not (tmp_path / "out" / "manifest.parquet").exists()

@@ -1,0 +1,476 @@
+"""Preprocessing without Ray: what is stale is redone, what is finished is kept, bad input is one clear line or one row."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from g3pt.data import datasets, reading, records
+from pipelines.cli.errors import UsageError
+from pipelines.preprocess import shards as stage
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.job import preprocess
+from pipelines.preprocess.plan import ShardTask, default_num_shards
+from pipelines.preprocess.plan_store import PlanStore
+from pipelines.preprocess.sources import SourceObject
+from pipelines.preprocess.sources.content import Content, read_content
+from pipelines.preprocess.sources.folder import list_folder
+
+SMALL = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
+MADE_BESIDE = [
+    "dataset.json",
+    "card.json",
+    "contact_sheet.png",
+    "contact_sheet.credits.md",
+]  # logged to MLflow, with the page
+CUBE_FACES = [(1, 2, 3, 4), (8, 7, 6, 5), (1, 5, 6, 2), (2, 6, 7, 3), (3, 7, 8, 4), (4, 8, 5, 1)]
+
+
+def run_kept(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict]:
+    """As map_here, but the child lives on to the next test."""
+    for task in tasks:
+        yield stage.process_shard(task, config)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_child() -> Iterator[None]:
+    yield
+    stage.close_sandboxes()
+
+
+@pytest.fixture(autouse=True)
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """MLflow has its own tests: here only what would be logged is kept."""
+    from pipelines.tracking import tracked
+
+    calls: list[dict] = []
+    monkeypatch.setattr(
+        tracked,
+        "tell",
+        lambda card, output, outcome, started: calls.append({"experiment": card.experiment_name, **vars(outcome)}),
+    )
+    return calls
+
+
+def write_box(path: Path, size: float = 1.0, height: float = 1.0) -> None:
+    corners = [(x, y, z) for z in (0, height) for x, y in ((0, 0), (0, size), (size, size), (size, 0))]
+    lines = [f"v {x} {y} {z}" for x, y, z in corners] + ["f " + " ".join(map(str, face)) for face in CUBE_FACES]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def meshes(tmp_path: Path) -> Path:
+    folder = tmp_path / "meshes"
+    for number in range(6):
+        write_box(folder / f"box{number}.obj", height=1.0 + number / 4)
+    return folder
+
+
+def config(tmp_path: Path, **change: object) -> PreprocessConfig:
+    known = {
+        "source": "dir",
+        "input": str(tmp_path / "meshes"),
+        "output": str(tmp_path / "data"),
+        "num_shards": 3,
+        **SMALL,
+    }
+    return PreprocessConfig(**known | change)
+
+
+def run(settings: PreprocessConfig) -> datasets.DatasetInfo:
+    assert preprocess(settings, run_kept) == settings.output
+    return datasets.open_dataset(settings.output)
+
+
+def hashes(info: datasets.DatasetInfo) -> dict[int, str]:
+    return info.shards
+
+
+def written(info: datasets.DatasetInfo) -> dict[int, int]:
+    return {index: info.shard_path(index).stat().st_mtime_ns for index in info.shards}
+
+
+def redone(before: dict[int, int], after: dict[int, int]) -> set[int]:
+    return {index for index in after if before.get(index) != after[index]}
+
+
+def test_shapes_become_rows_with_everything_the_contract_names(tmp_path: Path, logged: list[dict]) -> None:
+    info = run(config(tmp_path, source="shapes", input=None, limit=6, keep_solid=True))
+    assert info.counts == {"ok": 6} and sum(info.splits.values()) == 6
+    for row in reading.read_rows(info, info.columns):
+        assert row["source"] == "shapes" and row["caption"] and row["caption_source"] == "template"
+        assert row["category"] in row["id"] and row["license"] and len(row["content_sha256"]) == 64
+        assert row["split"] == records.split_of(row["id"]) and row["error"] == "" and row["up_axis"] == "y"
+        assert np.abs(row["surface"][:, :3]).max() <= 0.951 and np.abs(row["volume_points"]).max() <= 1.0
+        inside = records.unpack_occupancy(row["near_occupancy"])
+        assert inside.shape == (256,) and 0.2 < inside.mean() < 0.8
+        vertices, _ = records.decode_solid(row["solid"])
+        extent = vertices.max(axis=0) - vertices.min(axis=0)
+        assert abs(extent.max() - 1.9) < 1e-3 and row["volume"] > 0 and row["scale"] > 0
+    assert [call["experiment"] for call in logged] == ["g3pt/preprocess"]
+    assert logged[0]["metrics"]["objects_ok"] == 6 and [file.name for file in logged[0]["artifacts"]] == MADE_BESIDE
+
+
+def test_finished_shards_are_skipped_and_nothing_is_logged_twice(
+    tmp_path: Path, meshes: Path, logged: list[dict], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(config(tmp_path))
+    before, summary = written(first), (first.path / "dataset.json").read_bytes()
+    second = run(config(tmp_path, timeout_s=30.0, num_workers=1))  # neither changes a byte
+    assert redone(before, written(second)) == set() and (first.path / "dataset.json").read_bytes() == summary
+    assert "6 objects in 3 shards are finished and skipped" in capsys.readouterr().out
+    assert len(logged) == 1
+
+
+def test_changed_settings_make_every_shard_stale(
+    tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(config(tmp_path))
+    second = run(config(tmp_path, seed=1))
+    assert "6 objects in 3 shards to convert (3 stale: settings changed)" in capsys.readouterr().out
+    assert not set(hashes(first).values()) & set(hashes(second).values())
+    assert first.fingerprint != second.fingerprint
+    assert run(config(tmp_path)).fingerprint == first.fingerprint
+
+
+def test_a_changed_input_makes_only_its_shard_stale(
+    tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(config(tmp_path))
+    before = written(first)
+    write_box(meshes / "box2.obj", height=9.0)
+    second = run(config(tmp_path))
+    assert redone(before, written(second)) == {records.shard_index("box2.obj", 3)}
+    assert "(1 stale: inputs changed)" in capsys.readouterr().out
+    assert first.fingerprint != second.fingerprint
+
+
+def test_a_changed_limit_redoes_only_touched_shards_and_removes_empty_ones(
+    tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = run(config(tmp_path))
+    kept = smallest_hashes([f"box{number}.obj" for number in range(6)], 2)
+    less = run(config(tmp_path, limit=2, num_shards=None))  # the dataset's number of shards is kept
+    assert sorted(reading.load_arrays(less, None, ["id"])["id"]) == kept
+    assert set(less.shards) == {records.shard_index(name, 3) for name in kept}
+    if len(less.shards) < 3:
+        assert "to remove: no object belongs to them any more" in capsys.readouterr().out
+    assert sorted(less.path.glob("shard-*.parquet")) == [less.shard_path(index) for index in sorted(less.shards)]
+    again = run(config(tmp_path))
+    assert hashes(again) == hashes(full) and again.fingerprint == full.fingerprint
+
+
+def test_bytes_do_not_depend_on_the_order_of_work(tmp_path: Path, meshes: Path) -> None:
+    def backwards(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterable[dict]:
+        turned = [dataclasses.replace(task, objects=task.objects[::-1]) for task in reversed(tasks)]
+        return run_kept(turned, settings)
+
+    first = run(config(tmp_path))
+    preprocess(config(tmp_path, output=str(tmp_path / "other")), backwards)
+    other = datasets.open_dataset(tmp_path / "other")
+    assert hashes(first) == hashes(other)
+    assert (first.path / "dataset.json").read_bytes() == (other.path / "dataset.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_four_workers_and_files_in_another_order_give_the_bytes_of_one(
+    tmp_path: Path, meshes: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Ray, each of the four with a shard in hand while the others have theirs; the folder is listed backwards."""
+    import ray
+
+    for number in range(6, 24):
+        write_box(meshes / f"box{number}.obj", size=1 + number / 9)
+    one = run(config(tmp_path, num_shards=12))
+    marks, convert, listed = tmp_path / "marks", stage._process_text, [item.id for item in list_folder(meshes)]
+    marks.mkdir()
+
+    def together(task: str, text: str) -> str:
+        (marks / str(os.getpid())).touch()
+        deadline = time.monotonic() + 100
+        while len(os.listdir(marks)) < 4 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return convert(task, text)
+
+    walk, remote = os.walk, ray.remote
+    monkeypatch.setattr(stage, "_process_text", together)
+    monkeypatch.setattr(
+        ray, "remote", lambda **options: remote(**options | {"num_cpus": 0.5})
+    )  # four on the two CPUs of tests
+    monkeypatch.setattr(
+        os, "walk", lambda root: [(parent, folders, names[::-1]) for parent, folders, names in walk(root)]
+    )
+    assert [item.id for item in list_folder(meshes)] == listed[::-1]
+    preprocess(config(tmp_path, num_shards=12, output=str(tmp_path / "other")), stage.map_on_ray)
+    assert len(list(marks.iterdir())) == 4
+    other = datasets.open_dataset(tmp_path / "other")
+    assert hashes(one) == hashes(other) and len(one.shards) >= 8
+    for name in ["dataset.json", *(one.shard_path(index).name for index in one.shards)]:
+        assert (one.path / name).read_bytes() == (other.path / name).read_bytes(), name
+
+
+def test_a_run_that_dies_keeps_what_is_finished_and_is_no_dataset_until_it_is(
+    tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dies(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator[dict]:
+        yield stage.process_shard(tasks[0], settings)
+        raise RuntimeError("the power went out")
+
+    whole = run(config(tmp_path, output=str(tmp_path / "whole")))
+    with pytest.raises(RuntimeError, match="power"):
+        preprocess(config(tmp_path), dies)
+    folder = tmp_path / "data"
+    with pytest.raises(ValueError, match="did not finish"):
+        datasets.open_dataset(folder)
+    (folder / ".shard-00001.parquet.99.tmp").write_bytes(b"half")
+    (folder / "shard-00002.parquet").write_bytes(b"written, but its sidecar was not")
+    assert hashes(run(config(tmp_path))) == hashes(whole)
+    assert "(1 new, 1 unfinished)" in capsys.readouterr().out
+    assert not list(folder.glob(".*"))
+
+
+def test_a_start_that_only_finishes_the_dataset_tells_of_it_once(
+    tmp_path: Path, meshes: Path, logged: list[dict]
+) -> None:
+    """Killed between the last shard and dataset.json: nothing is left to convert, but nothing was logged and there is no card yet."""
+    first = run(config(tmp_path))
+    whole = (first.path / "dataset.json").read_bytes()
+    for name in MADE_BESIDE:
+        (first.path / name).unlink()
+    logged.clear()
+    assert (run(config(tmp_path)).path / "dataset.json").read_bytes() == whole
+    assert [file.name for file in logged[0]["artifacts"]] == MADE_BESIDE and logged[0]["metrics"]["objects_done"] == 0
+    assert all((first.path / name).exists() for name in MADE_BESIDE)
+    run(config(tmp_path))
+    assert len(logged) == 1
+
+
+def test_a_damaged_parquet_is_redone(tmp_path: Path, meshes: Path) -> None:
+    first = run(config(tmp_path))
+    first.shard_path(0).write_bytes(b"")
+    assert hashes(run(config(tmp_path))) == hashes(first)
+
+
+def test_timeouts_are_rows_and_only_retry_failed_tries_them_again(tmp_path: Path, meshes: Path) -> None:
+    settings = config(tmp_path, timeout_s=1e-4, limit=2)
+    with pytest.raises(RuntimeError, match="no object is ok: timeout 2"):
+        preprocess(settings, run_kept)
+    rows = list(reading.read_rows(settings.output, ["status", "error", "surface"], status=None))
+    assert {row["status"] for row in rows} == {"timeout"} and rows[0]["error"] == "timeout: over 0.0001 s"
+    assert not np.any(rows[0]["surface"])
+    with pytest.raises(RuntimeError, match="no object is ok"):
+        preprocess(config(tmp_path, limit=2), run_kept)
+    assert run(config(tmp_path, limit=2, retry_failed=True)).counts == {"ok": 2}
+    before = written(datasets.open_dataset(settings.output))
+    assert redone(before, written(run(config(tmp_path, limit=2, retry_failed=True)))) == set()
+
+
+def test_bad_meshes_are_rows_with_a_reason_and_the_others_go_on(tmp_path: Path, meshes: Path) -> None:
+    (meshes / "corrupt.glb").write_bytes(b"glTF\x02\x00\x00\x00\xff\x00\x00\x00garbage")
+    (meshes / "empty.stl").write_bytes(b"")
+    (meshes / "flat.obj").write_text("v 0 0 0\nv 0 0 0\nv 0 0 0\nf 1 2 3\n")
+    (meshes / "points.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n")
+    info = run(config(tmp_path))
+    rows = {row["id"]: row for row in reading.read_rows(info, ["id", "status", "error"], status=None)}
+    assert info.counts["ok"] == 6
+    assert {rows[name]["status"] for name in ("corrupt.glb", "empty.stl")} == {"failed"}
+    assert {rows[name]["status"] for name in ("flat.obj", "points.obj")} == {"rejected"}
+    for name in ("corrupt.glb", "empty.stl", "flat.obj", "points.obj"):
+        assert ": " in rows[name]["error"] and "\n" not in rows[name]["error"], rows[name]
+    assert sum(info.failures.values()) == 4
+
+
+def test_a_row_whose_solid_breaks_a_bound_is_rejected_with_its_figures_and_without_tensors(tmp_path: Path) -> None:
+    (tmp_path / "needle.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1e-6 0\nf 1 2 3\n")
+    settings = config(tmp_path, input=str(tmp_path), resolution=200, keep_solid=True)
+    (item,) = list_folder(tmp_path)
+    (needle,) = stage.convert_object(dataclasses.asdict(item), dataclasses.asdict(settings)).to_pylist()
+    assert needle["status"] == "rejected" and needle["error"].startswith("too-thin: volume ")
+    assert records.failure_reason(needle) == "rejected/too-thin"
+    assert 0 < needle["volume"] < 8e-4 and needle["solid_watertight"] and needle["num_faces"] == 1
+    assert not any(needle["surface"]) and not any(needle["near_points"]) and needle["solid"] == b""
+
+
+def test_a_manifest_names_the_objects(tmp_path: Path, meshes: Path) -> None:
+    (meshes / "manifest.csv").write_text(
+        "path,id,caption,license,author,category,source_repo,source_commit,source_path\n"
+        'box1.obj,one,"a box, small",MIT,Ann,boxes,ann/boxes,abc,b 1.obj\n'
+        "box3.obj,,,CC0-1.0,,,,,\n"
+        "gone.obj,gone,,,,,,,\n"
+        "../outside.obj,outside,,,,,,,\n"
+    )
+    write_box(tmp_path / "outside.obj")
+    info = run(config(tmp_path))
+    columns = [
+        "id",
+        "path",
+        "caption",
+        "caption_source",
+        "license",
+        "author",
+        "category",
+        "source_url",
+        "status",
+        "error",
+    ]
+    rows = {row["id"]: row for row in reading.read_rows(info, columns, status=None)}
+    assert set(rows) == {"one", "box3.obj", "gone", "outside"}
+    assert rows["one"]["caption"] == "a box, small" and rows["one"]["caption_source"] == "manifest"
+    assert rows["one"]["license"] == "MIT" and rows["one"]["author"] == "Ann" and rows["one"]["category"] == "boxes"
+    assert rows["one"]["source_url"] == "https://github.com/ann/boxes/blob/abc/b%201.obj"
+    assert rows["box3.obj"]["status"] == "ok" and rows["box3.obj"]["caption_source"] == ""
+    assert rows["gone"]["status"] == "failed" and rows["gone"]["error"].startswith("missing-file: ")
+    assert rows["outside"]["status"] == "rejected" and rows["outside"]["error"].startswith("external-uri: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": "missing"}, "missing does not exist"),
+        ({"input": "empty"}, "holds no objects: no .glb .gltf"),
+        ({"input": "file.txt"}, "is not a folder"),
+        ({"input": None}, "needs --input"),
+        ({"input": "s3://bucket/meshes"}, "not built yet"),
+        ({"output": "file.txt"}, "is not a folder"),
+        ({"input": "twice"}, "1 ids appear more than once, the first is 'a'"),
+        ({"input": "no-path"}, "has no column 'path'; it has id, file"),
+        ({"input": "no-rows"}, "holds no objects: manifest.csv has no rows"),
+    ],
+)
+def test_bad_usage_is_one_line_and_writes_nothing(tmp_path: Path, meshes: Path, change: dict, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("")
+    for name, text in (
+        ("twice", "path,id\nx.obj,a\ny.obj,a\n"),
+        ("no-path", "id,file\na,x.obj\n"),
+        ("no-rows", "path,id\n"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.csv").write_text(text)
+    absolute = {
+        key: str(tmp_path / value) if value and key != "source" and ":" not in value else value
+        for key, value in change.items()
+    }
+    with pytest.raises(UsageError) as raised:
+        preprocess(config(tmp_path, **absolute), run_kept)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_file_name_that_is_no_text_is_one_line(meshes: Path) -> None:
+    os.rename(meshes / "box3.obj", os.fsencode(meshes) + b"/caf\xe9.obj")
+    with pytest.raises(UsageError, match="the file name .*caf.*dce9.obj' is not UTF-8") as caught:
+        list(list_folder(meshes))
+    str(caught.value).encode("utf-8")
+
+
+def test_a_dataset_of_another_schema_is_refused_and_left_alone(tmp_path: Path, meshes: Path) -> None:
+    info = run(config(tmp_path))
+    file = info.path / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema_version": 0}))
+    before = written(info)
+    with pytest.raises(UsageError, match=f"has schema version 0; this program reads version {records.SCHEMA_VERSION}"):
+        preprocess(config(tmp_path, seed=5), run_kept)
+    assert written(info) == before
+
+
+def test_numbers_are_checked_when_flags_are_parsed(tmp_path: Path) -> None:
+    for change in (
+        {"limit": 0},
+        {"num_shards": -1},
+        {"num_queries": 12},
+        {"resolution": 4},
+        {"views": -1},
+        {"seed": -1},
+        {"timeout_s": 0},
+    ):
+        with pytest.raises(ValueError, match=str(next(iter(change.values())))):
+            config(tmp_path, **change)
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert preprocess(config(tmp_path, dry_run=True), run_kept) is None
+    assert "6 objects in 3 shards to convert (3 new)" in capsys.readouterr().out
+    assert preprocess(config(tmp_path, input=str(tmp_path / "later"), dry_run=True), run_kept) is None
+    assert "later does not exist yet" in capsys.readouterr().out
+    assert not (tmp_path / "data").exists()
+
+
+def chosen(ids: list[str], limit: int) -> list[str]:
+    store = PlanStore()
+    store.add(SourceObject(id=name, source="dir") for name in ids)
+    store.limit(limit, "here")
+    store.group(1, "here")
+    return [item.id for item in store.objects(0)]
+
+
+def smallest_hashes(ids: list[str], count: int) -> list[str]:
+    return sorted(sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
+
+
+def test_limit_takes_the_smallest_hashes_whatever_else_is_there() -> None:
+    ids = [f"x{number}" for number in range(50)]
+    few = chosen(ids, 5)
+    assert few == smallest_hashes(ids, 5) and set(few) <= set(chosen(ids[::-1], 9)) and chosen(ids, 50) == sorted(ids)
+
+
+def test_the_content_of_a_gltf_includes_its_buffers_but_never_files_outside(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret.bin").write_bytes(b"secret")
+    (root / "a b.bin").write_bytes(b"1")
+    uris = ["a%20b.bin", "../secret.bin", "data:application/octet-stream;base64,AAAA"]
+    (root / "x.gltf").write_text(json.dumps({"asset": {"version": "2.0"}, "buffers": [{"uri": uri} for uri in uris]}))
+    first = read_content(root, "x.gltf")
+    (tmp_path / "secret.bin").write_bytes(b"other")
+    assert read_content(root, "x.gltf") == first and first.size == 1 + (root / "x.gltf").stat().st_size
+    (root / "a b.bin").write_bytes(b"2")
+    assert read_content(root, "x.gltf").sha256 != first.sha256
+    assert read_content(root, "../secret.bin") == read_content(root, "gone.gltf") == Content()
+
+
+def test_sizes_of_shards_follow_the_number_of_objects() -> None:
+    assert [default_num_shards(number) for number in (1, 16, 17, 584, 10**5, 10**6, 10**7, 10**8)] == [
+        1,
+        1,
+        2,
+        37,
+        1024,
+        7813,
+        78125,
+        100_000,
+    ]
+
+
+@pytest.mark.slow
+def test_views_are_pictures_of_the_object_with_their_cameras(tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    info = run(config(tmp_path, source="shapes", input=None, limit=2, views=2, view_size=32))
+    assert json.loads((tmp_path / "data" / "shard-00000.json").read_text())["view_seconds"] > 0
+    for row in reading.read_rows(info, ["views", "view_cameras", "appearance"]):
+        assert row["appearance"] == "none"
+        assert row["view_cameras"].shape == (2, 4, 4) and not np.array_equal(*row["view_cameras"])
+        for data in row["views"]:
+            picture = np.asarray(Image.open(io.BytesIO(data)))
+            assert picture.shape == (32, 32, 4)
+            assert 0.02 < (picture[..., 3] > 0).mean() < 0.9
+
+
+@pytest.mark.slow
+def test_mesh2sdf_is_the_other_way_to_a_solid(tmp_path: Path, meshes: Path) -> None:
+    settings = config(tmp_path, limit=1, watertight="mesh2sdf")
+    assert settings.time_limit_s == 900.0 and config(tmp_path).time_limit_s == 60.0
+    row = next(reading.read_rows(run(settings), ["volume", "chamfer_to_input"]))
+    assert row["volume"] > 1.0 and row["chamfer_to_input"] < 0.2

@@ -1,0 +1,216 @@
+"""Preprocessing and the folder it writes: a full or read-only disk, other people's files, two runs at once, what an edit redoes."""
+
+import errno
+import multiprocessing
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from g3pt.data import datasets, records
+from pipelines.cli.errors import UsageError
+from pipelines.preprocess import shards as stage
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.job import preprocess
+from pipelines.preprocess.output import LOCK_FILE, alone_in
+from pipelines.preprocess.plan import ShardTask
+from pipelines.preprocess.sandbox import Result
+from pipelines.tracking import tracked
+
+SMALL = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
+NUM_SHARDS = 4
+
+
+class FakeBox:
+    """A sandbox whose rows hold no geometry: what is tested here is where they go."""
+
+    def call(self, _function: str, arguments: dict) -> Result:
+        config, item = PreprocessConfig(**arguments["config"]), arguments["item"]
+        row = records.empty_row(item["id"], config.record) | {
+            name: item[name] for name in ("source", "path", "content_sha256", "caption")
+        }
+        row["surface"] += len(item["id"])
+        return Result(status="ok", table=records.rows_to_table([row | {"status": "ok"}], config.record))
+
+
+@pytest.fixture(autouse=True)
+def without_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "_sandbox", lambda _: FakeBox())
+    monkeypatch.setattr(tracked, "tell", lambda *_: None)
+    monkeypatch.setattr("pipelines.preprocess.job._card", lambda _: [])
+
+
+@pytest.fixture
+def meshes(tmp_path: Path) -> Path:
+    folder = tmp_path / "meshes"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number}.obj").write_text(f"v 0 0 {number}\n")
+    return folder
+
+
+def config(meshes: Path, output: Path, **change: object) -> PreprocessConfig:
+    return PreprocessConfig(
+        **{"source": "dir", "input": str(meshes), "output": str(output), "num_shards": NUM_SHARDS, **SMALL, **change}
+    )
+
+
+def here(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator[dict]:
+    for task in tasks:
+        yield stage.process_shard(task, settings)
+
+
+def run(settings: PreprocessConfig) -> dict[str, tuple[bytes, int]]:
+    """Content and time of change of each shard afterwards."""
+    preprocess(settings, here)
+    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in Path(settings.output).glob("*.parquet")}
+
+
+# --------------------------------------------------------------------------------------------------------------- disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 60 kB; skipped where one can't be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a file system is not permitted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+
+
+def test_a_full_disk_leaves_whole_shards_and_the_same_command_goes_on(
+    tmp_path: Path, meshes: Path, small_disk: Path
+) -> None:
+    whole = run(config(meshes, tmp_path / "whole"))
+    target = small_disk / "data"
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        run(config(meshes, target))
+    assert caught.value.errno == errno.ENOSPC and any(
+        "shards are finished" in line for line in caught.value.safe_on_disk
+    )
+    left = {file.name for file in target.iterdir()}
+    assert not [name for name in left if name.startswith(".")] and "dataset.json" not in left
+    shards = {name.removesuffix(".parquet") for name in left if name.endswith(".parquet")}
+    assert 0 < len(shards) < NUM_SHARDS
+    remount(small_disk, "size=10m")
+    assert {name: content for name, (content, _) in run(config(meshes, target)).items()} == {
+        name: content for name, (content, _) in whole.items()
+    }
+    assert datasets.open_dataset(target).fingerprint == datasets.open_dataset(tmp_path / "whole").fingerprint
+
+
+def test_a_read_only_output_is_one_line(meshes: Path, small_disk: Path) -> None:
+    remount(small_disk, "ro")
+    with pytest.raises(UsageError, match=f"--output {small_disk}/a/data can't be written: Read-only file system"):
+        run(config(meshes, small_disk / "a" / "data"))
+    assert not list(small_disk.iterdir())
+
+
+# -------------------------------------------------------------------------------------------------------- whose folder
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "shard-00001.parquet", "shard-1x.parquet", "runs/x.txt"])
+def test_other_peoples_files_are_refused_and_left_alone(tmp_path: Path, meshes: Path, name: str) -> None:
+    (tmp_path / "data" / name).parent.mkdir(parents=True)
+    (tmp_path / "data" / name).write_text("mine")
+    with pytest.raises(UsageError, match="holds no dataset but other files .*: give a new or an empty folder"):
+        run(config(meshes, tmp_path / "data"))
+    assert [
+        path.relative_to(tmp_path / "data").as_posix() for path in (tmp_path / "data").rglob("*") if path.is_file()
+    ] == [name]
+
+
+def test_unfinished_shards_of_another_schema_are_refused_and_left_alone(tmp_path: Path, meshes: Path) -> None:
+    before = run(config(meshes, tmp_path / "data"))
+    (tmp_path / "data" / "dataset.json").unlink()
+    for sidecar in (tmp_path / "data").glob("shard-*.json"):
+        sidecar.write_text(
+            sidecar.read_text().replace(f'"schema_version": {records.SCHEMA_VERSION}', '"schema_version": 1')
+        )
+    with pytest.raises(UsageError, match="holds shards of schema version 1; this program writes version"):
+        run(config(meshes, tmp_path / "data", seed=1))
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "data").glob("*.parquet")} == {
+        name: when for name, (_, when) in before.items()
+    }
+
+
+def test_an_unfinished_run_of_ones_own_is_taken_up(tmp_path: Path, meshes: Path) -> None:
+    before = run(config(meshes, tmp_path / "data"))
+    for file in [*(tmp_path / "data").glob("shard-*.json"), tmp_path / "data" / "dataset.json"]:
+        file.unlink()
+    (tmp_path / "data" / "notes.txt").write_text("mine")
+    assert run(config(meshes, tmp_path / "data")).keys() == before.keys()
+
+
+# ---------------------------------------------------------------------------------------------------------- two at once
+
+
+def test_a_second_run_on_the_same_output_is_one_line_and_changes_nothing(tmp_path: Path, meshes: Path) -> None:
+    def while_another_starts(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator[dict]:
+        with pytest.raises(
+            UsageError, match=rf"another run works there \(process {os.getpid()} on .*\); wait for its end"
+        ):
+            run(config(meshes, tmp_path / "data", seed=1))
+        yield from here(tasks, settings)
+
+    preprocess(config(meshes, tmp_path / "data"), while_another_starts)
+    assert datasets.open_dataset(tmp_path / "data").counts == {"ok": 12}
+    assert not (tmp_path / "data" / LOCK_FILE).exists()
+
+
+def hold(folder: str, ready: "multiprocessing.synchronize.Event") -> None:
+    with alone_in(folder):
+        ready.set()
+        multiprocessing.Event().wait()
+
+
+def test_the_lock_of_a_killed_run_holds_nobody_off(tmp_path: Path, meshes: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Event()
+    other = spawn.Process(target=hold, args=(str(tmp_path / "data"), ready))
+    other.start()
+    assert ready.wait(60)
+    with pytest.raises(UsageError, match="another run works there"):
+        run(config(meshes, tmp_path / "data"))
+    other.kill()
+    other.join()
+    assert (tmp_path / "data" / LOCK_FILE).exists() and len(run(config(meshes, tmp_path / "data"))) == NUM_SHARDS
+
+
+def test_folders_made_for_nothing_go_again(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no objects"):
+        run(config(tmp_path / "empty", tmp_path / "a" / "b"))
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+# ------------------------------------------------------------------------------------------------------------- edits
+
+
+def test_exactly_the_shards_of_files_added_edited_and_removed_are_redone(tmp_path: Path, meshes: Path) -> None:
+    def touched(*names: str) -> set[str]:
+        return {f"{records.shard_name(records.shard_index(name, NUM_SHARDS))}.parquet" for name in names}
+
+    before = run(config(meshes, tmp_path / "data"))
+    for change, names in (
+        (lambda: (meshes / "new.obj").write_text("v 1 1 1\n"), ("new.obj",)),
+        (lambda: (meshes / "3.obj").write_text("v 9 9 9\n"), ("3.obj",)),
+        (lambda: (meshes / "5.obj").unlink(), ("5.obj",)),
+        (lambda: (meshes / "7.obj").rename(meshes / "8b.obj"), ("7.obj", "8b.obj")),
+    ):
+        change()
+        after = run(config(meshes, tmp_path / "data"))
+        assert {name for name in after if after[name] != before.get(name)} == touched(*names) & after.keys(), names
+        before = after
+    fresh = run(config(meshes, tmp_path / "fresh"))
+    assert {name: content for name, (content, _) in fresh.items()} == {
+        name: content for name, (content, _) in before.items()
+    }

@@ -1,0 +1,50 @@
+"""Identity and ledger."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.runs.identity import Ledger, RunSpec
+
+
+def spec(**changes: object) -> RunSpec:
+    values = {
+        "stage": "cvq",
+        "preset": "nano",
+        "seed": 0,
+        "config": {"model": {"width": 8}, "train": {"steps": 10, "log_every": 5}},
+        "paths": {"data": "/a"},
+    }
+    return RunSpec(**{**values, **changes})
+
+
+def test_hash_covers_weights_and_nothing_else() -> None:
+    base = spec()
+    assert base.name == f"cvq-nano-s0-{base.hash8}"
+    assert spec(paths={"data": "/b"}).hash8 == base.hash8
+    assert spec(config={"model": {"width": 8}, "train": {"steps": 10, "log_every": 7}}).hash8 == base.hash8
+    assert spec(config={"model": {"width": 9}, "train": {"steps": 10}}).hash8 != base.hash8
+    assert spec(seed=1).hash8 != base.hash8
+    assert spec(stage="car").hash8 != base.hash8
+    assert RunSpec.from_dict(json.loads(json.dumps(base.to_dict()))).name == base.name
+
+
+def test_ledger_keeps_each_step_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "metrics.jsonl")
+    assert ledger.read() == [] and ledger.last_step() is None
+    ledger.append([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
+    with pytest.raises(AssertionError):
+        ledger.append([{"step": 2, "loss": 0.5}])
+    assert [r["step"] for r in ledger.read()] == [1, 2]
+
+
+def test_ledger_survives_a_torn_line(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "metrics.jsonl")
+    ledger.append([{"step": s, "loss": 0.0} for s in (1, 2, 3)])
+    with open(ledger.path, "a") as file:
+        file.write('{"step": 4, "lo')
+    assert [r["step"] for r in ledger.read()] == [1, 2, 3]
+    assert ledger.truncate_after(2) == 1
+    ledger.append([{"step": 3, "loss": 1.0}])
+    assert [json.loads(line)["step"] for line in ledger.path.read_text().splitlines()] == [1, 2, 3]

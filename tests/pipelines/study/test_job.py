@@ -1,0 +1,152 @@
+"""A study around its runs: errors are told, a finished one is left alone, its numbers are those of the runs."""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.cli.failures import Failure
+from pipelines.runs.identity import RunSpec
+from pipelines.runs.notes import FAILURE_FILE, read_note
+from pipelines.study import job
+from pipelines.tracking import client as tracking
+from pipelines.tracking.client import Tracking
+from pipelines.train import run as train
+
+FLAGS = job.SweepFlags(data="data", tokenizer="tokenizer", output="study", num_workers=0)
+
+
+def spec(size: str, seed: int = 0) -> RunSpec:
+    return RunSpec(stage="car", preset=size, seed=seed, config={"model": {"size": size}}, paths={})
+
+
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that are finished as soon as they start."""
+
+    def train_all(specs: list[RunSpec], study: Path, *_: object) -> None:
+        for item in specs:
+            (study / "runs" / item.name).mkdir(parents=True, exist_ok=True)
+            (study / "runs" / item.name / "_SUCCESS").touch()
+
+    def fit_and_draw(points: list[dict], study: Path) -> None:
+        law = {
+            "irreducible": 0.0,
+            "coefficient": 1.0,
+            "exponent": len(points) / 10,
+            "interval_95": {"exponent": [0.0, 1.0]},
+        }
+        found = {"num_sizes": len(points), "num_points": len(points), "status": "demonstration, not an estimate"}
+        (study / "fit.json").write_text(json.dumps({"power_law_with_floor": None, "pure_power_law": law, **found}))
+        (study / "curve.png").touch()
+
+    monkeypatch.setattr(job, "fit_and_draw", fit_and_draw)
+    monkeypatch.setattr(job, "train_all", train_all)
+    monkeypatch.setattr(job, "encode", lambda *_: None)
+    monkeypatch.setattr(job, "collect", lambda specs, study: [{"size": s.preset} for s in specs])
+
+
+def test_a_finished_study_is_left_alone_and_one_that_grew_is_fitted_again(
+    instant: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, three = tmp_path / "study", [spec(size) for size in "abc"]
+    job.run_study(three, study, FLAGS)
+    before = {p: p.stat().st_mtime_ns for p in study.rglob("*") if p.is_file()}
+    job.run_study(three, study, FLAGS)
+    assert {p: p.stat().st_mtime_ns for p in study.rglob("*") if p.is_file()} == before
+    assert "finished already" in capsys.readouterr().out
+    assert logged_steps(study) == [0]
+    job.run_study([*three, spec("d")], study, dataclasses.replace(FLAGS, set="head=bits"))
+    assert logged_steps(study) == [0, 1]
+    assert json.loads((study / "study.json").read_text())["flags"]["set"] == "head=bits"
+    assert (study / "points.csv").read_text().count("\n") == 5
+
+
+def logged_steps(study: Path) -> list[int]:
+    client = Tracking(tracking.tracking_uri(study)).client
+    (run,) = client.search_runs([client.get_experiment_by_name("g3pt/scaling").experiment_id])
+    assert run.info.status == "FINISHED" and run.data.metrics["pure_power_law/exponent_high"] == 1.0
+    sizes = run.data.tags["g3pt.sizes"].split(",")
+    assert (
+        run.info.run_name == f"study-{len(sizes)}-sizes-{sizes[0]}-to-{sizes[-1]}"
+        and len(sizes) == run.data.metrics["num_sizes"]
+    )
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {
+        "study.json",
+        "points.csv",
+        "fit.json",
+        "curve.png",
+    }
+    return [metric.step for metric in client.get_metric_history(run.info.run_id, "pure_power_law/exponent")]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_a_trial_died_of_is_told_and_its_files_are_kept(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray import tune
+
+    class Tuner:
+        """Runs nothing: one trial came through, the other's process died or did not."""
+
+        def __init__(self, *_: object, run_config: tune.RunConfig, **__: object) -> None:
+            Path(run_config.storage_path).mkdir()
+
+        def fit(self) -> list[SimpleNamespace]:
+            error = RuntimeError("the actor\ndied") if fails else None
+            return [SimpleNamespace(error=None, config={"index": 0}), SimpleNamespace(error=error, config={"index": 1})]
+
+    monkeypatch.setattr(tune, "Tuner", Tuner)
+    monkeypatch.setattr(tune, "with_parameters", lambda trial, **_: trial)
+    monkeypatch.setattr(tune, "with_resources", lambda trial, _: trial)
+    monkeypatch.setattr(job, "trial_resources", lambda _: ({"CPU": 1}, 1))
+    specs = [spec("20k"), spec("80k")]
+    folders = [train.prepare_run(each, tmp_path / "runs") for each in specs]
+    (folders[0] / "_SUCCESS").touch()
+    failures = job.tune(
+        [{"spec": each.to_dict(), "run_dir": str(folder)} for each, folder in zip(specs, folders, strict=True)],
+        tmp_path,
+        FLAGS,
+    )
+    assert failures == ({specs[1].name: "RuntimeError: the actor died"} if fails else {})
+    assert (tmp_path / "ray").exists() == fails
+    with pytest.raises(RuntimeError, match="1 of 2 runs did not finish") as raised:
+        job.check_finished(specs, tmp_path)
+    reason = "RuntimeError: the actor died" if fails else "no reason is known"
+    assert Failure.of(raised.value).doing == (f"training {specs[1].name}: {reason}",)
+
+
+@pytest.mark.slow
+def test_a_worker_s_own_error_comes_through_train_and_tune_and_is_not_tried_again(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    fit = {"steps": 20, "batch_size": 4, "learning_rate": 0.01, "log_every": 2, "checkpoint_every": 6}
+    paths = {"failures": str(tmp_path / "failures.txt")}
+    bad = RunSpec(
+        stage="cvq", preset="toy", seed=0, config={"toy": {"width": 8, "fail_at": 40}, "train": fit}, paths=paths
+    )
+    job.train_all(
+        [bad],
+        tmp_path / "study",
+        dataclasses.replace(FLAGS, num_workers=1),
+        None,
+        "tests.pipelines.toy_stage:build_stage",
+    )
+    run_dir = tmp_path / "study" / "runs" / bad.name
+    found = read_note(run_dir, FAILURE_FILE)
+    assert (found["error"], found["step"], found["doing"]) == (
+        "ValueError: sample 40 is bad",
+        10,
+        [f"training {bad.name}"],
+    )
+    assert found["where"][-1].startswith("tests/pipelines/toy_stage.py:") and any(
+        "g3pt/training/fit.py" in frame for frame in found["where"]
+    )
+    assert Path(paths["failures"]).read_text() == "failed\n"
+    assert train.safe_state(bad, run_dir) == f"its checkpoint at 24 of 80 samples ({run_dir})"
+    with pytest.raises(RuntimeError) as raised:
+        job.check_finished([bad], tmp_path / "study")
+    (told,) = Failure.of(raised.value).doing
+    assert told.startswith(f"training {bad.name}: ValueError: sample 40 is bad, in tests/pipelines/toy_stage.py:")

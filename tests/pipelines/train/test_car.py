@@ -1,0 +1,185 @@
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from g3pt.config import CARConfig, TrainConfig
+from g3pt.data import datasets, reading
+from g3pt.data.streaming import ShardedObjects
+from g3pt.models.car import G3PT
+from g3pt.training.exports import read_export_config
+from g3pt.training.fit import fit
+from pipelines.derive import tokens
+from pipelines.runs.identity import RunSpec
+from pipelines.study import job
+from pipelines.train import car_batches
+from pipelines.train.car import CARStage
+from pipelines.train.car_batches import ConditionedCodes
+from tests.g3pt.tiny import tiny_tokenizer
+from tests.pipelines.toy_data import TOY, write_toy_dataset, write_toy_tokenizer
+
+MODEL = CARConfig(depth=1, width=32, num_heads=2, image_size=28)
+TRAIN = TrainConfig(
+    steps=30, batch_size=8, learning_rate=3e-3, warmup_steps=2, ema_decay=0.8, log_every=10, eval_every=30
+)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("car")
+    info = write_toy_dataset(folder / "data", count=60)
+    tokenizer = write_toy_tokenizer(folder / "tokenizer")
+    tokens.encode_dataset(info.path, tokenizer, use_ray=False)
+    return {"data": str(info.path), "tokenizer": str(tokenizer)}
+
+
+def stage(paths, rank=0, world_size=1, **changes) -> CARStage:
+    config = {"model": dataclasses.asdict(dataclasses.replace(MODEL, **changes)), "train": dataclasses.asdict(TRAIN)}
+    return CARStage(RunSpec(stage="car", preset="toy", seed=0, config=config, paths=paths), rank, world_size)
+
+
+def test_batches_follow_from_the_sample_number(paths):
+    one = stage(paths).batches(0)
+    first, second = next(one), next(one)
+    resumed = next(stage(paths).batches(8))
+    assert all(torch.equal(second[name], resumed[name]) for name in second)
+    assert not torch.equal(first["codes_BS"], second["codes_BS"])
+
+
+def test_a_share_of_the_captions_loses_attributes_by_sample_number(paths):
+    def texts(run, start=0, count=20):
+        batches = run.batches(start)
+        rows = [row for _ in range(count) for row in next(batches)["text_BM"]]
+        return [run.model.text.tokenizer.decode(row) for row in rows]
+
+    full, half, always = (texts(stage(paths, drop_phrases=share)) for share in (0.0, 0.5, 1.0))
+    cut = [sum(len(a) < len(b) for a, b in zip(some, full, strict=True)) for some in (half, always)]
+    assert 0.2 * len(full) < cut[0] < cut[1] <= len(full)
+    assert all(set(a.split()) <= set(b.split()) | {"an"} for a, b in zip(always, full, strict=True))
+    assert texts(stage(paths, drop_phrases=0.5), 80, 2) == half[80:96], "resumed"
+    held = stage(paths, drop_phrases=0.5).train.objects
+    assert texts(stage(paths, 1, 2, drop_phrases=0.5), 0, 2) == half[1:16:2], "a worker's share"
+    assert held.arrays["caption"][0] == held.collate.text_tokenizer.decode(held.batch([0], [0])["text_BM"][0]), (
+        "evaluation reads whole captions"
+    )
+
+
+def test_workers_share_the_global_batch(paths):
+    whole = next(stage(paths).batches(0))
+    halves = [next(stage(paths, rank, 2).batches(0)) for rank in range(2)]
+    for rank, half in enumerate(halves):
+        assert torch.equal(half["codes_BS"], whole["codes_BS"][rank::2])
+        assert torch.equal(half["images_B3HW"], whole["images_B3HW"][rank::2])
+
+
+@pytest.fixture
+def streamed(paths, monkeypatch):
+    """The train split held to be too large: shard by shard, two at a time."""
+    original = car_batches.training_objects
+    monkeypatch.setattr(
+        car_batches,
+        "training_objects",
+        lambda *given, **more: original(*given, **more, in_memory_bytes=0, group_bytes=16_000),
+    )
+    return lambda **more: stage(paths, **more)
+
+
+def test_a_streamed_object_gives_the_batch_that_it_gives_in_memory(paths, streamed):
+    shards = streamed(code_noise=0.1, drop_phrases=0.5).train  # noise: no aligned inputs in memory either
+    assert isinstance(shards.objects, ShardedObjects) and shards.objects.group_size == 2
+    info = datasets.open_dataset(paths["data"])
+    arrays = reading.load_arrays(info, "train", car_batches.columns(info))
+    kind = tokens.tokens_kind(paths["tokenizer"])
+    held = ConditionedCodes(
+        stage(paths, code_noise=0.1).model, car_batches.joined_codes(info, kind, 18).join(arrays, sorted(info.shards))
+    )
+    shown, batches = [], shards(0)
+    rows = shards.objects.rows(TRAIN.batch_size, TRAIN.seed, 0)
+    for batch, (samples, objects) in itertools.islice(
+        zip(batches, rows, strict=True), 2 * len(held) // TRAIN.batch_size
+    ):
+        names = [row["id"] for row in objects]
+        expected = held.batch(
+            [arrays["id"].index(name) for name in names], shards._choices(samples), shards._shortened(samples)
+        )
+        assert batch.keys() == expected.keys() and all(torch.equal(batch[name], expected[name]) for name in batch)
+        shown += names
+    assert sorted(shown[: len(held)]) == sorted(arrays["id"]), "each object once an epoch"
+
+
+def test_streaming_resumes_in_the_middle_of_an_epoch(streamed):
+    batches = streamed().batches(0)
+    whole = [next(batches) for _ in range(9)]
+    for start in (3, 8):  # an epoch is 42 objects
+        again = next(streamed().batches(start * TRAIN.batch_size))
+        assert all(torch.equal(whole[start][name], again[name]) for name in again)
+    half = next(streamed(rank=1, world_size=2).batches(3 * TRAIN.batch_size))
+    assert all(torch.equal(half[name], whole[3][name][1::2]) for name in half if "text" not in name)
+
+
+def test_a_streamed_run_trains_and_its_validation_is_the_same(paths, streamed):
+    run, seen = streamed(), []
+    fit(model=run.model, batches=run.batches, config=run.train_config, report=seen.append, evaluate=run.evaluate)
+    assert seen[-1]["ce"] < seen[0]["ce"] - 0.3
+    assert streamed().evaluate(run.model) == stage(paths).evaluate(run.model)
+
+
+def test_training_lowers_the_cross_entropy_and_repeats_bitwise(paths, tmp_path):
+    weights = []
+    for _ in range(2):
+        run, records_seen = stage(paths), []
+        fit(
+            model=run.model,
+            batches=run.batches,
+            config=run.train_config,
+            report=records_seen.append,
+            evaluate=run.evaluate,
+        )
+        weights.append({name: p.clone() for name, p in run.model.named_parameters()})
+    assert records_seen[-1]["ce"] < records_seen[0]["ce"] - 0.3
+    assert {"val_ce", "val_ce_scale_4", "val_ce_image", "val_ce_unconditional"} <= records_seen[-1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    final = run.final(run.model)
+    assert {"test_ce", "test_ce_scale_1", "test_objects"} <= final.keys()
+    run.export(run.model, tmp_path / "export")
+    again = G3PT.from_pretrained(tmp_path / "export")
+    assert run.final(again)["test_ce"] == pytest.approx(final["test_ce"], abs=1e-6)
+
+
+def test_the_export_carries_the_tokenizer_s_sources_and_counts_its_flops(paths, tmp_path):
+    sources = [{"id": "toy/000", "license": "CC-BY-4.0", "author": "somebody"}]
+    tokenizer = tiny_tokenizer().save_pretrained(tmp_path / "tokenizer", extra={"trained_on": sources})
+    tokens.encode_dataset(paths["data"], tokenizer, use_ray=False)
+    run = stage(paths | {"tokenizer": str(tokenizer)})
+    run.export(run.model, tmp_path / "run" / "export")
+    config = read_export_config(tmp_path / "run")
+    assert config["tokenizer_trained_on"] == sources
+    assert config["trained_on"] != sources and len(config["trained_on"]) > 1
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 240, "test_ce": 2.0, "test_ce_scale_1": 3.0}\n')
+    (tmp_path / "run" / "_SUCCESS").touch()
+    point = job.point(run.spec, tmp_path / "run")
+    assert run.model.car.num_prefix > 0
+    assert point["flops"] == 3 * 240 * run.model.car.flops_per_object
+
+
+def test_without_views_there_is_no_image_encoder(paths, tmp_path):
+    info = write_toy_dataset(tmp_path / "data", count=20, config=dataclasses.replace(TOY, num_views=0))
+    tokens.encode_dataset(info.path, paths["tokenizer"], use_ray=False)
+    run = stage(paths | {"data": str(info.path)})
+    batch = next(run.batches(0))
+    assert run.model.image is None and "images_B3HW" not in batch
+    assert torch.isfinite(run.model(batch)[0])
+    assert run.model.config.image_encoder == "none"
+
+
+def test_noise_on_the_codes_makes_inputs_anew(paths):
+    assert "aligned_BTA" in next(stage(paths).batches(0))
+    assert "aligned_BTA" not in next(stage(paths, code_noise=0.2).batches(0))
+    assert "aligned_BTA" not in next(stage(paths, bit_flip=0.2).batches(0))
+
+
+def test_missing_codes_are_named(paths, tmp_path):
+    info = write_toy_dataset(tmp_path / "data", count=10)
+    with pytest.raises(ValueError, match="missing or older than its shard"):
+        stage(paths | {"data": str(info.path)})

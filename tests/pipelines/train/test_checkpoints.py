@@ -1,0 +1,115 @@
+"""Checkpoints of sharded runs: written by all workers, read by any number of either kind, whole or passed over."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from g3pt.training.optimizer_state import STATE_FILE, ShardedState, write_sharded
+from pipelines.runs import identity
+from pipelines.train import checkpoints, run
+from tests.pipelines.train.test_run import TOY, records_of, toy_spec
+
+STATE: dict[str, Any] = {
+    "step": 24,
+    "held": {"loss": 0.1, "step": 24},
+    "fit": {
+        "steps_done": 6,
+        "model": {"a.b": torch.arange(6.0).view(3, 2), "count": torch.tensor(7)},
+        "optimizer": {"state": {0: {"step": torch.tensor(6.0)}}},
+    },
+}
+
+
+def test_a_state_comes_back_and_nothing_of_it_is_pickled(tmp_path: Path) -> None:
+    write_sharded(tmp_path, STATE)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    found = ShardedState(tmp_path).read("fit")
+    assert found["steps_done"] == 6 and found["optimizer"]["state"]["0"]["step"] == 6
+    assert torch.equal(found["model"]["a.b"], STATE["fit"]["model"]["a.b"]) and int(found["model"]["count"]) == 7
+    given = torch.zeros(3, 2)
+    ShardedState(tmp_path).read(
+        "fit", lambda name, shape, dtype: given if name == "model/a.b" else torch.empty(shape, dtype=dtype)
+    )
+    assert torch.equal(given, STATE["fit"]["model"]["a.b"]), "filled in place"
+    with pytest.raises(ValueError, match=r"fit/model/a.b is \(3, 2\), not \(4, 2\)"):
+        ShardedState(tmp_path).read("fit", lambda name, shape, dtype: torch.empty(4, 2))
+
+
+@pytest.mark.parametrize("harm", ["no state", "cut short", "a file missing", "a tensor missing"])
+def test_a_folder_that_lacks_a_part_is_named_and_passed_over(
+    tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = checkpoints.save_checkpoint(tmp_path, {**STATE, "step": 20}, 9)
+    folder = tmp_path / "step-000000000024.dcp"
+    folder.mkdir()
+    write_sharded(folder, STATE)
+    assert checkpoints.newest_checkpoint(tmp_path)[0] == folder.name
+    (shard,) = folder.glob("*.safetensors")
+    if harm == "no state":
+        (folder / STATE_FILE).unlink()
+    elif harm == "cut short":
+        shard.write_bytes(shard.read_bytes()[:-4])
+    elif harm == "a file missing":
+        shard.unlink()
+    else:
+        text = (folder / STATE_FILE).read_text()
+        (folder / STATE_FILE).write_text(text.replace('"shapes": {', '"shapes": {"fit/model/more": [2], '))
+    name, state = checkpoints.newest_checkpoint(tmp_path)
+    assert name == older.name and state is not None and state["step"] == 20
+    assert "skipped the unreadable checkpoint step-000000000024.dcp" in capsys.readouterr().err
+
+
+def test_files_and_folders_are_kept_and_removed_alike(tmp_path: Path) -> None:
+    for step in (8, 16, 24):
+        (tmp_path / f"step-{step:012d}.dcp").mkdir()
+        (tmp_path / f"step-{step + 4:012d}.pt").touch()
+    (tmp_path / ".step-000000000032.dcp").mkdir()
+    (tmp_path / ".step-000000000032.pt.77").touch()
+    checkpoints.keep_newest(tmp_path, 3)
+    checkpoints.remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-000000000020.pt",
+        "step-000000000024.dcp",
+        "step-000000000028.pt",
+    ]
+
+
+@pytest.mark.slow
+def test_two_sharded_workers_then_one_then_two_give_the_run_of_one(tmp_path: Path) -> None:
+    """The toy run fails at sample 40 under two workers, at 60 alone, and comes to its end under two."""
+    whole = run.train_run(toy_spec(dropout=0.0), tmp_path / "whole", num_workers=0, build=TOY)
+    program = (
+        "import datetime, sys; import torch.distributed as dist\n"
+        "from tests.pipelines.train.test_run import *\n"
+        f"folder, rank = Path({str(tmp_path)!r}), int(sys.argv[1])\n"
+        "def start(world_size, fail_at=None):\n"
+        "    spec = toy_spec(dropout=0.0, **({'fail_at': fail_at} if fail_at else {}), paths={'failures': str(folder / 'failures')})\n"
+        "    config = {'spec': spec.to_dict(), 'run_dir': str(folder / 'run'), 'build': TOY, 'speed': {'parallel': 'fsdp', 'num_to_keep': 9}}\n"
+        "    try:\n"
+        "        train.work(config, rank=rank, world_size=world_size)\n"
+        "    except ValueError as error:\n"
+        "        assert f'sample {fail_at}' in str(error), error\n"
+        "def together(meet, fail_at=None):\n"
+        "    dist.init_process_group('gloo', init_method=f'file://{folder}/{meet}', rank=rank, world_size=2, timeout=datetime.timedelta(seconds=300))\n"
+        "    start(2, fail_at)\n"
+        "    dist.barrier(); dist.destroy_process_group()\n"
+        "together('first', 40)\n"
+        "if rank == 0:\n"
+        "    start(1, 60)\n"
+        "together('last')\n"
+    )
+    (tmp_path / "run").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(identity.REPOSITORY)}
+    workers = [subprocess.Popen([sys.executable, "-c", program, str(rank)], env=environment) for rank in range(2)]
+    assert [worker.wait(timeout=400) for worker in workers] == [0, 0]
+    kinds = {path.stem: path.suffix for path in checkpoints.checkpoints(tmp_path / "run" / "checkpoints")}
+    assert kinds == {
+        f"step-{step:012d}": suffix for step, suffix in ((24, ".dcp"), (48, ".pt"), (72, ".dcp"), (80, ".dcp"))
+    }
+    for ours, theirs in zip(records_of(tmp_path / "run"), records_of(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)

@@ -1,0 +1,149 @@
+"""What a training command checks before Ray starts, and what makes two runs different."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from g3pt.config import car_preset
+from g3pt.data import datasets, reading, records
+from g3pt.data.selection import Selection
+from g3pt.models.tokenizer import CVQ
+from g3pt.training.exports import read_export_config
+from pipelines.cli.errors import UsageError
+from pipelines.cluster import session
+from pipelines.runs.identity import RunSpec
+from pipelines.train import jobs, trained_on
+from pipelines.train.jobs import TrainCARFlags, TrainCVQFlags, train_car, train_cvq
+from tests.g3pt.tiny import tiny_tokenizer
+from tests.pipelines.toy_data import TOY, toy_row, write_toy_dataset, write_toy_tokenizer
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("jobs")
+    return {
+        "data": str(write_toy_dataset(folder / "data").path),
+        "tokenizer": str(write_toy_tokenizer(folder / "tokenizer")),
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("Ray started")
+
+    monkeypatch.setattr(session, "connect", refuse)
+
+
+COMMANDS = {"cvq": (TrainCVQFlags, train_cvq), "car": (TrainCARFlags, train_car)}
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"licenses": "NOSUCH,CC0-1.0"}, r"no training object has a licence of NOSUCH; theirs are CC0-1.0 \(\d+\)$"),
+        ({"licenses": "cc0-1.0"}, "no training object has a licence of cc0-1.0"),
+        (
+            {"exclude_ids": "toy*"},
+            r"nothing to train on: the selection leaves out (\d+) of \1 training objects: toy\* \1$",
+        ),
+    ],
+)
+def test_a_selection_that_cannot_be_met_is_one_line(
+    stage: str, flags: dict, says: str, paths: dict, tmp_path: Path
+) -> None:
+    flags_class, run = COMMANDS[stage]
+    given = {name: paths[name] for name in ("data", "tokenizer") if name in flags_class.__dataclass_fields__}
+    with pytest.raises(UsageError, match=says):
+        run(flags_class(**given, output=str(tmp_path / "runs"), **flags))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_selection_says_what_it_leaves_out_and_names_another_run(
+    paths: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    specs = []
+    for more in ({}, {"exclude_ids": "toy/00*, classic*"}, {"exclude_ids": "toy/00*", "licenses": "CC0-1.0"}):
+        selection = jobs.chosen(TrainCARFlags(**paths, output="runs", **more))
+        specs.append(jobs.car_spec(paths["data"], paths["tokenizer"], "nano", *car_preset("nano"), selection))
+    (said, _) = capsys.readouterr().err.splitlines()
+    left = int(
+        re.search(r"data: the selection leaves out (\d+) of 4\d training objects: classic\* 0, toy/00\* \1$", said)[1]
+    )
+    assert len({spec.name for spec in specs}) == 3 and "exclude_ids" not in specs[0].config
+    ids = [[row["id"] for row in trained_on.collect(spec)] for spec in specs]
+    assert len(ids[1]) == len(ids[0]) - left and not [i for i in ids[1] if i.startswith("toy/00")] and ids[1] == ids[2]
+    arrays = reading.load_arrays(paths["data"], "train", ["id"], selection=Selection.of(specs[1].config))
+    assert arrays["id"] == ids[1], "what is trained on is what the export lists"
+
+
+def test_an_export_of_many_objects_lists_them_beside_its_config(
+    paths: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"id": f"o{k}", "license": "MIT", "author": "a\nb \u2028", "url": ""} for k in range(30)]
+    few, many = tmp_path / "few", tmp_path / "many"
+    for folder, limit in ((few, 30), (many, 29)):
+        monkeypatch.setattr(trained_on, "MAX_INLINE", limit)
+        tiny_tokenizer().save_pretrained(folder, extra={"trained_on": trained_on.note(rows, folder)})
+        assert trained_on.read(folder) == rows
+        assert CVQ.from_pretrained(folder).config == tiny_tokenizer().config
+    assert read_export_config(few)["trained_on"] == rows
+    assert {name: read_export_config(many)["trained_on"][name] for name in ("objects", "licenses")} == {
+        "objects": 30,
+        "licenses": {"MIT": 30},
+    }
+    (many / "trained_on.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="its sha256 differs"):
+        trained_on.read(many)
+
+
+def test_an_object_store_is_refused_before_anything_is_encoded(paths: dict) -> None:
+    with pytest.raises(UsageError, match="s3://bucket/runs: runs on an object store are not built yet"):
+        train_car(TrainCARFlags(**paths, output="s3://bucket/runs"))
+    assert not (Path(paths["data"]) / "derived").exists()
+
+
+def test_another_caption_makes_another_run(paths: dict, tmp_path: Path) -> None:
+    """Captions are not in the fingerprint: the ids and meshes are the same."""
+    rows = [toy_row(number) for number in range(60)]
+    rows[0]["caption"] = "something else"
+    shards = {}
+    for index in range(3):
+        mine = [row for row in rows if records.shard_index(row["id"], 3) == index]
+        shards[index] = datasets.write_shard(tmp_path / "data", index, mine, TOY, num_shards=3)
+    datasets.write_dataset(tmp_path / "data", TOY, {"toy": 1}, 3, shards)
+    here, there, copy = (
+        jobs.car_spec(str(data), paths["tokenizer"], "nano", *car_preset("nano"))
+        for data in (paths["data"], tmp_path / "data", write_toy_dataset(tmp_path / "copy").path)
+    )
+    assert here.config["dataset"] == there.config["dataset"]
+    assert here.name != there.name
+    assert here.name == copy.name, "the place does not matter"
+
+
+@pytest.mark.parametrize("steps", [1, 7, 60, 250, 470, 1199])
+def test_a_short_run_saves_only_where_it_reports(steps: int) -> None:
+    """Otherwise the first mean after a resumption covers fewer steps than an uninterrupted run's."""
+    flags = TrainCVQFlags(data="data", output="runs", steps=steps)
+    config = jobs._varied(dataclasses.replace(car_preset("nano")[1], steps=1200), flags)
+    assert config.checkpoint_every % config.log_every == 0
+    assert steps // config.checkpoint_every >= min(5, steps)
+
+
+def test_micro_batches_are_part_of_a_tokenizer_s_name_only_where_they_change_it() -> None:
+    """It is the objects of all workers at once that are normalised together; a generator normalises nothing."""
+
+    def name(stage: str, **given: int) -> str:
+        spec = RunSpec(stage=stage, preset="nano", seed=0, config={"train": {"batch_size": 16}})
+        flags = TrainCVQFlags(data="d", output="o", **given)
+        return jobs.named_by_micro_batch(spec, flags).name
+
+    whole = name("cvq")
+    assert (
+        whole == name("cvq", num_workers=4) == name("cvq", micro_batch=16) == name("cvq", micro_batch=8, num_workers=2)
+    )
+    assert name("cvq", micro_batch=4) == name("cvq", micro_batch=2, num_workers=2) != whole
+    assert name("car", micro_batch=4) == name("car")

@@ -1,0 +1,51 @@
+"""README's table of generator sizes is the one that the code counts, and the sizes are spaced for a scaling study."""
+
+from pathlib import Path
+
+import torch
+
+from g3pt.config import CAR_PRESETS, CVQ_PRESETS, PRETRAINED
+from g3pt.models.sampling import SampleConfig
+from pipelines.train import plan, presets
+from tests.g3pt.tiny import tiny_g3pt
+
+README = Path(__file__).resolve().parents[3] / "README.md"
+
+
+def test_readme_shows_the_table_that_the_command_prints(capsys) -> None:
+    presets.presets(presets.PresetsFlags())
+    printed = capsys.readouterr().out
+    assert printed in README.read_text(), "paste what `python -m pipelines.train.presets` prints"
+    assert printed.count("\n") == len(CAR_PRESETS) + 2
+
+
+def test_sizes_are_spaced_evenly_enough_for_a_power_law() -> None:
+    codec = CVQ_PRESETS["nano"][0]
+    counts = [plan.meta_car(model, codec).num_params_no_embed for model, _ in CAR_PRESETS.values()]
+    study = counts[list(CAR_PRESETS).index("nano") :]
+    ratios = [larger / smaller for smaller, larger in zip(study, study[1:], strict=False)]
+    assert len(study) >= 10 and study[-1] / study[0] > 1000 and all(1.4 < ratio < 3 for ratio in ratios), ratios
+
+
+def test_the_cache_that_is_counted_is_the_one_that_sampling_fills() -> None:
+    model = tiny_g3pt().eval()
+    made, original = [], model.car.new_caches
+    model.car.new_caches = lambda batch: made.append(original(batch)) or made[-1]
+    model.sample_codes(["a chair"], [None], [0], SampleConfig(cfg=2.0), batch=1)
+    ((first, *_),) = made
+    assert presets.cache_bytes(model.car) == sum(cache.keys.nbytes + cache.values.nbytes for cache in made[0])
+    assert first.keys.shape[0] == 2 and first.filled == sum(model.scales) + model.car.num_prefix
+
+
+def test_pretrained_encoders_have_as_many_parameters_as_counted() -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel, Dinov2Config, Dinov2Model
+
+    assert "large-patch14" in PRETRAINED["text_encoder"] and "dinov2-large" in PRETRAINED["image_encoder"]
+    with torch.device("meta"):
+        clip = CLIPTextModel(
+            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        )
+        dino = Dinov2Model(Dinov2Config(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518))
+    assert sum(p.numel() for p in clip.parameters()) == plan.CLIP_PARAMETERS
+    assert sum(p.numel() for p in dino.parameters()) == plan.DINO_PARAMETERS
+    assert (clip.config.hidden_size, dino.config.hidden_size) == (plan.CLIP_WIDTH, plan.DINO_WIDTH)

@@ -1,0 +1,260 @@
+"""Runs that stop and start again: one ledger, one export, whatever happened between. A killed command: tests/jobs/test_train_killed.py."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import interrupt
+from pipelines.cli.errors import UsageError
+from pipelines.cli.interrupt import Stopped
+from pipelines.cluster.stopping import STOP_FILE
+from pipelines.runs import identity
+from pipelines.runs.identity import Ledger, RunSpec
+from pipelines.tracking import cards, tracked
+from pipelines.tracking import client as tracking
+from pipelines.tracking.client import Tracking
+from pipelines.train import checkpoints
+from pipelines.train import run as train
+from pipelines.train import worker as train_worker
+
+TOY = "tests.pipelines.toy_stage:build_stage"
+
+
+def toy_spec(steps: int = 20, *, paths: dict[str, str] | None = None, **toy: object) -> RunSpec:
+    fit = {
+        "steps": steps,
+        "batch_size": 4,
+        "learning_rate": 0.01,
+        "log_every": 2,
+        "eval_every": 4,
+        "checkpoint_every": 6,
+    }
+    return RunSpec(
+        stage="cvq", preset="toy", seed=0, config={"toy": {"width": 8, **toy}, "train": fit}, paths=paths or {}
+    )
+
+
+def weights_hash(run_dir: Path) -> str:
+    return hashlib.sha256((run_dir / "export" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def records_of(run_dir: Path) -> list[dict[str, float]]:
+    """All but what differs from run to run."""
+    return [
+        {k: v for k, v in row.items() if k not in ("time", "samples_per_second")}
+        for row in Ledger(run_dir / "metrics.jsonl").read()
+    ]
+
+
+def ledger_steps(run_dir: Path) -> list[float]:
+    return [r["step"] for r in Ledger(run_dir / "metrics.jsonl").read()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    return train.train_run(toy_spec(), tmp_path_factory.mktemp("whole") / "runs", num_workers=0, build=TOY)
+
+
+def test_a_run_leaves_what_the_contract_says(whole: Path) -> None:
+    spec = toy_spec()
+    assert whole.name == spec.name
+    assert {p.name for p in whole.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints", "export", "_SUCCESS"}
+    assert ledger_steps(whole) == [8 * i for i in range(1, 11)]
+    assert "test_ce" in Ledger(whole / "metrics.jsonl").read()[-1]
+    assert [p.name for p in checkpoints.checkpoints(whole / "checkpoints")] == [
+        "step-000000000080.pt",
+        "step-000000000072.pt",
+    ]
+
+
+def test_a_finished_run_is_left_alone(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
+    again = train.train_run(toy_spec(paths={"data": "moved"}), whole.parent, num_workers=0, build=TOY)
+    assert again == whole
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_mlflow_is_told_of_a_run_that_a_worker_ended_after_its_driver_was_killed(tmp_path: Path) -> None:
+    run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
+    note = json.loads((run_dir / "mlflow.json").read_text())
+    assert note["closed"] is True
+    client = Tracking(f"sqlite:///{tmp_path}/mlflow.db").client
+    client.update_run(note["run_id"], status="RUNNING")
+    (run_dir / "mlflow.json").write_text(json.dumps({**note, "closed": False}))
+    train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
+    assert client.get_run(note["run_id"]).info.status == "FINISHED"
+    assert json.loads((run_dir / "mlflow.json").read_text()) == note
+
+
+IN_FORKS = """
+import os, sys
+import torch._dynamo, g3pt.training.parallel, g3pt.training.fit, tests.pipelines.toy_stage  # five CPU seconds of what a run imports
+from tests.pipelines.train.test_run import TOY, toy_spec, train
+
+for kill_at in (4, 40):
+    for _ in range(2):
+        if (pid := os.fork()) == 0:
+            spec, folder = toy_spec(kill_at=kill_at, paths={"mark": f"{sys.argv[1]}/mark-{kill_at}"}), f"{sys.argv[1]}/{kill_at}"
+            train.work({"spec": spec.to_dict(), "run_dir": str(train.prepare_run(spec, folder)), "build": TOY})
+            os._exit(0)
+        print("killed at", kill_at, "exit", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
+    """Each start is a process of its own, a fork of one that has imported everything and trained nothing."""
+    environment = {**os.environ, "PYTHONPATH": str(identity.REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", IN_FORKS, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    codes = [line for line in done.stdout.splitlines() if line.startswith("killed at")]
+    assert codes == [f"killed at {kill_at} exit {code}" for kill_at in (4, 40) for code in (-int(signal.SIGKILL), 0)], (
+        done.stderr[-2000:]
+    )
+    for kill_at in (4, 40):
+        (run_dir,) = (tmp_path / str(kill_at)).iterdir()
+        assert weights_hash(run_dir) == weights_hash(whole)
+        assert records_of(run_dir) == records_of(whole)
+
+
+def test_a_signal_to_the_driver_saves_the_step_at_hand(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between two records and two checkpoints; the next start goes on from there, and ledger and weights are an uninterrupted run's."""
+    monkeypatch.setattr(interrupt, "GRACE_S", 1e6)  # what would cut this process off
+    spec = toy_spec(term_at=16, paths={"mark": str(tmp_path / "mark")})
+    run_dir = tmp_path / "runs" / spec.name
+    with pytest.raises(Stopped) as stopped, interrupt.stoppable():
+        train.train_run(spec, tmp_path / "runs", num_workers=0, build=TOY)
+    assert stopped.value.exit_code == 143 and stopped.value.safe_on_disk == [
+        f"its checkpoint at 20 of 80 samples ({run_dir})"
+    ]
+    assert "saving after the step at hand" in capsys.readouterr().err
+    assert not (run_dir / STOP_FILE).exists() and not (run_dir / "failure.json").exists()
+    assert train.train_run(spec, tmp_path / "runs", num_workers=0, build=TOY) == run_dir
+    assert "resumes at 20 samples (0 later ledger records dropped)" in capsys.readouterr().out
+    assert weights_hash(run_dir) == weights_hash(whole)
+    assert records_of(run_dir) == records_of(whole)
+
+
+def test_resume_when_only_the_export_is_missing(whole: Path, tmp_path: Path) -> None:
+    run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
+    (run_dir / "_SUCCESS").unlink()
+    (run_dir / "export" / "model.safetensors").unlink()
+    train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
+    assert weights_hash(run_dir) == weights_hash(whole)
+    assert ledger_steps(run_dir) == ledger_steps(whole)
+    client = Tracking(tracking.tracking_uri(tmp_path / "runs")).client
+    (run,) = client.search_runs([client.get_experiment_by_name("g3pt/cvq").experiment_id])
+    history = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert history == [int(s) for s in ledger_steps(run_dir)], (
+        "the second start went on in the same MLflow run, no step twice"
+    )
+    assert run.info.status == "FINISHED"
+    assert Path(client.download_artifacts(run.info.run_id, "config.json")).exists()
+
+
+def test_an_unreadable_newest_checkpoint_is_passed_over(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
+    (run_dir / "_SUCCESS").unlink()
+    newest = checkpoints.checkpoints(run_dir / "checkpoints")[0]
+    newest.write_bytes(newest.read_bytes()[:100])
+    train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
+    assert "unreadable checkpoint step-000000000080.pt" in capsys.readouterr().err
+    assert weights_hash(run_dir) == weights_hash(whole)
+
+
+@pytest.mark.slow
+def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(whole: Path, tmp_path: Path) -> None:
+    """A worker of the killed start still holds the run and writes one more checkpoint, while the new start's second worker is there already."""
+    program = (
+        "import datetime, sys; from pathlib import Path; import torch.distributed as dist; import g3pt.training.fit\n"
+        "from tests.pipelines.train.test_run import *\n"
+        f"folder, rank = Path({str(tmp_path)!r}), int(sys.argv[1])\n"
+        "g3pt.training.fit.fit = lambda **given: (folder / f'rank-{rank}').write_text(str(given['resume']['steps_done'])) and sys.exit()\n"
+        "dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))\n"
+        "(folder / f'there-{rank}').touch()\n"
+        "config = {'spec': toy_spec().to_dict(), 'run_dir': str(folder / 'run'), 'build': TOY}\n"
+        "try:\n"
+        "    train.work(config, rank=rank, world_size=2)\n"
+        "finally:\n"
+        "    dist.barrier(); dist.destroy_process_group()  # gloo's threads abort an interpreter that ends with them running\n"
+    )
+    newest, older = checkpoints.checkpoints(whole / "checkpoints")
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / older.name).write_bytes(older.read_bytes())
+    with train_worker.run_lock(tmp_path / "run"):
+        environment = {**os.environ, "PYTHONPATH": str(identity.REPOSITORY)}
+        workers = [subprocess.Popen([sys.executable, "-c", program, str(rank)], env=environment) for rank in range(2)]
+        deadline = time.monotonic() + 60
+        while not all((tmp_path / f"there-{rank}").exists() for rank in range(2)):
+            assert time.monotonic() < deadline and not any(worker.poll() for worker in workers)
+            time.sleep(0.1)
+        time.sleep(2)
+        (folder / newest.name).write_bytes(newest.read_bytes())
+    assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in range(2)] == ["20", "20"]
+
+
+def test_a_tracking_server_s_password_is_not_written_down(tmp_path: Path) -> None:
+    class Server:
+        """A tracking server behind a login."""
+
+        uri = "https://user:p@ss:word@mlflow.example:5000/team"
+
+        def open_run(self, *_: object) -> str:
+            return "1234"
+
+    assert tracked._open(Server(), cards.training(toy_spec(), tmp_path), tmp_path, None) == "1234"
+    assert json.loads((tmp_path / "mlflow.json").read_text()) == {
+        "run_id": "1234",
+        "tracking_uri": "https://mlflow.example:5000/team",
+        "closed": False,
+    }
+
+
+def test_object_store_is_refused_clearly() -> None:
+    with pytest.raises(UsageError, match="not built yet"):
+        train.train_run(toy_spec(), "s3://bucket/runs", num_workers=0, build=TOY)
+
+
+@pytest.mark.slow
+def test_under_ray_a_lost_worker_costs_nothing(
+    whole: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The worker gets SIGTERM: the step at hand is saved, between two records and two checkpoints, and the run ends as the signal says.
+    Started again the worker kills itself, and Train restarts it; the export is that of an uninterrupted run without Ray."""
+    spec = toy_spec(term_at=16, kill_at=40, paths={"mark": str(tmp_path / "mark")})
+    with pytest.raises(Stopped) as stopped:
+        train.train_run(spec, tmp_path / "runs", num_workers=1, build=TOY)
+    assert stopped.value.exit_code == 143
+    assert "a worker got SIGTERM; saved after step 5" in capsys.readouterr().err
+    run_dir = tmp_path / "runs" / spec.name
+    assert checkpoints.checkpointed(run_dir) == 20 and not (run_dir / STOP_FILE).exists()
+    assert train.train_run(spec, tmp_path / "runs", num_workers=1, build=TOY) == run_dir
+    assert (tmp_path / "mark.kill_at").exists()
+    assert weights_hash(run_dir) == weights_hash(whole)
+    assert records_of(run_dir) == records_of(whole)
+
+
+@pytest.mark.slow
+def test_two_workers_see_each_sample_once(whole: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """Fully sharded, an object at a time: what a run computes at once is no part of its name. Equal curves: tests/g3pt/training/test_parallel.py."""
+    speed = train.Speed(parallel="fsdp", micro_batch=1, num_to_keep=1)
+    run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=2, build=TOY, speed=speed)
+    assert run_dir.name == whole.name and len(checkpoints.checkpoints(run_dir / "checkpoints")) == 1
+    assert ledger_steps(run_dir) == ledger_steps(whole)
+    assert (run_dir / "_SUCCESS").exists()
