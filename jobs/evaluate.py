@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.cli.main import main  # noqa: E402
+from pipelines.demo.defaults import EVALUATE  # noqa: E402
 from pipelines.evaluate.job import EvaluateFlags, evaluate  # noqa: E402
 
 if __name__ == "__main__":
@@ -13,4 +14,5 @@ if __name__ == "__main__":
         EvaluateFlags,
         evaluate,
         example="python jobs/evaluate.py --model out/runs/cvq-nano-s0-1a2b3c4d --data out/shapes --output out/cvq.json",
+        defaults=EVALUATE,
     )

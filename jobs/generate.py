@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.cli.main import main  # noqa: E402
+from pipelines.demo.defaults import GENERATE  # noqa: E402
 from pipelines.generate.config import GenerateConfig  # noqa: E402
 from pipelines.generate.job import generate  # noqa: E402
 
@@ -14,4 +15,5 @@ if __name__ == "__main__":
         GenerateConfig,
         generate,
         example='python jobs/generate.py --text "a tall wide chair" --num 4 --output out/meshes',
+        defaults=GENERATE,
     )

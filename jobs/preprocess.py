@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.cli.main import main  # noqa: E402
+from pipelines.demo.defaults import PREPROCESS  # noqa: E402
 from pipelines.preprocess.config import PreprocessConfig  # noqa: E402
 from pipelines.preprocess.job import preprocess  # noqa: E402
 
@@ -14,4 +15,5 @@ if __name__ == "__main__":
         PreprocessConfig,
         preprocess,
         example="python jobs/preprocess.py --source shapes --limit 300 --resolution 64 --output out/shapes",
+        defaults=PREPROCESS,
     )

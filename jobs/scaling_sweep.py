@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.cli.main import main  # noqa: E402
+from pipelines.demo.defaults import SCALING_SWEEP  # noqa: E402
 from pipelines.study.job import SweepFlags, scaling_sweep  # noqa: E402
 
 if __name__ == "__main__":
@@ -13,4 +14,5 @@ if __name__ == "__main__":
         SweepFlags,
         scaling_sweep,
         example="python jobs/scaling_sweep.py --data out/shapes --tokenizer out/runs/cvq-nano-s0-XXXXXXXX --output out/study --steps 150",
+        defaults=SCALING_SWEEP,
     )

@@ -15,6 +15,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.cli.defaults import CONFIG_FILE, SAVE_CONFIG
 from pipelines.cli.flags import Integers, Numbers
 
 NARROWEST, WIDEST = 60, 110  # columns of the page
@@ -33,6 +34,8 @@ PATHS = {
     "prompts",
     "tokenizer",
 }  # flags that name a file or folder
+LAST_GROUP = "running it"
+SAVES = f"write this call's flags to {CONFIG_FILE} as defaults, and stop"
 EXIT_CODES = "exit code: 0 done, 1 failed, 2 bad usage or input, 130 interrupted"
 MISSING = dataclasses.MISSING
 Field = dataclasses.Field[Any]
@@ -43,16 +46,16 @@ def help_text(flags_class: type, example: str, columns: int | None = None) -> st
     width = max(NARROWEST, min(WIDEST, columns or shutil.get_terminal_size((100, 24)).columns))
     groups = _grouped(flags_class)
     usage = [f"usage: {program(example)}", *(_flag(field, flags_class) for field in groups["required"])]
-    usage += ["[options]"] if groups["options"] or groups["running it"] else []
+    usage += ["[options]"] if groups["options"] or groups[LAST_GROUP] else []
     parts = [_fill(" ".join(usage), width, 7), _fill(" ".join((flags_class.__doc__ or "").split()), width)]
     docs = field_docs(flags_class)
+    has_config = program(example).endswith(".py")  # a job: its flags may come from g3pt.toml
     for title, fields in groups.items():
-        if fields:
-            parts.append(
-                "\n".join(
-                    [f"{title}:", *(_line(_flag(field, flags_class), _told(field, docs), width) for field in fields)]
-                )
-            )
+        lines = [_line(_flag(field, flags_class), _told(field, docs), width) for field in fields]
+        if title == LAST_GROUP and has_config:
+            lines.append(_line(SAVE_CONFIG, SAVES, width))
+        if lines:
+            parts.append("\n".join([f"{title}:", *lines]))
     return "\n\n".join([*parts, f"{EXIT_CODES}\nexample: {example}"]) + "\n"
 
 
@@ -65,7 +68,7 @@ def program(example: str) -> str:
 def complaint(flags_class: type, args: Sequence[str]) -> str | None:
     """What is wrong with the flags' names: the first unknown one and the nearest that exists, or those missing; else None."""
     given = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
-    known = ["--help", *(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(flags_class))]
+    known = ["--help", SAVE_CONFIG, *(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(flags_class))]
     for flag in given:
         if flag not in known:
             close = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
@@ -94,9 +97,9 @@ def _grouped(flags_class: type) -> dict[str, list[Field]]:
         if cls.__module__ == "pipelines.cli.flags"
         for field in dataclasses.fields(cls)
     }
-    groups: dict[str, list[Field]] = {"required": [], "options": [], "running it": []}
+    groups: dict[str, list[Field]] = {"required": [], "options": [], LAST_GROUP: []}
     for field in dataclasses.fields(flags_class):
-        optional = "running it" if field.name in shared else "options"
+        optional = LAST_GROUP if field.name in shared else "options"
         groups["required" if field.default is MISSING and field.default_factory is MISSING else optional].append(field)
     return groups
 

@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from pipelines.cli.defaults import SAVE_CONFIG, Call, Defaults, complete, save
 from pipelines.cli.errors import NotWell, UsageError, one_line
 from pipelines.cli.failures import Failure, root_cause, safe_on_disk
-from pipelines.cli.help import complaint, help_text
+from pipelines.cli.help import complaint, help_text, program
 from pipelines.cli.interrupt import stoppable
 from pipelines.cli.quiet import VERBOSE, Noise, noise_aside
 from pipelines.cluster import session
@@ -42,12 +43,19 @@ def main(
     example: str,
     args: Sequence[str] | None = None,
     keep_stdout: bool = False,
+    defaults: Defaults | None = None,
 ) -> NoReturn:
     """Parse `args` (default sys.argv), call `run(flags)`, print `result: PATH` when it returns one, exit with the code.
 
+    `defaults` is what the command does without flags (pipelines.cli.defaults).
     `example` is a command line that --help shows; `keep_stdout` is for commands whose product is what they print. The docstring of `flags_class` is the command's description.
     """
-    flags = parse(flags_class, example=example, args=args)
+    call = completed(flags_class, example, sys.argv[1:] if args is None else args, defaults)
+    flags = parse(flags_class, example=example, args=call.words)
+    if args is None:
+        sys.argv[1:] = (
+            call.words
+        )  # the command that is recorded and named for resuming does not depend on a later g3pt.toml
     result, code = None, 0
     with noise_aside() as noise, stoppable(), session.left_as_found():
         try:
@@ -55,6 +63,8 @@ def main(
                 stdout_to_stderr(enabled=not (keep_stdout or getattr(flags, "dry_run", False))),
                 telling_where_to_look(),
             ):
+                if call.defaults is not None and not getattr(flags, "dry_run", False):
+                    call.defaults.prepare(flags)
                 result = run(flags)
         except NotWell:
             code = EXIT_FAILED
@@ -117,6 +127,25 @@ def reader_left() -> bool:
     stdout = select.poll()
     stdout.register(1, select.POLLOUT)
     return any(events & select.POLLERR for _, events in stdout.poll(0))
+
+
+def completed(flags_class: type, example: str, given: Sequence[str], defaults: Defaults | None) -> Call:
+    """The words of a call with its defaults, announced in one line on stderr; exits after --save-config, and with 2 for a bad g3pt.toml."""
+    if not program(example).endswith(".py") or {"-h", "--help"} & set(given):
+        return Call(words=list(given))
+    command = Path(program(example).split()[-1]).stem
+    saved = SAVE_CONFIG in given
+    try:
+        call = complete(flags_class, command, [word for word in given if word != SAVE_CONFIG], defaults)
+        if saved:
+            flags = parse(flags_class, example=example, args=call.words)
+            print(f"result: {save(flags_class, command, call.words, flags)}")
+            raise SystemExit(0)
+    except ValueError as error:
+        die(one_line(error))
+    if call.notice:
+        print(call.notice, file=sys.stderr, flush=True)
+    return call
 
 
 def parse(flags_class: type[Flags], *, example: str, args: Sequence[str] | None = None) -> Flags:

@@ -20,10 +20,7 @@ RELEASED = Path(__file__).resolve().parents[2] / "weights" / "g3pt-nano-car"  # 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(DryRun, OnRay):
-    """Generate meshes from a text, an image, or a file of prompts.
-
-    Starting the same command again makes only what is missing.
-    """
+    """Generate meshes from a text, an image, or a file of prompts; what exists is not made again."""
 
     output: str
     """folder for meshes and manifest.parquet"""
