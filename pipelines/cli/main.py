@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from pipelines.cli.defaults import SAVE_CONFIG, Call, Defaults, complete, save
+from pipelines.cli.endings import Endings, endings
 from pipelines.cli.errors import NotWell, UsageError, one_line
 from pipelines.cli.failures import Failure, root_cause, safe_on_disk
 from pipelines.cli.help import complaint, help_text, program
 from pipelines.cli.interrupt import stoppable
 from pipelines.cli.quiet import VERBOSE, Noise, noise_aside
-from pipelines.cluster import session
-from pipelines.tracking.client import telling_where_to_look
 
 Flags = TypeVar("Flags")
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_NO_READER = 1, 2, 130, 141
@@ -57,21 +56,21 @@ def main(
             call.words
         )  # the command that is recorded and named for resuming does not depend on a later g3pt.toml
     result, code = None, 0
-    with noise_aside() as noise, stoppable(), session.left_as_found():
+    with noise_aside() as noise, stoppable(), endings() as ends:
         try:
-            with (
-                stdout_to_stderr(enabled=not (keep_stdout or getattr(flags, "dry_run", False))),
-                telling_where_to_look(),
-            ):
-                if call.defaults is not None and not getattr(flags, "dry_run", False):
-                    call.defaults.prepare(flags)
-                result = run(flags)
+            with stdout_to_stderr(enabled=not (keep_stdout or getattr(flags, "dry_run", False))):
+                try:
+                    if call.defaults is not None and not getattr(flags, "dry_run", False):
+                        call.defaults.prepare(flags)
+                    result = run(flags)
+                finally:
+                    ends.say()
         except NotWell:
             code = EXIT_FAILED
         except KeyboardInterrupt as error:
-            code = interrupted(error)
+            code = interrupted(error, ends)
         except Exception as error:  # the outermost frame of a program: report, then a failing exit code
-            code = failed(error, noise)
+            code = failed(error, noise, ends)
     try:
         if result is not None:
             print(f"result: {result}")
@@ -81,14 +80,14 @@ def main(
     raise SystemExit(code)
 
 
-def interrupted(error: KeyboardInterrupt) -> int:
+def interrupted(error: KeyboardInterrupt, ends: Endings) -> int:
     """Say what is safe and how to go on; the exit code, 130 for Ctrl-C and 143 for SIGTERM."""
-    session.disconnect()
+    ends.close()
     print("interrupted", *_labelled(*_safe(error), ("resume", this_command())), sep="\n", file=sys.stderr, flush=True)
     return getattr(error, "exit_code", EXIT_INTERRUPTED)
 
 
-def failed(error: Exception, noise: Noise) -> int:
+def failed(error: Exception, noise: Noise, ends: Endings) -> int:
     """Report an error as one readable block; the exit code. The traceback joins the noise."""
     cause = root_cause(error)
     if isinstance(cause, UsageError):
@@ -97,11 +96,11 @@ def failed(error: Exception, noise: Noise) -> int:
     if isinstance(error, BrokenPipeError) and reader_left():  # else a pipe of the work's own broke
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_NO_READER
-    failure, logs = Failure.of(error), session.logs_folder()
+    failure = Failure.of(error)
     details = None if failure.is_plain else noise.keep(failure.traceback)
     rows = [*failure.lines(), *_safe(error), ("resume", this_command())]
     rows += [("details", f"{details} ({VERBOSE}=1 prints them)")] if details else []
-    rows += [("Ray", f"its logs are in {logs}")] if logs and not failure.is_plain else []
+    rows += [] if failure.is_plain else ends.failure_rows()
     print(f"failed: {failure.error}", *_labelled(*rows), sep="\n", file=sys.stderr, flush=True)
     return EXIT_FAILED
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from typing import TYPE_CHECKING, TextIO
 
@@ -22,6 +23,11 @@ UNSAFE = {
 def plain(text: object) -> str:
     """The text on one line with everything that could move the cursor, change colours or the reading direction written as an escape."""
     return "".join(escaped(c) if unicodedata.category(c) in UNSAFE else c for c in str(text))
+
+
+def without_login(text: str) -> str:
+    """The text with user and password cut from its URIs: what is written or printed must not hold them."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
 
 
 def escaped(char: str) -> str:

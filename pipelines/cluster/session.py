@@ -6,19 +6,17 @@ one compute thread (two torch threads beside another busy core were measured ten
 repository on its PYTHONPATH.
 """
 
-import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.cli import interrupt
+from pipelines.cli.endings import Ending, at_end
 from pipelines.cli.errors import UsageError
+from pipelines.cli.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 OBJECT_STORE_BYTES = 512 * 2**20  # shared memory of a local cluster: datasets at laptop scale pass through in shards
-_logs_folder: str | None = None
 PASSED_ON = (
     "HF_ENDPOINT",
     "HF_HUB_OFFLINE",
@@ -34,11 +32,10 @@ WORKER_ENV = {
 
 
 def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_slots: float | None = None) -> None:
-    """Connect this process to Ray once; a second call keeps the first connection.
+    """Connect this process to Ray once; a second call keeps the first connection. A connection made by a command ends with it.
 
     num_cpus and sweep_slots (a logical resource that admits Tune trials) size a local cluster and are ignored otherwise.
     """
-    global _logs_folder
     quiet_environment()
     import ray
 
@@ -64,7 +61,8 @@ def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_s
         log_to_driver=False,
         **options,
     )
-    _logs_folder = str(Path(session.address_info["session_dir"]) / "logs")
+    logs = Path(session.address_info["session_dir"]) / "logs"  # on the node that this process runs on
+    at_end("Ray", Ending(close=disconnect, failure_rows=lambda: [("Ray", f"its logs are in {logs}")]))
     interrupt.rearm()  # Ray has taken SIGTERM
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False  # pipelines.cli.progress tells it
@@ -113,22 +111,6 @@ def disconnect() -> None:
         import ray
 
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def left_as_found() -> Iterator[None]:
-    """A connection made inside the block ends with it."""
-    connected = is_connected()
-    try:
-        yield
-    finally:
-        if not connected:
-            disconnect()
-
-
-def logs_folder() -> str | None:
-    """Where Ray keeps the logs of the session that this process last connected to, on the node that it ran on."""
-    return _logs_folder
 
 
 def worker_env() -> dict[str, str]:

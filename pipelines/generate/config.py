@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from g3pt.models.sampling import LISTED, SampleConfig
 from pipelines.cli.flags import DryRun, Integers, Numbers, OnRay
+from pipelines.cli.paths import REPOSITORY
 
 COARSE_CELLS = 32  # of the first grid of the iso-surface: the resolution is this times a power of two
 MAX_NUM = 100_000
 MIN_FACES = 16  # nothing but a box survives fewer
-RELEASED = Path(__file__).resolve().parents[2] / "weights" / "g3pt-nano-car"  # travels with the code
+RELEASED = REPOSITORY / "weights" / "g3pt-nano-car"  # travels with the code
 
 
 @dataclass(frozen=True, kw_only=True)

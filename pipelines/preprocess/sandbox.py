@@ -39,9 +39,9 @@ from typing import IO, Any
 import pyarrow as pa
 
 from pipelines.cli.freed_memory import keep_freed_memory
+from pipelines.cli.paths import REPOSITORY
 from pipelines.cli.plain_text import plain
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 600.0  # the first child on a machine compiles the geometry kernels
 MAX_FRAME_BYTES = 4 * 2**30
 MAX_TRIES = 3  # of one call whose child died

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster.session import REPOSITORY
+from pipelines.cli.paths import REPOSITORY
 
 Record = dict[str, float]
 NO_WEIGHTS = {

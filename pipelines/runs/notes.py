@@ -34,8 +34,8 @@ def working_in(
     from pipelines.cli.errors import UsageError
     from pipelines.cli.failures import root_cause
     from pipelines.cli.main import this_command
+    from pipelines.cli.plain_text import without_login
     from pipelines.runs.environment import environment
-    from pipelines.tracking.client import without_login
 
     folder = location(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,12 +16,11 @@ from pathlib import Path
 from pipelines.cli.errors import NotWell, UsageError, one_line
 from pipelines.cli.flags import OnRay
 from pipelines.cli.main import absolute, stdout_to_stderr
-from pipelines.cli.plain_text import console, plain
+from pipelines.cli.plain_text import console, plain, without_login
 from pipelines.cluster import session
 from pipelines.status import doctor_cluster as on_cluster
 from pipelines.status import doctor_machine as here
 from pipelines.status.doctor_machine import Found, failed
-from pipelines.tracking.client import without_login
 
 WIDEST = 100  # columns on a terminal
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cli.errors import one_line
-from pipelines.cli.plain_text import duration
+from pipelines.cli.paths import REPOSITORY
+from pipelines.cli.plain_text import duration, without_login
 from pipelines.cluster import session
 from pipelines.status.doctor_machine import (
     Found,
@@ -32,7 +33,7 @@ from pipelines.status.doctor_machine import (
     wanted_packages,
     warning,
 )
-from pipelines.tracking.client import Tracking, tracking_uri, without_login
+from pipelines.tracking.client import Tracking, tracking_uri
 
 SKEW_S = 5.0  # between driver and worker, over what the answer took
 NODE_TIMEOUT_S = 60.0
@@ -204,7 +205,7 @@ def look_around(names: Sequence[str], storage: str) -> dict[str, Any]:
         "gpus": named,
         "gpu_problem": problem,
         "disks": disk_space(storage),
-        "repository": str(session.REPOSITORY),
+        "repository": str(REPOSITORY),
     }
 
 
@@ -234,7 +235,7 @@ def judge_node(node: Node, about: Any, here: dict[str, Any], skew_s: float | Non
     """A node against the driver."""
     name = f"{node.address}{' (driver)' if node.is_driver else ''}: {node.cpus:g} CPUs, {node.gpus:g} GPUs"
     if isinstance(about, BaseException):
-        remedy = f"look at this node's logs (/tmp/ray/session_latest/logs); the repository must be at {session.REPOSITORY} there, or travel with `ray job submit --working-dir .`"
+        remedy = f"look at this node's logs (/tmp/ray/session_latest/logs); the repository must be at {REPOSITORY} there, or travel with `ray job submit --working-dir .`"
         return failed(f"{name}; {said(about)}", remedy)
     problems, remedies, state = [], [], "warning"
     if about["python"].rsplit(".", 1)[0] != here["python"].rsplit(".", 1)[0]:

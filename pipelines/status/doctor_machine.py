@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipelines.cli.paths import REPOSITORY
 from pipelines.cli.plain_text import duration
-from pipelines.cluster.session import OBJECT_STORE_BYTES, REPOSITORY
+from pipelines.cluster.session import OBJECT_STORE_BYTES
 
 GIB = 2**30
 STATES = ("ok", "warning", "failed")
@@ -206,7 +207,9 @@ def check_disk(storage: str) -> Found:
 
 def check_clock(now: Callable[[], float] = time.time) -> Found:
     """A clock that is behind this repository's own files is wrong: resuming and `status` compare times of files."""
-    newest = max(file.stat().st_mtime for file in [*REPOSITORY.glob("pipelines/*.py"), REPOSITORY / "pyproject.toml"])
+    newest = max(
+        file.stat().st_mtime for file in [*REPOSITORY.glob("pipelines/**/*.py"), REPOSITORY / "pyproject.toml"]
+    )
     said = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now()))
     if newest > now() + 60:
         return warning(

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.cluster.session import REPOSITORY
+from pipelines.cli.paths import REPOSITORY
 from pipelines.runs.notes import FAILURE_FILE, read_note
 from pipelines.status.inputs import Inputs, typed
 from pipelines.status.items import (

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -22,7 +21,9 @@ from typing import Any, TypeVar
 
 from g3pt.data.storage import Location, is_remote
 from g3pt.training.alarm import Bell, in_words
+from pipelines.cli.endings import Ending, at_end
 from pipelines.cli.errors import one_line
+from pipelines.cli.plain_text import without_login
 from pipelines.cli.progress import say
 from pipelines.runs.identity import Ledger, Periodic, Record
 from pipelines.tracking.cards import SHORT, DatasetInput, shown_record
@@ -49,27 +50,8 @@ def group_folder(output: str | Path) -> Path:
     return Path.cwd() if is_remote(output) else Path(output).absolute().parent
 
 
-def without_login(text: str) -> str:
-    """The text with user and password cut from its URIs: what is written or printed must not hold them."""
-    return re.sub(r"(?<=://)[^/\s]*@", "", text)
-
-
-_used: set[str] = set()  # stores that the command at work has written to
-
-
-@contextlib.contextmanager
-def telling_where_to_look() -> Iterator[None]:
-    """Around a command's work: in the end stderr tells, once, how to see in MLflow what it logged; nothing if it logged nothing."""
-    _used.clear()
-    try:
-        yield
-    finally:
-        for uri in sorted(_used):
-            print(f"MLflow: {_how_to_open(uri)}", file=sys.stderr, flush=True)
-
-
-def _how_to_open(uri: str) -> str:
-    """MLflow 3 opens on its pages for language-model apps; this address chooses those for training runs."""
+def how_to_open(uri: str) -> str:
+    """How to see the store in a browser: a command or an address, without a login. MLflow 3 opens on its pages for language-model apps; this address chooses those for training runs."""
     page = "#/experiments?workflowType=machine_learning"
     if uri.startswith(("http://", "https://")):
         return f"{without_login(uri).rstrip('/')}/{page}"
@@ -137,7 +119,7 @@ class Tracking:
     ) -> str:
         """The id of a running run: `resume_id` if the store has it, else a new one with parameters; with these tags."""
         tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
-        _used.add(self.uri)
+        at_end(self.uri, Ending(say=lambda: f"MLflow: {how_to_open(self.uri)}"))
         if resume_id is not None and self.has_run(resume_id):
             self.client.update_run(resume_id, status="RUNNING", name=name)
             self.set_tags(resume_id, tags)

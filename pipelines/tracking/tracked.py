@@ -22,11 +22,12 @@ from g3pt.data.storage import Location, is_remote
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import Failure
 from pipelines.cli.main import this_command
+from pipelines.cli.plain_text import without_login
 from pipelines.runs.environment import environment
 from pipelines.runs.identity import Ledger, Record
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card
-from pipelines.tracking.client import Mirror, Tracking, best_effort, group_folder, tracking_uri, without_login
+from pipelines.tracking.client import Mirror, Tracking, best_effort, group_folder, tracking_uri
 from pipelines.tracking.experiments import EXPERIMENTS
 
 RUN_FILE = "mlflow.json"

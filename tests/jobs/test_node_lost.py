@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.runs import identity
+from pipelines.cli.paths import REPOSITORY
 from pipelines.train import run
 from pipelines.train.checkpoints import checkpointed
 from tests.jobs import kills
@@ -37,7 +37,7 @@ def test_a_run_goes_on_when_a_node_is_killed_and_has_the_loss_it_would_have_had(
             f"train.train_run(spec, {str(tmp_path / 'runs')!r}, num_workers=2, ray_address={cluster.address!r}, build=TOY)\n"
         )
         with open(tmp_path / "stderr.txt", "w") as err:
-            environment = {**os.environ, "PYTHONPATH": str(identity.REPOSITORY)}
+            environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
             driver = subprocess.Popen(
                 [sys.executable, "-c", program], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=err
             )

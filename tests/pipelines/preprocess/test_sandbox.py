@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import pipelines.preprocess.sandbox
-from pipelines.preprocess.sandbox import MAX_TRIES, REPOSITORY, Sandbox
+from pipelines.cli.paths import REPOSITORY
+from pipelines.preprocess.sandbox import MAX_TRIES, Sandbox
 
 VICTIMS = "sandbox_victims"
 

@@ -8,7 +8,8 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
-from pipelines.cluster.session import REPOSITORY
+from pipelines.cli.paths import REPOSITORY
+from pipelines.cli.plain_text import without_login
 from pipelines.runs.identity import Ledger
 from pipelines.tracking import client as tracking
 from pipelines.tracking import moved_store
@@ -58,7 +59,7 @@ def test_a_login_is_cut_from_what_is_printed(capsys: pytest.CaptureFixture[str])
     assert tracking.best_effort("calling a server behind a login", fail) is None
     said = capsys.readouterr().err
     assert "http://host:5000/api failed, ask admin@host" in said and "secret" not in said
-    assert tracking.without_login("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
+    assert without_login("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
 
 
 IN_FORKS = """

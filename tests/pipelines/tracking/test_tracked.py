@@ -9,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from pipelines.cli.endings import endings
 from pipelines.cli.errors import UsageError
 from pipelines.runs.identity import Ledger
 from pipelines.tracking import cards, experiments
@@ -209,17 +210,21 @@ def test_a_broken_store_warns_once_and_the_work_goes_on(tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("uri", "told"),
     [("sqlite:////a folder/mlflow.db", "ui --backend-store-uri 'sqlite:////a folder/mlflow.db'\n"),
-     ("https://user:secret@host:5000/", "MLflow: https://host:5000/#/experiments?workflowType=machine_learning\n")],
+     ("https://user:secret@host:5000/", "https://host:5000/#/experiments?workflowType=machine_learning")],
 )  # fmt: skip
-def test_where_to_look_is_told_once_without_a_login(uri: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(OSError), tracking.telling_where_to_look():
-        tracking._used.update([uri, uri])
-        raise OSError("also when the work failed")
+def test_how_to_look_is_told_without_a_login(uri: str, told: str) -> None:
+    said = tracking.how_to_open(uri)
+    assert told in said and "secret" not in said
+
+
+def test_a_command_says_once_where_to_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with endings() as ends:
+        for name in ("one", "two"):
+            with logged(card(tmp_path, name), tmp_path / "x"):
+                pass
+        ends.say()
     said = capsys.readouterr().err
-    assert said.startswith("MLflow: ") and said.count(told) == 1 and "secret" not in said
-    with tracking.telling_where_to_look():
-        pass
-    assert capsys.readouterr().err == ""
+    assert said.count("MLflow: ") == 1 and f"sqlite:///{tmp_path}/mlflow.db" in said
 
 
 def test_text_from_data_stays_text() -> None:

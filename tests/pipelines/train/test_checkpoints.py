@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from g3pt.training.optimizer_state import STATE_FILE, ShardedState, write_sharded
-from pipelines.runs import identity
+from pipelines.cli.paths import REPOSITORY
 from pipelines.train import checkpoints, run
 from tests.pipelines.train.test_run import TOY, records_of, toy_spec
 
@@ -104,7 +104,7 @@ def test_two_sharded_workers_then_one_then_two_give_the_run_of_one(tmp_path: Pat
         "together('last')\n"
     )
     (tmp_path / "run").mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(identity.REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     workers = [subprocess.Popen([sys.executable, "-c", program, str(rank)], env=environment) for rank in range(2)]
     assert [worker.wait(timeout=400) for worker in workers] == [0, 0]
     kinds = {path.stem: path.suffix for path in checkpoints.checkpoints(tmp_path / "run" / "checkpoints")}

@@ -14,8 +14,8 @@ import pytest
 from pipelines.cli import interrupt
 from pipelines.cli.errors import UsageError
 from pipelines.cli.interrupt import Stopped
+from pipelines.cli.paths import REPOSITORY
 from pipelines.cluster.stopping import STOP_FILE
-from pipelines.runs import identity
 from pipelines.runs.identity import Ledger, RunSpec
 from pipelines.tracking import cards, tracked
 from pipelines.tracking import client as tracking
@@ -113,7 +113,7 @@ for kill_at in (4, 40):
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
     """Each start is a process of its own, a fork of one that has imported everything and trained nothing."""
-    environment = {**os.environ, "PYTHONPATH": str(identity.REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
         [sys.executable, "-c", IN_FORKS, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
     )
@@ -197,7 +197,7 @@ def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(whole: Path, tmp_pa
     folder.mkdir(parents=True)
     (folder / older.name).write_bytes(older.read_bytes())
     with train_worker.run_lock(tmp_path / "run"):
-        environment = {**os.environ, "PYTHONPATH": str(identity.REPOSITORY)}
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         workers = [subprocess.Popen([sys.executable, "-c", program, str(rank)], env=environment) for rank in range(2)]
         deadline = time.monotonic() + 60
         while not all((tmp_path / f"there-{rank}").exists() for rank in range(2)):
