@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from g3pt.models.car import G3PT
 from pipelines.cli.errors import UsageError
-from pipelines.generate import job as job
+from pipelines.generate import job
 from pipelines.generate import sample_records
 from pipelines.generate.config import GenerateConfig
 from pipelines.generate.job import generate
@@ -370,7 +370,8 @@ def test_a_mesh_that_would_not_close_is_kept_and_said(model, tmp_path, monkeypat
 
 ALONE = """
 import sys
-from pipelines import generate as job, tracked
+from pipelines.generate import job
+from pipelines.tracking import tracked
 from pipelines.generate.config import GenerateConfig
 tracked.tell, job._picture = (lambda *_: None), (lambda *_: None)
 job.generate(GenerateConfig(model=sys.argv[1], output=sys.argv[2], text="a chair", num=40, resolution=32, cfg="1"), use_ray=False)

@@ -287,7 +287,7 @@ def test_downloads_can_be_dropped_but_not_what_lay_there_before(hub: HubServer, 
 KILLED = """
 import sys
 from pathlib import Path
-from pipelines import tracked
+from pipelines.tracking import tracked
 from pipelines.preprocess.job import preprocess
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.shards import map_here
