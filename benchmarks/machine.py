@@ -1,4 +1,8 @@
-"""What a benchmark's figures were measured on, and how: CPU seconds of this process and its peak resident memory."""
+"""What a benchmark's figures were measured on, and how: CPU seconds of this process and its peak resident memory.
+
+`python benchmarks/machine.py` prints the hardware, the load and the rate of a matrix product on one core, by which times of other
+machines are compared.
+"""
 
 import contextlib
 import os
@@ -29,6 +33,22 @@ def about(*packages: str) -> dict[str, Any]:
         "versions": {name: _version(name) for name in packages},
         "commit": _commit(),
     }
+
+
+def matrix_gflops(size: int = 1024, tries: int = 7) -> float:
+    """GFLOP/s of a float32 matrix product (size, size) x (size, size) on one thread: the fastest of some tries."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    a, b = torch.rand(size, size), torch.rand(size, size)
+    seconds = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    return 2 * size**3 / min(seconds) / 1e9
 
 
 def _version(package: str) -> str | None:
@@ -146,3 +166,9 @@ def _status(name: str) -> float:
         if line.startswith(name + ":"):
             return float(line.split()[1]) / MB
     raise KeyError(name)
+
+
+if __name__ == "__main__":
+    import json
+
+    print(json.dumps(about("torch", "numpy", "ray") | {"matrix_gflops_one_core": round(matrix_gflops(), 1)}, indent=1))
