@@ -1,25 +1,33 @@
-# make demo   the whole pipeline at toy size, with its report      (about 20 minutes on 2 slow cores, installed)
-# make test   all tests, in two lanes side by side                  (26 minutes on 2 cores)
+# make demo   the whole pipeline at toy size, with its report
+# make test   lint, then the fast and the slow tests
 # make fast   the fast tests alone
-# make soak   the long fault runs, 20 kills a stage                (by hand)
+# make real   every file of the folders that G3PT_MESHES names   (by hand)
+# make soak   the long fault runs, 20 kills per stage            (by hand)
 # make lint   ruff: format and rules
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 STAMP := $(VENV)/.installed
+PYTEST := $(VENV)/bin/python -m pytest
+# Test processes: a file's tests stay in one process, the longest files start first (tests/conftest.py).
+WORKERS ?= 2
+SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test fast soak lint clean
+.PHONY: demo test fast real soak lint clean
 demo: $(STAMP)
 	$(VENV)/bin/python jobs/quickstart.py
 
-test: $(STAMP)
-	$(VENV)/bin/python tests/all_tiers.py
+test: lint
+	$(PYTEST) $(SPREAD) -m "not soak and not real"
 
 fast: $(STAMP)
-	$(VENV)/bin/python -m pytest -m "not slow and not soak"
+	$(PYTEST) $(SPREAD) -m "not slow and not soak and not real"
+
+real: $(STAMP)
+	$(PYTEST) -m real
 
 soak: $(STAMP)
-	$(VENV)/bin/python -m pytest -m soak
+	$(PYTEST) -m soak
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check .

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from g3pt.models.car import G3PT
 from pipelines.cli.errors import UsageError
-from pipelines.generate import job
-from pipelines.generate import sample_records
+from pipelines.generate import job, sample_records
 from pipelines.generate.config import GenerateConfig
 from pipelines.generate.job import generate
 from pipelines.generate.prompts import plan
