@@ -52,34 +52,24 @@ ROWS: dict[str, dict[str, Any]] = {
     "fsq-125": {"fsq_levels": (5, 5, 5)},
     # what the latents read
     "learned": {"latent_queries": "learned"},
-    "nearest": {"anchor_blur": 0.0},
     "blur.4": {"anchor_blur": 0.4},
     "blur.8": {"anchor_blur": 0.8},
     "sharp": {"num_points": 768, "num_sharp_points": 256},
     "points-2048": {"num_points": 2048},
-    "qk-norm": {"qk_norm": True},
     "heads-2": {"num_heads": 2},
     "fourier-4": {"num_fourier": 4},
     "latents-128": {"scales": (1, 4, 16, 128)},
     # losses and phases
-    "consistency.3": {"consistency_weight": 0.3},
-    "dropout.3": {"scale_dropout": 0.3},
     "no-commitment": {"commitment_weight": 0.0},
-    "alone": {"continuous_share": 0.3, "pyramid_share": 0.08, "pyramid_alone": True},
-    "alone-nearest": {"continuous_share": 0.3, "pyramid_share": 0.08, "pyramid_alone": True, "anchor_blur": 0.0},
     "early": {"continuous_share": 0.05, "pyramid_share": 0.25},
     "late": {"continuous_share": 0.2, "pyramid_share": 0.5},
     "no-phase-a": {"continuous_share": 0.0, "pyramid_share": 0.0},
-    "path-pyramid": {"continuous_path": "pyramid", "continuous_share": 0.38, "pyramid_share": 0.0},
     "continuous": {"continuous_share": 1.0, "pyramid_share": 0.0, "stat_freeze_share": 0.0},
     # how codes are read once it is trained
     "encode-1024": {"num_encode_points": 1024},
     "encode-16384": {"num_encode_points": 16384},
-    "encode-4x1024": {"num_encode_samplings": 4},
-    "encode-16x1024": {"num_encode_points": 16384, "num_encode_samplings": 16},
-    "encode-4x4096": {"num_encode_points": 16384, "num_encode_samplings": 4},
 }
-READS = {"num_encode_points", "num_encode_samplings"}  # changes that leave the weights as they are
+READS = {"num_encode_points"}  # changes that leave the weights as they are
 KNOWN = 64  # test objects whose codes are completed
 
 

@@ -1,6 +1,6 @@
-"""What each choice in the generator is worth on small data: head, attention, embeddings, AdaLN, disturbed inputs, loss weights, guidance.
+"""What each choice in the generator is worth on small data: head, attention, embeddings, AdaLN, loss weights, guidance.
 
-    python benchmarks/generator.py --data DATASET --tokenizer RUN --output FOLDER --rows default,bits,bit_flip.1 [--steps 600]
+    python benchmarks/generator.py --data DATASET --tokenizer RUN --output FOLDER --rows default,bits,power0 [--steps 600]
     python benchmarks/generator.py --output FOLDER          # the table of what is there
     python benchmarks/generator.py --list                   # the rows and what they change
 
@@ -44,7 +44,6 @@ from g3pt.metrics import pairwise
 from g3pt.models.attention import KVCache, Levels, UnitAttention, block_causal
 from g3pt.models.car import G3PT
 from g3pt.models.decoding import decode_meshes
-from g3pt.models.encoders import ImageEncoder
 from g3pt.models.sampling import SampleConfig
 from g3pt.shapes import caption_family
 from g3pt.shapes.measure import measure_any
@@ -59,15 +58,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "joint": {"head": "joint"},
     "bits": {"head": "bits"},
     "drop_phrases.5": {"drop_phrases": 0.5},
-    "bit_flip.1": {"bit_flip": 0.1},
-    "bit_flip.3": {"bit_flip": 0.3},
-    "code_noise.1": {"code_noise": 0.1},
     "progressive.5": {"progressive_share": 0.5},
     "power0": {"scale_loss_power": 0.0},
     "power1": {"scale_loss_power": 1.0},
     "pictures": {"image_encoder": "small"},
     "pictures_even": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5, "image_text_weight": 0.0},
-    "pictures_dino": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5, "image_text_weight": 0.0},
     "pictures_aligned": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5, "image_text_weight": 1.0},
     "plain_attention": {},
     "no_levels": {},
@@ -123,22 +118,7 @@ def added_text(model: G3PT) -> None:
     car.condition, car.embed = keep, lambda *given: embed(*given) + known[0][:, None]
 
 
-def small_dino(model: G3PT) -> None:
-    """The image encoder of exports before the convolutions: a DINOv2 of two layers over patches of 14 pixels."""
-    shape = {
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "mlp_ratio": 2,
-        "patch_size": 14,
-        "use_mask_token": False,
-    }
-    model.image_encoder = ImageEncoder(size=model.config.image_size, small=shape)
-    model.car.num_prefix = model.image_encoder.num_tokens
-
-
 CONTROLS: dict[str, Callable[[G3PT], None]] = {
-    "pictures_dino": small_dino,
     "plain_attention": plain_attention,
     "no_levels": functools.partial(without, "levels"),
     "no_positions": functools.partial(without, "positions"),

@@ -30,39 +30,26 @@ class CVQConfig:
     encoder_layers: int  # self-attention layers after the cross-attention from the points
     decoder_layers: int  # self-attention layers before the query points' cross-attention
     latent_queries: Literal["anchored", "learned"] = "anchored"  # learned: the paper's
-    anchor_blur: float = 0.2  # anchored: Gaussian weights of the points, width in spacings of the anchors; 0 takes the nearest point alone
-    qk_norm: bool = False  # unit-norm Q and K with a learned scale per head in encoder and decoder
-    resampling: Literal["queries", "pooled", "slices"] = (
-        "queries"  # queries: the paper's CQT; the others are controls (g3pt/models/cqt.py)
-    )
+    anchor_blur: float = 0.2  # anchored: width of the Gaussian weights of the points, in spacings of the anchors
+    # queries: the paper's CQT; pooled and slices are controls of the scaling study (g3pt/models/cqt.py)
+    resampling: Literal["queries", "pooled", "slices"] = "queries"
     quantizer: Literal["fsq", "lfq"] = "fsq"  # lfq: the paper's
     fsq_levels: tuple[int, ...] = (8, 8, 5, 5, 5)
     lfq_bits: int = 13
     num_fourier: int = 8  # frequencies of the point embedding
     num_points: int = 2048  # surface points read per object and step
     num_sharp_points: int = 0  # points on sharp edges read beside them
-    num_encode_points: int = 8192  # surface points read when codes are written for good, in
-    num_encode_samplings: int = 1  # so many parts, each encoded alone, their latents averaged
+    num_encode_points: int = 8192  # surface points read when a trained tokenizer encodes an object
     num_volume_queries: int = 1024  # occupancy queries per object and step, uniform in the box
     num_near_queries: int = 1024  # and near the surface
     near_weight: float = 0.25  # of the near-surface loss against the volume's
     latent_weight: float = 1.0  # of the pyramid's loss on the latents
     commitment_weight: float = 0.1  # pulls the encoder towards what the pyramid can express
     code_weight: float = 0.05  # LFQ: entropy pressure; FSQ needs none
-    consistency_weight: float = 0.0  # pulls the latents of a second sampling of the surface to the first's
-    scale_dropout: float = 0.0  # share of objects decoded from a random number of scales, in the joint phase
-    continuous_path: Literal["latents", "pyramid"] = (
-        "latents"  # what phase A decodes: the latents, or the scales' sum unquantised
-    )
-    continuous_share: float = 0.2  # phase A: share of the steps without a quantiser
-    pyramid_share: float = (
-        0.3  # phase A2: share of the steps that train the pyramid on the latents, quantised, before it is decoded
-    )
-    pyramid_alone: bool = (
-        False  # encoder and decoder stand still in A2 (give it 0.08 then); else they go on as in phase A
-    )
+    continuous_share: float = 0.2  # phase A: share of the steps that train the autoencoder alone
+    pyramid_share: float = 0.3  # phase A2: share of the steps that also fit the quantised pyramid to the latents
     stat_momentum: float = 0.03  # of the running per-position statistics before the quantiser
-    stat_freeze_share: float = 0.1  # last share of the steps, in which those statistics stand still
+    stat_freeze_share: float = 0.1  # share of the steps, at the end, during which those statistics are constant
     checkpoint_layers: bool = False  # recompute activations in the backward pass
 
     def __post_init__(self) -> None:
@@ -75,21 +62,14 @@ class CVQConfig:
         )
         _require(self.latent_queries in ("anchored", "learned"), f"unknown latent_queries {self.latent_queries!r}")
         _require(self.resampling in ("queries", "pooled", "slices"), f"unknown resampling {self.resampling!r}")
-        _require(self.continuous_path in ("latents", "pyramid"), f"unknown continuous_path {self.continuous_path!r}")
         _require(self.quantizer in ("fsq", "lfq"), f"unknown quantizer {self.quantizer!r}")
-        _require(0 <= self.scale_dropout <= 1, f"scale_dropout must be a share in [0, 1], got {self.scale_dropout}")
-        _require(self.anchor_blur >= 0, f"anchor_blur must not be negative, got {self.anchor_blur}")
-        points, parts = self.num_encode_points, self.num_encode_samplings
-        _require(
-            parts >= 1 and points % parts == 0,
-            f"num_encode_points {points} is not a multiple of num_encode_samplings {parts}",
-        )
+        _require(self.anchor_blur > 0, f"anchor_blur must be positive, got {self.anchor_blur}")
         _require(
             1 <= self.lfq_bits <= 16, f"lfq_bits must be 1 to 16 (codes are stored as uint16), got {self.lfq_bits}"
         )
         _require(
             min(self.fsq_levels) >= 3,
-            f"fsq_levels must be at least 3 (a digit of two would be stuck), got {self.fsq_levels}",
+            f"fsq_levels must be at least 3 (a digit of two values never changes), got {self.fsq_levels}",
         )
         _require(self.num_codes <= 65536, f"{self.num_codes} codes do not fit uint16")
         shares = self.continuous_share + self.pyramid_share + self.stat_freeze_share
@@ -128,24 +108,15 @@ class CARConfig:
     depth: int
     width: int
     num_heads: int
-    head: Literal["digits", "joint", "bits"] = (
-        "digits"  # digits: a chain of softmaxes over the code's digits; joint: the paper's V; bits: independent
-    )
-    factor_values: int = 8  # digits head: neighbouring digits share a softmax while it has at most so many values
-    scale_loss_power: float = 0.5  # a token of scale k weighs T_k ** -power: fine scales do not swamp the sum
-    code_noise: float = (
-        0.0  # share of input codes replaced at random while training (targets unchanged; ours, a control)
-    )
-    bit_flip: float = 0.0  # largest share of an object's input digits changed while training, its targets recomputed (g3pt/models/correction.py)
+    # digits: a chain of softmaxes over the code's digits; joint: the paper's softmax over V; bits: independent digits
+    head: Literal["digits", "joint", "bits"] = "digits"
+    factor_values: int = 8  # digits head: neighbouring digits share a softmax of at most this many values
+    scale_loss_power: float = 0.5  # the loss of a token of scale k is weighted by T_k ** -power
     progressive_share: float = 0.0  # share of the steps, at the start, that train only the coarser half of the scales
-    drop_text: float = 0.1  # share of training objects that lose their text, independently of
-    drop_image: float = 0.3  # the share that loses its image
-    image_text_weight: float = (
-        4.0  # of the loss that pulls what a picture says towards what its caption says (g3pt/models/car.py)
-    )
-    drop_phrases: float = (
-        0.0  # share of training objects whose caption loses attributes at random (g3pt/data/captions.py)
-    )
+    drop_text: float = 0.1  # probability that training replaces the text by the null embedding
+    drop_image: float = 0.3  # the same for the image, drawn independently
+    image_text_weight: float = 4.0  # of the loss that pulls an image's modulation towards its caption's (ours)
+    drop_phrases: float = 0.0  # probability that training removes attributes of a caption (g3pt/data/captions.py)
     text_encoder: str = "small"  # "small": trained here, jointly; else a hub id or a folder of CLIPTextModel
     text_revision: str | None = None
     image_encoder: str = "small"  # "none", "small": trained here, jointly; else a hub id or a folder of Dinov2Model
@@ -160,18 +131,9 @@ class CARConfig:
         _require(self.depth >= 1, f"depth must be at least 1, got {self.depth}")
         _require(self.head in ("digits", "joint", "bits"), f"unknown head {self.head!r}")
         _require(self.factor_values >= 2, f"factor_values must be at least 2, got {self.factor_values}")
-        for name in ("drop_text", "drop_image", "drop_phrases", "code_noise", "bit_flip", "progressive_share"):
+        for name in ("drop_text", "drop_image", "drop_phrases", "progressive_share"):
             _require(0 <= getattr(self, name) <= 1, f"{name} must be a share in [0, 1], got {getattr(self, name)}")
         _require(self.image_text_weight >= 0, f"image_text_weight must not be negative, got {self.image_text_weight}")
-        _require(
-            not (self.code_noise and self.bit_flip),
-            f"code_noise {self.code_noise} and bit_flip {self.bit_flip} exclude each other",
-        )
-
-    @property
-    def noisy_inputs(self) -> bool:
-        """Whether training changes the input codes, so that its inputs are made anew each time."""
-        return self.code_noise > 0 or self.bit_flip > 0
 
 
 @dataclass(frozen=True, kw_only=True)

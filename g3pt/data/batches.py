@@ -109,8 +109,6 @@ class SurfaceBatches:
         }
         if config.num_sharp_points:
             batch["sharp_BP6"] = window(row["sharp"], config.num_sharp_points, rng).astype(np.float32)
-        if config.consistency_weight:
-            batch["again_BP6"] = window(row["surface"], config.num_points, rng).astype(np.float32)
         return batch
 
 

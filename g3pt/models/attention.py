@@ -1,4 +1,4 @@
-"""Self-attention that is full inside a level and causal across levels, without a dense mask, and the cache that sampling keeps.
+"""Attention: the tokenizer's, the generator's block-causal one without a dense mask, and the cache that sampling keeps.
 
 Levels are runs of tokens in order: the image tokens, then each scale. A level attends to itself and to all before it, so on
 the CPU each level's queries are one unmasked call of PyTorch's fused attention over the keys up to the level's end. On a GPU,
@@ -22,16 +22,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from g3pt.models.layers import unit_norm
-
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 Levels = tuple[int, ...]  # tokens of each level, in order
+MAX_LOG_SCALE = math.log(100.0)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `query_BND` over `context_BMD`, which is `query_BND` by default. Inputs arrive normalised."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_query = nn.Linear(width, width, bias=False)
+        self.to_key = nn.Linear(width, width, bias=False)
+        self.to_value = nn.Linear(width, width, bias=False)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, query_BND: Tensor, context_BMD: Tensor | None = None) -> Tensor:
+        context_BMD = query_BND if context_BMD is None else context_BMD
+        query = self._split(self.to_query(query_BND))
+        key, value = self._split(self.to_key(context_BMD)), self._split(self.to_value(context_BMD))
+        return self.to_out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+    def _split(self, x_BND: Tensor) -> Tensor:
+        return x_BND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class KVCache:
-    """Keys and values of one layer, allocated once and filled from the front; and what modulates it, the same at all scales."""
+    """K and V of one layer (B, H, length, head width), filled from the front.
+
+    Also keeps the layer's AdaLN modulation, which is the same for every scale.
+    """
 
     def __init__(self, batch: int, heads: int, length: int, head_width: int, like: Tensor) -> None:
         self.keys = like.new_empty(batch, heads, length, head_width)
@@ -40,7 +63,7 @@ class KVCache:
         self.modulation: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, head width) and give back everything stored so far."""
+        """Store K and V of T tokens, (B, H, T, head width); returns all that is stored."""
         end = self.filled + keys.shape[2]
         self.keys[:, :, self.filled : end] = keys
         self.values[:, :, self.filled : end] = values
@@ -61,7 +84,8 @@ class UnitAttention(nn.Module):
     def forward(self, x_BND: Tensor, levels: Levels | None = None, cache: KVCache | None = None) -> Tensor:
         """Block-causal over `levels`; without them everything sees everything, what the `cache` holds included."""
         query, key, value = self.to_qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key = unit_norm(query, key, self.log_scale_H)
+        scale_H11 = self.log_scale_H.clamp_max(MAX_LOG_SCALE).exp()[:, None, None]
+        query, key = F.normalize(query, dim=-1) * scale_H11, F.normalize(key, dim=-1)
         query, key = query.to(value.dtype), key.to(value.dtype)
         if cache is not None:
             key, value = cache.append(key, value)
@@ -79,7 +103,7 @@ def block_causal(query: Tensor, key: Tensor, value: Tensor, levels: Levels) -> T
 
 
 def level_by_level(query: Tensor, key: Tensor, value: Tensor, levels: Levels) -> Tensor:
-    """One fused call a level, over the keys up to its end: only what may attend is computed."""
+    """One fused call per level, over the keys up to its end."""
     ends = itertools.accumulate(levels)
     parts = [
         F.scaled_dot_product_attention(query[:, :, end - size : end], key[:, :, :end], value[:, :, :end], scale=1.0)
@@ -114,5 +138,5 @@ def level_of_tokens(levels: Levels) -> Tensor:
 
 
 def attended_pairs(levels: Levels) -> int:
-    """How many pairs of tokens attend."""
+    """Number of (query, key) pairs that attend."""
     return sum(size * end for size, end in zip(levels, itertools.accumulate(levels), strict=True))

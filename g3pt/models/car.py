@@ -4,7 +4,7 @@
 to the next scale's tokens, in teacher forcing and in sampling alike. Either condition may be absent: learned null embeddings
 take its place, and training drops each at random.
 
-Source: G3PT (arXiv 2409.06322): cross-scale alignment, DINOv2 and CLIP as conditions. Infinity (2412.04431): self-correction.
+Source: G3PT (arXiv 2409.06322): cross-scale alignment, DINOv2 and CLIP as conditions.
 Ours: the weights of the scales in the loss.
 Shapes: B batch, S tokens of all scales, T tokens of a scale, L latents, A width of the tokenizer's aligned tokens,
 M image tokens (or words of a text), C width of a condition.
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from g3pt.config import CARConfig, CVQConfig, from_dict
 from g3pt.data.batches import rand_rows
 from g3pt.data.pictures import prepare_image
-from g3pt.models.correction import corrected
 from g3pt.models.decoding import decode_mesh
 from g3pt.models.encoders import NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, StoredEncoder, TextEncoder
 from g3pt.models.guidance import needed_ways
@@ -137,24 +136,9 @@ class G3PT(nn.Module, Pretrained):
         return loss, logs
 
     def _teacher(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Aligned inputs and target codes of the active scales; while training the inputs may be disturbed on purpose."""
+        """Aligned inputs and target codes of the active scales."""
         num_tokens = sum(self.scales[: self.active_scales])
         codes_BS = batch["codes_BS"][:, :num_tokens]
-        if self.training and self.config.bit_flip > 0:
-            rate_B = rand_rows(batch) * self.config.bit_flip
-            shape = (num_tokens, self.tokenizer.cqt.quantizer.num_digits)
-            return corrected(
-                self.tokenizer,
-                batch["codes_BS"],
-                rate_B,
-                rand_rows(batch, *shape),
-                rand_rows(batch, *shape),
-                self.active_scales,
-            )
-        if self.training and self.config.code_noise > 0:
-            noise_BS = (rand_rows(batch, num_tokens) * self.tokenizer.config.num_codes).long()
-            replaced_BS = rand_rows(batch, num_tokens) < self.config.code_noise
-            return self.aligned_inputs(torch.where(replaced_BS, noise_BS, codes_BS), self.active_scales), codes_BS
         if "aligned_BTA" in batch:
             return batch["aligned_BTA"][:, : num_tokens - self.scales[0]], codes_BS
         return self.aligned_inputs(codes_BS, self.active_scales), codes_BS

@@ -25,8 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from g3pt.config import CVQConfig
-from g3pt.models.layers import Attention, CrossBlock, feed_forward
-from g3pt.models.quantizer import RunningNorm, build_quantizer, mean_over_workers
+from g3pt.models.attention import Attention
+from g3pt.models.layers import CrossBlock, feed_forward
+from g3pt.models.quantizer import RunningNorm, build_quantizer
+from g3pt.training.parallel import mean_over_workers
 
 BOX = 1.9  # side of the cube that objects lie in
 
@@ -171,34 +173,23 @@ class CQT(nn.Module):
             features_BLD[:, max(0, first - num_tokens) : max(num_tokens, first)], features_BLD.shape[-1:]
         )
 
-    def scores(self, residual_BLD: Tensor, scale: int, frozen: bool = True) -> Tensor:
-        """One scale of the residual as the quantiser reads it: normalised z, (B, T, C)."""
+    def quantize(self, residual_BLD: Tensor, scale: int, frozen: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """One scale of the residual -> (values (B, T, C), codes (B, T), the quantiser's loss)."""
         if self.config.resampling == "slices":
             first, last = self._slice(scale)
             tokens_BTD, to_code = F.layer_norm(residual_BLD[:, first:last], residual_BLD.shape[-1:]), self.to_code[0]
         else:
             tokens_BTD, to_code = self.align(residual_BLD, scale), self.to_code[scale]
-        return self.norms[scale](to_code(tokens_BTD), frozen)
+        return self.quantizer(self.norms[scale](to_code(tokens_BTD), frozen))
 
-    def quantize(
-        self, residual_BLD: Tensor, scale: int, frozen: bool, quantized: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One scale of the residual -> (values (B, T, C), codes (B, T), the quantiser's loss)."""
-        return self.quantizer(self.scores(residual_BLD, scale, frozen), quantized)
-
-    def forward(
-        self, latents_BLD: Tensor, frozen: bool = False, num_scales: int | None = None, quantized: bool = True
-    ) -> CQTOutput:
-        """Encode latents through the first `num_scales` scales (all by default); canvases after each, codes and losses.
-
-        Without `quantized` the canvases are sums of values that were bounded but not rounded (phase A with the scales in the path).
-        """
+    def forward(self, latents_BLD: Tensor, frozen: bool = False, num_scales: int | None = None) -> CQTOutput:
+        """Encode latents by the first `num_scales` scales (all by default): the canvas, codes and loss of each."""
         canvas_BLD, output = self.canvas_start(len(latents_BLD)), CQTOutput()
         for scale in range(num_scales or self.config.num_scales):
             residual_BLD = latents_BLD - canvas_BLD
             if self.training and not frozen:
                 self._update_sigma(residual_BLD.detach(), scale)
-            values_BTC, codes_BT, loss = self.quantize(residual_BLD, scale, frozen, quantized)
+            values_BTC, codes_BT, loss = self.quantize(residual_BLD, scale, frozen)
             canvas_BLD = canvas_BLD + self.spread(values_BTC, scale)
             output.append(canvas_BLD, codes_BT, loss)
         return output

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from g3pt.data.batches import unpack_rows
+from g3pt.metrics.entropy import expected_distinct, sample_entropy
 from g3pt.models.tokenizer import CVQ
-from g3pt.training.usage import entropy_bits, expected_distinct
 
 EVAL_QUERIES = 2048  # volume points per object that the running validation reads
 EVAL_BATCH = 32
@@ -78,7 +78,7 @@ def eval_batches(arrays: dict[str, Any], model: CVQ, device: str | torch.device)
 
 
 def _diagnose_batch(model: CVQ, batch: dict[str, Tensor]) -> dict[str, Any]:
-    latents_BLD = model.encode_latents(batch["surface"], batch.get("sharp"))
+    latents_BLD = model.encoder(batch["surface"], batch.get("sharp"))
     iou_B, loss_B = _decoded(model, latents_BLD, batch)
     result: dict[str, Any] = {"iou_continuous": iou_B, "loss_volume": loss_B}
     if model.phase == "continuous":
@@ -136,8 +136,3 @@ def code_statistics(codes_NT: Tensor, again_NT: Tensor, model: CVQ) -> dict[str,
         "agreement": float((codes_NT == again_NT).float().mean()),
         "agreement_digits": float((digits == digits_again).float().mean()),
     }
-
-
-def sample_entropy(codes: Tensor, num_codes: int) -> float:
-    """Plug-in Shannon entropy of a flat sample of codes, in bits."""
-    return float(entropy_bits(torch.bincount(codes, minlength=num_codes)))

@@ -123,7 +123,7 @@ class TextEncoder(nn.Module):
         self.trained_here = name == SMALL
         if self.trained_here:
             values = dict(small or SMALL_TEXT)
-            words = values.pop("words", [])  # exports before 7e016e9 spell every word
+            words = values.pop("words")
             self.tokenizer: WordTokenizer | HubTokenizer = WordTokenizer(words, values["max_position_embeddings"])
             self.model = CLIPTextModel(CLIPTextConfig(**values | {"vocab_size": END + 1 + len(words)}))
             _freeze_key_biases(self.model)
@@ -159,30 +159,21 @@ class ImageEncoder(nn.Module):
         self.trained_here = name == SMALL
         self.size = size
         self.revision = revision if self.trained_here else commit_of(name, revision)
-        small = small or SMALL_IMAGE
-        if not self.trained_here:
-            self._take(_pretrained_dino(name, self.revision))
-        elif "widths" in small:
-            self.model = ConvEncoder(size, **small)
-            self.width, self.num_tokens = self.model.positions.shape[1], self.model.positions.shape[0]
-        else:  # exports before the convolutions
-            from transformers import Dinov2Config, Dinov2Model
-
-            self._take(Dinov2Model(Dinov2Config(image_size=size, **small)))
-            _freeze_key_biases(self.model)
-
-    def _take(self, model: nn.Module) -> None:
-        """A Dinov2Model, its width C, and how many tokens M it gives: patches and the class token."""
-        self.model, patch = model, model.config.patch_size
-        if self.size % patch:
-            raise ValueError(f"image_size {self.size} is not a multiple of the encoder's patch, {patch}")
-        self.width, self.num_tokens = model.config.hidden_size, (self.size // patch) ** 2 + 1
+        if self.trained_here:
+            self.model = ConvEncoder(size, **(small or SMALL_IMAGE))
+            self.num_tokens, self.width = self.model.positions.shape
+            return
+        self.model = _pretrained_dino(name, self.revision)
+        patch = self.model.config.patch_size
+        if size % patch:
+            raise ValueError(f"image_size {size} is not a multiple of the encoder's patch, {patch}")
+        self.width, self.num_tokens = self.model.config.hidden_size, (size // patch) ** 2 + 1  # patches, class token
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Normalised pixels to tokens (B, M, C)."""
-        if isinstance(self.model, ConvEncoder):
+        if self.trained_here:
             return self.model(images_B3HW)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained_here):
+        with torch.no_grad():
             return self.model(pixel_values=images_B3HW).last_hidden_state
 
 

@@ -1,9 +1,11 @@
-"""Transformer parts shared by the tokenizer and the generator.
+"""Residual blocks of the tokenizer and the generator: pre-LayerNorm, attention, then a perceptron.
 
-Pre-LayerNorm residual blocks around PyTorch's fused attention. Nothing here knows of scales or codes.
+`SelfBlock` and `CrossBlock` make up the tokenizer, `ModulatedBlock` the generator, whose condition enters in its layer norms (AdaLN).
+Attention itself is in attention.py, the convolutional blocks of the small image encoder in image_encoder.py.
 
 Shapes: B batch, N tokens, M context tokens, D width, H heads, P points, F point features.
-Source: standard; Fourier features as in the 3DShape2VecSet family (8 frequencies).
+Source: standard; AdaLN as in DiT (2212.09748); Fourier features as in the 3DShape2VecSet family (8 frequencies).
+Ours: AdaLN starts near the identity: it adds to 1 where DiT's gates are zero.
 """
 
 from __future__ import annotations
@@ -15,74 +17,73 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-MAX_LOG_SCALE = math.log(100.0)
+from g3pt.models.attention import Attention, KVCache, Levels, UnitAttention
+from g3pt.training.parallel import ShardUnit
 
 
-class Attention(nn.Module):
-    """Multi-head attention of `query_BND` over `context_BMD` (itself by default). Inputs arrive normalised.
-
-    With `qk_norm`, queries and keys are unit vectors and a learned scale per head, capped at 100, takes the place of 1 / sqrt(width).
-    """
-
-    def __init__(self, width: int, num_heads: int, qk_norm: bool = False) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.log_scale_H = nn.Parameter(torch.full((num_heads,), math.log(4.0))) if qk_norm else None
-        self.to_query = nn.Linear(width, width, bias=False)
-        self.to_key = nn.Linear(width, width, bias=False)
-        self.to_value = nn.Linear(width, width, bias=False)
-        self.to_out = nn.Linear(width, width)
-
-    def forward(self, query_BND: Tensor, context_BMD: Tensor | None = None) -> Tensor:
-        context_BMD = query_BND if context_BMD is None else context_BMD
-        query = self._split(self.to_query(query_BND))
-        key, value = self._split(self.to_key(context_BMD)), self._split(self.to_value(context_BMD))
-        if self.log_scale_H is None:
-            out = F.scaled_dot_product_attention(query, key, value)
-        else:
-            query, key = unit_norm(query, key, self.log_scale_H)
-            out = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, scale=1.0)
-        return self.to_out(out.transpose(1, 2).flatten(2))
-
-    def _split(self, x_BND: Tensor) -> Tensor:
-        return x_BND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+def feed_forward(width: int, approximate: str = "none") -> nn.Sequential:
+    """The two-layer perceptron of a transformer block, four times as wide inside."""
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate=approximate), nn.Linear(4 * width, width))
 
 
-def unit_norm(query: Tensor, key: Tensor, log_scale_H: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys (B, H, N, width) as unit vectors, the queries times their head's scale, capped at 100."""
-    scale_H11 = log_scale_H.clamp_max(MAX_LOG_SCALE).exp()[:, None, None]
-    return F.normalize(query, dim=-1) * scale_H11, F.normalize(key, dim=-1)
-
-
-def feed_forward(width: int, ratio: int = 4) -> nn.Sequential:
-    """The two-layer perceptron of a transformer block."""
-    return nn.Sequential(nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
-
-
-class SelfBlock(nn.Module):
+class SelfBlock(nn.Module, ShardUnit):
     """x + Attention(LN x), then x + MLP(LN x)."""
 
-    def __init__(self, width: int, num_heads: int, qk_norm: bool = False) -> None:
+    def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention, self.mlp = Attention(width, num_heads, qk_norm), feed_forward(width)
+        self.attention, self.mlp = Attention(width, num_heads), feed_forward(width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         x_BND = x_BND + self.attention(self.norm_attention(x_BND))
         return x_BND + self.mlp(self.norm_mlp(x_BND))
 
 
-class CrossBlock(nn.Module):
+class CrossBlock(nn.Module, ShardUnit):
     """x + Attention(LN x, LN context), then x + MLP(LN x)."""
 
-    def __init__(self, width: int, num_heads: int, qk_norm: bool = False) -> None:
+    def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.norm_query, self.norm_context, self.norm_mlp = (nn.LayerNorm(width) for _ in range(3))
-        self.attention, self.mlp = Attention(width, num_heads, qk_norm), feed_forward(width)
+        self.attention, self.mlp = Attention(width, num_heads), feed_forward(width)
 
     def forward(self, x_BND: Tensor, context_BMD: Tensor) -> Tensor:
         x_BND = x_BND + self.attention(self.norm_query(x_BND), self.norm_context(context_BMD))
         return x_BND + self.mlp(self.norm_mlp(x_BND))
+
+
+class ModulatedBlock(nn.Module, ShardUnit):
+    """A pre-LN transformer block, whose norms and branches are modulated by the condition (AdaLN)."""
+
+    gathered_in_bf16 = True
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(width, 6 * width)
+        self.attention = UnitAttention(width, num_heads)
+        self.mlp = feed_forward(width, approximate="tanh")
+
+    def forward(
+        self, x_BND: Tensor, condition_BD: Tensor, levels: Levels | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self._modulation(condition_BD, cache)[:, None].chunk(
+            6, dim=-1
+        )
+        x_BND = x_BND + (1 + gate_1) * self.attention(modulate(x_BND, shift_1, scale_1), levels, cache)
+        return x_BND + (1 + gate_2) * self.mlp(modulate(x_BND, shift_2, scale_2))
+
+    def _modulation(self, condition_BD: Tensor, cache: KVCache | None) -> Tensor:
+        """Shifts, scales and gates (B, 6 D). Sampling computes them once for all scales and keeps them in the cache."""
+        if cache is None:
+            return self.modulation(condition_BD)
+        if cache.modulation is None:
+            cache.modulation = self.modulation(condition_BD)
+        return cache.modulation
+
+
+def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+    """Layer norm with the condition's shift and scale."""
+    return F.layer_norm(x_BND, x_BND.shape[-1:]) * (1 + scale_B1D) + shift_B1D
 
 
 class FourierPoints(nn.Module):

@@ -20,8 +20,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from g3pt.metrics.entropy import entropy
+from g3pt.training.parallel import mean_over_workers
 
 
 class RunningNorm(nn.Module):
@@ -53,29 +55,6 @@ class RunningNorm(nn.Module):
         self.square_TC.lerp_(moments[1], share)
 
 
-def mean_over_workers(x: Tensor) -> Tensor:
-    """The mean of `x` over all workers of the process group; `x` itself without one.
-
-    The default group is right: under DDP and FSDP2 alike every worker of it has its own share of the batch (g3pt/training/parallel.py makes no other mesh).
-    """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(x)
-        x = x / dist.get_world_size()
-    return x
-
-
-def variance_over_workers(x_BND: Tensor) -> Tensor:
-    """The mean over features of the variance over the objects of all workers; 1 for a single object."""
-    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    if len(x_BND) * world < 2:
-        return x_BND.new_ones(())
-    if world == 1:
-        return x_BND.var(0).mean()
-    mean, square = mean_over_workers(torch.stack([x_BND.mean(0), x_BND.square().mean(0)]))
-    count = len(x_BND) * world
-    return (square - mean.square()).mean() * count / (count - 1)
-
-
 class Quantizer(nn.Module):
     """What FSQ and LFQ share: codes as mixed-radix numbers of their digits."""
 
@@ -103,26 +82,18 @@ class Quantizer(nn.Module):
 class FSQ(Quantizer):
     """Finite scalar quantisation: digit c of z takes one of `levels[c]` values in [-1, 1]."""
 
-    def forward(self, z_BTC: Tensor, quantized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """z -> (values with straight-through gradient, or bounded but not rounded; codes int64; loss 0)."""
+    def forward(self, z_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z -> (values with straight-through gradient; codes int64; loss 0)."""
         half_C = (self.levels_C - 1) * (1 + 1e-3) / 2
         offset_C = torch.where(self.levels_C % 2 == 0, 0.5, 0.0)
         bounded = (z_BTC + (offset_C / half_C).atanh()).tanh() * half_C - offset_C
         rounded = bounded + (bounded.round() - bounded).detach()
         codes_BT = self.digits_to_codes(rounded.detach().round().long() + self.levels_C // 2)
-        return (rounded if quantized else bounded) / (self.levels_C // 2), codes_BT, z_BTC.new_zeros(())
+        return rounded / (self.levels_C // 2), codes_BT, z_BTC.new_zeros(())
 
     def values(self, codes_BT: Tensor) -> Tensor:
         """Codes -> the values that `forward` gave for them, (B, T, C)."""
         return (self.codes_to_digits(codes_BT) - self.levels_C // 2) / (self.levels_C // 2).float()
-
-    def centres(self, codes_BT: Tensor) -> Tensor:
-        """Codes -> z in the middle of their cells, (B, T, C); the outermost cells, which have no end, a quarter of a step inside their value."""
-        half_C = (self.levels_C - 1) * (1 + 1e-3) / 2
-        offset_C = torch.where(self.levels_C % 2 == 0, 0.5, 0.0)
-        limit_C = (self.levels_C - 1) / 2 - 0.25
-        bounded = (self.codes_to_digits(codes_BT) - self.levels_C // 2 + offset_C).clamp(-limit_C, limit_C)
-        return (bounded / half_C).atanh() - (offset_C / half_C).atanh()
 
 
 class LFQ(Quantizer):
@@ -132,20 +103,16 @@ class LFQ(Quantizer):
         super().__init__(levels)
         self.temperature, self.group_bits = temperature, group_bits
 
-    def forward(self, z_BTC: Tensor, quantized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """z -> (signs with straight-through gradient, or z bounded; codes int64; loss = -[H of the mean code - mean H] + commitment)."""
+    def forward(self, z_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z -> (signs with straight-through gradient; codes int64; mean H - H of the mean code + commitment)."""
         sign_BTC = torch.where(z_BTC > 0, 1.0, -1.0)
         codes_BT = self.digits_to_codes((z_BTC > 0).long())
         loss = self._entropy_loss(z_BTC) + 5.0 * (z_BTC - sign_BTC).square().mean()
-        return z_BTC + (sign_BTC - z_BTC).detach() if quantized else z_BTC.tanh(), codes_BT, loss
+        return z_BTC + (sign_BTC - z_BTC).detach(), codes_BT, loss
 
     def values(self, codes_BT: Tensor) -> Tensor:
         """Codes -> signs, (B, T, C) of -1 and 1."""
         return self.codes_to_digits(codes_BT).float() * 2 - 1
-
-    def centres(self, codes_BT: Tensor) -> Tensor:
-        """Codes -> z that the commitment loss pulls towards: the signs."""
-        return self.values(codes_BT)
 
     def _entropy_loss(self, z_BTC: Tensor) -> Tensor:
         """Mean entropy of single codes minus entropy of the mean code, joint within groups of bits (in nats)."""
@@ -161,11 +128,6 @@ class LFQ(Quantizer):
                 mean = mean + (mean_over_workers(mean.detach().clone()) - mean.detach())
             loss = loss + entropy(joint).mean() - entropy(mean)
         return loss
-
-
-def entropy(probability: Tensor) -> Tensor:
-    """Shannon entropy of the last axis, in nats."""
-    return -(probability * probability.clamp_min(1e-9).log()).sum(-1)
 
 
 def build_quantizer(kind: str, levels: tuple[int, ...]) -> FSQ | LFQ:

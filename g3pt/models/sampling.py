@@ -94,7 +94,7 @@ class SampleConfig:
         return [value * scale / (num_scales - 1) for scale in range(num_scales)]
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings for JSON; scales of guidance that follow `cfg` are left out, as before there were any."""
+        """The settings for JSON; scales of guidance that follow `cfg` are left out."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 

@@ -1,9 +1,9 @@
 """CVQ, the tokenizer: surface points -> latents -> codes of S scales -> latents -> occupancy.
 
-Training has three phases in one run (`set_phase`): A, the plain autoencoder without the pyramid of scales; A2, the
-pyramid alone on frozen latents, quantised from its first step; B, everything together. In B the decoder reads
-canvas + latents - stop_gradient(latents) and the pyramid reads stop_gradient(latents): a straight-through step around the whole
-pyramid, so that the encoder keeps an autoencoder's gradient and isn't bent to please the pyramid (LOG.md).
+Training has three phases in one run (`set_phase`): A, the autoencoder without the pyramid of scales; A2, the autoencoder as
+before, and beside it the quantised pyramid fitted to the latents, which the decoder does not read yet; B, the decoder reads
+the pyramid. In B its input is canvas + latents - stop_gradient(latents), and the pyramid reads stop_gradient(latents): a
+straight-through step around the whole pyramid, so that the encoder keeps the gradient of an autoencoder (LOG.md).
 
 Source: G3PT, CVQ (cross-attention encoder, CQT, self-attention decoder, occupancy of query points; two-phase training).
 Ours: phase A2; the straight-through step around the pyramid; latent queries anchored to places (`latent_queries='anchored'`).
@@ -20,12 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from g3pt.config import CVQConfig
-from g3pt.data.batches import rand_rows
 from g3pt.models.cqt import CQT, CQTOutput, anchor_spacing, make_anchors
 from g3pt.models.layers import CrossBlock, FourierPoints, SelfBlock, run_blocks
-from g3pt.models.quantizer import mean_over_workers, variance_over_workers
 from g3pt.training.exports import Pretrained
-from g3pt.training.parallel import assign
+from g3pt.training.parallel import assign, mean_over_workers, variance_over_workers
 from g3pt.training.usage import CodeUsage
 
 Phase = Literal["continuous", "pyramid", "joint"]
@@ -42,10 +40,8 @@ class Encoder(nn.Module):
         self.sharp_offset = nn.Parameter(torch.zeros(config.width)) if config.num_sharp_points else None
         self.register_buffer("anchors_L3", anchors_L3)
         self.queries = nn.Parameter(torch.randn(config.num_latents, config.width) * 0.02)
-        self.cross = CrossBlock(config.width, config.num_heads, config.qk_norm)
-        self.blocks = nn.ModuleList(
-            SelfBlock(config.width, config.num_heads, config.qk_norm) for _ in range(config.encoder_layers)
-        )
+        self.cross = CrossBlock(config.width, config.num_heads)
+        self.blocks = nn.ModuleList(SelfBlock(config.width, config.num_heads) for _ in range(config.encoder_layers))
 
     def forward(self, surface_BP6: Tensor, sharp_BP6: Tensor | None = None) -> Tensor:
         points_BPD = self.embed(surface_BP6)
@@ -62,17 +58,14 @@ class Encoder(nn.Module):
         return F.layer_norm(x_BLD.float(), x_BLD.shape[-1:])  # fixed scale for everything after
 
     def _at_anchors(self, points_BPD: Tensor, surface_BP6: Tensor) -> Tensor:
-        """The points' embedding about each anchor, (B, L, D): the nearest point's, or a mean with Gaussian weights."""
-        rows = max(
-            1, MAX_SCORES // (len(self.anchors_L3) * surface_BP6.shape[1])
-        )  # objects whose (L, P) distances lie in memory at once
+        """Mean of the points' embeddings about each anchor, (B, L, D), with Gaussian weights."""
+        # objects whose (L, P) distances are in memory at once
+        rows = max(1, MAX_SCORES // (len(self.anchors_L3) * surface_BP6.shape[1]))
         parts = zip(points_BPD.split(rows), surface_BP6[..., :3].float().split(rows), strict=True)
         return torch.cat([self._read_at_anchors(values, places) for values, places in parts])
 
     def _read_at_anchors(self, points_BPD: Tensor, places_BP3: Tensor) -> Tensor:
         score_BLP = self._scores(places_BP3)
-        if not self.config.anchor_blur:
-            return gather(points_BPD, score_BLP.argmin(-1))
         width = self.config.anchor_blur * anchor_spacing(self.config.num_latents)
         weights_BLP = (score_BLP / (-2 * width**2)).softmax(-1)
         return weights_BLP.to(points_BPD.dtype) @ points_BPD
@@ -93,11 +86,9 @@ class Decoder(nn.Module):
         self.config = config
         self.places = nn.Parameter(torch.randn(config.num_latents, config.width) * 0.02)
         self.project = nn.Linear(config.width, config.width)
-        self.blocks = nn.ModuleList(
-            SelfBlock(config.width, config.num_heads, config.qk_norm) for _ in range(config.decoder_layers)
-        )
+        self.blocks = nn.ModuleList(SelfBlock(config.width, config.num_heads) for _ in range(config.decoder_layers))
         self.embed = FourierPoints(config.width, config.num_fourier, num_features=3)
-        self.cross = CrossBlock(config.width, config.num_heads, config.qk_norm)
+        self.cross = CrossBlock(config.width, config.num_heads)
         self.norm, self.head = nn.LayerNorm(config.width), nn.Linear(config.width, 1)
 
     def latents(self, canvas_BLD: Tensor) -> Tensor:
@@ -136,53 +127,31 @@ class CVQ(nn.Module, Pretrained):
         start_joint = start_pyramid + round(self.config.pyramid_share * num_steps)
         phase: Phase = "continuous" if step < start_pyramid else "pyramid" if step < start_joint else "joint"
         self.statistics_frozen = step >= round((1 - self.config.stat_freeze_share) * num_steps)
-        if (
-            phase != "continuous"
-            and start_pyramid > 0
-            and not self.has_base
-            and self.config.continuous_path == "latents"
-        ):
+        if phase != "continuous" and start_pyramid > 0 and not self.has_base:
             assign(self.cqt.base, self.latent_mean_LD)
             self.has_base.fill_(True)
         changed, self.phase = phase != self.phase, phase
-        self.encoder.requires_grad_(not self._autoencoder_rests)
-        self.decoder.requires_grad_(not self._autoencoder_rests)
-        self.cqt.requires_grad_(phase != "continuous" or self.config.continuous_path == "pyramid")
+        self.cqt.requires_grad_(phase != "continuous")
         return changed
 
-    @property
-    def _autoencoder_rests(self) -> bool:
-        return self.phase == "pyramid" and self.config.pyramid_alone
-
     def forward(self, batch: dict[str, Tensor], step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss of this phase and its parts, from surface_BP6, points_BQ3, occupancy_BQ, near_BQ (and sharp_BP6, again_BP6)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._autoencoder_rests):
-            latents_BLD = self.encoder(batch["surface_BP6"], batch.get("sharp_BP6"))
-        loss, logs = self._loss(latents_BLD, batch)
-        if self.config.consistency_weight and not self._autoencoder_rests:
-            again_BP6 = batch["again_BP6"][: max(1, len(latents_BLD) // 4)]  # a quarter is enough, and costs a quarter
-            again_BLD = self.encoder(again_BP6, batch["sharp_BP6"][: len(again_BP6)] if "sharp_BP6" in batch else None)
-            consistency = F.mse_loss(again_BLD, latents_BLD[: len(again_BP6)])
-            loss, logs["loss_consistency"] = loss + self.config.consistency_weight * consistency, consistency.detach()
-        return loss, logs
+        """Training loss of this phase and its parts.
 
-    def _loss(self, latents_BLD: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        `batch`: surface_BP6, points_BQ3, occupancy_BQ, near_BQ, and sharp_BP6 if the tokenizer reads sharp points.
+        """
+        latents_BLD = self.encoder(batch["surface_BP6"], batch.get("sharp_BP6"))
         if self.phase == "continuous":
             self._track_mean(latents_BLD.detach())
-            if self.config.continuous_path == "latents":
-                return self._occupancy_loss(latents_BLD, batch)
-        output = self.cqt(latents_BLD.detach(), frozen=self.statistics_frozen, quantized=self.phase != "continuous")
-        if self.training and self.phase != "continuous":
+            return self._occupancy_loss(latents_BLD, batch)
+        output = self.cqt(latents_BLD.detach(), frozen=self.statistics_frozen)
+        if self.training:
             self.usage.add(output.codes_BT)
         pyramid_loss, logs = self._pyramid_loss(output, latents_BLD.detach())
-        if self._autoencoder_rests:
-            return pyramid_loss, logs
         if self.phase == "pyramid":
             loss, occupancy_logs = self._occupancy_loss(latents_BLD, batch)
             return loss + pyramid_loss, occupancy_logs | logs
         canvas_BLD = output.canvases_BLD[-1]
-        decoded_BLD = self._drop_scales(output.canvases_BLD, batch) if self.phase == "joint" else canvas_BLD
-        loss, occupancy_logs = self._occupancy_loss(decoded_BLD + latents_BLD - latents_BLD.detach(), batch)
+        loss, occupancy_logs = self._occupancy_loss(canvas_BLD + latents_BLD - latents_BLD.detach(), batch)
         commitment = F.mse_loss(latents_BLD, canvas_BLD.detach())
         loss = loss + pyramid_loss + self.config.commitment_weight * commitment
         return loss, occupancy_logs | logs | {"loss_commitment": commitment.detach()}
@@ -199,16 +168,6 @@ class CVQ(nn.Module, Pretrained):
         """Go on counting; the first worker alone has what was counted."""
         self.usage.load(state, is_first, next(self.parameters()).device)
 
-    def _drop_scales(self, canvases_BLD: list[Tensor], batch: dict[str, Tensor]) -> Tensor:
-        """The last canvas, or for a share of the objects the canvas after a random scale."""
-        canvas_BLD = canvases_BLD[-1]
-        if not self.config.scale_dropout:
-            return canvas_BLD
-        scale_B = (rand_rows(batch) * len(canvases_BLD)).long()
-        dropped_B = rand_rows(batch) < self.config.scale_dropout
-        earlier_BLD = torch.stack(canvases_BLD)[scale_B, torch.arange(len(canvas_BLD), device=canvas_BLD.device)]
-        return torch.where(dropped_B[:, None, None], earlier_BLD, canvas_BLD)
-
     def _track_mean(self, latents_BLD: Tensor) -> None:
         if self.training:
             self.latent_mean_LD.lerp_(mean_over_workers(latents_BLD.float().mean(0)), 0.02)
@@ -217,10 +176,8 @@ class CVQ(nn.Module, Pretrained):
         logits_BQ = self.decoder.logits(self.decoder.latents(canvas_BLD), batch["points_BQ3"])
         loss_BQ = F.binary_cross_entropy_with_logits(logits_BQ.float(), batch["occupancy_BQ"].float(), reduction="none")
         near_BQ = batch["near_BQ"]
-        volume, near = (
-            (loss_BQ * ~near_BQ).sum() / (~near_BQ).sum(),
-            (loss_BQ * near_BQ).sum() / near_BQ.sum(),
-        )  # no index: a GPU would wait
+        volume = (loss_BQ * ~near_BQ).sum() / (~near_BQ).sum()  # no boolean index, which would synchronise a GPU
+        near = (loss_BQ * near_BQ).sum() / near_BQ.sum()
         logs = {"loss_volume": volume.detach(), "loss_near": near.detach()}
         return volume + self.config.near_weight * near, logs
 
@@ -240,15 +197,8 @@ class CVQ(nn.Module, Pretrained):
     @torch.no_grad()
     def encode(self, surface_BP6: Tensor, sharp_BP6: Tensor | None = None, num_scales: int | None = None) -> Tensor:
         """Surface points -> codes (B, S) int64, scales coarse to fine (the first `num_scales` only, if given)."""
-        output = self.cqt(self.encode_latents(surface_BP6, sharp_BP6), frozen=True, num_scales=num_scales)
+        output = self.cqt(self.encoder(surface_BP6, sharp_BP6), frozen=True, num_scales=num_scales)
         return torch.cat(output.codes_BT, dim=1)
-
-    def encode_latents(self, surface_BP6: Tensor, sharp_BP6: Tensor | None = None) -> Tensor:
-        """Surface points -> continuous latents (B, L, D): the mean over the configured number of parts of the cloud."""
-        parts = self.config.num_encode_samplings
-        if parts == 1:
-            return self.encoder(surface_BP6, sharp_BP6)
-        return torch.stack([self.encoder(part_BP6, sharp_BP6) for part_BP6 in surface_BP6.chunk(parts, dim=1)]).mean(0)
 
     def canvas_start(self, batch_size: int) -> Tensor:
         """The empty canvas, (B, L, D)."""
@@ -282,8 +232,3 @@ class CVQ(nn.Module, Pretrained):
     def occupancy_logits(self, latents_BLD: Tensor, points_BQ3: Tensor) -> Tensor:
         """Logits (B, Q) of the points being inside; points in [-1, 1]."""
         return self.decoder.logits(latents_BLD, points_BQ3)
-
-
-def gather(x_BND: Tensor, index_BT: Tensor) -> Tensor:
-    """Rows of x by index, (B, T, D)."""
-    return x_BND.gather(1, index_BT[..., None].expand(-1, -1, x_BND.shape[-1]))

@@ -22,40 +22,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from g3pt.config import CARConfig, CVQConfig
-from g3pt.models.attention import KVCache, Levels, UnitAttention, attended_pairs
+from g3pt.models.attention import KVCache, Levels, attended_pairs
 from g3pt.models.heads import build_head
-
-
-class Block(nn.Module):
-    """A pre-LN transformer block, whose norms and branches are modulated by the condition (AdaLN)."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.modulation = nn.Linear(width, 6 * width)
-        self.attention = UnitAttention(width, num_heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
-
-    def forward(
-        self, x_BND: Tensor, condition_BD: Tensor, levels: Levels | None = None, cache: KVCache | None = None
-    ) -> Tensor:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self._modulation(condition_BD, cache)[:, None].chunk(
-            6, dim=-1
-        )
-        x_BND = x_BND + (1 + gate_1) * self.attention(modulate(x_BND, shift_1, scale_1), levels, cache)
-        return x_BND + (1 + gate_2) * self.mlp(modulate(x_BND, shift_2, scale_2))
-
-    def _modulation(self, condition_BD: Tensor, cache: KVCache | None) -> Tensor:
-        """Shifts, scales and gates (B, 6 D); of one sample's scales they are computed once."""
-        if cache is None:
-            return self.modulation(condition_BD)
-        if cache.modulation is None:
-            cache.modulation = self.modulation(condition_BD)
-        return cache.modulation
-
-
-def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
-    """Layer norm with the condition's shift and scale."""
-    return F.layer_norm(x_BND, x_BND.shape[-1:]) * (1 + scale_B1D) + shift_B1D
+from g3pt.models.layers import ModulatedBlock, modulate
 
 
 class CAR(nn.Module):
@@ -78,7 +47,7 @@ class CAR(nn.Module):
             self.image_pool = nn.Linear(image_width, width)
             self.null_image = nn.Parameter(torch.randn(image_width) * 0.5)
             self.prefix_level = nn.Parameter(torch.randn(width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, config.num_heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(ModulatedBlock(width, config.num_heads) for _ in range(config.depth))
         self.modulation = nn.Linear(width, 2 * width)
         self.head = build_head(config, codec)
         scale_S = torch.tensor([k for k, t in enumerate(self.scales) for _ in range(t)])

@@ -25,9 +25,8 @@ from torch import Tensor, nn
 
 from g3pt.config import TrainConfig
 from g3pt.data.batches import prefetched, rows_of
-from g3pt.models.quantizer import mean_over_workers
 from g3pt.training.optimizer_state import Like
-from g3pt.training.parallel import Alone, bf16_where, local, shard_like, whole
+from g3pt.training.parallel import Alone, bf16_where, local, mean_over_workers, shard_like, whole
 
 Record = dict[str, float]
 Resume = dict[str, Any] | Callable[[Like], dict[str, Any]]  # a state, or what reads one into tensors that are there

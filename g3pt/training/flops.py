@@ -18,7 +18,6 @@ import torch
 from g3pt.config import CARConfig, CVQConfig, TrainConfig
 
 PHASES = ("continuous", "pyramid", "joint")
-ENCODER = ("points", "encoder cross-attention", "encoder")  # parts that read the surface
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +86,16 @@ def _blocks(count: int, config: CVQConfig, before: int = 0) -> Cost:
 
 
 def _anchor_reads(config: CVQConfig) -> int:
-    """Distances of anchors to points, and with a blur the weighted mean."""
+    """Distances of anchors to points, and the weighted mean."""
     if config.latent_queries != "anchored":
         return 0
-    pairs = config.num_latents * config.num_points
-    return 2 * 3 * pairs + (2 * config.width * pairs if config.anchor_blur else 0)
+    return 2 * (3 + config.width) * config.num_latents * config.num_points
 
 
 def _anchor_gradients(config: CVQConfig) -> int:
-    blurred = config.latent_queries == "anchored" and config.anchor_blur
-    return 2 * config.width * config.num_latents * config.num_points if blurred else 0
+    """Of the weighted mean to the points' embeddings; the weights have none."""
+    anchored = config.latent_queries == "anchored"
+    return 2 * config.width * config.num_latents * config.num_points if anchored else 0
 
 
 def cqt(config: CVQConfig) -> Cost:
@@ -117,18 +116,11 @@ def cqt(config: CVQConfig) -> Cost:
 
 def cvq_training(config: CVQConfig, phase: str) -> int:
     """Operations of one object in one training step of `phase`, forward and backward."""
-    rests = phase == "pyramid" and config.pyramid_alone  # the autoencoder
-    total = 0
-    for name, cost in cvq_parts(config).items():
-        if name == "CQT":
-            runs, trains = phase != "continuous" or config.continuous_path == "pyramid", True
-        else:
-            runs, trains = name in ENCODER or not rests, not rests
-        step = runs * (cost.forward + trains * (cost.backward + cost.recomputed))
-        total += step
-        if name in ENCODER and trains and config.consistency_weight:
-            total += step // 4  # a quarter of the batch is encoded again
-    return total
+    return sum(
+        cost.forward + cost.backward + cost.recomputed
+        for name, cost in cvq_parts(config).items()
+        if name != "CQT" or phase != "continuous"
+    )
 
 
 def cvq_run(config: CVQConfig, train: TrainConfig) -> int:
@@ -220,8 +212,8 @@ def cvq_activations(config: CVQConfig, objects: int, precision: str = "fp32") ->
     total += (
         (4 + _bytes(precision)) * (queries + 2 * latents) * width
     )  # the head's norm and input, the latents' norm, the decoder's projection
-    if config.latent_queries == "anchored":  # the weights of every point for every anchor, or the index of the nearest
-        total += _bytes(precision) * latents * config.num_points if config.anchor_blur else 8 * latents
+    if config.latent_queries == "anchored":  # the weights of every point for every anchor
+        total += _bytes(precision) * latents * config.num_points
     return objects * (total + _cqt_saved(config, precision))
 
 

@@ -18,7 +18,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,12 @@ from torch import Tensor, nn
 from g3pt.training.flops import Gathered
 
 PARALLEL = ("ddp", "fsdp")
+
+
+class ShardUnit:
+    """Mixin of a module whose weights FSDP2 gathers together; models mark their transformer blocks with it."""
+
+    gathered_in_bf16: ClassVar[bool] = False  # in a bf16 run: half the traffic and memory of float32
 
 
 class Alone:
@@ -114,13 +120,16 @@ class FullyShard(Several):
         # Inputs are not cast: the residual stream between blocks stays float32, as under autocast alone.
         lower = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
         self._in_bf16 = precision == "bf16" and any(
-            isinstance(module, _generator_block()) for module in model.modules()
+            isinstance(module, ShardUnit) and module.gathered_in_bf16 for module in model.modules()
         )
         mesh = init_device_mesh(next(model.parameters()).device.type, (self.world_size,))
         frozen = {p for p in model.parameters() if not p.requires_grad}
         for block in trained_blocks(model):
-            narrow = self._in_bf16 and isinstance(block, _generator_block())
-            fully_shard(block, mesh=mesh, mp_policy=lower if narrow else MixedPrecisionPolicy())
+            fully_shard(
+                block,
+                mesh=mesh,
+                mp_policy=lower if block.gathered_in_bf16 and self._in_bf16 else MixedPrecisionPolicy(),
+            )
         fully_shard(model, mesh=mesh, ignored_params=frozen)
 
     @contextlib.contextmanager
@@ -165,15 +174,12 @@ def shell_of(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, known)
 
 
-def trained_blocks(model: nn.Module) -> list[nn.Module]:
-    """What is gathered as one: transformer blocks of which something is trained."""
-    from g3pt.models.layers import CrossBlock, SelfBlock
-
-    kinds = (_generator_block(), CrossBlock, SelfBlock)
+def trained_blocks(model: nn.Module) -> list[Any]:
+    """The shard units of `model` that have a trained parameter, in the model's order."""
     return [
         module
         for module in model.modules()
-        if isinstance(module, kinds) and any(p.requires_grad for p in module.parameters())
+        if isinstance(module, ShardUnit) and any(p.requires_grad for p in module.parameters())
     ]
 
 
@@ -185,14 +191,8 @@ def gathered(model: nn.Module) -> Gathered:
     return Gathered(
         block=max(sizes),
         outside=trained - sum(sizes),
-        narrow=all(isinstance(block, _generator_block()) for block in blocks),
+        narrow=all(block.gathered_in_bf16 for block in blocks),
     )
-
-
-def _generator_block() -> type[nn.Module]:
-    from g3pt.models.transformer import Block
-
-    return Block
 
 
 def make_parallel(kind: str, rank: int, world_size: int) -> Alone:
@@ -202,6 +202,38 @@ def make_parallel(kind: str, rank: int, world_size: int) -> Alone:
     if world_size == 1:
         return Alone()
     return (DataParallel if kind == "ddp" else FullyShard)(rank, world_size)
+
+
+# --- sums over workers ------------------------------------------------------------------------------------------------
+# All use the default group: under DDP and FSDP2 alike each of its workers has its own share of the batch.
+
+
+def num_workers() -> int:
+    """Workers of the process group; 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_workers(x: Tensor) -> Tensor:
+    """The sum of `x` over all workers, in place; every worker must call it."""
+    if num_workers() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def mean_over_workers(x: Tensor) -> Tensor:
+    """The mean of `x` over all workers; every worker must call it. Overwrites `x`."""
+    return sum_over_workers(x) / num_workers() if num_workers() > 1 else x
+
+
+def variance_over_workers(x_BND: Tensor) -> Tensor:
+    """Variance over the objects of all workers, averaged over features; 1 for a single object."""
+    count = len(x_BND) * num_workers()
+    if count < 2:
+        return x_BND.new_ones(())
+    if num_workers() == 1:
+        return x_BND.var(0).mean()
+    mean, square = mean_over_workers(torch.stack([x_BND.mean(0), x_BND.square().mean(0)]))
+    return (square - mean.square()).mean() * count / (count - 1)
 
 
 # --- tensors that may be sharded --------------------------------------------------------------------------------------

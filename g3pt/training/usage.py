@@ -19,10 +19,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from g3pt.metrics.entropy import digit_entropies, entropy_bits, expected_distinct, expected_entropy
 from g3pt.training.alarm import faults
+from g3pt.training.parallel import sum_over_workers
 
 HASHED = 256  # buckets a position's codes are hashed into
 MIN_SAMPLES, MIN_OBJECTS = 64, 16  # below these a window is reported but not judged
@@ -110,39 +111,3 @@ class CodeUsage:
 def hashed(codes: Tensor) -> Tensor:
     """Codes below 2^16 to buckets below HASHED: the top byte of a product with 2^32 over the golden ratio (Knuth)."""
     return (codes * 2654435761 & 0xFFFFFFFF) >> 24
-
-
-def digit_entropies(counts_V: Tensor, levels: tuple[int, ...]) -> list[float]:
-    """Entropy in bits of each digit of the counted codes (first digit fastest)."""
-    grid = counts_V.view(*reversed(levels))  # the last axis is the fastest, digit 0
-    axes = range(len(levels))
-    return [
-        float(entropy_bits(grid.sum([a for a in axes if a != len(levels) - 1 - c]) if len(levels) > 1 else grid))
-        for c in axes
-    ]
-
-
-def entropy_bits(counts: Tensor) -> Tensor:
-    """Plug-in Shannon entropy of counts along the last axis, in bits."""
-    share = counts.double() / counts.sum(-1, keepdim=True)
-    return torch.xlogy(share, share).sum(-1).abs() / math.log(2)
-
-
-def expected_distinct(draws: int, num_codes: int) -> float:
-    """How many distinct codes `draws` uniform draws of `num_codes` show: what utilisation is a share of."""
-    return num_codes * -math.expm1(draws * math.log1p(-1 / num_codes))
-
-
-def expected_entropy(draws: int, num_values: int) -> float:
-    """What plug-in entropy `draws` uniform draws of `num_values` show, in bits: counts of a value taken as Poisson."""
-    rate, total = draws / num_values, 0.0
-    for count in range(2, math.ceil(rate + 10 * math.sqrt(rate) + 20)):
-        total += math.exp(count * math.log(rate) - rate - math.lgamma(count + 1)) * count * math.log2(count)
-    return math.log2(draws) - total / rate
-
-
-def sum_over_workers(x: Tensor) -> Tensor:
-    """The sum of `x` over all workers of the process group; `x` itself without one."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(x)
-    return x

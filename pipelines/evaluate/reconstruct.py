@@ -62,7 +62,7 @@ class Reconstructor:
         num_scales = self.model.config.num_scales
         first = [self._latents(item["codes"], k) for k in range(1, num_scales + 1)]
         latents = first[-1]
-        continuous = self.model.decoder.latents(self.model.encode_latents(*encoder_inputs(self.model, [row])))
+        continuous = self.model.decoder.latents(self.model.encoder(*encoder_inputs(self.model, [row])))
         scores: dict[str, Any] = {
             "id": row["id"],
             "category": row["category"],

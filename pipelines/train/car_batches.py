@@ -123,10 +123,10 @@ class ConditionedCodes:
         return len(self.arrays["caption"])
 
     def _aligned(self, model: G3PT) -> Tensor | None:
-        """All teacher-forcing inputs, or None where they would not fit (or are noisy, so made anew each time)."""
+        """All teacher-forcing inputs, or None where they would not fit CACHE_BYTES."""
         codes_NS = torch.from_numpy(self.arrays["codes"].astype(np.int64))
         size = 4 * codes_NS.numel() * model.tokenizer.config.width
-        if size > CACHE_BYTES or not len(self) or model.config.noisy_inputs:
+        if size > CACHE_BYTES or not len(self):
             return None
         return torch.cat([model.aligned_inputs(part).float() for part in codes_NS.split(ALIGN_BATCH)])
 

@@ -30,13 +30,10 @@ BATCH, STEPS = 8, 8
 TRAIN = TrainConfig(
     steps=STEPS, batch_size=BATCH, learning_rate=2e-3, warmup_steps=1, log_every=1, eval_every=4, checkpoint_every=4
 )
-PHASES = {
-    "continuous_share": 0.38,
-    "pyramid_share": 0.25,
-}  # 3 steps continuous, 2 of the pyramid alone, 3 of everything
+PHASES = {"continuous_share": 0.38, "pyramid_share": 0.25}  # 3 steps continuous, 2 pyramid, 3 joint
 CASES: dict[str, dict[str, Any]] = {  # name -> changes of TINY
     "fsq": {},
-    "lfq": {"quantizer": "lfq", "scale_dropout": 0.5, "code_weight": 0.5},
+    "lfq": {"quantizer": "lfq", "code_weight": 0.5},
     "bf16": {"checkpoint_layers": True},
 }
 KINDS = ("ddp", "fsdp")
@@ -57,8 +54,8 @@ def train_cvq(
 
 
 def train_car(parallel: Alone, micro_batch: int | None = None, precision: Any = "fp32") -> dict[str, Any]:
-    """The same of a generator whose conditions are dropped and whose codes are replaced at random."""
-    model = tiny_g3pt(image_encoder="none", drop_text=0.5, code_noise=0.3)
+    """The same of a generator whose conditions are dropped at random."""
+    model = tiny_g3pt(image_encoder="none", drop_text=0.5)
     held = []
     first = model.car.blocks[0].attention
     first.register_forward_pre_hook(

@@ -5,7 +5,7 @@ import torch
 
 from g3pt.config import CARConfig
 from g3pt.models.car import G3PT
-from g3pt.models.encoders import BEGIN, END, PAD, SMALL_TEXT, ImageEncoder, TextEncoder, WordTokenizer, common_words
+from g3pt.models.encoders import BEGIN, END, PAD, ImageEncoder, TextEncoder, WordTokenizer, common_words
 from g3pt.models.sampling import SampleConfig
 from tests.g3pt.tiny import random_batch, tiny_tokenizer
 
@@ -21,12 +21,6 @@ def test_a_word_has_an_id_and_other_words_are_spelled():
     assert mask.sum(1).tolist() == [5, 10, 9, 2] and (ids[3, 2:] == PAD).all()
     assert [tokenizer.decode(row) for row in ids] == ["chair , chair", "a stuhl", "椅子", ""]
     assert WordTokenizer().encode("ab c") != WordTokenizer().encode("a bc")
-
-
-def test_an_encoder_of_before_words_spells_them():
-    old = {name: value for name, value in SMALL_TEXT.items() if name != "words"} | {"vocab_size": 259}
-    encoder = TextEncoder(small=old)
-    assert encoder.model.config.vocab_size == 259 and encoder.tokenizer.encode("a") == [*b" a"]
 
 
 def test_words_are_the_frequent_ones_in_one_order():
@@ -139,20 +133,3 @@ def test_the_small_image_encoder_reads_any_size_and_tells_pictures_apart(size):
     assert (tokens_BMC[0] - tokens_BMC[1]).abs().max() > 0.1
     tokens_BMC.square().sum().backward()
     assert all(p.grad is not None for p in encoder.parameters())
-
-
-def test_an_image_encoder_of_before_the_convolutions_is_a_dinov2():
-    old = {
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "mlp_ratio": 2,
-        "patch_size": 14,
-        "use_mask_token": False,
-    }
-    encoder = ImageEncoder(size=56, small=old)
-    assert encoder.width == 64 and encoder(torch.zeros(1, 3, 56, 56)).shape == (1, encoder.num_tokens, 64) == (
-        1,
-        17,
-        64,
-    )

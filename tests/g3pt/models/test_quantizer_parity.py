@@ -7,7 +7,8 @@ import torch
 import vector_quantize_pytorch as published
 
 from g3pt.config import cvq_preset
-from g3pt.models.quantizer import FSQ, LFQ, entropy
+from g3pt.metrics.entropy import entropy
+from g3pt.models.quantizer import FSQ, LFQ
 
 LEVELS = [(8, 8, 5, 5, 5), (4, 3, 7), (5,)]
 BITS = 8

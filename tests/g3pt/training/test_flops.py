@@ -16,8 +16,8 @@ from tests.g3pt.tiny import given_conditions, random_batch, tiny_g3pt
 
 VARIANTS = [
     {},
-    {"anchor_blur": 0.0, "num_sharp_points": 16, "checkpoint_layers": True, "pyramid_alone": True},
-    {"latent_queries": "learned", "quantizer": "lfq", "consistency_weight": 0.1, "continuous_path": "pyramid"},
+    {"num_sharp_points": 16, "checkpoint_layers": True},
+    {"latent_queries": "learned", "quantizer": "lfq"},
     {"resampling": "pooled", "encoder_layers": 0},
     {"resampling": "slices", "scales": (4, 4, 8)},
 ]
@@ -53,7 +53,7 @@ def test_forward_alone_and_the_whole_run_add_up() -> None:
 
 @pytest.mark.parametrize("changes", [*VARIANTS, {"width": 64, "num_points": 256, "num_near_queries": 256}])
 def test_activations_are_near_what_autograd_saves(changes: dict) -> None:
-    config = dataclasses.replace(TINY, **{"consistency_weight": 0.0} | changes)
+    config = dataclasses.replace(TINY, **changes)
     model, batch = CVQ(config), first_batch(config, 8)
     model.set_phase(STEP_OF["joint"], 100)
     with flops.SavedBytes(model) as saved:

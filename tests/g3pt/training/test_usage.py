@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from g3pt.config import TrainConfig
+from g3pt.metrics.entropy import digit_entropies, entropy_bits, expected_distinct, expected_entropy
 from g3pt.models.quantizer import LFQ, build_quantizer
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.alarm import Bell, faults, in_words, sounding
 from g3pt.training.fit import fit
-from g3pt.training.usage import CodeUsage, digit_entropies, entropy_bits, expected_distinct, expected_entropy, hashed
+from g3pt.training.usage import CodeUsage, hashed
 from tests.g3pt.models.test_tokenizer import TINY, SurfaceBatches, dataclasses, spheres
 
 SCALES = (1, 4, 32)

@@ -143,7 +143,7 @@ def test_an_untrained_tokenizer_is_scored_by_its_own_logits(
     for row, surface in zip(
         report["objects"], reading.load_arrays(dataset, "test", ("surface",))["surface"], strict=True
     ):
-        continuous = model.decoder.latents(model.encode_latents(*tokens.encoder_inputs(model, [{"surface": surface}])))
+        continuous = model.decoder.latents(model.encoder(*tokens.encoder_inputs(model, [{"surface": surface}])))
         points, packed = (
             reading.load_arrays(dataset, "test", (name,))[name] for name in ("volume_points", "volume_occupancy")
         )

@@ -32,7 +32,7 @@ KILLED = {
 
 def run(run_dir: Path, **paths: str) -> int:
     """One start of the run in a process of its own; its exit code, negative for a signal."""
-    model = dataclasses.asdict(dataclasses.replace(TINY, scale_dropout=0.5, **SHARES))
+    model = dataclasses.asdict(dataclasses.replace(TINY, **SHARES))
     spec = RunSpec(stage="cvq", preset="tiny", seed=0, config={"model": model, "train": LOOP}, paths=paths)
     config: dict[str, Any] = train.work_config(spec, run_dir, BUILD)
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
