@@ -65,10 +65,6 @@ KNOWN_IMPORTS = {
     "pipelines.preprocess.job -> pipelines.report.page",
     "pipelines.report.machine -> pipelines.demo.quickstart",
     "pipelines.status.runs -> pipelines.demo.quickstart",
-    "pipelines.tracking.cards -> pipelines.evaluate.job",
-    "pipelines.tracking.cards -> pipelines.generate.config",
-    "pipelines.tracking.cards -> pipelines.preprocess.config",
-    "pipelines.tracking.cards -> pipelines.study.job",
     "pipelines.tracking.tracked -> pipelines.report.page",
 }
 KNOWN_CIRCLES = {"g3pt": 3, "pipelines": 1}

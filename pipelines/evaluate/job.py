@@ -21,6 +21,7 @@ from pipelines.cli.main import absolute
 from pipelines.cli.progress import Progress, counted
 from pipelines.runs.identity import stable_hash
 from pipelines.tracking import cards
+from pipelines.tracking.cards import Card, DatasetInput, code
 from pipelines.tracking.tracked import Outcome, logged
 
 
@@ -160,10 +161,8 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         print(f"{output}: finished already", file=sys.stderr)
         return str(output)
     started = time.monotonic()
-    data = cards.DatasetInput(
-        name=info.path.name, fingerprint=info.fingerprint, path=str(info.path), context=flags.split
-    )
-    with logged(cards.evaluation(flags, output, kind, data, identity["model"]["export_sha256"]), output) as outcome:
+    data = DatasetInput(name=info.path.name, fingerprint=info.fingerprint, path=str(info.path), context=flags.split)
+    with logged(card(flags, output, kind, data, identity["model"]["export_sha256"]), output) as outcome:
         with on_disk(lambda: "nothing of an evaluation is kept before its end; what it reads is unchanged"):
             found = run(flags, export, info)
         report = identity | {
@@ -189,6 +188,23 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         print_protocol(found["protocol"])
         _describe(report, [output, *pictures], outcome)
     return str(output)
+
+
+def card(flags: EvaluateFlags, output: Path, kind: str, dataset: DatasetInput, model_hash: str) -> Card:
+    """What MLflow shows of the evaluation of a model of `kind` cvq or car."""
+    names = ("split", "limit", "seed", "resolution", "coarse", "cfg", "top_k", "top_p", "temperature")
+    names += ("num_samples", "num_image_samples") if kind == "car" else ("num_queries", "num_detailed")
+    what, model = {"cvq": "Reconstruction", "car": "Samples of prompts"}[kind], cards.model_name(flags.model)
+    return Card(
+        stage="evaluate",
+        name=f"{output.stem}-{model}-{flags.split}",
+        folder=output,
+        dataset=dataset,
+        models={"model": Path(flags.model)},
+        params={"kind": kind, "model": model, "dataset": cards.label(dataset), **cards.given(flags, names)},
+        tags={"g3pt.model_hash": model_hash},
+        title=f"**{what}**: {code(model)} on split {code(flags.split)} of {code(dataset.name)}.",
+    )
 
 
 def _describe(report: dict[str, Any], files: list[Path], outcome: Outcome) -> None:

@@ -31,6 +31,7 @@ from pipelines.generate.sample_maker import BATCH, SampleMaker, batches
 from pipelines.generate.sample_records import SampleFolder, identity
 from pipelines.runs.notes import working_in
 from pipelines.tracking import cards
+from pipelines.tracking.cards import Card, DatasetInput, code
 from pipelines.tracking.tracked import Outcome, logged
 
 MANIFEST = pa.schema(
@@ -92,7 +93,7 @@ def generate(config: GenerateConfig, *, use_ray: bool = True) -> str | None:
         return f"{done} of {len(good)} samples are made ({output})"
 
     note = working_in(output, total=len(samples), unit="samples", flags=dataclasses.asdict(config))
-    with note, on_disk(made), logged(cards.generation(config, output, model_hash), output) as outcome:
+    with note, on_disk(made), logged(card(config, output, model_hash), output) as outcome:
         keep_pictures(config, todo)
         _make(config, output, todo, model_hash, use_ray)
         rows = manifest_rows(config, folder, samples, model_hash)
@@ -203,6 +204,28 @@ def _settings_columns(settings: SampleConfig) -> dict[str, Any]:
     return {name: None if isinstance(value, tuple) else value for name, value in values.items()} | {
         "sampling": json.dumps(settings.as_dict())
     }
+
+
+def card(config: GenerateConfig, output: Path, model_hash: str) -> Card:
+    """What MLflow shows of the job."""
+    names = ("num", "seed", "cfg", "cfg_text", "cfg_image", "cfg_schedule", "top_k", "top_p", "temperature")
+    names += ("resolution", "max_faces", "format")
+    model, dataset = cards.model_name(config.model), None
+    prompts = " + ".join(filter(None, (config.text, config.image and Path(config.image).name)))
+    if config.prompts:
+        path = Path(config.prompts).resolve()
+        dataset = DatasetInput(name=path.name, fingerprint=cards.file_hash(path), path=str(path), context="prompts")
+        prompts = path.name
+    return Card(
+        stage="generate",
+        name=f"{output.name}-{model}",
+        folder=output,
+        dataset=dataset,
+        models={"model": Path(config.model)},
+        params={"model": model, "prompts": prompts, **cards.given(config, names)},
+        tags={"g3pt.model_hash": model_hash},
+        title=f"**Meshes** made by {code(model)} from {code(prompts)}.",
+    )
 
 
 def _finish(output: Path, rows: list[dict[str, Any]], made: int, seconds: float, outcome: Outcome) -> None:

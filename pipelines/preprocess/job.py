@@ -30,6 +30,7 @@ from pipelines.preprocess.sources.hub import default_folder
 from pipelines.preprocess.sources.objaverse import NotDownloaded
 from pipelines.runs.notes import working_in
 from pipelines.tracking import cards
+from pipelines.tracking.cards import Card, DatasetInput, code
 from pipelines.tracking.client import best_effort
 from pipelines.tracking.tracked import Outcome, logged
 
@@ -80,7 +81,7 @@ def _preprocess(config: PreprocessConfig, run_shards: Runner) -> str | None:
     with (
         note,
         on_disk(lambda: _finished_shards(config, plan)),
-        logged(cards.preprocessing(config), config.output) as outcome,
+        logged(card(config), config.output) as outcome,
     ):
         outcome.nothing_done = _is_whole(config, plan)
         seconds = _bring_up_to_date(config, plan, run_shards)
@@ -147,6 +148,19 @@ def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
 
 
+def card(config: PreprocessConfig) -> Card:
+    """What MLflow shows of the command. The dataset's fingerprint joins the run's name once it is known."""
+    names = ("source", "input", "limit", "resolution", "watertight", "views", "num_surface", "num_queries", "seed")
+    folder = location(config.output)
+    return Card(
+        stage="preprocess",
+        name=f"{folder.name}-r{config.resolution}",
+        folder=folder,
+        params=cards.given(config, names),
+        title=f"**Dataset {code(folder.name)}** from source {code(config.source)}, solids at {config.resolution}³.",
+    )
+
+
 def _report(
     config: PreprocessConfig, plan: Plan, took: Seconds, summary: dict[str, Any], seconds: float, outcome: Outcome
 ) -> None:
@@ -174,9 +188,7 @@ def _report(
     folder = location(config.output)
     outcome.name = f"{folder.name}-r{config.resolution}-{fingerprint[: cards.SHORT]}"
     outcome.params |= {"fingerprint": fingerprint, "num_shards": plan.num_shards}
-    outcome.dataset = cards.DatasetInput(
-        name=folder.name, fingerprint=fingerprint, path=config.output, context="made here"
-    )
+    outcome.dataset = DatasetInput(name=folder.name, fingerprint=fingerprint, path=config.output, context="made here")
     outcome.artifacts.append(folder / "dataset.json")
     best_effort("the dataset's card", lambda: _card(folder, outcome))
 

@@ -31,6 +31,7 @@ from pipelines.cluster.stopping import asking
 from pipelines.runs.identity import Ledger, RunSpec
 from pipelines.runs.notes import FAILURE_FILE, note_failure, read_note, working_in
 from pipelines.tracking import cards
+from pipelines.tracking.cards import Card, code
 from pipelines.tracking.client import best_effort
 from pipelines.tracking.tracked import Outcome, followed, is_told
 from pipelines.train import checkpoints, follow
@@ -132,9 +133,7 @@ def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
     with note, on_disk(lambda: _finished_runs(specs, study)):
         specs = with_features(specs, flags)
         encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
-        with followed(
-            cards.study(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists()
-        ) as parent:
+        with followed(card(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists()) as parent:
             train_all(specs, study, flags, parent.run_id)
             check_finished(specs, study)
             points = collect(specs, study)
@@ -364,6 +363,30 @@ def draw(points: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) ->
 
 
 # --- the study in MLflow -------------------------------------------------------------------------------------------------
+
+
+def card(flags: SweepFlags, specs: Sequence[RunSpec], folder: Path) -> Card:
+    """What MLflow shows of a study. What grows with it (sizes, seeds) are tags: MLflow's parameters cannot be changed later."""
+    sizes = list(dict.fromkeys(spec.preset for spec in specs))[::-1]
+    dataset = cards.dataset_input(specs[0].paths.get("data"), specs[0].config.get("dataset"))
+    params = {"tokenizer": cards.model_name(flags.tokenizer)} | ({"dataset": cards.label(dataset)} if dataset else {})
+    changed = f", every preset with {code(flags.set)}" if flags.set else ""
+    return Card(
+        stage="scaling",
+        name=f"{folder.name}-{len(sizes)}-sizes-{sizes[0]}-to-{sizes[-1]}",
+        folder=folder,
+        dataset=dataset,
+        params=params,
+        models={"tokenizer": Path(flags.tokenizer)},
+        tags={
+            "g3pt.sizes": ",".join(sizes),
+            "g3pt.seeds": flags.seeds,
+            "g3pt.num_runs": str(len(specs)),
+            "g3pt.set": flags.set or "",
+        },
+        title=f"**Scaling study** over {len(sizes)} sizes ({', '.join(map(code, sizes))}), "
+        f"seeds {code(flags.seeds)}{changed}; its runs are the children.",
+    )
 
 
 def describe_study(study: Path, outcome: Outcome) -> None:

@@ -11,16 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from g3pt.data.storage import Location, location
-
-if TYPE_CHECKING:
-    from pipelines.evaluate.job import EvaluateFlags
-    from pipelines.generate.config import GenerateConfig
-    from pipelines.preprocess.config import PreprocessConfig
-    from pipelines.runs.identity import RunSpec
-    from pipelines.study.job import SweepFlags
 
 SHORT = 8  # digits of a hash that people read
 DIAGNOSTICS = (
@@ -116,96 +109,7 @@ def by_scale(metrics: Mapping[str, Any]) -> list[dict[str, float]]:
     return records
 
 
-# --------------------------------------------------------------------------------------------------------------- cards
-
-
-def preprocessing(config: PreprocessConfig) -> Card:
-    """Of jobs/preprocess.py; the fingerprint joins its name once it is known."""
-    names = ("source", "input", "limit", "resolution", "watertight", "views", "num_surface", "num_queries", "seed")
-    folder = location(config.output)
-    return Card(
-        stage="preprocess", name=f"{folder.name}-r{config.resolution}", folder=folder, params=given(config, names),
-        title=f"**Dataset {code(folder.name)}** from source {code(config.source)}, solids at {config.resolution}³.",
-    )  # fmt: skip
-
-
-def training(spec: RunSpec, run_dir: Path, experiment: str = "") -> Card:
-    """Of a training run, alone or (experiment scaling) of a study."""
-    model, train = spec.config.get("model", {}), spec.config["train"]
-    params = {"preset": spec.preset, "seed": spec.seed, "samples": train["steps"] * train["batch_size"]}
-    params |= {name: train[name] for name in ("steps", "batch_size", "learning_rate", "precision") if name in train}
-    params |= {name: model[name] for name in ("scales", "width", "quantizer", "depth", "head") if name in model}
-    params |= {name: ",".join(spec.config[name]) for name in ("licenses", "exclude_ids") if spec.config.get(name)}
-    dataset = dataset_input(spec.paths.get("data"), spec.config.get("dataset"))
-    params |= {"dataset": label(dataset)} if dataset else {}
-    models, tags = {}, {"g3pt.preset": spec.preset, "g3pt.config_hash": spec.hash8}
-    if spec.stage == "car" and "tokenizer" in spec.paths:
-        models["tokenizer"] = Path(spec.paths["tokenizer"])
-        params["tokenizer"], tags["g3pt.tokenizer_hash"] = model_name(spec.paths["tokenizer"]), spec.config["tokenizer"]
-    kind = {"cvq": "Tokenizer CVQ", "car": "Generator CAR"}[spec.stage]
-    return Card(
-        stage=spec.stage, name=spec.name, folder=run_dir, params=params, dataset=dataset, models=models, experiment=experiment,
-        tags=tags,
-        title=f"**{kind}**, preset {code(spec.preset)}, seed {spec.seed}: {train['steps']:,} steps of {train['batch_size']} samples.",
-    )  # fmt: skip
-
-
-def study(flags: SweepFlags, specs: Sequence[RunSpec], folder: Path) -> Card:
-    """Of a scaling study. What grows with it (sizes, seeds) are tags: MLflow's parameters cannot be changed later."""
-    sizes = list(dict.fromkeys(spec.preset for spec in specs))[::-1]
-    dataset = dataset_input(specs[0].paths.get("data"), specs[0].config.get("dataset"))
-    params = {"tokenizer": model_name(flags.tokenizer)} | ({"dataset": label(dataset)} if dataset else {})
-    changed = f", every preset with {code(flags.set)}" if flags.set else ""
-    return Card(
-        stage="scaling", name=f"{folder.name}-{len(sizes)}-sizes-{sizes[0]}-to-{sizes[-1]}", folder=folder, dataset=dataset,
-        params=params, models={"tokenizer": Path(flags.tokenizer)},
-        tags={"g3pt.sizes": ",".join(sizes), "g3pt.seeds": flags.seeds, "g3pt.num_runs": str(len(specs)), "g3pt.set": flags.set or ""},
-        title=f"**Scaling study** over {len(sizes)} sizes ({', '.join(map(code, sizes))}), seeds {code(flags.seeds)}{changed}; its runs are the children.",
-    )  # fmt: skip
-
-
-def generation(config: GenerateConfig, output: Path, model_hash: str) -> Card:
-    """Of jobs/generate.py."""
-    names = (
-        "num",
-        "seed",
-        "cfg",
-        "cfg_text",
-        "cfg_image",
-        "cfg_schedule",
-        "top_k",
-        "top_p",
-        "temperature",
-        "resolution",
-        "max_faces",
-        "format",
-    )
-    prompts = (
-        Path(config.prompts).name
-        if config.prompts
-        else " + ".join(filter(None, (config.text, config.image and Path(config.image).name)))
-    )
-    dataset = None
-    if config.prompts:
-        path = Path(config.prompts).resolve()
-        dataset = DatasetInput(name=path.name, fingerprint=file_hash(path), path=str(path), context="prompts")
-    return Card(
-        stage="generate", name=f"{output.name}-{model_name(config.model)}", folder=output, dataset=dataset, models={"model": Path(config.model)},
-        params={"model": model_name(config.model), "prompts": prompts, **given(config, names)}, tags={"g3pt.model_hash": model_hash},
-        title=f"**Meshes** made by {code(model_name(config.model))} from {code(prompts)}.",
-    )  # fmt: skip
-
-
-def evaluation(flags: EvaluateFlags, output: Path, kind: str, dataset: DatasetInput, model_hash: str) -> Card:
-    """Of jobs/evaluate.py; `kind` is cvq or car."""
-    names = ("split", "limit", "seed", "resolution", "coarse", "cfg", "top_k", "top_p", "temperature")
-    names += ("num_samples", "num_image_samples") if kind == "car" else ("num_queries", "num_detailed")
-    what = {"cvq": "Reconstruction", "car": "Samples of prompts"}[kind]
-    return Card(
-        stage="evaluate", name=f"{output.stem}-{model_name(flags.model)}-{flags.split}", folder=output, dataset=dataset, models={"model": Path(flags.model)},
-        params={"kind": kind, "model": model_name(flags.model), "dataset": label(dataset), **given(flags, names)}, tags={"g3pt.model_hash": model_hash},
-        title=f"**{what}**: {code(model_name(flags.model))} on split {code(flags.split)} of {code(dataset.name)}.",
-    )  # fmt: skip
+# --------------------------------------------------------------------------------------------------------------- parts
 
 
 def given(flags: Any, names: Sequence[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from g3pt.training.alarm import Bell, in_words, sounding
 from pipelines.cli.progress import Progress, say
 from pipelines.runs.identity import Ledger, Periodic, Record, RunSpec
 from pipelines.tracking import cards
+from pipelines.tracking.cards import Card, code
 from pipelines.tracking.client import best_effort
 from pipelines.tracking.tracked import Outcome, followed
 from pipelines.train.checkpoints import checkpointed
@@ -74,16 +75,45 @@ def tracked(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None
     """Inside the block the ledger is followed: as lines for people, and as the run's MLflow run, what it shows being the outcome's."""
     if checkpointed(run_dir):
         say(f"  {spec.name}: resumes from its checkpoint at {checkpointed(run_dir)} samples")
-    ledger, card = Ledger(run_dir / "metrics.jsonl"), cards.training(spec, run_dir, "scaling" if parent else "")
+    ledger, shown = Ledger(run_dir / "metrics.jsonl"), card(spec, run_dir, "scaling" if parent else "")
     with (
         Follower(spec, run_dir),
-        followed(card, output, finished=lambda: is_finished(run_dir), ledger=ledger, parent=parent) as outcome,
+        followed(shown, output, finished=lambda: is_finished(run_dir), ledger=ledger, parent=parent) as outcome,
     ):
         try:
             yield outcome
         finally:
             if is_finished(run_dir):
                 best_effort("describing the run in MLflow", lambda: describe_finished(spec, run_dir, outcome))
+
+
+def card(spec: RunSpec, run_dir: Path, experiment: str = "") -> Card:
+    """What MLflow shows of a training run; `experiment` is scaling for a run of a study, by default the stage's own."""
+    model, train = spec.config.get("model", {}), spec.config["train"]
+    params = {"preset": spec.preset, "seed": spec.seed, "samples": train["steps"] * train["batch_size"]}
+    params |= {name: train[name] for name in ("steps", "batch_size", "learning_rate", "precision") if name in train}
+    params |= {name: model[name] for name in ("scales", "width", "quantizer", "depth", "head") if name in model}
+    params |= {name: ",".join(spec.config[name]) for name in ("licenses", "exclude_ids") if spec.config.get(name)}
+    dataset = cards.dataset_input(spec.paths.get("data"), spec.config.get("dataset"))
+    params |= {"dataset": cards.label(dataset)} if dataset else {}
+    models, tags = {}, {"g3pt.preset": spec.preset, "g3pt.config_hash": spec.hash8}
+    if spec.stage == "car" and "tokenizer" in spec.paths:
+        models["tokenizer"] = Path(spec.paths["tokenizer"])
+        params["tokenizer"] = cards.model_name(spec.paths["tokenizer"])
+        tags["g3pt.tokenizer_hash"] = spec.config["tokenizer"]
+    kind = {"cvq": "Tokenizer CVQ", "car": "Generator CAR"}[spec.stage]
+    return Card(
+        stage=spec.stage,
+        name=spec.name,
+        folder=run_dir,
+        params=params,
+        dataset=dataset,
+        models=models,
+        experiment=experiment,
+        tags=tags,
+        title=f"**{kind}**, preset {code(spec.preset)}, seed {spec.seed}: "
+        f"{train['steps']:,} steps of {train['batch_size']} samples.",
+    )
 
 
 def describe_finished(spec: RunSpec, run_dir: Path, outcome: Outcome) -> None:

@@ -17,10 +17,10 @@ from pipelines.cli.interrupt import Stopped
 from pipelines.cli.paths import REPOSITORY
 from pipelines.cluster.stopping import STOP_FILE
 from pipelines.runs.identity import Ledger, RunSpec
-from pipelines.tracking import cards, tracked
 from pipelines.tracking import client as tracking
+from pipelines.tracking import tracked
 from pipelines.tracking.client import Tracking
-from pipelines.train import checkpoints
+from pipelines.train import checkpoints, follow
 from pipelines.train import run as train
 from pipelines.train import worker as train_worker
 
@@ -218,7 +218,7 @@ def test_a_tracking_server_s_password_is_not_written_down(tmp_path: Path) -> Non
         def open_run(self, *_: object) -> str:
             return "1234"
 
-    assert tracked._open(Server(), cards.training(toy_spec(), tmp_path), tmp_path, None) == "1234"
+    assert tracked._open(Server(), follow.card(toy_spec(), tmp_path), tmp_path, None) == "1234"
     assert json.loads((tmp_path / "mlflow.json").read_text()) == {
         "run_id": "1234",
         "tracking_uri": "https://mlflow.example:5000/team",
