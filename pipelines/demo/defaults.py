@@ -20,10 +20,11 @@ def make_shapes(flags: Any) -> None:
     """Make the dataset `flags.data` as jobs/preprocess.py does without flags, unless there is one."""
     from pipelines.preprocess.config import PreprocessConfig
     from pipelines.preprocess.job import preprocess
+    from pipelines.report.page import write_report
 
     if not (Path(flags.data) / "dataset.json").exists():
         config = PreprocessConfig(**PREPROCESS.flags)
-        preprocess(dataclasses.replace(config, output=absolute(flags.data)))
+        preprocess(dataclasses.replace(config, output=absolute(flags.data)), page=write_report)
 
 
 PREPROCESS = Defaults(

@@ -20,6 +20,7 @@ from g3pt.training.exports import write_json
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import on_disk
 from pipelines.cli.main import absolute
+from pipelines.report.page import write_report
 
 PROMPTS = (  # captions of the shapes' own grammar: the text encoder trained here is lost outside it (LOG.md, 2026-11-25)
     "a tall wide chair with a solid back and four legs",
@@ -91,10 +92,10 @@ class Demo:
 def quickstart(flags: QuickstartFlags) -> str:
     """All stages in turn; the folder of the results."""
     from pipelines.cluster import session
-    from pipelines.report.page import write_report
 
     demo = Demo(flags, Path(absolute(flags.output)))
     demo.root.mkdir(parents=True, exist_ok=True)
+    write_json(demo.root / "stages.json", {"stages": [title for title, _ in STAGES]})  # for status and the report
     print(f"g3pt demo in {demo.root}: {len(STAGES)} stages; Ctrl-C is safe, the same command goes on", file=sys.stderr)
     session.connect("local")  # the demo never joins a cluster that happens to be about
     for number, (title, stage) in enumerate(STAGES, start=1):
@@ -126,7 +127,7 @@ def make_shapes(demo: Demo) -> str | None:
         source="shapes", output=demo.data, limit=demo.flags.num_shapes, num_shards=max(2, demo.flags.num_shapes // 32), resolution=RESOLUTION,
         views=4, view_size=64, num_surface=4096, num_sharp=512, num_queries=8192, seed=demo.flags.seed,
     )  # fmt: skip
-    return preprocess(config)
+    return preprocess(config, page=write_report)
 
 
 def train_tokenizer(demo: Demo) -> str | None:
@@ -134,7 +135,10 @@ def train_tokenizer(demo: Demo) -> str | None:
     from pipelines.train.jobs import TrainCVQFlags, train_cvq
 
     return train_cvq(
-        TrainCVQFlags(data=demo.data, output=demo.runs, preset="nano", steps=demo.flags.cvq_steps, seed=demo.flags.seed)
+        TrainCVQFlags(
+            data=demo.data, output=demo.runs, preset="nano", steps=demo.flags.cvq_steps, seed=demo.flags.seed
+        ),
+        page=write_report,
     )
 
 
@@ -154,7 +158,8 @@ def train_generator(demo: Demo) -> str | None:
     return train_car(
         TrainCARFlags(
             data=demo.data, tokenizer=tokenizer, output=demo.runs, preset="nano", steps=demo.flags.car_steps, seed=seed
-        )
+        ),
+        page=write_report,
     )
 
 
@@ -177,7 +182,8 @@ def _generate(demo: Demo, model: str | None, name: str) -> str | None:
         "".join(json.dumps({"id": f"prompt-{i}", "text": text, "seed": i}) + "\n" for i, text in enumerate(PROMPTS))
     )
     return generate(
-        GenerateConfig(model=model, output=str(demo.root / name), prompts=str(prompts), resolution=RESOLUTION)
+        GenerateConfig(model=model, output=str(demo.root / name), prompts=str(prompts), resolution=RESOLUTION),
+        page=write_report,
     )
 
 
@@ -205,7 +211,7 @@ def _evaluate(demo: Demo, model: str, name: str) -> str | None:
         num_compared=64,
         num_workers=2,
     )
-    return evaluate(flags)
+    return evaluate(flags, page=write_report)
 
 
 def sweep_sizes(demo: Demo) -> str | None:
@@ -221,7 +227,8 @@ def sweep_sizes(demo: Demo) -> str | None:
             sizes=demo.flags.sizes,
             steps=steps,
             num_workers=0,
-        )
+        ),
+        page=write_report,
     )
 
 

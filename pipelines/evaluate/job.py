@@ -22,7 +22,7 @@ from pipelines.cli.progress import Progress, counted
 from pipelines.runs.identity import stable_hash
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, DatasetInput, code
-from pipelines.tracking.tracked import Outcome, logged
+from pipelines.tracking.tracked import Outcome, WritePage, logged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def strengths(text: str) -> list[float]:
     return found
 
 
-def evaluate(flags: EvaluateFlags) -> str | None:
+def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
     """Run the evaluation that fits the model; gives the path of the JSON."""
     if flags.dry_run:
         print(f"would evaluate {flags.model} on split {flags.split} of {flags.data} and write {flags.output}")
@@ -162,7 +162,7 @@ def evaluate(flags: EvaluateFlags) -> str | None:
         return str(output)
     started = time.monotonic()
     data = DatasetInput(name=info.path.name, fingerprint=info.fingerprint, path=str(info.path), context=flags.split)
-    with logged(card(flags, output, kind, data, identity["model"]["export_sha256"]), output) as outcome:
+    with logged(card(flags, output, kind, data, identity["model"]["export_sha256"]), output, page) as outcome:
         with on_disk(lambda: "nothing of an evaluation is kept before its end; what it reads is unchanged"):
             found = run(flags, export, info)
         report = identity | {

@@ -32,7 +32,7 @@ from pipelines.generate.sample_records import SampleFolder, identity
 from pipelines.runs.notes import working_in
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, DatasetInput, code
-from pipelines.tracking.tracked import Outcome, logged
+from pipelines.tracking.tracked import Outcome, WritePage, logged
 
 MANIFEST = pa.schema(
     [("sample", pa.string()), ("id", pa.string()), ("text", pa.string()), ("image", pa.string()), ("seed", pa.int64())]
@@ -68,7 +68,7 @@ MANIFEST = pa.schema(
 )
 
 
-def generate(config: GenerateConfig, *, use_ray: bool = True) -> str | None:
+def generate(config: GenerateConfig, *, use_ray: bool = True, page: WritePage | None = None) -> str | None:
     """Run the job; gives the output folder (None for a dry run). Without Ray the batches are made here, in turn."""
     if "://" in config.output:
         raise UsageError(f"{config.output}: object stores are not built yet, give a local path")
@@ -93,7 +93,7 @@ def generate(config: GenerateConfig, *, use_ray: bool = True) -> str | None:
         return f"{done} of {len(good)} samples are made ({output})"
 
     note = working_in(output, total=len(samples), unit="samples", flags=dataclasses.asdict(config))
-    with note, on_disk(made), logged(card(config, output, model_hash), output) as outcome:
+    with note, on_disk(made), logged(card(config, output, model_hash), output, page) as outcome:
         keep_pictures(config, todo)
         _make(config, output, todo, model_hash, use_ray)
         rows = manifest_rows(config, folder, samples, model_hash)

@@ -32,7 +32,7 @@ from pipelines.runs.notes import working_in
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, DatasetInput, code
 from pipelines.tracking.client import best_effort
-from pipelines.tracking.tracked import Outcome, logged
+from pipelines.tracking.tracked import Outcome, WritePage, logged
 
 
 @dataclass
@@ -49,15 +49,15 @@ class Seconds:
             self.count, self.total, self.longest = self.count + 1, self.total + value, max(self.longest, value)
 
 
-def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray) -> str | None:
+def preprocess(config: PreprocessConfig, run_shards: Runner = map_on_ray, page: WritePage | None = None) -> str | None:
     """Bring the dataset at config.output up to date with its source. Returns its folder, None for a dry run."""
     config = _absolute(config)
     check_output(config.output)
     with contextlib.nullcontext() if config.dry_run else alone_in(config.output):
-        return _preprocess(config, run_shards)
+        return _preprocess(config, run_shards, page)
 
 
-def _preprocess(config: PreprocessConfig, run_shards: Runner) -> str | None:
+def _preprocess(config: PreprocessConfig, run_shards: Runner, page: WritePage | None) -> str | None:
     if config.dry_run and not _input_exists(config):
         print(f"plan for {config.output}: --input {config.input} does not exist yet")
         return None
@@ -88,7 +88,7 @@ def _preprocess(config: PreprocessConfig, run_shards: Runner) -> str | None:
         summary = datasets.write_dataset(
             location(config.output), config.record, config.settings, plan.num_shards, plan.current
         )
-        _report(config, plan, seconds, summary, time.monotonic() - started, outcome)
+        _report(config, plan, seconds, summary, time.monotonic() - started, outcome, page)
         if not summary["counts"].get("ok"):
             raise RuntimeError(f"no object is ok: {_counted(summary['failures'])}")
     return config.output
@@ -162,7 +162,13 @@ def card(config: PreprocessConfig) -> Card:
 
 
 def _report(
-    config: PreprocessConfig, plan: Plan, took: Seconds, summary: dict[str, Any], seconds: float, outcome: Outcome
+    config: PreprocessConfig,
+    plan: Plan,
+    took: Seconds,
+    summary: dict[str, Any],
+    seconds: float,
+    outcome: Outcome,
+    page: WritePage | None,
 ) -> None:
     """Say what the dataset holds, and what MLflow shows of it if anything was done."""
     print(
@@ -190,17 +196,16 @@ def _report(
     outcome.params |= {"fingerprint": fingerprint, "num_shards": plan.num_shards}
     outcome.dataset = DatasetInput(name=folder.name, fingerprint=fingerprint, path=config.output, context="made here")
     outcome.artifacts.append(folder / "dataset.json")
-    best_effort("the dataset's card", lambda: _card(folder, outcome))
+    best_effort("the dataset's card", lambda: _card(folder, outcome, page))
 
 
-def _card(folder: Location, outcome: Outcome) -> None:
+def _card(folder: Location, outcome: Outcome, page: WritePage | None) -> None:
     """The dataset's card and page, local folders alone; the page also of a dataset without any object that is ok."""
     if isinstance(folder, storage.RemotePath):
         print("  no card: it is made for local folders only", flush=True)
         return
-    from pipelines.preprocess.dataset_card import write_card
-    from pipelines.report.page import write_report
+    from pipelines.preprocess.dataset_card import CARD, write_card
 
     outcome.artifacts += write_card(folder)
-    outcome.page = write_report(folder)
-    print(f"  card: {outcome.page}", flush=True)
+    outcome.page = page(folder) if page else None
+    print(f"  card: {outcome.page or folder / CARD}", flush=True)

@@ -18,14 +18,13 @@ def times(page: Page) -> None:
     file = page.root / "seconds.json"
     if not file.is_file():
         return
-    from pipelines.demo.quickstart import STAGES
-
     try:
         seconds = read_json(file, page.root)
+        planned = page.root / "stages.json"
+        order = read_json(planned, page.root).get("stages", default=[]) if planned.is_file() else []
     except Unreadable as error:
         page.add("Time", warning(error))
         return
-    order = [name for name, _ in STAGES]
     names = sorted(
         (name for name in seconds.value if name != "all"),
         key=lambda name: (order.index(name) if name in order else len(order), name),

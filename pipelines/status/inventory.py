@@ -44,6 +44,7 @@ OWN_JSON = {
     "fit.json",
     "mlflow.json",
     "seconds.json",
+    "stages.json",
     "command.json",
     "failure.json",
 }

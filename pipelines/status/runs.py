@@ -164,10 +164,8 @@ def study_seconds_left(runs: list[Item], planned: int) -> float | None:
 
 def describe_demo(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> list[Item]:
     """How many of its stages jobs/quickstart.py has been through; its parts are things of their own."""
-    from pipelines.demo.quickstart import STAGES
-
     seconds = read_object(place.path / "seconds.json")
-    titles = [title for title, _ in STAGES]
+    titles = planned_stages(place, seconds)
     done = sum(title in seconds for title in titles)
     common: dict[str, Any] = {"kind": "demo", "path": place.path, "unit": "stages"}
     if "all" in seconds:
@@ -192,3 +190,10 @@ def describe_demo(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> l
             **about,
         )
     ]
+
+
+def planned_stages(place: Place, seconds: Mapping[str, Any]) -> list[str]:
+    """The titles of the demo's stages, from its stages.json; without that file those that have their seconds."""
+    if "stages.json" in place.names:
+        return [str(title) for title in read_object(place.path / "stages.json")["stages"]]
+    return [title for title in seconds if title != "all"]

@@ -33,7 +33,7 @@ from pipelines.runs.notes import FAILURE_FILE, note_failure, read_note, working_
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, code
 from pipelines.tracking.client import best_effort
-from pipelines.tracking.tracked import Outcome, followed, is_told
+from pipelines.tracking.tracked import Outcome, WritePage, followed, is_told
 from pipelines.train import checkpoints, follow
 from pipelines.train import run as train
 from pipelines.train.jobs import car_spec, check_workers, count_car, encode, open_data, with_features
@@ -66,7 +66,7 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithFeatures, WithTokenizer, OnData):
     """runs at once; default as many as the cluster has CPUs (or GPUs) for"""
 
 
-def scaling_sweep(flags: SweepFlags) -> str | None:
+def scaling_sweep(flags: SweepFlags, page: WritePage | None = None) -> str | None:
     """Run the study; its folder, or None for a dry run."""
     rows = plan(flags)
     if flags.dry_run:
@@ -80,7 +80,7 @@ def scaling_sweep(flags: SweepFlags) -> str | None:
     if "://" in flags.output:
         raise UsageError(f"{flags.output}: studies on an object store are not built yet; use a local or shared folder")
     specs = [car_spec(flags.data, flags.tokenizer, size, model, config) for size, model, config in rows]
-    return str(run_study(specs, Path(absolute(flags.output)), flags))
+    return str(run_study(specs, Path(absolute(flags.output)), flags, page))
 
 
 def plan(flags: SweepFlags) -> list[tuple[str, Any, Any]]:
@@ -119,7 +119,7 @@ def _different(flag: str, values: list[Any]) -> list[Any]:
     return values
 
 
-def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
+def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, page: WritePage | None = None) -> Path:
     """Train what is not finished, then write points, fit and curve; a study that has all of it is left alone."""
     from g3pt.training.exports import write_json
 
@@ -133,8 +133,10 @@ def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> Path:
     with note, on_disk(lambda: _finished_runs(specs, study)):
         specs = with_features(specs, flags)
         encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
-        with followed(card(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists()) as parent:
-            train_all(specs, study, flags, parent.run_id)
+        with followed(
+            card(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists(), page=page
+        ) as parent:
+            train_all(specs, study, flags, parent.run_id, page=page)
             check_finished(specs, study)
             points = collect(specs, study)
             write_points(points, study / "points.csv")
@@ -176,14 +178,19 @@ def is_finished(specs: Sequence[RunSpec], study: Path) -> bool:
 
 
 def train_all(
-    specs: Sequence[RunSpec], study: Path, flags: SweepFlags, parent: str | None = None, build: str = train.BUILD_STAGE
+    specs: Sequence[RunSpec],
+    study: Path,
+    flags: SweepFlags,
+    parent: str | None = None,
+    build: str = train.BUILD_STAGE,
+    page: WritePage | None = None,
 ) -> None:
     """All unfinished runs through Tune, mirrored to MLflow by this driver meanwhile."""
     todo = []
     for spec in specs:
         run_dir = train.prepare_run(spec, study / "runs")
         if follow.is_finished(run_dir):
-            train.say_finished(spec, run_dir, study, parent)
+            train.say_finished(spec, run_dir, study, parent, page)
         else:
             (run_dir / FAILURE_FILE).unlink(missing_ok=True)
             todo.append({"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build})
@@ -195,7 +202,7 @@ def train_all(
         for item in todo:
             spec, run_dir = RunSpec.from_dict(item["spec"]), Path(item["run_dir"])
             # The store is the study's: beside STUDY, not beside STUDY/runs.
-            outcomes[spec.name] = stack.enter_context(train.tracked(spec, run_dir, study, parent))
+            outcomes[spec.name] = stack.enter_context(train.tracked(spec, run_dir, study, parent, page))
         for name, error in tune(todo, study, flags).items():
             outcomes[name].failure = error
 

@@ -31,6 +31,7 @@ from pipelines.tracking.client import Mirror, Tracking, best_effort, group_folde
 from pipelines.tracking.experiments import EXPERIMENTS
 
 RUN_FILE = "mlflow.json"
+WritePage = Callable[[Path], Path]  # writes the HTML report about a folder or file; returns the report's path
 
 
 @dataclass
@@ -51,8 +52,8 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def logged(card: Card, output: str | Path) -> Iterator[Outcome]:
-    """A run that is written once the block is over, in the store of `output`."""
+def logged(card: Card, output: str | Path, page: WritePage | None = None) -> Iterator[Outcome]:
+    """A run that is written once the block is over, in the store of `output`, with the report that `page` writes."""
     outcome, started = Outcome(), time.time()
     try:
         yield outcome
@@ -64,14 +65,14 @@ def logged(card: Card, output: str | Path) -> Iterator[Outcome]:
         raise
     finally:
         if not outcome.nothing_done:
-            tell(card, output, outcome, started)
+            tell(card, output, outcome, started, page)
 
 
-def tell(card: Card, output: str | Path, outcome: Outcome, started: float) -> None:
+def tell(card: Card, output: str | Path, outcome: Outcome, started: float, page: WritePage | None = None) -> None:
     """The report beside the output, and the run in MLflow; neither stops the work."""
     ended = time.time()
     if not outcome.failure and outcome.page is None:
-        outcome.page = write_page(card)
+        outcome.page = write_page(card, page)
     best_effort(f"logging {card.name} to MLflow", lambda: log_run(card, output, outcome, started, ended))
 
 
@@ -83,13 +84,11 @@ def log_run(card: Card, output: str | Path, outcome: Outcome, started: float, en
     tracking.close_run(run_id, "FAILED" if outcome.failure else "FINISHED", ended)
 
 
-def write_page(card: Card) -> Path | None:
+def write_page(card: Card, page: WritePage | None) -> Path | None:
     """The HTML report about what was made; None in a bucket (reports read local folders), or with one warning if it cannot be written."""
-    from pipelines.report.page import write_report
-
-    if is_remote(card.folder):
+    if page is None or is_remote(card.folder):
         return None
-    return best_effort(f"the report about {card.name}", lambda: write_report(card.folder))
+    return best_effort(f"the report about {card.name}", lambda: page(card.folder))
 
 
 @contextlib.contextmanager
@@ -100,6 +99,7 @@ def followed(
     finished: Callable[[], bool],
     ledger: Ledger | None = None,
     parent: str | None = None,
+    page: WritePage | None = None,
 ) -> Iterator[Outcome]:
     """A run that is open inside the block; `finished` says after it whether the work came to its end. Without MLflow the block just runs."""
     outcome = Outcome()
@@ -123,7 +123,7 @@ def followed(
         ended = time.time()
         if finished():
             ended = min(ended, _success_time(card.folder))
-            status, outcome.page = "FINISHED", write_page(card)
+            status, outcome.page = "FINISHED", write_page(card, page)
         if tracking and outcome.run_id:
             numbers = newest(ledger) if ledger else {}
             best_effort(

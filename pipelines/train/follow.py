@@ -11,7 +11,7 @@ from pipelines.runs.identity import Ledger, Periodic, Record, RunSpec
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, code
 from pipelines.tracking.client import best_effort
-from pipelines.tracking.tracked import Outcome, followed
+from pipelines.tracking.tracked import Outcome, WritePage, followed
 from pipelines.train.checkpoints import checkpointed
 
 
@@ -71,14 +71,18 @@ def tokens_per_sample(spec: RunSpec) -> int:
 
 
 @contextlib.contextmanager
-def tracked(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None) -> Iterator[Outcome]:
+def tracked(
+    spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None, page: WritePage | None = None
+) -> Iterator[Outcome]:
     """Inside the block the ledger is followed: as lines for people, and as the run's MLflow run, what it shows being the outcome's."""
     if checkpointed(run_dir):
         say(f"  {spec.name}: resumes from its checkpoint at {checkpointed(run_dir)} samples")
     ledger, shown = Ledger(run_dir / "metrics.jsonl"), card(spec, run_dir, "scaling" if parent else "")
     with (
         Follower(spec, run_dir),
-        followed(shown, output, finished=lambda: is_finished(run_dir), ledger=ledger, parent=parent) as outcome,
+        followed(
+            shown, output, finished=lambda: is_finished(run_dir), ledger=ledger, parent=parent, page=page
+        ) as outcome,
     ):
         try:
             yield outcome

@@ -17,6 +17,7 @@ from pipelines.cli.main import absolute
 from pipelines.cli.overrides import overridden
 from pipelines.cli.progress import say
 from pipelines.runs.identity import RunSpec, stable_hash
+from pipelines.tracking.tracked import WritePage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +66,18 @@ class TrainCARFlags(WithFeatures, WithTokenizer, TrainFlags):
     """Train the generator CAR on a tokenizer's codes; encodes the dataset first where that was not done yet."""
 
 
-def train_cvq(flags: TrainCVQFlags) -> str | None:
+def train_cvq(flags: TrainCVQFlags, page: WritePage | None = None) -> str | None:
     """Train CVQ; the run's folder, or None for a dry run."""
     from g3pt.config import cvq_preset
 
-    return _train("cvq", flags, cvq_preset, count_cvq, partial(cvq_spec, flags.data))
+    return _train("cvq", flags, cvq_preset, count_cvq, partial(cvq_spec, flags.data), page)
 
 
-def train_car(flags: TrainCARFlags) -> str | None:
+def train_car(flags: TrainCARFlags, page: WritePage | None = None) -> str | None:
     """Train CAR; the run's folder, or None for a dry run."""
     from g3pt.config import car_preset
 
-    return _train("car", flags, car_preset, count_car, partial(car_spec, flags.data, flags.tokenizer))
+    return _train("car", flags, car_preset, count_car, partial(car_spec, flags.data, flags.tokenizer), page)
 
 
 def _train(
@@ -85,6 +86,7 @@ def _train(
     preset: Callable[..., Any],
     count: Callable[..., Any],
     make_spec: Callable[..., RunSpec],
+    page: WritePage | None,
 ) -> str | None:
     """What both commands do; `make_spec` checks the stage's own input."""
     from pipelines.train import run
@@ -102,7 +104,7 @@ def _train(
         encode(spec, flags.num_workers, flags.ray_address, flags.device)
     speed = run.Speed(parallel=flags.parallel, micro_batch=flags.micro_batch, num_to_keep=flags.num_to_keep)
     workers = {"num_workers": flags.num_workers, "ray_address": flags.ray_address, "device": flags.device}
-    run_dir = run.train_run(spec, absolute(flags.output), speed=speed, **workers)
+    run_dir = run.train_run(spec, absolute(flags.output), speed=speed, page=page, **workers)
     return str(run_dir)
 
 

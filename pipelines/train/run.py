@@ -23,7 +23,7 @@ from pipelines.cluster import session
 from pipelines.cluster.stopping import asking
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.notes import working_in
-from pipelines.tracking.tracked import is_told
+from pipelines.tracking.tracked import WritePage, is_told
 from pipelines.train.checkpoints import checkpointed
 from pipelines.train.follow import is_finished, tracked
 from pipelines.train.worker import BUILD_STAGE, Speed, ray_work, work, work_config
@@ -41,6 +41,7 @@ def train_run(
     parent: str | None = None,
     build: str = BUILD_STAGE,
     speed: Speed | None = None,
+    page: WritePage | None = None,
 ) -> Path:
     """Train `spec` below `output`, or go on with it, or see that it is finished; the run's folder.
 
@@ -48,14 +49,14 @@ def train_run(
     """
     run_dir = prepare_run(spec, output)
     if is_finished(run_dir):
-        say_finished(spec, run_dir, output, parent)
+        say_finished(spec, run_dir, output, parent, page)
         return run_dir
     train = spec.config["train"]
     note = working_in(run_dir, total=train["steps"] * train["batch_size"], unit="samples")
     with (
         note,
         on_disk(lambda: safe_state(spec, run_dir)),
-        tracked(spec, run_dir, output, parent),
+        tracked(spec, run_dir, output, parent, page),
         asking([run_dir]),
         asked_worker_ends_all(spec),
     ):
@@ -99,11 +100,13 @@ def prepare_run(spec: RunSpec, output: str | Path) -> Path:
     return run_dir
 
 
-def say_finished(spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None) -> None:
+def say_finished(
+    spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None, page: WritePage | None = None
+) -> None:
     """To the person; and to MLflow, where a killed driver could not."""
     print(f"{spec.name}: finished already", flush=True)
     if not is_told(run_dir):
-        with tracked(spec, run_dir, output, parent):
+        with tracked(spec, run_dir, output, parent, page):
             pass
 
 

@@ -21,6 +21,7 @@ from pipelines.evaluate.generator_samples import mesh_figures
 from pipelines.evaluate.job import EvaluateFlags, evaluate
 from pipelines.evaluate.reconstruct import SURFACE_NAMES
 from pipelines.evaluate.reconstruction_figures import summarise
+from pipelines.report.page import write_report
 
 FAMILIES = ("bench", "hammer", "vase")
 COUNTS = {"train": 4, "test": 2}
@@ -604,7 +605,7 @@ SHEETS = ["cvq.png", "cvq.worst.png", "cvq.credits.md", "cvq.worst.credits.md"]
 def test_pictures_and_tracking(dataset: Path, exports: dict[str, Path], tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    evaluate(_flags(dataset, exports["cvq"], tmp_path / "cvq.json", num_pictures=2))
+    evaluate(_flags(dataset, exports["cvq"], tmp_path / "cvq.json", num_pictures=2), page=write_report)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("g3pt/evaluate")
     (run,) = client.search_runs([experiment.experiment_id])

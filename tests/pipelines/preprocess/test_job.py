@@ -53,7 +53,9 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     monkeypatch.setattr(
         tracked,
         "tell",
-        lambda card, output, outcome, started: calls.append({"experiment": card.experiment_name, **vars(outcome)}),
+        lambda card, output, outcome, started, page: calls.append(
+            {"experiment": card.experiment_name, **vars(outcome)}
+        ),
     )
     return calls
 

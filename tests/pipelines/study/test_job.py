@@ -26,7 +26,7 @@ def spec(size: str, seed: int = 0) -> RunSpec:
 def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that are finished as soon as they start."""
 
-    def train_all(specs: list[RunSpec], study: Path, *_: object) -> None:
+    def train_all(specs: list[RunSpec], study: Path, *_: object, **__: object) -> None:
         for item in specs:
             (study / "runs" / item.name).mkdir(parents=True, exist_ok=True)
             (study / "runs" / item.name / "_SUCCESS").touch()

@@ -253,7 +253,7 @@ def test_an_evaluation_s_intervals_and_scales_become_numbers() -> None:
 
 
 def test_the_report_is_in_mlflow_and_its_failure_stops_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def write(path: Path) -> Path:
         if path.name == "unreadable":
@@ -262,9 +262,8 @@ def test_the_report_is_in_mlflow_and_its_failure_stops_nothing(
         page.write_text("<p>ümlaut</p>", encoding="utf-8")
         return page
 
-    monkeypatch.setattr("pipelines.report.page.write_report", write)
     for name in ("reported", "unreadable", "written"):
-        with logged(card(folder, name), folder / "x") as outcome:
+        with logged(card(folder, name), folder / "x", write) as outcome:
             if name == "written":  # by the work itself: not once more
                 outcome.page = folder / "own.html"
                 outcome.page.write_text("own")
