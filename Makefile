@@ -4,6 +4,7 @@
 # make real   every file of the folders that G3PT_MESHES names   (by hand)
 # make soak   the long fault runs, 20 kills per stage            (by hand)
 # make lint   ruff: format and rules
+# make docs   write the generated pages again; the API reference in out/docs
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
@@ -31,6 +32,11 @@ soak: $(STAMP)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check .
+
+docs: $(STAMP)
+	$(VENV)/bin/python docs/make/overview.py
+	$(VENV)/bin/python docs/make/reference.py
+	$(VENV)/bin/python -m pdoc --output-directory out/docs g3pt
 
 clean:
 	rm -rf $(VENV) out

@@ -1,4 +1,4 @@
-"""cluster.yaml against Ray's own schema, offline, and against what README promises of it."""
+"""cluster.yaml against Ray's own schema, offline, and against what docs/guide/cluster.md promises of it."""
 
 from pathlib import Path
 

@@ -84,7 +84,7 @@ def _lights(camera: np.ndarray) -> np.ndarray:
 
 
 def encode(image: np.ndarray) -> bytes:
-    """A picture as lossless WebP: two thirds of a PNG's size in about its time (BENCHMARKS.md)."""
+    """A picture as lossless WebP: two thirds of a PNG's size in about its time."""
     from PIL import Image
 
     buffer = io.BytesIO()

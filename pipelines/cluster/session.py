@@ -51,7 +51,7 @@ def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_s
             "object_store_memory": OBJECT_STORE_BYTES,
             "resources": {"sweep_slot": sweep_slots or float(cpus)},
         }
-        # Ray announces at every start that a local cluster asks for a token; README says so once.
+        # Ray announces at every start that a local cluster asks for a token; docs/guide/cluster.md says so once.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Workers' own prints stay in Ray's logs (below /tmp/ray): commands tell their progress from the driver.
     session = ray.init(

@@ -1,4 +1,4 @@
-"""The table of generator presets, as Markdown, counted from the code: `python -m pipelines.train.presets` prints what README shows.
+"""The table of generator presets, as Markdown, counted from the code: `python -m pipelines.train.presets`; docs/reference/presets.md has it.
 
 Parameters, operations and the K/V cache are exact: each model is built without memory for its weights. Activations are an estimate (`g3pt.training.flops`).
 Memory counts float32 weights with their gradient, AdamW's two moments and the average, the copy of the trained weights that bf16 keeps, and the
@@ -15,9 +15,9 @@ COLUMNS = (
     "depth x width, heads",
     "parameters without embeddings",
     "all",
-    "forward / training step, an object",
-    "training: memory + an object at once",
-    "sampling: memory + K/V cache of an object with guidance",
+    "forward / training step per object",
+    "training: fixed memory + per object",
+    "sampling: fixed memory + K/V cache per object with guidance",
 )
 COUNTS = ["", "k", "M"]
 

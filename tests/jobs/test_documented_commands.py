@@ -1,0 +1,244 @@
+"""The commands and the Python of all pages, typed in reading order on one Ray head with one tiny dataset, tokenizer and generator.
+
+Each line that shows something new is typed: a program, one of its flags, a kind of model or source, or another way to submit. A line that
+shows nothing new is left to tests/test_docs.py, which reads every line and makes its dry run. What shows a program or a way to submit for
+the first time is a process of its own in a shell; other lines start with everything imported (tests/jobs/typist.py).
+The laptop's commands join the head through RAY_ADDRESS, which saves each its own start of Ray; other tests run them without.
+Only sizes and ports are smaller than on the pages.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import pages
+from tests.jobs.ray_head import Head, free_port
+
+REPOSITORY = pages.REPOSITORY
+BY_THE_HEAD = ("export RAY_AUTH_MODE=token", "ray get-auth-token --generate", "ray start --head")
+NOT_TYPED = (
+    "make ",  # the tests themselves, and tests of the demo
+    "source .venv/bin/activate",  # the tests' own interpreter
+    "python benchmarks/",  # minutes each
+    "python -m pytest",
+    "python docs/make/",  # tests/test_docs.py compares what they write
+)
+HUB = "--source objaverse"  # needs the hub; a test of its own has a stand-in
+SMALLER = {
+    ".venv/bin/": "",
+    "out/demo": "out",
+    "--limit 300": "--limit 40 --num-shards 4",
+    "--limit 100": "--limit 3 --resolution 64",
+    "--resolution 128": "--resolution 64",
+    "--num 24": "--num 2",
+    "--shapes 1000": "--shapes 3",
+    "jobs/train_cvq.py": "jobs/train_cvq.py --steps 60",
+    "jobs/train_car.py": "jobs/train_car.py --steps 10",
+    "jobs/evaluate.py": "jobs/evaluate.py --num-samples 4 --num-image-samples 2 --num-compared 4 --num-detailed 2 --resolution 32",
+    "jobs/scaling_sweep.py": "jobs/scaling_sweep.py --sizes 5k,20k --steps 2 --num-workers 0",
+    "jobs/generate.py": "jobs/generate.py --resolution 32",
+}
+QUIET = re.compile(
+    r"jobs/(status|doctor)|g3pt\.data\.inspection|moved_store|train\.presets|--dry-run"
+)  # these name no result
+MESHES = ("ball.ply", "box.obj", "rod.stl")
+MANIFEST = "path,id,caption,license,author\nball.ply,ball,a ball,CC0-1.0,Ann\nbox.obj,box,a box,MIT,Bob\nrod.stl,rod,a rod,CC0-1.0,Ann\n"
+
+
+def submitted(command: pages.Command) -> set[tuple[str, ...]]:
+    """How a command is submitted, and its program; nothing for one that is typed by itself."""
+    return (
+        {(*(word for word in command.submit if not word.startswith("/")), command.program)} if command.submit else set()
+    )
+
+
+def shows(command: pages.Command) -> set[tuple[str, ...]]:
+    """What there is to see in a command: the way it is submitted, its program, its flags, the kinds of model and source."""
+    found: set[tuple[str, ...]] = {(command.program,), *submitted(command)}
+    for flag, value in zip(command.args, (*command.args, "")[1:], strict=True):
+        if flag.startswith("--"):
+            kind = re.search(r"cvq|car|weights", value) if flag in ("--model", "--tokenizer") else None
+            found.add((command.program, flag, kind[0] if kind else value if flag == "--source" else ""))
+    return found
+
+
+def typed() -> list[str]:
+    """The lines that show something which no line before them shows, in reading order."""
+    seen: set[tuple[str, ...]] = set()
+    lines = []
+    for line in pages.shell_lines():
+        if line in BY_THE_HEAD or line.startswith(NOT_TYPED) or HUB in line:
+            continue
+        command = pages.command(line)
+        shown = shows(command) if command else {(line,)}
+        if command and not command.args and command.program.startswith("jobs/") and "doctor" not in line:
+            continue  # a job without flags: hundreds of shapes, typed by a test of its own
+        if not shown <= seen:
+            lines.append(line)
+            seen |= shown
+    return lines
+
+
+class Shell:
+    """Types lines on a head: whole processes, or copies of one that has imported everything."""
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.seen: set[str] = set()  # programs
+        self.environment = head.environment | {"RAY_ADDRESS": head.address, "PYTHONPATH": str(head.folder)}
+        self.typist = subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "tests" / "jobs" / "typist.py")],
+            cwd=head.folder, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def type(self, line: str) -> str:
+        """What a line printed; it must succeed."""
+        command = pages.command(line)
+        if command is None or command.submit or command.program not in self.seen:
+            self.seen |= {command.program} if command else set()
+            own = {} if line.startswith("ray ") else {"RAY_ADDRESS": self.head.address}
+            done = self.head.shell(line, **own)
+            assert done.returncode == 0, f"{line}\n{done.stdout[-4000:]}"
+            return done.stdout
+        return self._ask({"program": command.program, "args": command.args}, line)
+
+    def run(self, code: str) -> str:
+        """What Python code printed; it must succeed."""
+        return self._ask({"code": code}, code)
+
+    def _ask(self, request: dict[str, object], shown: str) -> str:
+        assert self.typist.stdin and self.typist.stdout
+        output = self.head.folder / "said.txt"
+        print(json.dumps(request | {"output": str(output)}), file=self.typist.stdin, flush=True)
+        answer = self.typist.stdout.readline()
+        said = output.read_text()
+        assert answer == "0\n", f"{shown}\n{answer}{said[-4000:]}"
+        return said
+
+    def close(self) -> None:
+        assert self.typist.stdin
+        self.typist.stdin.close()
+        self.typist.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """A head in a copy of the repository, with the reader's own files."""
+    import PIL.Image
+    import trimesh
+
+    root = tmp_path_factory.mktemp("pages")
+    copy = root / "copy"
+    for package in ("jobs", "pipelines", "g3pt", "weights"):
+        shutil.copytree(REPOSITORY / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (
+        ".gitignore",
+        "pyproject.toml",
+        "constraints.txt",
+    ):  # what .gitignore names does not travel with --working-dir
+        shutil.copy(REPOSITORY / file, copy)
+    (copy / "docs" / "images").mkdir(parents=True)
+    prompts = (REPOSITORY / "docs" / "prompts.jsonl").read_text().splitlines(keepends=True)
+    (copy / "docs" / "prompts.jsonl").write_text("".join(prompts[:2]))
+    (copy / "prompts.jsonl").write_text('{"text": "a chair"}\n')
+    PIL.Image.new("RGB", (32, 32), "white").save(copy / "chair.png")
+    (copy / "MESHES").mkdir()
+    solids = (trimesh.creation.icosphere(), trimesh.creation.box(), trimesh.creation.cylinder(0.1, 1))
+    for name, mesh in zip(MESHES, solids, strict=True):
+        mesh.export(copy / "MESHES" / name)
+    (copy / "MESHES" / "manifest.csv").write_text(MANIFEST)
+    head = Head(copy, root / "home")
+    try:
+        started = Shell(head)
+        head.wait()
+        yield started
+        started.close()
+    finally:
+        head.stop()
+
+
+def filled_in(line: str, folder: Path) -> str:
+    """The line with its placeholders filled in and its sizes made small."""
+    for large, small in SMALLER.items():
+        line = line.replace(large, small)
+    line = line.replace("PATH_OF_REPOSITORY", str(folder)).replace("/shared/", f"{folder}/out/")
+    for stage in ("cvq", "car"):
+        placeholder = f"{stage}-nano-s0-XXXXXXXX"
+        if placeholder in line:
+            first = min((folder / "out" / "runs").glob(f"{stage}-nano-s0-*"), key=lambda run: run.stat().st_ctime)
+            line = line.replace(placeholder, first.name)
+    return line.replace("$PWD", str(folder))
+
+
+@pytest.mark.slow
+def test_what_the_pages_say_can_be_typed(shell: Shell) -> None:
+    """Each line succeeds; a command prints its result, which exists."""
+    lines, folder = typed(), shell.head.folder
+    assert len(lines) > 25 and sum(line.startswith("ray job submit") for line in lines) >= 3
+    for line in lines:
+        begun = time.monotonic()
+        command = filled_in(line, folder)
+        if "mlflow ui" in command:
+            answers(shell.head, command)
+        else:
+            said = shell.type(command)
+            if not QUIET.search(command):
+                (*_, last) = [text for text in said.splitlines() if text.startswith("result: ")]
+                assert (folder / last.removeprefix("result: ")).exists(), last
+        (folder / "g3pt.toml").unlink(missing_ok=True)  # of --save-config
+        print(f"{time.monotonic() - begun:6.1f} s  {command}")
+
+
+def answers(head: Head, command: str) -> None:
+    """A server that is started with this command answers on loopback; it is ended by its process."""
+    port = free_port()
+    server = subprocess.Popen(
+        [*command.split(), "--port", str(port)],
+        cwd=head.folder,
+        env=head.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert page_status(f"http://127.0.0.1:{port}/", lambda: server.poll() is None) == 200
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+def page_status(address: str, alive: Callable[[], bool], timeout_s: float = 60) -> int:
+    """The HTTP status of a page, as soon as its server listens."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=30) as reply:
+                return reply.status
+        except urllib.error.URLError:
+            assert alive() and time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.3)
+
+
+@pytest.mark.slow
+def test_the_pages_python_runs(shell: Shell) -> None:
+    """Each block of Python, on the dataset and the weights that the pages name."""
+    found = [block for page in pages.pages() for block in pages.blocks(page) if block.language == "python"]
+    assert len(found) >= 5
+    for block in found:
+        code = "\n".join(block.lines)
+        said = shell.run(code + CHECKS.get(next((key for key in CHECKS if key in code), ""), ""))
+        assert said.strip() or "DataLoader" in code, f"{block.page}:{block.line} printed nothing"
+
+
+CHECKS = {
+    "DataLoader": "\nassert points.shape[1] == 6 and batch['surface'].shape[2] == 6 and len(loader.dataset) > 0",
+    "encode(": "\nassert codes.shape[1] == 85 and logits.shape == points.shape[:2]",
+}  # after a block that has this in it
