@@ -14,7 +14,7 @@ PYTEST := $(VENV)/bin/python -m pytest
 WORKERS ?= 2
 SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test fast real soak lint clean
+.PHONY: demo test fast real soak lint docs clean
 demo: $(STAMP)
 	$(VENV)/bin/python jobs/quickstart.py
 

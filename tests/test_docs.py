@@ -12,6 +12,7 @@ import pytest
 from docs.make import overview, reference
 from pipelines.cli import defaults, main
 from tests import pages
+from tests.test_layering import PIPELINES
 
 REPOSITORY = pages.REPOSITORY
 README = REPOSITORY / "README.md"
@@ -178,6 +179,10 @@ def test_make_targets_exist() -> None:
     }
     assert {"demo", "test", "fast", "docs", "lint"} <= named
     assert [target for target in named if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
+    phony = re.findall(r"^\.PHONY: (.*)", makefile, re.MULTILINE)[0].split()
+    assert sorted(phony) == sorted(re.findall(r"^(\w+):", makefile, re.MULTILINE)), (
+        "a folder docs/ must not stand for its target"
+    )
 
 
 def test_names_that_python_blocks_import_exist() -> None:
@@ -279,6 +284,11 @@ def test_generated_pages_are_those_of_the_code(page: str) -> None:
 
 def test_the_diagram_is_the_one_that_its_script_draws() -> None:
     assert overview.FILE.read_text(encoding="utf-8") == overview.svg(), "run `make docs`"
+
+
+def test_contributing_names_every_room() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text().partition("| folder | duty |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(PIPELINES)
 
 
 def test_the_version_is_the_same_everywhere() -> None:
