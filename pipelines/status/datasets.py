@@ -198,13 +198,13 @@ def replanned(flags: dict[str, Any]) -> tuple[str, str]:
 
 
 def changed_shapes(place: Place, flags: dict[str, Any]) -> str:
-    """Shapes are made of their generator's code: one object tells whether it is the same."""
-    from pipelines.preprocess.sources.shapes import generator_hash, shape_object
+    """Whether the generator of shapes has another version now; one object tells."""
+    from pipelines.preprocess.sources.shapes import shape_object
 
     sidecar = next((name for name in sorted(place.names) if name.startswith("shard-") and name.endswith(".json")), None)
     content = read_object(place.path / sidecar)["content"] if sidecar else {}
     for name, sha256 in sorted(content.items())[:1]:
-        if sha256 and sha256 != shape_object(name, int(flags["seed"]), generator_hash()).content_sha256:
+        if sha256 and sha256 != shape_object(name, int(flags["seed"])).content_sha256:
             return "the generator of shapes (g3pt/shapes) changed"
     return ""
 
