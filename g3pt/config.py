@@ -11,8 +11,14 @@ and the total, 2408; `paper` uses the one sum of squares that fits both).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
+
+# Of the config.json of runs and exports. Raise it when a file of before can no longer be read as it is; a new field with
+# a default is no such change.
+FORMAT_VERSION = 1
 
 
 def _require(condition: bool, message: str) -> None:
@@ -167,6 +173,32 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
     unknown = sorted(set(values) - known)
     _require(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+MODEL_CONFIGS: dict[str, type] = {"cvq": CVQConfig, "car": CARConfig}  # by stage of a run, and kind of an export
+
+
+def without_defaults(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `values` that differ from the default of the field of `cls` with their name.
+
+    What names and hashes cover: a field that is added to `cls` with a default changes none of them.
+    """
+    defaults = {f.name: _as_json(f.default) for f in fields(cls) if f.default is not MISSING}
+    return {k: v for k, v in values.items() if k not in defaults or _as_json(v) != defaults[k]}
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def check_format(values: Mapping[str, Any], file: str | Path) -> None:
+    """ValueError unless `values`, the parsed config.json `file`, have the format version that this program reads."""
+    found = values.get("format_version")
+    said = "has no format version" if found is None else f"has format version {found}"
+    _require(
+        found == FORMAT_VERSION,
+        f"{file} {said}; this g3pt reads version {FORMAT_VERSION}: use the g3pt that wrote it, or train or export again with this one",
+    )
 
 
 PAPER_SCALES = (1, 4, 9, 16, 25, 49, 2304)  # sums to the paper's 2408; the split is ours

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from g3pt.config import from_dict
+from g3pt.config import FORMAT_VERSION, MODEL_CONFIGS, check_format, from_dict, without_defaults
 from g3pt.data.storage import Location, location, write_atomic
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
@@ -52,7 +52,8 @@ class Pretrained:
         temporary = folder / f".{WEIGHTS_NAME}.{os.getpid()}"
         save_file(state, temporary)
         os.replace(temporary, folder / WEIGHTS_NAME)
-        write_json(folder / CONFIG_NAME, {"kind": self.kind, **self.export_config(), **(extra or {})})
+        head = {"kind": self.kind, "format_version": FORMAT_VERSION}
+        write_json(folder / CONFIG_NAME, {**head, **self.export_config(), **(extra or {})})
         return folder
 
     @classmethod
@@ -120,16 +121,27 @@ def read_export_config(path: str | Path) -> dict[str, Any]:
     values = json.loads(file.read_text())
     if not isinstance(values, dict) or "kind" not in values:
         raise ValueError(f"{file}: not a g3pt export (no 'kind')")
+    check_format(values, file)
     return values
 
 
 def export_hash(path: str | Path) -> str:
-    """sha256, in hex, over config.json and the weights of an export or finished run."""
-    folder, digest = find_export(path), hashlib.sha256()
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        with open(folder / name, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    """sha256, in hex, of what an export or finished run computes: its weights, and its configuration without defaults.
+
+    The format version, and what config.json holds for the record, are no part of it.
+    """
+    folder = find_export(path)
+    digest = hashlib.sha256(json.dumps(_computed(read_export_config(folder)), sort_keys=True).encode())
+    with open(folder / WEIGHTS_NAME, "rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _computed(values: dict[str, Any]) -> dict[str, Any]:
+    """The entries of config.json that decide what a model computes, without fields at their default."""
+    classes = {"model": MODEL_CONFIGS.get(values["kind"]), "tokenizer": MODEL_CONFIGS["cvq"]}
+    found = {name: values[name] for name in ("kind", *classes, "small_encoders") if name in values}
+    return {name: without_defaults(classes[name], v) if classes.get(name) else v for name, v in found.items()}
 
 
 def write_json(path: str | Location, values: Any) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from g3pt.config import FORMAT_VERSION, MODEL_CONFIGS, TrainConfig, without_defaults
 from pipelines.cli.paths import REPOSITORY
 
 Record = dict[str, float]
@@ -38,8 +39,16 @@ class RunSpec:
 
     @property
     def hash8(self) -> str:
-        """First 8 hex digits of the sha256 over stage, seed and all of the config that changes the weights."""
-        return stable_hash({"stage": self.stage, "seed": self.seed, "config": _without(self.config, NO_WEIGHTS)})[:8]
+        """First 8 hex digits of the sha256 of stage, seed and all of the config that changes the weights.
+
+        Fields at their default are left out, so that a new field with a default renames no run.
+        """
+        config = {name: self._changed(name, value) for name, value in _without(self.config, NO_WEIGHTS).items()}
+        return stable_hash({"stage": self.stage, "seed": self.seed, "config": config})[:8]
+
+    def _changed(self, name: str, value: Any) -> Any:
+        cls = {"model": MODEL_CONFIGS.get(self.stage), "train": TrainConfig}.get(name)
+        return without_defaults(cls, value) if cls else value
 
     @property
     def name(self) -> str:
@@ -47,8 +56,8 @@ class RunSpec:
         return f"{self.stage}-{self.preset}-s{self.seed}-{self.hash8}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As config.json holds it; the name and hash are for readers."""
-        return {**dataclasses.asdict(self), "name": self.name, "hash": self.hash8}
+        """As config.json holds it; version, name and hash are for readers."""
+        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self), "name": self.name, "hash": self.hash8}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunSpec":

@@ -7,6 +7,7 @@ command starts again; one that a signal asked to stop, as the driver or as a wor
 """
 
 import contextlib
+import json
 import shutil
 import signal
 import uuid
@@ -15,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.cli.errors import UsageError
+from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cli.failures import Failure, is_deterministic, on_disk, root_cause
 from pipelines.cli.interrupt import Stopped, in_thread
 from pipelines.cli.progress import say
@@ -89,14 +90,17 @@ def check_output(output: str | Path) -> None:
 
 
 def prepare_run(spec: RunSpec, output: str | Path) -> Path:
-    """The run's folder with its config.json; made if missing, and then left as it is: it tells what the run was made from."""
+    """The run's folder with its config.json, made if missing; UsageError if the run that is there has another format."""
     check_output(output)
+    from g3pt.config import check_format
     from g3pt.training.exports import write_json
 
     run_dir = Path(output).absolute() / spec.name
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     if not (run_dir / "config.json").exists():
         write_json(run_dir / "config.json", spec.to_dict())
+    with bad_input():
+        check_format(json.loads((run_dir / "config.json").read_text()), run_dir / "config.json")
     return run_dir
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from g3pt.config import FORMAT_VERSION
 from g3pt.data import datasets, records
 from pipelines.evaluate.gallery import folder_of, write_gallery
 from pipelines.generate.job import MANIFEST
@@ -87,7 +88,7 @@ def make_run(folder: Path, stage: str = "cvq", finished: bool = True, num_record
             file.write(json.dumps(record) + "\n")
     if finished:
         (folder / "export").mkdir()
-        (folder / "export" / "config.json").write_text(json.dumps({"kind": stage}))
+        (folder / "export" / "config.json").write_text(json.dumps({"kind": stage, "format_version": FORMAT_VERSION}))
         (folder / "export" / "model.safetensors").write_bytes(b"weights")
         (folder / "_SUCCESS").touch()
     return folder

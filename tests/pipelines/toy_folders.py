@@ -159,9 +159,9 @@ def other_bytes(data: Path) -> None:
 
 
 def change_export(run: Path) -> None:
-    """Another model in the run's place."""
-    file = run / "export" / "config.json"
-    write(file, json.loads(file.read_text()) | {"changed": True})
+    """Another model in the run's place: its weights' file has another hash."""
+    with open(run / "export" / "model.safetensors", "ab") as file:
+        file.write(b" ")
 
 
 def note(folder: Path, command: str, **more: Any) -> None:

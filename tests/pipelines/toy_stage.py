@@ -1,5 +1,6 @@
 """A stage of a few numbers that trains in milliseconds: for tests of the machinery around `fit`."""
 
+import json
 import os
 import signal
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from g3pt.config import TrainConfig, from_dict
+from g3pt.config import FORMAT_VERSION, TrainConfig, from_dict
 from pipelines.runs.identity import RunSpec
 
 
@@ -74,7 +75,7 @@ class ToyStage:
 
         folder.mkdir(parents=True)
         save_file(dict(model.state_dict()), folder / "model.safetensors")
-        (folder / "config.json").write_text('{"kind": "toy"}')
+        (folder / "config.json").write_text(json.dumps({"kind": "toy", "format_version": FORMAT_VERSION}))
 
 
 def build_stage(spec: RunSpec, rank: int = 0, world_size: int = 1) -> ToyStage:

@@ -83,6 +83,16 @@ def test_a_finished_run_is_left_alone(whole: Path, capsys: pytest.CaptureFixture
     assert "finished already" in capsys.readouterr().out
 
 
+def test_a_run_of_another_format_is_not_resumed(tmp_path: Path) -> None:
+    run_dir = train.prepare_run(toy_spec(), tmp_path)
+    file = run_dir / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 99}))
+    with pytest.raises(
+        UsageError, match=r"config.json has format version 99; this g3pt reads version \d+: use the g3pt"
+    ):
+        train.prepare_run(toy_spec(), tmp_path)
+
+
 def test_mlflow_is_told_of_a_run_that_a_worker_ended_after_its_driver_was_killed(tmp_path: Path) -> None:
     run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
     note = json.loads((run_dir / "mlflow.json").read_text())
