@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from g3pt.geometry.load import SUFFIXES, MeshError, load_mesh
+from g3pt.geometry.load import load_mesh
+from g3pt.geometry.reading import MESH_ENDINGS, MeshError
 
 LOOKED_AT = 96  # the smallest sha256(id), of which the meshes are chosen: loading them all would take a minute
 
@@ -42,7 +43,7 @@ def _ids(folder: Path) -> Iterator[tuple[str, str]]:
             yield from ((row.get("id") or row["path"], row["path"]) for row in csv.DictReader(file))
         return
     for path in folder.rglob("*"):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in MESH_ENDINGS:
             yield path.relative_to(folder).as_posix(), path.relative_to(folder).as_posix()
 
 

@@ -1,29 +1,20 @@
-"""How a mesh file looks: its parts with textures, vertex colours and materials, for `render.py`.
+"""What a mesh's surface looks like: parts with textures, vertex colours and materials, which `render.py` draws.
 
-`load_appearance` reads the same triangles as `load_mesh`, in the same coordinates, but keeps what their surface looks like:
-base colour texture and factor, vertex colours, alpha mode, sidedness. Emission, metalness, roughness, normal maps are not read.
-A picture that is missing, broken, too large or of another kind than PNG, JPEG or WebP leaves its material with the plain colour,
-and the kind says so; it never costs the row. Formats without colours (.stl .off) have no appearance: they are drawn as clay.
+Base colour texture and factor, vertex colours, alpha mode and sidedness are kept. `load_appearance.py` reads them from files.
 
 Shapes: V vertices, F faces.
 """
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
-
-from g3pt.geometry.load import MeshError
 
 MAX_TEXTURE = 1024  # pixels a side that are kept: more than a view shows
 MAX_IMAGE_PIXELS = 1 << 26
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 CLAY = (0.571, 0.571, 0.604, 1.0)  # linear
 KINDS = ("texture", "texture-missing", "vertex-colours", "material", "none")
-
-ReadFile = Callable[[str], bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,37 +59,6 @@ class Appearance:
 def clay(vertices: np.ndarray, faces: np.ndarray) -> Appearance:
     """A bare mesh, as clay."""
     return Appearance(parts=[Part(vertices=np.asarray(vertices), faces=np.asarray(faces))], kind="none")
-
-
-def load_appearance(path: str | Path, root: str | Path) -> Appearance | None:
-    """What the file below `root` looks like; None for a format or file without any colour. MeshError as `load_mesh`."""
-    from g3pt.geometry.load import read_below, sibling_reader
-
-    path, root = Path(path), Path(root).resolve()
-    readers = {".glb": _gltf, ".gltf": _gltf, ".obj": _obj, ".ply": _ply}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        return None
-    content = read_below(path, root, "missing-file")
-    try:
-        parts, missing = reader(content, sibling_reader(path, root))
-    except (MeshError, MemoryError):
-        raise
-    except Exception as error:  # as in load_mesh: a parser may answer a broken file with any exception
-        raise MeshError("corrupt", f"{path.name}: {type(error).__name__}: {error}") from error
-    return Appearance(parts=parts, kind=_kind(parts, missing)) if parts else None
-
-
-def _kind(parts: list[Part], missing: int) -> str:
-    if missing:
-        return "texture-missing"
-    if any(part.material.image is not None for part in parts):
-        return "texture"
-    if any(
-        part.colours is not None and part.colours.min(initial=1.0) < 1.0 for part in parts
-    ):  # white ones say nothing
-        return "vertex-colours"
-    return "material" if any(part.material.colour != CLAY for part in parts) else "none"
 
 
 def decode_image(content: bytes) -> np.ndarray:
@@ -147,21 +107,3 @@ def linear_rgba(colours: np.ndarray) -> np.ndarray:
     rgba[:, : colours.shape[1]] = np.asarray(colours, dtype=np.float32) / 255
     rgba[:, :3] = srgb_to_linear(rgba[:, :3])
     return rgba
-
-
-def _gltf(content: bytes, read_file: ReadFile) -> tuple[list[Part], int]:
-    from g3pt.geometry.appearance_gltf import gltf_parts
-
-    return gltf_parts(content, read_file)
-
-
-def _obj(content: bytes, read_file: ReadFile) -> tuple[list[Part], int]:
-    from g3pt.geometry.appearance_trimesh import obj_parts
-
-    return obj_parts(content, read_file)
-
-
-def _ply(content: bytes, read_file: ReadFile) -> tuple[list[Part], int]:
-    from g3pt.geometry.appearance_trimesh import ply_parts
-
-    return ply_parts(content), 0

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from g3pt.geometry.appearance import Material, Part, ReadFile, decode_image, smooth_normals
+from g3pt.geometry.appearance import Material, Part, decode_image, smooth_normals
 from g3pt.geometry.gltf import Part as Placed
 from g3pt.geometry.gltf import read_parts
 from g3pt.geometry.gltf_document import Document
-from g3pt.geometry.load import MeshError
+from g3pt.geometry.reading import MeshError, ReadFile
 
 WHITE = (1.0, 1.0, 1.0, 1.0)
 GLASS = 0.75

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from g3pt.geometry.appearance import Material, Part, ReadFile, decode_image, linear_rgba, srgb_to_linear
-from g3pt.geometry.load import MeshError, as_utf8
+from g3pt.geometry.appearance import Material, Part, decode_image, linear_rgba, srgb_to_linear
+from g3pt.geometry.reading import MeshError, ReadFile, as_utf8
 
 _WHITE = (1.0, 1.0, 1.0, 1.0)
 _PICTURE_KEY = "picture"  # an unknown word in a .mtl: trimesh keeps its value and opens nothing

@@ -7,7 +7,7 @@ a file that was cut off for a smaller mesh. Containers and pages that only bear 
 import re
 import struct
 
-from g3pt.geometry.load import MeshError
+from g3pt.geometry.reading import MeshError
 
 _CONTAINERS = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz",

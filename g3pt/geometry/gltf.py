@@ -15,10 +15,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from g3pt.geometry.gltf_document import Document, ReadFile, open_document
+from g3pt.geometry.gltf_document import Document, open_document
 from g3pt.geometry.gltf_mesh import Primitive, joint_matrices, morphed, read_primitive, skinned
 from g3pt.geometry.gltf_scene import Placement, Scene, check_nodes, default_scene
-from g3pt.geometry.load import MAX_FACES, MeshError
+from g3pt.geometry.reading import MAX_FACES, MeshError, ReadFile
 
 _NOT_DECODED = {"WEB3D_quantized_attributes"}  # geometry that would be read wrongly
 

@@ -8,20 +8,17 @@ Source: Khronos glTF 2.0 specification, 3.6 (buffers, accessors), 4.4 (GLB).
 import base64
 import json
 import struct
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 
-from g3pt.geometry.load import MAX_FACES, MeshError
+from g3pt.geometry.reading import MAX_FACES, MeshError, ReadFile
 
 _DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 _MAX_ZEROS = 1_000_000  # values of an accessor without data: a file of 200 bytes may claim any number
 _MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
-
-ReadFile = Callable[[str], bytes]  # a relative URI of the asset -> its bytes, or MeshError
 
 
 def open_document(content: bytes, read_file: ReadFile) -> "Document":

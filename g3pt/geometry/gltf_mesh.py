@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from g3pt.geometry.gltf_document import Document, table
-from g3pt.geometry.load import MeshError
+from g3pt.geometry.reading import MeshError
 
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 

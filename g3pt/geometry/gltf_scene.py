@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from g3pt.geometry.gltf_document import Document, table
-from g3pt.geometry.load import MeshError
+from g3pt.geometry.reading import MeshError
 
 MAX_PLACEMENTS = 100_000
 _MAX_DEPTH = 256

@@ -6,40 +6,16 @@ through: whether a mesh fits is the machine's doing (pipelines.preprocess.sandbo
 holding it is refused before (g3pt.geometry.claims).
 """
 
-import os
-import re
-import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
-MAX_BYTES = 1 << 30
-MAX_FACES = 20_000_000
+from g3pt.geometry.claims import check_content
+from g3pt.geometry.gltf import read_gltf
+from g3pt.geometry.reading import MAX_FACES, MESH_ENDINGS, MeshError, as_utf8, read_below, sibling_reader
+
 MAX_COORDINATE = 1e100  # squares of lengths must not overflow
-REASONS = (
-    "missing-file",
-    "empty",
-    "corrupt",
-    "unsupported",
-    "external-uri",
-    "non-finite",
-    "too-large",
-    "no-faces",
-    "zero-extent",
-    "unreadable",
-)
-
-
-class MeshError(ValueError):
-    """A mesh that can't be used; `reason` is its short class (one of REASONS), the message says what was found."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        assert reason in REASONS, reason
-        super().__init__(f"{reason}: {_printable(message)}")
-        self.reason = reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +31,8 @@ def load_mesh(path: str | Path, root: str | Path) -> LoadedMesh:
     """Mesh of one file below the folder `root`. Raises MeshError with a reason when it can't be used."""
     path, root = Path(path), Path(root).resolve()
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise MeshError("unsupported", f"{path.name} is none of {', '.join(SUFFIXES)}")
+    if suffix not in MESH_ENDINGS:
+        raise MeshError("unsupported", f"{path.name} is none of {', '.join(MESH_ENDINGS)}")
     content = read_below(path, root, "missing-file")
     if not content.strip():
         raise MeshError("empty", f"{path.name} is empty")
@@ -69,61 +45,11 @@ def load_mesh(path: str | Path, root: str | Path) -> LoadedMesh:
     return _checked(vertices, faces, "y" if suffix in (".glb", ".gltf") else "unspecified")
 
 
-def _printable(text: str) -> str:
-    """One line of at most 300 characters that moves no terminal's cursor: file names and parsers' errors hold anything."""
-    line = " ".join(text.split())[:300]
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
-
-
-def read_below(path: Path, root: Path, missing_reason: str) -> bytes:
-    """Content of a regular file that, links resolved, lies below root and is not huge. Never waits on a pipe or device."""
-    try:
-        resolved = Path(os.path.realpath(path))  # unlike Path.resolve it answers for links that run in a circle
-        if not resolved.is_relative_to(root):
-            raise MeshError("external-uri", f"{path.name} lies outside the input folder")
-        return _regular_content(resolved, missing_reason)
-    except MeshError:
-        raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MeshError(missing_reason, f"{path.name} does not exist") from error
-    except (OSError, ValueError) as error:  # no permission, a broken disk; a name too long or with a zero byte
-        raise MeshError("unreadable", f"{path.name[:100]}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _regular_content(path: Path, missing_reason: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            raise MeshError(missing_reason, f"{path.name} is a folder, pipe or device, not a file")
-        if about.st_size > MAX_BYTES:
-            raise MeshError("too-large", f"{path.name} has {about.st_size} bytes, the limit is {MAX_BYTES}")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(MAX_BYTES)
-    finally:
-        os.close(descriptor)
-
-
-def sibling_reader(path: Path, root: Path) -> Callable[[str], bytes]:
-    """Reader of the files that an asset names, relative to it and below root."""
-
-    def read(uri: str) -> bytes:
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", uri) or uri.startswith(("/", "\\")):
-            raise MeshError("external-uri", f"{uri[:80]!r} is not a relative path")
-        return read_below(path.parent / uri.replace("\\", "/"), root, "missing-file")
-
-    return read
-
-
 def _parse(content: bytes, suffix: str, path: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
-    from g3pt.geometry.claims import check_content
-
     if suffix in (".obj", ".off"):
         content = as_utf8(content)
     check_content(content, suffix)
     if suffix in (".glb", ".gltf"):
-        from g3pt.geometry.gltf import read_gltf
-
         return read_gltf(content, sibling_reader(path, root))
     return _through_trimesh(content, suffix)
 
@@ -144,13 +70,6 @@ def _through_trimesh(content: bytes, suffix: str) -> tuple[np.ndarray, np.ndarra
         np.concatenate([np.asarray(mesh.vertices, dtype=np.float64) for mesh in meshes]),
         np.concatenate([np.asarray(mesh.faces) + start for mesh, start in zip(meshes, starts, strict=False)]),
     )
-
-
-def as_utf8(content: bytes) -> bytes:
-    """UTF-16 text with a byte-order mark as UTF-8; other bytes unchanged."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16").encode()
-    return content.removeprefix(b"\xef\xbb\xbf")
 
 
 def _checked(vertices: np.ndarray, faces: np.ndarray, up_axis: str) -> LoadedMesh:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from g3pt.geometry.load import MeshError
+from g3pt.geometry.reading import MeshError
 
 BOX = 0.95  # half side of the final solid's box
 OFFSET_VOXELS = 1.0

@@ -18,15 +18,14 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from g3pt.models.guidance import guided, needed_ways, spread_ways, way_weights
-
-if TYPE_CHECKING:
-    from g3pt.models.car import G3PT
+from g3pt.models.tokenizer import CVQ
+from g3pt.models.transformer import CAR
 
 PerScale = float | tuple[float, ...]  # one number for all scales, or one for each, coarse to fine
 LISTED = ("cfg", "cfg_text", "cfg_image", "top_k", "top_p", "temperature")  # settings that may be lists
@@ -98,6 +97,20 @@ class SampleConfig:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
+class Generator(Protocol):
+    """What sampling needs of `car.G3PT`."""
+
+    car: CAR
+    tokenizer: CVQ
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Tokens per scale, coarse to fine."""
+
+    def next_input(self, canvas_BLA: Tensor, codes_BT: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+        """The canvas with the codes of scale `scale` - 1, and its alignment to scale `scale`, counted from 0."""
+
+
 def filter_logits(logits_V: Tensor, top_k: int | Tensor, top_p: float | Tensor) -> Tensor:
     """Logits (..., V) with -inf outside the top k values, then outside the smallest set that holds `top_p`.
 
@@ -151,7 +164,7 @@ def row_settings(settings: SampleConfig | Sequence[SampleConfig], num_rows: int)
     return rows
 
 
-def row_weights(model: G3PT, text_BC: Tensor, image_BMC: Tensor | None, rows: Sequence[SampleConfig]) -> Tensor:
+def row_weights(model: Generator, text_BC: Tensor, image_BMC: Tensor | None, rows: Sequence[SampleConfig]) -> Tensor:
     """Weights of guidance (B, K, 3) of rows with these encoded conditions; a condition equal to its null embedding is none."""
     num_scales = len(model.scales)
     has_text_B = (text_BC != model.car.null_text).any(-1).tolist()
@@ -170,7 +183,12 @@ def row_weights(model: G3PT, text_BC: Tensor, image_BMC: Tensor | None, rows: Se
 
 
 def choose_codes(
-    model: G3PT, hidden_BTD: Tensor, uniform_BTF: Tensor, weights_BW: Tensor, rows: Sequence[SampleConfig], scale: int
+    model: Generator,
+    hidden_BTD: Tensor,
+    uniform_BTF: Tensor,
+    weights_BW: Tensor,
+    rows: Sequence[SampleConfig],
+    scale: int,
 ) -> Tensor:
     """Codes (B, T) of one scale, from the hidden states (W * B, T, D) of all rows for each way in turn."""
     head, num_ways = model.car.head, weights_BW.shape[1]
@@ -189,7 +207,7 @@ def choose_codes(
 
 @torch.inference_mode()
 def sample_codes(
-    model: G3PT,
+    model: Generator,
     text_BC: Tensor,
     image_BMC: Tensor | None,
     seeds: Sequence[int],

@@ -45,7 +45,7 @@ class RowError(Exception):
 
 def convert_object(item: dict[str, Any], config: dict[str, Any]) -> pa.Table:
     """One object to a table of one row. Runs in the sandbox's child: arguments are what JSON can carry."""
-    from g3pt.geometry.load import MeshError
+    from g3pt.geometry.reading import MeshError
 
     settings, source = PreprocessConfig(**config), SourceObject.of(item)
     try:

@@ -43,8 +43,8 @@ def _appearance(source: SourceObject, settings: PreprocessConfig) -> Any:
     """What the object looks like, None for clay."""
     if source.source == "shapes":
         return None
-    from g3pt.geometry.appearance import load_appearance
-    from g3pt.geometry.load import MeshError
+    from g3pt.geometry.load_appearance import load_appearance
+    from g3pt.geometry.reading import MeshError
 
     root = Path(settings.input)
     try:

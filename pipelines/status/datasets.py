@@ -230,7 +230,7 @@ def changed_folder(folder: Path, started: float, flags: dict[str, Any], total: o
 
 def scanned(folder: Path, since: float) -> tuple[int, Path | None, bool]:
     """(mesh files seen, one that is newer than `since`, whether all were seen) within SCAN_SECONDS."""
-    from pipelines.preprocess.sources.folder import MESH_ENDINGS
+    from g3pt.geometry.reading import MESH_ENDINGS
 
     count, deadline = 0, time.monotonic() + SCAN_SECONDS
     for parent, _, names in os.walk(folder):

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from g3pt.geometry.load import SUFFIXES, load_mesh
+from g3pt.geometry.load import load_mesh
+from g3pt.geometry.reading import MESH_ENDINGS
 
 
 @pytest.mark.real
@@ -13,7 +14,7 @@ from g3pt.geometry.load import SUFFIXES, load_mesh
 def test_every_object_is_read_with_an_extent_and_an_area(folder: str, real_meshes: Path) -> None:
     if not (real_meshes / folder).is_dir():
         pytest.skip(f"G3PT_MESHES has no {folder}")
-    files = sorted(file for file in (real_meshes / folder).rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in (real_meshes / folder).rglob("*") if file.suffix.lower() in MESH_ENDINGS)
     wrong = {
         str(file.relative_to(real_meshes)): reason
         for file in files

@@ -8,10 +8,10 @@ import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
+from g3pt.geometry.reading import MESH_ENDINGS
 from pipelines.cli.errors import UsageError
 from pipelines.preprocess.sources.objects import SourceObject
 
-MESH_ENDINGS = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 MANIFEST = "manifest.csv"
 COPIED = ("license", "author", "attribution_url", "name", "caption", "category")  # of a manifest's columns, as they are
 Row = dict[str, str]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from g3pt.geometry.appearance import Appearance, decode_image, load_appearance
+from g3pt.geometry.appearance import Appearance, decode_image
+from g3pt.geometry.load_appearance import load_appearance
 from tests.g3pt.geometry.test_gltf import Asset
 
 CORNERS = np.array([[0, 1], [1, 1], [1, 0], [0, 0]], dtype="<f4")  # the picture upright on the quad

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from g3pt.geometry.gltf import read_gltf, read_parts
-from g3pt.geometry.load import MeshError
+from g3pt.geometry.reading import MeshError
 
 QUAD = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype="<f4")
 TWO_FACES = np.array([0, 1, 2, 0, 2, 3], dtype="<u2")

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from g3pt.geometry.load import MeshError, load_mesh
+from g3pt.geometry.load import load_mesh
+from g3pt.geometry.reading import MeshError
 from tests.g3pt.geometry.hostile_files import good_files, write_all
 
 SECONDS = 5.0  # for any file, on a busy machine; most take a millisecond

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from g3pt.geometry.load import MeshError, load_mesh
+from g3pt.geometry.load import load_mesh
+from g3pt.geometry.reading import MeshError
 
 DATA = os.environ.get("G3PT_MESHES")
 needs_data = pytest.mark.skipif(not DATA, reason="G3PT_MESHES is not set")

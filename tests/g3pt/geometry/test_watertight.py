@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from g3pt.geometry.load import MeshError
 from g3pt.geometry.quality import signed_volume
+from g3pt.geometry.reading import MeshError
 from g3pt.geometry.watertight import BOX, Solid, outside_field, watertight
 
 R = 64
