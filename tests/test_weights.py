@@ -12,7 +12,7 @@ import torch
 from benchmarks.held_out_captions import held_out
 from g3pt.data.records import split_of, unpack_occupancy
 from g3pt.geometry.appearance import clay
-from g3pt.geometry.convert import ConvertConfig, mesh_to_tensors
+from g3pt.geometry.convert import ConvertConfig, convert_mesh
 from g3pt.geometry.render import render_views
 from g3pt.geometry.surface import sample_surface
 from g3pt.metrics.pairwise import chamfer
@@ -33,7 +33,7 @@ def unseen_shapes(count: int) -> Iterator[dict[str, np.ndarray]]:
     ids = [i for i in shape_ids() if split_of(i) == "test"]
     for k in np.linspace(0, len(ids) - 1, count).astype(int):
         shape = make_shape(ids[k])
-        yield mesh_to_tensors(
+        yield convert_mesh(
             shape.vertices,
             shape.faces,
             ConvertConfig(resolution=64, num_surface=4096, num_sharp=8, num_queries=4096),

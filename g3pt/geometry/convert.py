@@ -7,6 +7,7 @@ Shapes: P surface points, Ps sharp points, Q query points.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,8 +39,10 @@ class ConvertConfig:
             raise ValueError(f"near_sigmas must be positive, not {self.near_sigmas}")
 
 
-def mesh_to_tensors(vertices: np.ndarray, faces: np.ndarray, config: ConvertConfig, seed: int) -> dict:
-    """Row values of one mesh (V, 3), (F, 3); the same arguments give the same bytes.
+def convert_mesh(
+    vertices: np.ndarray, faces: np.ndarray, config: ConvertConfig | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """The tensors and figures of a dataset row for one mesh (V, 3), (F, 3); the same arguments give the same bytes.
 
     Keys: surface, sharp, eval_surface (P, 6) and near_points, volume_points (Q, 3) float16; near_occupancy,
     volume_occupancy uint8 (Q / 8,) packed little; the numbers of records.NUMBER_COLUMNS; scale, offset (3,) with
@@ -51,6 +54,7 @@ def mesh_to_tensors(vertices: np.ndarray, faces: np.ndarray, config: ConvertConf
     from g3pt.geometry.surface import sample_sharp, sample_surface
     from g3pt.geometry.watertight import watertight
 
+    config = config or ConvertConfig()
     solid = watertight(vertices, faces, config.resolution, config.watertight)
     streams = [np.random.default_rng([seed, k]) for k in range(6)]
     surface = sample_surface(solid.vertices, solid.faces, config.num_surface, streams[0])

@@ -27,9 +27,13 @@ class LoadedMesh:
     up_axis: str
 
 
-def load_mesh(path: str | Path, root: str | Path) -> LoadedMesh:
-    """Mesh of one file below the folder `root`. Raises MeshError with a reason when it can't be used."""
-    path, root = Path(path), Path(root).resolve()
+def load_mesh(path: str | Path, root: str | Path | None = None) -> LoadedMesh:
+    """The mesh of one file. Files that it names are read only below `root`, by default its own folder.
+
+    Raises MeshError, with a reason, for a file that can't be used.
+    """
+    path = Path(path)
+    root = Path(path.parent if root is None else root).resolve()
     suffix = path.suffix.lower()
     if suffix not in MESH_ENDINGS:
         raise MeshError("unsupported", f"{path.name} is none of {', '.join(MESH_ENDINGS)}")

@@ -43,7 +43,7 @@ def huber(residual: np.ndarray, delta: float = HUBER_DELTA) -> np.ndarray:
     return np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
 
 
-def fit(
+def fit_power_law(
     params: Sequence[float], losses: Sequence[float], *, pure: bool = False, starts: int = 32, seed: int = 0
 ) -> PowerLaw:
     """The best of `starts` fits; pure: with E = 0. ValueError for fewer points than the law needs, or non-positive ones."""
@@ -61,41 +61,51 @@ def fit(
 
 
 def _fit_full(size: np.ndarray, loss: np.ndarray, starts: int, seed: int) -> PowerLaw:
+    log_size, log_loss = np.log(size), np.log(loss)
+    guesses = [
+        [np.log(share * loss.min()), np.log((1 - share) * np.median(loss)), alpha]
+        for share, alpha in _starts(starts, np.random.default_rng(seed))
+    ]
+    found, objective = fit_logarithms(log_size[None], log_loss, guesses)
+    return PowerLaw(
+        irreducible=float(np.exp(found[0])),
+        coefficient=float(np.exp(found[1])),
+        exponent=float(found[2]),
+        objective=objective,
+    )
+
+
+def fit_logarithms(
+    log_inputs_Kn: np.ndarray, log_loss: np.ndarray, starts: Sequence[Sequence[float]]
+) -> tuple[np.ndarray, float]:
+    """The best fit of log L = log(E + sum_k A_k x_k ^ -alpha_k) from several starts, and its mean Huber loss over delta.
+
+    A start and the result are (log E, log A_1, alpha_1, log A_2, alpha_2, ...).
+    """
     from scipy.optimize import minimize
 
-    log_size, log_loss, rng = np.log(size), np.log(loss), np.random.default_rng(seed)
-
     def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        terms = np.stack([np.full_like(log_size, theta[0]), theta[1] - theta[2] * log_size])
-        predicted = np.logaddexp(terms[0], terms[1])
+        powers = theta[1::2, None] - theta[2::2, None] * log_inputs_Kn
+        terms = np.concatenate([np.full((1, len(log_loss)), theta[0]), powers])
+        predicted = np.logaddexp.reduce(terms, axis=0)
         share = np.exp(terms - predicted)  # d predicted / d terms
         residual = predicted - log_loss
         slope = np.clip(residual, -HUBER_DELTA, HUBER_DELTA) / len(residual)
-        gradient = np.array([(slope * share[0]).sum(), (slope * share[1]).sum(), -(slope * share[1] * log_size).sum()])
+        gradient = np.empty_like(theta)
+        gradient[0] = (slope * share[0]).sum()
+        gradient[1::2] = (slope * share[1:]).sum(axis=1)
+        gradient[2::2] = -(slope * share[1:] * log_inputs_Kn).sum(axis=1)
         return float(huber(residual).mean()) / HUBER_DELTA, gradient / HUBER_DELTA
 
-    bounds = [(-20.0, float(log_loss.max())), (-20.0, 5.0 + float(log_loss.max())), (1e-3, 3.0)]
-    best: PowerLaw | None = None
-    for share, alpha in _starts(starts, rng):
-        start = np.array([np.log(share * loss.min()), np.log((1 - share) * np.median(loss)), alpha])
-        done = minimize(
-            objective,
-            start,
-            jac=True,
-            method="L-BFGS-B",
-            bounds=bounds,
-            options={"maxiter": 150, "ftol": 1e-12, "gtol": 1e-9},
-        )
-        if best is None or done.fun < best.objective:
-            irreducible, coefficient = np.exp(done.x[:2])
-            best = PowerLaw(
-                irreducible=float(irreducible),
-                coefficient=float(coefficient),
-                exponent=float(done.x[2]),
-                objective=float(done.fun),
-            )
-    assert best is not None
-    return best
+    highest = float(log_loss.max())
+    bounds = [(-20.0, highest)] + [(-20.0, 5.0 + highest), (1e-3, 3.0)] * len(log_inputs_Kn)
+    options = {"maxiter": 150 * len(log_inputs_Kn), "ftol": 1e-12, "gtol": 1e-9}
+    done = [
+        minimize(objective, np.array(start), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        for start in starts
+    ]
+    best = min(done, key=lambda one: one.fun)
+    return best.x, float(best.fun)
 
 
 def _starts(count: int, rng: np.random.Generator) -> list[tuple[float, float]]:
@@ -151,7 +161,7 @@ def resampled_fits(
     """
     size, loss, rng = np.asarray(params, float), np.asarray(losses, float), np.random.default_rng(seed)
     draw = _resample_seeds(size, loss) if _has_repeats(size) else _resample_residuals(size, loss, pure)
-    return [fit(size, draw(rng), pure=pure, starts=2, seed=index) for index in range(samples)]
+    return [fit_power_law(size, draw(rng), pure=pure, starts=2, seed=index) for index in range(samples)]
 
 
 def band(
@@ -186,7 +196,7 @@ def _resample_seeds(size: np.ndarray, loss: np.ndarray) -> Callable[[np.random.G
 
 
 def _resample_residuals(size: np.ndarray, loss: np.ndarray, pure: bool) -> Callable[[np.random.Generator], np.ndarray]:
-    law = fit(size, loss, pure=pure)
+    law = fit_power_law(size, loss, pure=pure)
     residual = np.log(loss) - np.log(law(size))
     free = max(1, len(size) - (2 if pure else 3))
     residual = (residual - residual.mean()) * np.sqrt(len(size) / free)
@@ -201,7 +211,7 @@ def hold_out_largest(
     rest = size < size.max()
     if len(np.unique(size[rest])) < (2 if pure else 3):
         return None
-    predicted = float(fit(size[rest], loss[rest], pure=pure)(size.max()))
+    predicted = float(fit_power_law(size[rest], loss[rest], pure=pure)(size.max()))
     measured = float(loss[~rest].mean())
     return {
         "params": float(size.max()),
@@ -225,7 +235,7 @@ def report(params: Sequence[float], losses: Sequence[float], *, samples: int = 1
         if sizes < (2 if pure else 3):
             found[name] = None
             continue
-        law = fit(params, losses, pure=pure)
+        law = fit_power_law(params, losses, pure=pure)
         fits = resampled_fits(params, losses, pure=pure, samples=samples, seed=seed)
         found[name] = {
             **dataclasses.asdict(law), "interval_95": intervals(fits), "band_95": band(fits, params), "hold_out": hold_out_largest(params, losses, pure=pure),

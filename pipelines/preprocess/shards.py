@@ -59,12 +59,12 @@ def convert_object(item: dict[str, Any], config: dict[str, Any]) -> pa.Table:
 
 
 def _converted_row(source: SourceObject, settings: PreprocessConfig) -> dict[str, Any]:
-    from g3pt.geometry.convert import mesh_to_tensors
+    from g3pt.geometry.convert import convert_mesh
     from g3pt.geometry.quality import quality_faults
 
     seed = object_seed(source.id, settings.seed)
     vertices, faces, about = _load(source, settings)
-    found = mesh_to_tensors(vertices, faces, settings.convert, seed)
+    found = convert_mesh(vertices, faces, settings.convert, seed)
     solid_vertices, solid_faces = found.pop("solid")
     row = records.empty_row(source.id, settings.record) | source.columns() | about
     if faults := quality_faults(found, settings.num_queries):
@@ -102,11 +102,11 @@ def object_seed(object_id: str, seed: int) -> int:
 
 def warm_up() -> None:
     """Import and compile what a conversion needs, on a small mesh: it must not count against the first object."""
-    from g3pt.geometry.convert import mesh_to_tensors
+    from g3pt.geometry.convert import convert_mesh
 
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float64)
     faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], dtype=np.int64)
-    mesh_to_tensors(corners, faces, ConvertConfig(resolution=16, num_surface=8, num_sharp=8, num_queries=8), 0)
+    convert_mesh(corners, faces, ConvertConfig(resolution=16, num_surface=8, num_sharp=8, num_queries=8), 0)
 
 
 def warm_up_with_views() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from g3pt.geometry.convert import ConvertConfig, mesh_to_tensors
+from g3pt.geometry.convert import ConvertConfig, convert_mesh
 from g3pt.geometry.labels import inside
 from g3pt.geometry.quality import is_watertight
 from g3pt.geometry.surface import face_normals, sample_sharp, sample_surface
@@ -57,7 +57,7 @@ def test_labels_where_rays_meet_edges_and_corners() -> None:
 
 def test_same_arguments_same_bytes_and_seeds_differ() -> None:
     shape = knot()
-    rows = [mesh_to_tensors(shape.vertices, shape.faces, CONFIG, seed) for seed in (7, 7, 8)]
+    rows = [convert_mesh(shape.vertices, shape.faces, CONFIG, seed) for seed in (7, 7, 8)]
     for key, value in rows[0].items():
         if key != "solid":
             np.testing.assert_array_equal(value, rows[1][key], err_msg=key)
@@ -68,7 +68,7 @@ def test_same_arguments_same_bytes_and_seeds_differ() -> None:
 
 def test_shapes_types_and_labels_of_a_row() -> None:
     cube = trimesh.creation.box((1, 1, 1))
-    row = mesh_to_tensors(cube.vertices, cube.faces, CONFIG, 0)
+    row = convert_mesh(cube.vertices, cube.faces, CONFIG, 0)
     shapes = {
         "surface": (512, 6),
         "eval_surface": (512, 6),

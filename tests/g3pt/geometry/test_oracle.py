@@ -13,7 +13,7 @@ import numpy as np
 import point_cloud_utils as pcu
 import pytest
 
-from g3pt.geometry.convert import ConvertConfig, mesh_to_tensors
+from g3pt.geometry.convert import ConvertConfig, convert_mesh
 from g3pt.geometry.load import load_mesh
 from g3pt.geometry.quality import is_watertight
 from g3pt.geometry.watertight import OFFSET_VOXELS
@@ -22,7 +22,7 @@ from g3pt.shapes import make_shape, shape_ids
 
 def agreement(vertices: np.ndarray, faces: np.ndarray, resolution: int, kind: str) -> tuple[float, int]:
     """Share of a row's stored points beyond the offset whose label equals the oracle's, and their number."""
-    row = mesh_to_tensors(vertices, faces, ConvertConfig(resolution=resolution, num_surface=8, num_sharp=8), 0)
+    row = convert_mesh(vertices, faces, ConvertConfig(resolution=resolution, num_surface=8, num_sharp=8), 0)
     placed = np.ascontiguousarray(vertices * row["scale"] + row["offset"])
     faces = np.ascontiguousarray(faces)
     points = row[f"{kind}_points"].astype(np.float64)

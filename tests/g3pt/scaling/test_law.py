@@ -14,14 +14,14 @@ def noisy(sizes: np.ndarray, seed: int, noise: float = 0.002) -> np.ndarray:
 
 
 def test_exact_points_give_the_law_back() -> None:
-    law = scaling.fit(SIZES, TRUE(SIZES))
+    law = scaling.fit_power_law(SIZES, TRUE(SIZES))
     assert law.irreducible == pytest.approx(1.8, rel=1e-3)
     assert law.coefficient == pytest.approx(60, rel=2e-2)
     assert law.exponent == pytest.approx(0.3, rel=1e-2)
 
 
 def test_pure_law_and_its_exponent() -> None:
-    law = scaling.fit(SIZES, 12 * SIZES**-0.1, pure=True)
+    law = scaling.fit_power_law(SIZES, 12 * SIZES**-0.1, pure=True)
     assert (law.irreducible, law.coefficient, law.exponent) == (
         0,
         pytest.approx(12, rel=1e-6),
@@ -50,7 +50,7 @@ def test_the_band_holds_the_curve_and_narrows_between_the_points() -> None:
 def test_one_point_far_off_hardly_moves_the_fit() -> None:
     losses = TRUE(SIZES)
     losses[3] *= 1.5
-    assert scaling.fit(SIZES, losses).exponent == pytest.approx(0.3, rel=0.05)
+    assert scaling.fit_power_law(SIZES, losses).exponent == pytest.approx(0.3, rel=0.05)
 
 
 def test_the_largest_size_is_predicted_from_the_rest() -> None:
@@ -65,6 +65,17 @@ def test_below_six_sizes_it_says_so() -> None:
     assert scaling.report(SIZES, TRUE(SIZES), samples=3)["status"] == "estimate"
 
 
+@pytest.mark.parametrize("unit", [0.1, 1 / np.log(2), 1000.0])
+def test_the_loss_s_unit_scales_the_law_and_not_its_exponent(unit: float) -> None:
+    """Only a fit of logarithms has this: a Huber loss of L itself has a delta in the loss's unit."""
+    losses = noisy(SIZES, seed=4, noise=0.01)
+    law, scaled = scaling.fit_power_law(SIZES, losses), scaling.fit_power_law(SIZES, unit * losses)
+    assert scaled.exponent == pytest.approx(law.exponent, rel=1e-3)
+    assert scaled.irreducible == pytest.approx(unit * law.irreducible, rel=1e-3)
+    assert scaled.coefficient == pytest.approx(unit * law.coefficient, rel=1e-2)
+    assert scaled.objective == pytest.approx(law.objective, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("sizes", "losses"),
     [
@@ -75,4 +86,4 @@ def test_below_six_sizes_it_says_so() -> None:
 )
 def test_points_that_mean_nothing_are_refused(sizes: list[float], losses: list[float]) -> None:
     with pytest.raises(ValueError):
-        scaling.fit(sizes, losses)
+        scaling.fit_power_law(sizes, losses)

@@ -43,7 +43,7 @@ def no_tracking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real solids of three families: four training and two test objects each."""
-    from g3pt.geometry.convert import ConvertConfig, mesh_to_tensors
+    from g3pt.geometry.convert import ConvertConfig, convert_mesh
 
     config = ConvertConfig(resolution=48, num_surface=1024, num_sharp=64, num_queries=1024)
     rows = []
@@ -54,7 +54,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if wanted.get(records.split_of(object_id), 0) > 0:
                 wanted[records.split_of(object_id)] -= 1
                 shape = shapes.make_shape(object_id)
-                tensors = mesh_to_tensors(shape.vertices, shape.faces, config, index)
+                tensors = convert_mesh(shape.vertices, shape.faces, config, index)
                 row = records.empty_row(object_id, CONFIG)
                 row |= {name: tensors[name] for name in CONFIG.tensors}
                 rows.append(row | {"status": "ok", "caption": shape.caption, "category": family})
