@@ -63,7 +63,7 @@ ONLY_IN = {
 KNOWN_IMPORTS = {
     "pipelines.generate.sample_sheet -> pipelines.report.meshes",
 }
-KNOWN_CIRCLES = {"pipelines": 2}
+KNOWN_CIRCLES = {"pipelines": 1}
 KERNELS = "_kernels"  # how the names of modules end that are compiled by numba, imported inside functions only
 
 

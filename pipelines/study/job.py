@@ -36,7 +36,8 @@ from pipelines.tracking.client import best_effort
 from pipelines.tracking.tracked import Outcome, WritePage, followed, is_told
 from pipelines.train import checkpoints, follow
 from pipelines.train import run as train
-from pipelines.train.jobs import car_spec, check_workers, count_car, encode, open_data, with_features
+from pipelines.train.counts import count_car
+from pipelines.train.jobs import car_spec, check_workers, encode, open_data, with_features
 
 DEFAULT_SIZES = "20k,80k,150k,nano"
 STUDY_FILES = ("study.json", "points.csv", "fit.json", "curve.png")

@@ -123,8 +123,8 @@ def card(spec: RunSpec, run_dir: Path, experiment: str = "") -> Card:
 def describe_finished(spec: RunSpec, run_dir: Path, outcome: Outcome) -> None:
     """What MLflow shows of a finished run beside its ledger."""
     from g3pt.training.exports import export_hash
+    from pipelines.train.counts import count_parameters
     from pipelines.train.curves import draw_run, draw_tokens
-    from pipelines.train.jobs import count_parameters
 
     outcome.artifacts += [
         run_dir / "config.json",

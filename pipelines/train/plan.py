@@ -102,7 +102,7 @@ def frozen_parameters(model: Any, codec: Any, encoders: bool = True) -> int:
 @functools.lru_cache
 def tokenizer_parameters(codec: Any) -> int:
     """Of a tokenizer; it is built for that, two seconds at the paper's size."""
-    from pipelines.train.jobs import count_cvq
+    from pipelines.train.counts import count_cvq
 
     return count_cvq(codec)["parameters"]
 

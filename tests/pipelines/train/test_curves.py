@@ -55,7 +55,7 @@ def test_it_is_drawn_once_it_is_known(run_dir: Path, tmp_path: Path) -> None:
 
 def test_mlflow_gets_the_picture(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("g3pt.training.exports.export_hash", lambda folder: "0")
-    monkeypatch.setattr("pipelines.train.jobs.count_parameters", lambda spec: 1)
+    monkeypatch.setattr("pipelines.train.counts.count_parameters", lambda spec: 1)
     import json
 
     outcome = Outcome()
