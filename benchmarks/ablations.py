@@ -145,7 +145,8 @@ def val_curve(run_dir: Path) -> list[tuple[float, float]]:
 def generator(tokenizer: Path, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
     """A small CAR on this tokenizer's codes."""
     from pipelines.derive.tokens import encode_dataset
-    from pipelines.evaluate.job import EvaluateFlags, evaluate
+    from pipelines.evaluate.config import EvaluateFlags
+    from pipelines.evaluate.job import evaluate
 
     encode_dataset(flags.data, tokenizer, use_ray=False)
     model, config = car_preset(flags.car_preset)

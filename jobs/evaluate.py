@@ -8,7 +8,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.cli.main import main  # noqa: E402
 from pipelines.demo.defaults import EVALUATE  # noqa: E402
-from pipelines.evaluate.job import EvaluateFlags, evaluate  # noqa: E402
+from pipelines.evaluate.config import EvaluateFlags  # noqa: E402
+from pipelines.evaluate.job import evaluate  # noqa: E402
 from pipelines.report.page import write_report  # noqa: E402
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Meshes to files: .glb .obj .ply .stl, by trimesh, whole or not at all.
+"""Meshes to files and back: .glb .obj .ply .stl, by trimesh; written whole or not at all.
 
 Shapes: V vertices, F faces.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 FORMATS = ("glb", "obj", "ply", "stl")
+MAX_FILE_BYTES = 512 * 2**20
 
 
 def write_mesh(path: str | Path, vertices: np.ndarray, faces: np.ndarray) -> None:
@@ -31,3 +32,19 @@ def write_mesh(path: str | Path, vertices: np.ndarray, faces: np.ndarray) -> Non
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_mesh(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices (V, 3) and faces (F, 3) of a file that `write_mesh` wrote. ValueError if it does not open.
+
+    Other people's files go through `g3pt.geometry.load`.
+    """
+    import trimesh
+
+    if file.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"{file.name}: larger than {MAX_FILE_BYTES >> 20} MB")
+    try:
+        mesh = trimesh.load(file, force="mesh", process=False)
+    except Exception as error:  # readers of foreign formats raise anything
+        raise ValueError(f"{file.name}: not a mesh ({type(error).__name__})") from error
+    return np.asarray(mesh.vertices), np.asarray(mesh.faces)

@@ -24,7 +24,6 @@ Ours: no colour at all, which is what NO_COLOR asks for.
 import os
 import sys
 import time
-from collections.abc import Iterable
 from typing import Any, TextIO
 
 EVERY_S = 10.0  # between two lines of one Progress that go to no terminal
@@ -181,15 +180,6 @@ def clock(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02}:{rest:02}"
     return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
-
-
-def counted(items: Iterable[Any], progress: Progress, sizes: Iterable[int]) -> Iterable[Any]:
-    """The items, each counted with its size when it comes."""
-    done = progress.done
-    for item, size in zip(items, sizes, strict=True):
-        done += size
-        progress.show(done)
-        yield item
 
 
 def _value(value: Any) -> str:

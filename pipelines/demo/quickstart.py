@@ -198,7 +198,8 @@ def evaluate_generator(demo: Demo) -> str | None:
 
 
 def _evaluate(demo: Demo, model: str, name: str) -> str | None:
-    from pipelines.evaluate.job import EvaluateFlags, evaluate
+    from pipelines.evaluate.config import EvaluateFlags
+    from pipelines.evaluate.job import evaluate
 
     flags = EvaluateFlags(
         model=model,

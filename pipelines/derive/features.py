@@ -1,6 +1,6 @@
 """Condition features of a whole dataset, computed once: `--features stored` of the commands that train generators calls `store_features` first.
 
-Each actor of a Ray Data pool loads the encoders once and writes shard after shard (`pipelines.derive.tables`); what is there is skipped. Where the
+Each worker of a pool loads the encoders once and writes shard after shard (`pipelines.derive.tables`); what is there is skipped. Where the
 tables lie, and what is in them: `g3pt.models.features`.
 """
 
@@ -15,7 +15,9 @@ from g3pt.models import features
 from g3pt.models.features import Encoding
 from pipelines.cli.errors import bad_input
 from pipelines.cli.failures import doing
-from pipelines.derive.tables import Pool, ShardWorker, derive, is_done
+from pipelines.cluster import session
+from pipelines.cluster.pool import Pool
+from pipelines.derive.tables import derive, is_done
 
 
 def store_features(data: str, encodings: Sequence[Encoding], pool: Pool) -> dict[str, str]:
@@ -28,19 +30,17 @@ def store_features(data: str, encodings: Sequence[Encoding], pool: Pool) -> dict
     return kinds
 
 
-class FeatureWorker(ShardWorker):
+class FeatureWorker:
     """The pretrained encoders, loaded once."""
 
     def __init__(self, data: str, encodings: Sequence[Encoding]) -> None:
         import torch
 
-        from pipelines.cluster import session
-
         torch.set_num_threads(1)
         self.info = datasets.open_dataset(data)
         self.encoders: list[tuple[Encoding, Any]] = [(one, one.load().to(session.torch_device())) for one in encodings]
 
-    def encode(self, index: int) -> int:
+    def run(self, index: int) -> int:
         """Write what is missing of one shard; the number of objects in it."""
         count = 0
         for encoding, encoder in self.encoders:

@@ -1,6 +1,6 @@
 """Codes of a whole dataset, written once by a frozen tokenizer: `DATASET/derived/tokens-<export hash>/shard-*.parquet`.
 
-Each shard is one task of a Ray Data pool of actors that hold the tokenizer (`pipelines.derive.tables`). The work itself, `encode_shard`, is a plain function.
+Each shard is one item of a pool of workers that hold the tokenizer (`pipelines.derive.tables`). The work itself, `encode_shard`, is a plain function.
 
 Ours: objects are encoded in batches of one fixed size (the last one filled up), from the first stored points, so that codes
 depend on neither worker count nor neighbours.
@@ -22,7 +22,9 @@ from g3pt.data.datasets import DatasetInfo
 from g3pt.training.exports import export_hash, read_export_config
 from pipelines.cli.errors import bad_input
 from pipelines.cli.failures import doing
-from pipelines.derive.tables import Pool, ShardWorker, derive
+from pipelines.cluster import session
+from pipelines.cluster.pool import Pool
+from pipelines.derive.tables import derive
 
 ENCODE_BATCH = 16
 READS = ("num_encode_points", "num_sharp_points")  # of an object, when it is encoded
@@ -52,7 +54,7 @@ def encode_dataset(
             raise ValueError(f"{tokenizer}: not a tokenizer")
         kind = tokens_kind(tokenizer)
         check_points(info, from_dict(CVQConfig, read_export_config(tokenizer)["model"]))
-    pool = Pool(num_workers=num_workers, ray_address=ray_address, device=device, use_ray=use_ray)
+    pool = Pool(num_workers=num_workers if use_ray else 0, all_gpus=True, ray_address=ray_address, device=device)
     derive(info, [kind], ShardEncoder, (str(info.path), str(Path(tokenizer).resolve())), "tokens", pool)
     return kind
 
@@ -69,20 +71,19 @@ def check_points(
             )
 
 
-class ShardEncoder(ShardWorker):
+class ShardEncoder:
     """A tokenizer held by one worker."""
 
     def __init__(self, data: str, tokenizer: str) -> None:
         import torch
 
         from g3pt.models.tokenizer import CVQ
-        from pipelines.cluster import session
 
         torch.set_num_threads(1)
         self.info, self.kind = datasets.open_dataset(data), tokens_kind(tokenizer)
         self.model = CVQ.from_pretrained(tokenizer).to(session.torch_device())
 
-    def encode(self, index: int) -> int:
+    def run(self, index: int) -> int:
         """Write one shard's codes; the number of objects in it."""
         with doing(f"encoding {records.shard_name(index)} of {self.info.path}"):
             ids, codes_NS = encode_shard(self.model, self.info, index)

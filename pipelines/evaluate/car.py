@@ -22,6 +22,7 @@ from g3pt.data.datasets import DatasetInfo
 from g3pt.metrics import pairwise
 from pipelines.cli.errors import UsageError
 from pipelines.evaluate import generator_figures as figures
+from pipelines.evaluate.config import strengths
 from pipelines.evaluate.generator_prompts import (
     BATCH,
     GRID_SAMPLES,
@@ -44,6 +45,7 @@ from pipelines.evaluate.generator_samples import (
     sampling_floor,
 )
 from pipelines.evaluate.generator_sets import compare_sets
+from pipelines.evaluate.work import map_work
 
 TOLD = (
     "family",
@@ -66,8 +68,6 @@ Samples = list[dict[str, Any]]
 
 def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str, Any]:
     """Metrics, protocol, table, rows and pictures."""
-    from pipelines.evaluate.job import strengths
-
     train = reading.load_arrays(info, "train", ("id", "caption", "category", "eval_surface"))
     held = reading.load_arrays(info, flags.split, ("id", "caption", "category", "eval_surface", "surface"))
     held = {name: values[: flags.limit or None] for name, values in held.items()}
@@ -121,8 +121,6 @@ def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
 
 def make_samples(flags: Any, export: Path, info: DatasetInfo, work: Sequence[list[dict[str, Any]]]) -> list[Samples]:
     """The samples of each part of the work, made by one pool of workers."""
-    from pipelines.evaluate.job import map_work
-
     arguments = (str(export), settings(flags), flags.resolution, flags.coarse, info.config.num_surface)
     items = [batch for part in work for batch in part]
     results = iter(
@@ -133,8 +131,6 @@ def make_samples(flags: Any, export: Path, info: DatasetInfo, work: Sequence[lis
 
 def search_training(flags: Any, train: dict[str, Any], held: dict[str, Any], samples: Samples) -> dict[str, Any]:
     """Write the nearest training object into each sample; gives the held-out objects' figures."""
-    from pipelines.evaluate.job import map_work
-
     own = {object_id: k for k, object_id in enumerate(train["id"])}
     solid = [sample for sample in samples if sample["points"] is not None]
     wanted = [(sample["points"], -1) for sample in solid]

@@ -15,17 +15,19 @@ import numpy as np
 from g3pt.data import reading
 from g3pt.data.datasets import DatasetInfo
 from g3pt.metrics.bits import coded_bits, plain_bits
+from pipelines.cli.errors import bad_input
 from pipelines.derive.tokens import check_points, encode, encoded_columns
 from pipelines.evaluate.near_duplicates import mark_near_duplicates
 from pipelines.evaluate.reconstruct import Reconstructor
 from pipelines.evaluate.reconstruction_figures import protocol, summarise, table
+from pipelines.evaluate.work import map_work
+from pipelines.preprocess.credits import CREDITED
 
-CREDITS = ("name", "license", "author", "attribution_url", "source_url")
 COLUMNS = (
     "id",
     "caption",
     "category",
-    *CREDITS,
+    *CREDITED,
     "surface",
     "eval_surface",
     "near_points",
@@ -38,8 +40,6 @@ COLUMNS = (
 def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str, Any]:
     """Metrics, protocol, table, rows and pictures of one split."""
     from g3pt.models.tokenizer import CVQ
-    from pipelines.cli.errors import bad_input
-    from pipelines.evaluate.job import map_work
 
     with bad_input():
         model = CVQ.from_pretrained(export)
@@ -129,7 +129,7 @@ def pictured_object(
     arrays: dict[str, Any], objects: Sequence[dict[str, Any]], number: int, mesh: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, Any]:
     """An entry of the gallery: who made it, how it fared, input cloud and mesh."""
-    told = {name: arrays[name][number] for name in ("id", "caption", *CREDITS)}
+    told = {name: arrays[name][number] for name in ("id", "caption", *CREDITED)}
     return (
         told
         | {name: objects[number][name] for name in ("iou_volume", "iou_near", "status")}

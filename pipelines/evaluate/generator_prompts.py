@@ -16,7 +16,7 @@ from g3pt.data.datasets import DatasetInfo
 from g3pt.models.encoders import NONE
 from g3pt.training.exports import read_export_config
 from pipelines.cli.errors import UsageError
-from pipelines.evaluate.cvq import CREDITS
+from pipelines.preprocess.credits import CREDITED
 
 BATCH = 8  # the sampler's own batch size, so that codes equal those of `generate`
 SCHEDULES = ("ramp", "constant")
@@ -66,12 +66,12 @@ def choose_images(info: DatasetInfo, export: Path, held: dict[str, Any], flags: 
     told = dict(zip(held["id"], zip(held["category"], held["caption"], strict=True), strict=True))
     drawn = drawn_order(held, flags.seed)
     wanted = set(drawn[: flags.num_image_samples])
-    rows = reading.read_rows(info, ["id", "views", *CREDITS], flags.split)
+    rows = reading.read_rows(info, ["id", "views", *CREDITED], flags.split)
     found = {row["id"]: row for row in rows if row["id"] in wanted and len(row["views"])}
     return [
         {
             "text": None, "image": bytes(found[i]["views"][0]), "family": told[i][0], "attributes": attributes_of(told[i][1]), "pictured": i,
-            "credit": {name: found[i][name] for name in CREDITS},
+            "credit": {name: found[i][name] for name in CREDITED},
         }
         for i in drawn
         if i in found

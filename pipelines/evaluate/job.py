@@ -9,115 +9,19 @@ the pictured objects themselves in STEM.meshes (`pipelines.evaluate.gallery`).
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cli.failures import on_disk
-from pipelines.cli.flags import DryRun, Numbers, OnData, OnRay
 from pipelines.cli.main import absolute
-from pipelines.cli.progress import Progress, counted
+from pipelines.evaluate.config import EvaluateFlags
 from pipelines.runs.identity import stable_hash
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, DatasetInput, code
 from pipelines.tracking.tracked import Outcome, WritePage, logged
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateFlags(DryRun, OnRay, OnData):
-    """Evaluate a finished tokenizer (reconstruction) or generator (samples of prompts) against a dataset."""
-
-    model: str
-    """finished run of a training job, or its export"""
-    output: str
-    """JSON file to write; pictures are written beside it"""
-    split: str = "test"
-    """train, val or test"""
-    limit: int = 0
-    """objects of the split to use, by id; 0 for all"""
-    num_samples: int = 200
-    """generator: samples, with seeds from --seed on; half of their prompts are absent from training"""
-    num_image_samples: int = 64
-    """generator: samples, each from the first view of another held-out object and no text; 0 for none"""
-    seed: int = 0
-    """first seed of the samples, of surface points and of shuffled codes"""
-    resolution: int = 128
-    """cells along the box of the extracted surface, a power of two"""
-    coarse: int = 32
-    """cells of the first, coarse grid, at most --resolution; 16 is faster and misses parts thinner than 0.125"""
-    num_queries: int = 8192
-    """tokenizer: stored query points of each kind used for IoU, at most"""
-    num_detailed: int = 16
-    """objects also meshed by scale (tokenizer) or rebuilt (generator)"""
-    num_compared: int = 200
-    """generator: samples and held-out objects compared as sets; 0: none"""
-    guidance_grid: Numbers | None = None
-    """generator: 64 samples at each strength too, as 0,1,2,4; default none"""
-    cfg: float | None = None
-    """generator: strength of guidance; 0 is none; default the sampler's"""
-    top_k: int | None = None
-    """generator: keep K values of each digit; 0: all; default the sampler's"""
-    top_p: float | None = None
-    """generator: keep values of this joint probability; default the sampler's"""
-    temperature: float | None = None
-    """generator: below 1 sharpens, above 1 flattens; default the sampler's"""
-    num_pictures: int = 12
-    """objects in the contact sheet and in STEM.meshes beside the JSON, as many of the worst too; 0 for none"""
-    num_workers: int = 0
-    """Ray actors at work; 0 works in this process"""
-
-    def __post_init__(self) -> None:
-        if self.split not in ("train", "val", "test"):
-            raise ValueError(f"--split must be train, val or test, got {self.split!r}")
-        if Path(self.output).suffix != ".json":
-            raise ValueError(f"--output must end in .json, got {self.output!r}")
-        for name, least in (
-            ("limit", 0),
-            ("num_samples", 2),
-            ("num_image_samples", 0),
-            ("num_queries", 8),
-            ("num_detailed", 0),
-            ("num_compared", 0),
-            ("num_pictures", 0),
-            ("num_workers", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
-        for name, least in (("resolution", 16), ("coarse", 8)):
-            value = getattr(self, name)
-            if value < least or value & (value - 1):
-                raise ValueError(f"--{name} must be a power of two, at least {least}, got {value}")
-        if self.coarse > self.resolution:
-            raise ValueError(f"--coarse must be at most --resolution {self.resolution}, got {self.coarse}")
-        _check_sampling(cards.given(self, ("cfg", "top_k", "top_p", "temperature")))
-        if self.guidance_grid is not None:
-            strengths(self.guidance_grid)
-
-
-def _check_sampling(given: dict[str, Any]) -> None:
-    """A ValueError that names the flag of a number no sampler takes; now, not when the first sample is drawn."""
-    from g3pt.models.sampling import SampleConfig
-    from pipelines.generate.config import naming_flags
-
-    with naming_flags():
-        SampleConfig(**given)
-
-
-def strengths(text: str) -> list[float]:
-    """The numbers of a --guidance-grid, sorted, each once; ValueError for any that is no strength of guidance."""
-    from g3pt.models.sampling import MAX_CFG
-
-    try:
-        found = sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        found = []
-    if not found or not all(0 <= value <= MAX_CFG for value in found):
-        raise ValueError(
-            f"--guidance-grid must be numbers from 0 to {MAX_CFG} with commas between them, like 0,1,2,4, got {text!r}"
-        )
-    return found
 
 
 def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
@@ -239,51 +143,6 @@ def _stage(kind: str) -> Callable[..., dict[str, Any]]:
 
         return evaluate_generator
     raise UsageError(f"can't evaluate a model of kind {kind!r}")
-
-
-def map_work(
-    worker: type,
-    arguments: Sequence[Any],
-    items: Sequence[Any],
-    flags: EvaluateFlags,
-    what: str,
-    unit: str,
-    sizes: Sequence[int] | None = None,
-    device: str = "auto",
-) -> list[Any]:
-    """`worker(*arguments).run(item)` for each item, in order; here or in Ray actors, each with a GPU of its own if `device` means GPUs.
-
-    Progress counts `sizes` (default 1 each) in `unit`s under the name `what`.
-    """
-    sizes = sizes or [1] * len(items)
-    with Progress("evaluate", sum(sizes), unit, run=what) as progress:
-        results = (
-            _results_here(worker, arguments, items)
-            if flags.num_workers == 0
-            else _results_on_ray(worker, arguments, items, flags, device)
-        )
-        return list(counted(results, progress, sizes))
-
-
-def _results_here(worker: type, arguments: Sequence[Any], items: Sequence[Any]) -> Iterator[Any]:
-    here = worker(*arguments)
-    yield from map(here.run, items)
-
-
-def _results_on_ray(
-    worker: type, arguments: Sequence[Any], items: Sequence[Any], flags: EvaluateFlags, device: str
-) -> Iterator[Any]:
-    import ray
-    from ray.util import ActorPool
-
-    from pipelines.cluster import session
-
-    session.connect(flags.ray_address)
-    request, room = session.actor_resources(device)
-    count = min(flags.num_workers, len(items), room if "num_gpus" in request else len(items))
-    remote = ray.remote(**request)(worker)
-    pool = ActorPool([remote.remote(*arguments) for _ in range(count)])
-    yield from pool.map(lambda actor, item: actor.run.remote(item), items)
 
 
 def draw_pictures(items: list[tuple[Any, Any, str]], path: Path, wanted: int, columns: int) -> list[Path]:

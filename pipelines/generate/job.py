@@ -11,7 +11,6 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from g3pt.training.exports import check_weights, export_hash, read_export_config
 from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cli.failures import on_disk
 from pipelines.cli.progress import Progress
-from pipelines.generate.config import MAX_NUM, GenerateConfig, naming_flags
+from pipelines.cluster.pool import Pool, run_items
+from pipelines.generate.config import GenerateConfig, naming_flags
 from pipelines.generate.prompts import Sample, keep_pictures, output_folder, plan
 from pipelines.generate.sample_maker import BATCH, SampleMaker, batches
 from pipelines.generate.sample_records import SampleFolder, identity
@@ -131,42 +131,13 @@ def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: 
     model = str(Path(config.model).resolve())
     arguments = (dataclasses.asdict(config) | {"output": str(output), "model": model}, model_hash)
     tokens = sum(read_export_config(model)["tokenizer"]["scales"])
+    pool = Pool(num_workers=config.num_workers if use_ray else 0, ray_address=config.ray_address)
     with Progress("generate", len(todo), "samples", tokens_per_unit=tokens) as progress:
+        size = max(1, min(BATCH, -(-len(todo) // max(1, pool.num_actors(len(todo))))))
         done = failed = 0
-        for row in _made_on_ray(config, todo, arguments) if use_ray else _made_here(todo, arguments):
-            done, failed = done + int(row["made"]), failed + int(row["failed"])
+        for _, counts in run_items(SampleMaker, arguments, list(batches(todo, size)), pool):
+            done, failed = done + counts["made"], failed + counts["failed"]
             progress.show(done, failed=failed)
-
-
-def _made_here(todo: list[Sample], arguments: tuple[dict[str, Any], str]) -> Iterator[dict[str, int]]:
-    """Counts of each batch, made in this process."""
-    maker = SampleMaker(*arguments)
-    yield from (maker.make(batch) for batch in batches(todo, BATCH))
-
-
-def _made_on_ray(
-    config: GenerateConfig, todo: list[Sample], arguments: tuple[dict[str, Any], str]
-) -> Iterator[dict[str, int]]:
-    """Counts of each batch, made by actors that hold the model."""
-    import ray
-
-    from pipelines.cluster import session
-
-    session.connect(config.ray_address)
-    request, room = session.actor_resources()
-    workers = min(config.num_workers or room, room if "num_gpus" in request else MAX_NUM)
-    size = max(1, min(BATCH, -(-len(todo) // workers)))
-    items = [{"samples": json.dumps([dataclasses.asdict(s) for s in batch])} for batch in batches(todo, size)]
-    workers = min(workers, len(items))
-    # One block each from the start: tasks that split them would wait for ever for a CPU that an actor holds.
-    made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        SampleMaker,
-        fn_constructor_args=arguments,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        **request,
-    )
-    yield from made.iter_rows()
 
 
 def manifest_rows(
@@ -251,13 +222,11 @@ def _picture(output: Path, ok: list[dict[str, Any]]) -> Path | None:
     """A contact sheet of the first meshes."""
     if not ok:
         return None
-    import trimesh
-
+    from g3pt.geometry.files import read_mesh
     from g3pt.geometry.render import contact_sheet
 
     shown = []
     for row in ok[:16]:
-        mesh = trimesh.load(output / row["file"], force="mesh", process=False)
-        shown.append((mesh.vertices, mesh.faces, f"{row['text'] or row['image']} s{row['seed']}"[:40]))
+        shown.append((*read_mesh(output / row["file"]), f"{row['text'] or row['image']} s{row['seed']}"[:40]))
     contact_sheet(shown, output / "samples.png", columns=4)
     return output / "samples.png"

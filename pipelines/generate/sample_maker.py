@@ -7,7 +7,6 @@ done is not made again, whoever made it: a worker that died hands its whole batc
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from pipelines.cli.errors import one_line
 from pipelines.cli.failures import doing
+from pipelines.cluster.session import torch_device
 from pipelines.generate.config import GenerateConfig
 from pipelines.generate.prompts import BAD_PROMPT, Sample
 from pipelines.generate.sample_records import SampleFolder, identity
@@ -34,19 +34,13 @@ class SampleMaker:
         import torch
 
         from g3pt.models.car import G3PT
-        from pipelines.cluster.session import torch_device
 
         torch.set_num_threads(1)
         self.config, self.model_hash = GenerateConfig(**config), model_hash
         self.folder = SampleFolder.of(Path(self.config.output))
         self.model = G3PT.from_pretrained(self.config.model).to(torch_device())
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Ray Data's interface: {'samples': JSON lists} -> {'made': counts, 'failed': counts}."""
-        counts = [self.make([Sample(**s) for s in json.loads(text)]) for text in batch["samples"]]
-        return {name: [count[name] for count in counts] for name in ("made", "failed")}
-
-    def make(self, samples: list[Sample]) -> dict[str, int]:
+    def run(self, samples: list[Sample]) -> dict[str, int]:
         """Make one batch; how many samples have a record now, and how many of those say that it failed."""
         with doing(f"making {samples[0].name}" + (f" to {samples[-1].name}" if len(samples) > 1 else "")):
             self._make([s for s in samples if not self.folder.is_done(s, self._identity(s))])

@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import tyro
 
+from g3pt.geometry.files import read_mesh
 from pipelines.cli.errors import UsageError, bad_input
-from pipelines.report.meshes import inside, read_mesh
+from pipelines.cli.paths import file_below
 
 Tile = tuple[np.ndarray, np.ndarray, str]
 NO_MESH = (np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64))
@@ -72,7 +73,7 @@ def tile(folder: Path, row: dict[str, Any]) -> Tile:
     words = row["text"] or row["image"] or row["id"]
     if row["status"] != "ok":
         return (*NO_MESH, f"{row['status']}: {words}")
-    file = inside(folder, row["file"])
+    file = file_below(folder, row["file"])
     if file is None:
         raise ValueError(
             f"{folder / str(row['file'])}: listed in manifest.parquet and missing; run jobs/generate.py again"

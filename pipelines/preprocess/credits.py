@@ -15,6 +15,13 @@ from typing import Any
 from g3pt.data.storage import write_atomic
 
 Row = Mapping[str, Any]
+CREDITED = (
+    "name",
+    "license",
+    "author",
+    "attribution_url",
+    "source_url",
+)  # columns of a dataset that a credit is made of
 LICENCE_PAGES = {
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
     "CC-BY-3.0": "https://creativecommons.org/licenses/by/3.0/",

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tyro
 
+from g3pt.geometry.files import read_mesh
 from pipelines.cli.errors import UsageError, bad_input
+from pipelines.cli.paths import file_below
 from pipelines.evaluate.gallery import decode_cloud, folder_of
 from pipelines.preprocess.credits import write_credits
 from pipelines.release.job import UNCONFIRMED
-from pipelines.report.meshes import inside, read_mesh
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -122,7 +123,7 @@ def cloud(file: Path, entry: dict[str, Any]) -> Mesh:
     """The surface points as small triangles."""
     from pipelines.evaluate.cvq import cloud_mesh
 
-    found = inside(folder_of(file), str(entry.get("cloud") or ""))
+    found = file_below(folder_of(file), str(entry.get("cloud") or ""))
     if found is None:
         raise UsageError(f"{folder_of(file)}: the input of {entry['id']} is not there")
     return cloud_mesh(decode_cloud(found.read_bytes()), num_points=16384, size=0.025)
@@ -130,7 +131,7 @@ def cloud(file: Path, entry: dict[str, Any]) -> Mesh:
 
 def reconstruction(file: Path, entry: dict[str, Any]) -> Mesh | None:
     """What the model made; None where no surface came out."""
-    found = inside(folder_of(file), str(entry.get("mesh") or ""))
+    found = file_below(folder_of(file), str(entry.get("mesh") or ""))
     return read_mesh(found) if found else None
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from g3pt.geometry.files import read_mesh
+from pipelines.cli.paths import file_below
 from pipelines.evaluate.gallery import folder_of
 from pipelines.report.html import facts, folded, join, paragraph, text
-from pipelines.report.meshes import inside, mesh_object, read_mesh
+from pipelines.report.meshes import mesh_object
 from pipelines.report.values import NONE, Source
 
 HINT = "Drag to turn; with the keyboard: arrow keys, + and −."
@@ -20,7 +22,7 @@ def mesh_of(file: Path, entry: Source) -> tuple[dict[str, Any] | None, str]:
     """The entry's mesh for the viewer, or why there is none."""
     if entry.get("status") != "ok":
         return None, f"no mesh: {entry.get('status', default='no status')}"
-    found = inside(folder_of(file), str(entry.get("mesh") or ""))
+    found = file_below(folder_of(file), str(entry.get("mesh") or ""))
     if found is None:
         return None, "the mesh file is not there"
     try:

@@ -7,9 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from g3pt.geometry.files import read_mesh
+from pipelines.cli.paths import file_below
 from pipelines.report.html import Page, caption, card, cards, facts, paragraph, table, text
 from pipelines.report.machine import failure_line, note_command, unfinished
-from pipelines.report.meshes import inside, mesh_object, read_mesh
+from pipelines.report.meshes import mesh_object
 from pipelines.report.values import Source, read_parquet
 
 SHOWN_SAMPLES, LISTED_SAMPLES = 16, 200
@@ -70,7 +72,7 @@ def _sample(page: Page, folder: Path, row: Source) -> Markup:
     shape, why_not = None, f"failed: {row.get('error', default='no reason noted')}"
     if row.get("status") == "ok":
         try:
-            file = inside(folder, str(row.get("file")))
+            file = file_below(folder, str(row.get("file")))
             why_not = f"{row.get('file')} is not there"
             shape = mesh_object(*read_mesh(file), "model") if file else None
         except ValueError as error:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from pipelines.cli.paths import file_below
 from pipelines.evaluate.gallery import folder_of
 from pipelines.report.evaluations import HINT, mesh_of, no_gallery, protocol, task
 from pipelines.report.generator_figures import figures
 from pipelines.report.html import Page, caption, card, cards, paragraph, text
 from pipelines.report.machine import note_environment
-from pipelines.report.meshes import inside
 from pipelines.report.values import Source, read_json
 
 MAX_PICTURE_BYTES = 2**20
@@ -75,7 +75,7 @@ def _pictured(page: Page, file: Path, source: Source, entry: Source) -> Markup:
 
 def _picture(file: Path, entry: Source, words: str) -> Markup:
     """The entry's PNG inside the page."""
-    found = inside(folder_of(file), str(entry.get("view") or ""))
+    found = file_below(folder_of(file), str(entry.get("view") or ""))
     data = found.read_bytes() if found and found.stat().st_size < MAX_PICTURE_BYTES else b""
     if not data.startswith(b"\x89PNG\r\n"):
         return Markup('<div class="empty"><span>the picture is not there</span></div>')

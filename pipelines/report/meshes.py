@@ -9,13 +9,12 @@ Shapes: V vertices, F faces, P points.
 from __future__ import annotations
 
 import base64
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 Role = Literal["data", "model"]
-MAX_FACES, MAX_POINTS, MAX_FILE_BYTES = 4000, 6000, 512 * 2**20
+MAX_FACES, MAX_POINTS = 4000, 6000
 CREASE_DEGREES = 38.0
 CLUSTERED_FACES, CLUSTERS_A_SIDE = 50_000, 80
 
@@ -104,27 +103,3 @@ def _packed(points_P3: np.ndarray, role: Role) -> dict[str, Any]:
 
 def _base64(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
-
-
-# -------------------------------------------------------------------------------------------------------------- files
-
-
-def inside(folder: Path, name: str) -> Path | None:
-    """The file `name` below `folder`; None if it would lie elsewhere or is not there."""
-    if not name or "\0" in name:
-        return None
-    file = (folder / name).resolve()
-    return file if file.is_relative_to(folder.resolve()) and file.is_file() else None
-
-
-def read_mesh(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices and faces of a .glb .obj .ply .stl file that this program wrote. ValueError if it does not open."""
-    import trimesh
-
-    if file.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"{file.name}: larger than {MAX_FILE_BYTES >> 20} MB")
-    try:
-        mesh = trimesh.load(file, force="mesh", process=False)
-    except Exception as error:  # readers of foreign formats raise anything
-        raise ValueError(f"{file.name}: not a mesh ({type(error).__name__})") from error
-    return np.asarray(mesh.vertices), np.asarray(mesh.faces)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from pipelines.cli.paths import file_below
 from pipelines.evaluate.gallery import decode_cloud, folder_of
 from pipelines.report.evaluations import HINT, mesh_of, no_gallery, protocol, task
 from pipelines.report.html import Page, caption, card, cards, columns, paragraph
 from pipelines.report.machine import note_environment
-from pipelines.report.meshes import cloud_object, inside
+from pipelines.report.meshes import cloud_object
 from pipelines.report.reconstruction import categories, compared_table, figures_table, scales_plot, scales_table
 from pipelines.report.values import Source, read_json
 
@@ -69,7 +70,7 @@ def _pair(page: Page, file: Path, entry: Source) -> Markup:
     page.credit(entry.value)
     words = str(entry.get("caption") or entry.get("id"))
     group, cloud, mesh = f"{file.stem}-{entry.get('id')}", None, None
-    found = inside(folder_of(file), str(entry.get("cloud") or ""))
+    found = file_below(folder_of(file), str(entry.get("cloud") or ""))
     try:
         cloud = cloud_object(decode_cloud(found.read_bytes()), "data") if found else None
     except ValueError:

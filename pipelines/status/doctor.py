@@ -52,7 +52,7 @@ class Check:
 def doctor(flags: DoctorFlags) -> None:
     """Run all checks and print each as it is done; NotWell if one failed."""
     session.quiet_environment()
-    started_before = ray_is_up()
+    started_before = session.is_connected()
     rows: list[dict[str, str]] = []
     try:
         for name, found in run_all(all_checks(flags)):
@@ -101,13 +101,6 @@ def storage_folder(given: str | None) -> str:
             f"--storage {plain(without_login(given))}: object stores are not built yet, give a shared folder"
         )
     return absolute(given if given is not None else "out" if Path("out").is_dir() else ".")
-
-
-def ray_is_up() -> bool:
-    """Whether this process is connected already, as a notebook's may be."""
-    import ray
-
-    return ray.is_initialized()
 
 
 class Runner:

@@ -1,27 +1,25 @@
 """What `jobs/doctor.py` looks at through Ray: the cluster, its authentication, each node, shared storage, MLflow from a worker.
 
-How: `Nodes.on_each` runs a plain function on every living node at once, taking no CPU, so that a busy cluster answers too; a node
-that does not answer in time is a finding. Without Ray the same functions run in this process alone.
+How: each check runs a plain function on every living node at once (`pipelines.cluster.nodes`); a node that does not answer in time is
+a finding. Without Ray the same functions run in this process alone.
 Tokens and passwords are looked for, never printed.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.cli.errors import one_line
 from pipelines.cli.paths import REPOSITORY
 from pipelines.cli.plain_text import duration, without_login
-from pipelines.cluster import session
+from pipelines.cluster.nodes import NODE_TIMEOUT_S, Node, Nodes, node_id
 from pipelines.status.doctor_machine import (
     Found,
     disk_space,
@@ -36,78 +34,10 @@ from pipelines.status.doctor_machine import (
 from pipelines.tracking.client import Tracking, tracking_uri
 
 SKEW_S = 5.0  # between driver and worker, over what the answer took
-NODE_TIMEOUT_S = 60.0
 SEEN_WITHIN_S = 10.0  # network file systems show another machine's file late
 NO_ANSWER = "a head that is gone leaves its address behind (/tmp/ray/ray_current_cluster): start it again, or leave out --ray-address and RAY_ADDRESS"
 RAY_FIRST = "mend `ray` first"
 NO_TOKEN = "export RAY_AUTH_MODE=token; ray get-auth-token --generate"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """A living node."""
-
-    id: str
-    address: str
-    cpus: float
-    gpus: float
-    is_driver: bool
-
-
-class Nodes:
-    """The cluster's nodes; empty until `connect` went through."""
-
-    def __init__(self) -> None:
-        self.found: list[Node] = []
-
-    def connect(self, ray_address: str | None) -> None:
-        """Join or start the cluster and list its nodes."""
-        logging.getLogger("ray._private.worker").setLevel(logging.ERROR)  # that it is not in the main thread
-        session.connect(ray_address)
-        import ray
-
-        own = ray.get_runtime_context().get_node_id()
-        for node in ray.nodes():
-            if node["Alive"]:
-                cpus, gpus_ = (float(node["Resources"].get(name, 0)) for name in ("CPU", "GPU"))
-                self.found.append(
-                    Node(
-                        id=node["NodeID"],
-                        address=node["NodeManagerAddress"],
-                        cpus=cpus,
-                        gpus=gpus_,
-                        is_driver=node["NodeID"] == own,
-                    )
-                )
-
-    def on_each(
-        self, function: Callable[..., Any], *args: Any, timeout_s: float = NODE_TIMEOUT_S
-    ) -> list[tuple[Node, Any]]:
-        """(node, result) of the function on each node, an exception standing for a result."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        remote = ray.remote(num_cpus=0, max_retries=0)(function)
-        started = [
-            (
-                node,
-                remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*args),
-            )
-            for node in self.found
-        ]
-        deadline = time.monotonic() + timeout_s
-        return [(node, self._answer(reference, deadline)) for node, reference in started]
-
-    def _answer(self, reference: Any, deadline: float) -> Any:
-        import ray
-
-        try:
-            return ray.get(reference, timeout=max(0.1, deadline - time.monotonic()))
-        except ray.exceptions.GetTimeoutError:
-            ray.cancel(reference, force=True)
-            return TimeoutError("no answer in time")
-        except Exception as error:  # whatever the worker met is this node's finding
-            return getattr(error, "cause", None) or error
 
 
 def counted(nodes: Nodes) -> str:
@@ -280,17 +210,10 @@ def read_and_write(folder: str, name: str, expected: str) -> str:
     try:
         if not file.exists() or file.read_text() != expected:
             return "it does not see what the driver writes: not shared"
-        Path(folder, f"{name}-{node_name()}").write_text(expected)
+        Path(folder, f"{name}-{node_id()}").write_text(expected)
     except OSError as error:
         return f"cannot write: {type(error).__name__}: {error.strerror}"
     return ""
-
-
-def node_name() -> str:
-    """This node's id inside Ray, else the host's name."""
-    import ray
-
-    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else socket.gethostname()
 
 
 def remove_own(folder: str, name: str) -> None:

@@ -153,7 +153,7 @@ def evaluate_command(file: Path, found: dict[str, Any]) -> str:
     """The command that made an evaluation, from the flags it keeps."""
     from dataclasses import fields
 
-    from pipelines.evaluate.job import EvaluateFlags
+    from pipelines.evaluate.config import EvaluateFlags
 
     model = Path(found["model"]["path"])
     parts = ["python", "jobs/evaluate.py", "--model", str(model.parent if model.name == "export" else model)]

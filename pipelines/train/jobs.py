@@ -167,12 +167,14 @@ def with_features(specs: Sequence[RunSpec], flags: Any) -> list[RunSpec]:
     """
     from g3pt.config import CARConfig, from_dict
     from g3pt.models.features import encodings
+    from pipelines.cluster.pool import Pool
     from pipelines.derive.features import store_features
-    from pipelines.derive.tables import Pool
 
     if flags.features == "live":
         return list(specs)
-    pool = Pool(num_workers=max(1, flags.num_workers), ray_address=flags.ray_address, device=flags.device)
+    pool = Pool(
+        num_workers=max(1, flags.num_workers), all_gpus=True, ray_address=flags.ray_address, device=flags.device
+    )
     wanted = [tuple(encodings(from_dict(CARConfig, spec.config["model"]))) for spec in specs]
     if not any(wanted):
         presets = ", ".join(dict.fromkeys(spec.preset for spec in specs))

@@ -7,7 +7,8 @@ import pytest
 
 from g3pt.data.records import SCHEMA_VERSION
 from pipelines.cli import main
-from pipelines.evaluate.job import EvaluateFlags, evaluate
+from pipelines.evaluate.config import EvaluateFlags
+from pipelines.evaluate.job import evaluate
 from pipelines.generate.config import GenerateConfig
 from pipelines.generate.job import generate
 from pipelines.study.job import SweepFlags, scaling_sweep

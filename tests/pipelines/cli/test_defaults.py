@@ -140,7 +140,7 @@ def test_a_job_saves_its_flags_and_says_where(repository: Path, folder: Path) ->
 
 def test_embedded_defaults_are_fields_of_their_commands() -> None:
     from pipelines.demo import defaults as embedded
-    from pipelines.evaluate.job import EvaluateFlags
+    from pipelines.evaluate.config import EvaluateFlags
     from pipelines.generate.config import GenerateConfig
     from pipelines.preprocess.config import PreprocessConfig
     from pipelines.study.job import SweepFlags

@@ -1,12 +1,9 @@
 """Where models run: a GPU for each actor where the cluster has GPUs, and none for an actor that was given none."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from pipelines.cli.errors import UsageError
 from pipelines.cluster import session
-from pipelines.evaluate.job import EvaluateFlags, map_work
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, given: list[int], **resources: float) -> None:
@@ -37,29 +34,6 @@ def test_without_ray_the_machine_decides(monkeypatch: pytest.MonkeyPatch) -> Non
     pretend(monkeypatch, [])
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     assert session.torch_device() == "cuda"
-
-
-@pytest.mark.parametrize(("resources", "device", "request_", "count"), [
-    ({"CPU": 192.0, "GPU": 2.0}, "auto", {"num_gpus": 1.0}, 2),  # a third would wait for ever
-    ({"CPU": 192.0, "GPU": 2.0}, "cpu", {"num_cpus": 1.0}, 3),
-    ({"CPU": 2.0}, "auto", {"num_cpus": 1.0}, 3),
-])  # fmt: skip
-def test_evaluation_puts_its_actors_where_there_is_room(
-    resources: dict, device: str, request_: dict, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend(monkeypatch, [], **resources)
-    asked: list[dict] = []
-    actor = SimpleNamespace(remote=lambda *_: "actor")
-    monkeypatch.setattr("ray.remote", lambda **options: asked.append(options) or (lambda _: actor))
-    monkeypatch.setattr(
-        "ray.util.ActorPool",
-        lambda actors: SimpleNamespace(map=lambda _, items: [(len(actors), item) for item in items]),
-    )
-    flags = EvaluateFlags(model="run", data="data", output="found.json", num_workers=3)
-    assert map_work(object, (), list("abcde"), flags, "count", "objects", device=device) == [
-        (count, item) for item in "abcde"
-    ]
-    assert asked == [request_]
 
 
 def test_an_unknown_device_is_refused() -> None:

@@ -20,9 +20,9 @@ from g3pt.models.features import StoredFeatures
 from g3pt.training.exports import read_export_config
 from g3pt.training.fit import fit
 from pipelines.cli.errors import UsageError
+from pipelines.cluster.pool import Pool
 from pipelines.derive import tokens
 from pipelines.derive.features import store_features
-from pipelines.derive.tables import Pool
 from pipelines.runs.identity import RunSpec
 from pipelines.train import car_batches, jobs
 from pipelines.train.car import CARStage
@@ -30,7 +30,7 @@ from tests.g3pt.models.test_encoders import pretrained  # noqa: F401 (a fixture:
 from tests.g3pt.tiny import given_conditions
 from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
 
-HERE = Pool(use_ray=False)
+HERE = Pool(num_workers=0)
 COMMIT = "c0ffee" * 6 + "c0ff"
 TRAIN = TrainConfig(steps=4, batch_size=8, learning_rate=3e-3, warmup_steps=2, ema_decay=0.5, log_every=2, eval_every=4)
 

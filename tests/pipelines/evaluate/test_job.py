@@ -17,8 +17,9 @@ from pipelines.cli.errors import UsageError
 from pipelines.derive import tokens
 from pipelines.evaluate import car, cvq, near_duplicates, reconstruction_figures
 from pipelines.evaluate import generator_figures as figures
+from pipelines.evaluate.config import EvaluateFlags
 from pipelines.evaluate.generator_samples import mesh_figures
-from pipelines.evaluate.job import EvaluateFlags, evaluate
+from pipelines.evaluate.job import evaluate
 from pipelines.evaluate.reconstruct import SURFACE_NAMES
 from pipelines.evaluate.reconstruction_figures import summarise
 from pipelines.report.page import write_report

@@ -103,9 +103,9 @@ def test_a_run_started_again_makes_only_what_is_missing(model, tmp_path, monkeyp
     config = settings(model, tmp_path, text="a chair", num=3)
     generate(config, use_ray=False)
     before, made = manifest(tmp_path), []
-    original = SampleMaker.make
+    original = SampleMaker.run
     monkeypatch.setattr(
-        SampleMaker, "make", lambda self, batch: made.extend(s.name for s in batch) or original(self, batch)
+        SampleMaker, "run", lambda self, batch: made.extend(s.name for s in batch) or original(self, batch)
     )
     generate(config, use_ray=False)
     assert made == []
@@ -239,7 +239,7 @@ def test_a_picture_that_changed_meanwhile_is_not_used(model, tmp_path):
     (sample,) = plan(config)
     other = dataclasses.replace(sample, image_sha256="0")
     maker = SampleMaker(dataclasses.asdict(config), "0")
-    assert maker.make([other])["failed"] == 1 and "changed while the job ran" in maker.folder.read(other)["error"]
+    assert maker.run([other])["failed"] == 1 and "changed while the job ran" in maker.folder.read(other)["error"]
 
 
 def test_a_picture_used_whole_is_said(model, tmp_path, capsys):
@@ -265,7 +265,7 @@ def test_a_large_job_has_subfolders_and_keeps_them(model, tmp_path, monkeypatch)
     )
     assert len(list((out / "samples").glob("??/*.json"))) == 3 and not list(out.glob("*.glb"))
     made = []
-    monkeypatch.setattr(SampleMaker, "make", lambda self, batch: made.extend(batch))
+    monkeypatch.setattr(SampleMaker, "run", lambda self, batch: made.extend(batch))
     generate(dataclasses.replace(config, num=1), use_ray=False)
     assert made == [] and manifest(tmp_path) == rows[:1], "a small job finds them there"
 

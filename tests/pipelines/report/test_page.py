@@ -13,6 +13,7 @@ import pytest
 
 from g3pt.training.exports import export_hash
 from pipelines.cli.errors import UsageError
+from pipelines.cli.paths import file_below
 from pipelines.evaluate.gallery import decode_cloud, encode_cloud, folder_of, write_gallery
 from pipelines.report import dataset, meshes
 from pipelines.report.html import ASSETS, link
@@ -269,7 +270,7 @@ def test_files_named_by_data_stay_in_their_folder(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link.glb").symlink_to(tmp_path / "secret.glb")
     for name in ("../secret.glb", str(tmp_path / "secret.glb"), "link.glb", "", "a\0b", "missing.glb"):
-        assert meshes.inside(tmp_path / "in", name) is None, name
+        assert file_below(tmp_path / "in", name) is None, name
     entries = write_gallery([{"id": "../../../etc/x", "cloud": np.zeros((3, 6)), "mesh": None}], tmp_path / "g.meshes")
     assert (tmp_path / "g.meshes" / entries[0]["cloud"]).is_file() and "/" not in entries[0]["cloud"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pipelines.cli import main
+from pipelines.cluster.nodes import Node, Nodes
 from pipelines.status import doctor, doctor_cluster, doctor_machine
 from pipelines.status.doctor import Check, DoctorFlags, run_all
-from pipelines.status.doctor_cluster import Node, Nodes
 from pipelines.status.doctor_machine import GIB, Found, failed, ok, warning
 
 NODE = Node(id="a" * 56, address="10.0.0.5", cpus=2, gpus=0, is_driver=False)

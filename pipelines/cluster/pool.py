@@ -1,0 +1,92 @@
+"""One pool of actors that hold a model: an item goes in, its result comes out, on Ray Data or in this process.
+
+How: a worker is a plain class; `worker(*arguments)` loads a model once and `run(item)` does the work of one item. On Ray each actor holds
+one worker. Items and results travel pickled, one block each. An actor that dies is replaced, and its item is tried again, MAX_RETRIES times.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipelines.cluster import session
+
+MAX_RETRIES = 10  # of an item whose actor died
+
+
+class Worker(Protocol):
+    """What a pool runs."""
+
+    def run(self, item: Any) -> Any:
+        """The result of one item."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Who works. Where `device` means GPUs each actor has a GPU of its own, and there are no more actors than GPUs."""
+
+    num_workers: int | None = None  # actors; 0: this process; None: as many as the cluster has CPUs (or GPUs) for
+    all_gpus: bool = False  # num_workers counts CPU actors only: GPUs are all used
+    ray_address: str | None = None
+    device: str = "auto"
+
+    def num_actors(self, num_items: int) -> int:
+        """How many actors so many items get on the cluster as it is now; connects to it. 0 if this process does the work."""
+        if self.num_workers == 0 or num_items == 0:
+            return 0
+        session.connect(self.ray_address)
+        request, room = session.actor_resources(self.device)
+        on_gpus = "num_gpus" in request
+        wanted = room if self.num_workers is None or (on_gpus and self.all_gpus) else self.num_workers
+        return min(wanted, num_items, room if on_gpus else num_items)
+
+
+def run_items(
+    worker: type[Worker], arguments: Sequence[Any], items: Sequence[Any], pool: Pool
+) -> Iterator[tuple[int, Any]]:
+    """(index, result) of each item, as they are done; in this process in their order."""
+    num_actors = pool.num_actors(len(items))
+    if num_actors:
+        yield from _on_ray(worker, arguments, items, num_actors, pool.device)
+    elif items:
+        here = worker(*arguments)
+        yield from enumerate(map(here.run, items))
+
+
+def _on_ray(
+    worker: type[Worker], arguments: Sequence[Any], items: Sequence[Any], num_actors: int, device: str
+) -> Iterator[tuple[int, Any]]:
+    import ray
+
+    request, _ = session.actor_resources(device)
+    rows = [{"index": index, "item": pickle.dumps(item)} for index, item in enumerate(items)]
+    # One block each from the start: tasks that split them would wait for ever for a CPU that an actor holds.
+    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _Actor,
+        fn_constructor_args=(worker, ray.put(tuple(arguments))),  # put once: it may hold a library of point clouds
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=num_actors),
+        max_task_retries=MAX_RETRIES,
+        **request,
+    )
+    for row in results.iter_rows():
+        yield int(row["index"]), pickle.loads(row["result"])
+
+
+class _Actor:
+    """Ray Data's interface around a worker."""
+
+    def __init__(self, worker: type[Worker], arguments: Any) -> None:
+        import ray
+
+        self.worker = worker(*ray.get(arguments))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """{'index': (1,), 'item': [bytes]} -> {'index', 'result'}."""
+        return {
+            "index": batch["index"],
+            "result": [pickle.dumps(self.worker.run(pickle.loads(item))) for item in batch["item"]],
+        }

@@ -1,0 +1,80 @@
+"""A pool's results are those of the plain loop, whoever did the work and whoever died meanwhile."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipelines.cluster import pool as pools
+from pipelines.cluster.pool import Pool, run_items
+from tests.pipelines.cluster.test_session import pretend
+
+
+class Squarer:
+    """Squares numbers; what its item asks for may happen first, once, as the file `marks` remembers."""
+
+    def __init__(self, marks: str, offset: int) -> None:
+        self.marks, self.offset = Path(marks), offset
+
+    def run(self, item: tuple[int, str]) -> dict[str, int]:
+        number, fate = item
+        if fate == "raise":
+            raise ValueError(f"{number} is refused")
+        if fate == "die" or (fate == "die once" and not self.marks.exists()):
+            self.marks.touch()
+            os._exit(1)
+        return {"square": number**2 + self.offset}
+
+
+@pytest.mark.parametrize(
+    ("resources", "pool", "items", "actors"),
+    [
+        ({"CPU": 192.0, "GPU": 2.0}, Pool(num_workers=3), 5, 2),  # a third would wait for ever
+        ({"CPU": 192.0, "GPU": 2.0}, Pool(num_workers=1), 5, 1),
+        ({"CPU": 192.0, "GPU": 2.0}, Pool(num_workers=1, all_gpus=True), 5, 2),
+        ({"CPU": 192.0, "GPU": 2.0}, Pool(num_workers=3, device="cpu"), 5, 3),
+        ({"CPU": 2.0}, Pool(num_workers=3), 5, 3),  # CPUs are shared
+        ({"CPU": 4.0}, Pool(), 5, 4),
+        ({"CPU": 4.0}, Pool(), 3, 3),
+        ({"CPU": 4.0}, Pool(num_workers=0), 3, 0),
+    ],
+)
+def test_actors_go_where_there_is_room(
+    resources: dict[str, float], pool: Pool, items: int, actors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, [], **resources)
+    assert pool.num_actors(items) == actors
+
+
+def test_without_workers_it_is_a_loop_in_this_process(tmp_path: Path) -> None:
+    items = [(number, "") for number in range(3)]
+    found = run_items(Squarer, (str(tmp_path / "mark"), 1), items, Pool(num_workers=0))
+    assert list(found) == [(0, {"square": 1}), (1, {"square": 2}), (2, {"square": 5})]
+    assert list(run_items(Squarer, (), [], Pool(num_workers=0))) == []
+
+
+@pytest.mark.slow
+def test_a_dead_actor_costs_nothing(ray_cluster: None, tmp_path: Path) -> None:
+    items = [(number, "die once" if number == 2 else "") for number in range(6)]
+    found = dict(run_items(Squarer, (str(tmp_path / "mark"), 0), items, Pool(num_workers=2)))
+    assert (tmp_path / "mark").exists()
+    assert found == {number: {"square": number**2} for number in range(6)}
+
+
+@pytest.mark.slow
+def test_an_item_that_kills_every_actor_ends_the_work(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "MAX_RETRIES", 1)
+    with pytest.raises(Exception, match="(?i)actor"):
+        list(run_items(Squarer, (str(tmp_path / "mark"), 0), [(1, "die"), (2, "")], Pool(num_workers=1)))
+
+
+@pytest.mark.slow
+def test_an_error_of_the_work_arrives_as_it_was(ray_cluster: None, tmp_path: Path) -> None:
+    from pipelines.cli.failures import root_cause
+
+    with pytest.raises(Exception) as error:
+        list(run_items(Squarer, (str(tmp_path / "mark"), 0), [(7, "raise")], Pool(num_workers=1)))
+    cause = root_cause(error.value)
+    assert isinstance(cause, ValueError) and "7 is refused" in str(cause)
