@@ -77,15 +77,15 @@ def fit(
     micro_batch: int | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> nn.Module:
-    """Train `model` for `config.steps`; a whole model with its averaged (EMA) weights, which is `model` unless that was
-    sharded: then it is another one, on rank 0, and on other workers an empty shell.
+    """Train `model` for `config.steps` steps; returns it whole, with its averaged (EMA) weights.
 
-    `model(batch, step)` gives (loss, logs). `batches(start_sample)` yields this worker's share of each global batch.
-    `report` gets one flat record per `log_every` steps, `step` being samples seen after it; `save(state, step)` gets what
-    `resume` takes. Both are called on every worker with the same content, but for the slices of a sharded model's tensors.
-    `evaluate` runs on every worker too; a sharded model gathers a block at a time for it.
-    `micro_batch` objects are computed at once; default a worker's whole share.
-    `stop`, given on every worker, is asked after each step: if any says yes, all save, and raise AskedToStop.
+    The result is `model` itself, unless that was sharded: then it is another one on rank 0, and an empty shell elsewhere.
+    `model(batch, step)` returns (loss, logs). `batches(start_sample)` yields this worker's share of each global batch.
+    `report` receives one flat record per `log_every` steps; its key `step` is the number of samples seen so far.
+    `save(state, samples)` receives what `resume` takes. Both are called on every worker with the same content, apart from
+    the slices of a sharded model's tensors. `evaluate` runs on every worker too; a sharded model gathers one block at a
+    time for it. `micro_batch` objects are computed at once, by default a worker's whole share.
+    `stop` is asked on every worker after each step: if any says yes, all save and raise AskedToStop.
     Raises NonFiniteLoss with its step; nothing is saved after one.
     """
     parallel, device = parallel or Alone(), torch.device(device)

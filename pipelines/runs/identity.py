@@ -77,7 +77,11 @@ def _without(value: Any, keys: set[str]) -> Any:
 
 
 class Ledger:
-    """A JSON-lines file of flat records with a rising `step`; a torn last line (a kill while writing) does not count."""
+    """A JSON-lines file of flat records; a torn last line (a kill while writing) does not count.
+
+    A record's key `step` is the number of samples seen, which rises from record to record: MLflow and other readers of the file
+    call the horizontal axis so. Everywhere else "step" is an optimiser step and the number of objects seen is called "samples".
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -91,11 +95,11 @@ class Ledger:
         return [json.loads(line) for line in lines if line]
 
     def append(self, records: Iterable[Record]) -> None:
-        """Add records and wait until they are on disk. Steps must rise: a repeated step is a bug of the caller."""
+        """Add records and wait until they are on disk. A record that is not past the one before is a bug of the caller."""
         records = list(records)
-        last = self._last if self._last is not None else self.last_step()
+        last = self._last if self._last is not None else self.last_samples()
         for record in records:
-            assert last is None or record["step"] > last, f"step {record['step']} after {last} in {self.path}"
+            assert last is None or record["step"] > last, f"{record['step']} samples after {last} in {self.path}"
             last = record["step"]
         with open(self.path, "ab") as file:
             file.write("".join(json.dumps(r, sort_keys=True) + "\n" for r in records).encode())
@@ -103,18 +107,18 @@ class Ledger:
             os.fsync(file.fileno())
         self._last = last
 
-    def truncate_after(self, step: float) -> int:
-        """Drop records past `step`, and a torn line; how many whole records went."""
+    def truncate_after(self, samples: float) -> int:
+        """Drop records past `samples`, and a torn line; returns how many whole records went."""
         records = self.read()
-        kept = [r for r in records if r["step"] <= step]
+        kept = [r for r in records if r["step"] <= samples]
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         temporary.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in kept))
         os.replace(temporary, self.path)
         self._last = None
         return len(records) - len(kept)
 
-    def last_step(self) -> float | None:
-        """The step of the last record; None if there is none."""
+    def last_samples(self) -> float | None:
+        """Samples seen at the last record; None if there is none."""
         records = self.read()
         return records[-1]["step"] if records else None
 

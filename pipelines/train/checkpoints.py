@@ -1,7 +1,7 @@
 """Checkpoints of a run, whole or not at all; the newest readable one is gone on from, by any number of workers of either kind.
 
-`step-<samples>.pt` is one file of whole tensors, written by rank 0: one process, and DDP, whose workers all hold the whole. A sharded
-run (FSDP) leaves a folder `step-<samples>.dcp`, to which each worker writes its own slices (g3pt/training/optimizer_state.py). Both appear by a rename
+`samples-<n>.pt` is one file of whole tensors, written by rank 0: one process, and DDP, whose workers all hold the whole. A sharded
+run (FSDP) leaves a folder `samples-<n>.dcp`, to which each worker writes its own slices (g3pt/training/optimizer_state.py). Both appear by a rename
 once all is on disk.
 
 Ours: own files instead of Ray's, so that a run has one format with and without Ray, and a resumed run needs nothing but its folder.
@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PATTERNS = ("step-*.pt", "step-*.dcp")
+PATTERNS = ("samples-*.pt", "samples-*.dcp")
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int) -> Path:
-    """`step-<samples>.pt`: temporary name, fsync, rename; the newest `num_to_keep` stay."""
+    """`samples-<n>.pt`: temporary name, fsync, rename; the newest `num_to_keep` stay."""
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int) -> Pa
 
 
 def save_sharded(folder: Path, state: dict[str, Any], num_to_keep: int, rank: int) -> Path:
-    """`step-<samples>.dcp`, by all workers at once; rank 0's word counts for what is no tensor, and rank 0 renames."""
+    """`samples-<n>.dcp`, by all workers at once; rank 0's word counts for what is no tensor, and rank 0 renames."""
     from torch.distributed import barrier
 
     from g3pt.training.optimizer_state import write_sharded
@@ -65,7 +65,7 @@ def keep_newest(folder: Path, num_to_keep: int) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """What a killed worker was about to write; for who is alone with the run."""
-    for left in [*folder.glob(".step-*"), *folder.glob(".gone-*")]:
+    for left in [*folder.glob(".samples-*"), *folder.glob(".gone-*")]:
         _remove(left)
 
 
@@ -100,12 +100,16 @@ def newest_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """One checkpoint: `step` and `held` as they were saved, `fit` as `g3pt.training.fit.fit` takes it (a folder's tensors are read by it, in place)."""
+    """One checkpoint: `samples` and `held` as they were saved, `fit` as `g3pt.training.fit.fit` takes it (a folder's tensors are read by it, in place)."""
     if path.suffix == ".dcp":
         from g3pt.training.optimizer_state import ShardedState
 
         stored = ShardedState(path)
-        return {"step": stored.rest["step"], "held": stored.rest["held"], "fit": functools.partial(stored.read, "fit")}
+        return {
+            "samples": stored.rest["samples"],
+            "held": stored.rest["held"],
+            "fit": functools.partial(stored.read, "fit"),
+        }
     import torch
 
     return torch.load(path, map_location="cpu", weights_only=True)
@@ -123,7 +127,7 @@ def checkpointed(run_dir: Path) -> int:
 
 
 def _stem(state: dict[str, Any]) -> str:
-    return f"step-{state['step']:012d}"
+    return f"samples-{state['samples']:012d}"
 
 
 def _remove(path: Path) -> None:

@@ -29,7 +29,7 @@ class Follower(Periodic):
         train, self.ledger = spec.config["train"], Ledger(run_dir / "metrics.jsonl")
         state = {"run": spec.name, "done": checkpointed(run_dir), "tokens_per_unit": tokens_per_sample(spec)}
         self.progress = Progress("train", train["steps"] * train["batch_size"], "samples", **state)
-        self.shown, self.heard, self.bell = self.ledger.last_step(), 0.0, Bell()
+        self.shown, self.heard, self.bell = self.ledger.last_samples(), 0.0, Bell()
         self.alarms(self.ledger.read())  # told by an earlier start
 
     def __enter__(self) -> "Follower":

@@ -94,8 +94,8 @@ def make_save(
 ) -> Callable[[dict[str, Any], int], None] | None:
     """What saves a state of `fit` on this worker: all workers if the state is sharded, else rank 0 alone, which has the journal."""
 
-    def save(state: dict[str, Any], step: int) -> None:
-        whole = {"step": step, "held": journal.held if journal else None, "fit": state}
+    def save(state: dict[str, Any], samples: int) -> None:
+        whole = {"samples": samples, "held": journal.held if journal else None, "fit": state}
         if parallel.is_sharded:
             save_sharded(folder, whole, num_to_keep, parallel.rank)
         else:
@@ -111,18 +111,18 @@ class Journal:
 
     def __init__(self, name: str, ledger: Ledger, config: Any, state: dict[str, Any] | None) -> None:
         self.name, self.ledger = name, ledger
-        self.last_step = config.steps * config.batch_size
+        self.all_samples = config.steps * config.batch_size
         self.held: Record | None = state["held"] if state else None
-        start = state["step"] if state else 0
+        start = state["samples"] if state else 0
         # At the end, the final record is in the ledger already if only the export was interrupted: it is made again.
-        dropped = ledger.truncate_after(start - 1 if start == self.last_step else start)
+        dropped = ledger.truncate_after(start - 1 if start == self.all_samples else start)
         if state or dropped:
             print(f"{name}: resumes at {start} samples ({dropped} later ledger records dropped)", flush=True)
 
     def report(self, record: Record) -> None:
         """Keep one record of `fit`."""
         record = {**record, "time": time.time()}
-        if record["step"] >= self.last_step:
+        if record["step"] >= self.all_samples:
             self.held = record
         else:
             self.ledger.append([record])

@@ -64,7 +64,7 @@ def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(
     empty_store.lay(tmp_path / "mlflow.db")
     number = random.Random(time.time_ns()).choice([signal.SIGINT, signal.SIGTERM])
     first = kills.interrupt_when(
-        command(data, tmp_path), tmp_path, lambda: any(tmp_path.glob("runs/*/checkpoints/step-*.pt")), number
+        command(data, tmp_path), tmp_path, lambda: any(tmp_path.glob("runs/*/checkpoints/samples-*.pt")), number
     )
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert "saving after the step at hand" in first
@@ -75,7 +75,7 @@ def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(
         command(data, tmp_path), tmp_path, lambda: checkpoints.checkpointed(run_dir) > at, wait_s
     )
     # Ray's worker may outlive the driver by a moment, and even come to the run's end: then the third start only tells MLflow so.
-    reached = Ledger(run_dir / "metrics.jsonl").last_step()
+    reached = Ledger(run_dir / "metrics.jsonl").last_samples()
     assert kills.finish(command(data, tmp_path), tmp_path) == str(run_dir)
     is_the_same(run_dir, uninterrupted(run_dir, tmp_path / "whole" / "runs"))
     kept = [r["step"] for r in Ledger(run_dir / "metrics.jsonl").read() if r["time"] < killed_at]
@@ -109,7 +109,7 @@ def reads_back_from_mlflow(tmp_path: Path, run_dir: Path) -> None:
 @kills.TWENTY
 def test_cvq_killed_twenty_times(data: str, tmp_path: Path, number: int, ray_of_commands: dict[str, str]) -> None:
     def reached(folder: Path) -> int:
-        return max((int(Ledger(file).last_step() or 0) for file in folder.glob("runs/*/metrics.jsonl")), default=0)
+        return max((int(Ledger(file).last_samples() or 0) for file in folder.glob("runs/*/metrics.jsonl")), default=0)
 
     def check(folder: Path) -> None:
         (run_dir,) = (folder / "runs").iterdir()

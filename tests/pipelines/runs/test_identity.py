@@ -54,7 +54,7 @@ def test_the_format_version_is_written_and_renames_no_run(monkeypatch: pytest.Mo
 
 def test_ledger_keeps_each_step_once(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "metrics.jsonl")
-    assert ledger.read() == [] and ledger.last_step() is None
+    assert ledger.read() == [] and ledger.last_samples() is None
     ledger.append([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
     with pytest.raises(AssertionError):
         ledger.append([{"step": 2, "loss": 0.5}])

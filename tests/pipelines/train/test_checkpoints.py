@@ -15,7 +15,7 @@ from pipelines.train import checkpoints, run
 from tests.pipelines.train.test_run import TOY, records_of, toy_spec
 
 STATE: dict[str, Any] = {
-    "step": 24,
+    "samples": 24,
     "held": {"loss": 0.1, "step": 24},
     "fit": {
         "steps_done": 6,
@@ -44,8 +44,8 @@ def test_a_state_comes_back_and_nothing_of_it_is_pickled(tmp_path: Path) -> None
 def test_a_folder_that_lacks_a_part_is_named_and_passed_over(
     tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    older = checkpoints.save_checkpoint(tmp_path, {**STATE, "step": 20}, 9)
-    folder = tmp_path / "step-000000000024.dcp"
+    older = checkpoints.save_checkpoint(tmp_path, {**STATE, "samples": 20}, 9)
+    folder = tmp_path / "samples-000000000024.dcp"
     folder.mkdir()
     write_sharded(folder, STATE)
     assert checkpoints.newest_checkpoint(tmp_path)[0] == folder.name
@@ -60,22 +60,22 @@ def test_a_folder_that_lacks_a_part_is_named_and_passed_over(
         text = (folder / STATE_FILE).read_text()
         (folder / STATE_FILE).write_text(text.replace('"shapes": {', '"shapes": {"fit/model/more": [2], '))
     name, state = checkpoints.newest_checkpoint(tmp_path)
-    assert name == older.name and state is not None and state["step"] == 20
-    assert "skipped the unreadable checkpoint step-000000000024.dcp" in capsys.readouterr().err
+    assert name == older.name and state is not None and state["samples"] == 20
+    assert "skipped the unreadable checkpoint samples-000000000024.dcp" in capsys.readouterr().err
 
 
 def test_files_and_folders_are_kept_and_removed_alike(tmp_path: Path) -> None:
     for step in (8, 16, 24):
-        (tmp_path / f"step-{step:012d}.dcp").mkdir()
-        (tmp_path / f"step-{step + 4:012d}.pt").touch()
-    (tmp_path / ".step-000000000032.dcp").mkdir()
-    (tmp_path / ".step-000000000032.pt.77").touch()
+        (tmp_path / f"samples-{step:012d}.dcp").mkdir()
+        (tmp_path / f"samples-{step + 4:012d}.pt").touch()
+    (tmp_path / ".samples-000000000032.dcp").mkdir()
+    (tmp_path / ".samples-000000000032.pt.77").touch()
     checkpoints.keep_newest(tmp_path, 3)
     checkpoints.remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step-000000000020.pt",
-        "step-000000000024.dcp",
-        "step-000000000028.pt",
+        "samples-000000000020.pt",
+        "samples-000000000024.dcp",
+        "samples-000000000028.pt",
     ]
 
 
@@ -109,7 +109,7 @@ def test_two_sharded_workers_then_one_then_two_give_the_run_of_one(tmp_path: Pat
     assert [worker.wait(timeout=400) for worker in workers] == [0, 0]
     kinds = {path.stem: path.suffix for path in checkpoints.checkpoints(tmp_path / "run" / "checkpoints")}
     assert kinds == {
-        f"step-{step:012d}": suffix for step, suffix in ((24, ".dcp"), (48, ".pt"), (72, ".dcp"), (80, ".dcp"))
+        f"samples-{step:012d}": suffix for step, suffix in ((24, ".dcp"), (48, ".pt"), (72, ".dcp"), (80, ".dcp"))
     }
     for ours, theirs in zip(records_of(tmp_path / "run"), records_of(whole), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)

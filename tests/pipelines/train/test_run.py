@@ -70,8 +70,8 @@ def test_a_run_leaves_what_the_contract_says(whole: Path) -> None:
     assert ledger_steps(whole) == [8 * i for i in range(1, 11)]
     assert "test_ce" in Ledger(whole / "metrics.jsonl").read()[-1]
     assert [p.name for p in checkpoints.checkpoints(whole / "checkpoints")] == [
-        "step-000000000080.pt",
-        "step-000000000072.pt",
+        "samples-000000000080.pt",
+        "samples-000000000072.pt",
     ]
 
 
@@ -182,7 +182,7 @@ def test_an_unreadable_newest_checkpoint_is_passed_over(
     newest = checkpoints.checkpoints(run_dir / "checkpoints")[0]
     newest.write_bytes(newest.read_bytes()[:100])
     train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
-    assert "unreadable checkpoint step-000000000080.pt" in capsys.readouterr().err
+    assert "unreadable checkpoint samples-000000000080.pt" in capsys.readouterr().err
     assert weights_hash(run_dir) == weights_hash(whole)
 
 
