@@ -31,6 +31,7 @@ from g3pt.config import car_preset, cvq_preset
 from g3pt.data import datasets, reading, records
 from g3pt.metrics import pairwise
 from g3pt.training.exports import read_export_config
+from pipelines.runs.identity import Ledger
 from pipelines.train import run
 from pipelines.train.jobs import car_spec, cvq_spec
 
@@ -132,13 +133,13 @@ def varied(config: Any, steps: int | None, seed: int) -> Any:
 
 def last_record(run_dir: Path) -> dict[str, float]:
     """The ledger's test figures."""
-    record = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    record = Ledger.of(run_dir).read()[-1]
     return {key: value for key, value in record.items() if key.startswith(("test_", "val_"))}
 
 
 def val_curve(run_dir: Path) -> list[tuple[float, float]]:
     """(samples, validation IoU of the continuous latents) of each evaluation."""
-    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    found = Ledger.of(run_dir).read()
     return [(r["step"], r["val_iou_continuous"]) for r in found if "val_iou_continuous" in r]
 
 

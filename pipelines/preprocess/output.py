@@ -1,7 +1,6 @@
 """The folder that preprocessing writes: is it a dataset's, of this schema, writable, and does nobody else work there.
 
-How: `check_output` looks before anything is planned. `alone_in` holds a lock of the kernel's (flock on `.lock`) as long as the work
-lasts: it ends with its process, however that ends, so nothing has to be cleaned up after a kill.
+How: `check_output` looks before anything is planned. `alone_in` holds the folder's lock (`pipelines.runs.locks`) as long as the work lasts.
 Ours: a bucket has no such lock, nor has every network mount. Two runs with the same flags are safe there all the same (whole
       files of equal bytes); two with different flags undo each other's shards, and the later dataset.json may name replaced ones.
 """
@@ -9,24 +8,18 @@ Ours: a bucket has no such lock, nor has every network mount. Two runs with the 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from g3pt.data import datasets
 from g3pt.data.datasets import SHARD_FILE
 from g3pt.data.records import SCHEMA_VERSION
 from g3pt.data.storage import Location, RemotePath, listing, location
 from pipelines.cli.errors import UsageError, bad_input
+from pipelines.runs.locks import LOCK_FILE, Held, locked
 from pipelines.runs.notes import COMMAND_FILE, read_note
-
-LOCK_FILE = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def check_output(output: str) -> None:
@@ -83,40 +76,28 @@ def alone_in(output: str) -> Iterator[None]:
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
-    except OSError as error:
-        raise UsageError(f"--output {folder} can't be written: {error.strerror}") from error
-    try:
-        yield
+        with _locked(folder):
+            yield
     finally:
-        with contextlib.suppress(OSError):  # a disk that went read-only: the lock ends with this process
-            (folder / LOCK_FILE).unlink(missing_ok=True)
-        lock.close()
         with contextlib.suppress(OSError):  # not empty
             for path in made:
                 path.rmdir()
 
 
-def _lock(folder: Path) -> IO[str]:
-    while True:
-        file = open(folder / LOCK_FILE, "w")  # noqa: SIM115 (held by the caller; for writing, since NFS locks nothing else)
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder's lock. Without locks two runs with the same flags are safe all the same, so it is not needed."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / LOCK_FILE, needed=False))
+        except Held:
             raise UsageError(
                 f"--output {folder}: another run works there{_who(folder)}; wait for its end, or give another folder"
             ) from None
         except OSError as error:
-            if error.errno in NO_LOCKS:
-                return file
-            file.close()
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(folder / LOCK_FILE), os.fstat(file.fileno())):
-                return file
-        file.close()  # whoever held it before removed the file meanwhile: a lock on a name that is gone holds nobody off
+            raise UsageError(f"--output {folder} can't be written: {error.strerror}") from error
+        yield
 
 
 def _who(folder: Path) -> str:

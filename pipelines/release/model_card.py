@@ -57,7 +57,7 @@ def read_run(
 
     return Made(
         name=name, config=json.loads((run_dir / "export" / "config.json").read_text()), run=json.loads((run_dir / "config.json").read_text()),
-        records=Ledger(run_dir / "metrics.jsonl").read(), environment=(read_note(run_dir, COMMAND_FILE) or {}).get("environment") or {},
+        records=Ledger.of(run_dir).read(), environment=(read_note(run_dir, COMMAND_FILE) or {}).get("environment") or {},
         trained_on=trained_on, evaluation=evaluation, weights=weights,
     )  # fmt: skip
 

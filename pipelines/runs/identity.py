@@ -4,6 +4,7 @@ How: a `RunSpec` hashes all that changes the weights and names the run's folder.
 truth, each step once; MLflow is a view of it (`pipelines.tracking.client`).
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,6 +20,7 @@ from g3pt.config import FORMAT_VERSION, MODEL_CONFIGS, TrainConfig, without_defa
 from pipelines.cli.paths import REPOSITORY
 
 Record = dict[str, float]
+LEDGER_FILE = "metrics.jsonl"
 NO_WEIGHTS = {
     "log_every",
     "eval_every",
@@ -87,12 +89,33 @@ class Ledger:
         self.path = Path(path)
         self._last: float | None = None  # what this writer appended last; the file is read once for it
 
+    @classmethod
+    def of(cls, run_dir: Path) -> "Ledger":
+        """The ledger of a run's folder."""
+        return cls(run_dir / LEDGER_FILE)
+
     def read(self) -> list[Record]:
         """All whole records, in order."""
         if not self.path.exists():
             return []
         lines = self.path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn or empty
         return [json.loads(line) for line in lines if line]
+
+    def tail(self, max_bytes: int) -> list[Record]:
+        """The whole records in the last `max_bytes`, in order; what cannot be read is left out."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(max(0, self.path.stat().st_size - max_bytes))
+                lines = file.read().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # the first of the tail, or damaged
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("step"), (int, float)):
+                    found.append(record)
+        return found
 
     def append(self, records: Iterable[Record]) -> None:
         """Add records and wait until they are on disk. A record that is not past the one before is a bug of the caller."""

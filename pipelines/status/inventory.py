@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from pipelines.runs.identity import LEDGER_FILE
 from pipelines.runs.notes import COMMAND_FILE, read_note
 from pipelines.status.datasets import describe_dataset, describe_derived
 from pipelines.status.inputs import Inputs
@@ -128,7 +129,7 @@ def kind_of(folder: Path, names: frozenset[str], folders: frozenset[str]) -> str
         return "study"
     if "seconds.json" in names:
         return "demo"
-    if "config.json" in names and ("checkpoints" in folders or "metrics.jsonl" in names):
+    if "config.json" in names and ("checkpoints" in folders or LEDGER_FILE in names):
         return "run"
     flags = (read_note(folder, COMMAND_FILE) or {}).get("flags") if COMMAND_FILE in names else None
     flags = flags if isinstance(flags, dict) else {}

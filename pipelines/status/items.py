@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.runs.locks import LOCK_FILE, is_held
 from pipelines.runs.notes import COMMAND_FILE, read_note
 
 STATES = ("done", "partial", "stale", "failed")
@@ -110,25 +110,13 @@ def activity(folder: Path, note: Mapping[str, Any], *files: Path, interval_s: fl
     changed lately tells, where `interval_s` is the usual time from one change to the next.
     """
     idle_s = max(0.0, time.time() - changed_at(folder, folder / COMMAND_FILE, *files))
-    if lock_is_held(folder / ".lock"):
+    if is_held(folder / LOCK_FILE):
         working = True
     elif note.get("host") == socket.gethostname() and isinstance(note.get("pid"), int):
         working = process_lives(note["pid"]) and idle_s < LONGEST_PAUSE_S  # numbers of processes come again
     else:
         working = idle_s < max(QUIET_S, 3 * interval_s)
     return {"working": working, "idle_seconds": round(idle_s, 1)}
-
-
-def lock_is_held(file: Path) -> bool:
-    """Whether a process of this machine holds the run's lock."""
-    try:
-        with open(file) as opened:
-            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def process_lives(pid: int) -> bool:

@@ -7,13 +7,13 @@ the run's name is a hash of its inputs; the stale one stays as it was.
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from g3pt.training.alarm import sounding
+from pipelines.runs.identity import LEDGER_FILE, Ledger
 from pipelines.runs.notes import FAILURE_FILE, read_note
 from pipelines.status.inputs import Inputs, Verdict, export_folder
 from pipelines.status.items import Item, Place, activity, note_of, read_object
@@ -27,7 +27,7 @@ def describe_run(place: Place, inputs: Inputs) -> Item:
     """A run's state."""
     spec = read_object(place.path / "config.json")
     train = spec["config"]["train"]
-    total, records = train["steps"] * train["batch_size"], last_records(place.path / "metrics.jsonl")
+    total, records = train["steps"] * train["batch_size"], Ledger.of(place.path).tail(TAIL_BYTES)
     done = min(total, int(records[-1]["step"]) if records else 0)
     command = inputs.command(place.path)
     common: dict[str, Any] = {
@@ -52,7 +52,7 @@ def describe_run(place: Place, inputs: Inputs) -> Item:
     about = activity(
         place.path,
         note_of(place.path),
-        place.path / "metrics.jsonl",
+        place.path / LEDGER_FILE,
         place.path / "checkpoints",
         interval_s=interval(records),
     )
@@ -70,25 +70,6 @@ def describe_run(place: Place, inputs: Inputs) -> Item:
         next=None if about["working"] else command,
         **about,
     )
-
-
-def last_records(ledger: Path) -> list[dict[str, Any]]:
-    """The last whole records of a ledger, at most TAIL_BYTES of them; what can't be read is left out."""
-    try:
-        with open(ledger, "rb") as file:
-            file.seek(max(0, ledger.stat().st_size - TAIL_BYTES))
-            lines = file.read().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:  # the first of the tail, or damaged
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), (int, float)):
-            found.append(record)
-    return found
 
 
 def interval(records: list[dict[str, Any]]) -> float:

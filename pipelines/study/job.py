@@ -299,7 +299,7 @@ def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
     from g3pt.config import CARConfig, from_dict
     from g3pt.training.exports import read_export_config
 
-    last = Ledger(run_dir / "metrics.jsonl").read()[-1]
+    last = Ledger.of(run_dir).read()[-1]
     params = count_car(from_dict(CARConfig, spec.config["model"]))["parameters_no_embed"]
     samples = int(last["step"])
     tests = {key: value for key, value in last.items() if key == "test_ce" or key.startswith("test_ce_scale_")}

@@ -7,7 +7,6 @@ fail, and a concurrent first creation of an experiment lands runs in experiment 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shlex
@@ -26,6 +25,7 @@ from pipelines.cli.errors import one_line
 from pipelines.cli.plain_text import without_login
 from pipelines.cli.progress import say
 from pipelines.runs.identity import Ledger, Periodic, Record
+from pipelines.runs.locks import locked
 from pipelines.tracking.cards import SHORT, DatasetInput, shown_record
 from pipelines.tracking.experiments import experiment_tags
 from pipelines.tracking.moved_store import follow_move, location
@@ -220,8 +220,7 @@ def _store_lock(uri: str) -> Iterator[None]:
         return
     path = Path(uri.removeprefix(SQLITE))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(path.with_name(f".{path.name}.lock"), wait_s=None):
         yield
 
 

@@ -17,7 +17,7 @@ FEW = 9  # points that are marked
 
 def draw_run(run_dir: Path, target: Path) -> Path:
     """Of a tokenizer the validation IoU by number of scales, of a generator the cross-entropies; the picture's file."""
-    records = Ledger(run_dir / "metrics.jsonl").read()
+    records = Ledger.of(run_dir).read()
     figure, axes = _figure()
     draw = draw_cvq if any("val_iou_continuous" in row for row in records) else draw_car
     draw(axes, records)
@@ -31,7 +31,7 @@ def draw_run(run_dir: Path, target: Path) -> Path:
 
 def draw_tokens(run_dir: Path, scales: Sequence[int], target: Path) -> Path | None:
     """Of a tokenizer: volume IoU of validation and test objects against the tokens of the first 1..k scales; None before it is known."""
-    records = Ledger(run_dir / "metrics.jsonl").read()
+    records = Ledger.of(run_dir).read()
     curves = [(split, *quality_by_tokens(records, scales, split)) for split in ("val", "test")]
     if not any(tokens for _, tokens, _ in curves):
         return None

@@ -26,7 +26,7 @@ class Follower(Periodic):
     def __init__(self, spec: RunSpec, run_dir: Path) -> None:
         super().__init__(self.show)
         self.name, self.run_dir = spec.name, run_dir
-        train, self.ledger = spec.config["train"], Ledger(run_dir / "metrics.jsonl")
+        train, self.ledger = spec.config["train"], Ledger.of(run_dir)
         state = {"run": spec.name, "done": checkpointed(run_dir), "tokens_per_unit": tokens_per_sample(spec)}
         self.progress = Progress("train", train["steps"] * train["batch_size"], "samples", **state)
         self.shown, self.heard, self.bell = self.ledger.last_samples(), 0.0, Bell()
@@ -77,7 +77,7 @@ def tracked(
     """Inside the block the ledger is followed: as lines for people, and as the run's MLflow run, what it shows being the outcome's."""
     if checkpointed(run_dir):
         say(f"  {spec.name}: resumes from its checkpoint at {checkpointed(run_dir)} samples")
-    ledger, shown = Ledger(run_dir / "metrics.jsonl"), card(spec, run_dir, "scaling" if parent else "")
+    ledger, shown = Ledger.of(run_dir), card(spec, run_dir, "scaling" if parent else "")
     with (
         Follower(spec, run_dir),
         followed(
@@ -138,7 +138,5 @@ def describe_finished(spec: RunSpec, run_dir: Path, outcome: Outcome) -> None:
     )
     outcome.artifacts += [tokens] if tokens else []
     outcome.tags["g3pt.export_hash"] = export_hash(run_dir)
-    outcome.tags["g3pt.alarm"] = sounding(
-        Ledger(run_dir / "metrics.jsonl").read(), finished=True
-    )  # no tag if it is silent
+    outcome.tags["g3pt.alarm"] = sounding(Ledger.of(run_dir).read(), finished=True)  # no tag if it is silent
     outcome.params["parameters"] = count_parameters(spec)

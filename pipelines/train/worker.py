@@ -5,7 +5,6 @@ metrics, so that each step stays once; records past the checkpoint that a run go
 """
 
 import contextlib
-import fcntl
 import importlib
 import os
 import shutil
@@ -13,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import doing
 from pipelines.cli.freed_memory import keep_freed_memory
 from pipelines.cluster.stopping import stoppable
 from pipelines.runs.identity import Ledger, Record, RunSpec
+from pipelines.runs.locks import LOCK_FILE, Held, locked
 from pipelines.train.checkpoints import agreed_checkpoint, remove_unfinished, save_checkpoint, save_sharded
 
 BUILD_STAGE = "pipelines.train.stages:build_stage"
@@ -63,7 +63,7 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
     with doing(f"training {spec.name}"), run_lock(run_dir) if rank == 0 else contextlib.nullcontext():
         state = agreed_checkpoint(run_dir / "checkpoints", rank, world_size, device)
         stage = resolve(config["build"])(spec, rank, world_size)
-        ledger = Ledger(run_dir / "metrics.jsonl")
+        ledger = Ledger.of(run_dir)
         journal = Journal(spec.name, ledger, stage.train_config, state) if rank == 0 else None
         parallel = make_parallel(speed.parallel, rank, world_size)
         with stoppable(run_dir, rank) as stop:
@@ -152,16 +152,11 @@ def resolve(name: str) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def run_lock(run_dir: Path) -> Iterator[IO[str]]:
+def run_lock(run_dir: Path) -> Iterator[None]:
     """Alone with the run: two processes on one run would write each step twice. Waits for a dying predecessor."""
-    with open(run_dir / ".lock", "w") as file:
-        deadline = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UsageError(f"{run_dir}: another process is working on this run") from None
-                time.sleep(0.2)
-        yield file
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run_dir / LOCK_FILE, wait_s=LOCK_WAIT_S))
+        except Held:
+            raise UsageError(f"{run_dir}: another process is working on this run") from None
+        yield

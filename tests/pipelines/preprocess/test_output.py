@@ -14,9 +14,10 @@ from pipelines.cli.errors import UsageError
 from pipelines.preprocess import shards as stage
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.job import preprocess
-from pipelines.preprocess.output import LOCK_FILE, alone_in
+from pipelines.preprocess.output import alone_in
 from pipelines.preprocess.plan import ShardTask
 from pipelines.preprocess.sandbox import Result
+from pipelines.runs.locks import LOCK_FILE
 from pipelines.tracking import tracked
 
 SMALL = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
