@@ -154,9 +154,9 @@ def system() -> Iterator[str]:
         "start",
     )
     stages = (
-        ("preprocess", "meshes to Parquet shards", "Ray Data"), ("train", "CVQ, then CAR", "Ray Train"),
-        ("scaling sweep", "sizes, and a power law", "Ray Tune"), ("generate", "prompts to .glb files", "Ray actors"),
-        ("evaluate", "metrics with intervals", "Ray actors"),
+        ("preprocess", "meshes to Parquet shards", "Ray tasks"), ("train", "CVQ, then CAR", "Ray Train"),
+        ("scaling sweep", "sizes, and a power law", "Ray Tune"), ("generate", "prompts to .glb files", "Ray Data"),
+        ("evaluate", "metrics with intervals", "Ray Data"),
     )  # fmt: skip
     width = 176
     for number, (name, what, library) in enumerate(stages):

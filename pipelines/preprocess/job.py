@@ -1,4 +1,4 @@
-"""Meshes to a dataset of sharded Parquet: plan what is stale, convert it on Ray Data, write dataset.json last.
+"""Meshes to a dataset of sharded Parquet: plan what is stale, convert it in Ray tasks, write dataset.json last.
 
 How: preprocess_plan says which shards are stale, preprocess_shards converts them; starting the command again after any
 death redoes only shards that were not finished. `preprocess(config, run_shards=map_here)` does the same without Ray.
