@@ -1,7 +1,7 @@
-"""The one exception that means "you asked for something impossible": exit code 2 with one clear line.
+"""UsageError, the exception for bad flags and bad input: exit code 2 with one clear line.
 
-How: pipelines raise `UsageError`; `pipelines.cli.main.main` prints its message on one line and exits 2. `bad_input` turns the
-ValueError or missing file of a `g3pt` boundary check (a dataset of another schema, an unfinished run) into a `UsageError`.
+How: pipelines raise `UsageError`; `pipelines.cli.main.main` prints its message on one line and exits 2. `bad_input` turns a
+ValueError or a missing file, as raised by `g3pt` for a dataset of another schema or an unfinished run, into a `UsageError`.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ class UsageError(Exception):
 
 
 class NotWell(Exception):
-    """What a command was asked to look at is not as it should be, and it has said so: exit code 1 without another word."""
+    """The thing that a command inspected has a problem, which the command has already printed: exit code 1, no further message."""
 
 
 @contextmanager
 def bad_input(prefix: str = "") -> Iterator[None]:
-    """Re-raise ValueError and FileNotFoundError from the block as UsageError; wrap only checks of input in it."""
+    """Re-raise ValueError and FileNotFoundError from the block as UsageError. Use it around checks of input only."""
     try:
         yield
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:

@@ -1,8 +1,8 @@
-"""An error as a person wants to read it: what went wrong, at what, where in this code, what is safe, how to go on.
+"""Errors as a person wants to read them: what went wrong, with which object, where in this code, what is safe, how to resume.
 
-How: Ray hands a worker's exception back inside up to four wrappers; `root_cause` takes them off. On its way up an exception
-collects what only the frames it passes know: `doing(...)` which object, shard or run was at work (it travels from the worker
-with the exception), `on_disk(...)` what a stage has finished (in the driver). `Failure` is all of it as plain data.
+How: Ray returns a worker's exception inside up to four wrappers; `root_cause` removes them. On its way up an exception collects what
+only the frames it passes know: `doing(...)` adds the object, shard or run at hand (in the worker; it travels with the exception),
+`on_disk(...)` adds what a stage has finished (in the driver). `Failure` holds all of it as plain data.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from pipelines.cli.errors import UsageError, one_line
 
-MAX_CHARS = 400  # of the one line
+MAX_CHARS = 400  # of the headline
 MAX_FRAMES = 4
 OURS = re.compile(r'File "(?![^"]*/site-packages/)[^"]*?/((?:g3pt|pipelines|jobs|tests)/[^"]+)", line (\d+), in (\S+)')
 WRAPPED_BY = ("_base_exc", "controller_failure", "health_check_failure")  # attributes of Ray Train's wrappers
@@ -27,8 +27,8 @@ PLAIN = (
     errno.EACCES,
     errno.EPERM,
     errno.ENETUNREACH,
-)  # errors of the machine: their message says all
-# What another try cannot change. Not OSError, RuntimeError: a lost node or a collective that broke looks like them.
+)  # errors of the machine, whose message says everything
+# Errors that another try cannot change. Not OSError and RuntimeError: a lost node or a broken collective raises them.
 DETERMINISTIC = (
     ValueError,
     TypeError,
@@ -45,19 +45,19 @@ DETERMINISTIC = (
 
 @contextlib.contextmanager
 def doing(what: str) -> Iterator[None]:
-    """An error that leaves the block tells that it happened while `what`."""
+    """Add the note "while `what`" to an error that leaves the block."""
     try:
         yield
     except Exception as error:
         error.add_note(f"while {what}")
-        # Ray Data adds advice to `args` on the way, over the file name of an OSError: what was said first is kept apart.
+        # Ray Data adds advice to `args` on the way and overwrites the file name of an OSError: keep the original message.
         error.__dict__.setdefault("first_said", one_line(error))
         raise
 
 
 @contextlib.contextmanager
 def on_disk(safe: Callable[[], str]) -> Iterator[None]:
-    """An error or interruption that leaves the block tells what is safe: `safe()`, asked at that moment."""
+    """Add `safe()`, called at that moment, to an error or interruption that leaves the block: what is safe on disk."""
     try:
         yield
     except BaseException as error:
@@ -67,7 +67,7 @@ def on_disk(safe: Callable[[], str]) -> Iterator[None]:
 
 
 def safe_on_disk(error: BaseException) -> list[str]:
-    """What stages told, innermost first."""
+    """What the stages added by `on_disk`, innermost first."""
     return list(error.__dict__.get("safe_on_disk", []))
 
 
@@ -77,14 +77,14 @@ class Failure:
 
     error: str  # type and message on one line
     step: int | None = None  # optimiser step, where it is known
-    doing: tuple[str, ...] = ()  # what was at work, innermost first
+    doing: tuple[str, ...] = ()  # the work at hand, innermost first
     where: tuple[str, ...] = ()  # the last frames in our code, outermost first
-    is_plain: bool = False  # full disk, missing permission: where in the code doesn't matter
+    is_plain: bool = False  # a full disk or missing permission: the place in the code does not matter
     traceback: str = ""
 
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
-        """All that is known of an error."""
+        """Everything that is known about an error."""
         cause, text = root_cause(error), "".join(traceback.format_exception(error))
         notes = [note for note in getattr(cause, "__notes__", []) if note.startswith("while ")]
         frames = [f"{file}:{line} {name}" for file, line, name in OURS.findall(text) if file != "pipelines/cli/main.py"]
@@ -99,11 +99,11 @@ class Failure:
         )
 
     def to_dict(self) -> dict[str, object]:
-        """For failure.json."""
+        """The content of failure.json."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, (), "", False)}
 
     def lines(self) -> list[tuple[str, str]]:
-        """(label, text) under the headline."""
+        """The (label, text) rows below the headline."""
         if self.is_plain:
             return []
         at = f"step {self.step} of " if self.step is not None and self.doing else ""
@@ -112,14 +112,14 @@ class Failure:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The worker's own exception inside Ray's wrappers; the error itself where there are none."""
+    """The worker's own exception inside Ray's wrappers; the error itself if it is not wrapped."""
     while (inner := _unwrapped(error)) is not None:
         error = inner
     return error
 
 
 def _unwrapped(error: BaseException) -> BaseException | None:
-    """One wrapper off, None if there is none. By attributes: this module must not import Ray."""
+    """The exception inside the outermost wrapper; None without a wrapper. Wrappers are known by attributes, since this module must not import Ray."""
     failures = getattr(error, "worker_failures", None)
     if isinstance(failures, dict) and failures:
         return min(failures.values(), key=_rank)
@@ -129,11 +129,11 @@ def _unwrapped(error: BaseException) -> BaseException | None:
 
 
 def _rank(error: BaseException) -> int:
-    """Of several workers' errors the one that explains most comes first: when one fails, its peers lose their connection."""
+    """Sort key for the errors of several workers: the real cause comes first, lost connections of its peers later."""
     cause = root_cause(error)
     return 0 if isinstance(cause, DETERMINISTIC) else 1 if "Died" in type(cause).__name__ else 2
 
 
 def is_deterministic(error: BaseException) -> bool:
-    """Whether the same work would fail the same way again."""
+    """Whether the same work would fail in the same way again."""
     return isinstance(root_cause(error), DETERMINISTIC)

@@ -1,17 +1,17 @@
 """Flags that mean the same in several commands: one place for their names, defaults and wording.
 
-How: a command's flag class inherits those it has. `--help` shows the optional ones last, under a heading of their own.
+How: a command's flag class inherits the classes below that apply to it. `--help` lists the optional ones last, under their own heading.
 """
 
 from dataclasses import dataclass
 from typing import Literal, NewType
 
-Numbers = NewType("Numbers", str)  # with commas between them
+Numbers = NewType("Numbers", str)  # comma-separated
 Integers = NewType("Integers", str)
 
 
 def listed(text: str | None) -> tuple[str, ...]:
-    """The parts of a flag that lists things with commas, sorted, each once."""
+    """The parts of a comma-separated flag, sorted and without repetitions."""
     return tuple(sorted({part.strip() for part in (text or "").split(",") if part.strip()}))
 
 
@@ -20,7 +20,7 @@ class OnData:
     """A command that reads a dataset."""
 
     data: str
-    """dataset, as jobs/preprocess.py made it"""
+    """dataset made by jobs/preprocess.py"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class WithTokenizer:
     """A command that trains on a tokenizer's codes."""
 
     tokenizer: str
-    """finished run of jobs/train_cvq.py, or its export"""
+    """finished run of jobs/train_cvq.py, or its export folder"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class WithFeatures:
     """A command that trains generators."""
 
     features: Literal["live", "stored"] = "live"
-    """what pretrained encoders give: computed in each step (live), or once, below DATASET/derived (stored)"""
+    """outputs of pretrained encoders: computed in every step (live), or once and kept below DATASET/derived (stored)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +49,15 @@ class OnDevice:
 
 @dataclass(frozen=True, kw_only=True)
 class OnRay:
-    """A command that works on Ray."""
+    """A command that uses Ray."""
 
     ray_address: str | None = None
-    """Ray cluster to join, or auto; default RAY_ADDRESS, else a local one"""
+    """Ray cluster to join, or auto; default RAY_ADDRESS, else a new local one"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """A command that can say what it would do."""
+    """A command that can print its plan."""
 
     dry_run: bool = False
-    """print the plan, write nothing"""
+    """print the plan and write nothing"""

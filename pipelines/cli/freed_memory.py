@@ -1,4 +1,4 @@
-"""Freed memory that a process keeps: what glibc hands back to the kernel comes again page by page, each a fault, in the next step or for the next mesh."""
+"""Keep freed memory in the process: memory that glibc returns to the kernel comes back page by page, with one page fault each."""
 
 import contextlib
 import ctypes
@@ -7,7 +7,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 def keep_freed_memory(largest_block: int, most: int) -> None:
-    """Take blocks of up to `largest_block` bytes from the heap, and keep up to `most` bytes that lie free at its end."""
+    """Allocate blocks of up to `largest_block` bytes from the heap, and keep up to `most` free bytes at its end."""
     with contextlib.suppress(AttributeError, OSError):  # another C library has no mallopt
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_THRESHOLD, largest_block)

@@ -1,7 +1,7 @@
-"""`--help` on one screen, and the flag that was meant: drawn from a flag class's fields and the docstrings below them.
+"""`--help` on one screen, and suggestions for misspelled flags, from a flag class's fields and the docstrings below them.
 
-How: tyro parses; its own help needs twice the lines. Here each field is its name, kind of value, docstring and [default].
-A default of None says nothing by itself: its docstring must name what happens ("default the preset's").
+How: tyro parses, but its own help takes twice the lines. Here each field has its name, kind of value, docstring and [default].
+A default of None is not shown: the docstring must say what happens instead ("default the preset's").
 """
 
 import ast
@@ -42,7 +42,7 @@ Field = dataclasses.Field[Any]
 
 
 def help_text(flags_class: type, example: str, columns: int | None = None) -> str:
-    """The whole page for a terminal of `columns` (default: this one). The example is never broken, so that it can be copied."""
+    """The help page for a terminal of `columns` (default: this one). The example is never wrapped, so that it can be copied."""
     width = max(NARROWEST, min(WIDEST, columns or shutil.get_terminal_size((100, 24)).columns))
     groups = _grouped(flags_class)
     usage = [f"usage: {program(example)}", *(_flag(field, flags_class) for field in groups["required"])]
@@ -60,13 +60,13 @@ def help_text(flags_class: type, example: str, columns: int | None = None) -> st
 
 
 def program(example: str) -> str:
-    """`python jobs/x.py` or `python -m package.module`: how the example begins."""
+    """The start of the example: `python jobs/x.py` or `python -m package.module`."""
     words = example.split()
     return " ".join(words[: 3 if "-m" in words[:2] else 2])
 
 
 def complaint(flags_class: type, args: Sequence[str]) -> str | None:
-    """What is wrong with the flags' names: the first unknown one and the nearest that exists, or those missing; else None."""
+    """What is wrong with the flags' names: the first unknown flag and the closest known one, or the missing ones; None if nothing is."""
     given = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
     known = ["--help", SAVE_CONFIG, *(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(flags_class))]
     for flag in given:
@@ -79,7 +79,7 @@ def complaint(flags_class: type, args: Sequence[str]) -> str | None:
 
 
 def field_docs(flags_class: type) -> dict[str, str]:
-    """Field -> the string below it in the source, inherited fields too."""
+    """Field -> the docstring below it in the source, for inherited fields too."""
     found: dict[str, str] = {}
     for cls in reversed(flags_class.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
@@ -105,7 +105,7 @@ def _grouped(flags_class: type) -> dict[str, list[Field]]:
 
 
 def _flag(field: Field, flags_class: type) -> str:
-    """`--name KIND`; the kind alone for a positional argument, the name alone for a switch."""
+    """`--name KIND`; only the kind for a positional argument, only the name for a switch."""
     hint = typing.get_type_hints(flags_class, include_extras=True)[field.name]
     positional = typing.get_origin(hint) is typing.Annotated
     kind = _kind(field.name, hint.__origin__ if positional else hint)
@@ -113,7 +113,7 @@ def _flag(field: Field, flags_class: type) -> str:
 
 
 def _kind(name: str, hint: Any) -> str:
-    """What a value looks like: a PATH, an INT, one of {a,b}."""
+    """The kind of value: PATH, INT, {a,b} and so on."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) is typing.Literal:

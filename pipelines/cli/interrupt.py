@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM: the first asks the work to stop cleanly, the second ends the process at once.
 
 How: inside `stoppable()` the first signal raises `Stopped` in the main thread, so that stages unwind as for any error. Work that
-does not come to an end in GRACE_S seconds is cut off: nothing is lost by that, since what a stage calls finished is renamed
-into place. Ray sets handlers of its own when it starts (`rearm` after it) and when Train runs in the main thread (`in_thread`).
+has not ended after GRACE_S seconds is cut off. No finished work is lost, because finished files are renamed into place. Ray installs its
+own handlers when it starts (call `rearm` afterwards) and when Train runs in the main thread (use `in_thread`).
 """
 
 import contextlib
@@ -20,21 +20,21 @@ Result = TypeVar("Result")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 20.0
 _armed = False
-_late: threading.Timer | None = None  # what cuts the process off
+_late: threading.Timer | None = None  # ends the process when the grace period is over
 
 
 class Stopped(KeyboardInterrupt):
-    """The work was asked to stop, by the signal in args[0]."""
+    """A signal, args[0], asked the work to stop."""
 
     @property
     def exit_code(self) -> int:
-        """As a shell gives it: 130 for Ctrl-C, 143 for SIGTERM."""
+        """130 for Ctrl-C, 143 for SIGTERM, as in a shell."""
         return 128 + int(self.args[0])
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """The signals stop the work inside the block; nothing changes outside the main thread."""
+    """Inside the block the signals stop the work. Does nothing in a thread other than the main one."""
     global _armed, _late
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -51,7 +51,7 @@ def stoppable() -> Iterator[None]:
 
 
 def rearm() -> None:
-    """Take the signals back from a library that took them; nothing outside `stoppable`, nor in another thread (libraries can't take them there)."""
+    """Install our handlers again after a library replaced them. Does nothing outside `stoppable` or in another thread."""
     if _armed and threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _stop)
@@ -63,13 +63,13 @@ def _stop(number: int, _: FrameType | None) -> None:
     with contextlib.suppress(
         RuntimeError, OSError, ValueError
     ):  # the signal may have come in the middle of another print
-        say("\n" * sys.stderr.isatty() + "stopping; Ctrl-C once more ends at once")
+        say("\n" * sys.stderr.isatty() + "stopping; press Ctrl-C again to end at once")
     _cut_off_in(GRACE_S, number)
     raise Stopped(number)
 
 
 def grant(seconds: float) -> None:
-    """Work that was asked to stop gets so long from now on; nothing where no signal came."""
+    """Restart the grace period with so many seconds, if a signal has come."""
     if _late is not None:
         _cut_off_in(seconds, _late.args[0])
 
@@ -84,14 +84,14 @@ def _cut_off_in(seconds: float, number: int) -> None:
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    """Without clean-up: a local Ray ends with its driver, finished files stay."""
+    """End the process without clean-up. A local Ray ends with its driver; finished files stay."""
     with contextlib.suppress(RuntimeError, OSError, ValueError):
-        print("ended at once; what was finished before is safe, the same command goes on", file=sys.stderr, flush=True)
+        print("ended at once; finished work is safe, the same command resumes", file=sys.stderr, flush=True)
     os._exit(128 + int(number))
 
 
 def in_thread(work: Callable[[], Result]) -> Result:
-    """`work()` in a thread of its own, waited for: a library that takes over the signals of the main thread leaves them alone."""
+    """Run `work()` in another thread and wait for it, so that a library does not take over the signals of the main thread."""
     results: list[Result] = []
     errors: list[BaseException] = []
 

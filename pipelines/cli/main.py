@@ -1,11 +1,11 @@
-"""What every command shares: typed flags from a frozen dataclass, exit codes, and the last line `result: PATH`.
+"""The frame around every command: typed flags from a frozen dataclass, exit codes, and the last line `result: PATH`.
 
 How: `main(flags_class, run, example=...)` parses kebab-case flags with tyro, calls `run(flags)` and exits:
 0 done / 1 failed / 2 bad usage or bad input (one line on stderr) / 130 interrupted (143 by SIGTERM). While `run` works, stdout
-points at stderr, so that no print can follow the result line, and what libraries say goes to a file (pipelines.cli.quiet); with
-`--dry-run` stdout stays, for the plan. A failure or an interruption is told in one block: cause, place, what is safe, how to resume.
-A reader of stdout that leaves early (`| head -1`) ends the command quietly with 141, as it ends other programs.
-A flag class may check itself in `__post_init__`: its ValueError is bad usage too.
+points at stderr, so that no print can follow the result line, and messages of libraries go to a file (pipelines.cli.quiet). With
+`--dry-run` stdout is left alone, because the plan is printed there. A failure or an interruption is reported in one block: cause, place,
+what is safe, how to resume. If the reader of stdout leaves early (`| head -1`), the command exits quietly with 141, like other programs.
+A flag class may check itself in `__post_init__`; its ValueError counts as bad usage.
 """
 
 import contextlib
@@ -81,19 +81,19 @@ def main(
 
 
 def interrupted(error: KeyboardInterrupt, ends: Endings) -> int:
-    """Say what is safe and how to go on; the exit code, 130 for Ctrl-C and 143 for SIGTERM."""
+    """Print what is safe and how to resume; return the exit code, 130 for Ctrl-C and 143 for SIGTERM."""
     ends.close()
     print("interrupted", *_labelled(*_safe(error), ("resume", this_command())), sep="\n", file=sys.stderr, flush=True)
     return getattr(error, "exit_code", EXIT_INTERRUPTED)
 
 
 def failed(error: Exception, noise: Noise, ends: Endings) -> int:
-    """Report an error as one readable block; the exit code. The traceback joins the noise."""
+    """Report an error as one readable block and return the exit code. The traceback goes to the log file."""
     cause = root_cause(error)
     if isinstance(cause, UsageError):
         print(f"error: {one_line(cause)}", file=sys.stderr)
         return EXIT_USAGE
-    if isinstance(error, BrokenPipeError) and reader_left():  # else a pipe of the work's own broke
+    if isinstance(error, BrokenPipeError) and reader_left():  # otherwise it was some other pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_NO_READER
     failure = Failure.of(error)
@@ -110,19 +110,19 @@ def _safe(error: BaseException) -> list[tuple[str, str]]:
 
 
 def _labelled(*rows: tuple[str, str]) -> list[str]:
-    """Aligned lines; a label that repeats is written once."""
+    """The rows as aligned lines; a repeated label is written once."""
     before = ["", *(label for label, _ in rows)]
     return [f"  {label if label != last else '':<8} {text}" for (label, text), last in zip(rows, before, strict=False)]
 
 
 def leave_quietly() -> NoReturn:
-    """Exit as a program does whose reader has left; what is still buffered goes nowhere."""
+    """Exit with 141 and discard what is still buffered: nobody reads stdout any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     raise SystemExit(EXIT_NO_READER) from None
 
 
 def reader_left() -> bool:
-    """Whether stdout is a pipe that nobody reads any more."""
+    """Whether stdout is a pipe without a reader."""
     stdout = select.poll()
     stdout.register(1, select.POLLOUT)
     return any(events & select.POLLERR for _, events in stdout.poll(0))
@@ -165,7 +165,7 @@ def parse(flags_class: type[Flags], *, example: str, args: Sequence[str] | None 
 
 
 def print_help(flags_class: type, example: str) -> NoReturn:
-    """The page of pipelines.cli.help, then exit 0."""
+    """Print the page of pipelines.cli.help and exit 0."""
     try:
         print(help_text(flags_class, example), end="", flush=True)
     except BrokenPipeError:
@@ -186,7 +186,7 @@ def squeeze(framed: str) -> str:
 
 
 def die(message: str) -> NoReturn:
-    """One line on stderr, exit code 2."""
+    """Print one line on stderr and exit with code 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(EXIT_USAGE)
 
@@ -203,13 +203,13 @@ def this_command() -> str:
 
 
 def absolute(path: str) -> str:
-    """A path that survives Ray's change of working directory: absolute if local, unchanged if a URI such as s3://."""
+    """An absolute path for a local one, because Ray changes the working directory; a URI such as s3:// unchanged."""
     return path if "://" in path else str(Path(path).expanduser().resolve())
 
 
 @contextlib.contextmanager
 def stdout_to_stderr(enabled: bool = True) -> Iterator[None]:
-    """Send all that is printed, by Python or by a child process, to stderr inside the block."""
+    """Inside the block, everything printed to stdout by Python or by a child process goes to stderr."""
     if not enabled:
         yield
         return

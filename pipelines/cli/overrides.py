@@ -1,7 +1,7 @@
-"""`--set name=value,...`: a preset's fields changed by name, for whatever has no flag of its own.
+"""`--set name=value,...`: changes fields of a preset that have no flag of their own.
 
-How: a value is read by its field's type (`scales=1:4:16:64` for a tuple); the configuration checks it as it checks a preset. What is set is part
-of the configuration, so of the run's name.
+How: a value is parsed by its field's type (`scales=1:4:16:64` for a tuple), and the configuration checks it as it checks a preset.
+The changed value is part of the configuration, and so of the run's name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OWN_FLAGS = ("steps", "batch_size", "seed")
 
 
 def overridden(text: str | None, *configs: Any, seed_flag: str = "--seed") -> tuple[Any, ...]:
-    """The configurations with the fields that `text` names changed. UsageError for an unknown name or a value that does not fit."""
+    """The configurations with the changes that `text` lists. UsageError for an unknown name or an invalid value."""
     changes: list[dict[str, Any]] = [{} for _ in configs]
     hints = [typing.get_type_hints(type(config)) for config in configs]
     for part in filter(None, (text or "").split(",")):
@@ -60,15 +60,15 @@ def parse(value: str, kind: Any) -> Any:
     try:
         return kind(value)
     except ValueError:
-        raise ValueError(f"{value!r} is no {kind.__name__}") from None
+        raise ValueError(f"{value!r} is not of type {kind.__name__}") from None
 
 
 def _one_of(value: str, choices: dict[str, Any]) -> Any:
     if value not in choices:
-        raise ValueError(f"{value!r} is none of {', '.join(choices)}")
+        raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
     return choices[value]
 
 
 def _unknown(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3)
-    return f"--set {name}: no such field; {'did you mean ' + ', '.join(close) if close else 'there are ' + ', '.join(known)}"
+    return f"--set {name}: no such field; {'did you mean ' + ', '.join(close) if close else 'the fields are ' + ', '.join(known)}"

@@ -1,4 +1,4 @@
-"""Text for a terminal: what comes from data made safe, paths and durations short, tables of a width that can be read."""
+"""Text for a terminal: text of data made safe, paths and durations shortened, tables of a readable width."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ UNSAFE = {
     "Co",
     "Zl",
     "Zp",
-}  # control, format (right-to-left marks among them), halves of pairs, private, line ends
+}  # control, format (such as right-to-left marks), surrogates, private use, line and paragraph separators
 
 
 def plain(text: object) -> str:
-    """The text on one line with everything that could move the cursor, change colours or the reading direction written as an escape."""
+    """The text on one line. Characters that could move the cursor or change colours or the reading direction become escapes."""
     return "".join(escaped(c) if unicodedata.category(c) in UNSAFE else c for c in str(text))
 
 
 def without_login(text: str) -> str:
-    """The text with user and password cut from its URIs: what is written or printed must not hold them."""
+    """The text without the user and password of its URIs, which must not be written or printed."""
     return re.sub(r"(?<=://)[^/\s]*@", "", text)
 
 
@@ -36,7 +36,7 @@ def escaped(char: str) -> str:
 
 
 def shortened(path: str, width: int) -> str:
-    """A path cut in its middle to at most `width` characters: the end of its name tells most, then its beginning."""
+    """A path cut in the middle to at most `width` characters; more of its end is kept than of its beginning."""
     if len(path) <= width:
         return path
     keep_end = max(1, (width - 1) * 2 // 3)
@@ -55,7 +55,7 @@ def duration(seconds: float) -> str:
 
 
 def console(widest: int, narrowest: int = 60, file: TextIO | None = None) -> Console:
-    """Where tables for people go: as wide as the terminal within limits, without any escape sequence where NO_COLOR is set."""
+    """A console for tables: as wide as the terminal within these limits, without escape sequences if NO_COLOR is set."""
     from rich.console import Console
 
     found = Console(

@@ -1,22 +1,22 @@
-"""How far long work is: one rewritten line on a terminal, sparse `key=value` lines anywhere else, always on stderr.
+"""Progress of long work: one rewritten line on a terminal, occasional `key=value` lines anywhere else, always on stderr.
 
 How: a stage wraps its work in `with Progress(stage, total, unit) as progress` and calls `progress.show(done, ...)` as often as it
-likes. On a terminal tqdm keeps one line for each Progress that is at work, so several runs of a sweep stay readable, and a line
-with the result stays when each ends. Elsewhere (a file, a pipe, `ray job submit`, TERM=dumb) a line is printed at the start,
-every EVERY_S seconds at most, and at the end; without colour, carriage return or cursor movement:
+likes. On a terminal tqdm draws one line per active Progress, so the runs of a sweep stay readable; each leaves one line with its result.
+Elsewhere (a file, a pipe, `ray job submit`, TERM=dumb) a line is printed at the start, then at most every EVERY_S seconds, and at the
+end, without colour, carriage return or cursor movement:
 
     progress stage=train state=running run=cvq-nano-s0-1a2b3c4d done=9600 total=19200 unit=samples rate=112.3 loss=0.41 left_s=85
 
-The prefix `progress ` and these keys are stable; keys that are not known are left out. No value holds a space.
+The prefix `progress ` and these keys are stable. Unknown values are left out. No value contains a space.
 
     stage       annotations (of --source objaverse), preprocess, train, tokens, features, generate, evaluate
     state       running; at the end done, or stopped (failed or interrupted)
     run         training run, or part of an evaluation
-    done total  whole numbers of `unit`; what an earlier start of the command finished counts as done in training only
-    rate        units a second since the first ones were done, so without the workers' start; in training, of the last steps
+    done total  whole numbers of `unit`; work finished by an earlier start of the command counts as done in training only
+    rate        units per second since the first unit was done, which leaves out the start of the workers; in training, of the last steps
     failed      units that failed so far
-    left_s      seconds to go at that rate; seconds: since this command began this work (at the end only)
-    tokens_per_s, loss, val_iou, val_ce: of generation and training
+    left_s      estimated seconds left; at the end `seconds` instead, since this command began this work
+    tokens_per_s, loss, val_iou, val_ce: generation and training only
 
 Ours: no colour at all, which is what NO_COLOR asks for.
 """
@@ -26,14 +26,14 @@ import sys
 import time
 from typing import Any, TextIO
 
-EVERY_S = 10.0  # between two lines of one Progress that go to no terminal
-MEASURED_S = 2.0  # least time that a rate is taken over: several workers' first results come in a burst
-BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} {unit}{postfix}"  # a bar of fixed width: the line is cut at the right
+EVERY_S = 10.0  # least time between two lines of one Progress where there is no terminal
+MEASURED_S = 2.0  # least time over which a rate is measured: the first results of several workers come in a burst
+BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} {unit}{postfix}"  # a fixed bar width, so that a narrow terminal cuts the line at its right end
 _active: list["Progress"] = []
 
 
 class Progress:
-    """The progress of one piece of work; a context manager. `run` names it among others of its stage."""
+    """The progress of one piece of work, as a context manager. `run` tells it apart from others of the same stage."""
 
     def __init__(
         self,
@@ -53,12 +53,12 @@ class Progress:
         self.on_terminal = is_terminal(self.stream)
         self.started = self._said_at = time.monotonic()
         self._first: tuple[int, float] | None = (
-            None  # units and time when the first came: before it, workers were starting
+            None  # units done and time at the first result: before it the workers were starting
         )
         self._bar: Any = None
 
     def __enter__(self) -> "Progress":
-        alone = not _active  # of several runs, those that wait for their turn show nothing yet
+        alone = not _active  # of several runs, those that still wait print nothing
         _active.append(self)
         if alone:
             self._print("running")
@@ -71,7 +71,7 @@ class Progress:
         self._print("done" if kind is None and self.done >= self.total else "stopped")
 
     def show(self, done: int, *, failed: int | None = None, rate: float | None = None, **numbers: float) -> None:
-        """`done` units are finished, `failed` of them badly; `rate` where the work measures its own. Prints if it is time."""
+        """Record that `done` units are finished, `failed` of them unsuccessfully, and print if it is time. `rate` overrides the measured rate."""
         now = time.monotonic()
         if rate is None and self._first is not None and now - self._first[1] >= MEASURED_S:
             rate = (done - self._first[0]) / (now - self._first[1])
@@ -87,7 +87,7 @@ class Progress:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds to go at the present rate; None while there is none."""
+        """Seconds left at the present rate; None while the rate is unknown."""
         return (self.total - self.done) / self.rate if self.rate else None
 
     def _print(self, state: str) -> None:
@@ -102,7 +102,7 @@ class Progress:
             )
 
     def fields(self, state: str) -> str:
-        """The line for machines."""
+        """The `key=value` line."""
         left = {"left_s": self.left_s} if state == "running" else {"seconds": time.monotonic() - self.started}
         found = {
             "stage": self.stage,
@@ -117,11 +117,11 @@ class Progress:
 
     @property
     def title(self) -> str:
-        """What a person reads at the line's start."""
+        """The name at the start of the line on a terminal."""
         return self.run or self.stage
 
     def _draw(self) -> None:
-        """The terminal's line, made anew; tqdm finds it a row of its own."""
+        """Redraw the terminal's line; tqdm gives each Progress its own row."""
         if self._bar is None:
             from tqdm import tqdm
 
@@ -138,7 +138,7 @@ class Progress:
         self._bar.set_postfix_str(self._told().removeprefix(", "))
 
     def _told(self, ended: bool = False) -> str:
-        """Rate, numbers and time left for a person."""
+        """Rate, numbers and time left, as shown on a terminal."""
         parts = (
             []
             if ended
@@ -158,7 +158,7 @@ class Progress:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """A line on stderr above the progress that is shown."""
+    """Print a line on stderr, above the progress lines."""
     stream = stream or sys.stderr
     if _active and is_terminal(stream):
         from tqdm import tqdm
@@ -169,7 +169,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether lines can be rewritten there."""
+    """Whether the stream is a terminal whose lines can be rewritten."""
     return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 

@@ -1,8 +1,8 @@
-"""What libraries and Ray's core say goes to a log file of the command; the terminal is left to what this project prints.
+"""Messages of libraries and of Ray's core go to a log file of the command, so that the terminal shows only what this project prints.
 
-How: file descriptor 2, to which native code and child processes write, points at the file; `sys.stderr` is a stream on the old
-one. Python's warnings and every log record meant for the console join it. The file goes when the command succeeds; a failure
-names it, and appends the full traceback. G3PT_TRACEBACK=1 turns all of this off: everything is printed as it comes.
+How: file descriptor 2, to which native code and child processes write, points at the file; `sys.stderr` keeps writing to the terminal.
+Python's warnings and every log record meant for the console go to the file too. It is deleted when the command succeeds. A failure
+names it and appends the full traceback. With G3PT_TRACEBACK=1 everything is printed as it comes.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ def verbose() -> bool:
 
 @dataclass
 class Noise:
-    """Where the noise goes: a file, or (None) the terminal. The file goes at the end unless something was kept in it."""
+    """The log file of library messages; None: the terminal. The file is deleted at the end unless `keep` was called."""
 
     file: Path | None
     kept: bool = False
 
     def keep(self, text: str) -> Path | None:
-        """Add `text` and let the file stay; its path. Without a file the text is printed."""
+        """Append `text`, keep the file, and return its path. Without a file the text is printed."""
         if self.file is None:
             print(text, file=sys.stderr, flush=True)
             return None
@@ -43,7 +43,7 @@ class Noise:
 
 @contextlib.contextmanager
 def noise_aside() -> Iterator[Noise]:
-    """Inside the block all noise goes to a new file."""
+    """Inside the block messages of libraries go to a new file."""
     if verbose():
         yield Noise(None)
         return
@@ -63,7 +63,7 @@ def noise_aside() -> Iterator[Noise]:
 
 @contextlib.contextmanager
 def prints_aside() -> Iterator[None]:
-    """What Python code prints on stdout joins the noise: for a library that prints. Ours goes to stderr."""
+    """Inside the block Python's prints on stdout go to the log file: for a library that prints. We print on stderr."""
     with os.fdopen(os.dup(2), "w") as file, contextlib.redirect_stdout(file):
         yield
 
@@ -77,7 +77,7 @@ def _is_real_stderr() -> bool:
 
 @contextlib.contextmanager
 def _native_stderr_to(handle: int) -> Iterator[None]:
-    """Descriptor 2 is `handle`; sys.stderr stays the terminal, where a crash of the interpreter is told too."""
+    """Inside the block descriptor 2 is `handle`; sys.stderr stays the terminal, where crashes of the interpreter are reported too."""
     old, crashes = sys.stderr, faulthandler.is_enabled()
     old.flush()
     kept = os.dup(2)
@@ -106,7 +106,7 @@ def _console_logs_to(name: str) -> Iterator[None]:
         is_console = handler.stream in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)
         emit(file if is_console else handler, record)
 
-    # Libraries make their handlers when they are imported, at any time: one place that all of them pass is what can be caught.
+    # Libraries create their handlers when they are imported, at any time. All of them pass through this method.
     logging.StreamHandler.emit = diverted  # type: ignore[method-assign]
     logging.captureWarnings(True)
     try:

@@ -1,1 +1,1 @@
-"""The only `ray.init`, and how work waits for it and is stopped."""
+"""Ray: the only `ray.init`, the pool of actors, the nodes, and how a run is stopped."""

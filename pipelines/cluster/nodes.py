@@ -29,14 +29,14 @@ class Node:
 
 
 class Nodes:
-    """The cluster's nodes; empty until `connect` went through."""
+    """The cluster's nodes; empty until `connect` succeeds."""
 
     def __init__(self) -> None:
         self.found: list[Node] = []
 
     def connect(self, ray_address: str | None) -> None:
         """Join or start the cluster and list its nodes."""
-        logging.getLogger("ray._private.worker").setLevel(logging.ERROR)  # that it is not in the main thread
+        logging.getLogger("ray._private.worker").setLevel(logging.ERROR)  # it warns that this is not the main thread
         session.connect(ray_address)
         import ray
 
@@ -57,7 +57,7 @@ class Nodes:
     def on_each(
         self, function: Callable[..., Any], *args: Any, timeout_s: float = NODE_TIMEOUT_S
     ) -> list[tuple[Node, Any]]:
-        """(node, result) of the function on each node, an exception standing for a result."""
+        """(node, result) of the function on each node; the result is the exception if it failed or did not answer in time."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -80,7 +80,7 @@ class Nodes:
         except ray.exceptions.GetTimeoutError:
             ray.cancel(reference, force=True)
             return TimeoutError("no answer in time")
-        except Exception as error:  # whatever the worker met is this node's finding
+        except Exception as error:  # whatever went wrong there is this node's result
             return getattr(error, "cause", None) or error
 
 

@@ -1,4 +1,4 @@
-"""The only `ray.init` of the project: join the cluster that was asked for, or start a small private one.
+"""The only `ray.init` of the project: joins the requested cluster or starts a small private one.
 
 How: `--ray-address`, else RAY_ADDRESS (set by `ray job submit`), else a local cluster of this process. A local cluster
 has an explicit number of CPUs, no dashboard and a bounded object store, so that it starts in seconds. Every worker gets
@@ -16,11 +16,11 @@ from pipelines.cli.endings import Ending, at_end
 from pipelines.cli.errors import UsageError
 from pipelines.cli.paths import REPOSITORY
 
-OBJECT_STORE_BYTES = 512 * 2**20  # shared memory of a local cluster: datasets at laptop scale pass through in shards
+OBJECT_STORE_BYTES = 512 * 2**20  # shared memory of a local cluster; datasets pass through it shard by shard
 PASSED_ON = (
     "HF_ENDPOINT",
     "HF_HUB_OFFLINE",
-)  # where workers find the Hugging Face hub; HF_TOKEN is a secret and each node's own
+)  # where workers find the Hugging Face hub; HF_TOKEN is a secret that each node has for itself
 WORKER_ENV = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -53,7 +53,7 @@ def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_s
         }
         # Ray announces at every start that a local cluster asks for a token; docs/guide/cluster.md says so once.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    # Workers' own prints stay in Ray's logs (below /tmp/ray): commands tell their progress from the driver.
+    # Prints of workers stay in Ray's logs (below /tmp/ray): the driver reports progress.
     session = ray.init(
         address=address,
         runtime_env={"env_vars": worker_env()},
@@ -63,14 +63,14 @@ def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_s
     )
     logs = Path(session.address_info["session_dir"]) / "logs"  # on the node that this process runs on
     at_end("Ray", Ending(close=disconnect, failure_rows=lambda: [("Ray", f"its logs are in {logs}")]))
-    interrupt.rearm()  # Ray has taken SIGTERM
+    interrupt.rearm()  # Ray has replaced our handler of SIGTERM
     data = ray.data.DataContext.get_current()
-    data.enable_progress_bars = False  # pipelines.cli.progress tells it
+    data.enable_progress_bars = False  # pipelines.cli.progress shows it
     data.raise_original_map_exception = True
 
 
 def wants_gpu(device: str = "auto") -> bool:
-    """`gpu`, `cpu`, or `auto`: a GPU if the connected cluster has any now."""
+    """Whether workers get a GPU: `gpu` always, `cpu` never, `auto` if the connected cluster has one now."""
     if device not in ("auto", "cpu", "gpu"):
         raise UsageError(f"--device must be auto, cpu or gpu, got {device!r}")
     import ray
@@ -79,7 +79,7 @@ def wants_gpu(device: str = "auto") -> bool:
 
 
 def actor_resources(device: str = "auto") -> tuple[dict[str, float], int]:
-    """What an actor that holds a model asks of Ray, a GPU of its own or a CPU, and how many such actors fit the cluster now."""
+    """The resources of an actor that holds a model (one GPU or one CPU), and how many such actors fit the cluster now."""
     import ray
 
     name, request = ("GPU", "num_gpus") if wants_gpu(device) else ("CPU", "num_cpus")
@@ -87,9 +87,9 @@ def actor_resources(device: str = "auto") -> tuple[dict[str, float], int]:
 
 
 def torch_device() -> str:
-    """`cuda` in a worker that was given a GPU, or without Ray on a machine that has one; else `cpu`.
+    """`cuda` in a worker that was given a GPU, and without Ray on a machine that has one; otherwise `cpu`.
 
-    Every process on a node sees all its GPUs (RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0): one that asked for none must take none.
+    Every process on a node sees all its GPUs (RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0), so one that asked for none must use none.
     """
     import ray
     import torch
@@ -100,13 +100,13 @@ def torch_device() -> str:
 
 
 def is_connected() -> bool:
-    """Whether this process is a driver of a cluster; asks without importing Ray."""
+    """Whether this process is connected to a cluster; does not import Ray."""
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()
 
 
 def disconnect() -> None:
-    """Leave the cluster; a local one ends with it."""
+    """Disconnect from the cluster; a local one ends."""
     if is_connected():
         import ray
 
@@ -114,14 +114,14 @@ def disconnect() -> None:
 
 
 def worker_env() -> dict[str, str]:
-    """Environment of every worker: one thread each, the driver's hub, and this repository importable."""
+    """Environment variables of every worker: one thread, the driver's hub address, this repository importable."""
     inherited = os.environ.get("PYTHONPATH", "")
     path = os.pathsep.join(part for part in (str(REPOSITORY), inherited) if part)
     return {**WORKER_ENV, **{name: os.environ[name] for name in PASSED_ON if name in os.environ}, "PYTHONPATH": path}
 
 
 def quiet_environment() -> None:
-    """Settings that Ray reads when it is imported or started: set before, and only where the user set nothing."""
+    """Set the variables that Ray reads when it is imported or started, unless the user has set them."""
     defaults = {
         **WORKER_ENV,
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -133,5 +133,5 @@ def quiet_environment() -> None:
 
 
 def available_cpus() -> int:
-    """CPUs this process may use, at least two: Ray needs a slot for a coordinator beside one that works."""
+    """CPUs that this process may use, at least two: Ray needs one for a coordinator beside the one that works."""
     return max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 2))

@@ -1,11 +1,11 @@
-"""How a run in training is asked to stop, saves after the step at hand, and says so: a scheduler's SIGTERM costs no work.
+"""Stopping a training run: it saves a checkpoint after the current step, so that a scheduler's SIGTERM costs no work.
 
-How: while rank 0 trains, the run's folder has a file `.stop`, empty. The driver, told to stop by a signal, writes a word into it
-(`ask_and_wait`); rank 0 reads it five times a second, answers on a second line, and takes the file away once all is saved. A
-worker that gets SIGTERM itself (`catch_sigterm`) needs no file. Either way `fit` lets all workers agree after each step.
+How: while rank 0 trains, the run's folder contains an empty file `.stop`. A driver that got a signal writes a word into it
+(`ask_and_wait`). Rank 0 reads the file five times a second, answers on a second line, and removes the file when the checkpoint is saved.
+A worker that gets SIGTERM itself (`catch_sigterm`) needs no file. In both cases all workers agree in `fit` after each step.
 
-Ours: a file, because driver and workers share the run's folder and need nothing else of each other; it is there before it is
-written to, as NFS shows changes of a known file at once and a new file late.
+Ours: a file, because the run's folder is all that driver and workers share. It exists before it is written to: NFS shows a change of a
+known file at once, but a new file late.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ STOP_FILE = ".stop"
 STOP, SAVES = "stop\n", "saves\n"
 POLL_S = 0.2
 ANSWER_S = 10.0  # for rank 0 to answer; a worker that does not train yet has nothing to save
-SAVE_S = 900.0  # for the step at hand and its checkpoint; who sent the signal may be less patient
+SAVE_S = 900.0  # for the current step and its checkpoint; the sender of the signal may be less patient
 _got_sigterm, _training = threading.Event(), threading.Event()
 
 
 @contextlib.contextmanager
 def stoppable(run_dir: Path, rank: int) -> Iterator[Callable[[], bool]]:
-    """Around a worker's training: gives what says whether this worker was asked to stop."""
+    """Around a worker's training: yields a function that returns whether this worker was asked to stop."""
     asked, done, file = threading.Event(), threading.Event(), run_dir / STOP_FILE
 
     def watch() -> None:
@@ -56,7 +56,7 @@ def stoppable(run_dir: Path, rank: int) -> Iterator[Callable[[], bool]]:
 
 
 def catch_sigterm() -> None:
-    """In a worker's main thread: SIGTERM while it trains asks it to stop, else does what it did before."""
+    """In a worker's main thread: SIGTERM during training asks it to stop; at other times the previous handler runs."""
     before = signal.getsignal(signal.SIGTERM)
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -68,13 +68,13 @@ def catch_sigterm() -> None:
             signal.signal(number, before or signal.SIG_DFL)
             signal.raise_signal(number)
 
-    with contextlib.suppress(ValueError):  # not the main thread after all: SIGTERM ends this worker as ever
+    with contextlib.suppress(ValueError):  # not the main thread after all: SIGTERM ends this worker as usual
         signal.signal(signal.SIGTERM, note)
 
 
 @contextlib.contextmanager
 def asking(run_dirs: Sequence[Path]) -> Iterator[None]:
-    """Around a driver's wait: a signal that ends it asks these runs to stop, and leaves the block once they have saved."""
+    """Around a driver's wait: after a signal these runs are asked to stop, and the block ends once they have saved."""
     try:
         yield
     except interrupt.Stopped:
@@ -83,18 +83,18 @@ def asking(run_dirs: Sequence[Path]) -> Iterator[None]:
 
 
 def ask_and_wait(run_dirs: Sequence[Path]) -> None:
-    """Ask the runs that train now, and wait until each has saved; one that does not answer is left alone."""
+    """Ask the runs in training to stop and wait until each has saved. A run that does not answer is left alone."""
     asked = [folder / STOP_FILE for folder in run_dirs if _write(folder / STOP_FILE)]
     _wait_while(lambda: any(_read(file) == STOP for file in asked), ANSWER_S)
     if saving := [file for file in asked if _read(file) == STOP + SAVES]:
         interrupt.grant(SAVE_S)
-        say(f"  {', '.join(file.parent.name for file in saving)}: saving after the step at hand")
+        say(f"  {', '.join(file.parent.name for file in saving)}: saving after the current step")
         _wait_while(lambda: any(file.exists() for file in saving), SAVE_S)
         interrupt.grant(interrupt.GRACE_S)
 
 
 def _write(file: Path) -> bool:
-    """Whether the run trains, and so could be asked."""
+    """Whether the run could be asked, which means that it is in training."""
     try:
         with open(file, "r+") as handle:
             handle.write(STOP)

@@ -1,6 +1,6 @@
-"""Ray Train's process group, and SIGTERM caught in each worker's main thread: training itself runs in another, which can't.
+"""Ray Train's torch backend, which also catches SIGTERM in each worker's main thread: training itself runs in another thread.
 
-Imports Ray: `pipelines.train.run` imports this where it starts Ray Train.
+Imports Ray at the top: `pipelines.train.run` imports this module where it starts Ray Train.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from pipelines.cluster.stopping import catch_sigterm
 
 
 class Backend(_TorchBackend):
-    """Torch's own, with one call more; `execute` runs in a worker's main thread."""
+    """Torch's own backend with one more call on start; `execute` runs in a worker's main thread."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         super().on_start(worker_group, backend_config)
@@ -20,7 +20,7 @@ class Backend(_TorchBackend):
 
 
 class Config(TorchConfig):
-    """Chooses `Backend`."""
+    """Selects `Backend`."""
 
     @property
     def backend_cls(self) -> type[Backend]:

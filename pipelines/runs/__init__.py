@@ -1,1 +1,1 @@
-"""What is written beside each output: its identity, its ledger, the command, the failure, the machine."""
+"""Files written beside each output: identity, ledger, command, failure, machine; and locks."""

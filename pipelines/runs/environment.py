@@ -1,7 +1,7 @@
-"""On what a stage runs: Python, packages, this code's commit, the machine; written beside each output for those who read it later.
+"""The environment of a stage, written beside its output: Python, packages, this code's commit, the machine.
 
-How: `environment()` reads package metadata, /proc and nvidia-smi: no import of torch or Ray, a few milliseconds, once a process.
-It describes the driver's machine; a cluster's workers may be others.
+How: `environment()` reads package metadata, /proc and nvidia-smi, once per process. It imports neither torch nor Ray and takes
+milliseconds. It describes the driver's machine; the workers of a cluster may differ.
 """
 
 import functools
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "ray", "mlflow", "numpy", "pyarrow", "g3pt")
 
 @functools.cache
 def environment() -> dict[str, Any]:
-    """Versions, git commit and hardware as JSON."""
+    """Versions, git commit and hardware, ready for JSON."""
     from pipelines.runs.identity import git_commit
 
     return {
@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # g3pt used from a folder, not installed
+    except importlib.metadata.PackageNotFoundError:  # g3pt is used from a folder, not installed
         return None
 
 
@@ -49,7 +49,7 @@ def _cpu_model() -> str:
 
 
 def _gpus() -> list[str]:
-    """Names of the GPUs that the driver of NVIDIA sees; empty without one."""
+    """Names and memory of the GPUs that the NVIDIA driver lists; empty without one."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]

@@ -1,7 +1,7 @@
-"""What a run is: its identity and its ledger on disk.
+"""A training run's identity (`RunSpec`) and its ledger on disk (`Ledger`).
 
-How: a `RunSpec` hashes all that changes the weights and names the run's folder. The `Ledger` (metrics.jsonl) is the source of
-truth, each step once; MLflow is a view of it (`pipelines.tracking.client`).
+How: a `RunSpec` hashes everything that changes the weights; the hash is part of the folder's name. The `Ledger` (metrics.jsonl) is the
+source of truth and contains each step once; MLflow is a view of it (`pipelines.tracking.client`).
 """
 
 import contextlib
@@ -26,12 +26,12 @@ NO_WEIGHTS = {
     "eval_every",
     "checkpoint_every",
     "checkpoint_layers",
-}  # keys of a config that change no weight
+}  # keys of a config that do not change the weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """One training run: `config` (JSON) is hashed, `paths` (where data and upstream runs lie) are not."""
+    """One training run. `config` (JSON) is hashed; `paths`, where data and upstream runs are, is not."""
 
     stage: str
     preset: str
@@ -58,17 +58,17 @@ class RunSpec:
         return f"{self.stage}-{self.preset}-s{self.seed}-{self.hash8}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As config.json holds it; version, name and hash are for readers."""
+        """The content of config.json; version, name and hash are added for readers."""
         return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self), "name": self.name, "hash": self.hash8}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunSpec":
-        """Back from config.json."""
+        """The inverse of `to_dict`."""
         return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
 
 
 def stable_hash(value: Any) -> str:
-    """sha256, in hex, of the value as JSON with sorted keys."""
+    """Hex sha256 of the value as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -79,15 +79,15 @@ def _without(value: Any, keys: set[str]) -> Any:
 
 
 class Ledger:
-    """A JSON-lines file of flat records; a torn last line (a kill while writing) does not count.
+    """A JSON-lines file of flat records. A torn last line, left by a kill, is ignored.
 
-    A record's key `step` is the number of samples seen, which rises from record to record: MLflow and other readers of the file
-    call the horizontal axis so. Everywhere else "step" is an optimiser step and the number of objects seen is called "samples".
+    A record's key `step` is the number of samples seen, which increases from record to record: MLflow and other readers of the file
+    call the horizontal axis "step". Everywhere else a step is an optimiser step, and objects seen are "samples".
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._last: float | None = None  # what this writer appended last; the file is read once for it
+        self._last: float | None = None  # the last step that was written; read from the file at the first append
 
     @classmethod
     def of(cls, run_dir: Path) -> "Ledger":
@@ -95,14 +95,14 @@ class Ledger:
         return cls(run_dir / LEDGER_FILE)
 
     def read(self) -> list[Record]:
-        """All whole records, in order."""
+        """All complete records, in order."""
         if not self.path.exists():
             return []
-        lines = self.path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn or empty
+        lines = self.path.read_bytes().split(b"\n")[:-1]  # the rest after the last newline is torn or empty
         return [json.loads(line) for line in lines if line]
 
     def tail(self, max_bytes: int) -> list[Record]:
-        """The whole records in the last `max_bytes`, in order; what cannot be read is left out."""
+        """The complete records in the last `max_bytes`, in order; unreadable lines are left out."""
         try:
             with open(self.path, "rb") as file:
                 file.seek(max(0, self.path.stat().st_size - max_bytes))
@@ -118,7 +118,7 @@ class Ledger:
         return found
 
     def append(self, records: Iterable[Record]) -> None:
-        """Add records and wait until they are on disk. A record that is not past the one before is a bug of the caller."""
+        """Append records and wait until they are on disk. A record that does not advance is a bug in the caller."""
         records = list(records)
         last = self._last if self._last is not None else self.last_samples()
         for record in records:
@@ -131,7 +131,7 @@ class Ledger:
         self._last = last
 
     def truncate_after(self, samples: float) -> int:
-        """Drop records past `samples`, and a torn line; returns how many whole records went."""
+        """Drop the records after `samples` and a torn line; return how many complete records were dropped."""
         records = self.read()
         kept = [r for r in records if r["step"] <= samples]
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
@@ -147,7 +147,7 @@ class Ledger:
 
 
 def git_commit() -> str:
-    """HEAD of the repository this code lies in, with `-dirty` if tracked files differ; `unknown` outside one."""
+    """Commit of the repository that contains this code, with `-dirty` if tracked files differ; `unknown` outside a repository."""
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
@@ -156,7 +156,7 @@ def git_commit() -> str:
 
 
 class Periodic:
-    """Calls `work` every `interval_s` seconds in a thread of its own until the block ends, and once more then."""
+    """Calls `work` every `interval_s` seconds in its own thread until the block ends, and once more at the end."""
 
     def __init__(self, work: Callable[[], None], interval_s: float = 2.0) -> None:
         self.work, self.interval_s = work, interval_s

@@ -1,10 +1,9 @@
-"""What a command leaves beside its output for those who come later: how it was started, and why it failed.
+"""Notes that a command writes beside its output: how it was started (command.json) and why it failed (failure.json).
 
-How: a stage wraps its work in `working_in(folder)`. At the start `command.json` says which command line works there, on how
-much, and with which versions and hardware (`pipelines.runs.environment`); `failure.json` is written when the work raises and goes when
-the same work starts again or succeeds. Both are notes: no result depends on them, nothing is hashed with them. `jobs/status.py`
-and the reports read them.
-Ours: an interrupted command (Ctrl-C, a kill) leaves no failure: its output is merely not finished.
+How: a stage wraps its work in `working_in(folder)`. At the start it writes `command.json` with the command line, the amount of work, the
+versions and the hardware (`pipelines.runs.environment`). `failure.json` is written when the work raises, and removed when it starts again.
+No result depends on these notes and no hash covers them. `jobs/status.py` and the reports read them.
+Ours: an interrupted command (Ctrl-C, a kill) leaves no failure.json: its output is merely unfinished.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ COMMAND_FILE, FAILURE_FILE = "command.json", "failure.json"
 def working_in(
     folder: str | Location, *, total: int | None = None, unit: str = "objects", flags: Mapping[str, Any] | None = None
 ) -> Iterator[None]:
-    """Around a stage's work in `folder` (made if missing); `total` is all there is to do in `unit`s, finished ones counted."""
+    """Around a stage's work in `folder`, which is made if missing. `total` is all the work in `unit`s, including what is finished already."""
     from g3pt.data.storage import location
     from g3pt.training.exports import write_json
     from pipelines.cli.errors import UsageError
@@ -46,7 +45,7 @@ def working_in(
         "total": total,
         "unit": unit,
     }
-    note |= {"host": socket.gethostname(), "pid": os.getpid()}  # whether somebody still works there
+    note |= {"host": socket.gethostname(), "pid": os.getpid()}  # status checks whether the process is still alive
     note |= {"environment": environment()}
     write_json(folder / COMMAND_FILE, note | ({"flags": dict(flags)} if flags else {}))
     (folder / FAILURE_FILE).unlink(missing_ok=True)
@@ -59,7 +58,7 @@ def working_in(
 
 
 def note_failure(folder: str | Location, error: BaseException) -> None:
-    """Write `failure.json`: the root cause's one line as `error`, with `step`, `doing`, `where` and `traceback` where they are known."""
+    """Write `failure.json`: the root cause on one line as `error`, and `step`, `doing`, `where` and `traceback` if known."""
     from g3pt.data.storage import location
     from g3pt.training.exports import write_json
     from pipelines.cli.failures import Failure
@@ -69,9 +68,9 @@ def note_failure(folder: str | Location, error: BaseException) -> None:
 
 
 def read_note(folder: str | Path, name: str) -> dict[str, Any] | None:
-    """`command.json` or `failure.json` of a folder; None if it is missing or unreadable."""
+    """The content of `command.json` or `failure.json`; None if it is missing or unreadable."""
     try:
         found = json.loads((Path(folder) / name).read_text())
-    except (OSError, ValueError, RecursionError):  # the last for a file of a thousand brackets
+    except (OSError, ValueError, RecursionError):  # RecursionError: a file of a thousand brackets
         return None
     return found if isinstance(found, dict) else None

@@ -67,7 +67,7 @@ def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(
         command(data, tmp_path), tmp_path, lambda: any(tmp_path.glob("runs/*/checkpoints/samples-*.pt")), number
     )
     (run_dir,) = (tmp_path / "runs").iterdir()
-    assert "saving after the step at hand" in first
+    assert "saving after the current step" in first
     at = checkpoints.checkpointed(run_dir)
     assert f"  safe     its checkpoint at {at} of {STEPS * BATCH} samples ({run_dir})" in first.splitlines()
     wait_s = random.Random(time.time_ns()).uniform(0, 0.7)

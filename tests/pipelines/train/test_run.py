@@ -149,7 +149,7 @@ def test_a_signal_to_the_driver_saves_the_step_at_hand(
     assert stopped.value.exit_code == 143 and stopped.value.safe_on_disk == [
         f"its checkpoint at 20 of 80 samples ({run_dir})"
     ]
-    assert "saving after the step at hand" in capsys.readouterr().err
+    assert "saving after the current step" in capsys.readouterr().err
     assert not (run_dir / STOP_FILE).exists() and not (run_dir / "failure.json").exists()
     assert train.train_run(spec, tmp_path / "runs", num_workers=0, build=TOY) == run_dir
     assert "resumes at 20 samples (0 later ledger records dropped)" in capsys.readouterr().out
