@@ -10,7 +10,7 @@ def every(caption: str, draws: int = 200) -> set[str]:
     return {shorten(caption, random) for _ in range(draws)}
 
 
-def test_every_subset_of_the_attributes_comes_out_as_english():
+def test_every_subset_of_the_attributes_comes_out_as_english() -> None:
     assert every("a tall round axe with a knob and two legs") == {
         f"{head}{tail}"
         for head in ("a tall round axe", "a tall axe", "a round axe", "an axe")
@@ -36,12 +36,12 @@ def test_every_subset_of_the_attributes_comes_out_as_english():
         ("with love", "with love"),
     ],
 )
-def test_what_is_left_when_all_goes(caption, shortest):
+def test_what_is_left_when_all_goes(caption: str, shortest: str) -> None:
     assert shorten(caption, None) == shortest
     assert shortest in every(caption, 400) and caption in every(caption, 400)
 
 
-def test_phrases_are_cut_where_a_new_one_begins():
+def test_phrases_are_cut_where_a_new_one_begins() -> None:
     assert split_caption("a shirt with black and white stripes, a collar, and no sleeves")[1] == [
         "black and white stripes",
         "a collar",
@@ -50,7 +50,7 @@ def test_phrases_are_cut_where_a_new_one_begins():
     assert split_caption("a mug with a handle and two rings")[1] == ["a handle", "two rings"]
 
 
-def test_captions_of_shapes_keep_their_family_whatever_is_left_out():
+def test_captions_of_shapes_keep_their_family_whatever_is_left_out() -> None:
     random = np.random.default_rng(0)
     for caption, (family, _) in shapes.all_captions().items():
         short = shorten(caption, random)
@@ -61,7 +61,7 @@ def test_captions_of_shapes_keep_their_family_whatever_is_left_out():
         assert len(shorten(caption, None)) < len(caption)
 
 
-def test_the_draw_follows_from_the_generator():
+def test_the_draw_follows_from_the_generator() -> None:
     caption = "a tall wide chair with a solid back and four legs"
     assert [shorten(caption, np.random.default_rng(k)) for k in range(8)] == [
         shorten(caption, np.random.default_rng(k)) for k in range(8)

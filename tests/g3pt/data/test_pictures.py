@@ -1,5 +1,7 @@
 import io
 import zlib
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,14 +11,20 @@ from g3pt.data.pictures import ONE_COLOUR, WHOLE, cut_out, prepare_image
 Image = pytest.importorskip("PIL.Image")
 
 
-def square(mode="RGBA", size=(80, 60), box=(10, 20, 40, 40), background=(0, 0, 0, 0), colour=(255, 0, 0, 255)):
+def square(
+    mode: str = "RGBA",
+    size: Any = (80, 60),
+    box: tuple[int, int, int, int] = (10, 20, 40, 40),
+    background: Any = (0, 0, 0, 0),
+    colour: Any = (255, 0, 0, 255),
+) -> Any:
     """A coloured rectangle on a background."""
     image = Image.new("RGBA", size, background)
     image.paste(colour, box)
     return image.convert(mode)
 
 
-def test_transparency_is_background_and_the_object_is_centred_with_a_margin():
+def test_transparency_is_background_and_the_object_is_centred_with_a_margin() -> None:
     pixels = prepare_image(square(), 40, margin=0.1)
     red = pixels[1] < -0.5  # green is absent only where the object is
     rows, columns = torch.where(red.any(1))[0], torch.where(red.any(0))[0]
@@ -25,12 +33,12 @@ def test_transparency_is_background_and_the_object_is_centred_with_a_margin():
     assert 31 <= len(columns) <= 35 and 20 <= len(rows) <= 24  # 30 x 20 pixels in a square of 36
 
 
-def test_hidden_colour_behind_full_transparency_does_not_leak():
+def test_hidden_colour_behind_full_transparency_does_not_leak() -> None:
     loud, quiet = square(background=(0, 255, 0, 0)), square(background=(0, 0, 0, 0))
     assert torch.equal(prepare_image(loud, 28), prepare_image(quiet, 28))
 
 
-def drawing(background, size=(90, 70)):
+def drawing(background: Any, size: Any = (90, 70)) -> Any:
     """A red ring with a blue bar through it: what is inside the ring is not the edge's background."""
     from PIL import ImageDraw
 
@@ -44,7 +52,7 @@ def drawing(background, size=(90, 70)):
 @pytest.mark.parametrize(
     ("colour", "kind"), [((255, 255, 255), "PNG"), ((90, 90, 90), "PNG"), ((255, 255, 255), "JPEG"), ((0, 0, 0), "GIF")]
 )
-def test_an_even_background_is_as_good_as_alpha(colour, kind):
+def test_an_even_background_is_as_good_as_alpha(colour: Any, kind: str) -> None:
     from PIL import ImageDraw
 
     by_alpha = drawing((0, 0, 0, 0))
@@ -61,13 +69,13 @@ def test_an_even_background_is_as_good_as_alpha(colour, kind):
     ).abs().mean() < (0.15 if kind == "JPEG" else 0.01)
 
 
-def test_an_object_that_touches_the_edge_is_cut_out_of_its_background():
+def test_an_object_that_touches_the_edge_is_cut_out_of_its_background() -> None:
     image = square("RGB", box=(30, 40, 50, 60), background=(255, 255, 255, 255))  # 20 of 280 pixels of the edge are red
     pixels, warning = cut_out(image, 20, margin=0.0)
     assert warning == "" and (pixels[1] < 0).all(), "nothing but red"
 
 
-def test_a_picture_without_alpha_and_even_background_is_used_whole_and_says_so():
+def test_a_picture_without_alpha_and_even_background_is_used_whole_and_says_so() -> None:
     import numpy as np
 
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
@@ -79,19 +87,19 @@ def test_a_picture_without_alpha_and_even_background_is_used_whole_and_says_so()
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (300, 2), (260, 260)])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "1"])
-def test_tiny_huge_and_thin_pictures_fit(size, mode, monkeypatch):
+def test_tiny_huge_and_thin_pictures_fit(size: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("g3pt.data.pictures.MAX_SIDE", 100)
     pixels, _ = cut_out(Image.new(mode, size, 1 if mode == "1" else (200, 10, 10, 255)[: len(mode)]), 28)
     assert pixels.shape == (3, 28, 28) and torch.isfinite(pixels).all()
 
 
-def test_a_thin_picture_needs_no_square_of_its_length():
+def test_a_thin_picture_needs_no_square_of_its_length() -> None:
     buffer = io.BytesIO()
     Image.new("L", (65_000, 1), 9).save(buffer, "JPEG")  # its square would take 17 GB
     assert cut_out(buffer.getvalue(), 28)[0].shape == (3, 28, 28)
 
 
-def test_a_huge_picture_shows_what_a_small_one_shows(monkeypatch):
+def test_a_huge_picture_shows_what_a_small_one_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("g3pt.data.pictures.MAX_SIDE", 100)
     small = drawing((0, 255, 0, 0))
     huge = small.resize((90 * 8, 70 * 8), Image.Resampling.NEAREST)
@@ -99,14 +107,14 @@ def test_a_huge_picture_shows_what_a_small_one_shows(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["LA", "P"])
-def test_alpha_counts_in_every_mode_that_has_it(mode):
+def test_alpha_counts_in_every_mode_that_has_it(mode: str) -> None:
     buffer = io.BytesIO()
     square(mode).save(buffer, "PNG")
     pixels, warning = cut_out(buffer.getvalue(), 28, margin=0.1)
     assert warning == "" and pixels[:, 0, 0].abs().max() < 0.02 and pixels[:, 14, 14].abs().max() > 0.3
 
 
-def test_a_picture_is_turned_as_its_exif_says_and_used_where_that_is_garbage():
+def test_a_picture_is_turned_as_its_exif_says_and_used_where_that_is_garbage() -> None:
     upright, exif = square(box=(10, 20, 40, 30)), Image.Exif()
     exif[0x0112] = 6  # stored lying on its side
     turned, broken = io.BytesIO(), io.BytesIO()
@@ -118,7 +126,7 @@ def test_a_picture_is_turned_as_its_exif_says_and_used_where_that_is_garbage():
     )
 
 
-def test_numbers_that_are_none_are_black():
+def test_numbers_that_are_none_are_black() -> None:
     import numpy as np
 
     values = np.full((20, 20), np.nan, dtype=np.float32)
@@ -127,14 +135,14 @@ def test_numbers_that_are_none_are_black():
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
-def test_every_mode_gives_finite_pixels(mode):
+def test_every_mode_gives_finite_pixels(mode: str) -> None:
     source = square("RGB", background=(255, 255, 255, 255))
     image = source.convert("I").convert(mode) if mode == "I;16" else source.convert("RGB").convert(mode)
     pixels = prepare_image(image, 28)
     assert pixels.shape == (3, 28, 28) and torch.isfinite(pixels).all() and pixels.std() > 0.01
 
 
-def test_sixteen_bit_grey_keeps_its_range():
+def test_sixteen_bit_grey_keeps_its_range() -> None:
     import numpy as np
 
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
@@ -142,7 +150,7 @@ def test_sixteen_bit_grey_keeps_its_range():
     assert pixels[0, -3, 14] - pixels[0, 3, 14] > 2
 
 
-def test_bytes_and_paths_equal_the_image(tmp_path):
+def test_bytes_and_paths_equal_the_image(tmp_path: Path) -> None:
     image, buffer = square(), io.BytesIO()
     image.save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
@@ -151,18 +159,18 @@ def test_bytes_and_paths_equal_the_image(tmp_path):
     assert torch.equal(prepare_image(tmp_path / "a.png", 28), want)
 
 
-def test_an_invisible_image_is_refused():
+def test_an_invisible_image_is_refused() -> None:
     with pytest.raises(ValueError, match="fully transparent"):
         prepare_image(Image.new("RGBA", (8, 8), (1, 2, 3, 0)), 28)
 
 
-def test_formats_that_start_programs_are_not_opened(tmp_path):
+def test_formats_that_start_programs_are_not_opened(tmp_path: Path) -> None:
     square("RGB").save(tmp_path / "a.eps")
     with pytest.raises(OSError, match="cannot identify"):
         prepare_image(tmp_path / "a.eps", 28)
 
 
-def test_a_huge_or_broken_picture_is_a_value_error(tmp_path, monkeypatch):
+def test_a_huge_or_broken_picture_is_a_value_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = io.BytesIO()
     square().save(buffer, "PNG")
     header = bytearray(buffer.getvalue())

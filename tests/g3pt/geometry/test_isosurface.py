@@ -1,6 +1,7 @@
 """Fields of known shape: right radius and place, coarse-to-fine equals dense, batches, memory."""
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_sphere_has_its_radius_and_place() -> None:
 
 
 @pytest.mark.parametrize("field", [sphere, torus, thin_plate_with_wire])
-def test_coarse_to_fine_equals_dense_with_fewer_points(field) -> None:
+def test_coarse_to_fine_equals_dense_with_fewer_points(field: Any) -> None:
     counts = {16: 0, 64: 0}
     meshes = {}
     for coarse in counts:

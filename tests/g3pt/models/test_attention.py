@@ -1,7 +1,10 @@
 """Attention by levels, and FlexAttention's structure, against softmax under a dense mask."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from torch import Tensor
 
 from g3pt.models.attention import attended_pairs, block_mask, compiled_flex, level_by_level, level_of_tokens
 
@@ -19,18 +22,18 @@ def tensors(levels: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.randn(2, 2, sum(levels), 16, generator=generator, requires_grad=True) for _ in range(3)]
 
 
-def naive(query, key, value, levels):
+def naive(query: Tensor, key: Tensor, value: Tensor, levels: Sequence[int]) -> Tensor:
     level_N = level_of_tokens(levels)
     scores = (query @ key.transpose(-1, -2)).masked_fill(level_N[:, None] < level_N[None, :], -torch.inf)
     return scores.softmax(-1) @ value
 
 
-def gradients(out, inputs):
+def gradients(out: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad((out * torch.arange(out.numel()).view_as(out).sin()).sum(), inputs)
 
 
 @pytest.mark.parametrize("levels", LEVELS)
-def test_level_by_level_equals_a_dense_mask_forward_and_backward(levels):
+def test_level_by_level_equals_a_dense_mask_forward_and_backward(levels: Sequence[int]) -> None:
     inputs = tensors(levels)
     got, want = level_by_level(*inputs, levels), naive(*inputs, levels)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
@@ -39,7 +42,9 @@ def test_level_by_level_equals_a_dense_mask_forward_and_backward(levels):
 
 
 @pytest.mark.parametrize("levels", LEVELS[1:])
-def test_flex_attention_equals_a_dense_mask_forward_and_backward(levels, monkeypatch):
+def test_flex_attention_equals_a_dense_mask_forward_and_backward(
+    levels: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Uncompiled: on a CPU FlexAttention refuses gradients, although its own formulas for them run there; the refusal is taken away."""
     from torch.nn.attention import flex_attention as module
 
@@ -51,12 +56,12 @@ def test_flex_attention_equals_a_dense_mask_forward_and_backward(levels, monkeyp
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_flex_attention_skips_whole_blocks():
+def test_flex_attention_skips_whole_blocks() -> None:
     mask = block_mask((128, 256, 128), torch.device("cpu"))
     assert mask.to_dense().int().tolist() == [[[[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]]]
 
 
-def test_pairs_are_those_of_the_dense_mask():
+def test_pairs_are_those_of_the_dense_mask() -> None:
     for levels in LEVELS:
         level_N = level_of_tokens(levels)
         assert attended_pairs(levels) == int((level_N[:, None] >= level_N[None, :]).sum())
@@ -64,7 +69,7 @@ def test_pairs_are_those_of_the_dense_mask():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("levels", LEVELS[1:])
-def test_the_compiled_kernel_equals_a_dense_mask(levels):
+def test_the_compiled_kernel_equals_a_dense_mask(levels: Sequence[int]) -> None:
     inputs = [t.detach().cuda().requires_grad_() for t in tensors(levels)]
     got = compiled_flex()(*inputs, block_mask=block_mask(levels, inputs[0].device), scale=1.0)
     want = level_by_level(*inputs, levels)

@@ -1,10 +1,12 @@
 import dataclasses
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from g3pt.config import CAR_PRESETS, CVQ_PRESETS, CARConfig
 from g3pt.models.car import G3PT
@@ -15,12 +17,12 @@ from g3pt.models.transformer import CAR
 from tests.g3pt.tiny import given_conditions, random_batch, tiny_g3pt, tiny_tokenizer
 
 
-def test_a_later_scale_cannot_change_an_earlier_logit():
+def test_a_later_scale_cannot_change_an_earlier_logit() -> None:
     model = tiny_g3pt().eval()
     batch = random_batch(model)
     scales, changed = model.scales, dict(batch)
 
-    def hidden(codes_BS):
+    def hidden(codes_BS: Tensor) -> Tensor:
         text_BC, image_BMC = given_conditions(model, batch)
         return model.car(model.aligned_inputs(codes_BS), text_BC, image_BMC)
 
@@ -36,7 +38,7 @@ def test_a_later_scale_cannot_change_an_earlier_logit():
                 assert (after[:, end:] - before[:, end:]).abs().amax() > 1e-4
 
 
-def test_attention_is_full_inside_a_scale_and_blind_to_the_future():
+def test_attention_is_full_inside_a_scale_and_blind_to_the_future() -> None:
     model = tiny_g3pt()
     assert model.car.attended(4) == (model.image.num_tokens, 1, 3, 6, 8) and tiny_g3pt(
         image_encoder="none"
@@ -51,7 +53,7 @@ def test_attention_is_full_inside_a_scale_and_blind_to_the_future():
             assert moved.tolist() == [other >= level for other in (0, 1, 1, 1, 2, 2, 2, 2, 2, 2)]
 
 
-def test_text_and_image_change_the_output():
+def test_text_and_image_change_the_output() -> None:
     model = tiny_g3pt().eval()
     with torch.no_grad():
         batch = random_batch(model)
@@ -65,7 +67,7 @@ def test_text_and_image_change_the_output():
     assert len({round(float(x), 5) for x in (both, no_text, no_image, other_text, other_image)}) == 5
 
 
-def test_the_mean_image_token_modulates_every_layer():
+def test_the_mean_image_token_modulates_every_layer() -> None:
     model = tiny_g3pt().eval()
     with torch.no_grad():
         text_BC, image_BMC = given_conditions(model, random_batch(model))
@@ -75,7 +77,7 @@ def test_the_mean_image_token_modulates_every_layer():
         assert (model.car.condition(text_BC, image_BMC.flip(0)) - condition_BD).abs().amax() > 1e-3
 
 
-def test_a_picture_learns_to_say_what_its_caption_says_and_no_caption_the_reverse():
+def test_a_picture_learns_to_say_what_its_caption_says_and_no_caption_the_reverse() -> None:
     model = tiny_g3pt(image_text_weight=1.0).train()
     batch = random_batch(model)
     gap = model._image_text_gap(*model._encoded(batch), torch.ones(4, dtype=torch.bool))
@@ -104,7 +106,7 @@ def test_a_picture_learns_to_say_what_its_caption_says_and_no_caption_the_revers
 
 
 @pytest.mark.parametrize("head", ["digits", "joint", "bits"])
-def test_every_trained_tensor_moves_within_five_steps_of_mixed_drops(head):
+def test_every_trained_tensor_moves_within_five_steps_of_mixed_drops(head: str) -> None:
     model = tiny_g3pt(head=head, drop_text=0.5, drop_image=0.5).train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -122,7 +124,7 @@ def test_every_trained_tensor_moves_within_five_steps_of_mixed_drops(head):
         assert torch.equal(p, before[f"tokenizer.{name}"])
 
 
-def test_tokenizer_stays_in_evaluation_mode_while_the_generator_trains():
+def test_tokenizer_stays_in_evaluation_mode_while_the_generator_trains() -> None:
     model = tiny_g3pt().train()
     assert model.training and not any(m.training for m in model.tokenizer.modules())
 
@@ -137,7 +139,7 @@ def test_tokenizer_stays_in_evaluation_mode_while_the_generator_trains():
         (BitHead, (2,) * 13),
     ],
 )
-def test_head_splits_and_joins_codes_and_sums_to_one(kind, factors):
+def test_head_splits_and_joins_codes_and_sums_to_one(kind: str, factors: Any) -> None:
     torch.manual_seed(0)
     head = kind(16, factors)
     codes_BT = torch.randint(math.prod(factors), (2, 7))
@@ -148,7 +150,7 @@ def test_head_splits_and_joins_codes_and_sums_to_one(kind, factors):
     assert probability.sum().item() == pytest.approx(1, abs=1e-4)
 
 
-def test_factors_number_codes_as_the_quantiser_does():
+def test_factors_number_codes_as_the_quantiser_does() -> None:
     for quantizer in ("fsq", "lfq"):
         tokenizer = tiny_tokenizer(quantizer=quantizer)
         config = CARConfig(depth=1, width=8, num_heads=1, factor_values=2 if quantizer == "lfq" else 8)
@@ -159,7 +161,7 @@ def test_factors_number_codes_as_the_quantiser_does():
     assert code_factors(wide, tiny_tokenizer(quantizer="lfq").config) == (128, 64)
 
 
-def test_independent_bits_are_one_logit_each_and_their_entropies_add():
+def test_independent_bits_are_one_logit_each_and_their_entropies_add() -> None:
     torch.manual_seed(0)
     head = build_head(CARConfig(depth=1, width=16, num_heads=1, head="bits"), tiny_tokenizer(quantizer="lfq").config)
     assert head.factors == (2,) * 13 and sum(p.numel() for p in head.parameters()) == 13 * 17
@@ -176,7 +178,7 @@ def test_independent_bits_are_one_logit_each_and_their_entropies_add():
     torch.testing.assert_close(chained.view(3, 5), want)
 
 
-def test_loss_weighs_scales_as_stated():
+def test_loss_weighs_scales_as_stated() -> None:
     model = tiny_g3pt(scale_loss_power=0.5)
     entropy_BS = torch.cat([torch.full((2, t), float(k)) for k, t in enumerate(model.scales)], dim=1)
     loss, logs = model._loss(entropy_BS)
@@ -186,7 +188,7 @@ def test_loss_weighs_scales_as_stated():
     assert logs["ce"].item() == pytest.approx(entropy_BS.mean().item())
 
 
-def test_each_token_has_the_embedding_of_its_level_and_of_its_position():
+def test_each_token_has_the_embedding_of_its_level_and_of_its_position() -> None:
     car = tiny_g3pt(image_encoder="none").car
     aligned_BTA = torch.zeros(1, 17, 16)
     with torch.no_grad():
@@ -205,7 +207,7 @@ def test_each_token_has_the_embedding_of_its_level_and_of_its_position():
         )
 
 
-def test_the_condition_modulates_what_without_it_is_a_plain_pre_norm_block():
+def test_the_condition_modulates_what_without_it_is_a_plain_pre_norm_block() -> None:
     block, x_BND, condition_BD = ModulatedBlock(16, 2), torch.randn(2, 5, 16), torch.randn(2, 16)
     with torch.no_grad():
         assert not torch.allclose(block(x_BND, condition_BD), block(x_BND, condition_BD.flip(0)))
@@ -214,7 +216,7 @@ def test_the_condition_modulates_what_without_it_is_a_plain_pre_norm_block():
         torch.testing.assert_close(block(x_BND, condition_BD), hidden_BND + block.mlp(F.layer_norm(hidden_BND, (16,))))
 
 
-def test_query_key_scale_is_capped():
+def test_query_key_scale_is_capped() -> None:
     block = ModulatedBlock(16, 2)
     with torch.no_grad():
         x, c = torch.randn(1, 5, 16), torch.randn(1, 16)
@@ -224,7 +226,7 @@ def test_query_key_scale_is_capped():
         assert torch.equal(block(x, c), at_cap)
 
 
-def test_progressive_training_starts_with_the_coarser_half():
+def test_progressive_training_starts_with_the_coarser_half() -> None:
     model = tiny_g3pt(progressive_share=0.5).train()
     assert model.set_phase(0, 10) is False
     _, logs = model(random_batch(model))
@@ -233,14 +235,14 @@ def test_progressive_training_starts_with_the_coarser_half():
     assert "ce_scale_4" in model(random_batch(model))[1]
 
 
-def test_cached_inputs_give_the_loss_of_inputs_made_on_the_way():
+def test_cached_inputs_give_the_loss_of_inputs_made_on_the_way() -> None:
     model = tiny_g3pt().eval()
     batch = random_batch(model)
     stored = batch | {"aligned_BTA": model.aligned_inputs(batch["codes_BS"])}
     assert model(batch)[0].item() == pytest.approx(model(stored)[0].item(), abs=1e-6)
 
 
-def test_a_small_model_memorises_codes_from_captions():
+def test_a_small_model_memorises_codes_from_captions() -> None:
     model = tiny_g3pt(depth=2, width=64, num_heads=2, image_encoder="none", drop_text=0.0).train()
     captions = ["a round table", "a tall chair", "a red car", "a long boat"]
     batch = random_batch(model, 4)
@@ -257,7 +259,7 @@ def test_a_small_model_memorises_codes_from_captions():
 
 
 @pytest.mark.parametrize("image_encoder", ["small", "none"])
-def test_export_brings_back_the_same_model(tmp_path, image_encoder):
+def test_export_brings_back_the_same_model(tmp_path: Path, image_encoder: str) -> None:
     model = tiny_g3pt(image_encoder=image_encoder).eval()
     model.save_pretrained(tmp_path / "export")
     assert {f.name for f in (tmp_path / "export").iterdir()} == {"config.json", "model.safetensors"}
@@ -270,7 +272,7 @@ def test_export_brings_back_the_same_model(tmp_path, image_encoder):
     )
 
 
-def test_presets_have_the_sizes_they_are_named_for():
+def test_presets_have_the_sizes_they_are_named_for() -> None:
     codec = CVQ_PRESETS["paper"][0]
     wanted = {"0.1B": 0.1e9, "0.5B": 0.5e9, "1.5B": 1.5e9}
     counts = {}
@@ -286,7 +288,7 @@ def test_presets_have_the_sizes_they_are_named_for():
 
 
 @pytest.mark.parametrize(("image_encoder", "head"), [("small", "digits"), ("none", "digits"), ("none", "bits")])
-def test_flops_equal_those_that_torch_counts(image_encoder, head):
+def test_flops_equal_those_that_torch_counts(image_encoder: str, head: str) -> None:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -300,7 +302,7 @@ def test_flops_equal_those_that_torch_counts(image_encoder, head):
     assert counter.get_total_flops() == model.car.flops_per_object
 
 
-def test_one_block_at_full_width_runs_forward_and_backward():
+def test_one_block_at_full_width_runs_forward_and_backward() -> None:
     config = CAR_PRESETS["1.5B"][0]
     block = ModulatedBlock(config.width, config.num_heads)
     x = torch.randn(1, 6, config.width, requires_grad=True)
@@ -309,7 +311,7 @@ def test_one_block_at_full_width_runs_forward_and_backward():
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in block.parameters())
 
 
-def test_attention_agrees_with_the_formula():
+def test_attention_agrees_with_the_formula() -> None:
     torch.manual_seed(0)
     block = ModulatedBlock(8, 2)
     x = torch.randn(2, 5, 8)

@@ -17,7 +17,7 @@ from tests.g3pt.tiny import tiny_g3pt, tiny_tokenizer
 BALLS = torch.tensor([[0.0, 0.1, 0.0, 0.55], [0.3, 0.0, -0.2, 0.4], [-0.2, 0.1, 0.1, 0.7]])  # centre, radius
 
 
-def test_the_generator_and_the_evaluation_decode_in_one_place(monkeypatch):
+def test_the_generator_and_the_evaluation_decode_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Points reach the decoder in chunks."""
     model = tiny_g3pt().eval()
     codes_S = model.sample_codes(["a chair"], [None], [0])[0]

@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from tests.g3pt.tiny import random_batch, tiny_tokenizer
 Image = pytest.importorskip("PIL.Image")
 
 
-def test_a_word_has_an_id_and_other_words_are_spelled():
+def test_a_word_has_an_id_and_other_words_are_spelled() -> None:
     tokenizer = WordTokenizer(["chair", ","])
     ids, mask = tokenizer(["Chair, chair", "a Stuhl", "椅子", ""])
     assert ids[0, :5].tolist() == [BEGIN, END + 1, END + 2, END + 1, END]
@@ -23,13 +25,13 @@ def test_a_word_has_an_id_and_other_words_are_spelled():
     assert WordTokenizer().encode("ab c") != WordTokenizer().encode("a bc")
 
 
-def test_words_are_the_frequent_ones_in_one_order():
+def test_words_are_the_frequent_ones_in_one_order() -> None:
     texts = ["a chair with four legs", "A table with four legs", "a chair", "four chairs, a lamp"]
     assert common_words(texts) == ["a", "four"]
     assert common_words(reversed(texts * 3)) == ["a", "four", "chair", "legs", "with", ",", "chairs", "lamp", "table"]
 
 
-def test_at_least_256_positions_and_longer_texts_are_refused_or_cut():
+def test_at_least_256_positions_and_longer_texts_are_refused_or_cut() -> None:
     tokenizer = WordTokenizer()
     assert tokenizer(["x" * 253])[0].shape == (1, 256)
     with pytest.raises(ValueError, match="text of 255 tokens does not fit"):
@@ -37,7 +39,7 @@ def test_at_least_256_positions_and_longer_texts_are_refused_or_cut():
     assert tokenizer(["x" * 300], cut=True)[0].shape == (1, 256)
 
 
-def test_padding_does_not_change_a_text():
+def test_padding_does_not_change_a_text() -> None:
     torch.manual_seed(0)
     encoder = TextEncoder().eval()
     alone = encoder(*encoder.tokenizer(["a chair"]))
@@ -47,7 +49,7 @@ def test_padding_does_not_change_a_text():
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small CLIP text and DINOv2 models with their tokenizer, saved as the hub stores them."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPTextConfig, CLIPTextModel, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
@@ -72,7 +74,7 @@ def pretrained(tmp_path_factory):
     return folder
 
 
-def test_pretrained_encoders_are_loaded_frozen_and_only_named_in_the_export(pretrained, tmp_path):
+def test_pretrained_encoders_are_loaded_frozen_and_only_named_in_the_export(pretrained: Path, tmp_path: Path) -> None:
     config = CARConfig(depth=1, width=16, num_heads=2, image_size=28,
                        text_encoder=str(pretrained / "clip"), image_encoder=str(pretrained / "dino"))  # fmt: skip
     model = G3PT(config, tiny_tokenizer())
@@ -93,7 +95,7 @@ def test_pretrained_encoders_are_loaded_frozen_and_only_named_in_the_export(pret
     assert torch.equal(again.sample_codes(["a red table"], [image], [0], settings, batch=1), codes)
 
 
-def test_pickled_weights_are_never_loaded(pretrained, tmp_path):
+def test_pickled_weights_are_never_loaded(pretrained: Path, tmp_path: Path) -> None:
     import shutil
 
     for name, encoder in (("clip", TextEncoder), ("dino", lambda folder: ImageEncoder(folder, size=28))):
@@ -107,24 +109,24 @@ def test_pickled_weights_are_never_loaded(pretrained, tmp_path):
             encoder(str(folder))
 
 
-def test_a_text_too_long_for_a_pretrained_encoder_is_refused(pretrained):
+def test_a_text_too_long_for_a_pretrained_encoder_is_refused(pretrained: Path) -> None:
     encoder = TextEncoder(str(pretrained / "clip"))
     with pytest.raises(ValueError, match="does not fit"):
         encoder.tokenizer(["a chair " * 20])
 
 
-def test_an_image_encoder_of_another_kind_is_refused(pretrained):
+def test_an_image_encoder_of_another_kind_is_refused(pretrained: Path) -> None:
     with pytest.raises(ValueError, match="not a Dinov2Model"):
         ImageEncoder(str(pretrained / "clip"), size=28)
 
 
-def test_image_size_must_fit_the_patches_of_a_pretrained_encoder(pretrained):
+def test_image_size_must_fit_the_patches_of_a_pretrained_encoder(pretrained: Path) -> None:
     with pytest.raises(ValueError, match="image_size 50 is not a multiple"):
         ImageEncoder(str(pretrained / "dino"), size=50)
 
 
 @pytest.mark.parametrize("size", [20, 56])
-def test_the_small_image_encoder_reads_any_size_and_tells_pictures_apart(size):
+def test_the_small_image_encoder_reads_any_size_and_tells_pictures_apart(size: Any) -> None:
     torch.manual_seed(0)
     encoder, images_B3HW = ImageEncoder(size=size), torch.randn(2, 3, size, size)
     tokens_BMC = encoder(images_B3HW)

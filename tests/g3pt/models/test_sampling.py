@@ -1,10 +1,14 @@
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from g3pt.models.car import G3PT
 from g3pt.models.sampling import (
     MAX_CFG,
     MIN_TEMPERATURE,
@@ -17,7 +21,7 @@ from g3pt.models.sampling import (
 from tests.g3pt.tiny import tiny_g3pt
 
 
-def naive_filter(logits, top_k, top_p):
+def naive_filter(logits: Sequence[float], top_k: int, top_p: float) -> list[float]:
     """Top-k then top-p of one row, by the book."""
     values = logits.tolist()
     order = sorted(range(len(values)), key=lambda i: -values[i])
@@ -35,14 +39,14 @@ def naive_filter(logits, top_k, top_p):
 @pytest.mark.parametrize(
     ("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.7), (6, 0.8), (1, 0.5), (0, 0.01), (50, 0.9), (0, 1e-50)]
 )
-def test_filter_agrees_with_a_naive_one(top_k, top_p):
+def test_filter_agrees_with_a_naive_one(top_k: int, top_p: float) -> None:
     logits = torch.randn(20, 11, generator=torch.Generator().manual_seed(3)) * 2
     got = filter_logits(logits, top_k, top_p)
     for row, want in zip(got, (naive_filter(row, top_k, top_p) for row in logits), strict=True):
         assert row.tolist() == want
 
 
-def test_inverse_cdf_draws_the_distribution_and_never_a_forbidden_value():
+def test_inverse_cdf_draws_the_distribution_and_never_a_forbidden_value() -> None:
     logits = torch.tensor([float("-inf"), 0.0, 1.0, float("-inf"), 2.0, float("-inf")])
     uniform = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     drawn = inverse_cdf(logits.expand(100_000, -1), uniform)
@@ -52,14 +56,14 @@ def test_inverse_cdf_draws_the_distribution_and_never_a_forbidden_value():
     assert inverse_cdf(logits.expand(2, -1), edges).tolist() == [1, 4]
 
 
-def test_uniforms_belong_to_their_seed():
+def test_uniforms_belong_to_their_seed() -> None:
     both, one = draw_uniforms([3, 9], 5, 2), draw_uniforms([9], 5, 2)
     assert torch.equal(both[1], one[0]) and not torch.equal(both[0], both[1])
 
 
 @pytest.mark.parametrize("image_encoder", ["small", "none"])
 @pytest.mark.parametrize(("cfg", "head"), [(0.0, "digits"), (2.0, "digits"), (2.0, "joint"), (2.0, "bits")])
-def test_cached_sampling_equals_uncached(image_encoder, cfg, head):
+def test_cached_sampling_equals_uncached(image_encoder: str, cfg: Any, head: str) -> None:
     model = tiny_g3pt(image_encoder=image_encoder, head=head).eval()
     image = None if image_encoder == "none" else torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(0))
     text_BC, image_BMC = model.encode_prompts(["a chair", "a table", None], [image, None, image])
@@ -70,7 +74,7 @@ def test_cached_sampling_equals_uncached(image_encoder, cfg, head):
     assert len(cached.unique()) > 10
 
 
-def test_cached_hidden_states_equal_teacher_forcing():
+def test_cached_hidden_states_equal_teacher_forcing() -> None:
     model = tiny_g3pt().eval()
     with torch.no_grad():
         text_BC, image_BMC = model.encode_prompts(["a chair", "a table"], [None, None])
@@ -83,7 +87,7 @@ def test_cached_hidden_states_equal_teacher_forcing():
     torch.testing.assert_close(torch.cat(got, dim=1), want, rtol=1e-4, atol=1e-5)
 
 
-def test_each_token_passes_the_transformer_once():
+def test_each_token_passes_the_transformer_once() -> None:
     model = tiny_g3pt().eval()
     seen = []
     model.car.blocks[0].register_forward_hook(lambda block, args, out: seen.append(out.shape[1]))
@@ -91,7 +95,7 @@ def test_each_token_passes_the_transformer_once():
     assert seen == [model.image.num_tokens, *model.scales]
 
 
-def operations(work):
+def operations(work: Callable[[], Any]) -> int:
     """Counted by torch, multiply-adds as two; its fused attention on the CPU it doesn't know."""
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
@@ -99,7 +103,7 @@ def operations(work):
 
 
 @pytest.mark.parametrize("image_encoder", ["small", "none"])
-def test_cached_sampling_costs_one_teacher_forced_pass(image_encoder):
+def test_cached_sampling_costs_one_teacher_forced_pass(image_encoder: str) -> None:
     model = tiny_g3pt(image_encoder=image_encoder).eval()
     text_BC, image_BMC = model.encode_prompts(["a chair"], [None])
     codes_BS = sample_codes(model, text_BC, image_BMC, [0], SampleConfig(cfg=0))
@@ -114,7 +118,7 @@ def test_cached_sampling_costs_one_teacher_forced_pass(image_encoder):
     assert cached == pytest.approx(forced, rel=0.05) and uncached > 1.5 * cached
 
 
-def test_a_sample_does_not_depend_on_its_batch():
+def test_a_sample_does_not_depend_on_its_batch() -> None:
     model = tiny_g3pt().eval()
     texts = ["a chair", "a table with four legs", None, "a boat", "a car"]
     settings = SampleConfig(cfg=1.5)
@@ -125,7 +129,7 @@ def test_a_sample_does_not_depend_on_its_batch():
     assert not torch.equal(together, model.sample_codes(texts, [None] * 5, range(1, 6), settings, batch=4))
 
 
-def test_guidance_schedules():
+def test_guidance_schedules() -> None:
     ramp = SampleConfig(cfg=3.0, cfg_schedule="ramp")
     assert ramp.guidance("text", 4) == ramp.guidance("image", 4) == [0, 1, 2, 3]
     assert SampleConfig(cfg=3.0).guidance("text", 2) == [3, 3]
@@ -134,7 +138,7 @@ def test_guidance_schedules():
     assert SampleConfig(cfg=1.5).guidance("text", 1) == [1.5]
 
 
-def test_the_coldest_temperature_and_the_strongest_guidance_still_draw_the_likeliest():
+def test_the_coldest_temperature_and_the_strongest_guidance_still_draw_the_likeliest() -> None:
     """Below and above, float32 overflows and every code is 0; the settings that would are refused."""
     model = tiny_g3pt().eval()
     codes = [model.sample_codes(["a chair"] * 2, [None] * 2, [0, 1], settings, batch=2) for settings in (
@@ -153,12 +157,14 @@ def test_the_coldest_temperature_and_the_strongest_guidance_still_draw_the_likel
             SampleConfig(**{name: value})
 
 
-def guided_by_hand(model, text_BC, image_BMC, codes_BS, scale, text, image):
+def guided_by_hand(
+    model: G3PT, text_BC: Tensor, image_BMC: Tensor, codes_BS: Tensor, scale: int, text: Any, image: Any
+) -> Tensor:
     """The nested form of InstructPix2Pix, from three separate teacher-forced passes."""
     nulls = model.car.null_text.expand_as(text_BC), model.car.null_image.expand_as(image_BMC)
     start, end = sum(model.scales[:scale]), sum(model.scales[: scale + 1])
 
-    def logits(text_BC, image_BMC):
+    def logits(text_BC: Tensor, image_BMC: Tensor) -> Tensor:
         hidden_BSD = model.car(model.aligned_inputs(codes_BS), text_BC, image_BMC)
         return model.car.head.logits(hidden_BSD[:, start:end], [])
 
@@ -177,7 +183,7 @@ def guided_by_hand(model, text_BC, image_BMC, codes_BS, scale, text, image):
         {"cfg": 0.0},
     ],
 )
-def test_text_and_image_are_guided_by_their_own_scales(text, image, cfg):
+def test_text_and_image_are_guided_by_their_own_scales(text: Any, image: Any, cfg: Any) -> None:
     model = tiny_g3pt().eval()
     picture = torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(0)) if image else None
     text_BC, image_BMC = model.encode_prompts([text], [picture])
@@ -191,12 +197,12 @@ def test_text_and_image_are_guided_by_their_own_scales(text, image, cfg):
             assert torch.equal(codes_BS[:, start:end] % model.car.head.factors[0], want)
 
 
-def test_only_the_ways_that_weigh_something_are_run():
+def test_only_the_ways_that_weigh_something_are_run() -> None:
     model, seen = tiny_g3pt().eval(), []
     model.car.blocks[0].register_forward_hook(lambda block, args, out: seen.append(len(out)))
     picture = torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(0))
 
-    def ways(text, image, **cfg):
+    def ways(text: Any, image: Any, **cfg: Any) -> int:
         seen.clear()
         model.sample_codes([text], [image], [0], SampleConfig(**cfg), batch=1)
         assert len(set(seen)) == 1
@@ -212,7 +218,7 @@ def test_only_the_ways_that_weigh_something_are_run():
     assert ways("a chair", picture, cfg_text=(1, 0, 0, 2), cfg_image=(1, 0, 0, 2)) == 2
 
 
-def test_rows_of_different_settings_share_a_batch_and_keep_their_codes():
+def test_rows_of_different_settings_share_a_batch_and_keep_their_codes() -> None:
     model = tiny_g3pt().eval()
     picture = torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(0))
     rows = [
@@ -244,7 +250,7 @@ def test_rows_of_different_settings_share_a_batch_and_keep_their_codes():
         ("cfg", (0, 3.0, 1.0, 2.0), 2.0),
     ],
 )
-def test_a_list_gives_each_scale_its_own_setting(name, listed, single):
+def test_a_list_gives_each_scale_its_own_setting(name: str, listed: Any, single: Any) -> None:
     model = tiny_g3pt().eval()
     conditions = model.encode_prompts(["a chair"] * 4, [None] * 4)
     plain = {"cfg": 1.0, "cfg_schedule": "constant", "top_p": 1.0}
@@ -259,19 +265,19 @@ def test_a_list_gives_each_scale_its_own_setting(name, listed, single):
 
 
 @pytest.mark.parametrize("name", ["cfg", "cfg_text", "cfg_image", "top_k", "top_p", "temperature"])
-def test_a_list_of_another_length_is_refused_by_name(name):
+def test_a_list_of_another_length_is_refused_by_name(name: str) -> None:
     model = tiny_g3pt().eval()
     settings = SampleConfig(**{name: (1, 1, 1)})
     with pytest.raises(ValueError, match=f"^{name} has 3 numbers, but the model has 4 scales"):
         model.sample_codes(["a chair"], [None], [0], settings)
 
 
-def test_settings_as_json_name_a_guidance_of_its_own_only_where_there_is_one():
+def test_settings_as_json_name_a_guidance_of_its_own_only_where_there_is_one() -> None:
     assert set(SampleConfig().as_dict()) == {"cfg", "cfg_schedule", "top_k", "top_p", "temperature"}
     assert SampleConfig(**SampleConfig(cfg_text=[1, 2.5]).as_dict()) == SampleConfig(cfg_text=(1, 2.5))
 
 
-def test_limits_may_differ_by_row():
+def test_limits_may_differ_by_row() -> None:
     logits = torch.randn(4, 3, 11, generator=torch.Generator().manual_seed(3)) * 2
     top_k, top_p = torch.tensor([0, 3, 0, 50])[:, None, None], torch.tensor([1.0, 1.0, 0.6, 0.9])[:, None, None]
     got = filter_logits(logits, top_k, top_p)
@@ -284,12 +290,12 @@ def test_limits_may_differ_by_row():
     [{"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"top_k": 1.5}, {"temperature": 0}, {"temperature": math.inf}, {"cfg": -1}, {"cfg": math.inf},
      {"cfg": math.nan}, {"cfg_schedule": "up"}, {"cfg_text": -1}, {"cfg_image": math.nan}, {"top_p": (0.9, 0)}, {"cfg": ()}, {"temperature": [1.0, -1]}],
 )  # fmt: skip
-def test_impossible_settings_are_refused_by_name(bad):
+def test_impossible_settings_are_refused_by_name(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
         SampleConfig(**bad)
 
 
-def test_known_coarse_codes_are_kept_and_the_rest_is_what_they_lead_to():
+def test_known_coarse_codes_are_kept_and_the_rest_is_what_they_lead_to() -> None:
     model = tiny_g3pt().eval()
     with torch.no_grad():
         for out in model.car.head.outs:  # untrained, all digits are about as likely whatever came before

@@ -1,6 +1,7 @@
 """CVQ: codes round-trip, scales build on each other, point order is irrelevant, everything trains, one batch is learnt."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,7 +220,7 @@ def test_the_validation_loss_is_the_occupancy_s_binary_cross_entropy() -> None:
     assert diagnose(model, arrays)["loss_volume"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_an_export_loads_as_it_was(model: CVQ, tmp_path) -> None:
+def test_an_export_loads_as_it_was(model: CVQ, tmp_path: Path) -> None:
     model.eval()
     surface_BP6 = first_batch(TINY)["surface_BP6"]
     again = CVQ.from_pretrained(model.save_pretrained(tmp_path / "export"))
@@ -227,7 +228,7 @@ def test_an_export_loads_as_it_was(model: CVQ, tmp_path) -> None:
     assert sorted(p.name for p in (tmp_path / "export").iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_weights_that_are_no_numbers_are_refused(tmp_path) -> None:
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     model = tiny_tokenizer()
     with torch.no_grad():
         model.cqt.base.view(-1)[0] = float("nan")
@@ -242,7 +243,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path) -> None:
         check_weights(tmp_path)
 
 
-def test_from_pretrained_names_what_is_wrong(tmp_path) -> None:
+def test_from_pretrained_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(ValueError, match="not finished"):
         CVQ.from_pretrained(tmp_path)

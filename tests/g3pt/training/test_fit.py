@@ -2,11 +2,12 @@
 
 import copy
 import itertools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from g3pt.config import TrainConfig
 from g3pt.data.batches import batch_indices, unpack_rows, window
@@ -66,8 +67,8 @@ class Line(nn.Module):
         return loss, {"error": loss.detach()}
 
 
-def constant(value: float):
-    def batches(start_sample: int):
+def constant(value: float) -> Callable[[int], Iterator[dict[str, Tensor]]]:
+    def batches(start_sample: int) -> Iterator[dict[str, Tensor]]:
         while True:
             yield {"target": torch.full((2, 2), value)}
 
@@ -87,7 +88,7 @@ def test_records_come_at_their_steps_and_the_average_is_kept() -> None:
 
 
 def test_a_non_finite_loss_stops_with_its_step_and_saves_nothing() -> None:
-    def batches(start_sample: int):
+    def batches(start_sample: int) -> Iterator[dict[str, Tensor]]:
         for step in itertools.count():
             yield {"target": torch.full((2, 2), float("nan") if step == 3 else 1.0)}
 

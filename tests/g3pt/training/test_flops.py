@@ -1,6 +1,7 @@
 """Counted operations are those that torch counts on the real passes; estimated activations are near what autograd saves."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_autocast_keeps_the_copies_of_trained_weights_alone(trained: bool, casts
     class Casts(TorchDispatchMode):
         seen = 0
 
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             self.seen += function is torch.ops.aten._to_copy.default and args[0].shape == (5, 7)
             return function(*args, **(kwargs or {}))
 

@@ -1,5 +1,7 @@
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from g3pt.data import derived, reading, records
+from g3pt.data.datasets import DatasetInfo
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.exports import export_hash
 from pipelines.cli.errors import UsageError
@@ -16,7 +19,7 @@ from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
 
 
 @pytest.fixture
-def made(tmp_path):
+def made(tmp_path: Path) -> tuple[DatasetInfo, Path]:
     return write_toy_dataset(tmp_path / "data"), write_toy_tokenizer(tmp_path / "tokenizer")
 
 
@@ -24,7 +27,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.parquet"))}
 
 
-def test_codes_are_those_of_the_tokenizer_for_every_ok_object(made):
+def test_codes_are_those_of_the_tokenizer_for_every_ok_object(made: tuple[DatasetInfo, Path]) -> None:
     info, tokenizer = made
     kind = tokens.encode_dataset(info.path, tokenizer, use_ray=False)
     assert kind == f"tokens-{export_hash(tokenizer)[:8]}"
@@ -39,7 +42,9 @@ def test_codes_are_those_of_the_tokenizer_for_every_ok_object(made):
     assert file.field("codes").type == pa.fixed_shape_tensor(pa.uint16(), (18,))
 
 
-def test_finished_shards_are_skipped_and_a_missing_one_comes_back_identical(made, monkeypatch):
+def test_finished_shards_are_skipped_and_a_missing_one_comes_back_identical(
+    made: tuple[DatasetInfo, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     info, tokenizer = made
     kind = tokens.encode_dataset(info.path, tokenizer, use_ray=False)
     folder = info.path / "derived" / kind
@@ -56,12 +61,12 @@ def test_finished_shards_are_skipped_and_a_missing_one_comes_back_identical(made
     assert done == [1] and hashes(folder) == before
 
 
-def test_a_shard_without_ok_objects_gives_an_empty_table(made, tmp_path):
+def test_a_shard_without_ok_objects_gives_an_empty_table(made: tuple[DatasetInfo, Path], tmp_path: Path) -> None:
     table = tokens.codes_table([], np.zeros((0, 18), np.uint16))
     assert table.num_rows == 0 and table.schema.field("codes").type.shape == [18]
 
 
-def test_an_object_has_the_same_codes_whatever_its_neighbours(made):
+def test_an_object_has_the_same_codes_whatever_its_neighbours(made: tuple[DatasetInfo, Path]) -> None:
     info, tokenizer = made
     model = CVQ.from_pretrained(tokenizer)
     rows = list(reading.read_rows(info, ["id", "surface"], shards=[0]))
@@ -70,7 +75,7 @@ def test_an_object_has_the_same_codes_whatever_its_neighbours(made):
         assert np.array_equal(tokens.encode(model, rows[i : i + 1])[0], together[i])
 
 
-def test_bad_input_is_one_clear_line(made, tmp_path):
+def test_bad_input_is_one_clear_line(made: tuple[DatasetInfo, Path], tmp_path: Path) -> None:
     info, tokenizer = made
     with pytest.raises(UsageError, match="no dataset at"):
         tokens.encode_dataset(tmp_path / "nowhere", tokenizer, use_ray=False)
@@ -88,18 +93,20 @@ def test_bad_input_is_one_clear_line(made, tmp_path):
         tokens.encode_dataset(few.path, tokenizer, use_ray=False)
 
 
-def test_where_there_are_gpus_each_actor_has_one(made, monkeypatch):
+def test_where_there_are_gpus_each_actor_has_one(
+    made: tuple[DatasetInfo, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
     info, tokenizer = made
     asked = {}
 
     class Items:
-        def map_batches(self, *_, **options):
+        def map_batches(self, *_: Any, **options: Any) -> Any:
             asked.update(options)
             return self
 
-        def iter_rows(self):
+        def iter_rows(self) -> Iterator[Any]:
             return iter([])
 
     monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: Items())
@@ -113,7 +120,7 @@ def test_where_there_are_gpus_each_actor_has_one(made, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ray_writes_the_same_files(made, tmp_path, ray_cluster):
+def test_ray_writes_the_same_files(made: tuple[DatasetInfo, Path], tmp_path: Path, ray_cluster: None) -> None:
     info, tokenizer = made
     kind = tokens.encode_dataset(info.path, tokenizer, use_ray=False)
     alone = hashes(info.path / "derived" / kind)
@@ -122,7 +129,9 @@ def test_ray_writes_the_same_files(made, tmp_path, ray_cluster):
     assert hashes(other.path / "derived" / kind) == alone
 
 
-def test_every_batch_is_filled_up_whoever_encodes(made, monkeypatch):
+def test_every_batch_is_filled_up_whoever_encodes(
+    made: tuple[DatasetInfo, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Evaluation calls `encode` too: codes must not depend on how many objects go along."""
     info, tokenizer = made
     model, sizes = CVQ.from_pretrained(tokenizer), []
@@ -137,7 +146,7 @@ def test_every_batch_is_filled_up_whoever_encodes(made, monkeypatch):
     assert tokens.encode(model, []).shape == (0, 18)
 
 
-def test_a_preset_that_reads_more_points_than_are_stored_is_refused(made):
+def test_a_preset_that_reads_more_points_than_are_stored_is_refused(made: tuple[DatasetInfo, Path]) -> None:
     from g3pt.config import cvq_preset
     from pipelines.train.jobs import cvq_spec
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,19 +30,19 @@ from tests.pipelines.toy_generator import write_toy_generator
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy_generator(tmp_path_factory.mktemp("model") / "export")
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch, request):
+def quiet(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """No renderer and no MLflow where a test isn't about them: both take seconds to start."""
     monkeypatch.setattr(job, "_picture", lambda output, ok: None)
     if "mlflow" not in request.node.name:
         monkeypatch.setattr(tracked, "tell", lambda *arguments: None)
 
 
-def settings(model: Path, folder: Path, **changes) -> GenerateConfig:
+def settings(model: Path, folder: Path, **changes: Any) -> GenerateConfig:
     values = {"model": str(model), "output": str(folder / "out"), "resolution": 32, "cfg": 1.0}
     return GenerateConfig(**(values | changes))
 
@@ -62,7 +64,7 @@ def png(path: Path) -> None:
     Image.new("RGBA", (20, 20), (200, 30, 30, 255)).save(path)
 
 
-def test_text_to_meshes_with_a_manifest(model, tmp_path):
+def test_text_to_meshes_with_a_manifest(model: Path, tmp_path: Path) -> None:
     import trimesh
 
     assert generate(settings(model, tmp_path, text="a chair", num=3, seed=5), use_ray=False) == str(tmp_path / "out")
@@ -82,14 +84,14 @@ def test_text_to_meshes_with_a_manifest(model, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["obj", "ply", "stl"])
-def test_other_formats_open(model, tmp_path, format):
+def test_other_formats_open(model: Path, tmp_path: Path, format: str) -> None:
     import trimesh
 
     generate(settings(model, tmp_path, text="a chair", format=format), use_ray=False)
     assert len(trimesh.load(tmp_path / "out" / f"sample-s0.{format}", force="mesh").faces) > 0
 
 
-def test_the_same_prompt_and_seed_give_the_same_mesh_whatever_the_batch(model, tmp_path):
+def test_the_same_prompt_and_seed_give_the_same_mesh_whatever_the_batch(model: Path, tmp_path: Path) -> None:
     prompts = write_prompts(
         tmp_path, [{"id": f"p{i}", "text": t} for i, t in enumerate(["a boat", "a chair", "a tall car"])]
     )
@@ -99,7 +101,9 @@ def test_the_same_prompt_and_seed_give_the_same_mesh_whatever_the_batch(model, t
     assert manifest(tmp_path)[0]["sha256"] == together["a chair"]
 
 
-def test_a_run_started_again_makes_only_what_is_missing(model, tmp_path, monkeypatch):
+def test_a_run_started_again_makes_only_what_is_missing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = settings(model, tmp_path, text="a chair", num=3)
     generate(config, use_ray=False)
     before, made = manifest(tmp_path), []
@@ -119,7 +123,7 @@ def test_a_run_started_again_makes_only_what_is_missing(model, tmp_path, monkeyp
     assert len(made) == 3
 
 
-def test_bad_rows_become_failed_rows(model, tmp_path):
+def test_bad_rows_become_failed_rows(model: Path, tmp_path: Path) -> None:
     png(tmp_path / "outside.png")
     folder = tmp_path / "prompts"
     png(folder / "images" / "good.png")
@@ -155,7 +159,7 @@ def test_bad_rows_become_failed_rows(model, tmp_path):
     assert "/" not in file and (tmp_path / "out" / file).is_file()
 
 
-def test_rows_that_no_table_could_hold_are_failed_rows(model, tmp_path):
+def test_rows_that_no_table_could_hold_are_failed_rows(model: Path, tmp_path: Path) -> None:
     png(tmp_path / "bomb.png")
     bomb = bytearray((tmp_path / "bomb.png").read_bytes())
     bomb[16:24] = struct.pack(">II", 20_000, 10_000)  # 200 million pixels, as the header says
@@ -186,7 +190,7 @@ def test_rows_that_no_table_could_hold_are_failed_rows(model, tmp_path):
     assert found[2]["id"] == "id \\ud800"
 
 
-def test_guidance_of_text_and_image_and_lists_for_a_row(model, tmp_path):
+def test_guidance_of_text_and_image_and_lists_for_a_row(model: Path, tmp_path: Path) -> None:
     rows = [
         {"id": "plain", "text": "a chair"},
         {"id": "apart", "text": "a chair", "cfg": 3, "cfg_text": 0.5},
@@ -210,7 +214,7 @@ def test_guidance_of_text_and_image_and_lists_for_a_row(model, tmp_path):
         generate(settings(model, tmp_path, text="a chair", top_p="1,1,1"), use_ray=False)
 
 
-def test_pictures_inside_a_parquet_file(model, tmp_path):
+def test_pictures_inside_a_parquet_file(model: Path, tmp_path: Path) -> None:
     png(tmp_path / "red.png")
     content = (tmp_path / "red.png").read_bytes()
     rows = [{"id": "bytes", "image": content}, {"id": "broken", "image": b"no picture"}]
@@ -232,7 +236,7 @@ def test_pictures_inside_a_parquet_file(model, tmp_path):
     assert [r["image"] for r in manifest(tmp_path)] == [inside["image"], "red.png"]
 
 
-def test_a_picture_that_changed_meanwhile_is_not_used(model, tmp_path):
+def test_a_picture_that_changed_meanwhile_is_not_used(model: Path, tmp_path: Path) -> None:
     png(tmp_path / "red.png")
     config = settings(model, tmp_path, image=str(tmp_path / "red.png"))
     generate(config, use_ray=False)
@@ -242,7 +246,7 @@ def test_a_picture_that_changed_meanwhile_is_not_used(model, tmp_path):
     assert maker.run([other])["failed"] == 1 and "changed while the job ran" in maker.folder.read(other)["error"]
 
 
-def test_a_picture_used_whole_is_said(model, tmp_path, capsys):
+def test_a_picture_used_whole_is_said(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
     Image.effect_noise((40, 40), 90).save(tmp_path / "noise.png")
@@ -254,7 +258,9 @@ def test_a_picture_used_whole_is_said(model, tmp_path, capsys):
     )
 
 
-def test_a_large_job_has_subfolders_and_keeps_them(model, tmp_path, monkeypatch):
+def test_a_large_job_has_subfolders_and_keeps_them(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sample_records, "FLAT", 2)
     config = settings(model, tmp_path, text="a chair", num=3)
     generate(config, use_ray=False)
@@ -270,14 +276,16 @@ def test_a_large_job_has_subfolders_and_keeps_them(model, tmp_path, monkeypatch)
     assert made == [] and manifest(tmp_path) == rows[:1], "a small job finds them there"
 
 
-def test_a_folder_that_began_flat_stays_so(model, tmp_path, monkeypatch):
+def test_a_folder_that_began_flat_stays_so(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generate(settings(model, tmp_path, text="a chair", num=2), use_ray=False)
     monkeypatch.setattr(sample_records, "FLAT", 2)
     generate(settings(model, tmp_path, text="a chair", num=3), use_ray=False)
     assert [r["file"] for r in manifest(tmp_path)] == [f"sample-s{k}.glb" for k in range(3)]
 
 
-def test_actors_ask_for_the_gpus_that_the_cluster_has(model, tmp_path, monkeypatch):
+def test_actors_ask_for_the_gpus_that_the_cluster_has(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A GPU each where there are some: actors that ask for CPUs would all share the first GPU of their node."""
     import ray
 
@@ -286,11 +294,11 @@ def test_actors_ask_for_the_gpus_that_the_cluster_has(model, tmp_path, monkeypat
     asked = {}
 
     class Data:
-        def map_batches(self, maker, compute, **options):
+        def map_batches(self, maker: Any, compute: Any, **options: Any) -> Any:
             asked.update(options, size=compute.max_size)
             return self
 
-        def iter_rows(self):
+        def iter_rows(self) -> Iterator[Any]:
             return iter(())
 
     monkeypatch.setattr(session, "connect", lambda address: None)
@@ -305,7 +313,7 @@ def test_actors_ask_for_the_gpus_that_the_cluster_has(model, tmp_path, monkeypat
     assert asked["num_cpus"] == 1 and "num_gpus" not in asked and asked["size"] == 3
 
 
-def test_prompts_from_parquet(model, tmp_path):
+def test_prompts_from_parquet(model: Path, tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"id": ["a", "b"], "text": ["a chair", None], "seed": [1, None]}), tmp_path / "prompts.parquet"
     )
@@ -313,12 +321,12 @@ def test_prompts_from_parquet(model, tmp_path):
     assert [(r["id"], r["seed"], r["status"]) for r in manifest(tmp_path)] == [("a", 1, "ok"), ("b", 0, "failed")]
 
 
-def test_an_empty_solid_is_a_failed_row(model, tmp_path, monkeypatch):
+def test_an_empty_solid_is_a_failed_row(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from g3pt.geometry.isosurface import EmptyField
 
     original, calls = G3PT.decode_mesh, []
 
-    def decode(self, *arguments):
+    def decode(self, *arguments: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 1:
             raise EmptyField("nothing inside")
@@ -330,7 +338,9 @@ def test_an_empty_solid_is_a_failed_row(model, tmp_path, monkeypatch):
         assert [r["error"] for r in manifest(tmp_path)] == ["empty-field: nothing inside", ""] and len(calls) == 2
 
 
-def test_fewer_faces_are_another_sample_and_no_flag_is_the_old_one(model, tmp_path, monkeypatch):
+def test_fewer_faces_are_another_sample_and_no_flag_is_the_old_one(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import trimesh
 
     ring = trimesh.creation.torus(0.6, 0.2)
@@ -357,7 +367,9 @@ def test_fewer_faces_are_another_sample_and_no_flag_is_the_old_one(model, tmp_pa
     )
 
 
-def test_a_mesh_that_would_not_close_is_kept_and_said(model, tmp_path, monkeypatch, capsys):
+def test_a_mesh_that_would_not_close_is_kept_and_said(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(
         "g3pt.geometry.cleanup.simplify", lambda vertices, faces, wanted: (vertices, faces, f"not simplified: {wanted}")
     )
@@ -378,7 +390,7 @@ job.generate(GenerateConfig(model=sys.argv[1], output=sys.argv[2], text="a chair
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_ends_with_the_files_of_an_uninterrupted_job(model, tmp_path):
+def test_killed_anywhere_it_ends_with_the_files_of_an_uninterrupted_job(model: Path, tmp_path: Path) -> None:
     """SIGKILL once some samples have their record."""
     out, records = (
         tmp_path / "out",
@@ -404,7 +416,7 @@ def test_killed_anywhere_it_ends_with_the_files_of_an_uninterrupted_job(model, t
 
 
 @pytest.mark.slow
-def test_mlflow_holds_the_run(model, tmp_path, monkeypatch):
+def test_mlflow_holds_the_run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     generate(settings(model, tmp_path, text="a chair", num=2), use_ray=False)
@@ -443,12 +455,12 @@ def test_mlflow_holds_the_run(model, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_impossible_flags_are_refused(tmp_path, changes, message):
+def test_impossible_flags_are_refused(tmp_path: Path, changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         settings(tmp_path / "none", tmp_path, **changes)
 
 
-def test_bad_input_is_one_clear_line(model, tmp_path):
+def test_bad_input_is_one_clear_line(model: Path, tmp_path: Path) -> None:
     from tests.pipelines.toy_data import write_toy_tokenizer
 
     with pytest.raises(UsageError, match="neither a finished run nor"):
@@ -472,20 +484,20 @@ def test_bad_input_is_one_clear_line(model, tmp_path):
         generate(settings(model, tmp_path, image=str(tmp_path / "nowhere.png")), use_ray=False)
 
 
-def test_dry_run_needs_no_model_and_writes_nothing(tmp_path, capsys):
+def test_dry_run_needs_no_model_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = settings(tmp_path / "later", tmp_path, text="a chair", num=4, dry_run=True)
     assert generate(config, use_ray=False) is None
     assert "4 samples" in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_ray_makes_what_the_plain_function_makes(model, tmp_path, ray_cluster):
+def test_ray_makes_what_the_plain_function_makes(model: Path, tmp_path: Path, ray_cluster: None) -> None:
     generate(settings(model, tmp_path / "alone", text="a chair", num=3), use_ray=False)
     generate(settings(model, tmp_path, text="a chair", num=3, num_workers=2))
     assert [r["sha256"] for r in manifest(tmp_path)] == [r["sha256"] for r in manifest(tmp_path / "alone")]
 
 
-def test_weights_that_are_no_numbers_are_bad_input(model, tmp_path):
+def test_weights_that_are_no_numbers_are_bad_input(model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     tensors = load_file(broken / "model.safetensors")

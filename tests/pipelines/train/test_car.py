@@ -1,5 +1,8 @@
 import dataclasses
 import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +29,7 @@ TRAIN = TrainConfig(
 
 
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory):
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("car")
     info = write_toy_dataset(folder / "data", count=60)
     tokenizer = write_toy_tokenizer(folder / "tokenizer")
@@ -34,12 +37,12 @@ def paths(tmp_path_factory):
     return {"data": str(info.path), "tokenizer": str(tokenizer)}
 
 
-def stage(paths, rank=0, world_size=1, **changes) -> CARStage:
+def stage(paths: dict[str, str], rank: int = 0, world_size: int = 1, **changes: Any) -> CARStage:
     config = {"model": dataclasses.asdict(dataclasses.replace(MODEL, **changes)), "train": dataclasses.asdict(TRAIN)}
     return CARStage(RunSpec(stage="car", preset="toy", seed=0, config=config, paths=paths), rank, world_size)
 
 
-def test_batches_follow_from_the_sample_number(paths):
+def test_batches_follow_from_the_sample_number(paths: dict[str, str]) -> None:
     one = stage(paths).batches(0)
     first, second = next(one), next(one)
     resumed = next(stage(paths).batches(8))
@@ -47,8 +50,8 @@ def test_batches_follow_from_the_sample_number(paths):
     assert not torch.equal(first["codes_BS"], second["codes_BS"])
 
 
-def test_a_share_of_the_captions_loses_attributes_by_sample_number(paths):
-    def texts(run, start=0, count=20):
+def test_a_share_of_the_captions_loses_attributes_by_sample_number(paths: dict[str, str]) -> None:
+    def texts(run: CARStage, start: int = 0, count: int = 20) -> list[str]:
         batches = run.batches(start)
         rows = [row for _ in range(count) for row in next(batches)["text_BM"]]
         return [run.model.text.tokenizer.decode(row) for row in rows]
@@ -65,7 +68,7 @@ def test_a_share_of_the_captions_loses_attributes_by_sample_number(paths):
     )
 
 
-def test_workers_share_the_global_batch(paths):
+def test_workers_share_the_global_batch(paths: dict[str, str]) -> None:
     whole = next(stage(paths).batches(0))
     halves = [next(stage(paths, rank, 2).batches(0)) for rank in range(2)]
     for rank, half in enumerate(halves):
@@ -74,7 +77,7 @@ def test_workers_share_the_global_batch(paths):
 
 
 @pytest.fixture
-def streamed(paths, monkeypatch):
+def streamed(paths: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., CARStage]:
     """The train split held to be too large: shard by shard, two at a time."""
     original = car_batches.training_objects
     monkeypatch.setattr(
@@ -85,7 +88,9 @@ def streamed(paths, monkeypatch):
     return lambda **more: stage(paths, **more)
 
 
-def test_a_streamed_object_gives_the_batch_that_it_gives_in_memory(paths, streamed):
+def test_a_streamed_object_gives_the_batch_that_it_gives_in_memory(
+    paths: dict[str, str], streamed: Callable[..., CARStage]
+) -> None:
     shards = streamed(drop_phrases=0.5).train
     assert isinstance(shards.objects, ShardedObjects) and shards.objects.group_size == 2
     info = datasets.open_dataset(paths["data"])
@@ -109,7 +114,7 @@ def test_a_streamed_object_gives_the_batch_that_it_gives_in_memory(paths, stream
     assert sorted(shown[: len(held)]) == sorted(arrays["id"]), "each object once an epoch"
 
 
-def test_streaming_resumes_in_the_middle_of_an_epoch(streamed):
+def test_streaming_resumes_in_the_middle_of_an_epoch(streamed: Callable[..., CARStage]) -> None:
     batches = streamed().batches(0)
     whole = [next(batches) for _ in range(9)]
     for start in (3, 8):  # an epoch is 42 objects
@@ -119,14 +124,16 @@ def test_streaming_resumes_in_the_middle_of_an_epoch(streamed):
     assert all(torch.equal(half[name], whole[3][name][1::2]) for name in half if "text" not in name)
 
 
-def test_a_streamed_run_trains_and_its_validation_is_the_same(paths, streamed):
+def test_a_streamed_run_trains_and_its_validation_is_the_same(
+    paths: dict[str, str], streamed: Callable[..., CARStage]
+) -> None:
     run, seen = streamed(), []
     fit(model=run.model, batches=run.batches, config=run.train_config, report=seen.append, evaluate=run.evaluate)
     assert seen[-1]["ce"] < seen[0]["ce"] - 0.3
     assert streamed().evaluate(run.model) == stage(paths).evaluate(run.model)
 
 
-def test_training_lowers_the_cross_entropy_and_repeats_bitwise(paths, tmp_path):
+def test_training_lowers_the_cross_entropy_and_repeats_bitwise(paths: dict[str, str], tmp_path: Path) -> None:
     weights = []
     for _ in range(2):
         run, records_seen = stage(paths), []
@@ -148,7 +155,7 @@ def test_training_lowers_the_cross_entropy_and_repeats_bitwise(paths, tmp_path):
     assert run.final(again)["test_ce"] == pytest.approx(final["test_ce"], abs=1e-6)
 
 
-def test_the_export_carries_the_tokenizer_s_sources_and_counts_its_flops(paths, tmp_path):
+def test_the_export_carries_the_tokenizer_s_sources_and_counts_its_flops(paths: dict[str, str], tmp_path: Path) -> None:
     sources = [{"id": "toy/000", "license": "CC-BY-4.0", "author": "somebody"}]
     tokenizer = tiny_tokenizer().save_pretrained(tmp_path / "tokenizer", extra={"trained_on": sources})
     tokens.encode_dataset(paths["data"], tokenizer, use_ray=False)
@@ -164,7 +171,7 @@ def test_the_export_carries_the_tokenizer_s_sources_and_counts_its_flops(paths, 
     assert point["flops"] == 3 * 240 * run.model.car.flops_per_object
 
 
-def test_without_views_there_is_no_image_encoder(paths, tmp_path):
+def test_without_views_there_is_no_image_encoder(paths: dict[str, str], tmp_path: Path) -> None:
     info = write_toy_dataset(tmp_path / "data", count=20, config=dataclasses.replace(TOY, num_views=0))
     tokens.encode_dataset(info.path, paths["tokenizer"], use_ray=False)
     run = stage(paths | {"data": str(info.path)})
@@ -174,7 +181,7 @@ def test_without_views_there_is_no_image_encoder(paths, tmp_path):
     assert run.model.config.image_encoder == "none"
 
 
-def test_missing_codes_are_named(paths, tmp_path):
+def test_missing_codes_are_named(paths: dict[str, str], tmp_path: Path) -> None:
     info = write_toy_dataset(tmp_path / "data", count=10)
     with pytest.raises(ValueError, match="missing or older than its shard"):
         stage(paths | {"data": str(info.path)})

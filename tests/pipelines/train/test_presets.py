@@ -1,5 +1,6 @@
 """The table of generator sizes has every preset, and the sizes are spaced for a scaling study; tests/test_docs.py compares the page."""
 
+import pytest
 import torch
 
 from g3pt.config import CAR_PRESETS, CVQ_PRESETS, PRETRAINED
@@ -8,7 +9,7 @@ from pipelines.train import plan, presets
 from tests.g3pt.tiny import tiny_g3pt
 
 
-def test_the_command_prints_a_row_per_preset(capsys) -> None:
+def test_the_command_prints_a_row_per_preset(capsys: pytest.CaptureFixture[str]) -> None:
     presets.presets(presets.PresetsFlags())
     rows = capsys.readouterr().out.splitlines()[2:]
     assert [row.split()[1] for row in rows] == list(CAR_PRESETS)
