@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.die_with_parent import die_with_parent
+
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 # Twenty kills of a driver: five each end a local Ray with it, fifteen leave one behind that the next start joins, at a third of the cost.
 TWENTY = pytest.mark.parametrize(
@@ -32,7 +34,8 @@ def start(args: Sequence[str], folder: Path, **environment: str) -> subprocess.P
     """The command, running in `folder`; what it prints goes to files there, so that no full pipe stops it."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "stdout.txt", "w") as out, open(folder / "stderr.txt", "w") as err:
-        return subprocess.Popen(args, stdout=out, stderr=err, cwd=folder, env={**os.environ, **environment})
+        env = {**os.environ, **environment}
+        return subprocess.Popen(args, stdout=out, stderr=err, cwd=folder, env=env, preexec_fn=die_with_parent)
 
 
 def printed(folder: Path) -> tuple[str, str]:

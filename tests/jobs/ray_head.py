@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.die_with_parent import die_with_parent
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -55,7 +57,13 @@ class Head:
         command += [f"--{name}={port}" for name, port in ports.items()]
         self.log = open(home / "head.log", "wb")  # noqa: SIM115
         self.process = subprocess.Popen(
-            command, cwd=folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
+            command,
+            cwd=folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            preexec_fn=die_with_parent,
         )
         # `ray job submit` looks for the dashboard here; on a machine of one's own both are at their default ports.
         self.environment |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard-port']}"}

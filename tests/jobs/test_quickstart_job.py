@@ -36,6 +36,7 @@ def command(output: Path) -> list[str]:
         "car_steps": 10,
         "sweep_steps": 4,
         "num_samples": 8,
+        "num_image_samples": 4,
         "sizes": ",".join(SIZES),
     }
     return kills.command("quickstart", output=output, **small)
@@ -133,7 +134,7 @@ def test_runs_in_mlflow_lead_to_what_they_were_made_from(demo: Path) -> None:
         e.name: client.search_runs([e.experiment_id], order_by=["attributes.start_time"])
         for e in client.search_experiments()
     }
-    (shapes,), (cvq,), (car,), (meshes, released) = (
+    (shapes,), (cvq,), (car,), (released, meshes) = (
         runs[f"g3pt/{name}"] for name in ("preprocess", "cvq", "car", "generate")
     )
     of_cvq, of_car = runs["g3pt/evaluate"]
