@@ -1,8 +1,8 @@
-"""The whole pipeline at toy size, on one laptop: shapes -> dataset -> CVQ -> codes -> CAR -> meshes -> evaluation -> size sweep.
+"""The whole pipeline at toy size, on one laptop: first meshes by the released weights, then everything from shapes to a size sweep.
 
-Every stage is the very function that its own command calls, in one process with one local Ray cluster. A stage that is
-finished is skipped when the same command starts again. What came out is told in OUTPUT/report.html, and shorter in
-OUTPUT/summary.md.
+How: every stage is the function that its own command calls, in one process with one local Ray cluster. OUTPUT/report.html is
+written after the stages that add something to look at, so that there are meshes on the screen while the rest is trained. A finished
+stage is skipped when the same command starts again. OUTPUT/summary.md holds the results in short.
 """
 
 from __future__ import annotations
@@ -37,22 +37,24 @@ RESOLUTION = 64  # cells a side, of the solids and of the generated meshes
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartFlags:
-    """Run the whole pipeline on procedural shapes: about 20 minutes on 2 slow cores, no network, no GPU."""
+    """Run the whole pipeline on procedural shapes: about 10 minutes on 2 cores, no network, no GPU."""
 
     output: str = "out/demo"
     """folder for everything; starting again goes on with it"""
-    num_shapes: int = 1500
+    num_shapes: int = 1000
     """objects to make and train on"""
-    cvq_steps: int | None = None
-    """optimiser steps of the tokenizer; default the preset's"""
-    car_steps: int | None = None
-    """optimiser steps of the generator; default the preset's"""
-    sweep_steps: int = 300
+    cvq_steps: int = 800
+    """optimiser steps of the tokenizer"""
+    car_steps: int = 800
+    """optimiser steps of the generator"""
+    sweep_steps: int = 200
     """optimiser steps of each run of the size sweep"""
     sizes: str = "5k,20k,80k,150k"
     """CAR presets of the size sweep, comma-separated"""
-    num_samples: int = 200
-    """samples that the evaluation of the generator draws"""
+    num_samples: int = 96
+    """samples that the evaluation of the generator draws from prompts"""
+    num_image_samples: int = 32
+    """and from pictures of held-out objects"""
     seed: int = 0
     """seed of shapes, weights, order and sampling"""
 
@@ -108,9 +110,12 @@ def quickstart(flags: QuickstartFlags) -> str:
         demo.results[stage.__name__] = result
         demo.add_seconds(title, time.monotonic() - begun)
         print(f"      {demo.seconds[title]:.0f} s -> {result}", file=sys.stderr, flush=True)
+        if stage in SHOWN:
+            page = write_report(demo.root)
+            print(f"      open {page} in a browser; it grows while this goes on (reload it)", file=sys.stderr)
     demo.sum_seconds()
     print("\n" + write_summary(demo), file=sys.stderr)
-    page = write_report(demo.root)  # when all that it tells is there, the seconds too
+    page = write_report(demo.root)  # again, now that the summary and all seconds are there
     print(f"open {page} in a browser: {page.stat().st_size / 1e6:.1f} MB, no network needed", file=sys.stderr)
     return str(demo.root)
 
@@ -208,6 +213,7 @@ def _evaluate(demo: Demo, model: str, name: str) -> str | None:
         resolution=RESOLUTION,
         coarse=RESOLUTION // 4,
         num_samples=demo.flags.num_samples,
+        num_image_samples=demo.flags.num_image_samples,
         num_detailed=8,
         num_compared=64,
         num_workers=2,
@@ -216,7 +222,7 @@ def _evaluate(demo: Demo, model: str, name: str) -> str | None:
 
 
 def sweep_sizes(demo: Demo) -> str | None:
-    """One CAR a size on the same tokens, and the law through their losses."""
+    """One CAR per size on the same tokens and captions, without pictures, and the law through their losses."""
     from pipelines.study.job import SweepFlags, scaling_sweep
 
     tokenizer, steps = demo.results["train_tokenizer"], demo.flags.sweep_steps
@@ -228,22 +234,29 @@ def sweep_sizes(demo: Demo) -> str | None:
             sizes=demo.flags.sizes,
             steps=steps,
             num_workers=0,
+            set="image_encoder=none",
         ),
         page=write_report,
     )
 
 
 STAGES: tuple[tuple[str, Callable[[Demo], str | None]], ...] = (
-    ("shapes to Parquet (Ray Data)", make_shapes),
+    ("generate meshes with the released weights (Ray Data)", generate_released),
+    ("shapes to Parquet (Ray tasks)", make_shapes),
     ("train the tokenizer CVQ (Ray Train)", train_tokenizer),
+    ("evaluate the tokenizer", evaluate_tokenizer),
     ("encode tokens (Ray Data)", encode_tokens),
     ("train the generator CAR (Ray Train)", train_generator),
     ("generate meshes (Ray Data)", generate_meshes),
-    ("generate meshes with the released weights", generate_released),
-    ("evaluate the tokenizer", evaluate_tokenizer),
     ("evaluate the generator", evaluate_generator),
     ("sweep sizes and fit (Ray Tune)", sweep_sizes),
 )
+SHOWN = (
+    generate_released,
+    evaluate_tokenizer,
+    generate_meshes,
+    evaluate_generator,
+)  # stages after which the report is written
 
 # ------------------------------------------------------------------------------------------------------------ summary
 
