@@ -57,6 +57,16 @@ class RunSpec:
         """The folder's name."""
         return f"{self.stage}-{self.preset}-s{self.seed}-{self.hash8}"
 
+    def differences(self, stored: Mapping[str, Any]) -> list[str]:
+        """What changes the weights and is another value in `stored`, the config.json of a run of the same name: "model.width 64, not 32".
+
+        That happens if a field's default was changed in the code. A field that one of the two lacks is no difference.
+        """
+        mine, theirs = (_flat(_without(config, NO_WEIGHTS)) for config in (self.config, stored["config"]))
+        return [
+            f"{key} {theirs[key]}, not {mine[key]}" for key in mine.keys() & theirs.keys() if mine[key] != theirs[key]
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """The content of config.json; version, name and hash are added for readers."""
         return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self), "name": self.name, "hash": self.hash8}
@@ -76,6 +86,16 @@ def _without(value: Any, keys: set[str]) -> Any:
     if isinstance(value, Mapping):
         return {k: _without(v, keys) for k, v in value.items() if k not in keys}
     return value
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Values as JSON, by their dotted names."""
+    found: dict[str, str] = {}
+    for key, inner in value.items():
+        found |= (
+            _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": json.dumps(inner)}
+        )
+    return found
 
 
 class Ledger:

@@ -90,7 +90,10 @@ def check_output(output: str | Path) -> None:
 
 
 def prepare_run(spec: RunSpec, output: str | Path) -> Path:
-    """The run's folder with its config.json, made if missing; UsageError if the run that is there has another format."""
+    """The run's folder with its config.json, made if missing.
+
+    UsageError if the run that is there has another format, or was made when a field had another default.
+    """
     check_output(output)
     from g3pt.config import check_format
     from g3pt.training.exports import write_json
@@ -100,7 +103,13 @@ def prepare_run(spec: RunSpec, output: str | Path) -> Path:
     if not (run_dir / "config.json").exists():
         write_json(run_dir / "config.json", spec.to_dict())
     with bad_input():
-        check_format(json.loads((run_dir / "config.json").read_text()), run_dir / "config.json")
+        stored = json.loads((run_dir / "config.json").read_text())
+        check_format(stored, run_dir / "config.json")
+    differences = spec.differences(stored)
+    if differences:
+        raise UsageError(
+            f"{run_dir} was made with {', '.join(sorted(differences))}, as defaults were then; choose another --output"
+        )
     return run_dir
 
 

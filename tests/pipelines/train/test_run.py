@@ -93,6 +93,20 @@ def test_a_run_of_another_format_is_not_resumed(tmp_path: Path) -> None:
         train.prepare_run(toy_spec(), tmp_path)
 
 
+def test_a_run_made_under_other_defaults_is_not_resumed(tmp_path: Path) -> None:
+    """Names leave out fields at their default, so a changed default gives a new run the name of an old one."""
+    spec = toy_spec()
+    run_dir = train.prepare_run(spec, tmp_path)
+    stored = json.loads((run_dir / "config.json").read_text())
+    stored["config"]["train"]["learning_rate"] = 0.5
+    (run_dir / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UsageError, match=r"was made with train.learning_rate 0.5, not 0.01, .* choose another --output"):
+        train.prepare_run(spec, tmp_path)
+    del stored["config"]["train"]["learning_rate"]  # a field that was added since
+    (run_dir / "config.json").write_text(json.dumps(stored))
+    assert train.prepare_run(spec, tmp_path) == run_dir
+
+
 def test_mlflow_is_told_of_a_run_that_a_worker_ended_after_its_driver_was_killed(tmp_path: Path) -> None:
     run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
     note = json.loads((run_dir / "mlflow.json").read_text())
