@@ -1,7 +1,7 @@
-"""Condition features of a whole dataset, computed once: `--features stored` of the commands that train generators calls `store_features` first.
+"""Condition features of a whole dataset, computed once: training with `--features stored` calls `store_features` first.
 
-Each worker of a pool loads the encoders once and writes shard after shard (`pipelines.derive.tables`); what is there is skipped. Where the
-tables lie, and what is in them: `g3pt.models.features`.
+Each worker of a pool loads the encoders once and writes shard after shard (`pipelines.derive.tables`); finished shards are skipped.
+`g3pt.models.features` describes the tables and where they are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.derive.tables import derive, is_done
 
 
 def store_features(data: str, encodings: Sequence[Encoding], pool: Pool) -> dict[str, str]:
-    """Features of every `ok` object by these encoders; condition -> derived kind."""
+    """Compute the features of every ok object by these encoders; return condition -> derived kind."""
     with bad_input():
         info = datasets.open_dataset(data)
     kinds = {one.condition: one.kind for one in encodings}
@@ -31,7 +31,7 @@ def store_features(data: str, encodings: Sequence[Encoding], pool: Pool) -> dict
 
 
 class FeatureWorker:
-    """The pretrained encoders, loaded once."""
+    """A worker with pretrained encoders."""
 
     def __init__(self, data: str, encodings: Sequence[Encoding]) -> None:
         import torch
@@ -41,7 +41,7 @@ class FeatureWorker:
         self.encoders: list[tuple[Encoding, Any]] = [(one, one.load().to(session.torch_device())) for one in encodings]
 
     def run(self, index: int) -> int:
-        """Write what is missing of one shard; the number of objects in it."""
+        """Write the missing tables of one shard; return its number of objects."""
         count = 0
         for encoding, encoder in self.encoders:
             with doing(

@@ -24,7 +24,7 @@ def derive(
     """Make the tables `kinds` of all shards that lack one of them; `stage` names the work in what is printed."""
     todo = [index for index in sorted(info.shards) if not is_done(info, kinds, index)]
     before = len(info.shards) - len(todo)
-    print(f"{stage}: {len(info.shards)} shards, {before} encoded before, {len(todo)} to do", file=sys.stderr)
+    print(f"{stage}: {len(info.shards)} shards, {before} done before, {len(todo)} to do", file=sys.stderr)
     if not todo:
         return
     with (
@@ -38,17 +38,17 @@ def derive(
 
 
 def is_done(info: DatasetInfo, kinds: Sequence[str], index: int) -> bool:
-    """Whether a shard has all these tables, made from it as it stands."""
+    """Whether a shard has all these tables, made from its present content."""
     return all(derived.derived_is_current(info, kind, index) for kind in kinds)
 
 
 def _safe(info: DatasetInfo, kinds: Sequence[str]) -> str:
-    """What a stopped command leaves."""
+    """What is finished when the command stops, in words."""
     done = sum(is_done(info, kinds, index) for index in info.shards)
     folders = " and ".join(str(info.path / "derived" / kind) for kind in kinds)
     return f"{done} of {len(info.shards)} shards are encoded ({folders})"
 
 
 def _num_ok(info: DatasetInfo, index: int) -> int:
-    """Objects of a shard that are encoded, from its sidecar."""
+    """Number of ok objects of a shard, from its sidecar."""
     return json.loads((info.path / f"{records.shard_name(index)}.json").read_text())["counts"].get("ok", 0)

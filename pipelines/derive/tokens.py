@@ -1,9 +1,9 @@
-"""Codes of a whole dataset, written once by a frozen tokenizer: `DATASET/derived/tokens-<export hash>/shard-*.parquet`.
+"""Codes of a whole dataset, computed once by a frozen tokenizer: `DATASET/derived/tokens-<export hash>/shard-*.parquet`.
 
 Each shard is one item of a pool of workers that hold the tokenizer (`pipelines.derive.tables`). The work itself, `encode_shard`, is a plain function.
 
-Ours: objects are encoded in batches of one fixed size (the last one filled up), from the first stored points, so that codes
-depend on neither worker count nor neighbours.
+Ours: objects are encoded in batches of one fixed size (the last one padded), from their first stored points, so that codes depend
+neither on the number of workers nor on other objects.
 Shapes: B batch, P surface points, S tokens of all scales.
 """
 
@@ -27,7 +27,7 @@ from pipelines.cluster.pool import Pool
 from pipelines.derive.tables import derive
 
 ENCODE_BATCH = 16
-READS = ("num_encode_points", "num_sharp_points")  # of an object, when it is encoded
+READS = ("num_encode_points", "num_sharp_points")  # how many points of an object are encoded
 
 
 def tokens_kind(tokenizer: str | Path) -> str:
@@ -44,9 +44,9 @@ def encode_dataset(
     device: str = "auto",
     use_ray: bool = True,
 ) -> str:
-    """Encode every `ok` object of a dataset; gives the derived kind. Without Ray the shards are done here, in turn.
+    """Encode every ok object of a dataset; return the derived kind. Without Ray the shards are encoded in this process, in turn.
 
-    `num_workers` actors share the CPUs; where `device` means GPUs there is one for each GPU instead.
+    `num_workers` actors share the CPUs. If `device` selects GPUs there is one actor per GPU instead.
     """
     with bad_input():
         info = datasets.open_dataset(data)
@@ -62,7 +62,7 @@ def encode_dataset(
 def check_points(
     info: DatasetInfo, config: CVQConfig, *, names: Sequence[str] = READS, reader: str = "the tokenizer"
 ) -> None:
-    """A ValueError if `config` reads more points of an object than the dataset stores."""
+    """ValueError if `config` reads more points of an object than the dataset stores."""
     for name in names:
         stored = info.config.num_sharp if name == "num_sharp_points" else info.config.num_surface
         if getattr(config, name) > stored:
@@ -72,7 +72,7 @@ def check_points(
 
 
 class ShardEncoder:
-    """A tokenizer held by one worker."""
+    """A worker with a tokenizer."""
 
     def __init__(self, data: str, tokenizer: str) -> None:
         import torch
@@ -84,7 +84,7 @@ class ShardEncoder:
         self.model = CVQ.from_pretrained(tokenizer).to(session.torch_device())
 
     def run(self, index: int) -> int:
-        """Write one shard's codes; the number of objects in it."""
+        """Write one shard's codes; return its number of objects."""
         with doing(f"encoding {records.shard_name(index)} of {self.info.path}"):
             ids, codes_NS = encode_shard(self.model, self.info, index)
             derived.write_derived(self.info, self.kind, index, codes_table(ids, codes_NS))
@@ -92,18 +92,18 @@ class ShardEncoder:
 
 
 def encode_shard(model: Any, info: DatasetInfo, index: int) -> tuple[list[str], np.ndarray]:
-    """(ids, codes uint16 (N, S)) of the `ok` rows of one shard."""
+    """(ids, codes uint16 (N, S)) of the ok rows of one shard."""
     rows = list(reading.read_rows(info, ["id", *encoded_columns(model.config)], shards=[index]))
     return [row["id"] for row in rows], encode(model, rows).astype(np.uint16)
 
 
 def encoded_columns(config: CVQConfig) -> list[str]:
-    """The columns of a row that become its codes."""
+    """The columns from which codes are computed."""
     return ["surface"] + ["sharp"] * bool(config.num_sharp_points)
 
 
 def encode(model: Any, rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Codes int64 (N, S) of rows with `encoded_columns`, in batches of ENCODE_BATCH, the last filled up."""
+    """Codes int64 (N, S) of rows with `encoded_columns`, in batches of ENCODE_BATCH, the last one padded."""
     parts = [np.zeros((0, model.config.num_tokens), np.int64)]
     for start in range(0, len(rows), ENCODE_BATCH):
         part = list(rows[start : start + ENCODE_BATCH])
@@ -116,7 +116,7 @@ def _encode_batch(model: Any, rows: list[dict[str, Any]]) -> np.ndarray:
 
 
 def encoder_inputs(model: Any, rows: Sequence[dict[str, Any]]) -> tuple[Any, Any]:
-    """What the encoder reads of rows with `encoded_columns`: surface_BP6, and sharp_BP6 or None."""
+    """(surface_BP6, sharp_BP6 or None): the encoder's inputs for rows with `encoded_columns`."""
     import torch
 
     config, device = model.config, next(model.parameters()).device
@@ -131,7 +131,7 @@ def encoder_inputs(model: Any, rows: Sequence[dict[str, Any]]) -> tuple[Any, Any
 
 
 def codes_table(ids: list[str], codes_NS: np.ndarray) -> pa.Table:
-    """The derived table: `id`, and `codes` as a tensor column of uint16 (S,)."""
+    """The derived table with columns `id` and `codes`, a tensor column of uint16 (S,)."""
     kind = pa.fixed_shape_tensor(pa.uint16(), (codes_NS.shape[1],))
     storage = pa.FixedSizeListArray.from_arrays(pa.array(codes_NS.reshape(-1), pa.uint16()), type=kind.storage_type)
     codes = pa.ExtensionArray.from_storage(kind, storage)
@@ -139,7 +139,7 @@ def codes_table(ids: list[str], codes_NS: np.ndarray) -> pa.Table:
 
 
 def load_codes(info: DatasetInfo, kind: str, shards: Iterable[int] | None = None) -> dict[str, np.ndarray]:
-    """id -> codes uint16 (S,) of the whole dataset, or of some shards."""
+    """id -> codes uint16 (S,), of the whole dataset or of these shards."""
     table = derived.read_derived(info, kind, shards)
     codes = reading.column_values(table["codes"].combine_chunks())
     return dict(zip(table["id"].to_pylist(), codes, strict=True))

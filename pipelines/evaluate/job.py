@@ -37,7 +37,7 @@ def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
 
     output = Path(absolute(flags.output))
     if "://" in flags.output:
-        raise UsageError(f"{flags.output}: evaluation writes local files only, object stores are not built yet")
+        raise UsageError(f"{flags.output}: evaluation writes local files only, object stores are not supported yet")
     with bad_input():
         export = find_export(flags.model).resolve()
         kind = read_export_config(export)["kind"]

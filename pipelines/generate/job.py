@@ -71,7 +71,7 @@ MANIFEST = pa.schema(
 def generate(config: GenerateConfig, *, use_ray: bool = True, page: WritePage | None = None) -> str | None:
     """Run the job; gives the output folder (None for a dry run). Without Ray the batches are made here, in turn."""
     if "://" in config.output:
-        raise UsageError(f"{config.output}: object stores are not built yet, give a local path")
+        raise UsageError(f"{config.output}: object stores are not supported yet, give a local path")
     if config.dry_run:
         _say_plan(config, plan(config))
         return None

@@ -1,1 +1,1 @@
-"""Meshes to shards."""
+"""Meshes to a dataset of shards."""

@@ -1,8 +1,8 @@
-"""Whom objects of the data are owed to, as Markdown: beside every picture of them, and with released weights.
+"""Credits for objects of the data, as Markdown: beside every picture of them, and with released weights.
 
-How: `write_credits` puts PICTURE.credits.md beside PICTURE.png, one line an object: id, title, author, licence, address. Text of the data is
-escaped, so a name cannot become markup; only http(s) addresses become links. Rows are what datasets and exports hold: `id`, `license`,
-`author`, `url` (or `attribution_url`, `source_url`), and a title as `name` (or `caption`), all strings.
+How: `write_credits` writes PICTURE.credits.md beside PICTURE.png, one line per object: id, title, author, licence, address. Text of the
+data is escaped, so a name cannot become markup; only http(s) addresses become links. Rows come from datasets and exports: `id`,
+`license`, `author`, `url` (or `attribution_url`, `source_url`), and a title as `name` (or `caption`), all strings.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def credits_file(picture: Path) -> Path:
 
 
 def write_credits(picture: Path, rows: Sequence[Row]) -> Path:
-    """The credits of the objects in a picture, in the picture's order, as a file beside it."""
+    """Write the credits of the objects in a picture, in the picture's order, to a file beside it; return that file."""
     lines = [
         f"# Objects in {plain(picture.name)}",
         "",
-        "From left to right, top to bottom. The objects keep their own licences; the picture shows them and what a model made of them.",
+        "From left to right, top to bottom. The objects keep their own licences; the picture shows them and a model's reconstructions.",
         "",
         "| | object | title | author | licence | source |",
         "|---|---|---|---|---|---|",
@@ -65,7 +65,7 @@ def write_credits(picture: Path, rows: Sequence[Row]) -> Path:
 
 
 def by_author(rows: Iterable[Row]) -> list[str]:
-    """One Markdown item for each licence and author: how many objects, and where they come from."""
+    """One Markdown list item per licence and author: number of objects, and their addresses."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["license"], row["author"]), []).append(row)
@@ -86,21 +86,21 @@ def author(row: Row) -> str:
 
 
 def licence(row: Row) -> str:
-    """The licence's name, linked to its text where that is known."""
+    """The licence's name, with a link to its text if known."""
     name = str(row.get("license") or "none stated")
     return f"[{plain(name)}]({LICENCE_PAGES[name]})" if name in LICENCE_PAGES else plain(name)
 
 
 def address(row: Row) -> str:
-    """Where the object comes from."""
+    """The object's web address; empty if unknown."""
     return str(row.get("url") or row.get("attribution_url") or row.get("source_url") or "")
 
 
 def link(url: str) -> str:
-    """A link to a web address; what is none is shown as text."""
+    """A link to a web address; anything else becomes plain text."""
     return f"<{url}>" if re.fullmatch(r"https?://[^\s<>|`]+", url) else plain(url)
 
 
 def plain(text: Any) -> str:
-    """Text of the data on one line of Markdown, without any meaning as markup."""
+    """Text of the data on one line of Markdown, with markup escaped."""
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", r"\\\1", " ".join(str(text).split()))

@@ -1,8 +1,8 @@
-"""What a dataset holds, beside it: card.json (counts, histograms, the slowest, what is not ok), contact_sheet.png and its credits.
+"""A dataset's summary, written beside it: card.json (counts, histograms, slowest and failed objects), contact_sheet.png and its credits.
 
-How: one pass over the shards, one at a time, of the small columns alone; bins, counts of a bounded number of names, the few largest and the chosen
-ids are all that is kept, so memory does not grow with the dataset. The pictured objects are the ok ones with the smallest sha256(id): the same whatever the order.
-`pipelines.report.page` shows the card in the dataset's page, and preprocessing logs all of it to MLflow.
+How: one pass over the shards, one at a time, which reads only small columns. It keeps bins, counts of a bounded number of names, the few
+largest values and the chosen ids, so memory does not grow with the dataset. Pictured are the ok objects with the smallest sha256(id),
+whatever the order. The dataset's report shows the card, and preprocessing logs all of it to MLflow.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 CARD, SHEET = "card.json", "contact_sheet.png"
 SHOWN_OBJECTS, SHOWN_SLOWEST, SHOWN_NOT_OK, SHOWN_NAMES = 64, 20, 100, 200
 TILE, COLUMNS = 160, 8
-THIRDS = [round(k * 10.0**e, 9) for e in range(-4, 8) for k in (1, 3)]  # edges of bins, about a factor of three apart
+THIRDS = [
+    round(k * 10.0**e, 9) for e in range(-4, 8) for k in (1, 3)
+]  # edges of bins, each about three times the one before
 EDGES: dict[str, list[float]] = {
     "num_faces": [e for e in THIRDS if 1 <= e <= 1e7],
     "volume": [e for e in THIRDS if 1e-4 <= e <= 10],
@@ -55,7 +57,7 @@ LIGHT = (
 
 @dataclass
 class Histogram:
-    """Counts between edges; the first is of what lies below the first edge, the last of what lies above the last."""
+    """Counts between edges. The first count is of values below the first edge, the last of values above the last edge."""
 
     edges: list[float]
     counts: list[int] = field(init=False)
@@ -69,7 +71,7 @@ class Histogram:
 
 
 class Summary:
-    """What one pass over a dataset keeps."""
+    """What one pass over a dataset collects."""
 
     def __init__(self) -> None:
         self.named = {name: Names() for name in ("category", "license", "appearance")}
@@ -79,7 +81,7 @@ class Summary:
         self.not_ok: list[tuple[int, str, str, str]] = []
 
     def add(self, row: dict[str, Any]) -> None:
-        """One row of LIGHT and the measured columns."""
+        """Add one row with the columns LIGHT and the measured ones."""
         rank = -id_hash(row["id"])
         if row["status"] != "ok":
             _keep(self.not_ok, (rank, row["id"], row["status"], row["error"]), SHOWN_NOT_OK)
@@ -92,13 +94,13 @@ class Summary:
             _keep(self.pictured, (rank, {name: row[name] for name in LIGHT}), SHOWN_OBJECTS)
 
     def add_seconds(self, seconds: dict[str, float]) -> None:
-        """The times of one sidecar."""
+        """Add the times of one sidecar."""
         for object_id, took in seconds.items():
             self.histograms["seconds"].add(took)
             _keep(self.slowest, (took, object_id), SHOWN_SLOWEST)
 
     def as_json(self, info: DatasetInfo) -> dict[str, Any]:
-        """card.json."""
+        """The content of card.json."""
         return {
             "fingerprint": info.fingerprint,
             "counts": info.counts,
@@ -116,17 +118,17 @@ class Summary:
         }
 
     def in_order(self) -> list[dict[str, Any]]:
-        """The pictured objects, the smallest hash first."""
+        """The pictured objects, smallest hash first."""
         return [row for _, row in sorted(self.pictured, key=lambda item: -item[0])]
 
 
 def _keep(heap: list[Any], item: Any, count: int) -> None:
-    """Push onto a heap that holds the `count` largest."""
+    """Push onto a heap that keeps the `count` largest items."""
     (heapq.heappush if len(heap) < count else heapq.heappushpop)(heap, item)
 
 
 def write_card(folder: Path) -> list[Path]:
-    """Write the card of a finished dataset; the files that it made."""
+    """Write the card of a finished dataset; return the files it wrote."""
     info = open_dataset(folder)
     summary = summarise(info)
     write_atomic(folder / CARD, json.dumps(summary.as_json(info), indent=1).encode("utf-8"))
@@ -148,7 +150,7 @@ def write_card(folder: Path) -> list[Path]:
 
 
 def summarise(info: DatasetInfo) -> Summary:
-    """One pass over rows and sidecars."""
+    """Summarise a dataset in one pass over its rows and sidecars."""
     summary = Summary()
     measured = [name for name in EDGES if name in info.columns]
     for row in read_rows(info, [*LIGHT, *measured], status=None):
@@ -159,7 +161,7 @@ def summarise(info: DatasetInfo) -> Summary:
 
 
 def pictures(info: DatasetInfo, rows: list[dict[str, Any]]) -> Iterator[Image.Image]:
-    """Each row's picture (RGBA, TILE x TILE): its first view, else its surface points."""
+    """Each row's picture (RGBA, TILE x TILE): its first view, or its surface points if the dataset has no views."""
     wanted = {row["id"] for row in rows}
     column = "views" if info.config.num_views else "surface"
     found = {}
@@ -179,7 +181,7 @@ def _view(data: bytes) -> Image.Image:
 def cloud_picture(
     surface_P6: np.ndarray, azimuth_degrees: float = 35.0, elevation_degrees: float = 20.0
 ) -> Image.Image:
-    """Points with normals as discs of 2 x 2 pixels on white, lit from the camera, near ones over far ones; RGBA, TILE x TILE."""
+    """Points with normals drawn as 2 x 2 pixels on white, lit from the camera, near ones over far ones; RGBA, TILE x TILE."""
     from PIL import Image
 
     azimuth, elevation = np.radians([azimuth_degrees, elevation_degrees])
@@ -188,7 +190,7 @@ def cloud_picture(
     axes = np.stack([right, -np.cross(back, right), back])
     placed, facing = surface_P6[:, :3].astype(np.float64) @ axes.T, surface_P6[:, 3:].astype(np.float64) @ back
     seen = facing > 0
-    order = np.argsort(placed[seen, 2])  # far to near: a later point hides an earlier one
+    order = np.argsort(placed[seen, 2])  # far to near: a later point covers an earlier one
     pixel = np.clip((placed[seen][order, :2] / 1.45 + 1) * TILE / 2, 0, TILE - 2).astype(int)
     shade = (70 + 150 * facing[seen][order]).astype(np.uint8)[:, None]
     image = np.full((TILE, TILE, 3), 255, dtype=np.uint8)

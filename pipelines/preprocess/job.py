@@ -1,9 +1,7 @@
-"""Meshes to a dataset of sharded Parquet: plan what is stale, convert it in Ray tasks, write dataset.json last.
+"""Preprocessing, meshes to a dataset of sharded Parquet: plan which shards are stale, convert them in Ray tasks, write dataset.json last.
 
-How: preprocess_plan says which shards are stale, preprocess_shards converts them; starting the command again after any
-death redoes only shards that were not finished. `preprocess(config, run_shards=map_here)` does the same without Ray.
-
-Source: DESIGN, contracts 2 and 3.
+How: `plan` finds the stale shards, `shards` converts them. Starting the command again after a kill redoes only unfinished shards.
+`preprocess(config, run_shards=map_here)` does the same without Ray.
 """
 
 from __future__ import annotations
@@ -37,14 +35,14 @@ from pipelines.tracking.tracked import Outcome, WritePage, logged
 
 @dataclass
 class Seconds:
-    """How long the objects of this run took, added up."""
+    """The seconds of this run's objects: count, sum, maximum."""
 
     count: int = 0
     total: float = 0.0
     longest: float = 0.0
 
     def add(self, seconds: Iterable[float]) -> None:
-        """Those of one shard."""
+        """Add the seconds of one shard's objects."""
         for value in seconds:
             self.count, self.total, self.longest = self.count + 1, self.total + value, max(self.longest, value)
 
@@ -95,7 +93,7 @@ def _preprocess(config: PreprocessConfig, run_shards: Runner, page: WritePage | 
 
 
 def _absolute(config: PreprocessConfig) -> PreprocessConfig:
-    """Local paths made absolute: Ray changes its workers' working directory, and their environment may name another cache."""
+    """The config with absolute local paths: Ray changes the working directory of workers, and their environment may name another cache."""
     if config.source == "objaverse" and not config.input:
         config = replace(config, input=default_folder())
     paths = {name: getattr(config, name) for name in ("output", "input", "ids", "captions")}
@@ -107,16 +105,16 @@ def _input_exists(config: PreprocessConfig) -> bool:
 
 
 def _is_whole(config: PreprocessConfig, plan: Plan) -> bool:
-    """Whether an earlier start finished the dataset. One killed after its last shard did not: the next has yet to tell of it."""
+    """Whether an earlier start finished the dataset. A start killed after its last shard did not: the next one still has to report it."""
     return not plan.tasks and not plan.extra and (location(config.output) / "dataset.json").exists()
 
 
 def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) -> Seconds:
-    """Write what is stale, add it to what is current, remove what is extra. Returns how long the objects took."""
+    """Write stale shards, add them to the current ones, remove extra ones. Returns the seconds of the objects."""
     folder = location(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     if plan.tasks or plan.extra:
-        (folder / "dataset.json").unlink(missing_ok=True)  # until the work is done this is no complete dataset
+        (folder / "dataset.json").unlink(missing_ok=True)  # the dataset is incomplete until the work is done
     storage.remove_temporaries(folder)
     for index in plan.extra:
         for ending in ("json", "parquet"):
@@ -137,7 +135,7 @@ def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) 
 
 
 def _finished_shards(config: PreprocessConfig, plan: Plan) -> str:
-    """What a stopped command leaves."""
+    """What is finished when the command stops, in words."""
     there = list_shards(location(config.output))
     left = sum(not there.get(index, NOT_THERE).has_sidecar for index in plan.tasks.indices)
     total = len(plan.current.shards.keys() | set(plan.tasks.indices))
@@ -170,7 +168,7 @@ def _report(
     outcome: Outcome,
     page: WritePage | None,
 ) -> None:
-    """Say what the dataset holds, and what MLflow shows of it if anything was done."""
+    """Print what the dataset contains and, if anything was done, fill in what MLflow shows."""
     print(
         f"dataset: {_counted(summary['counts'])}; splits {_counted(summary['splits'])}; {len(summary['shards'])} shards",
         flush=True,
@@ -200,9 +198,9 @@ def _report(
 
 
 def _card(folder: Location, outcome: Outcome, page: WritePage | None) -> None:
-    """The dataset's card and page, local folders alone; the page also of a dataset without any object that is ok."""
+    """Write the dataset's card and report; only for local folders, and also for a dataset without ok objects."""
     if isinstance(folder, storage.RemotePath):
-        print("  no card: it is made for local folders only", flush=True)
+        print("  no card: cards are made for local folders only", flush=True)
         return
     from pipelines.preprocess.dataset_card import CARD, write_card
 

@@ -1,8 +1,8 @@
-"""The folder that preprocessing writes: is it a dataset's, of this schema, writable, and does nobody else work there.
+"""Checks of the folder that preprocessing writes: a dataset of this schema (or empty), writable, and not in use by another run.
 
-How: `check_output` looks before anything is planned. `alone_in` holds the folder's lock (`pipelines.runs.locks`) as long as the work lasts.
-Ours: a bucket has no such lock, nor has every network mount. Two runs with the same flags are safe there all the same (whole
-      files of equal bytes); two with different flags undo each other's shards, and the later dataset.json may name replaced ones.
+How: `check_output` runs before anything is planned. `alone_in` holds the folder's lock (`pipelines.runs.locks`) during the work.
+Ours: buckets and some network mounts have no locks. Two runs with the same flags are safe there (both write whole files with equal
+      bytes). Two runs with different flags overwrite each other's shards, and the later dataset.json may name replaced ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipelines.runs.notes import COMMAND_FILE, read_note
 
 
 def check_output(output: str) -> None:
-    """UsageError where the output holds another schema's dataset, or another program's files."""
+    """UsageError if the output contains a dataset of another schema or files of another program."""
     with bad_input("--output "):
         folder = location(output)
         if isinstance(folder, RemotePath):
@@ -37,13 +37,13 @@ def check_output(output: str) -> None:
 
 
 def _check_unfinished(folder: Location) -> None:
-    """A folder without dataset.json: empty, or that of a preprocessing run that did not finish, with this schema."""
+    """ValueError unless a folder without dataset.json is empty or belongs to an unfinished run with this schema."""
     names = list(listing(folder))
     sidecar = next((name for name in names if name.endswith(".json") and SHARD_FILE.fullmatch(name)), None)
     version = _schema_version(folder / sidecar) if sidecar else None
     if version not in (None, SCHEMA_VERSION):
         raise ValueError(
-            f"{folder} holds shards of schema version {version!r}; this program writes version {SCHEMA_VERSION}: give another folder"
+            f"{folder} contains shards of schema version {version!r}, this program writes version {SCHEMA_VERSION}: choose another folder"
         )
     if isinstance(folder, Path):
         names += [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.exists() else []
@@ -51,12 +51,12 @@ def _check_unfinished(folder: Location) -> None:
         foreign = sorted(name for name in names if not name.startswith("."))
         if foreign and sidecar is None and (note or {}).get("unit") != "objects":
             raise ValueError(
-                f"{folder} holds no dataset but other files ({', '.join(foreign[:3])}): give a new or an empty folder"
+                f"{folder} contains other files and no dataset ({', '.join(foreign[:3])}): choose a new or empty folder"
             )
 
 
 def _schema_version(sidecar: Location) -> object:
-    """None if it can't be read: its shard is redone."""
+    """The sidecar's schema version; None if it cannot be read, in which case its shard is redone."""
     try:
         found = json.loads(sidecar.read_bytes())
     except ValueError:
@@ -66,9 +66,9 @@ def _schema_version(sidecar: Location) -> object:
 
 @contextlib.contextmanager
 def alone_in(output: str) -> Iterator[None]:
-    """Make a local folder and work there alone: UsageError if another run does, or if it can't be written.
+    """Make a local folder and hold its lock inside the block. UsageError if another run works there or it cannot be written.
 
-    Folders that it made and that stay empty (the input was bad) go again.
+    Folders made here that stay empty, because the input was bad, are removed.
     """
     folder = location(output)
     if isinstance(folder, RemotePath):
@@ -86,17 +86,17 @@ def alone_in(output: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """The folder's lock. Without locks two runs with the same flags are safe all the same, so it is not needed."""
+    """Hold the folder's lock. It is not required where the file system has no locks: see Ours."""
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder / LOCK_FILE, needed=False))
         except Held:
             raise UsageError(
-                f"--output {folder}: another run works there{_who(folder)}; wait for its end, or give another folder"
+                f"--output {folder}: another run is working there{_who(folder)}; wait until it ends, or choose another folder"
             ) from None
         except OSError as error:
-            raise UsageError(f"--output {folder} can't be written: {error.strerror}") from error
+            raise UsageError(f"--output {folder} cannot be written: {error.strerror}") from error
         yield
 
 

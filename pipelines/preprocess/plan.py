@@ -1,11 +1,9 @@
-"""Which shards of a dataset are stale: objects compared with the sidecars that lie in the output folder.
+"""Which shards of a dataset are stale: the objects are compared with the sidecars in the output folder.
 
-How: an object's shard follows from its id, so the plan needs no state: a shard is current when its sidecar carries the hash
-of this configuration and of these inputs. Objects lie in a `PlanStore`, sidecars are read one at a time and only added up (`Tally`), so
-that memory grows with the number of shards, not of objects. A shard without sidecar is stale whatever its files hold: its worker
-hashes them. Of the others a file is read again only if its stamp in the sidecar no longer holds (`pipelines.preprocess.sources.content`).
-
-Source: DESIGN, contract 3.
+How: an object's shard follows from its id, so the plan needs no state. A shard is current if its sidecar contains the hash of this
+configuration and of these inputs. Objects are kept in a `PlanStore`, and sidecars are read one at a time and only added up (`Tally`), so
+memory grows with the number of shards, not of objects. A shard without sidecar is stale and its worker hashes its files. For the others
+a file is read again only if its stamp in the sidecar has changed (`pipelines.preprocess.sources.content`).
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from pipelines.preprocess.plan_store import PlanStore
 from pipelines.preprocess.sources import SourceObject, inputs_hash
 from pipelines.preprocess.sources.fetch import known_content
 
-OBJECTS_PER_SHARD = 16  # of a small dataset: many shards, so that every worker has some
+OBJECTS_PER_SHARD = 16  # of a small dataset: many shards, so that every worker gets some
 MOST_OBJECTS_PER_SHARD = 128  # about 100 MB of Parquet
 MANY_SHARDS = 1024
 MAX_SHARDS = 100_000  # their names have five digits
@@ -34,7 +32,7 @@ Sidecar = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """One stale shard: everything that a worker needs to write it, as plain data."""
+    """One stale shard with everything that a worker needs to write it, as plain data."""
 
     index: int
     num_shards: int
@@ -42,7 +40,7 @@ class ShardTask:
     reason: str
 
     def to_json(self) -> str:
-        """Text that `from_json` reads back; a task travels to its worker like this."""
+        """JSON that `from_json` reads; tasks travel to workers in this form."""
         return json.dumps(vars(self) | {"objects": [vars(item) for item in self.objects]})
 
     @classmethod
@@ -53,7 +51,7 @@ class ShardTask:
 
 
 class Tasks(Sequence[ShardTask]):
-    """The shards to write, in order; a task's objects are fetched when it is asked for."""
+    """The shards to write, in order. The objects of a task are looked up when the task is indexed."""
 
     def __init__(self, store: PlanStore, num_shards: int, reasons: dict[int, str], num_objects: int) -> None:
         self._store, self._num_shards = store, num_shards
@@ -71,7 +69,7 @@ class Tasks(Sequence[ShardTask]):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will do: shards to write, shards that are current, and shards that no object belongs to any more."""
+    """The work of a run: shards to write, current shards, and extra shards to which no object belongs any more."""
 
     num_objects: int
     num_shards: int
@@ -80,7 +78,7 @@ class Plan:
     extra: list[int]
 
     def lines(self) -> list[str]:
-        """The plan for a person."""
+        """The plan in words."""
         reasons = Counter(self.tasks.reasons.values())
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         finished = len(self.current.shards)
@@ -88,12 +86,12 @@ class Plan:
         if self.tasks:
             said.append(f"{self.tasks.num_objects} objects in {len(self.tasks)} shards to convert ({why})")
         if self.extra:
-            said.append(f"{len(self.extra)} shards to remove: no object belongs to them any more")
+            said.append(f"{len(self.extra)} shards to remove: no objects belong to them any more")
         return said or ["nothing to do"]
 
 
 def make_plan(config: PreprocessConfig, objects: Iterable[SourceObject]) -> Plan:
-    """Compare the objects with what lies in the output folder."""
+    """Compare the objects with the output folder."""
     store = PlanStore()
     store.add(objects)
     where = f"--input {config.input}" if config.input else f"--source {config.source}"
@@ -126,7 +124,7 @@ def make_plan(config: PreprocessConfig, objects: Iterable[SourceObject]) -> Plan
 
 
 def default_num_shards(num_objects: int) -> int:
-    """One shard per 16 objects up to 1024 shards, then up to 128 objects a shard; at most 100,000."""
+    """One shard per 16 objects up to 1024 shards, then up to 128 objects per shard; at most 100,000 shards."""
     few = min(MANY_SHARDS, -(-num_objects // OBJECTS_PER_SHARD))
     return max(1, few, min(MAX_SHARDS, -(-num_objects // MOST_OBJECTS_PER_SHARD)))
 
@@ -137,7 +135,7 @@ def default_num_shards(num_objects: int) -> int:
 def _with_sidecars(
     folder: Location, indices: Iterable[int], found: dict[int, Found]
 ) -> Iterator[tuple[int, Sidecar | None]]:
-    """Each shard with its sidecar; None where there is none, or one that is cut off: the shard counts as not finished."""
+    """Each shard with its sidecar, or None if the sidecar is missing or truncated: such a shard counts as unfinished."""
     there = [index for index in indices if found.get(index, NOT_THERE).has_sidecar]
     contents = read_many([folder / f"{records.shard_name(index)}.json" for index in there])
     has_sidecar = set(there)
@@ -154,7 +152,7 @@ def _parsed(content: bytes) -> Sidecar | None:
 
 
 def _num_shards_before(folder: Location, found: dict[int, Found]) -> int | None:
-    """Of the first readable sidecar: shards of another number are stale in any case, their objects differ."""
+    """The number of shards in the first readable sidecar. Shards made for another number are stale anyway, since their objects differ."""
     sidecars = (
         _parsed((folder / f"{records.shard_name(index)}.json").read_bytes())
         for index, what in found.items()
@@ -164,7 +162,7 @@ def _num_shards_before(folder: Location, found: dict[int, Found]) -> int | None:
 
 
 def _stale_reason(found: Found, sidecar: Sidecar | None, config_sha256: str) -> str | None:
-    """Why a shard must be written, by what lies there alone; None if its objects have to be compared."""
+    """Why a shard must be written, judged by its files alone; None if its objects have to be compared."""
     if sidecar is None:
         return "new" if found.parquet_bytes is None else "unfinished"
     if found.parquet_bytes != sidecar.get("bytes"):
@@ -175,8 +173,8 @@ def _stale_reason(found: Found, sidecar: Sidecar | None, config_sha256: str) -> 
 
 
 def _changed(config: PreprocessConfig, objects: list[SourceObject], sidecar: Sidecar) -> str | None:
-    """Why a shard that is whole must be written: its objects are others than those it was made from, or failed ones are tried again."""
-    same = {item.id for item in objects} == sidecar["content"].keys()  # else nothing need be read to know
+    """Why a complete shard must be written again: its objects changed, or failed ones are retried. None if it is current."""
+    same = {item.id for item in objects} == sidecar["content"].keys()  # if not, no file has to be read
     if not same or inputs_hash(known_content(config, objects, sidecar)) != sidecar.get("inputs_sha256"):
         return "stale: inputs changed"
     failed_again = any(map(records.is_retried, sidecar["failures"]))

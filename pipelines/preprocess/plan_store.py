@@ -1,7 +1,8 @@
-"""All objects of a plan grouped by shard, in a temporary SQLite database: memory stays small at ten million objects.
+"""The objects of a plan, grouped by shard in a temporary SQLite database, so that ten million objects need little memory.
 
-How: `add` takes them in any order, `limit` keeps those with the smallest hash of their id, `group` sorts by shard and id, once, and finds ids that came
-twice on the way. SQLite sorts outside of memory and its file goes with the connection (in SQLITE_TMPDIR, TMPDIR or /var/tmp: .6 kB an object of a manifest).
+How: `add` takes objects in any order, `limit` keeps those with the smallest hash of their id, `group` sorts once by shard and id and finds
+duplicate ids. SQLite sorts on disk. Its file (in SQLITE_TMPDIR, TMPDIR or /var/tmp, 0.6 kB per object of a manifest) disappears with
+the connection.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from pipelines.cli.errors import UsageError
 from pipelines.preprocess.sources.objects import SourceObject
 
 CACHE_KIB = 128 * 1024
-TEXTS = tuple(field.name for field in fields(SourceObject) if field.name != "tags")  # and a size
+TEXTS = tuple(field.name for field in fields(SourceObject) if field.name != "tags")  # one of them is a number, size
 TEXTS_OF = itemgetter(*TEXTS)
 NAMES = ", ".join(("tags", *TEXTS))
-SIGN = 2**63  # SQLite's integers have a sign: hashes are stored less this, in the same order
+SIGN = 2**63  # SQLite's integers are signed: hashes are stored minus this, which keeps their order
 
 
 class PlanStore:
-    """Objects by shard; for one thread."""
+    """Objects by shard. For use in one thread."""
 
     def __init__(self) -> None:
-        self._db = sqlite3.connect("", check_same_thread=False)  # the collector may close it from another thread
+        self._db = sqlite3.connect("", check_same_thread=False)  # the garbage collector may close it in another thread
         self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._db.execute("PRAGMA journal_mode = OFF")  # nothing is ever rolled back
         self._db.execute(f"CREATE TABLE listed (hash INTEGER, {NAMES})")
@@ -38,7 +39,7 @@ class PlanStore:
         weakref.finalize(self, self._db.close)
 
     def add(self, objects: Iterable[SourceObject]) -> None:
-        """Take objects in."""
+        """Add objects."""
         places = ", ".join("?" * (2 + len(TEXTS)))
         with _room():
             self.num_objects += self._db.executemany(
@@ -46,7 +47,7 @@ class PlanStore:
             ).rowcount
 
     def limit(self, number: int, where: str) -> None:
-        """Keep the objects with the smallest sha256(id). UsageError for ids that came more than once, also among the others."""
+        """Keep the `number` objects with the smallest sha256(id). UsageError for duplicate ids, also among the dropped objects."""
         self._check_ids(where)
         with _room():
             self._db.execute(
@@ -55,8 +56,8 @@ class PlanStore:
         self.num_objects = min(self.num_objects, number)
 
     def group(self, num_shards: int, where: str) -> None:
-        """Sort what was taken in by shard and id. UsageError for ids that came more than once."""
-        shard = f"((hash % {num_shards} + {SIGN % num_shards} + {num_shards}) % {num_shards})"  # of a negative number, % is negative
+        """Sort the objects by shard and id. UsageError for duplicate ids."""
+        shard = f"((hash % {num_shards} + {SIGN % num_shards} + {num_shards}) % {num_shards})"  # % of a negative number is negative in SQLite
         self._db.execute(f"CREATE TABLE grouped (shard INTEGER, {NAMES}, PRIMARY KEY (shard, id)) WITHOUT ROWID")
         with _room():
             taken = self._db.execute(
@@ -67,7 +68,7 @@ class PlanStore:
         self._db.execute("DROP TABLE listed")
 
     def sizes(self) -> dict[int, int]:
-        """Objects of every shard that has any, in order of the shards."""
+        """Number of objects per shard, for shards that have any, in order."""
         return dict(self._db.execute("SELECT shard, COUNT(*) FROM grouped GROUP BY shard ORDER BY shard"))
 
     def objects(self, shard: int) -> list[SourceObject]:
@@ -87,7 +88,7 @@ class PlanStore:
 
 @contextlib.contextmanager
 def _room() -> Iterator[None]:
-    """Say which disk is full: it is neither the input's nor the output's."""
+    """If the disk is full, say that it is the one with temporary files, not that of the input or output."""
     try:
         yield
     except sqlite3.OperationalError as error:

@@ -1,15 +1,15 @@
-"""A killable child process for work that may hang, crash or eat all memory: each of the three costs one call.
+"""A killable child process for work that may hang, crash or exhaust memory: each of the three costs one call.
 
 How: `Sandbox.call("module:function", arguments)` sends one JSON frame to a child started with `python -m pipelines.preprocess.sandbox`
-and reads one Arrow IPC frame back (never a pickle: a mesh file must not be able to run code here). The child lives on from
-call to call, has a limit on its address space, and is killed by its pid at the time limit; the next call starts another.
-It ends with its parent: the kernel kills it (PR_SET_PDEATHSIG), and an end of its input stops it where that is missing.
+and reads one Arrow IPC frame back (never a pickle: a mesh file must not be able to run code here). The child serves many calls, has a
+limit on its address space, and is killed by its pid at the time limit; the next call starts another. It ends with its parent: the kernel
+kills it (PR_SET_PDEATHSIG), and elsewhere the end of its input stops it. Ray has no time limit per row, and Ray Data retries a crashing
+row for ever.
 
-Source: DESIGN, fact 4 (Ray Data has no time limit per row and retries a crashing row for ever).
-Ours: the time limit starts when the child says that it is ready, so that imports and compilation never count against a mesh.
-      A death is believed only where it must be the call's own doing: a child that has answered others before may have been
-      damaged by them, and a SIGKILL comes from outside (a person, the kernel short of memory), so the call is tried again in
-      a fresh child, three times at most. No call pays for an earlier one, and killing children changes no result.
+Ours: the time limit starts when the child reports that it is ready, so imports and compilation never count against a mesh.
+      A call is blamed for a death only if nothing else can have caused it. A child that answered other calls before may have been damaged
+      by them, and a SIGKILL comes from outside (a person, a kernel short of memory). In these cases the call is tried again in a fresh
+      child, at most three times. No call suffers from an earlier one, and killing children changes no result.
 
 A frame is an 8-byte big-endian length and that many bytes.
 """
@@ -46,19 +46,19 @@ START_TIMEOUT_S = 600.0  # the first child on a machine compiles the geometry ke
 MAX_FRAME_BYTES = 4 * 2**30
 MAX_TRIES = 3  # of one call whose child died
 MAX_STARTS = 10  # of a child that is killed before it is ready
-NO_MEMORY = ("bad_alloc", "Cannot allocate memory", "out of memory")  # last words of C++ libraries
-LAST_BREATH_S = 5.0  # for a child that has closed its pipe to end
+NO_MEMORY = ("bad_alloc", "Cannot allocate memory", "out of memory")  # last messages of C++ libraries
+LAST_BREATH_S = 5.0  # for a child that has closed its pipe to exit
 LARGEST_KEPT, MOST_KEPT = (
     2**26,
     2**28,
-)  # bytes: the grids of a mesh at 256 cells, not the peak of the largest mesh for ever
+)  # bytes: enough for the grids of a mesh at 256 cells, but not the peak of the largest mesh for ever
 _LENGTH = struct.Struct(">Q")
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What became of one call. `table` is there only when status is ok; `error` reads "reason: text" otherwise."""
+    """The result of one call: `table` if status is ok, otherwise `error` as "reason: text"."""
 
     status: str
     error: str = ""
@@ -68,7 +68,7 @@ class Result:
 
 @dataclass(kw_only=True)
 class Sandbox:
-    """One child process at a time; not for use from several threads. `warm_up` names a function run once per child."""
+    """Runs calls in one child process at a time. Not for use by several threads. `warm_up` names a function that each child runs once."""
 
     timeout_s: float = 60.0
     memory_limit_gb: float = 8.0
@@ -84,7 +84,7 @@ class Sandbox:
             raise ValueError(f"memory_limit_gb must be positive, got {self.memory_limit_gb}")
 
     def call(self, function: str, arguments: Mapping[str, Any]) -> Result:
-        """Run `module:function` with JSON keyword arguments in the child; it must return an Arrow table."""
+        """Run `module:function`, which must return an Arrow table, in the child with JSON keyword arguments."""
         request = json.dumps({"function": function, "arguments": dict(arguments)}).encode("utf-8")
         for _ in range(MAX_TRIES):
             result, is_believed = self._tried(request)
@@ -93,7 +93,7 @@ class Sandbox:
         return result
 
     def _tried(self, request: bytes) -> tuple[Result, bool]:
-        """One try of a call, and whether what came of it is the call's own doing."""
+        """(result of one try of a call, whether the call itself caused it)."""
         child = self._running_child()
         self._stderr.truncate(0)
         started, was_fresh = time.monotonic(), not self._has_answered
@@ -113,7 +113,7 @@ class Sandbox:
         return result, was_fresh or self._child is not None
 
     def close(self) -> None:
-        """Kill the child, if there is one. The next call starts another."""
+        """Kill the child if there is one. The next call starts another."""
         if self._child is not None:
             self._child.kill()
             self._child.wait()
@@ -125,7 +125,7 @@ class Sandbox:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the child, None while there is none."""
+        """Process id of the child; None if there is none."""
         return self._child.pid if self._child is not None else None
 
     def _running_child(self) -> subprocess.Popen[bytes]:
@@ -137,7 +137,7 @@ class Sandbox:
         raise RuntimeError(f"the sandbox child was killed {MAX_STARTS} times before it was ready")
 
     def _started(self) -> bool:
-        """Start a child. False if something killed it before it was ready."""
+        """Start a child; return False if it was killed before it was ready."""
         self._stderr = tempfile.TemporaryFile(mode="ab+")  # noqa: SIM115 (append mode: may be truncated between calls)
         command = [sys.executable, "-m", "pipelines.preprocess.sandbox", "--memory-limit-gb", str(self.memory_limit_gb)]
         command += ["--parent-pid", str(os.getpid())] + (["--warm-up", self.warm_up] if self.warm_up else [])
@@ -160,19 +160,24 @@ class Sandbox:
                 metadata = reader.schema.metadata or {}
                 table = reader.read_all()
             status, error = metadata[b"status"].decode("utf-8"), metadata[b"error"].decode("utf-8")
-        except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:  # its memory was overwritten
+        except (
+            pa.ArrowException,
+            OSError,
+            KeyError,
+            UnicodeDecodeError,
+        ) as error:  # the child's memory was overwritten
             self.close()
             return Result(
                 status="failed",
-                error=f"crash: the child's reply can't be read ({type(error).__name__})",
+                error=f"crash: the child's reply cannot be read ({type(error).__name__})",
                 seconds=seconds,
             )
         if status == "out-of-memory":
-            self.close()  # what is left of its address space is in pieces
+            self.close()  # the rest of its address space is fragmented
         return Result(status=status, error=error, table=table if status == "ok" else None, seconds=seconds)
 
     def _died(self, seconds: float) -> tuple[bool, Result]:
-        """Whether the child was killed from outside, and what that means for its call."""
+        """(whether the child was killed from outside, the result of its call)."""
         code, words = self._exit_code(), self._last_words()
         self.close()
         was_killed = code == -signal.SIGKILL
@@ -191,7 +196,7 @@ class Sandbox:
         return False, Result(status="failed", error=text, seconds=seconds)
 
     def _exit_code(self) -> int | None:
-        """Of a child that has closed its pipe; None if it goes on all the same."""
+        """The exit code of a child that has closed its pipe; None if it keeps running."""
         try:
             return self._child.wait(timeout=LAST_BREATH_S)
         except subprocess.TimeoutExpired:
@@ -204,7 +209,7 @@ class Sandbox:
 
 
 def _child_environment() -> dict[str, str]:
-    """This environment, one thread, and this repository importable from any working directory."""
+    """The child's environment variables: ours, one thread, and this repository importable from any working directory."""
     path = os.pathsep.join(part for part in (str(REPOSITORY), os.environ.get("PYTHONPATH", "")) if part)
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     return {**os.environ, **one_thread, "PYTHONPATH": path}
@@ -220,7 +225,7 @@ def write_frame(stream: IO[bytes], data: bytes) -> None:
 
 
 def read_frame(stream: IO[bytes], deadline: float | None = None) -> bytes:
-    """Receive one frame. EOFError when the other side is gone, TimeoutError past the deadline (time.monotonic)."""
+    """Receive one frame. EOFError if the other side has closed the pipe, TimeoutError past the deadline (time.monotonic)."""
     (length,) = _LENGTH.unpack(_read_exactly(stream, _LENGTH.size, deadline))
     if length > MAX_FRAME_BYTES:
         raise EOFError(f"a frame of {length} bytes is no frame")
@@ -246,18 +251,18 @@ def _read_exactly(stream: IO[bytes], size: int, deadline: float | None) -> bytes
 
 
 def answer(request: bytes) -> bytes:
-    """One request frame to one reply frame: whatever the function raises becomes a status and a reason."""
+    """The reply to one request. Whatever the function raises becomes a status and a reason."""
     try:
         called = json.loads(request)
         return _encode("ok", "", resolve(called["function"])(**called["arguments"]))
-    except Exception as error:  # the child's outermost frame: the row records it and the batch goes on
+    except Exception as error:  # the child's outermost frame: the row records the error and the batch continues
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             return _encode("out-of-memory", "out-of-memory: an allocation was refused")
         return _encode(*describe(error))
 
 
 def describe(error: Exception) -> tuple[str, str]:
-    """Status and "reason: text" on one line, safe to print. An exception may bring its own `status` and `reason` (as text)."""
+    """(status, "reason: text" on one line, safe to print). An exception may have its own `status` and `reason` as strings."""
     own = {
         name: value for name in ("status", "reason") if isinstance(value := getattr(error, name, None), str) and value
     }
@@ -284,19 +289,19 @@ def _encode(status: str, error: str, table: pa.Table | None = None) -> bytes:
 
 
 def _die_with(parent_pid: int) -> None:
-    """Ask the kernel to kill this process when its parent ends (Linux); the end of stdin does it elsewhere."""
+    """Ask the kernel to kill this process when its parent ends (Linux only; elsewhere the end of stdin ends it)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         with contextlib.suppress(
             OSError
-        ):  # /proc may be read-only; a kernel short of memory should take the child, not its worker
+        ):  # /proc may be read-only; a kernel short of memory should kill the child, not its worker
             Path("/proc/self/oom_score_adj").write_text("1000")
     if os.getppid() != parent_pid:
         raise SystemExit("the parent ended before its child began")
 
 
 def _claim_pipes() -> tuple[IO[bytes], IO[bytes]]:
-    """Take stdin and stdout for frames; whatever a library prints goes to stderr."""
+    """Reserve stdin and stdout for frames; prints of libraries go to stderr."""
     incoming, outgoing = os.fdopen(os.dup(0), "rb", buffering=0), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
@@ -304,7 +309,7 @@ def _claim_pipes() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def serve(parent_pid: int, memory_limit_gb: float, warm_up: str | None) -> None:
-    """The child's whole life: get ready, say so, then one reply per request until the parent hangs up."""
+    """The child's main loop: get ready, report it, then one reply per request until the parent closes the pipe."""
     _die_with(parent_pid)
     incoming, outgoing = _claim_pipes()
     keep_freed_memory(LARGEST_KEPT, MOST_KEPT)

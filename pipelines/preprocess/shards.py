@@ -1,9 +1,8 @@
-"""Convert shards: each mesh in a killable child (pipelines.preprocess.sandbox), each shard one Ray task, finished in one rename.
+"""Converts shards: each mesh in a killable child (pipelines.preprocess.sandbox), each shard in one Ray task, completed by one rename.
 
-Source: DESIGN, facts 3 and 4.
-Ours: status `failed` means that reading or converting went wrong, `rejected` that the file was read and is no object we
-      take (no faces, no extent, not finite, too large, refers to files outside its folder), or that its solid breaks one of
-      the bounds of g3pt.geometry.quality: such a row keeps its figures and holds no tensors.
+Ours: status `failed` means that reading or converting went wrong. `rejected` means that the file was read but is not an object we
+      accept (no faces, no extent, not finite, too large, refers to files outside its folder), or that its solid is outside a bound of
+      g3pt.geometry.quality; such a row keeps its measurements but has no tensors.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from pipelines.preprocess.sources import SourceObject, inputs_hash
 from pipelines.preprocess.sources.fetch import drop_downloads, fetched
 from pipelines.preprocess.views import VIEW_SECONDS, rendered, view_seconds_of
 
-MAX_RETRIES = 10  # of a shard whose worker or node died; a mesh that kills its child costs no retry
+MAX_RETRIES = 10  # of a shard whose worker or node died; a mesh that kills its child needs no retry
 REJECTED_REASONS = ("no-faces", "zero-extent", "non-finite", "too-large", "external-uri")
 
 # ------------------------------------------------------------------------------------------------------------- object
 
 
 class RowError(Exception):
-    """An object that becomes a row without tensors, with its status and short reason."""
+    """The object becomes a row without tensors, with this status and short reason."""
 
     def __init__(self, status: str, reason: str, text: str) -> None:
         super().__init__(text)
@@ -44,7 +43,7 @@ class RowError(Exception):
 
 
 def convert_object(item: dict[str, Any], config: dict[str, Any]) -> pa.Table:
-    """One object to a table of one row. Runs in the sandbox's child: arguments are what JSON can carry."""
+    """Convert one object to a table of one row. Runs in the sandbox's child, so arguments are JSON values."""
     from g3pt.geometry.reading import MeshError
 
     settings, source = PreprocessConfig(**config), SourceObject.of(item)
@@ -81,7 +80,7 @@ def _converted_row(source: SourceObject, settings: PreprocessConfig) -> dict[str
 
 
 def _load(source: SourceObject, settings: PreprocessConfig) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-    """Vertices, faces, and the columns that are known only now."""
+    """(vertices, faces, columns that are known only now)."""
     if source.source == "shapes":
         from g3pt.shapes import make_shape
 
@@ -96,12 +95,12 @@ def _load(source: SourceObject, settings: PreprocessConfig) -> tuple[np.ndarray,
 
 
 def object_seed(object_id: str, seed: int) -> int:
-    """A seed of its own for each object: independent of which others are converted, and in which order."""
+    """The seed of one object, independent of which other objects are converted and in which order."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{object_id}".encode()).digest()[:7], "big")
 
 
 def warm_up() -> None:
-    """Import and compile what a conversion needs, on a small mesh: it must not count against the first object."""
+    """Import and compile what a conversion needs, on a small mesh, so that it does not count against the first object."""
     from g3pt.geometry.convert import convert_mesh
 
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float64)
@@ -110,7 +109,7 @@ def warm_up() -> None:
 
 
 def warm_up_with_views() -> None:
-    """`warm_up`, and compile the renderer."""
+    """`warm_up`, and also compile the renderer."""
     from g3pt.geometry.appearance import clay
     from g3pt.geometry.render import render_views
 
@@ -124,7 +123,7 @@ _sandboxes: dict[tuple[float, float, str], Sandbox] = {}
 
 
 def _sandbox(config: PreprocessConfig) -> Sandbox:
-    """This process's child for these limits: it lives on from shard to shard."""
+    """This process's sandbox for these limits; it is reused from shard to shard."""
     key = (config.time_limit_s, config.memory_limit_gb, "warm_up_with_views" if config.views else "warm_up")
     if key not in _sandboxes:
         close_sandboxes()
@@ -133,14 +132,14 @@ def _sandbox(config: PreprocessConfig) -> Sandbox:
 
 
 def close_sandboxes() -> None:
-    """End this process's children."""
+    """Kill this process's children."""
     for box in _sandboxes.values():
         box.close()
     _sandboxes.clear()
 
 
 def process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
-    """Convert a shard's objects and write it. Returns its sidecar with its index."""
+    """Convert a shard's objects and write the shard. Returns its index and sidecar."""
     with doing(f"converting {records.shard_name(task.index)} of {config.output}"):
         return _process_shard(task, config)
 
@@ -187,7 +186,7 @@ Runner = Callable[[Sequence[ShardTask], PreprocessConfig], Iterable[dict[str, An
 
 
 def map_here(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict[str, Any]]:
-    """Shards one after another in this process, without Ray."""
+    """Convert shards one after another in this process, without Ray."""
     try:
         for task in tasks:
             yield process_shard(task, config)
@@ -196,9 +195,9 @@ def map_here(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[d
 
 
 def map_on_ray(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict[str, Any]]:
-    """Shards as Ray tasks, a few more at a time than there are CPUs, in the order in which they finish.
+    """Convert shards as Ray tasks, in the order in which they finish. At most twice as many are submitted as the cluster has CPUs.
 
-    Not Ray Data: it wants all tasks at once, and a hundred thousand of them are gigabytes in the driver.
+    Not Ray Data: it needs all tasks at once, and a hundred thousand of them are gigabytes in the driver.
     """
     from pipelines.cluster.session import connect
 
@@ -221,7 +220,7 @@ def map_on_ray(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator
 
 
 def _first_done(pending: list[Any]) -> dict[str, Any]:
-    """Wait for one of the pending shards, take it out and return what it gave."""
+    """Wait for one of the pending shards, remove it from the list and return its result."""
     import ray
 
     (done, *_), _ = ray.wait(pending)
@@ -230,5 +229,5 @@ def _first_done(pending: list[Any]) -> dict[str, Any]:
 
 
 def _process_text(task: str, config: str) -> str:
-    """`process_shard` between texts, which every Ray version carries alike."""
+    """`process_shard` with JSON text as argument and result."""
     return json.dumps(process_shard(ShardTask.from_json(task), PreprocessConfig(**json.loads(config))))

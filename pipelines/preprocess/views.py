@@ -1,7 +1,7 @@
-"""The views of one object: the mesh as given, with its colours, placed where its solid is; runs in the sandbox's child.
+"""Renders the views of one object: the original mesh with its colours, at the place of its solid. Runs in the sandbox's child.
 
 How: `solid = input * scale + offset`, so views and points share coordinates, and cameras follow from the solid alone. Procedural
-shapes, formats without colours and files whose look can't be read are drawn as clay.
+shapes, formats without colours and files with unreadable materials are drawn as clay.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ import pyarrow as pa
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.sources import SourceObject
 
-VIEW_SECONDS = (
-    "g3pt.view_seconds"  # of a row, in the metadata of its table: no part of the dataset, whose bytes know no clock
-)
+VIEW_SECONDS = "g3pt.view_seconds"  # in the metadata of a row's table; not part of the dataset, whose bytes must not depend on time
 
 
 def rendered(
@@ -28,7 +26,7 @@ def rendered(
     placement: dict[str, Any],
     seed: int,
 ) -> dict[str, Any]:
-    """Columns views, view_cameras and appearance, and the seconds that they took; `placement` holds scale and offset."""
+    """Columns views, view_cameras and appearance, and the seconds they took. `placement` contains scale and offset."""
     from g3pt.geometry.appearance import clay
     from g3pt.geometry.render import render_views
 
@@ -40,7 +38,7 @@ def rendered(
 
 
 def _appearance(source: SourceObject, settings: PreprocessConfig) -> Any:
-    """What the object looks like, None for clay."""
+    """The object's materials; None for clay."""
     if source.source == "shapes":
         return None
     from g3pt.geometry.load_appearance import load_appearance
@@ -49,10 +47,10 @@ def _appearance(source: SourceObject, settings: PreprocessConfig) -> Any:
     root = Path(settings.input)
     try:
         return load_appearance(root / source.path, root)
-    except MeshError:  # its geometry was read before; a look that can't be must not cost the row
+    except MeshError:  # its geometry could be read; unreadable materials must not cost the row
         return None
 
 
 def view_seconds_of(table: pa.Table | None) -> float:
-    """Seconds that the views of a converted object took."""
+    """Seconds that the views of a converted object took; 0 without a table."""
     return float((table.schema.metadata or {}).get(VIEW_SECONDS.encode(), b"0")) if table is not None else 0.0

@@ -48,7 +48,7 @@ def write_report(path: str | Path, output: str | Path | None = None) -> Path:
     from pipelines.report import folders
 
     if "://" in str(path):
-        raise UsageError(f"{path}: reports read local paths only, object stores are not built yet")
+        raise UsageError(f"{path}: reports read local paths only, object stores are not supported yet")
     root = Path(path).expanduser().resolve()
     if not root.exists():
         raise UsageError(f"{path}: no such file or folder")

@@ -98,7 +98,7 @@ def storage_folder(given: str | None) -> str:
     """The folder to try, absolute."""
     if given is not None and "://" in given:
         raise UsageError(
-            f"--storage {plain(without_login(given))}: object stores are not built yet, give a shared folder"
+            f"--storage {plain(without_login(given))}: object stores are not supported yet, give a shared folder"
         )
     return absolute(given if given is not None else "out" if Path("out").is_dir() else ".")
 

@@ -79,7 +79,9 @@ def scaling_sweep(flags: SweepFlags, page: WritePage | None = None) -> str | Non
             )
         return None
     if "://" in flags.output:
-        raise UsageError(f"{flags.output}: studies on an object store are not built yet; use a local or shared folder")
+        raise UsageError(
+            f"{flags.output}: studies on an object store are not supported yet; use a local or shared folder"
+        )
     specs = [car_spec(flags.data, flags.tokenizer, size, model, config) for size, model, config in rows]
     return str(run_study(specs, Path(absolute(flags.output)), flags, page))
 

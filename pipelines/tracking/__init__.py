@@ -1,1 +1,1 @@
-"""MLflow, a view of what the runs wrote."""
+"""MLflow, a view of the files that runs write."""

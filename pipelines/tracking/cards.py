@@ -1,8 +1,9 @@
-"""What MLflow shows of each kind of work: its run's name, the few parameters worth filtering by, tags, and a short description.
+"""Card: what MLflow shows of a piece of work: the run's name, the few parameters worth filtering by, tags, a short description.
 
-How: a stage makes a `Card` from its own flags; `pipelines.tracking.tracked` turns it into an MLflow run. Nothing here talks to MLflow.
-All that is kept in full lies in the output's own files; a card names what a person compares runs by. Metrics keep the ledger's
-names behind a section (`val_iou` becomes `val/iou`), because MLflow's charts are grouped by what stands before the slash.
+How: each stage makes a `Card` from its own flags (its function `card`), and `pipelines.tracking.tracked` turns it into an MLflow run.
+Nothing here calls MLflow. The output's own files hold everything; a card holds what a person compares runs by. Every key of a ledger's
+record becomes an MLflow metric, with a section in front (`val_iou` becomes `val/iou`), because MLflow groups charts by the part before
+the slash.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from typing import Any
 
 from g3pt.data.storage import Location, location
 
-SHORT = 8  # digits of a hash that people read
+SHORT = 8  # digits of a hash that is shown to people
 DIAGNOSTICS = (
     "agreement",
     "digit_balance",
     "entropy",
     "residual_ratio",
     "utilisation",
-)  # of codes, many and seldom looked at
+)  # of the codes: many, and seldom looked at
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInput:
-    """A dataset (or a file of prompts) that a run read, or made, by its fingerprint."""
+    """A dataset (or a file of prompts) that a run read or made, identified by its fingerprint."""
 
     name: str
     fingerprint: str
@@ -37,7 +38,7 @@ class DatasetInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One piece of work as MLflow shows it; `folder` is what it writes, `title` its one sentence in Markdown."""
+    """One piece of work as MLflow shows it. `folder` is its output, `title` one sentence in Markdown."""
 
     stage: str
     name: str
@@ -46,12 +47,14 @@ class Card:
     params: Mapping[str, Any]
     tags: Mapping[str, str] = field(default_factory=dict)
     dataset: DatasetInput | None = None
-    models: Mapping[str, Path] = field(default_factory=dict)  # role (model, tokenizer) -> run or export that was read
-    experiment: str = ""  # default the stage's
+    models: Mapping[str, Path] = field(
+        default_factory=dict
+    )  # role (model, tokenizer) -> the run or export that was read
+    experiment: str = ""  # default: the stage
 
     @property
     def experiment_name(self) -> str:
-        """As MLflow lists it."""
+        """The experiment's name in MLflow."""
         return f"g3pt/{self.experiment or self.stage}"
 
 
@@ -59,9 +62,9 @@ class Card:
 
 
 def metric_name(name: str) -> str:
-    """A ledger's name as MLflow shows it: val_iou -> val/iou, ce_scale_1 -> train by scale/ce_scale_1.
+    """MLflow's name of a ledger's key: val_iou -> val/iou, ce_scale_1 -> train by scale/ce_scale_1.
 
-    MLflow sorts sections by name. Details of the test are single points, so they stand `within test`, below all curves.
+    MLflow sorts sections by name. Details of the test are single points; the section `within test` puts them below all curves.
     """
     section, rest = next(
         ((s, name[len(s) + 1 :]) for s in ("val", "test") if name.startswith(f"{s}_")), ("train", name)
@@ -75,7 +78,7 @@ def metric_name(name: str) -> str:
 
 
 def shown_record(record: Mapping[str, float]) -> dict[str, float]:
-    """A ledger's record for MLflow's charts: its numbers in sections, without the counts of objects, which never change."""
+    """A ledger's record with MLflow's names, without the counts of objects, which never change."""
     return {
         key if key in ("step", "time") else metric_name(key): value
         for key, value in record.items()
@@ -84,7 +87,7 @@ def shown_record(record: Mapping[str, float]) -> dict[str, float]:
 
 
 def intervals(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an evaluation; `x_interval_95` becomes x_low and x_high, what is neither is left out."""
+    """The numbers of an evaluation. `x_interval_95` becomes x_low and x_high; values of other kinds are left out."""
     found: dict[str, float] = {}
     for name, value in metrics.items():
         if name.endswith("_interval_95") and value is not None:
@@ -96,7 +99,7 @@ def intervals(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def by_scale(metrics: Mapping[str, Any]) -> list[dict[str, float]]:
-    """A tokenizer's numbers against the number of scales, as records whose step is that number."""
+    """A tokenizer's metrics by number of scales, as records whose step is that number."""
     names = {
         "iou_first_{}_scales": "by scale/iou of the first scales",
         "iou_drop_shuffled_scale_{}": "by scale/iou lost with the scale shuffled",
@@ -113,22 +116,22 @@ def by_scale(metrics: Mapping[str, Any]) -> list[dict[str, float]]:
 
 
 def given(flags: Any, names: Sequence[str]) -> dict[str, Any]:
-    """These flags, without those that were left open."""
+    """The values of these flags, without those that are None."""
     return {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
 
 
 def dataset_input(path: str | None, fingerprint: str | None) -> DatasetInput | None:
-    """A training dataset, if it is known."""
+    """The training dataset; None if path or fingerprint is unknown."""
     return DatasetInput(name=location(path).name, fingerprint=fingerprint, path=path) if path and fingerprint else None
 
 
 def label(dataset: DatasetInput) -> str:
-    """Name and fingerprint, short enough for a column."""
+    """Name and shortened fingerprint, for a column."""
     return f"{dataset.name}-{dataset.fingerprint[:SHORT]}"
 
 
 def model_name(model: str | Path) -> str:
-    """The run's name, of a run or its export; else the folder's."""
+    """The run's name for a run or its export; for other folders the folder's name."""
     path = Path(model).expanduser().resolve()
     return path.parent.name if path.name == "export" else path.name
 
@@ -144,17 +147,17 @@ def file_hash(path: Path) -> str:
 
 
 def note(card: Card, command: str, results: Mapping[str, str], links: Mapping[str, str], failure: str = "") -> str:
-    """The run's description: what it is, what came out, how it was started, where it lies. Markdown; MLflow shows four lines, more on a click."""
+    """The run's description in Markdown: what it is, results, links, where it is, how it was started. MLflow shows four lines, more on a click."""
     parts = [card.title]
     if failure:
-        parts.append(f"**It failed:** {code(failure)}")
+        parts.append(f"**Failed:** {code(failure)}")
     if results:
         parts.append(", ".join(f"{name.replace('_', ' ')} **{value}**" for name, value in results.items()) + ".")
     parts += [f"{role.capitalize()}: {link}." for role, link in links.items()]
-    parts.append(f"Lies in {code(card.folder)}. Started with {code(command)}.")
+    parts.append(f"Output: {code(card.folder)}. Command: {code(command)}.")
     return "\n\n".join(parts)
 
 
 def code(text: Any) -> str:
-    """Text as Markdown code: what stands in it cannot become markup."""
+    """Text as Markdown code, so that nothing in it becomes markup."""
     return f"`{' '.join(str(text).replace('`', chr(39)).replace('|', '/').split())}`"

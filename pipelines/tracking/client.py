@@ -1,9 +1,10 @@
-"""MLflow's client, for one store: experiments, runs, records in batches, and where a person finds it all.
+"""MLflow's client for one store: experiments, runs, records in batches, and how a person opens the store.
 
 How: methods raise; `best_effort` around a call turns a failure into one warning, so that tracking never stops the work. A `Mirror`
-thread of the driver copies a ledger's new records by run id, skipping steps that MLflow has. What a run shows: `pipelines.tracking.cards`.
-Ours: one lock file around the first use of a local store, because several processes that open a fresh SQLite store at once all
-fail, and a concurrent first creation of an experiment lands runs in experiment 0.
+thread in the driver copies a ledger's new records to the run, and skips steps that MLflow has. `pipelines.tracking.cards` decides what
+a run shows.
+Ours: a lock around the first use of a local store, because several processes that open a fresh SQLite store at once all fail, and
+concurrent creation of an experiment puts runs into experiment 0.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ def tracking_uri(output: str | Path) -> str:
 
 
 def group_folder(output: str | Path) -> Path:
-    """What belongs together: the folder that holds the outputs, and a local store."""
+    """The folder that contains the output, its siblings, and their local store."""
     return Path.cwd() if is_remote(output) else Path(output).absolute().parent
 
 
@@ -72,7 +73,7 @@ class Tracking:
 
         from mlflow import MlflowClient
 
-        for noisy in ("alembic", "mlflow.store.db.utils"):  # they announce each table of a fresh store
+        for noisy in ("alembic", "mlflow.store.db.utils"):  # they log each table of a fresh store
             logging.getLogger(noisy).setLevel(logging.WARNING)
 
         self.uri = uri
@@ -89,7 +90,7 @@ class Tracking:
                 )
 
     def experiment(self, name: str) -> str:
-        """The id of the experiment `name`, made and introduced if missing; never experiment 0 by accident."""
+        """The id of the experiment `name`, created with its description if missing."""
         from mlflow.exceptions import MlflowException
 
         with _store_lock(self.uri):
@@ -117,7 +118,7 @@ class Tracking:
         resume_id: str | None = None,
         started: float | None = None,
     ) -> str:
-        """The id of a running run: `resume_id` if the store has it, else a new one with parameters; with these tags."""
+        """Open a run with these tags and return its id: the run `resume_id` if the store has it, else a new one with these parameters."""
         tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
         at_end(self.uri, Ending(say=lambda: f"MLflow: {how_to_open(self.uri)}"))
         if resume_id is not None and self.has_run(resume_id):
@@ -133,7 +134,7 @@ class Tracking:
         return run_id
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """All tags in one call, without logins."""
+        """Set all tags in one call, without logins."""
         from mlflow.entities import RunTag
 
         self.client.log_batch(
@@ -141,12 +142,12 @@ class Tracking:
         )
 
     def clear_tag(self, run_id: str, key: str) -> None:
-        """Remove a tag, if the run has it."""
+        """Remove a tag if the run has it."""
         if key in self.client.get_run(run_id).data.tags:
             self.client.delete_tag(run_id, key)
 
     def has_run(self, run_id: str) -> bool:
-        """Whether the store holds this run, not deleted."""
+        """Whether the store contains this run and it is not deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -155,7 +156,7 @@ class Tracking:
             return False
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """Parameters, each once for ever: MLflow refuses another value."""
+        """Log parameters. MLflow refuses to change one later."""
         from mlflow.entities import Param
 
         entities = [Param(key, without_login(str(value))[:MAX_PARAM_CHARS]) for key, value in params.items()]
@@ -163,7 +164,7 @@ class Tracking:
             self.client.log_batch(run_id, params=entities[start : start + MAX_BATCH_PARAMS])
 
     def log_records(self, run_id: str, records: Sequence[Record]) -> None:
-        """Records as metrics; a record is never split over two calls."""
+        """Log records as metrics; a record is never split over two calls."""
         from mlflow.entities import Metric
 
         batch: list[Metric] = []
@@ -180,12 +181,12 @@ class Tracking:
             self.client.log_batch(run_id, metrics=batch)
 
     def last_step(self, run_id: str) -> int:
-        """The highest step of any metric of the run; -1 if it has none."""
+        """The highest step of any metric of the run; -1 without metrics."""
         keys = self.client.get_run(run_id).data.metrics
         return max((m.step for key in keys for m in self.client.get_metric_history(run_id, key)), default=-1)
 
     def log_dataset(self, run_id: str, made_or_read: DatasetInput) -> None:
-        """Name a dataset by its fingerprint as the run's input."""
+        """Log a dataset, identified by its fingerprint, as an input of the run."""
         from mlflow import entities
 
         dataset = entities.Dataset(
@@ -199,7 +200,7 @@ class Tracking:
         )
 
     def log_artifacts(self, run_id: str, paths: Iterable[Location]) -> None:
-        """Files under their own names; those of an export in a folder of that name. MLflow takes local ones: others are fetched."""
+        """Log files under their own names, those of an export in a folder `export`. Remote files are fetched first: MLflow takes local ones only."""
         with tempfile.TemporaryDirectory() as folder:
             for path in paths:
                 local = path if isinstance(path, Path) else Path(folder, path.name)
@@ -208,13 +209,13 @@ class Tracking:
                 self.client.log_artifact(run_id, str(local), "export" if path.parent.name == "export" else None)
 
     def close_run(self, run_id: str, status: str = "FINISHED", ended: float | None = None) -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
+        """End the run with status FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status, None if ended is None else int(ended * 1000))
 
 
 @contextlib.contextmanager
 def _store_lock(uri: str) -> Iterator[None]:
-    """Alone with a local SQLite store while its tables or experiments are made; nothing for a server."""
+    """Hold the lock of a local SQLite store while its tables or experiments are created; does nothing for a server."""
     if not uri.startswith(SQLITE):
         yield
         return
@@ -225,7 +226,7 @@ def _store_lock(uri: str) -> Iterator[None]:
 
 
 def _artifact_location(uri: str, experiment: str) -> str | None:
-    """Beside a local store; a server decides itself. MLflow's own default is the working directory."""
+    """Where artifacts go: beside a local store; None for a server, which decides itself. MLflow's default would be the working directory."""
     return location(Path(uri.removeprefix(SQLITE)), experiment) if uri.startswith(SQLITE) else None
 
 
@@ -233,20 +234,20 @@ _warned: set[str] = set()
 
 
 def best_effort(what: str, work: Callable[[], Result]) -> Result | None:
-    """`work()`, or None and one warning for each `what`: for views of the work (MLflow, a report), which never stop it."""
+    """The result of `work()`; None after a failure, with one warning per `what`. For MLflow and reports, which must not stop the work."""
     try:
         return work()
-    except Exception as error:  # MLflow raises its own, SQLAlchemy's, requests' and OSErrors; a report whatever a half-written file causes
+    except Exception as error:  # MLflow raises errors of its own, of SQLAlchemy, requests and the OS; a report whatever a half-written file causes
         if what not in _warned:
             _warned.add(what)
             say(
-                f"warning: {what} failed, going on without: {type(error).__name__}: {without_login(one_line(error))[:200]}"
+                f"warning: {what} failed; continuing without it: {type(error).__name__}: {without_login(one_line(error))[:200]}"
             )
         return None
 
 
 class Mirror(Periodic):
-    """Copies a ledger's new records to an MLflow run until the block ends, and keeps its tag of the collapse alarm."""
+    """Copies a ledger's new records to an MLflow run until the block ends, and maintains its alarm tag."""
 
     def __init__(self, tracking: Tracking, run_id: str, ledger: Ledger, interval_s: float = 2.0) -> None:
         super().__init__(lambda: best_effort("copying metrics to MLflow", self.copy), interval_s)
@@ -256,7 +257,7 @@ class Mirror(Periodic):
         self._tagged: str | None = None
 
     def copy(self) -> None:
-        """Log what MLflow lacks."""
+        """Log the records that MLflow does not have yet."""
         if self._copied_to is None:
             self._copied_to = self.tracking.last_step(self.run_id)
         records = self.ledger.read()
@@ -267,7 +268,7 @@ class Mirror(Periodic):
             self._copied_to = new[-1]["step"]
 
     def _tag(self, records: list[Record]) -> None:
-        """g3pt.alarm says what sounds now; without an alarm there is no such tag."""
+        """Set the tag g3pt.alarm to the active alarms; remove it when there is none."""
         for record in [r for r in records if r["step"] > self._heard]:
             self._heard = record["step"]
             self._bell.hear(record)

@@ -1,8 +1,8 @@
-"""MLflow's six experiments: what each says about itself, and the columns that a table of its runs should show.
+"""MLflow's six experiments: the description of each, and the columns of its table of runs.
 
-How: MLflow's table shows no parameter and no metric until columns are chosen. A saved view chooses them; it is an experiment tag
-(`mlflow.sharedViewState.<key>`: JSON, its state deflated), offered under "Views" and linked from the description.
-Ours: that tag's format is MLflow 3.17's own and not documented. A version that reads another one only lacks the view.
+How: MLflow's table shows no parameters and metrics until columns are selected. A saved view selects them. It is an experiment tag
+(`mlflow.sharedViewState.<key>`: JSON with a deflated state), listed under "Views" and linked from the description.
+Ours: the tag's format is that of MLflow 3.17 and undocumented. Another version would merely lack the view.
 """
 
 import base64
@@ -16,7 +16,7 @@ VIEW_KEY = "g3pt"
 
 @dataclass(frozen=True)
 class Experiment:
-    """How an experiment is introduced, and the columns of its table of results."""
+    """An experiment's description and the columns of its table of results."""
 
     description: str
     metrics: tuple[str, ...]
@@ -25,22 +25,22 @@ class Experiment:
 
 EXPERIMENTS = {
     "g3pt/preprocess": Experiment(
-        "Meshes or procedural shapes to datasets. A run is one command that converted something.",
+        "Datasets made from meshes or procedural shapes. Each run is one command that converted something.",
         ("objects_ok", "objects_not_ok", "seconds_per_object", "seconds"),
         ("source", "resolution", "limit", "seed"),
     ),
     "g3pt/cvq": Experiment(
-        "Tokenizers. Curves against samples seen: `train/`, `val/`, `test/`; per scale below them; `codes` are diagnostics of the codebook.",
+        "Tokenizers. Curves over samples seen: `train/`, `val/`, `test/`, then the same per scale; `codes` are diagnostics of the codebook.",
         ("test/iou", "test/iou_continuous", "val/iou", "train/loss"),
         ("preset", "parameters", "seed", "steps", "batch_size", "learning_rate", "dataset"),
     ),
     "g3pt/car": Experiment(
-        "Generators. Curves against samples seen: cross-entropies in nats a token, given the text, nothing (`_unconditional`) or an image.",
+        "Generators. Curves over samples seen: cross-entropy in nats per token, given the text, nothing (`_unconditional`) or an image.",
         ("test/ce", "test/ce_unconditional", "val/ce", "train/ce"),
         ("preset", "parameters", "seed", "steps", "batch_size", "learning_rate", "dataset", "tokenizer"),
     ),
     "g3pt/scaling": Experiment(
-        "Scaling studies: a parent with the fitted law, and below it a generator for each size and seed.",
+        "Scaling studies: a parent run with the fitted law, and one child run per size and seed.",
         ("test/ce", "pure_power_law/exponent"),
         ("parameters", "preset", "seed", "steps", "learning_rate", "dataset", "tokenizer"),
     ),
@@ -50,7 +50,7 @@ EXPERIMENTS = {
         ("model", "prompts", "cfg", "temperature", "resolution"),
     ),
     "g3pt/evaluate": Experiment(
-        "Tokenizers by what they reconstruct, generators by what they make from prompts. How each number is made stands in the JSON under `protocol`.",
+        "Evaluations: reconstructions by tokenizers, samples of prompts by generators. The JSON explains each number under `protocol`.",
         ("iou_volume", "chamfer", "f_score_0.02", "family_accuracy", "family_accuracy_unseen", "family_chance", "attribute_agreement", "valid_share"),
         ("model", "split", "resolution", "dataset"),
     ),
@@ -58,7 +58,7 @@ EXPERIMENTS = {
 
 
 def experiment_tags(name: str, number: str) -> dict[str, str]:
-    """The tags of a new experiment: description, the kind that opens on its runs, and the saved view."""
+    """The tags of a new experiment: its description, the kind whose page opens on the runs, and the saved view."""
     shown = EXPERIMENTS.get(name)
     tags = {"mlflow.experimentKind": "custom_model_development"}
     if shown is None:
@@ -72,7 +72,7 @@ def experiment_tags(name: str, number: str) -> dict[str, str]:
 
 
 def saved_view(shown: Experiment) -> str:
-    """A view of the table with the experiment's columns, as MLflow's page writes it."""
+    """A view of the table with the experiment's columns, in the format of MLflow's page."""
     columns = [f"metrics.`{name}`" for name in shown.metrics] + [f"params.`{name}`" for name in shown.params]
     state = {"searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": False, "startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": [],
              "modelVersionFilter": "All Runs", "selectedColumns": columns, "columnOrder": columns, "columnWidths": {}, "runsHiddenMode": "FIRST_10_RUNS", "hideEmptyCharts": True,

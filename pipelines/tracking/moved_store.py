@@ -1,9 +1,9 @@
-"""A local MLflow store that was moved or copied: its runs' artifacts are found where they lie now.
+"""Repairs a local MLflow store that was moved or copied, so that the artifacts of its runs are found.
 
-How: MLflow keeps an absolute path for each experiment and run. In a moved folder its page says "No Artifacts Recorded", and what is
-logged next lands at the old place. The paths of artifacts that stood beside the store are rewritten in the store's own tables,
-each time the store is opened; `python -m pipelines.tracking.moved_store out/demo/mlflow.db` does that alone.
-Ours: two columns of MLflow's schema (experiments.artifact_location, runs.artifact_uri), as they have been since version 1.
+How: MLflow keeps an absolute path per experiment and run. In a moved folder its page says "No Artifacts Recorded", and new artifacts
+are written to the old place. Each time a store is opened, the paths of artifacts beside it are rewritten in its tables;
+`python -m pipelines.tracking.moved_store out/demo/mlflow.db` does only that.
+Ours: relies on two columns of MLflow's schema (experiments.artifact_location, runs.artifact_uri), unchanged since version 1.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ ARTIFACTS = "mlartifacts"  # the folder beside the store
 
 
 def location(store: Path, experiment: str) -> str:
-    """Where the artifacts of an experiment lie, as MLflow writes it."""
+    """The URI of an experiment's artifacts, as MLflow writes it."""
     return (store.parent / ARTIFACTS / experiment.replace("/", "-")).as_uri()
 
 
 def follow_move(store: Path) -> int:
-    """Rewrite what points elsewhere; how many experiments did. Nothing for a store that is not there yet or has no tables."""
+    """Rewrite the paths of artifacts; return how many experiments had moved: 0 for a store that does not exist or has no tables."""
     if not store.exists():
         return 0
     moved = 0
@@ -34,7 +34,7 @@ def follow_move(store: Path) -> int:
         ).fetchall():
             new = location(store, name)
             if old == new or not str(old).endswith(f"/{ARTIFACTS}/{name.replace('/', '-')}"):
-                continue  # where it was, or never beside the store
+                continue  # in place, or never beside the store
             moved += 1
             tables.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, number))
             cut = len(old) + 1  # SQLite counts from 1

@@ -1,9 +1,9 @@
 """One MLflow run around a piece of work, whether it succeeds, fails or is killed.
 
-How: `logged(card, output)` makes the run when the work is over, with the work's own start and end: for stages whose result is a
-folder or a file. `followed(card, output, ...)` opens the run at the start, copies the ledger meanwhile, and goes on with the same
-run when killed work starts again (OUTPUT/mlflow.json names it): for training runs and studies. Both give an `Outcome` to fill.
-Ours: work that was interrupted or asked for the impossible leaves no run behind, unless it was there before.
+How: `logged(card, output)` writes the run when the work is over, with the work's start and end times: for stages whose result is a folder
+or a file. `followed(card, output, ...)` opens the run at the start, copies the ledger during the work, and continues the same run when
+killed work starts again (OUTPUT/mlflow.json names it): for training runs and studies. Both yield an `Outcome` for the work to fill.
+Ours: interrupted work and bad input leave no run, unless the run existed before.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ WritePage = Callable[[Path], Path]  # writes the HTML report about a folder or f
 
 @dataclass
 class Outcome:
-    """What the work tells about itself; all of it may stay empty."""
+    """What the work reports about itself; every field may stay empty."""
 
-    name: str = ""  # of the run, if it was not known before
+    name: str = ""  # the run's name, if it was not known at the start
     params: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     artifacts: list[Location] = field(default_factory=list)
     dataset: cards.DatasetInput | None = None  # made by the work
-    page: Path | None = None  # the HTML report, where the work wrote it itself
+    page: Path | None = None  # the HTML report, if the work wrote it itself
     failure: str = ""
-    nothing_done: bool = False  # then there is no run
-    run_id: str | None = None  # of a followed run
+    nothing_done: bool = False  # then no run is written
+    run_id: str | None = None  # of a run opened by `followed`
 
 
 @contextlib.contextmanager
 def logged(card: Card, output: str | Path, page: WritePage | None = None) -> Iterator[Outcome]:
-    """A run that is written once the block is over, in the store of `output`, with the report that `page` writes."""
+    """Write a run to the store of `output` when the block is over, with the report that `page` writes."""
     outcome, started = Outcome(), time.time()
     try:
         yield outcome
@@ -69,7 +69,7 @@ def logged(card: Card, output: str | Path, page: WritePage | None = None) -> Ite
 
 
 def tell(card: Card, output: str | Path, outcome: Outcome, started: float, page: WritePage | None = None) -> None:
-    """The report beside the output, and the run in MLflow; neither stops the work."""
+    """Write the report beside the output and the run in MLflow; a failure of either is a warning."""
     ended = time.time()
     if not outcome.failure and outcome.page is None:
         outcome.page = write_page(card, page)
@@ -77,7 +77,7 @@ def tell(card: Card, output: str | Path, outcome: Outcome, started: float, page:
 
 
 def log_run(card: Card, output: str | Path, outcome: Outcome, started: float, ended: float) -> None:
-    """The whole run at once."""
+    """Write the whole run."""
     tracking = Tracking(tracking_uri(output))
     run_id = tracking.open_run(card.experiment_name, outcome.name or card.name, card.params, started=started)
     _finish(tracking, run_id, card, output, outcome)
@@ -85,7 +85,7 @@ def log_run(card: Card, output: str | Path, outcome: Outcome, started: float, en
 
 
 def write_page(card: Card, page: WritePage | None) -> Path | None:
-    """The HTML report about what was made; None in a bucket (reports read local folders), or with one warning if it cannot be written."""
+    """Write the HTML report about the card's folder. None for a bucket (reports read local folders), and after a failure, with one warning."""
     if page is None or is_remote(card.folder):
         return None
     return best_effort(f"the report about {card.name}", lambda: page(card.folder))
@@ -101,7 +101,7 @@ def followed(
     parent: str | None = None,
     page: WritePage | None = None,
 ) -> Iterator[Outcome]:
-    """A run that is open inside the block; `finished` says after it whether the work came to its end. Without MLflow the block just runs."""
+    """Keep a run open inside the block. `finished` returns afterwards whether the work is complete. If MLflow fails the block runs without it."""
     outcome = Outcome()
     tracking = best_effort("opening MLflow's store", lambda: Tracking(tracking_uri(output)))
     outcome.run_id = tracking and best_effort("opening the MLflow run", lambda: _open(tracking, card, output, parent))
@@ -140,11 +140,11 @@ def _close(tracking: Tracking, folder: Path, run_id: str, status: str, ended: fl
 
 
 def is_told(folder: Path) -> bool:
-    """Whether MLflow knows that the finished work in `folder` ended: its driver may have been killed while a worker went on to the end."""
+    """Whether the run of the finished work in `folder` was closed: its driver may have been killed while a worker finished the work."""
     try:
         return json.loads((folder / RUN_FILE).read_text()).get("closed") is True
     except (OSError, ValueError, AttributeError):
-        return True  # it was never told of a beginning
+        return True  # no run was opened
 
 
 def _write_run_file(folder: Path, tracking: Tracking, run_id: str, closed: bool) -> None:
@@ -154,7 +154,7 @@ def _write_run_file(folder: Path, tracking: Tracking, run_id: str, closed: bool)
 
 
 def _success_time(folder: Path) -> float:
-    """When the folder's work was finished: a study's runs end one by one, and are closed together."""
+    """When the work in the folder was finished: the runs of a study end one by one but are closed together."""
     try:
         return (folder / "_SUCCESS").stat().st_mtime
     except OSError:
@@ -162,7 +162,7 @@ def _success_time(folder: Path) -> float:
 
 
 def _open(tracking: Tracking, card: Card, output: str | Path, parent: str | None) -> str:
-    """The run that the folder's mlflow.json names, or a new one noted there."""
+    """Open the run that the folder's mlflow.json names, or a new one, which is then recorded there."""
     known = known_run(card.folder)
     tags = {**common_tags(card, output), **card.tags, "mlflow.note.content": cards.note(card, this_command(), {}, {})}
     run_id = tracking.open_run(card.experiment_name, card.name, card.params, tags, parent, known)
@@ -182,9 +182,9 @@ def _finish(
     outcome: Outcome,
     numbers: Mapping[str, float] | None = None,
 ) -> None:
-    """Numbers, files, tags and the description, as they are at the end; `numbers` are there already."""
+    """Log final numbers, files, tags and the description; `numbers` have been logged already."""
     if outcome.metrics:
-        step = tracking.last_step(run_id) + 1  # 0, or after what a resumed run has
+        step = tracking.last_step(run_id) + 1  # 0, or the step after the last one of a resumed run
         tracking.log_records(run_id, [{"step": float(step), **outcome.metrics}])
     tracking.log_records(run_id, outcome.records)
     links, found = upstream(tracking, card.models)
@@ -196,13 +196,13 @@ def _finish(
     for dataset in filter(None, (outcome.dataset, None if outcome.run_id else card.dataset)):
         tracking.log_dataset(run_id, dataset)
     tracking.log_params(run_id, outcome.params)
-    if outcome.page:  # one name in every run, also of an evaluation's STEM.html
+    if outcome.page:  # the same name in every run, also for an evaluation's STEM.html
         tracking.client.log_text(run_id, outcome.page.read_text(encoding="utf-8"), "report.html")
     tracking.log_artifacts(run_id, [path for path in outcome.artifacts if path.is_file()])
 
 
 def results(card: Card, numbers: Mapping[str, float]) -> dict[str, str]:
-    """Of all numbers those that the experiment's table shows too, with their intervals."""
+    """The numbers that the experiment's table shows, with their intervals."""
     found = {}
     for name in EXPERIMENTS[card.experiment_name].metrics:
         if name in numbers and not name.endswith(("_low", "_high")):
@@ -214,12 +214,12 @@ def results(card: Card, numbers: Mapping[str, float]) -> dict[str, str]:
 
 
 def newest(ledger: Ledger) -> dict[str, float]:
-    """The last value of each of a ledger's numbers, under MLflow's names."""
+    """The last value of each number in a ledger, by MLflow's names."""
     return {key: value for record in ledger.read() for key, value in cards.shown_record(record).items()}
 
 
 def common_tags(card: Card, output: str | Path) -> dict[str, str]:
-    """What every run says: where it lies and belongs, how it was started, on what."""
+    """Tags of every run: where its output is, the command, the hardware and the versions."""
     about = environment()
     commit, packages = about["git_commit"], about["packages"]
     hardware = f"{about['cores']} x {about['cpu']}, {about['memory_bytes'] / 2**30:.0f} GiB, {', '.join(about['gpus']) or 'no GPU'}"
@@ -234,12 +234,12 @@ def common_tags(card: Card, output: str | Path) -> dict[str, str]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's number without a name
+    except (KeyError, OSError):  # a container's user id without a name
         return "unknown"
 
 
 def upstream(tracking: Tracking, models: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, str]]:
-    """Markdown links to the runs that made these models, and their ids as tags; a model from elsewhere is named by its path."""
+    """(Markdown links to the runs that made these models, tags with their ids). A model that no run of this store made is named by its path."""
     links, tags = {}, {}
     for role, path in models.items():
         run_id = known_run(path.parent if path.name == "export" else path)
@@ -254,7 +254,7 @@ def upstream(tracking: Tracking, models: Mapping[str, Path]) -> tuple[dict[str, 
 
 
 def known_run(folder: Path) -> str | None:
-    """The MLflow run that a training run or study was logged as, if that is noted there."""
+    """The id of the MLflow run recorded in a training run's or study's folder; None without a record."""
     try:
         return json.loads((folder / RUN_FILE).read_text()).get("run_id")
     except (OSError, ValueError, AttributeError):
@@ -262,5 +262,5 @@ def known_run(folder: Path) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """Why work failed, as failure.json has it."""
+    """The error as in failure.json: type and message on one line."""
     return Failure.of(error).error

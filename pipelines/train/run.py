@@ -86,7 +86,7 @@ def asked_worker_ends_all(spec: RunSpec) -> Iterator[None]:
 def check_output(output: str | Path) -> None:
     """Refuse what runs cannot be written to."""
     if "://" in str(output):
-        raise UsageError(f"{output}: runs on an object store are not built yet; use a local or shared folder")
+        raise UsageError(f"{output}: runs on an object store are not supported yet; use a local or shared folder")
 
 
 def prepare_run(spec: RunSpec, output: str | Path) -> Path:

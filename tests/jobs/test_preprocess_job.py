@@ -26,8 +26,11 @@ SHAPES = {"source": "shapes", "limit": 80, "num_shards": 20, **COUNTS}
     ("flags", "message"),
     [
         ({"source": "dir", "input": "missing"}, "missing does not exist"),
-        ({"source": "dir", "input": "empty"}, "holds no objects"),
-        ({"source": "objaverse", "input": "cache"}, "can't be had from https://huggingface.co (download-offline: "),
+        ({"source": "dir", "input": "empty"}, "contains no objects"),
+        (
+            {"source": "objaverse", "input": "cache"},
+            "cannot be downloaded from https://huggingface.co (download-offline: ",
+        ),
         ({"source": "shapes", "frobnicate": 1}, "frobnicate"),
     ],
 )

@@ -1,7 +1,7 @@
 """Captions from a file in Cap3D's format: rows `uid,caption` without a header, quoted where a caption has a comma.
 
-How: the file goes into a temporary SQLite table, so that millions of captions take no memory. Rows that are no such pair are counted
-and left out; of several captions of one object the last counts.
+How: the file is copied to a temporary SQLite table, so that millions of captions need no memory. Rows that are not such a pair are counted
+and left out. The last of several captions of one object is used.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from pipelines.cli.errors import UsageError
 
 
 class Captions:
-    """Captions by id; `source` is the file's name without its ending, for the column caption_source."""
+    """Captions by id. `source`, for the column caption_source, is the file's name without its ending."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.source, self.bad_rows, self.used = file, file.stem, 0, 0
-        self._db = sqlite3.connect("")  # on disk as soon as it is large, gone with the connection
+        self._db = sqlite3.connect("")  # on disk once it is large, deleted with the connection
         self._db.execute("CREATE TABLE captions (id TEXT PRIMARY KEY, caption TEXT) WITHOUT ROWID")
         try:
             self._db.executemany("INSERT OR REPLACE INTO captions VALUES (?, ?)", self._rows())
         except OSError as error:
             raise UsageError(f"--captions {file}: {error.strerror}") from error
         if not self._db.execute("SELECT 1 FROM captions LIMIT 1").fetchone():
-            raise UsageError(f"--captions {file} holds no row `id,caption` ({self.bad_rows} other rows)")
+            raise UsageError(f"--captions {file} contains no row `id,caption` ({self.bad_rows} other rows)")
 
     def of(self, object_id: str) -> str | None:
-        """An object's caption, counted as used."""
+        """An object's caption, which is then counted as used; None if it has none."""
         found = self._db.execute("SELECT caption FROM captions WHERE id = ?", (object_id,)).fetchone()
         self.used += found is not None
         return found[0] if found else None
 
     def line(self, num_objects: int) -> str:
-        """What came of it for so many objects, for a person."""
-        bad = f"; {self.bad_rows} rows of it are not `id,caption` and were left out" if self.bad_rows else ""
+        """How many of `num_objects` objects got a caption, in words."""
+        bad = f"; {self.bad_rows} of its rows are not `id,caption` and were left out" if self.bad_rows else ""
         return f"captions of {self.file.name} for {self.used} of {num_objects} objects{bad}"
 
     def _rows(self) -> Iterator[tuple[str, str]]:

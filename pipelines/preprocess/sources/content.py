@@ -1,10 +1,10 @@
-"""The content of an object's files: one hash over a mesh and the buffers it names, and stamps that tell whether they are still the same.
+"""The content of an object's files: one hash over a mesh and the buffers it names, and stamps that show whether they have changed.
 
-How: a shard's sidecar keeps, beside each content hash, the size and time of change of every file that went into it. While these
-stamps hold the next start takes the hash from there: a second start of a job over 10 TB reads none of it. `--rehash` reads all.
+How: beside each content hash a shard's sidecar keeps the size and modification time of every file that went into it (stamps). While they
+are unchanged the next start takes the hash from the sidecar, so a second start of a job over 10 TB reads none of it. `--rehash` reads all.
 
-Ours: the hash of a glTF covers the buffers it names too (their bytes are its vertices); textures are left out.
-      A file changed in the last seconds gets no stamp: another change could leave its time as it is.
+Ours: the hash of a glTF also covers the buffers it names (their bytes are its vertices), but not its textures.
+      A file modified in the last seconds gets no stamp: another change could leave its modification time the same.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import BinaryIO
 from g3pt.data.records import canonical_json
 
 SETTLED_NS = 2 * 10**9
-MAX_JSON = 256 * 2**20  # bytes; of a longer description the buffers are not looked for
-Stamp = list[str | int]  # path below the root, size (-1: not there), nanoseconds of its last change
+MAX_JSON = 256 * 2**20  # bytes; buffers are not looked for in a longer description
+Stamp = list[str | int]  # path below the root, size (-1: missing), modification time in nanoseconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What an object's files hold; no sha256 where its own can't be read, no stamps where they can't be trusted."""
+    """The content of an object's files. No sha256 if its mesh file cannot be read, no stamps if they cannot be trusted."""
 
     sha256: str = ""
     size: int = 0
@@ -37,9 +37,9 @@ class Content:
 
 
 def read_content(root: Path, path: str, *, is_ours: bool = False) -> Content:
-    """Hash a mesh file, and with the buffers it names all of them. Files outside root are never read: the row will say why it failed.
+    """Hash a mesh file together with the buffers it names. Files outside `root` are never read; the row will say why it failed.
 
-    A file that this program wrote (`is_ours`) is settled at once: nobody else is at work on it.
+    A file that this program wrote (`is_ours`) gets its stamp at once, since nobody else modifies it.
     """
     files = [path]
     stamps = [_stamp(root, path)]
@@ -61,12 +61,12 @@ def read_content(root: Path, path: str, *, is_ours: bool = False) -> Content:
 
 
 def is_unchanged(root: Path, stamps: list[Stamp]) -> bool:
-    """Whether all files are as they were when they were hashed."""
+    """Whether all files have the size and time that they had when they were hashed."""
     return bool(stamps) and all(_stamp(root, str(stamp[0])) == stamp for stamp in stamps)
 
 
 def stamped_size(stamps: list[Stamp]) -> int:
-    """Bytes of all files."""
+    """Total bytes of the files."""
     return sum(max(0, int(size)) for _, size, _ in stamps)
 
 
@@ -79,20 +79,20 @@ def _stamp(root: Path, path: str) -> Stamp:
 
 
 def _inside_file(root: Path, path: str) -> tuple[str, int, list[str]] | None:
-    """sha256, size and named buffers of a regular file below root."""
+    """(sha256, size, URIs of buffers) of a regular file below `root`; None for anything else."""
     try:
         resolved = (root / path).resolve()
-        if not resolved.is_relative_to(root) or not resolved.is_file():  # a pipe would never end
+        if not resolved.is_relative_to(root) or not resolved.is_file():  # reading a pipe would never end
             return None
         with open(resolved, "rb") as file:
             digest, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
             return digest, size, buffer_uris(_gltf_json(file))
-    except (OSError, ValueError):  # not there, not readable, or no valid name: loading it says which
+    except (OSError, ValueError):  # missing, unreadable, or an invalid name: loading it will say which
         return None
 
 
 def buffer_uris(description: bytes) -> list[str]:
-    """The files that a glTF's JSON names as its buffers; nothing for what is no such JSON."""
+    """The files that a glTF's JSON names as buffers, sorted; empty for anything else."""
     try:
         found = json.loads(description).get("buffers", [])
         uris = [entry["uri"] for entry in found if isinstance(entry, dict) and isinstance(entry.get("uri"), str)]
@@ -102,7 +102,7 @@ def buffer_uris(description: bytes) -> list[str]:
 
 
 def _gltf_json(file: BinaryIO) -> bytes:
-    """The JSON of a .glb or .gltf, by what the file holds, not by its name."""
+    """The JSON of a .glb or .gltf file, recognised by its content, not by its name; empty for other files."""
     file.seek(0)
     start = file.read(4096)
     if start[:4] == b"glTF":

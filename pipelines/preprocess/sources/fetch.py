@@ -1,7 +1,7 @@
-"""The files of objects: known without reading where nothing changed, and read by whoever converts them.
+"""The files of objects: their content hash is taken from sidecars if nothing changed; they are read where they are converted.
 
-How: a mesh of --source objaverse is downloaded, a few ahead of the one that is converted. Once it is in a shard it may go, or lie on
-another node: what the sidecar says of it holds as long as no other file lies in its place.
+How: meshes of --source objaverse are downloaded a few ahead of the conversion. Once a mesh is in a shard it may be deleted, or be on
+another node: its sidecar's entry is valid as long as no other file is in its place.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ READERS = 8  # threads: hashing and reading both release the interpreter
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """An object with its content hash and size, the stamps of its files, why it could not be had, and whether it was downloaded just now."""
+    """An object with its content hash and size, the stamps of its files, why it is missing (`problem`), and whether it was just downloaded."""
 
     item: SourceObject
     stamps: tuple[Stamp, ...] = ()
@@ -35,12 +35,12 @@ class Fetched:
 
 
 def fetched(objects: Iterable[SourceObject], config: PreprocessConfig) -> Iterator[Fetched]:
-    """Read what the objects are made of, in their order; in the worker that converts them."""
+    """Read or download the objects' files, in order. Runs in the worker that converts them."""
     if config.source == "objaverse":
         yield from _downloaded(objects, Path(config.input), config.download_timeout_s)
         return
     for item in objects:
-        if item.content_sha256:  # of a shape
+        if item.content_sha256:  # a shape
             yield Fetched(item=item)
         else:
             found = read_content(Path(config.input), item.path)
@@ -59,15 +59,15 @@ def _downloaded(objects: Iterable[SourceObject], root: Path, limit_s: float) -> 
 
 
 def drop_downloads(objects: Iterable[Fetched], config: PreprocessConfig) -> None:
-    """Remove the meshes that these downloads brought; what lay there before stays."""
+    """Delete the meshes that were downloaded for these objects; files that existed before stay."""
     for found in objects:
         if found.is_new:
             (Path(config.input) / found.item.path).unlink(missing_ok=True)
 
 
 def known_content(config: PreprocessConfig, objects: list[SourceObject], sidecar: dict[str, Any]) -> list[SourceObject]:
-    """A shard's objects with what their files hold now: from its sidecar as long as the stamps there hold, else read."""
-    root = Path(config.input or "")  # made once: of ten million objects it would be minutes
+    """A shard's objects with the present content of their files: from its sidecar if the stamps are unchanged, else read."""
+    root = Path(config.input or "")  # once: for each of ten million objects it would take minutes
     found = [item if item.content_sha256 else _recorded(root, config.rehash, item, sidecar) for item in objects]
     unread = [item for item, content in zip(objects, found, strict=True) if content is None]
     if unread:
@@ -80,7 +80,7 @@ def known_content(config: PreprocessConfig, objects: list[SourceObject], sidecar
 
 
 def _recorded(root: Path, rehash: bool, item: SourceObject, sidecar: dict[str, Any]) -> SourceObject | None:
-    """An object with the content that its sidecar knows; None if that may have changed."""
+    """An object with the content from its sidecar; None if that may have changed."""
     stamps = sidecar.get("files", {}).get(item.id, [])
     gone = item.source == "objaverse" and not (root / item.path).exists()
     if not gone and (rehash or not is_unchanged(root, stamps)):
@@ -91,4 +91,4 @@ def _recorded(root: Path, rehash: bool, item: SourceObject, sidecar: dict[str, A
 def _with(item: SourceObject, content: Content) -> SourceObject:
     return SourceObject(
         **vars(item) | {"content_sha256": content.sha256, "size": content.size}
-    )  # a third of replace's time
+    )  # takes a third of the time of dataclasses.replace

@@ -1,4 +1,4 @@
-"""Source `dir`: a folder of meshes, by its manifest.csv where there is one, else every mesh file below it. Streams; opens no mesh."""
+"""Source `dir`: a folder of meshes, listed by its manifest.csv, or without one every mesh file below it. Streams and opens no mesh."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from pipelines.cli.errors import UsageError
 from pipelines.preprocess.sources.objects import SourceObject
 
 MANIFEST = "manifest.csv"
-COPIED = ("license", "author", "attribution_url", "name", "caption", "category")  # of a manifest's columns, as they are
+COPIED = (
+    "license",
+    "author",
+    "attribution_url",
+    "name",
+    "caption",
+    "category",
+)  # columns of a manifest that are copied as they are
 Row = dict[str, str]
 
 
 def input_folder(folder: str) -> Path:
-    """An existing local folder; UsageError otherwise."""
+    """The folder, resolved. UsageError unless it is an existing local folder."""
     if "://" in folder:
-        raise UsageError(f"--input {folder}: object stores are not built yet, give a local folder")
+        raise UsageError(f"--input {folder}: object stores are not supported yet, use a local folder")
     path = Path(folder)
     if not path.exists():
         raise UsageError(f"--input {folder} does not exist")
@@ -30,14 +37,14 @@ def input_folder(folder: str) -> Path:
 
 
 def list_folder(root: Path) -> Iterator[SourceObject]:
-    """Every object of a folder. UsageError where it holds none, or its manifest or a file name can't be read."""
+    """Every object of a folder. UsageError if it has none, or if its manifest or a file name cannot be read."""
     manifest = root / MANIFEST
     found = None
     for row in _manifest_rows(manifest) if manifest.is_file() else _walked_rows(root):
         yield (found := _file_object(row))
     if found is None:
         what = f"{MANIFEST} has no rows" if manifest.is_file() else f"no {' '.join(MESH_ENDINGS)} file below it"
-        raise UsageError(f"--input {root} holds no objects: {what}")
+        raise UsageError(f"--input {root} contains no objects: {what}")
 
 
 def _walked_rows(root: Path) -> Iterator[Row]:
@@ -53,7 +60,7 @@ def _walked_rows(root: Path) -> Iterator[Row]:
 def _check_text(root: Path, name: str) -> None:
     try:
         name.encode("utf-8")
-    except UnicodeEncodeError as error:  # an id is text, in rows and in tables
+    except UnicodeEncodeError as error:  # an id is text in rows and tables
         shown = name.encode("utf-8", errors="backslashreplace").decode("utf-8")
         raise UsageError(f"--input {root}: the file name {shown!r} is not UTF-8, rename it") from error
 
@@ -61,7 +68,7 @@ def _check_text(root: Path, name: str) -> None:
 def _manifest_rows(manifest: Path) -> Iterator[Row]:
     try:
         with open(manifest, newline="", encoding="utf-8-sig") as file:
-            rows = filter(None, csv.reader(file))  # a DictReader takes twice as long
+            rows = filter(None, csv.reader(file))  # csv.DictReader takes twice as long
             columns = next(rows, [])
             if "path" not in columns:
                 raise UsageError(f"{manifest} has no column 'path'; it has {', '.join(columns) or 'none'}")

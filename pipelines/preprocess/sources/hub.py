@@ -1,13 +1,13 @@
-"""One file of the hub's dataset allenai/objaverse into a folder: read on where it broke off, tried again, checked, never waited for too long.
+"""Downloads one file of the hub's dataset allenai/objaverse to a folder: resumed, retried, verified, and limited in time.
 
-How: a `Download` works in a thread of its own. It asks the hub where a file is, how long, and with which hash (huggingface_hub's HEAD
-request, which also brings HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE), reads it into a hidden part file, compares length and hash, and
-renames it: what lies under its own name is whole, and is never asked for again.
+How: a `Download` works in its own thread. It asks the hub for a file's address, length and hash (huggingface_hub's HEAD request, which
+also honours HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE), reads it into a hidden part file, compares length and hash, and renames it. A file
+under its final name is complete and is never requested again.
 
-Ours: not `hf_hub_download` (2.4): it compares no hash where it reads over HTTP, has no limit on the whole, and after a failed HEAD
-      waits up to 60 s for each of six more. Not the `objaverse` package (0.1.7): one urlretrieve without time limit, second try or
-      hash, from an address that can't be changed. The folder is laid out as that package leaves it, so its downloads are taken over.
-      Nobody waits for a download beyond its limit, not even where a server sends a byte every few seconds: the thread is left behind.
+Ours: not `hf_hub_download` (2.4): it verifies no hash when it reads over HTTP, has no limit on the total time, and after a failed HEAD
+      waits up to 60 s for each of six more. Not the `objaverse` package (0.1.7): one urlretrieve without time limit, retry or hash, from
+      a fixed address. The folder has the layout of that package, so its downloads are used.
+      Nobody waits for a download beyond its limit, not even if a server sends a byte every few seconds: the thread is abandoned.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 REPOSITORY = "allenai/objaverse"
-PARTS = ".incoming"  # below the folder: files that are not whole yet
-STALL_S = 15.0  # without a byte, or without an answer
+PARTS = ".incoming"  # below the folder: incomplete files
+STALL_S = 15.0  # longest wait for a byte or an answer
 MAX_TRIES = 5
 FIRST_WAIT_S = 1.0  # before the second try; doubled each time
-GRACE_S = 1.0  # for a download to tell itself that its time is over
-LEFTOVER_S = 86400.0  # a part this old belongs to no living download
-AHEAD = 4  # downloads beside the one that is waited for
+GRACE_S = 1.0  # extra time in which a download can report its own timeout
+LEFTOVER_S = 86400.0  # a part file this old belongs to no active download
+AHEAD = 4  # downloads in progress beside the one waited for
 SAY_NO = {401: "refused", 403: "refused", 404: "not-found", 410: "not-found"}
 TOO_OFTEN, TOO_OFTEN_S = (
     429,
     30.0,
-)  # and how long to wait where it says nothing; the hub counts requests in windows of minutes
+)  # the HTTP status, and the wait if the server names none: the hub counts requests in windows of minutes
 BUSY = (408, 425, TOO_OFTEN)
 Item = TypeVar("Item")
 Started = TypeVar("Started")
 
 
 class DownloadError(Exception):
-    """Why a file could not be had, as a row's error reads: `download-<reason>: text`. `again`: another try may help, in `wait_s` if set."""
+    """A failed download; the message is the row's error, `download-<reason>: text`. `again`: another try may help, after `wait_s` if set."""
 
     def __init__(self, reason: str, text: str, *, again: bool = False, wait_s: float | None = None) -> None:
         super().__init__(f"download-{reason}: {text}")
@@ -50,7 +50,7 @@ class DownloadError(Exception):
 
 
 class Download:
-    """A file of the hub on its way to `folder / name`; a file that lies there already is taken as it is."""
+    """The download of a file of the hub to `folder / name`. A file that exists already is used as it is."""
 
     def __init__(self, folder: Path, name: str, limit_s: float) -> None:
         self.file, self.limit_s = folder / name, limit_s
@@ -60,12 +60,12 @@ class Download:
         if self.is_new:
             threading.Thread(
                 target=self._work, args=(folder, name), daemon=True
-            ).start()  # a stalled one must not hold up the exit
+            ).start()  # a stalled download must not delay the exit
         else:
             self._done.set_result(None)
 
     def result(self) -> Path:
-        """Wait for the file. DownloadError where it can't be had within the limit."""
+        """Wait for the file and return its path. DownloadError if it does not arrive within the limit."""
         try:
             self._done.result(timeout=max(0.0, self.deadline - time.monotonic()) + GRACE_S)
         except TimeoutError:
@@ -75,12 +75,12 @@ class Download:
     def _work(self, folder: Path, name: str) -> None:
         try:
             self._done.set_result(fetch(folder, name, self.limit_s))
-        except BaseException as error:  # handed on to whoever waits
+        except BaseException as error:  # raised in the waiting thread
             self._done.set_exception(error)
 
 
 def ahead(items: Iterable[Item], start: Callable[[Item], Started], most: int = AHEAD) -> Iterator[tuple[Item, Started]]:
-    """Each item with what `start` made of it, in order, `most` of them started before they are asked for."""
+    """Each item with `start(item)`, in order; up to `most` items are started before they are requested."""
     window: deque[tuple[Item, Started]] = deque()
     for item in items:
         window.append((item, start(item)))
@@ -97,14 +97,14 @@ def endpoint() -> str:
 
 
 def default_folder() -> str:
-    """Where downloads lie if the user names no folder."""
+    """The folder of downloads if the user names none."""
     from huggingface_hub import constants
 
     return os.path.join(constants.HF_HOME, "objaverse")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Parts of downloads that were killed."""
+    """Delete part files of killed downloads."""
     with contextlib.suppress(OSError):
         for part in (folder / PARTS).iterdir():
             if part.stat().st_mtime < time.time() - LEFTOVER_S:
@@ -115,14 +115,14 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def fetch(folder: Path, name: str, limit_s: float) -> None:
-    """Bring a file of the dataset to `folder / name`, whole. DownloadError where that fails."""
+    """Download a file of the dataset to `folder / name`, complete or not at all. DownloadError if that fails."""
     deadline = time.monotonic() + limit_s
     part = folder / PARTS / f"{name.replace('/', '-')}.{os.getpid()}-{threading.get_ident()}"
     try:
         _until_whole(name, part, deadline, limit_s)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(part, folder / name)
-    except OSError as error:  # of the disk: what the network says is told apart in `_try`
+    except OSError as error:  # a disk error: network errors are handled in `_try`
         raise DownloadError("disk", f"{error.strerror or error} ({folder})") from error
     finally:
         with contextlib.suppress(OSError):
@@ -137,7 +137,7 @@ def _until_whole(name: str, part: Path, deadline: float, limit_s: float) -> None
         try:
             return _try(name, part, deadline)
         except DownloadError as error:
-            tries += error.wait_s is None  # one that says when to come back is not broken
+            tries += error.wait_s is None  # a server that names a time to retry is not broken
             if not error.again or tries >= MAX_TRIES:
                 raise
             pause = error.wait_s if error.wait_s is not None else FIRST_WAIT_S * 2 ** (tries - 1)
@@ -147,7 +147,7 @@ def _until_whole(name: str, part: Path, deadline: float, limit_s: float) -> None
 
 
 def _try(name: str, part: Path, deadline: float) -> None:
-    """One try. Its part stays for the next one, unless its content is wrong. TimeoutError past the deadline."""
+    """One try. Its part file stays for the next try, unless its content is wrong. TimeoutError past the deadline."""
     import httpx2  # huggingface_hub's HTTP library
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, OfflineModeIsEnabled
@@ -166,25 +166,25 @@ def _try(name: str, part: Path, deadline: float) -> None:
         raise DownloadError("stalled", f"{name}: no byte within {STALL_S:g} s", again=True) from error
     except httpx2.ConnectError as error:
         raise DownloadError("unreachable", f"{endpoint()}: {error}", again=True) from error
-    except httpx2.HTTPError as error:  # the connection broke, or what came is no HTTP
+    except httpx2.HTTPError as error:  # the connection broke, or the answer is not HTTP
         raise DownloadError("broken", f"{name}: {error}", again=True) from error
     _check(part, name, found.size, found.etag)
 
 
 def _read(address: str, part: Path, size: int | None, deadline: float) -> None:
-    """Read a file's rest from its address."""
+    """Read the rest of a file from its address."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers
 
     there = part.stat().st_size if part.exists() else 0
-    if there and size is not None and there >= size:  # nothing is left to ask for
+    if there and size is not None and there >= size:  # nothing is left to read
         return
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={there}-"} if there else {})
-    if address.startswith(f"{endpoint()}/"):  # a login is for the hub, not for the storage that it points to
+    if address.startswith(f"{endpoint()}/"):  # the token is for the hub, not for the storage it redirects to
         headers |= build_hf_headers()
     with get_session().stream("GET", address, headers=headers, timeout=_patience(deadline)) as answer:
         if answer.status_code >= 400:
-            part.unlink(missing_ok=True)  # 416 among others: what is there is not this file's beginning
+            part.unlink(missing_ok=True)  # 416 for example: the part is not the beginning of this file
             raise _refusal(answer, part.name)
         part.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "ab" if answer.status_code == 206 else "wb") as file:
@@ -195,12 +195,12 @@ def _read(address: str, part: Path, size: int | None, deadline: float) -> None:
 
 
 def _patience(deadline: float) -> float:
-    """Seconds to wait for one answer or one piece."""
+    """Seconds to wait for an answer or a piece."""
     return max(0.1, min(STALL_S, deadline - time.monotonic()))
 
 
 def _refusal(answer: Any, name: str) -> DownloadError:
-    """What an answer of 400 and above means."""
+    """The error for an answer with status 400 or higher."""
     status = answer.status_code
     if status in BUSY or status >= 500:
         return DownloadError("server", f"{name}: HTTP {status}", again=True, wait_s=_told_to_wait(answer))
@@ -208,7 +208,7 @@ def _refusal(answer: Any, name: str) -> DownloadError:
 
 
 def _told_to_wait(answer: Any) -> float | None:
-    """Seconds until the server wants to be asked again: as it says, or if it only says that it was asked too often. None for another fault."""
+    """Seconds that the server asks to wait, or a default if it only says that there were too many requests; None for other errors."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
     wait, limit = answer.headers.get("Retry-After", ""), parse_ratelimit_headers(answer.headers)
@@ -220,7 +220,7 @@ def _told_to_wait(answer: Any) -> float | None:
 
 
 def _check(part: Path, name: str, size: int | None, etag: str | None) -> None:
-    """Compare length and hash with what the hub says: sha256 of large files, git's hash of others."""
+    """Compare length and hash with those of the hub: sha256 for large files, git's hash for others."""
     there = part.stat().st_size
     if size is not None and there < size:
         raise DownloadError("truncated", f"{name}: {there} of {size} bytes", again=True)

@@ -1,4 +1,4 @@
-"""A JSON object of texts read piece by piece: 800,000 pairs in no more memory than one piece."""
+"""Reads a JSON object of strings piece by piece: 800,000 pairs need no more memory than one piece."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PAIR = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:\s*("(?:[^"\\]|\\.)*")\s*([,}])'
 
 
 def json_pairs(file: IO[bytes]) -> Iterator[tuple[str, str]]:
-    """Name and value of every member, in the file's order. ValueError for anything else than one object of texts."""
+    """(name, value) of every member, in the file's order. ValueError for anything but one object of strings."""
     read, position = file.read(PIECE).lstrip(), 1
     if read[:1] != b"{":
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     while True:
         found = _PAIR.match(read, position)
         if found:
@@ -25,6 +25,6 @@ def json_pairs(file: IO[bytes]) -> Iterator[tuple[str, str]]:
             if found[3] == b"}":
                 return
         elif len(read) - position > LONGEST_PAIR or not (more := file.read(PIECE)):
-            raise ValueError("it is cut off, or holds something else than texts")
+            raise ValueError("it is truncated, or contains something other than strings")
         else:
             read, position = read[position:] + more, 0

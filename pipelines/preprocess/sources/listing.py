@@ -1,7 +1,8 @@
-"""The objects of a source that were asked for: by id, category and licence, with their captions joined.
+"""The requested objects of a source: selected by id, category and licence, with captions added.
 
-How: everything streams; memory holds the ids of --ids and a count for each category and licence. At the end of the stream a name that
-no object has is refused, because a wrong spelling would silently leave its objects out. `--limit` is the plan's: it needs all ids.
+How: objects are streamed; memory contains the ids of --ids and one count per category and licence. At the end of the stream a category
+or licence that no object has is refused, because a misspelling would silently leave objects out. `--limit` is applied by the plan, since
+it needs all ids.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from pipelines.preprocess.sources.shapes import list_shapes
 if TYPE_CHECKING:
     from pipelines.preprocess.config import PreprocessConfig
 
-SHOWN = 8  # licences or categories that a message names, the most frequent
+SHOWN = 8  # most frequent licences or categories in a message
 
 
 class Listing:
-    """One pass over a source; `lines` says afterwards what it left out."""
+    """One pass over a source. Afterwards `lines` says what was left out."""
 
     def __init__(self, config: PreprocessConfig) -> None:
         self.config = config
@@ -36,7 +37,7 @@ class Listing:
         self.captions = Captions(Path(config.captions)) if config.captions else None
         self.listed = 0
         self.categories: Counter[str] = Counter()
-        self.licenses: Counter[str] = Counter()  # of objects with a category and id that are wanted
+        self.licenses: Counter[str] = Counter()  # of the objects selected by id and category
         self.left_out: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[SourceObject]:
@@ -52,7 +53,7 @@ class Listing:
         self._check()
 
     def lines(self) -> list[str]:
-        """What a person should know of the selection."""
+        """The result of the selection in words."""
         said = []
         if self.left_out:
             why = ", ".join(f"{reason} {count}" for reason, count in self.left_out.most_common(SHOWN))
@@ -78,12 +79,12 @@ class Listing:
         return list_folder(input_folder(config.input))
 
     def _reason(self, item: SourceObject) -> str | None:
-        """Why an object is left out."""
-        if self.wanted_categories:  # else a source of one category an object would fill the memory
+        """Why an object is left out; None if it is kept."""
+        if self.wanted_categories:  # only then: a source with one category per object would fill the memory
             self.categories[item.category] += 1
             if item.category not in self.wanted_categories:
                 return "category"
-        if not self.wanted_licenses:  # as above
+        if not self.wanted_licenses:  # likewise
             return None
         self.licenses[item.license] += 1
         return None if licenses.allowed(item.license, self.wanted_licenses) else f"licence {item.license or 'none'}"
@@ -107,11 +108,11 @@ class Listing:
         if missing:
             known = ", ".join(f"{name or 'none'} ({count})" for name, count in found.most_common(SHOWN))
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-            raise UsageError(f"{flag}: no object has the {what} {', '.join(missing)}; theirs are {known}{more}")
+            raise UsageError(f"{flag}: no object has the {what} {', '.join(missing)}; the source has {known}{more}")
 
 
 def read_ids(file: Path) -> frozenset[str]:
-    """The ids of a file, one a line."""
+    """The ids in a file, one per line."""
     try:
         found = frozenset(filter(None, map(str.strip, file.read_text(encoding="utf-8-sig").splitlines())))
     except OSError as error:
@@ -119,5 +120,5 @@ def read_ids(file: Path) -> frozenset[str]:
     except UnicodeDecodeError as error:
         raise UsageError(f"--ids {file} is not UTF-8 text: {error}") from error
     if not found:
-        raise UsageError(f"--ids {file} names no id; write one a line")
+        raise UsageError(f"--ids {file} contains no id; write one per line")
     return found

@@ -1,12 +1,12 @@
 """Source `objaverse`: the 800,000 annotated objects of Objaverse 1.0, listed from the annotation files of its dataset on the hub.
 
-How: object-paths.json.gz says in which of 160 folders an object lies, lvis-annotations.json.gz has a category for 47,000 of them, and
-metadata/000-XXX.json.gz holds name, tags, licence and author of a folder's objects. The paths go into a temporary SQLite table, cut down
-to what is asked for, and only the metadata files of folders that are left are fetched, and read one at a time. Meshes are fetched by
-whoever converts them (`pipelines.preprocess.sources.fetch`). The files lie in --input as `pipelines.preprocess.sources.hub` leaves them.
+How: object-paths.json.gz contains the folder (one of 160) of each object, lvis-annotations.json.gz a category for 47,000 of them, and
+metadata/000-XXX.json.gz the name, tags, licence and author of a folder's objects. The requested paths go into a temporary SQLite table.
+Only the metadata files of the remaining folders are fetched, and read one at a time. Meshes are fetched where they are converted
+(`pipelines.preprocess.sources.fetch`). Downloads are stored below --input by `pipelines.preprocess.sources.hub`.
 
-Ours: an object's category is its LVIS category, the alphabetically first where it has several, and empty where it has none: Sketchfab's
-      own categories are too coarse (18 for everything). An object without annotation has no licence, which no allow-list lets in.
+Ours: an object's category is its LVIS category: the alphabetically first if it has several, empty if it has none. Sketchfab's own
+      categories are too coarse (18 in all). An object without annotation has no licence, and no list of licences accepts it.
 Source: Deitke et al., Objaverse: A Universe of Annotated 3D Objects (arXiv:2212.08051); the files as objaverse 0.1.7 reads them.
 """
 
@@ -45,35 +45,33 @@ if TYPE_CHECKING:
 PATHS, LVIS = "object-paths.json.gz", "lvis-annotations.json.gz"
 MESH_PATH = re.compile(
     r"glbs/([0-9]{3}-[0-9]{3})/[0-9A-Za-z_-]+\.glb"
-)  # it becomes a local path: nothing else is followed
+)  # it becomes a local path, so nothing else is accepted
 UID = re.compile(r"[0-9A-Za-z_-]+")
-ADDRESS = (
-    f"https://huggingface.co/datasets/{REPOSITORY}/resolve/main"  # of source_url: the same whatever mirror was used
-)
-REMEDY = "set HF_ENDPOINT to a mirror in reach, or give with --input a folder that holds the dataset's files (default $HF_HOME/objaverse)"
+ADDRESS = f"https://huggingface.co/datasets/{REPOSITORY}/resolve/main"  # for source_url, whatever mirror was used
+REMEDY = "set HF_ENDPOINT to a mirror that you can reach, or set --input to a folder with the dataset's files (default $HF_HOME/objaverse)"
 VIEWER = "https://sketchfab.com/3d-models"
 Chosen = Callable[[str], bool]
 
 
 class NotDownloaded(Exception):
-    """A dry run would need a file that is not there yet."""
+    """A dry run needs a file that has not been downloaded yet."""
 
 
 def list_objaverse(config: PreprocessConfig, ids: frozenset[str] | None) -> Iterator[SourceObject]:
-    """The objects with an id of `ids`, or else with a category that is wanted; of all, where neither is asked for."""
+    """The objects whose id is in `ids`, else those of the requested categories, else all."""
     annotations = Annotations(config)
     category_of = annotations.categories()
     _check_categories(config.wanted_categories, set(category_of.values()))
     with contextlib.closing(Paths(annotations.paths(), _chosen(config, ids, category_of))) as paths:
         if config.limit is not None and _nothing_more_is_left_out(config, ids):
-            paths.limit(config.limit)  # here already: else the metadata of all objects would be read for a few
+            paths.limit(config.limit)  # already here, or the metadata of all objects would be read for a few
         for folder, found in annotations.metadata(paths.folders()):
             for uid, path in paths.of(folder):
                 yield _object(uid, path, found.get(uid), category_of.get(uid, ""))
 
 
 def _chosen(config: PreprocessConfig, ids: frozenset[str] | None, category_of: dict[str, str]) -> Chosen:
-    """Whether an object is read at all. Where ids are given, categories are left to `Listing`, which counts what it leaves out."""
+    """A predicate: whether an object is read at all. If ids are given, `Listing` selects by category and counts what it leaves out."""
     if ids is not None:
         return ids.__contains__
     wanted = config.wanted_categories
@@ -89,7 +87,7 @@ def _check_categories(wanted: Iterable[str], known: set[str]) -> None:
     if unknown:
         close = difflib.get_close_matches(unknown[0], known, n=5, cutoff=0.4) or sorted(known)[:5]
         raise UsageError(
-            f"--categories: LVIS has no category {', '.join(unknown)} ({len(known)} in all, written like {', '.join(close)})"
+            f"--categories: LVIS has no category {', '.join(unknown)}; it has {len(known)}, such as {', '.join(close)}"
         )
 
 
@@ -112,22 +110,22 @@ def _object(uid: str, path: str, about: Any, category: str) -> SourceObject:
 
 
 def _text(value: Any) -> str:
-    """What a row can hold: text of whole characters on one line."""
+    """Text as a row can store it: valid UTF-8 on one line; empty for anything else."""
     return " ".join(value.encode("utf-8", errors="replace").decode("utf-8").split()) if isinstance(value, str) else ""
 
 
 class Paths:
-    """Where the chosen objects lie, by folder, in a temporary SQLite table; for one thread."""
+    """The paths of the chosen objects by folder, in a temporary SQLite table. For use in one thread."""
 
     def __init__(self, listed: Iterable[tuple[str, str, str]], chosen: Chosen) -> None:
-        self._db = sqlite3.connect("", check_same_thread=False)  # the collector may close it from another thread
+        self._db = sqlite3.connect("", check_same_thread=False)  # the garbage collector may close it in another thread
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("CREATE TABLE paths (uid TEXT, folder TEXT, path TEXT)")
         self._db.executemany("INSERT INTO paths VALUES (?, ?, ?)", (row for row in listed if chosen(row[0])))
         self._db.execute("CREATE INDEX by_folder ON paths (folder)")
 
     def limit(self, number: int) -> None:
-        """Keep the objects with the smallest sha256(id)."""
+        """Keep the `number` objects with the smallest sha256(id)."""
         self._db.create_function("id_hash", 1, lambda uid: id_hash(uid).to_bytes(8, "big"), deterministic=True)
         self._db.execute(
             "DELETE FROM paths WHERE rowid NOT IN (SELECT rowid FROM paths ORDER BY id_hash(uid), uid LIMIT ?)",
@@ -135,11 +133,11 @@ class Paths:
         )
 
     def folders(self) -> list[str]:
-        """Those that hold a chosen object."""
+        """The folders with chosen objects, sorted."""
         return [folder for (folder,) in self._db.execute("SELECT DISTINCT folder FROM paths ORDER BY folder")]
 
     def of(self, folder: str) -> list[tuple[str, str]]:
-        """Id and path of a folder's chosen objects."""
+        """(id, path) of a folder's chosen objects."""
         return self._db.execute("SELECT uid, path FROM paths WHERE folder = ? ORDER BY uid", (folder,)).fetchall()
 
     def close(self) -> None:
@@ -148,7 +146,7 @@ class Paths:
 
 
 class Annotations:
-    """The dataset's annotation files, fetched where they are missing. UsageError where one can't be had or read."""
+    """The dataset's annotation files, downloaded if missing. UsageError if one cannot be downloaded or read."""
 
     def __init__(self, config: PreprocessConfig) -> None:
         self.folder, self.limit_s, self.may_fetch = _input(config), config.download_timeout_s, not config.dry_run
@@ -164,7 +162,7 @@ class Annotations:
         return found
 
     def paths(self) -> Iterator[tuple[str, str, str]]:
-        """Object, folder, path in the dataset."""
+        """(object, folder, path in the dataset) of every object."""
         with self._opened(PATHS, self._start(PATHS)) as file:
             for uid, path in json_pairs(file):
                 match = MESH_PATH.fullmatch(path)
@@ -173,7 +171,7 @@ class Annotations:
                 yield uid, match[1], path
 
     def metadata(self, folders: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Each folder with what is known of its objects."""
+        """Each folder with the metadata of its objects."""
         names = [f"metadata/{folder}.json.gz" for folder in folders]
         missing = any(not (self.folder / name).is_file() for name in names)
         with (
@@ -190,23 +188,23 @@ class Annotations:
 
     def _start(self, name: str) -> Download:
         if not self.may_fetch and not (self.folder / name).is_file():
-            raise NotDownloaded(f"{self.folder / name} is not there yet: a run fetches it from {endpoint()}")
+            raise NotDownloaded(f"{self.folder / name} is missing: a run downloads it from {endpoint()}")
         return Download(self.folder, name, self.limit_s)
 
     @contextlib.contextmanager
     def _opened(self, name: str, started: Download) -> Iterator[IO[bytes]]:
-        """A file's content, and what is wrong with it said in one line."""
+        """A downloaded file, opened. UsageError, one line, if it cannot be downloaded or read."""
         try:
             path = started.result()
         except DownloadError as error:
             raise UsageError(
-                f"--source objaverse: {name} of {REPOSITORY} can't be had from {endpoint()} ({error}); {REMEDY}"
+                f"--source objaverse: {name} of {REPOSITORY} cannot be downloaded from {endpoint()} ({error}); {REMEDY}"
             ) from error
         try:
             with gzip.open(path) as file:
                 yield file
         except (ValueError, TypeError, AttributeError, RecursionError, EOFError, OSError, zlib.error) as error:
-            raise UsageError(f"{path} can't be read ({error}): delete it, and it is fetched again") from error
+            raise UsageError(f"{path} cannot be read ({error}): delete it, and it is downloaded again") from error
 
 
 def _input(config: PreprocessConfig) -> Path:

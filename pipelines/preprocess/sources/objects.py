@@ -1,7 +1,7 @@
-"""One input object as every source gives it, and the hash of a shard's objects.
+"""SourceObject, one input object as every source lists it, and the hash of a shard's objects.
 
-How: a source lists objects in any order; those that come from files have no content hash yet, because reading ten million
-files would take days: whoever converts a file hashes it (`pipelines.preprocess.sources.content`).
+How: a source lists objects in any order. Objects from files have no content hash yet, because reading ten million files would take
+days: a file is hashed where it is converted (`pipelines.preprocess.sources.content`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from g3pt.data.records import canonical_json
 
 @dataclass(frozen=True, kw_only=True)
 class SourceObject:
-    """What a row will say about its origin, the content hash and the size in bytes of all its files."""
+    """The columns of a row about its origin, its content hash, and the size of its files in bytes."""
 
     id: str
     source: str
-    content_sha256: str = ""  # of files: empty until they are read, and where they can't be
+    content_sha256: str = ""  # of files: empty until they are read, and if they cannot be read
     size: int = 0
     path: str = ""
     source_url: str = ""
@@ -34,17 +34,17 @@ class SourceObject:
     category: str = ""
 
     def columns(self) -> dict[str, Any]:
-        """The columns of a row that are known before conversion."""
+        """The columns of a row known before conversion."""
         return {name: value for name, value in vars(self).items() if name != "size"} | {"tags": list(self.tags)}
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> SourceObject:
-        """From what JSON can carry."""
+        """From values as read from JSON."""
         return cls(**values | {"tags": tuple(values.get("tags", ()))})
 
 
 def inputs_hash(objects: Iterable[SourceObject]) -> str:
-    """sha256 over the sorted objects of a shard: ids, sizes, content hashes and what their rows say about them."""
+    """sha256 over a shard's objects, sorted by id: ids, sizes, content hashes and the columns about their origin."""
     return hashlib.sha256(
         canonical_json([vars(item) for item in sorted(objects, key=lambda item: item.id)]).encode()
     ).hexdigest()

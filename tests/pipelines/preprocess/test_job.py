@@ -163,7 +163,7 @@ def test_a_changed_limit_redoes_only_touched_shards_and_removes_empty_ones(
     assert sorted(reading.load_arrays(less, None, ["id"])["id"]) == kept
     assert set(less.shards) == {records.shard_index(name, 3) for name in kept}
     if len(less.shards) < 3:
-        assert "to remove: no object belongs to them any more" in capsys.readouterr().out
+        assert "to remove: no objects belong to them any more" in capsys.readouterr().out
     assert sorted(less.path.glob("shard-*.parquet")) == [less.shard_path(index) for index in sorted(less.shards)]
     again = run(config(tmp_path))
     assert hashes(again) == hashes(full) and again.fingerprint == full.fingerprint
@@ -336,14 +336,14 @@ def test_a_manifest_names_the_objects(tmp_path: Path, meshes: Path) -> None:
     ("change", "message"),
     [
         ({"input": "missing"}, "missing does not exist"),
-        ({"input": "empty"}, "holds no objects: no .glb .gltf"),
+        ({"input": "empty"}, "contains no objects: no .glb .gltf"),
         ({"input": "file.txt"}, "is not a folder"),
         ({"input": None}, "needs --input"),
-        ({"input": "s3://bucket/meshes"}, "not built yet"),
+        ({"input": "s3://bucket/meshes"}, "not supported yet"),
         ({"output": "file.txt"}, "is not a folder"),
         ({"input": "twice"}, "1 ids appear more than once, the first is 'a'"),
         ({"input": "no-path"}, "has no column 'path'; it has id, file"),
-        ({"input": "no-rows"}, "holds no objects: manifest.csv has no rows"),
+        ({"input": "no-rows"}, "contains no objects: manifest.csv has no rows"),
     ],
 )
 def test_bad_usage_is_one_line_and_writes_nothing(tmp_path: Path, meshes: Path, change: dict, message: str) -> None:

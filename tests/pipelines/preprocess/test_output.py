@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_whole_shards_and_the_same_command_goes_on(
 
 def test_a_read_only_output_is_one_line(meshes: Path, small_disk: Path) -> None:
     remount(small_disk, "ro")
-    with pytest.raises(UsageError, match=f"--output {small_disk}/a/data can't be written: Read-only file system"):
+    with pytest.raises(UsageError, match=f"--output {small_disk}/a/data cannot be written: Read-only file system"):
         run(config(meshes, small_disk / "a" / "data"))
     assert not list(small_disk.iterdir())
 
@@ -122,7 +122,7 @@ def test_a_read_only_output_is_one_line(meshes: Path, small_disk: Path) -> None:
 def test_other_peoples_files_are_refused_and_left_alone(tmp_path: Path, meshes: Path, name: str) -> None:
     (tmp_path / "data" / name).parent.mkdir(parents=True)
     (tmp_path / "data" / name).write_text("mine")
-    with pytest.raises(UsageError, match="holds no dataset but other files .*: give a new or an empty folder"):
+    with pytest.raises(UsageError, match="contains other files and no dataset .*: choose a new or empty folder"):
         run(config(meshes, tmp_path / "data"))
     assert [
         path.relative_to(tmp_path / "data").as_posix() for path in (tmp_path / "data").rglob("*") if path.is_file()
@@ -136,7 +136,7 @@ def test_unfinished_shards_of_another_schema_are_refused_and_left_alone(tmp_path
         sidecar.write_text(
             sidecar.read_text().replace(f'"schema_version": {records.SCHEMA_VERSION}', '"schema_version": 1')
         )
-    with pytest.raises(UsageError, match="holds shards of schema version 1; this program writes version"):
+    with pytest.raises(UsageError, match="contains shards of schema version 1, this program writes version"):
         run(config(meshes, tmp_path / "data", seed=1))
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "data").glob("*.parquet")} == {
         name: when for name, (_, when) in before.items()
@@ -157,7 +157,7 @@ def test_an_unfinished_run_of_ones_own_is_taken_up(tmp_path: Path, meshes: Path)
 def test_a_second_run_on_the_same_output_is_one_line_and_changes_nothing(tmp_path: Path, meshes: Path) -> None:
     def while_another_starts(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator[dict]:
         with pytest.raises(
-            UsageError, match=rf"another run works there \(process {os.getpid()} on .*\); wait for its end"
+            UsageError, match=rf"another run is working there \(process {os.getpid()} on .*\); wait until it ends"
         ):
             run(config(meshes, tmp_path / "data", seed=1))
         yield from here(tasks, settings)
@@ -179,7 +179,7 @@ def test_the_lock_of_a_killed_run_holds_nobody_off(tmp_path: Path, meshes: Path)
     other = spawn.Process(target=hold, args=(str(tmp_path / "data"), ready))
     other.start()
     assert ready.wait(60)
-    with pytest.raises(UsageError, match="another run works there"):
+    with pytest.raises(UsageError, match="another run is working there"):
         run(config(meshes, tmp_path / "data"))
     other.kill()
     other.join()
@@ -188,7 +188,7 @@ def test_the_lock_of_a_killed_run_holds_nobody_off(tmp_path: Path, meshes: Path)
 
 def test_folders_made_for_nothing_go_again(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="holds no objects"):
+    with pytest.raises(UsageError, match="contains no objects"):
         run(config(tmp_path / "empty", tmp_path / "a" / "b"))
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 

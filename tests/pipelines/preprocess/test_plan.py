@@ -173,21 +173,21 @@ def test_ids_categories_and_licences_choose(
     [
         (
             {"licenses": "mit"},
-            r"--licenses: no object has the licence mit; theirs are MIT \(1\), CC-BY-NC-4.0 \(1\), CC0-1.0 \(1\), none \(1\)",
+            r"--licenses: no object has the licence mit; the source has MIT \(1\), CC-BY-NC-4.0 \(1\), CC0-1.0 \(1\), none \(1\)",
         ),
         (
             {"categories": "sofa,chair"},
-            r"--categories: no object has the category sofa; theirs are chair \(2\), table \(1\), none \(1\)",
+            r"--categories: no object has the category sofa; the source has chair \(2\), table \(1\), none \(1\)",
         ),
         (
             {"categories": "table", "licenses": "MIT"},
-            r"--licenses: no object has the licence MIT; theirs are CC0-1.0 \(1\)",
+            r"--licenses: no object has the licence MIT; the source has CC0-1.0 \(1\)",
         ),
         ({"ids": "none.txt"}, "none.txt: No such file"),
-        ({"ids": "empty.txt"}, "empty.txt names no id; write one a line"),
+        ({"ids": "empty.txt"}, "empty.txt contains no id; write one per line"),
         ({"ids": "other.txt"}, "none of its 1 ids is in the source"),
         ({"captions": "none.csv"}, "none.csv: No such file"),
-        ({"captions": "other.txt"}, r"other.txt holds no row `id,caption` \(1 other rows\)"),
+        ({"captions": "other.txt"}, r"other.txt contains no row `id,caption` \(1 other rows\)"),
     ],
 )
 def test_a_selection_that_can_only_be_a_mistake_is_refused(
@@ -216,7 +216,7 @@ def test_names_tags_and_captions_reach_the_row(tmp_path: Path, manifest: Path) -
     assert (found["b"]["caption"], found["b"]["caption_source"]) == ('a chair, green, seen "from behind"', "cap3d")
     assert (found["c"]["caption"], found["d"]["caption"]) == ("", "a thing")
     assert listing.lines() == [
-        "captions of cap3d.csv for 2 of 4 objects; 4 rows of it are not `id,caption` and were left out"
+        "captions of cap3d.csv for 2 of 4 objects; 4 of its rows are not `id,caption` and were left out"
     ]
 
 

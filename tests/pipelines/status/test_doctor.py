@@ -96,7 +96,7 @@ def test_storage_is_out_where_there_is_one(tmp_path: Path, monkeypatch: pytest.M
     assert doctor.storage_folder(None) == str(tmp_path)
     (tmp_path / "out").mkdir()
     assert doctor.storage_folder(None) == str(tmp_path / "out")
-    with pytest.raises(main.UsageError, match="object stores are not built yet"):
+    with pytest.raises(main.UsageError, match="object stores are not supported yet"):
         doctor.storage_folder("s3://bucket")
 
 

@@ -95,7 +95,7 @@ def test_failed_work_says_why(folder: Path) -> None:
     (run,) = find(folder, "failed")
     assert run.info.status == "FAILED"
     assert run.data.tags["g3pt.failure"] == "RuntimeError: no object is ok: all `rejected`"
-    assert "**It failed:** `RuntimeError: no object is ok: all 'rejected'`" in run.data.tags["mlflow.note.content"]
+    assert "**Failed:** `RuntimeError: no object is ok: all 'rejected'`" in run.data.tags["mlflow.note.content"]
 
 
 @pytest.mark.parametrize("error", [UsageError("bad flag"), KeyboardInterrupt()])
@@ -273,7 +273,7 @@ def test_the_report_is_in_mlflow_and_its_failure_stops_nothing(
     ]
     assert files == [["report.html"], [], ["report.html"]]
     assert (folder / "reported.html").exists() and not (folder / "written.html").exists()
-    assert "the report about unreadable failed, going on without: UsageError" in capsys.readouterr().err
+    assert "the report about unreadable failed; continuing without it: UsageError" in capsys.readouterr().err
 
 
 def test_a_run_s_curves_are_drawn(tmp_path: Path) -> None:

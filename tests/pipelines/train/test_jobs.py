@@ -101,7 +101,7 @@ def test_an_export_of_many_objects_lists_them_beside_its_config(
 
 
 def test_an_object_store_is_refused_before_anything_is_encoded(paths: dict) -> None:
-    with pytest.raises(UsageError, match="s3://bucket/runs: runs on an object store are not built yet"):
+    with pytest.raises(UsageError, match="s3://bucket/runs: runs on an object store are not supported yet"):
         train_car(TrainCARFlags(**paths, output="s3://bucket/runs"))
     assert not (Path(paths["data"]) / "derived").exists()
 

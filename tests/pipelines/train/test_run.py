@@ -100,7 +100,9 @@ def test_a_run_made_under_other_defaults_is_not_resumed(tmp_path: Path) -> None:
     stored = json.loads((run_dir / "config.json").read_text())
     stored["config"]["train"]["learning_rate"] = 0.5
     (run_dir / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(UsageError, match=r"was made with train.learning_rate 0.5, not 0.01, .* choose another --output"):
+    with pytest.raises(
+        UsageError, match=r"was made with train.learning_rate 0.5, not 0.01, .* choose another --output"
+    ):
         train.prepare_run(spec, tmp_path)
     del stored["config"]["train"]["learning_rate"]  # a field that was added since
     (run_dir / "config.json").write_text(json.dumps(stored))
@@ -251,7 +253,7 @@ def test_a_tracking_server_s_password_is_not_written_down(tmp_path: Path) -> Non
 
 
 def test_object_store_is_refused_clearly() -> None:
-    with pytest.raises(UsageError, match="not built yet"):
+    with pytest.raises(UsageError, match="not supported yet"):
         train.train_run(toy_spec(), "s3://bucket/runs", num_workers=0, build=TOY)
 
 

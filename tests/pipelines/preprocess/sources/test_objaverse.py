@@ -143,8 +143,8 @@ def test_the_limit_is_that_of_every_source(hub: HubServer, tmp_path: Path) -> No
             r"it has 'a' in 'glbs/000-000/../../../etc/x.glb'",
         ),
         ("object-paths.json.gz", {"a/../b": "glbs/000-000/x.glb"}, r"it has 'a/../b' in"),
-        ("object-paths.json.gz", {"a": 1}, "holds something else than texts"),
-        ("object-paths.json.gz", ["a"], "it is no JSON object"),
+        ("object-paths.json.gz", {"a": 1}, "contains something other than strings"),
+        ("object-paths.json.gz", ["a"], "it is not a JSON object"),
         ("lvis-annotations.json.gz", {"chair": 1}, "not iterable"),
         (META.format(0), [1], "cannot convert"),
     ],
@@ -153,7 +153,7 @@ def test_annotations_that_are_not_what_they_should_be(
     hub: HubServer, tmp_path: Path, name: str, content: object, message: str
 ) -> None:
     hub.add_json(name, content)
-    with pytest.raises(UsageError, match=f"{name} can't be read .*{message}.*delete it"):
+    with pytest.raises(UsageError, match=f"{name} cannot be read .*{message}.*delete it"):
         listed(tmp_path)
 
 
@@ -162,7 +162,7 @@ def test_a_file_that_another_program_left_cut_off(hub: HubServer, tmp_path: Path
         whole = hub.files[name]
         (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "cache" / name).write_bytes(whole[: len(whole) - 12])
-        with pytest.raises(UsageError, match=f"{name} can't be read .*: delete it, and it is fetched again"):
+        with pytest.raises(UsageError, match=f"{name} cannot be read .*: delete it, and it is downloaded again"):
             listed(tmp_path)
         (tmp_path / "cache" / name).unlink()
 
@@ -170,8 +170,8 @@ def test_a_file_that_another_program_left_cut_off(hub: HubServer, tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"categories": "sofas"}, r"--categories: LVIS has no category sofas \(3 in all, written like sofa\)"),
-        ({"licenses": "MIT"}, r"--licenses: no object has the licence MIT; theirs are CC-BY-4.0 \(2\)"),
+        ({"categories": "sofas"}, r"--categories: LVIS has no category sofas; it has 3, such as sofa"),
+        ({"licenses": "MIT"}, r"--licenses: no object has the licence MIT; the source has CC-BY-4.0 \(2\)"),
         ({"input": "s3://bucket/x"}, "downloads need a local or shared folder"),
         ({"input": __file__}, "is not a folder"),
     ],
@@ -186,7 +186,7 @@ def test_no_network_is_one_line_that_says_what_to_do(tmp_path: Path, monkeypatch
     use(HubServer("http://127.0.0.1:9", ""), monkeypatch)
     with pytest.raises(
         UsageError,
-        match=r"lvis-annotations.json.gz .* can't be had from http://127.0.0.1:9 \(download-unreachable: .*HF_ENDPOINT.*--input",
+        match=r"lvis-annotations.json.gz .* cannot be downloaded from http://127.0.0.1:9 \(download-unreachable: .*HF_ENDPOINT.*--input",
     ):
         preprocess(config(tmp_path), run_kept)
     assert list(tmp_path.iterdir()) == []
@@ -196,9 +196,7 @@ def test_a_dry_run_asks_nobody_and_writes_nothing(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert preprocess(config(tmp_path, dry_run=True), run_kept) is None
-    assert (
-        "lvis-annotations.json.gz is not there yet: a run fetches it from http://127.0.0.1:" in capsys.readouterr().out
-    )
+    assert "lvis-annotations.json.gz is missing: a run downloads it from http://127.0.0.1:" in capsys.readouterr().out
     assert hub.seen == [] and list(tmp_path.iterdir()) == []
     listed(tmp_path)
     hub.seen.clear()
