@@ -1,8 +1,8 @@
 """The commands and the Python of all pages, typed in reading order on one Ray head with one tiny dataset, tokenizer and generator.
 
 Each line that shows something new is typed: a program, one of its flags, a kind of model or source, or another way to submit. A line that
-shows nothing new is left to tests/test_docs.py, which reads every line and makes its dry run. What shows a program or a way to submit for
-the first time is a process of its own in a shell; other lines start with everything imported (tests/jobs/typist.py).
+shows nothing new is left to tests/test_docs.py, which reads every line and makes its dry run. `ray job submit` and servers are typed in a
+shell; other lines are run by a copy of a process that has everything imported (tests/jobs/typist.py).
 The laptop's commands join the head through RAY_ADDRESS, which saves each its own start of Ray; other tests run them without.
 Only sizes and ports are smaller than on the pages.
 """
@@ -36,32 +36,35 @@ HUB = "--source objaverse"  # needs the hub; a test of its own has a stand-in
 SMALLER = {
     ".venv/bin/": "",
     "out/demo": "out",
-    "--limit 300": "--limit 40 --num-shards 4",
+    "--limit 300": "--limit 20 --num-shards 2",
     "--limit 100": "--limit 3 --resolution 64",
     "--resolution 128": "--resolution 64",
     "--num 24": "--num 2",
     "--shapes 1000": "--shapes 3",
-    "jobs/train_cvq.py": "jobs/train_cvq.py --steps 60",
-    "jobs/train_car.py": "jobs/train_car.py --steps 10",
-    "jobs/evaluate.py": "jobs/evaluate.py --num-samples 4 --num-image-samples 2 --num-compared 4 --num-detailed 2 --resolution 32",
-    "jobs/scaling_sweep.py": "jobs/scaling_sweep.py --sizes 5k,20k --steps 2 --num-workers 0",
-    "jobs/generate.py": "jobs/generate.py --resolution 32",
 }
+ALSO = {
+    "jobs/train_cvq.py": "--steps 60 --batch-size 8",
+    "jobs/train_car.py": "--steps 10",
+    "jobs/evaluate.py": "--num-samples 4 --num-image-samples 2 --num-compared 4 --num-detailed 2 --resolution 32",
+    "jobs/scaling_sweep.py": "--sizes 5k,20k --steps 2 --num-workers 0",
+    "jobs/generate.py": "--resolution 32 --num-workers 1",
+}  # flags for a program where the line does not have them
 DEFAULTS = """
 [preprocess]
 source = "shapes"
-limit = 10
+limit = 20
+num_shards = 2
 resolution = 64
-output = "out/few_shapes"
+output = "out/shapes"
 
 [scaling_sweep]
 data = "out/shapes"
-tokenizer = "weights/g3pt-nano-cvq"
-output = "out/small_study"
+tokenizer = "out/runs/cvq-nano-s0-XXXXXXXX"
+output = "out/study"
 sizes = "5k,20k"
 steps = 2
 num_workers = 0
-"""  # g3pt.toml for jobs that are typed without flags, whose embedded defaults are hundreds of shapes
+"""  # g3pt.toml for jobs that are typed without flags: what the lines with flags made, so these find it finished
 QUIET = re.compile(
     r"jobs/(status|doctor)|g3pt\.data\.inspection|moved_store|train\.presets|--dry-run"
 )  # these name no result
@@ -81,7 +84,7 @@ def shows(command: pages.Command) -> set[tuple[str, ...]]:
     found: set[tuple[str, ...]] = {(command.program,), *submitted(command)}
     for flag, value in zip(command.args, (*command.args, "")[1:], strict=True):
         if flag.startswith("--"):
-            kind = re.search(r"cvq|car|weights", value) if flag in ("--model", "--tokenizer") else None
+            kind = re.search(r"cvq|car", value) if flag in ("--model", "--tokenizer") else None
             found.add((command.program, flag, kind[0] if kind else value if flag == "--source" else ""))
     return found
 
@@ -102,11 +105,10 @@ def typed() -> list[str]:
 
 
 class Shell:
-    """Types lines on a head: whole processes, or copies of one that has imported everything."""
+    """Types lines on a head, or gives them to the typist."""
 
     def __init__(self, head: Head) -> None:
         self.head = head
-        self.seen: set[str] = set()  # programs
         self.environment = head.environment | {"RAY_ADDRESS": head.address, "PYTHONPATH": str(head.folder)}
         self.typist = subprocess.Popen(
             [sys.executable, str(REPOSITORY / "tests" / "jobs" / "typist.py")],
@@ -116,10 +118,8 @@ class Shell:
     def type(self, line: str) -> str:
         """What a line printed; it must succeed."""
         command = pages.command(line)
-        if command is None or command.submit or command.program not in self.seen:
-            self.seen |= {command.program} if command else set()
-            own = {} if line.startswith("ray ") else {"RAY_ADDRESS": self.head.address}
-            done = self.head.shell(line, **own)
+        if command is None or command.submit:
+            done = self.head.shell(line)
             assert done.returncode == 0, f"{line}\n{done.stdout[-4000:]}"
             return done.stdout
         return self._ask({"program": command.program, "args": command.args}, line)
@@ -183,6 +183,8 @@ def filled_in(line: str, folder: Path) -> str:
     """The line with its placeholders filled in and its sizes made small."""
     for large, small in SMALLER.items():
         line = line.replace(large, small)
+    for flag in re.findall(r"--\S+ [^-\s]\S*", next((ALSO[program] for program in ALSO if program in line), "")):
+        line += "" if flag.split()[0] in line else f" {flag}"
     line = line.replace("PATH_OF_REPOSITORY", str(folder)).replace("/shared/", f"{folder}/out/")
     for stage in ("cvq", "car"):
         placeholder = f"{stage}-nano-s0-XXXXXXXX"
@@ -202,7 +204,7 @@ def test_what_the_pages_say_can_be_typed(shell: Shell) -> None:
         without_flags = line.endswith(".py") and "doctor" not in line
         command = line if without_flags else filled_in(line, folder)
         if without_flags:
-            (folder / "g3pt.toml").write_text(DEFAULTS)
+            (folder / "g3pt.toml").write_text(filled_in(DEFAULTS, folder))
         if "mlflow ui" in command:
             answers(shell.head, command)
         else:
