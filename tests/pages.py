@@ -1,4 +1,4 @@
-"""The pages people read: README.md, CONTRIBUTING.md, CHANGELOG.md and docs/, and what is written on them: blocks, commands, links."""
+"""The pages people read: README.md, CONTRIBUTING.md, CHANGELOG.md, tests/README.md and docs/, and what is written on them: blocks, commands, links."""
 
 import re
 import shlex
@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tests/README.md")
 COMMENT = re.compile(r"(^|\s{2,})# .*")
 INLINE = re.compile(r"`(python (?:jobs/|-m |docs/|benchmarks/)[^`]*)`")
 
