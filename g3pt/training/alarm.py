@@ -1,17 +1,18 @@
-"""The collapse alarm: which numbers of a ledger's record are below a floor, in words. No torch: `jobs/status.py` reads it too.
+"""The collapse alarm: which figures of a ledger record are past their limit, in words. No torch: `jobs/status.py` reads it too.
 
-A record carries, per scale, what `g3pt.training.usage` counted over the training batches since the record before. Four faults are told apart,
-since each hides from the measures of the others (LOG.md):
+A record carries, per scale, what `g3pt.training.usage` counted over the training batches since the record before. Four faults are
+told apart, because each is invisible in the figures of the others (LOG.md):
 
     utilisation    distinct codes, as a share of those that as many uniform draws would show: few codes are in use
-    information    entropy of the codes at a fixed position, as a share of the reachable: codes only name their position
-    entropy_gap    bits by which a code's digits vary together: all bits flip at once, each alone in perfect balance
+    information    entropy of the codes at a fixed position, as a share of the reachable: codes only encode their position
+    entropy_gap    bits by which a code's digits vary together: all bits flip at once, though each is balanced
     digit_balance  entropy of the least varied digit over its maximum: a digit or bit is stuck
 
-A fault sounds once it lasts PATIENCE records, or stands in a finished run's last: where quantisation sets in, healthy runs dip below
-utilisation's floor at the finest scale for a while (LOG.md). The ledger's `alarm` counts the faults of each record, lasting or not.
+The alarm is raised when a fault lasts PATIENCE records in a row, or is in the last record of a finished run: when quantisation sets
+in, healthy runs fall below utilisation's floor at the finest scale for a while (LOG.md). The ledger's `alarm` counts the faults of
+each record, lasting or not.
 
-Ours: the floors. Utilisation's is the project's; the others lie far from both healthy runs and provoked collapse (LOG.md).
+Ours: all of it. Utilisation's floor is the project's; the others are far from both healthy runs and provoked collapse (LOG.md).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ FLOORS = {"utilisation": UTILISATION_FLOOR, "information": INFORMATION_FLOOR, "d
 
 
 class Fault(NamedTuple):
-    """One number beyond its limit; `scale` counts from 1, the coarsest."""
+    """One figure past its limit. `scale` counts from 1, as record keys do."""
 
     scale: int
     kind: str
@@ -41,12 +42,12 @@ class Fault(NamedTuple):
 
     @property
     def key(self) -> tuple[int, str]:
-        """What makes two faults the same one."""
+        """Two faults with the same key are one fault that lasts."""
         return self.scale, self.kind
 
 
 def faults(record: Mapping[str, float]) -> list[Fault]:
-    """Of a ledger's record or of `g3pt.training.usage`'s part of it, by scale; a value that is not finite is a fault too."""
+    """The faults of a ledger record, or of the part that `g3pt.training.usage` makes, by scale; a value that is not finite is one too."""
     found, scale = [], 1
     while f"utilisation_scale_{scale}" in record:
         for kind in SAYS:
@@ -58,14 +59,14 @@ def faults(record: Mapping[str, float]) -> list[Fault]:
 
 
 class Bell:
-    """Follows a ledger: tells each fault once when it has lasted, and again only after it was gone."""
+    """Follows a ledger: reports a fault once when it has lasted PATIENCE records, and again only after it was gone."""
 
     def __init__(self) -> None:
-        self.newest: list[Fault] = []  # of the last record that judges codes
+        self.newest: list[Fault] = []  # of the last record with code figures
         self.lasting: dict[tuple[int, str], int] = {}  # records in a row
 
     def hear(self, record: Mapping[str, float]) -> list[Fault]:
-        """The faults that start to sound with this record; a record that judges no codes changes nothing."""
+        """The faults that become an alarm with this record; a record without code figures changes nothing."""
         if "alarm" not in record:
             return []
         self.newest = faults(record)
@@ -73,12 +74,12 @@ class Bell:
         return [fault for fault in self.newest if self.lasting[fault.key] == PATIENCE]
 
     def sounding(self, finished: bool = False) -> list[Fault]:
-        """The faults that sound now; of a finished run all that its last record has."""
+        """The faults that are an alarm now; of a finished run, all of its last record."""
         return [fault for fault in self.newest if finished or self.lasting[fault.key] >= PATIENCE]
 
 
 def sounding(records: Iterable[Mapping[str, float]], finished: bool = False) -> str:
-    """What a run's alarm says, as one line; empty if it is silent."""
+    """A run's alarm as one line; empty if there is none."""
     bell = Bell()
     for record in records:
         bell.hear(record)
@@ -86,7 +87,7 @@ def sounding(records: Iterable[Mapping[str, float]], finished: bool = False) -> 
 
 
 def in_words(found: Iterable[Fault]) -> str:
-    """`codes collapse at scales 1, 3: 0.03, 0.21 of the reachable codes are used (floor 0.5); scale 2: ...`, or nothing."""
+    """`codes collapse at scales 1, 3: 0.03, 0.21 of the reachable codes are used (floor 0.5); scale 2: ...`, or an empty string."""
     found, parts = list(found), []
     for kind, words in SAYS.items():
         same = [fault for fault in found if fault.kind == kind]

@@ -1,9 +1,9 @@
-"""Exports and files: models as safetensors + JSON, written whole or not at all.
+"""Exports: models as safetensors and JSON, written whole or not at all. Training checkpoints: pipelines/train/checkpoints.py.
 
-An export is a folder with `config.json` (kind, configuration, whatever the model adds) and `model.safetensors`. It loads without
-unpickling anything. Training checkpoints are another thing: PyTorch's own format, trusted like code, never downloaded.
+An export is a folder with `config.json` (kind, format version, configuration, notes) and `model.safetensors`. Loading it unpickles
+nothing.
 
-Ours: the three methods of huggingface_hub's mixin, with the same meaning, so that this file needs no hub until one is named.
+Ours: the three methods of huggingface_hub's mixin, with the same meaning, so that huggingface_hub is needed only for hub names.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Pretrained:
     config: Any
 
     def export_config(self) -> dict[str, Any]:
-        """What `config.json` holds beside the kind; a model with parts adds theirs."""
+        """The entries of `config.json` that describe the model."""
         return {"model": dataclasses.asdict(self.config)}
 
     @classmethod
     def from_export_config(cls, values: dict[str, Any]) -> Self:
-        """An untrained model of the shape that `config.json` tells."""
+        """An untrained model of the shape that a parsed `config.json` describes."""
         return cls(from_dict(cls.config_class, values["model"]))
 
     def save_pretrained(self, folder: str | Path, extra: dict[str, Any] | None = None) -> Path:
-        """Write the export `folder` (made if missing); `extra` joins config.json, for the record."""
+        """Write the export `folder` (made if missing) and return it; `extra` is added to config.json for the record."""
         from safetensors.torch import save_file
 
         assert isinstance(self, nn.Module)
@@ -62,14 +62,14 @@ class Pretrained:
         folder = find_export(name) if Path(name).exists() else _download(str(name), revision)
         values = read_export_config(folder)
         if values["kind"] != cls.kind:
-            raise ValueError(f"{folder}: holds a {values['kind']!r} model, not a {cls.kind!r} one")
+            raise ValueError(f"{folder}: contains a {values['kind']!r} model, not a {cls.kind!r} one")
         model = cls.from_export_config(values)
         assert isinstance(model, nn.Module)
         model.load_state_dict(dict(_finite_tensors(folder / WEIGHTS_NAME)))
         return model.eval()
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-        """Upload the export to the Hugging Face hub; gives its address."""
+        """Upload the export to the Hugging Face hub; returns its address."""
         import tempfile
 
         from huggingface_hub import HfApi
@@ -82,19 +82,19 @@ class Pretrained:
 
 
 def check_weights(path: str | Path) -> None:
-    """A ValueError for an export or finished run whose weights cannot be read or are no numbers, before workers start on it."""
+    """ValueError if the weights of an export or finished run can't be read or are not finite; called before workers start."""
     for _ in _finite_tensors(find_export(path) / WEIGHTS_NAME):
         pass
 
 
 def _finite_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors. With weights that are no numbers sampling would give the same codes for any prompt and say nothing."""
+    """Names and tensors of a weights file. Weights that are not finite would give the same codes for every prompt, without an error."""
     from safetensors import SafetensorError, safe_open
 
     remedy = "export the run again, or fetch the file anew"
     try:
         with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+            for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
                 tensor = opened.get_tensor(name)
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                     raise ValueError(f"{file}: tensor {name} has values that are not finite; {remedy}")
@@ -104,7 +104,7 @@ def _finite_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def find_export(path: str | Path) -> Path:
-    """The export folder at `path`: itself, or `export/` of a finished run. A ValueError tells what is wrong with another."""
+    """The export folder at `path`: itself, or `export/` of a finished run. ValueError, with what is wrong, for anything else."""
     path = Path(path)
     if (path / CONFIG_NAME).exists() and (path / WEIGHTS_NAME).exists():
         return path
@@ -116,7 +116,7 @@ def find_export(path: str | Path) -> Path:
 
 
 def read_export_config(path: str | Path) -> dict[str, Any]:
-    """`config.json` of an export or finished run, parsed; has at least `kind`."""
+    """`config.json` of an export or finished run, parsed. ValueError for another format version, or without a `kind`."""
     file = find_export(path) / CONFIG_NAME
     values = json.loads(file.read_text())
     if not isinstance(values, dict) or "kind" not in values:

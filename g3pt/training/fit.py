@@ -1,14 +1,16 @@
-"""One training loop for the tokenizer and the generator, in a test, a notebook or a Ray worker, on one process or many.
+"""The training loop of tokenizer and generator, in a test, a notebook or a Ray worker, on one process or many.
 
-`fit` is plain: batches in, records and states out through two callbacks. It keeps no random state: each step seeds itself
-from (seed, step), and batches are asked for by the number of samples seen, so a resumed run repeats an uninterrupted one.
-What an object draws at random follows its row in the global batch (`g3pt.data.batches.rand_rows`): neither the number of
+`fit` is plain: batches in, records and states out through two callbacks. It keeps no random state: each step seeds itself from
+(seed, step), and batches are requested by the number of samples seen, so a resumed run repeats an uninterrupted one. What is
+drawn at random for an object follows from its row in the global batch (`g3pt.data.batches.rand_rows`): neither the number of
 workers nor micro-batches change it.
 
-Micro-batches (gradient accumulation) keep the global batch where memory does not hold a worker's share. A model whose loss is a mean
-over objects trains as without them, within float noise. Running statistics (buffers) end a step as the mean of what
-each micro-batch made of them, which for an exponential average is what the whole share would have made; but within the
-step each micro-batch is normalised by its own, and LFQ's entropy sees it alone: there the weights differ a little (LOG.md).
+Micro-batches (gradient accumulation) keep the global batch where a worker's share does not fit memory. A model whose loss is a mean
+over objects trains as without them, within float noise. Running statistics (buffers) end a step as the mean over its
+micro-batches, which for an exponential average is what the whole share would give. Within the step, however, each micro-batch
+is normalised by its own statistics, and LFQ's entropy sees it alone, so those weights differ a little (LOG.md).
+
+Every key of a record becomes an MLflow metric; what is logged under which key is decided by the models' losses and evaluations.
 """
 
 from __future__ import annotations
@@ -29,20 +31,22 @@ from g3pt.training.optimizer_state import Like
 from g3pt.training.parallel import Alone, bf16_where, local, mean_over_workers, shard_like, whole
 
 Record = dict[str, float]
-Resume = dict[str, Any] | Callable[[Like], dict[str, Any]]  # a state, or what reads one into tensors that are there
-Batch = dict[str, Any]  # tensors of B objects; row_B and num_rows: their places in the global batch, and its size
+Resume = (
+    dict[str, Any] | Callable[[Like], dict[str, Any]]
+)  # a state, or a function that reads one into existing tensors
+Batch = dict[str, Any]  # tensors of B objects, and row_B and num_rows: their rows in the global batch, and its size
 Step = tuple[int, Tensor, Tensor, dict[str, Tensor]]  # its number, loss, gradient norm and logs
-PREFETCH = 2  # batches made ahead where a GPU computes
+PREFETCH = 2  # batches made ahead, on a GPU
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss became infinite or not a number; the message names the step, and so does `step`."""
+    """The loss or its gradient is not finite; `step` and the message name the step."""
 
     step: int | None = None
 
 
 class AskedToStop(Exception):
-    """Training ended early because it was asked to; the state after `step` steps is saved."""
+    """Training ended early on request; the state after `step` steps is saved."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"asked to stop; saved after {step} steps")
@@ -59,7 +63,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def step_seed(seed: int, step: int) -> int:
-    """A 63-bit seed for one step, on every worker."""
+    """The 63-bit seed of one step, the same on every worker."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}/0".encode()).digest()[:8], "big") >> 1
 
 
@@ -146,13 +150,13 @@ def fit(
                 if save is not None:
                     save(state_dict(model, optimizer, average, done, config) | begun, done * config.batch_size)
             if asked and not is_last:
-                parallel.agree(True)  # together: a worker that left now could end one that still writes
+                parallel.agree(True)  # wait for each other: a worker that leaves could end one that still writes
                 raise AskedToStop(done)
     return parallel.finished(model, average.tensors)
 
 
 def count_parts(share: int, micro_batch: int | None) -> int:
-    """Micro-batches of a worker's share of the global batch."""
+    """Number of micro-batches of a worker's share of the global batch."""
     if micro_batch is None or micro_batch >= share:
         return 1
     if micro_batch < 1 or share % micro_batch:
@@ -180,7 +184,7 @@ def backward(
     for index, part in enumerate(split(batch, parts)):
         if statistics:
             statistics.restart(model)
-        torch.manual_seed(step_seed(config.seed, step))  # each micro-batch draws for the whole batch and takes its rows
+        torch.manual_seed(step_seed(config.seed, step))  # micro-batches draw for the whole batch and take their rows
         with contextlib.nullcontext() if index == parts - 1 else parallel.accumulating(wrapped):
             with autocast:
                 loss, part_logs = wrapped(part, step)
@@ -196,7 +200,7 @@ def backward(
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
-    """`parts` batches of equal size, in order."""
+    """The batch as `parts` batches of equal size, in order."""
     if parts == 1:
         return [batch]
     size = len(batch["row_B"]) // parts
@@ -205,7 +209,7 @@ def split(batch: Batch, parts: int) -> list[Batch]:
 
 
 class Statistics:
-    """A model's buffers over the micro-batches of one step: each starts from the step's beginning; their mean remains."""
+    """A model's buffers over the micro-batches of one step: each starts from the same values; the mean is kept."""
 
     def __init__(self, model: nn.Module) -> None:
         self.before = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -215,20 +219,20 @@ class Statistics:
 
     @torch.no_grad()
     def restart(self, model: nn.Module) -> None:
-        """Before a micro-batch."""
+        """Call before a micro-batch."""
         for name, buffer in model.named_buffers():
             buffer.copy_(self.before[name])
 
     @torch.no_grad()
     def collect(self, model: nn.Module, parts: int) -> None:
-        """After its backward pass."""
+        """Call after its backward pass."""
         for name, buffer in model.named_buffers():
             if name in self.sums:
                 self.sums[name] += buffer / parts
 
     @torch.no_grad()
     def finish(self, model: nn.Module) -> None:
-        """After the last: what only counts stays as that left it."""
+        """Call after the last micro-batch, whose integer buffers (counters) are kept."""
         for name, buffer in model.named_buffers():
             if name in self.sums:
                 buffer.copy_(self.sums[name])
@@ -236,7 +240,7 @@ class Statistics:
 
 @contextlib.contextmanager
 def naming_step(step: int) -> Iterator[None]:
-    """An error that leaves the block says at which step: it gets an attribute `step`."""
+    """Give an error raised in the block an attribute `step`."""
     try:
         yield
     except Exception as error:
@@ -245,7 +249,7 @@ def naming_step(step: int) -> Iterator[None]:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; vectors and scalars (biases, norms) are not decayed."""
+    """AdamW over the trainable parameters; vectors and scalars (biases, norms) are not decayed."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -260,22 +264,22 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def set_phase(model: nn.Module, step: int, num_steps: int) -> bool:
-    """Let a model with phases choose its own; True if the set of trained tensors changed."""
+    """Call `model.set_phase` if there is one; True if the set of trained tensors changed."""
     choose = getattr(model, "set_phase", None)
     return bool(choose(step, num_steps)) if choose else False
 
 
 def take_window(model: nn.Module) -> Record:
-    """What a model that counts has counted since the last record; every worker asks, as they add up."""
+    """`model.take_window()` if there is one: what it counted since the last record, over all workers, who must all call it."""
     take = getattr(model, "take_window", None)
     return take() if take else {}
 
 
 class WeightAverage:
-    """An exponential average of each parameter, which forgets where it started.
+    """An exponential moving average (EMA) of each parameter, with a decay that warms up.
 
-    The decay of a parameter's n-th update is min(decay, (1 + n) / (10 + n)): with a constant decay a short run, or a part of the
-    model that starts training late, would still hold its random start.
+    The decay of a parameter's n-th update is min(decay, (1 + n) / (10 + n)): with a constant decay the average of a short run, or of
+    a part that starts training late, would still contain its random start.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -285,7 +289,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move towards the weights of every parameter trained now."""
+        """Move the average of every parameter that is trained now towards its value."""
         groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for name, p in model.named_parameters():
             if p.requires_grad:
@@ -307,7 +311,7 @@ def check_finite(pending: list[Step]) -> None:
 
 
 def mean_record(pending: list[Step]) -> Record:
-    """Means over the steps since the last record and over workers; a log that only some steps have is averaged over those."""
+    """Means over the steps since the last record and over workers; a value that only some steps logged is averaged over those."""
     sums: dict[str, list[float]] = {}
     for _, loss, grad_norm, logs in pending:
         for name, value in {"loss": loss, "grad_norm": grad_norm, **logs}.items():
@@ -319,7 +323,7 @@ def mean_record(pending: list[Step]) -> Record:
 
 
 def begun_record(pending: list[Step], model: nn.Module) -> dict[str, Any]:
-    """What the next record has of its steps so far, over all workers, who must all ask; nothing where a record has just ended."""
+    """The steps so far of the next record, over all workers, who must all call it; empty right after a record."""
     if not pending:
         return {}
     steps = [(step, mean_record([(step, loss, norm, logs)])) for step, loss, norm, logs in pending]
@@ -330,7 +334,7 @@ def begun_record(pending: list[Step], model: nn.Module) -> dict[str, Any]:
 
 
 def go_on_with_record(state: dict[str, Any], model: nn.Module, is_first: bool) -> list[Step]:
-    """What `begun_record` gave: every worker has the means, and the first one alone the counts, as those are added up."""
+    """The steps that `begun_record` stored. Every worker gets the means; only the first gets the counts, as those are summed."""
     if state.get("window"):
         model.load_window(state["window"], is_first)
     exact = {"dtype": torch.float64, "device": next(model.parameters()).device}
@@ -344,7 +348,7 @@ def go_on_with_record(state: dict[str, Any], model: nn.Module, is_first: bool) -
 def state_dict(
     model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, done: int, config: TrainConfig
 ) -> dict[str, Any]:
-    """All that continuing after `done` steps needs; the tensors are the model's own, sharded where it is."""
+    """What resuming after `done` steps needs; the tensors are the model's own, sharded if it is."""
     return {
         "steps_done": done,
         "batch_size": config.batch_size,
@@ -363,7 +367,7 @@ def load_state(
     config: TrainConfig,
     is_first: bool = True,
 ) -> tuple[int, list[Step]]:
-    """Restore what `state_dict` and `begun_record` gave, cut as the model is now; the number of steps done, and those of the next record."""
+    """Restore a state, sharded as the model is now; returns the number of steps done and the steps so far of the next record."""
     state = resume(filled_in_place(model, optimizer, average)) if callable(resume) else resume
     if state["batch_size"] != config.batch_size:
         raise ValueError(
@@ -383,7 +387,7 @@ def load_state(
 
 
 def filled_in_place(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage) -> Like:
-    """Where a stored tensor of `state_dict` goes: its own place in the model and in the averages, or a new moment cut like its parameter."""
+    """Maps a stored tensor to the one to fill: the model's, the average's, or a new moment that is sharded as its parameter."""
     parameters, weights = numbered(optimizer), model.state_dict()
 
     def place(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -397,5 +401,5 @@ def filled_in_place(model: nn.Module, optimizer: torch.optim.Optimizer, average:
 
 
 def numbered(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The parameters in the order by which the optimiser's own state names them."""
+    """The parameters in the order by which the optimiser's state numbers them."""
     return [p for group in optimizer.param_groups for p in group["params"]]

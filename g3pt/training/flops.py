@@ -1,11 +1,11 @@
-"""What a training step costs: exact floating-point operations of the matrix products, and the memory it needs.
+"""What a training step costs: floating-point operations of the matrix products, counted exactly, and the memory it needs.
 
-Operations are multiply-adds counted as two, of linear layers and of attention over all pairs (as it is computed); norms, activations and
-the quantiser are left out, as torch's own counter leaves them out. A backward pass costs twice a forward one, less the
-gradients nobody needs (of the points, and of what a phase does not train). Tests hold the counts against `torch.utils.flop_counter`
-on the real passes, and the memory against the bytes that autograd really saves.
+Operations are multiply-adds counted as two, of linear layers and of attention over all pairs (as it is computed). Norms, activations
+and the quantiser are left out, as torch's own counter leaves them out. A backward pass costs twice a forward one, less the
+gradients that nothing needs (of the points, and of what a phase does not train). Tests compare the counts with
+`torch.utils.flop_counter` on real passes, and the memory with the bytes that autograd saves.
 
-`CVQ` counts by part; CAR counts itself (`CAR.flops_per_object`), here only taken times what training adds.
+The tokenizer is counted here by part. CAR counts its own forward pass (`CAR.flops_per_object`); `car_training` multiplies it.
 Shapes: as in g3pt/models/tokenizer.py: P surface points, Q query points, L latents, T tokens of a scale, D width, C digits of a code.
 """
 
@@ -22,15 +22,15 @@ PHASES = ("continuous", "pyramid", "joint")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Operations of one part of a forward pass of one object, and of its backward pass."""
+    """Operations of one part of the forward and backward pass of one object."""
 
     forward: int
     backward: int
-    recomputed: int = 0  # of the forward pass, done again in the backward one (gradient checkpointing)
+    recomputed: int = 0  # part of the forward pass that gradient checkpointing repeats
 
 
 def linear(rows: int, inputs: int, outputs: int) -> int:
-    """A linear layer over `rows`."""
+    """A linear layer applied to `rows` rows."""
     return 2 * rows * inputs * outputs
 
 
@@ -78,7 +78,7 @@ def _trained(forward: int) -> Cost:
 
 
 def _blocks(count: int, config: CVQConfig, before: int = 0) -> Cost:
-    """Self-attention blocks over the latents, after something else. Recomputing a block stops before its last layer, whose output nobody needs."""
+    """`count` self-attention blocks over the latents, and `before` operations. A recomputed block stops before its last layer, whose output is not needed."""
     rows, width = config.num_latents, config.width
     recomputed = count * (self_block(rows, width) - linear(rows, 4 * width, width)) if config.checkpoint_layers else 0
     forward = before + count * self_block(rows, width)
@@ -86,7 +86,7 @@ def _blocks(count: int, config: CVQConfig, before: int = 0) -> Cost:
 
 
 def _anchor_reads(config: CVQConfig) -> int:
-    """Distances of anchors to points, and the weighted mean."""
+    """Distances of anchors to points, and the weighted mean of the points' embeddings."""
     if config.latent_queries != "anchored":
         return 0
     return 2 * (3 + config.width) * config.num_latents * config.num_points
@@ -99,7 +99,7 @@ def _anchor_gradients(config: CVQConfig) -> int:
 
 
 def cqt(config: CVQConfig) -> Cost:
-    """All scales, down and up. Pooling has fixed weights, which want no gradient."""
+    """All scales, down and up. Pooling has fixed weights, which need no gradient."""
     latents, width, digits = config.num_latents, config.width, len(config.code_levels)
     forward = fixed = 0
     for scale, tokens in enumerate(config.scales):
@@ -124,7 +124,7 @@ def cvq_training(config: CVQConfig, phase: str) -> int:
 
 
 def cvq_run(config: CVQConfig, train: TrainConfig) -> int:
-    """Operations of a whole run: its phases by their steps."""
+    """Operations of a whole run, phase by phase."""
     continuous = round(config.continuous_share * train.steps)
     pyramid = min(round(config.pyramid_share * train.steps), train.steps - continuous)
     steps = {"continuous": continuous, "pyramid": pyramid, "joint": train.steps - continuous - pyramid}
@@ -132,7 +132,7 @@ def cvq_run(config: CVQConfig, train: TrainConfig) -> int:
 
 
 def car_training(forward: int, config: CARConfig) -> int:
-    """Operations of one object in one step, from those of its forward pass; recomputed layers pay it once more."""
+    """Operations of one object in one step, from those of its forward pass, which recomputed layers repeat."""
     return (4 if config.checkpoint_layers else 3) * forward
 
 
@@ -141,7 +141,7 @@ def car_training(forward: int, config: CARConfig) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one worker while it trains; activations are an estimate."""
+    """Bytes of one worker while it trains. `activations` is an estimate."""
 
     weights: int
     gradients: int
@@ -151,17 +151,17 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.weights + self.gradients + self.optimizer + self.average + self.activations
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gathered:
-    """What FSDP2 gathers of a model (g3pt/training/parallel.py), in numbers: one block of the largest kind, and all that is in no block."""
+    """Parameters that FSDP2 gathers (g3pt/training/parallel.py): those of the largest block, and those in no block."""
 
     block: int
     outside: int
-    narrow: bool  # blocks travel in bf16 where it computes in bf16
+    narrow: bool  # blocks are gathered in bf16 in a bf16 run
 
 
 def training_memory(
@@ -173,11 +173,11 @@ def training_memory(
     precision: str = "fp32",
     frozen: int = 0,
 ) -> Memory:
-    """Memory with `parameters` trained numbers cut into `shards`, of which some are `gathered`; `frozen` ones are whole on each worker.
+    """Memory of a worker that trains `parameters` parameters in `shards` shards; `frozen` ones are whole on each worker.
 
-    In bf16 autocast keeps a half-wide copy of every trained weight it meets in float32 through the step; a frozen one it casts anew each time.
-    Of a cut model a worker holds whole: the block at work and the next one, what is in no block, and the gradients of one block (as it is
-    computed, and in float32 to be summed) and of what is in none.
+    In bf16, autocast keeps a bf16 copy of every trained float32 weight for the whole step; frozen weights are cast at each use.
+    Of a sharded model a worker holds whole: the current block and the next one, what is in no block, and the gradients of one
+    block (as computed, and in float32 for the sum) and of what is in no block.
     """
     held = -(-parameters // shards)
     cast, weights, gradients = parameters, 0, 0
@@ -218,7 +218,7 @@ def cvq_activations(config: CVQConfig, objects: int, precision: str = "fp32") ->
 
 
 def _cqt_saved(config: CVQConfig, precision: str) -> int:
-    """A scale's canvas, its down block and its up block."""
+    """The canvas, down block and up block of every scale."""
     width, latents, digits, total = config.width, config.num_latents, len(config.code_levels), 0
     for scale, tokens in enumerate(config.scales):
         total += 4 * (latents * width + tokens * (width + 8 * digits))
@@ -242,7 +242,7 @@ def _cross_saved(queries: int, context: int, width: int, heads: int, precision: 
 
 
 def car_activations(config: CARConfig, tokens: int, objects: int, precision: str = "fp32") -> int:
-    """Bytes saved for the backward pass of the transformer over `objects` of `tokens` (prefix included); its encoders aside."""
+    """Bytes saved for the backward pass of the transformer over `objects` of `tokens` (prefix included), without the encoders."""
     block = tokens * (config.width * (4 * 4 + 18 * _bytes(precision)) + 4 * (8 + config.num_heads))
     kept = 4 * config.depth * tokens * config.width + block if config.checkpoint_layers else config.depth * block
     return objects * kept
@@ -253,11 +253,11 @@ def _bytes(precision: str) -> int:
 
 
 class SavedBytes:
-    """Bytes of the distinct storages that autograd keeps for the backward pass, those of `model` aside."""
+    """Bytes of the distinct storages that autograd saves for the backward pass, without those of `model`."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = {_storage_id(t) for t in (*model.parameters(), *model.buffers())}
-        self._kept: dict[int, torch.UntypedStorage] = {}  # held, so that no id comes twice
+        self._kept: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no id is reused
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -279,5 +279,5 @@ class SavedBytes:
 
 
 def _storage_id(tensor: torch.Tensor) -> int:
-    """One for views of the same storage, on the meta device too, where there is no address."""
+    """The same number for all views of a storage, on the meta device too, where storages have no address."""
     return tensor.untyped_storage()._cdata

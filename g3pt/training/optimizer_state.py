@@ -1,13 +1,13 @@
-"""A training state written by all workers together: each writes its own slices, and any number of workers reads them back, cut anew.
+"""Storage of a sharded training state (weights, optimiser, average): all workers write it, any number of workers reads it.
 
-How: torch.distributed.checkpoint plans who writes what (a whole tensor that all hold is written once) into safetensors files, one a
-worker, with each slice's place in the file's header. `state.json` is written last: everything that is no tensor, the tensors'
-shapes, and each file's size, so that a folder that lacks a part is refused before anything of it is loaded. Reading
-fills the tensors that a model already has, whole or sharded, by the slices that overlap: no worker holds more than its own.
+How: torch.distributed.checkpoint decides which worker writes what (a whole tensor that all hold is written once) into safetensors
+files, one per worker, with each slice's place in the file's header. `state.json` is written last. It contains everything that is no
+tensor, the tensors' shapes, and each file's size, so that a folder that lacks a part is refused before anything is loaded. Reading
+fills the tensors that a model already has, whole or sharded, with the slices that overlap: no worker holds more than its own.
 
 Source: torch.distributed.checkpoint with its HuggingFace storage.
 Ours: safetensors and JSON instead of its default files, whose metadata is a pickle: nothing here is ever unpickled.
-A worker's file is put together in main memory: its share of the state twice, while it is written.
+A worker's file is assembled in main memory, which takes twice its share of the state while it is written.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 STATE_FILE = "state.json"
-SLOT = "tensor"  # the only key of a dict that stands in state.json for a tensor, whose name is the value
+SLOT = "tensor"  # {SLOT: name} takes the place of the tensor `name` in state.json
 Like = Callable[[str, torch.Size, torch.dtype], Tensor]  # the tensor to fill, by its name (the path of its keys)
 
 
 def write_sharded(folder: Path, state: dict[str, Any], is_first: bool = True) -> None:
-    """Every worker calls it with the same `state`, its tensors whole or sharded; the folder is complete when the first one returns.
+    """Write `state`, whose tensors are whole or sharded; every worker calls it. The folder is complete when rank 0 returns.
 
-    `folder` exists and is empty. Keys become strings, tuples lists. The first error of any worker is raised on all.
+    `folder` must exist and be empty. Keys become strings, tuples lists. The first error of any worker is raised on all.
     """
     from torch.distributed import checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
@@ -51,7 +51,7 @@ def write_sharded(folder: Path, state: dict[str, Any], is_first: bool = True) ->
 
 
 class ShardedState:
-    """A folder that `write_sharded` made, checked: ValueError or OSError if any part of it is missing or cut short."""
+    """A folder written by `write_sharded`. ValueError or OSError if any part of it is missing or cut short."""
 
     def __init__(self, folder: Path) -> None:
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -70,9 +70,9 @@ class ShardedState:
             raise ValueError(f"{folder} lacks parts of {len(wrong)} tensors, {wrong[0]} first")
 
     def read(self, part: str, like: Like | None = None) -> Any:
-        """The state under the key `part`, its tensors being what `like` gave, filled; by default new whole ones in main memory.
+        """The state under the key `part`, read into the tensors that `like` returns; by default new whole ones in main memory.
 
-        `like` is asked by names below `part`.
+        `like` receives names below `part`, shape and type.
         """
         from torch.distributed import checkpoint as dcp
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -87,15 +87,14 @@ class ShardedState:
             if tensor.shape != self.shapes[name]:
                 raise ValueError(f"{self.folder}: {name} is {tuple(self.shapes[name])}, not {tuple(tensor.shape)}")
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="torch.distributed is disabled"
-            )  # meant so: each worker knows which slices it needs
+            # each worker knows which slices it needs
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(self.folder)), no_dist=True)
         return _with_tensors(self.rest[part], tensors)
 
 
 def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` with tensors moved into `tensors`; a slot that names it takes each one's place."""
+    """`value` with each tensor moved into `tensors`, by its path, and replaced by a slot."""
     if isinstance(value, Tensor):
         tensors[path] = value.detach()
         return {SLOT: path}

@@ -1,15 +1,15 @@
-"""How several processes train one model: data-parallel (DDP) or fully sharded (FSDP2), behind the few things that `fit` asks for.
+"""How several processes train one model: data-parallel (DDP) or fully sharded (FSDP2), behind the interface that `fit` uses.
 
 DDP keeps the whole model on each worker and averages gradients. FSDP2 gives each worker a slice of every trained tensor (weights,
-gradients, AdamW's moments, averaged weights) and gathers a block's weights while it computes. Both run on NCCL and on gloo; frozen
-tensors (a generator's tokenizer) and buffers stay whole everywhere. A sharded state is stored by all workers (g3pt/training/optimizer_state.py) and read
-back under either kind, or alone, whatever the number of workers.
+gradients, AdamW's moments, averaged weights) and gathers a block's weights while it computes; models mark their blocks with
+`ShardUnit`. Both run on NCCL and on gloo. Frozen tensors (a generator's tokenizer) and buffers stay whole everywhere. All workers
+store a sharded state together (g3pt/training/optimizer_state.py); any number of workers of either kind reads it back.
 
-While it trains, no worker ever holds a sharded model whole: evaluation gathers a block at a time, too. Only the finished one is
-gathered, on rank 0 (4 bytes a parameter).
-Ours: in bf16 a generator's block is gathered in bf16 (half the traffic and memory; gradients are summed over workers in float32). What is
-in no block, and the whole tokenizer, is gathered in float32: FSDP2 fixes the type of gradients when it first runs, and the
-tokenizer's phases change what has one.
+No worker holds a sharded model whole while it trains: evaluation gathers one block at a time, too. Only the finished model is
+gathered, on rank 0 (4 bytes per parameter).
+Ours: in a bf16 run the generator's blocks are gathered in bf16: half the traffic and memory; gradients are summed over workers in
+float32. What is in no block, and the whole tokenizer, is gathered in float32, because FSDP2 fixes the type of gradients when it
+first runs, and the tokenizer's phases change which tensors have one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ShardUnit:
 
 
 class Alone:
-    """One process. `rank` of `world_size` says which share of a global batch a process takes."""
+    """One process. `rank` and `world_size` say which share of a global batch it takes."""
 
     is_sharded = False
 
@@ -44,23 +44,23 @@ class Alone:
         self.rank, self.world_size = rank, world_size
 
     def shard(self, model: nn.Module, precision: str = "fp32") -> None:
-        """Called once, with the model on its device and before the optimiser is made."""
+        """Shard `model` in place. Called once, when the model is on its device and before the optimiser is made."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """What is called in place of `model`; asked for anew whenever the set of trained tensors changes."""
+        """The module to call instead of `model`; called again whenever the set of trained tensors changes."""
         return model
 
     def accumulating(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        """Within the block gradients add up and need not be exchanged: more of the batch follows."""
+        """A context in which gradients add up without being exchanged, as more of the batch follows."""
         return contextlib.nullcontext()
 
     def agree(self, said: bool) -> bool:
-        """Whether any worker said yes; all must ask."""
+        """Whether `said` is true on any worker; every worker must call it."""
         return said
 
     @contextlib.contextmanager
     def holding(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
-        """Within the block `model` has these `weights`, and any of its methods may be called; it gets its own back afterwards."""
+        """A context in which `model` has these `weights` and any of its methods may be called."""
         current = {name: p.detach().clone() for name, p in model.named_parameters()}
         copy_into(model, weights)
         try:
@@ -69,7 +69,7 @@ class Alone:
             copy_into(model, current)
 
     def finished(self, model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-        """The whole model with these `weights`, for good."""
+        """The whole model with these `weights`, in evaluation mode."""
         copy_into(model, weights)
         return model.eval()
 
@@ -79,7 +79,7 @@ class Several(Alone):
 
     def __init__(self, rank: int, world_size: int) -> None:
         super().__init__(rank, world_size)
-        # Of main memory, so that a word between processes waits for no GPU.
+        # in main memory, so that agreeing does not synchronise a GPU
         self._words = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
 
     def agree(self, said: bool) -> bool:
@@ -89,7 +89,7 @@ class Several(Alone):
 
 
 class DataParallel(Several):
-    """DDP. Every tensor that wants a gradient must get one in each step. Models reduce their own buffers."""
+    """DDP. Every tensor that requires a gradient must get one in each step. Models reduce their own buffers."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
         from torch.nn.parallel import DistributedDataParallel
@@ -98,7 +98,7 @@ class DataParallel(Several):
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", FutureWarning
-            )  # the successor of broadcast_buffers does not exist yet, it says itself
+            )  # names a successor of broadcast_buffers that does not exist yet
             return DistributedDataParallel(
                 model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
             )
@@ -108,7 +108,7 @@ class DataParallel(Several):
 
 
 class FullyShard(Several):
-    """FSDP2: a transformer block is gathered, computed and let go at a time; whatever is in no block belongs to the root."""
+    """FSDP2: one transformer block at a time is gathered, computed and freed; what is in no block belongs to the root."""
 
     is_sharded = True
 
@@ -134,18 +134,18 @@ class FullyShard(Several):
 
     @contextlib.contextmanager
     def holding(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
-        """As alone. What is in no block is gathered for the whole time: evaluation calls methods that have no hook."""
+        """As for one process. What is in no block stays gathered meanwhile: evaluation calls methods without FSDP's hooks."""
         with super().holding(model, weights):
             model.unshard()
             try:
-                with bf16_where(self._in_bf16, next(model.parameters()).device):  # as the weights that it gathers are
+                with bf16_where(self._in_bf16, next(model.parameters()).device):  # the type of the gathered weights
                     yield
             finally:
                 model.reshard()
 
     @torch.no_grad()
     def finished(self, model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-        """On rank 0 the whole model; elsewhere one without memory. A tensor at a time is whole on the others."""
+        """The whole model on rank 0, a model without memory elsewhere. Other workers hold one whole tensor at a time."""
         buffers, found = dict(model.named_buffers()), self._shell
         for name, shell in list(found.named_parameters()):
             value = whole(weights[name])
@@ -161,12 +161,12 @@ class FullyShard(Several):
 
 
 def bf16_where(wanted: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bf16, if wanted."""
+    """Autocast to bf16 if `wanted`, else nothing."""
     return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
 
 
 def shell_of(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose parameters take no memory; modules that it holds outside its tree (frozen encoders) are shared."""
+    """A copy of `model` whose parameters take no memory. Frozen encoders, which are not in its module tree, are shared."""
     known: dict[int, Any] = {
         id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()
     }
@@ -184,7 +184,7 @@ def trained_blocks(model: nn.Module) -> list[Any]:
 
 
 def gathered(model: nn.Module) -> Gathered:
-    """What a worker holds whole of a sharded `model` while it trains."""
+    """How much of a sharded `model` a worker gathers while it trains."""
     blocks = trained_blocks(model)
     sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -196,7 +196,7 @@ def gathered(model: nn.Module) -> Gathered:
 
 
 def make_parallel(kind: str, rank: int, world_size: int) -> Alone:
-    """`ddp` or `fsdp` over the process group that exists; with one worker neither is needed."""
+    """The parallelism `kind` (ddp or fsdp) over the existing process group; one worker needs neither."""
     if kind not in PARALLEL:
         raise ValueError(f"unknown parallelism {kind!r}; choose one of {', '.join(PARALLEL)}")
     if world_size == 1:
@@ -240,17 +240,17 @@ def variance_over_workers(x_BND: Tensor) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This worker's part, as a view."""
+    """This worker's slice, as a view; the tensor itself if it is not sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of it; every worker must ask."""
+    """The whole tensor; every worker must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole `tensor`, which every worker has, cut as `like` is; one that is cut already is left as it is."""
+    """A whole `tensor`, which every worker has, sharded as `like` is; a sharded one is returned as it is."""
     if not hasattr(like, "placements") or hasattr(tensor, "placements"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -266,6 +266,6 @@ def assign(parameter: Tensor, value: Tensor) -> None:
 
 @torch.no_grad()
 def copy_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Set the parameters named in `weights`, which are cut as the model's are."""
+    """Set the parameters of `model` from `weights`, by name; both are sharded in the same way."""
     for name, p in model.named_parameters():
         p.copy_(weights[name])

@@ -1,15 +1,16 @@
-"""How the codes of training batches are spread, counted as they pass: what the collapse alarm reads.
+"""How the codes of training batches are spread, counted batch by batch: what the collapse alarm reads (limits: `alarm.py`).
 
-How: a window opens at the first quantised step after a record of the ledger and closes with the next record. Two tables are
-counted: codes per scale, (K, V), from which the entropies and digits follow exactly; and per token position the codes hashed into
-HASHED buckets, (S, 256). Counting whole codes at every position would take 2408 x 8192 cells at the paper's size; hashed they are 0.6
-million, and merging codes at random can only lower an entropy, least where it is small already: a collapse can't hide in it.
-Workers add up their tables when the window closes. Steps without a quantiser are not counted.
+How: a window opens at the first quantised step after a ledger record and closes with the next record. Two tables are counted:
+codes per scale, (K, V), which give the entropies and digits exactly; and per token position the codes hashed into HASHED buckets,
+(S, 256). Whole codes at every position would take 2408 x 8192 cells at the paper's size instead of 0.6 million. Merging codes at
+random can only lower an entropy, and lowers small ones least, so a collapse stays visible. Workers add up their tables when the
+window closes. Steps without a quantiser are not counted.
 
-The tables are neither parameters nor buffers, and no export holds them. Checkpoints are written where windows end (`training_jobs` sees to
-that), but for the one of a run that is asked to stop, which holds the tables.
+The tables are neither parameters nor buffers, and no export holds them. Checkpoints are written where windows end
+(pipelines/train/jobs.py); that of a run which is asked to stop contains the tables.
 
-Ours: all of it. What n draws reach is corrected for repetition: a window longer than the data set has only `num_objects` different draws.
+Ours: all of it. The entropy that n draws can reach is corrected for repetition: a window longer than the dataset has only
+`num_objects` different draws.
 
 Shapes: B batch, T tokens of a scale, S tokens of all scales, K scales, V codes, H hash buckets, C digits.
 """
@@ -41,7 +42,7 @@ class CodeUsage:
 
     @torch.no_grad()
     def add(self, codes_BT: list[Tensor]) -> None:
-        """Count a batch's codes, one tensor a scale. Nothing waits for a GPU."""
+        """Count a batch's codes, one tensor per scale. Does not synchronise a GPU."""
         codes_BS = torch.cat(codes_BT, dim=1)
         if self.counts_KV is None or self.hashed_SH is None or self.starts_2S is None:
             self._open(codes_BS.device)
@@ -57,7 +58,7 @@ class CodeUsage:
         self.starts_2S = torch.stack([scale_S * self.num_codes, torch.arange(num_tokens) * HASHED]).to(device)
 
     def take(self) -> dict[str, float]:
-        """Close the window: its numbers over all workers, which must all ask; nothing if no step was counted."""
+        """Close the window and return its figures over all workers, who must all call it; empty if no step was counted."""
         if self.counts_KV is None or self.hashed_SH is None:
             return {}
         counts_KV, hashed_SH = sum_over_workers(self.counts_KV).cpu(), sum_over_workers(self.hashed_SH).cpu()
@@ -75,7 +76,7 @@ class CodeUsage:
         return found
 
     def state(self) -> dict[str, Tensor]:
-        """The open window, summed over all workers, who must all ask; empty if none is open."""
+        """The tables of the open window, summed over all workers, who must all call it; empty if none is open."""
         if self.counts_KV is None or self.hashed_SH is None:
             return {}
         return {
@@ -85,7 +86,7 @@ class CodeUsage:
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor], is_first: bool, device: torch.device) -> None:
-        """Open a window with what `state` gave, on the first worker; an empty one on others, as their tables will be summed."""
+        """Open a window with the tables of `state` on the first worker, and an empty one on the others: tables are summed later."""
         self._open(device)
         if is_first and self.counts_KV is not None and self.hashed_SH is not None:
             self.counts_KV.copy_(state["counts_KV"])
@@ -103,11 +104,11 @@ class CodeUsage:
             "digit_balance": min(
                 entropy / math.log2(levels) for entropy, levels in zip(digits, self.levels, strict=True)
             ),
-            # few draws can't show more bits than their logarithm, however free the digits are
+            # n draws show at most log2(n) bits, however independent the digits are
             "entropy_gap": max(0.0, min(sum(digits), math.log2(draws)) - joint),
         }
 
 
 def hashed(codes: Tensor) -> Tensor:
-    """Codes below 2^16 to buckets below HASHED: the top byte of a product with 2^32 over the golden ratio (Knuth)."""
+    """Buckets below HASHED of codes below 2^16: the top byte of the product with 2^32 over the golden ratio (Knuth)."""
     return (codes * 2654435761 & 0xFFFFFFFF) >> 24

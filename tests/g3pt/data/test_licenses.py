@@ -34,6 +34,13 @@ def test_a_list_is_compared_letter_by_letter_and_no_list_lets_all_in() -> None:
     assert licenses.unknown(["open", "MIT", "mit"], {"MIT"}) == ["mit"]
 
 
+@pytest.mark.parametrize("name", ["mit", "Mit", "apache-2.0", "cc-by-4.0", "cc0-1.0", "Public-Domain"])
+def test_case_counts_as_in_spdx_names(name: str) -> None:
+    assert not licenses.is_open(name)
+    assert not licenses.allowed(name, ["open"]) and not licenses.allowed(name, [name.upper(), "MIT", "CC-BY-4.0"])
+    assert licenses.allowed(name, [name])
+
+
 @pytest.mark.parametrize(("word", "name"), [("by", "CC-BY-4.0"), ("by-nc-sa", "CC-BY-NC-SA-4.0"), ("cc0", "CC0-1.0")])
 def test_the_words_of_objaverse_have_names(word: str, name: str) -> None:
     assert licenses.of_objaverse(word) == name

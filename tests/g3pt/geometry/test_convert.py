@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import trimesh
 
-from g3pt.geometry.convert import ConvertConfig, convert_mesh
+from g3pt.geometry.convert import ConvertConfig, convert_mesh, near_points
 from g3pt.geometry.labels import inside
 from g3pt.geometry.quality import is_watertight
 from g3pt.geometry.surface import face_normals, sample_sharp, sample_surface
-from g3pt.geometry.watertight import BOX, watertight
+from g3pt.geometry.watertight import BOX, Solid, watertight
 
 CONFIG = ConvertConfig(resolution=48, num_surface=512, num_sharp=256, num_queries=1024)
 
@@ -87,6 +87,18 @@ def test_shapes_types_and_labels_of_a_row() -> None:
     assert row["was_watertight"] is True and row["num_components"] == 1 and row["num_faces"] == 12
     assert abs(row["surface_area"] - 6 * (2 * BOX) ** 2) < 0.03 * row["surface_area"]
     assert 0.5 * 2 / 48 < row["chamfer_to_input"] < 3 * 2 / 48
+
+
+@pytest.mark.parametrize("sigma", [0.005, 0.02])
+def test_near_points_lie_off_the_surface_by_one_draw_of_the_noise(sigma: float) -> None:
+    """Of a cube's faces, away from the edges: signed distances are normal with standard deviation sigma."""
+    cube = trimesh.creation.box((1.2, 1.2, 1.2))
+    solid = Solid(vertices=np.asarray(cube.vertices), faces=np.asarray(cube.faces), scale=1.0, offset=np.zeros(3))
+    config = ConvertConfig(num_queries=40_000, near_sigmas=(sigma,))
+    points = np.sort(np.abs(near_points(solid, config, np.random.default_rng(0))), axis=1)
+    distance = points[:, 2][points[:, 1] < 0.6 - 5 * sigma] - 0.6  # to the nearest face's plane
+    assert len(distance) > 20_000
+    assert distance.std() == pytest.approx(sigma, rel=0.03) and abs(distance.mean()) < 0.03 * sigma
 
 
 def test_surface_samples_are_uniform_and_lie_on_the_mesh() -> None:

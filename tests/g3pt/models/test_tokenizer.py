@@ -1,6 +1,7 @@
 """CVQ: codes round-trip, scales build on each other, point order is irrelevant, everything trains, one batch is learnt."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from g3pt.config import CVQConfig, TrainConfig, cvq_preset, from_dict
 from g3pt.data.batches import SurfaceBatches
+from g3pt.metrics.pairwise import volume_iou
 from g3pt.models.diagnostics import diagnose, eval_batches
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.exports import check_weights
@@ -78,6 +80,43 @@ def test_codes_rebuild_the_canvas_that_encoding_ended_with(changes: dict) -> Non
     assert codes_BS.shape == (4, model.config.num_tokens) and int(codes_BS.max()) < model.config.num_codes
     assert latents_BLD.shape == (4, model.config.num_latents, 16)
     assert torch.allclose(model.canvas(codes_BS), output.canvases_BLD[-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"quantizer": "lfq"}, {"resampling": "pooled"}])
+def test_each_scale_quantises_what_the_scales_before_it_left(changes: dict) -> None:
+    """codes[k] are those of the latents less the canvas after k - 1, which is rebuilt here from the codes alone."""
+    model = tiny_tokenizer(**changes)
+    latents_BLD = model.encoder(first_batch(model.config)["surface_BP6"])
+    codes_BT = model.cqt(latents_BLD, frozen=True).codes_BT
+    canvas_BLD = model.canvas_start(len(latents_BLD))
+    for scale in range(model.config.num_scales):
+        expected_BT = model.cqt.quantize(latents_BLD - canvas_BLD, scale)[1]
+        assert torch.equal(codes_BT[scale], expected_BT), scale
+        canvas_BLD = model.canvas_add(canvas_BLD, codes_BT[scale], scale)
+
+
+def test_two_scales_rebuild_what_one_cannot() -> None:
+    """Hand-made: one latent; scale 1 adds a coarse digit, scale 2 the rest. Latents 0.6 and 0.4 need both, and 0 neither."""
+
+    def halves(width: float) -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Rounds to the nearest of -width, 0, width: digits 0, 1, 2."""
+
+        def quantize(residual_BLD: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            digit_BT = (residual_BLD[..., 0] / width).round().clamp(-1, 1)
+            return digit_BT[..., None] * width, digit_BT.long() + 1, torch.zeros(())
+
+        return quantize
+
+    cqt = tiny_tokenizer(scales=(1, 1), fsq_levels=(3,)).cqt
+    by_scale = [halves(0.5), halves(0.1)]
+    cqt.quantize = lambda residual_BLD, scale, frozen: by_scale[scale](residual_BLD)
+    cqt.spread = lambda values_BTC, scale: values_BTC.expand(-1, -1, cqt.config.width)
+    cqt.canvas_start = lambda batch: torch.zeros(batch, 1, cqt.config.width)
+    latents_BLD = torch.tensor([0.6, 0.4, 0.0, -0.6])[:, None, None].expand(-1, 1, cqt.config.width)
+    output = cqt(latents_BLD, frozen=True)
+    first, last = ((canvas_BLD - latents_BLD).abs().amax(dim=(1, 2)) for canvas_BLD in output.canvases_BLD)
+    assert last.max() < 1e-6 and first.tolist() == pytest.approx([0.1, 0.1, 0.0, 0.1])
+    assert torch.cat(output.codes_BT, dim=1).tolist() == [[2, 2], [2, 0], [1, 1], [0, 0]]
 
 
 def test_the_first_scales_do_not_depend_on_later_ones(model: CVQ) -> None:
@@ -218,6 +257,19 @@ def test_the_validation_loss_is_the_occupancy_s_binary_cross_entropy() -> None:
         )
     expected = -torch.where(batch["inside"], probability_BQ, 1 - probability_BQ).log().mean()
     assert diagnose(model, arrays)["loss_volume"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_iou_counts_points_whose_probability_is_above_a_half_as_inside() -> None:
+    arrays = spheres(3)
+    model = tiny_tokenizer()
+    model.set_phase(0, 10)
+    (batch,) = eval_batches(arrays, model, "cpu")
+    with torch.no_grad():
+        latents_BLD = model.decoder.latents(model.encoder(batch["surface"]))
+        guess_BQ = model.occupancy_logits(latents_BLD, batch["points"]).sigmoid().numpy() > 0.5
+    assert 0.02 < guess_BQ.mean() < 0.98, "a guess of one kind alone would hide the threshold"
+    ious = [volume_iou(guess, inside) for guess, inside in zip(guess_BQ, batch["inside"].numpy(), strict=True)]
+    assert diagnose(model, arrays)["iou_continuous"] == pytest.approx(np.mean(ious), abs=1e-6)
 
 
 def test_an_export_loads_as_it_was(model: CVQ, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Batches follow from (seed, samples seen); the loop averages weights, reports each step once and stops on a bad loss."""
 
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -85,6 +86,26 @@ def test_records_come_at_their_steps_and_the_average_is_kept() -> None:
     assert [record["step"] for record in records] == [10, 20] == saved
     assert records[-1]["val_weight"] == pytest.approx(float(model.weight.mean()))
     assert 0 < float(model.weight.mean()) < 1, "the exponential average lags behind the weights"
+
+
+def test_the_averaged_weights_are_evaluated_and_given_back_and_the_raw_ones_train_on() -> None:
+    """The average is worked out here from the weights after each step."""
+    raw: list[float] = []
+    seen: list[float] = []
+    config = dataclasses.replace(CONFIG, eval_every=1, log_every=1, checkpoint_every=1, ema_decay=0.5)
+    model = fit(
+        model=Line(), batches=constant(1.0), config=config, report=lambda _: None,
+        save=lambda state, _: raw.append(float(state["model"]["weight"].mean())),
+        evaluate=lambda m: seen.append(float(m.weight.mean())) or {},
+    )  # fmt: skip
+    average, expected = 0.0, []
+    for n, weight in enumerate(raw):
+        decay = min(0.5, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * weight
+        expected.append(average)
+    assert seen == pytest.approx(expected, rel=1e-5)
+    assert float(model.weight.mean()) == pytest.approx(expected[-1], rel=1e-5)
+    assert abs(raw[-1] - expected[-1]) > 1e-3, "raw weights and their average can be told apart"
 
 
 def test_a_non_finite_loss_stops_with_its_step_and_saves_nothing() -> None:
