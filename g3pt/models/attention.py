@@ -1,13 +1,13 @@
-"""Attention: the tokenizer's, the generator's block-causal one without a dense mask, and the cache that sampling keeps.
+"""Attention: the tokenizer's, the generator's block-causal one without a dense mask, and the K/V cache of sampling.
 
-Levels are runs of tokens in order: the image tokens, then each scale. A level attends to itself and to all before it, so on
-the CPU each level's queries are one unmasked call of PyTorch's fused attention over the keys up to the level's end. On a GPU,
-where many small calls cost more than they compute, one FlexAttention kernel does the same from a mask of blocks. Sampling
-computes one level at a time against the cache, and needs neither.
+Levels are runs of tokens in order: the image tokens, then each scale. A level attends to itself and to all levels before it, so on
+the CPU each level's queries are one unmasked call of PyTorch's fused attention over the keys up to the level's end. On a GPU, where
+many small calls are slow, one FlexAttention kernel does the same with a block mask. Sampling computes one level at a time
+against the cache and needs neither.
 
 Source: G3PT (arXiv 2409.06322): queries and keys normalised to unit vectors. VAR (2404.02905): a learned scale per head, capped at
 100. FlexAttention: torch.nn.attention.flex_attention (2412.05496).
-Shapes: B batch, N tokens of all levels, T tokens of one, H heads, D width.
+Shapes: B batch, N tokens of all levels, T tokens of one, M context tokens, H heads, D width.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class UnitAttention(nn.Module):
         self.log_scale_H = nn.Parameter(torch.full((num_heads,), math.log(4.0)))
 
     def forward(self, x_BND: Tensor, levels: Levels | None = None, cache: KVCache | None = None) -> Tensor:
-        """Block-causal over `levels`; without them everything sees everything, what the `cache` holds included."""
+        """Block-causal over `levels`; without them every token attends to all, those in the `cache` included."""
         query, key, value = self.to_qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         scale_H11 = self.log_scale_H.clamp_max(MAX_LOG_SCALE).exp()[:, None, None]
         query, key = F.normalize(query, dim=-1) * scale_H11, F.normalize(key, dim=-1)
@@ -122,7 +122,7 @@ def compiled_flex() -> Callable[..., Tensor]:
 
 @functools.lru_cache(maxsize=16)  # progressive training has two, sampling none
 def block_mask(levels: Levels, device: torch.device) -> BlockMask:
-    """The same structure as FlexAttention reads it: which blocks of 128 x 128 pairs are empty, full or cut."""
+    """The structure of `levels` for FlexAttention: which blocks of 128 x 128 pairs are empty, full or partial."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     level_N = level_of_tokens(levels).to(device)

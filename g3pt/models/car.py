@@ -1,11 +1,11 @@
 """G3PT, the generator as it is trained, exported and used: CAR with its frozen tokenizer and its two encoders.
 
-`G3PT.next_input` is the one place where codes become CAR's inputs: the tokenizer's own CQT brings the sum of the coarser scales
-to the next scale's tokens, in teacher forcing and in sampling alike. Either condition may be absent: learned null embeddings
-take its place, and training drops each at random.
+`G3PT.next_input` is the one place where codes become CAR's inputs: the tokenizer's own CQT aligns the sum of the coarser scales to
+the next scale's tokens, in teacher forcing and in sampling alike. Where conditions enter the transformer: transformer.py. Either
+condition may be absent: learned null embeddings take its place, and training drops each at random.
 
 Source: G3PT (arXiv 2409.06322): cross-scale alignment, DINOv2 and CLIP as conditions.
-Ours: the weights of the scales in the loss.
+Ours: the weights of the scales in the loss; the loss that aligns image and text.
 Shapes: B batch, S tokens of all scales, T tokens of a scale, L latents, A width of the tokenizer's aligned tokens,
 M image tokens (or words of a text), C width of a condition.
 """
@@ -26,7 +26,7 @@ from g3pt.data.batches import rand_rows
 from g3pt.data.pictures import prepare_image
 from g3pt.models.decoding import decode_mesh
 from g3pt.models.encoders import NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, StoredEncoder, TextEncoder
-from g3pt.models.guidance import needed_ways
+from g3pt.models.guidance import needed_passes
 from g3pt.models.sampling import SampleConfig, row_settings, row_weights, sample_codes
 from g3pt.models.tokenizer import CVQ
 from g3pt.models.transformer import CAR
@@ -50,7 +50,7 @@ class G3PT(nn.Module, Pretrained):
         small: dict[str, Any] | None = None,
         stored: dict[str, StoredEncoder] | None = None,
     ) -> None:
-        """`stored` stands for the pretrained encoders text, image or both, where batches bring their features."""
+        """`small` configures the encoders trained here; `stored` replaces pretrained ones whose features are in the batches."""
         super().__init__()
         self.small = small or {"text": SMALL_TEXT, "image": SMALL_IMAGE}
         self.tokenizer = tokenizer.requires_grad_(False).eval()
@@ -90,7 +90,7 @@ class G3PT(nn.Module, Pretrained):
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> G3PT:
-        """Training mode for all but the tokenizer, whose statistics stand still."""
+        """Training mode for all but the tokenizer, whose statistics stay constant."""
         super().train(mode)
         self.tokenizer.eval()
         return self
@@ -102,13 +102,13 @@ class G3PT(nn.Module, Pretrained):
         return False
 
     def next_input(self, canvas_BLA: Tensor, codes_BT: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-        """Add the codes of scale `scale` - 1 to the canvas and bring it to scale `scale`: (canvas, aligned (B, T, A))."""
+        """Add the codes of `scale` - 1 to the canvas and align it to `scale`: (canvas, aligned tokens (B, T, A))."""
         canvas_BLA = self.tokenizer.canvas_add(canvas_BLA, codes_BT, scale - 1)
         return canvas_BLA, self.tokenizer.align(canvas_BLA, scale)
 
     @torch.no_grad()
     def aligned_inputs(self, codes_BS: Tensor, num_scales: int | None = None) -> Tensor:
-        """Teacher forcing: the inputs of scales 2, 3, ... for known codes, (B, S - T1, A)."""
+        """Teacher forcing: the inputs of all scales but the coarsest for known codes, (B, S less the coarsest's tokens, A)."""
         scales = self.scales[:num_scales]
         canvas_BLA, aligned = self.tokenizer.canvas_start(len(codes_BS)), []
         for scale, codes_BT in enumerate(codes_BS[:, : sum(scales)].split(list(scales), dim=1)[:-1], start=1):
@@ -119,11 +119,11 @@ class G3PT(nn.Module, Pretrained):
         return torch.cat(aligned, dim=1)
 
     def forward(self, batch: dict[str, Tensor], step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss and cross-entropies, in nats a token.
+        """The training loss and cross-entropies, in nats per token.
 
-        `batch`: codes_BS; text_BM, text_mask_BM, has_text_B; images_B3HW, has_image_B (if the model reads images), or the
-        encoders' outputs text_BC, image_BMC in any precision instead of their inputs;
-        aligned_BTA, if computed before. While training, present conditions are dropped at random.
+        `batch`: codes_BS; text_BM, text_mask_BM, has_text_B; images_B3HW, has_image_B if the model reads images; text_BC and
+        image_BMC, in any precision, may replace the encoders' inputs; aligned_BTA may hold inputs computed before.
+        While training, conditions are dropped at random.
         """
         aligned_BTA, codes_BS = self._teacher(batch)
         encoded = self._encoded(batch)
@@ -144,8 +144,7 @@ class G3PT(nn.Module, Pretrained):
         return self.aligned_inputs(codes_BS, self.active_scales), codes_BS
 
     def _encoded(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The encoders' outputs, also for objects without one. Everything is always computed, so that every trained tensor has
-        a gradient at every step, whatever was dropped."""
+        """The encoders' outputs, also for objects without the condition: every trained tensor needs a gradient at every step."""
         text_BC = batch["text_BC"].float() if "text_BC" in batch else self.text(batch["text_BM"], batch["text_mask_BM"])
         if self.image is None:
             return text_BC, None
@@ -154,7 +153,7 @@ class G3PT(nn.Module, Pretrained):
     def _dropped(
         self, batch: dict[str, Tensor], text_BC: Tensor, image_BMC: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Conditions with the null embeddings where one is absent or dropped."""
+        """Conditions, replaced by null embeddings where one is absent or dropped."""
         keep_text_B = self._keep(batch, "has_text_B", self.config.drop_text)
         text_BC = torch.where(keep_text_B[:, None], text_BC, self.car.null_text.to(text_BC.dtype))
         if image_BMC is None:
@@ -163,9 +162,10 @@ class G3PT(nn.Module, Pretrained):
         return text_BC, torch.where(keep_image_B[:, None, None], image_BMC, self.car.null_image.to(image_BMC.dtype))
 
     def _image_text_gap(self, text_BC: Tensor, image_BMC: Tensor, both_B: Tensor) -> Tensor:
-        """Mean square of the difference between what a picture alone and its caption alone give to the layer norms' modulation.
+        """Mean squared difference between the modulation that an image alone and its caption alone give.
 
-        Ours. What the caption says stands still; pictures learn to say it (and the null text, which stands beside them). Why: from codes alone a small image encoder learns very slowly (LOG.md, 2026-11-28).
+        Ours. No gradient reaches the caption's side: images (and the null text) learn to give the caption's modulation. From codes
+        alone a small image encoder learns very slowly (LOG.md).
         """
         said_BD = self.car.modulator(text_BC, self.car.null_image.expand_as(image_BMC)).detach()
         seen_BD = self.car.modulator(self.car.null_text.expand_as(text_BC), image_BMC)
@@ -177,7 +177,7 @@ class G3PT(nn.Module, Pretrained):
         return batch[present] & (rand_rows(batch) >= drop)
 
     def _loss(self, entropy_BS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scale means of the cross-entropy, a scale of T tokens weighted by T ** (1 - scale_loss_power)."""
+        """The mean over scales of their mean cross-entropies; a scale of T tokens is weighted by T ** (1 - scale_loss_power)."""
         scales = self.scales[: self.active_scales]
         mean_K = torch.stack([part.mean() for part in entropy_BS.split(list(scales), dim=1)])
         weight_K = mean_K.new_tensor(scales) ** (1 - self.config.scale_loss_power)
@@ -187,7 +187,7 @@ class G3PT(nn.Module, Pretrained):
 
     @torch.inference_mode()
     def encode_prompts(self, texts: Sequence[str | None], images: Sequence[Any | None]) -> tuple[Tensor, Tensor | None]:
-        """Prompts, of which either part may be None, to conditions. Each is encoded alone, so that no neighbour changes it."""
+        """Conditions of prompts, of which either part may be None. Each is encoded alone, so that it does not depend on the others."""
         device = self.car.start.device
         known_texts: dict[str, Tensor] = {}
         for text in {t for t in texts if t is not None}:
@@ -214,10 +214,11 @@ class G3PT(nn.Module, Pretrained):
         settings: SampleConfig | Sequence[SampleConfig] | None = None,
         batch: int = 8,
     ) -> Tensor:
-        """One prompt and one seed a row -> codes int64 (B, S); settings for all rows, or one a row.
+        """Codes int64 (B, S) of one prompt and one seed per row, with settings for all rows or one per row.
 
-        Rows that need the same ways of guidance go through in batches of exactly `batch` (the last is filled up), so that a
-        row's arithmetic, and with it its codes, doesn't depend on which rows there are."""
+        Rows that need the same passes of guidance are sampled in batches of exactly `batch` (the last is padded), so that a row's
+        floating-point operations, and with them its codes, don't depend on the other rows.
+        """
         return self.sample_encoded(*self.encode_prompts(texts, images), seeds, settings, batch)
 
     def sample_encoded(
@@ -228,12 +229,12 @@ class G3PT(nn.Module, Pretrained):
         settings: SampleConfig | Sequence[SampleConfig] | None = None,
         batch: int = 8,
     ) -> Tensor:
-        """`sample_codes` for conditions that `encode_prompts` gave."""
+        """`sample_codes` for conditions from `encode_prompts`."""
         rows = row_settings(settings or SampleConfig(), len(seeds))
-        ways = [needed_ways(weights_KW) for weights_KW in row_weights(self, text_BC, image_BMC, rows)]
+        passes = [needed_passes(weights_KW) for weights_KW in row_weights(self, text_BC, image_BMC, rows)]
         found: dict[int, Tensor] = {}
-        for wanted in sorted(set(ways)):
-            alike = [row for row in range(len(seeds)) if ways[row] == wanted]
+        for wanted in sorted(set(passes)):
+            alike = [row for row in range(len(seeds)) if passes[row] == wanted]
             for start in range(0, len(alike), batch):
                 index = [alike[min(start + i, len(alike) - 1)] for i in range(batch)]
                 part = None if image_BMC is None else image_BMC[index]
@@ -243,7 +244,7 @@ class G3PT(nn.Module, Pretrained):
 
     @torch.inference_mode()
     def decode_mesh(self, codes_S: Tensor, resolution: int = 128) -> tuple[np.ndarray, np.ndarray]:
-        """Codes of one object -> (vertices float32 (V, 3), faces int64 (F, 3)), floaters removed."""
+        """Codes of one object -> (vertices float32 (V, 3), faces int64 (F, 3)), without floating fragments."""
         return decode_mesh(self.tokenizer, self.tokenizer.decode_latents(codes_S[None]), resolution)
 
     def generate(
@@ -263,7 +264,7 @@ class G3PT(nn.Module, Pretrained):
         return [trimesh.Trimesh(*self.decode_mesh(codes_S, resolution), process=False) for codes_S in codes_BS]
 
     def export_config(self) -> dict[str, Any]:
-        """CAR's and the tokenizer's configuration, and the shapes of encoders trained here."""
+        """Configurations of CAR, of the tokenizer and of the encoders trained here."""
         return {
             "model": dataclasses.asdict(self.config),
             "tokenizer": dataclasses.asdict(self.tokenizer.config),
@@ -272,6 +273,6 @@ class G3PT(nn.Module, Pretrained):
 
     @classmethod
     def from_export_config(cls, values: dict[str, Any]) -> G3PT:
-        """The model whose `export_config` this is, untrained."""
+        """The untrained model that `export_config` describes."""
         tokenizer = CVQ(from_dict(CVQConfig, values["tokenizer"]))
         return cls(from_dict(CARConfig, values["model"]), tokenizer, values["small_encoders"])

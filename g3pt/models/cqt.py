@@ -1,17 +1,17 @@
 """The Cross-scale Querying Transformer: L latents <-> tokens of S scales, through residuals.
 
-Scale by scale, coarse to fine: down queries read what is still unexplained of the latents (the residual) into T tokens,
-these are quantised, up queries spread them over the L latents again, and the result is added to a running sum, the
-*canvas*. `spread` is the only place where a scale's codes reach the canvas, and `align` the only one where the canvas is
-brought to a scale's tokens: encoding, decoding, teacher forcing and sampling all pass through these two.
+From the coarsest scale to the finest: down queries read what is still unexplained of the latents (the residual) into T tokens,
+these are quantised, up queries spread them over the L latents again, and the result is added to a running sum, the *canvas*.
+`spread` is the only place where a scale's codes reach the canvas, and `align` the only one where the canvas becomes a scale's
+tokens: encoding, decoding, teacher forcing and sampling all use these two.
 
 Source: G3PT, the CQT (down-sampling queries, quantisation, up-sampling queries, residual).
 Ours: residual amplitudes sigma_k; per-position statistics before the quantiser; a learned base canvas; the query inside the
-up block's MLP and a sink token, so that one token can still paint position-dependent values; queries initialised from
-places (random Fourier features of anchors), so that attention starts local; identity instead of attention at the last scale.
-Controls (`resampling`), measured in LOG.md: `pooled` has no queries: a scale's token is the mean of the latents nearest to
-its centre, spread back by distance (VAR's interpolation; L tokens at every scale make it plain residual VQ). `slices` is one-level
-VQ: token i is latent i, and a "scale" is the next group of latents in Morton order, which reads the group before it.
+up block's MLP and a sink token, so that one token can still give position-dependent values; queries initialised from places
+(random Fourier features of anchors), so that attention starts local; identity instead of attention at the finest scale.
+Controls (`resampling`), measured in LOG.md: `pooled` has no queries: a scale's token is the mean of the latents nearest to its
+centre, spread back by distance (VAR's interpolation; L tokens at every scale make it plain residual VQ). `slices` is one-level VQ:
+token i is latent i, and a "scale" is the next group of latents in Morton order, which reads the group before it.
 
 Shapes: B batch, L latents, T tokens of a scale, D width, C code digits.
 """
@@ -105,7 +105,7 @@ class PooledUp(nn.Module):
 
 
 class CQT(nn.Module):
-    """The pyramid of scales over L latents. Scales are numbered from 0, the coarsest."""
+    """The pyramid of scales over L latents. `scale` is an index into `config.scales`."""
 
     def __init__(self, config: CVQConfig, anchors_L3: Tensor, generator: torch.Generator) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class CQT(nn.Module):
         return self.sigma[scale] * up(values_BTC)
 
     def align(self, features_BLD: Tensor, scale: int) -> Tensor:
-        """L latents (a residual, or the canvas) brought to `scale`'s T tokens, (B, T, D)."""
+        """`scale`'s T tokens (B, T, D) from L latents, which are a residual or the canvas."""
         if self.config.resampling == "slices":
             return self._align_slice(features_BLD, scale)
         if scale == self.config.num_scales - 1:
@@ -166,7 +166,7 @@ class CQT(nn.Module):
         return first, first + self.config.scales[scale]
 
     def _align_slice(self, features_BLD: Tensor, scale: int) -> Tensor:
-        """The latents of the group before (the canvas holds nothing yet of its own), as many as this group has."""
+        """As many latents as the group has, taken from before it: the canvas contains nothing of the group itself yet."""
         first, _ = self._slice(scale)
         num_tokens = self.config.scales[scale]
         return F.layer_norm(
@@ -197,14 +197,16 @@ class CQT(nn.Module):
     def _update_sigma(self, residual_BLD: Tensor, scale: int) -> None:
         rms = mean_over_workers(residual_BLD.float().square().mean()).sqrt()
         self.sigma_calls += int(scale == 0)
-        # a new tensor, not an in-place edit: autograd still holds the old one
-        share = (1.0 / self.sigma_calls).clamp_min(self.config.stat_momentum)  # a tensor: a GPU does not wait for it
+        # a new tensor, not an in-place change: autograd still refers to the old one
+        share = (1.0 / self.sigma_calls).clamp_min(
+            self.config.stat_momentum
+        )  # a tensor, so that no GPU is synchronised
         is_scale = torch.arange(len(self.sigma), device=self.sigma.device) == scale
         self.sigma = torch.where(is_scale, self.sigma + share * (rms - self.sigma), self.sigma)
 
 
 class CQTOutput:
-    """What encoding gives: canvases, codes and quantiser losses, a list entry a scale."""
+    """Result of encoding: canvases, codes and quantiser losses, one list entry per scale."""
 
     def __init__(self) -> None:
         self.canvases_BLD: list[Tensor] = []
@@ -219,7 +221,7 @@ class CQTOutput:
 
 
 def make_anchors(num_anchors: int) -> Tensor:
-    """Fixed places in the box, (L, 3) in [-0.95, 0.95]: scrambled Sobol points in Morton order, so near index is near place."""
+    """Fixed points in the box, (L, 3) in [-0.95, 0.95]: scrambled Sobol points in Morton order, so that neighbours have near indices."""
     points = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(num_anchors).double() * BOX - BOX / 2
     cell = ((points + 1) / 2 * 1024).long()
     key = torch.zeros(num_anchors, dtype=torch.int64)
@@ -230,7 +232,7 @@ def make_anchors(num_anchors: int) -> Tensor:
 
 
 def anchor_spacing(num_anchors: int) -> float:
-    """Side of the cube that each anchor has to itself, in box units."""
+    """Side of the cube whose volume is an anchor's share of the box."""
     return BOX / num_anchors ** (1 / 3)
 
 
@@ -245,7 +247,7 @@ def farthest_points(points_N3: Tensor, count: int) -> Tensor:
 
 
 def random_fourier_features(width: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """A map (N, 3) -> (N, width) of unit variance whose inner products fall off with distance."""
+    """A map (N, 3) -> (N, width) of unit variance whose inner products decrease with distance."""
     frequencies = torch.randn(3, width // 2, generator=generator) * 1.5
 
     def embed(points_N3: Tensor) -> Tensor:
@@ -257,7 +259,7 @@ def random_fourier_features(width: int, generator: torch.Generator) -> Callable[
 
 @torch.no_grad()
 def local_attention(attention: Attention, sharpness: float) -> None:
-    """Start W_q and W_k near `sharpness` times the identity: tokens look at what lies near them."""
+    """Initialise W_q and W_k near `sharpness` times the identity, so that tokens attend to near places."""
     for linear in (attention.to_query, attention.to_key):
         noise = torch.randn(linear.weight.shape) * 0.05
         linear.weight.copy_(noise + sharpness * torch.eye(linear.weight.shape[0]))

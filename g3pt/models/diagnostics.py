@@ -1,12 +1,12 @@
 """What a tokenizer's codes are worth, per scale: collapse, information, stability and quality, on objects not trained on.
 
-Two entropies are kept apart. The pooled one counts a scale's codes over all positions and objects; it looks healthy even when
+Two entropies are distinguished. The pooled one counts a scale's codes over all positions and objects; it looks healthy even when
 each position has one constant code. The one at a fixed position, averaged over positions, is zero then: only it measures
 information about the object. Agreement is the share of codes that two independent samplings of a surface have in common: the
 rest is noise that no generator can predict.
 
-Ours: all of it (the paper reports a utilisation without its definition; ours is distinct codes over the number that uniform draws
-would show); why, in LOG.md.
+Ours: all of it (the paper reports a utilisation without its definition; ours is distinct codes divided by the number that uniform
+draws would show); reasons in LOG.md.
 
 Shapes: N objects, P surface points, Q query points, T tokens of a scale, S tokens of all scales, V codes.
 """
@@ -32,10 +32,10 @@ EVAL_BATCH = 32
 
 @torch.no_grad()
 def diagnose(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "cpu") -> dict[str, float]:
-    """Record of everything below over `arrays` (surface, eval_surface, sharp, volume_points, volume_occupancy) of one split.
+    """All figures over `arrays` (surface, eval_surface, sharp, volume_points, volume_occupancy) of one split, as a flat record.
 
-    In the continuous phase only the autoencoder's IoU and loss are known. Keys end in `_scale_1` (coarsest) and so on; `loss_volume` is
-    the training loss's term of that name: binary cross-entropy of occupancy at volume points.
+    In the continuous phase only the autoencoder's IoU and loss are known. Keys end in `_scale_1` (the coarsest) and so on.
+    `loss_volume` is the term of that name in the training loss: binary cross-entropy of occupancy at volume points.
     """
     model.eval()
     parts = [_diagnose_batch(model, batch) for batch in eval_batches(arrays, model, device)]
@@ -68,7 +68,7 @@ def eval_batches(arrays: dict[str, Any], model: CVQ, device: str | torch.device)
         batch = {name: arrays[name][rows, : config.num_encode_points] for name in ("surface", "eval_surface")}
         if config.num_sharp_points:
             batch["sharp"] = arrays["sharp"][rows, : config.num_sharp_points]
-            # another sample where enough are stored, else the one there is: agreement then says nothing of sharp points
+            # another sample if enough are stored, else the same: then agreement says nothing about sharp points
             batch["sharp_again"] = arrays["sharp"][rows, -config.num_sharp_points :]
         batch["points"] = arrays["volume_points"][rows, :EVAL_QUERIES]
         index = np.arange(batch["points"].shape[1])
@@ -85,9 +85,8 @@ def _diagnose_batch(model: CVQ, batch: dict[str, Tensor]) -> dict[str, Any]:
         return result
     output = model.cqt(latents_BLD, frozen=True)
     for scale, canvas_BLD in enumerate(output.canvases_BLD):
-        result[f"iou_scale_{scale + 1}"], result["loss_volume"] = _decoded(
-            model, canvas_BLD, batch
-        )  # the last scale's loss stays
+        result[f"iou_scale_{scale + 1}"], loss_B = _decoded(model, canvas_BLD, batch)
+        result["loss_volume"] = loss_B  # of the last scale in the end
     result["iou"] = result[f"iou_scale_{model.config.num_scales}"]
     errors = [(canvas_BLD - latents_BLD).square().mean((1, 2)) for canvas_BLD in output.canvases_BLD]
     moments = torch.stack([latents_BLD.double().sum(0), latents_BLD.double().square().sum(0)]).cpu()

@@ -1,12 +1,12 @@
-"""The two conditions of the generator: a text becomes one vector, an image becomes a row of tokens.
+"""The two condition encoders: a text becomes one vector, an image a row of tokens. Where they enter the generator: transformer.py.
 
-A hub id (or a folder) names a CLIPTextModel or a Dinov2Model, which is loaded with `from_pretrained`, frozen, and only named in the
-export, with its revision. `small` builds a small encoder with fresh weights that is trained jointly with the generator and travels in its
-export: a CLIPTextModel, and convolutions (`g3pt.models.image_encoder`).
+A hub id (or a folder) names a CLIPTextModel or a Dinov2Model. It is loaded with `from_pretrained`, frozen, and only named in the
+export, with its revision. `small` builds a small encoder with fresh weights, which is trained jointly with the generator and is part
+of its export: a CLIPTextModel, and convolutions (`g3pt.models.image_encoder`).
 
 Source: G3PT (arXiv 2409.06322): CLIP text embedding, DINOv2 patch tokens (ViT-L/14).
-Ours: the small encoders, the tokenizer of words and bytes beside them, and DINOv2's class token, which is
-kept as one more image token.
+Ours: the small encoders, the small text encoder's tokenizer of words and bytes, and DINOv2's class token, which is kept as one
+more image token.
 Shapes: B batch, M condition tokens (words of a text, patches of an image), C width of an encoder, H W pixels.
 """
 
@@ -26,10 +26,10 @@ from g3pt.models.image_encoder import ConvEncoder
 
 SMALL = "small"
 NONE = "none"
-PAD, BEGIN, END = 256, 257, 258  # beside the 256 bytes; words follow
+PAD, BEGIN, END = 256, 257, 258  # ids after those of the 256 bytes; words follow
 MAX_WORDS, MIN_COUNT = 4096, 3  # of the training captions
 SMALL_TEXT: dict[str, Any] = {
-    "words": [],  # that have an id of their own, most frequent first
+    "words": [],  # with an id of their own, most frequent first
     "hidden_size": 96,
     "intermediate_size": 192,
     "num_hidden_layers": 2,
@@ -44,10 +44,10 @@ SMALL_IMAGE: dict[str, Any] = {"widths": [16, 32, 64, 64], "blocks": [0, 1, 1, 1
 
 
 class WordTokenizer:
-    """Lower-case words and punctuation marks between BEGIN and END, padded to the longest text of the batch. A word that is not in `words`
-    is spelled in UTF-8 bytes after a space.
+    """Lower-case words and punctuation marks between BEGIN and END, padded to the longest text of the batch.
 
-    Why: from bytes alone the small encoder learnt the first words of a caption and not its end, whose place varies (LOG.md, 2026-11-28).
+    A word that is not in `words` is spelled in UTF-8 bytes after a space. From bytes alone the small encoder learnt the first words of
+    a caption but not its end, whose position varies (LOG.md, 2026-11-28).
     """
 
     def __init__(self, words: Sequence[str] = (), max_length: int = SMALL_TEXT["max_position_embeddings"]) -> None:
@@ -56,7 +56,7 @@ class WordTokenizer:
         self.ids = {word: END + k for k, word in enumerate(words, start=1)}
 
     def __call__(self, texts: Sequence[str], cut: bool = False) -> tuple[Tensor, Tensor]:
-        """Texts to (ids int64 (B, M), mask int64 (B, M)); a text that does not fit is a ValueError, or is cut."""
+        """(ids int64 (B, M), mask int64 (B, M)) of texts. ValueError for a text that does not fit, unless it is to be `cut`."""
         room = self.max_length - 2
         encoded = [self.encode(text) for text in texts]
         longest = max(len(e) for e in encoded)
@@ -90,7 +90,7 @@ def split_words(text: str) -> list[str]:
 
 
 def common_words(texts: Iterable[str]) -> list[str]:
-    """The MAX_WORDS most frequent words that occur at least MIN_COUNT times, most frequent first: rarer ones are better spelled."""
+    """The MAX_WORDS most frequent words that occur at least MIN_COUNT times, most frequent first. Rarer ones are spelled."""
     counts = Counter(word for text in texts for word in split_words(text))
     return sorted(
         (word for word, count in counts.items() if count >= MIN_COUNT), key=lambda word: (-counts[word], word)
@@ -98,7 +98,7 @@ def common_words(texts: Iterable[str]) -> list[str]:
 
 
 class HubTokenizer:
-    """The tokenizer that belongs to a pretrained text encoder, with WordTokenizer's interface."""
+    """The tokenizer of a pretrained text encoder, with WordTokenizer's interface."""
 
     def __init__(self, name: str, revision: str | None) -> None:
         from transformers import AutoTokenizer
@@ -114,7 +114,7 @@ class HubTokenizer:
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text tower; its output at the end token is the condition."""
+    """CLIP's text tower, whose output at the end token is the condition."""
 
     def __init__(self, name: str = SMALL, revision: str | None = None, small: dict[str, Any] | None = None) -> None:
         from transformers import CLIPTextConfig, CLIPTextModel
@@ -150,7 +150,7 @@ class TextEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """DINOv2, whose class token and patch tokens are the condition, or the small encoder's tokens."""
+    """DINOv2 with its class token and patch tokens, or the small encoder with its tokens."""
 
     def __init__(
         self, name: str = SMALL, revision: str | None = None, size: int = 56, small: dict[str, Any] | None = None
@@ -188,7 +188,7 @@ def _pretrained_dino(name: str, revision: str | None) -> nn.Module:
 
 
 class StoredEncoder(nn.Module):
-    """A pretrained encoder of which a model only knows the shape, as what it gives is stored (`g3pt.models.features`): no weights."""
+    """The shape of a pretrained encoder, without weights, for a model whose features are stored (`g3pt.models.features`)."""
 
     trained_here = False
 
@@ -197,17 +197,17 @@ class StoredEncoder(nn.Module):
         self.name, self.revision, self.width, self.num_tokens = name, revision, width, num_tokens
 
     def forward(self, *_: Tensor) -> Tensor:
-        """Refused: there is nothing to compute with."""
-        raise RuntimeError(f"{self.name}: only its stored features are at hand; load the export to give prompts")
+        """Always an error: there are no weights."""
+        raise RuntimeError(f"{self.name}: only its stored features are available; load the export to give prompts")
 
 
 class MissingEncoder(ValueError):
-    """A pretrained encoder is neither here nor to be had; one line that says what to do."""
+    """A pretrained encoder is neither in the cache nor available from the hub; the message has the remedy."""
 
 
 @contextlib.contextmanager
 def from_hub(name: str) -> Iterator[None]:
-    """Load an encoder inside: drawn numbers stay as they were, and what a hub that does not answer raises becomes a MissingEncoder."""
+    """A context to load an encoder in: it keeps the random state, and turns the errors of an unreachable hub into MissingEncoder."""
     try:
         with torch.random.fork_rng(devices=[]):
             yield
@@ -218,13 +218,13 @@ def from_hub(name: str) -> Iterator[None]:
 
         said = " ".join(str(error).split("\n")[0].split()).rstrip(" .")
         raise MissingEncoder(
-            f"encoder {name} is neither in the Hugging Face cache {constants.HF_HUB_CACHE} nor to be had from the hub ({said}); "
+            f"encoder {name} is neither in the Hugging Face cache {constants.HF_HUB_CACHE} nor available from the hub ({said}); "
             f"remedy: `hf download {name}` where there is a network, and HF_HOME set to a cache that every node reads"
         ) from error
 
 
 def commit_of(name: str, revision: str | None) -> str | None:
-    """The commit that a hub id's revision (None: main) stands for now, from the hub or its cache; None for a folder."""
+    """The commit of a hub id's revision (None: main), from the hub or its cache; None for a folder."""
     if Path(name).is_dir():
         return None
     from transformers.utils import cached_file
@@ -236,7 +236,7 @@ def commit_of(name: str, revision: str | None) -> str | None:
 
 
 def _freeze_key_biases(model: nn.Module) -> None:
-    """Softmax is blind to the bias of the keys: its gradient is rounding noise, so it stays at its zero."""
+    """Keep the bias of the keys at zero: softmax does not depend on it, and its gradient would be rounding noise."""
     for name, parameter in model.named_parameters():
         if name.endswith("k_proj.bias"):
             parameter.requires_grad_(False)

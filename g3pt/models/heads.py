@@ -1,11 +1,11 @@
-"""How CAR's hidden states become the probability of a code, and a drawn code.
+"""How CAR's hidden states become the probability of a code. How a code is drawn from it: sampling.py.
 
-`CodeHead` predicts a code as a chain of few small softmaxes instead of one over all V codes; `BitHead` predicts its bits (or
-digits) at once, as if they were independent.
+`CodeHead` predicts a code as a chain of few small softmaxes instead of one over all V codes. `BitHead` predicts its bits (or digits)
+independently.
 
 Source: G3PT (arXiv 2409.06322): one of 8192 classes (`head="joint"`). Infinity (2412.04431): independent bits (`head="bits"`).
-Ours: the chain over the digits or bits of a code (`head="digits"`); one logit a bit where Infinity has two; for FSQ, which has
-digits of more than two values, an independent softmax a digit.
+Ours: the chain over the digits or bits of a code (`head="digits"`); one logit per bit where Infinity has two; an independent
+softmax per digit for FSQ, whose digits have more than two values.
 Shapes: B batch, T tokens of a scale, D width, F factors of a code, V values of a factor.
 """
 
@@ -21,7 +21,7 @@ from g3pt.config import CARConfig, CVQConfig
 
 
 class Head(nn.Module):
-    """What all heads share: a code is a mixed-radix number of its factors, first factor fastest, as the quantiser numbers them.
+    """Base of all heads. A code is a mixed-radix number of its factors, first factor fastest, as the quantiser numbers codes.
 
     `outs` and `mixes` are the head's linear layers, each applied once to every token.
     """
@@ -31,7 +31,7 @@ class Head(nn.Module):
         self.factors = tuple(factors)
 
     def split(self, codes_BT: Tensor) -> list[Tensor]:
-        """Codes to the values of their factors."""
+        """The values of the factors of codes."""
         digits = []
         for values in self.factors:
             digits.append(codes_BT % values)
@@ -91,7 +91,7 @@ class BitHead(Head):
         self.mixes = nn.ModuleList()
 
     def logits(self, hidden_BTD: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-        """Logits (B, T, V) of the factor after the `earlier` ones; their values don't matter. A bit's are 0 and its logit."""
+        """Logits (B, T, V) of the factor after the `earlier` ones, whose values are ignored. Those of a bit are 0 and its logit."""
         first, (out,) = sum(self.sizes[: len(earlier)]), self.outs
         rows = slice(first, first + self.sizes[len(earlier)])
         return padded(F.linear(hidden_BTD, out.weight[rows], out.bias[rows]))
@@ -107,18 +107,18 @@ class BitHead(Head):
 
 
 def padded(logits_V: Tensor) -> Tensor:
-    """The two logits of a bit from its one; more are as they are."""
+    """Two logits, the first 0, from one; others unchanged."""
     return F.pad(logits_V, (1, 0)) if logits_V.shape[-1] == 1 else logits_V
 
 
 def build_head(config: CARConfig, codec: CVQConfig) -> Head:
-    """The head that the configuration names."""
+    """The head named by `config.head`."""
     kind = BitHead if config.head == "bits" else CodeHead
     return kind(config.width, code_factors(config, codec))
 
 
 def code_factors(config: CARConfig, codec: CVQConfig) -> tuple[int, ...]:
-    """The factors of a code: V for the joint head, each digit for `bits`; else neighbouring digits, joined while at most `factor_values`."""
+    """Sizes of a code's factors: V for the joint head, each digit for `bits`, else neighbouring digits joined up to `factor_values`."""
     if config.head == "joint":
         return (codec.num_codes,)
     if config.head == "bits":

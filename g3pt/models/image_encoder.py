@@ -1,6 +1,6 @@
 """The small image encoder that a generator trains from scratch: residual convolutions down to a coarse grid of tokens, then attention.
 
-Why not a small DINOv2: over 14-pixel patches and two layers it learnt next to nothing of a few thousand pictures (LOG.md, 2026-11-28).
+A small DINOv2 over 14-pixel patches with two layers learnt next to nothing from a few thousand pictures (LOG.md, 2026-11-28).
 
 Source: residual blocks before activation (1603.05027); convolutions as a transformer's stem (2106.14881).
 Ours: the sizes.
@@ -43,7 +43,7 @@ class ConvEncoder(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + convolutions of x, which are zero at the start."""
+    """x + convolutions of x, which are initialised to zero."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
 
 
 def grid_tokens(size: int, num_stages: int) -> int:
-    """M of a picture of `size` pixels: the square of its side, halved and rounded up in each stage."""
+    """Tokens of a picture of `size` pixels, whose side each stage halves, rounding up."""
     for _ in range(num_stages):
         size = (size + 1) // 2
     return size * size

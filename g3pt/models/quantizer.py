@@ -1,16 +1,16 @@
-"""The two scalar quantisers of CVQ behind one interface, and the statistics that keep their codes alive.
+"""The two scalar quantisers of CVQ behind one interface, and the statistics that keep their codes from collapsing.
 
-A quantiser turns a normalised vector z (C digits) into the nearest code: FSQ rounds each digit to one of a few levels,
-LFQ takes the sign of each bit. Both pass the gradient straight through and number a code by its digits, mixed radix,
-first digit fastest. `RunningNorm` centres and scales z per scale *and token position* first: without it a code
-tells only where a token is, not what is there (LOG.md).
+A quantiser turns a normalised vector z (C digits) into the nearest code: FSQ rounds each digit to one of a few levels, LFQ takes the
+sign of each bit. Both use a straight-through gradient and number a code by its digits, mixed radix, first digit fastest.
+`RunningNorm` first centres and scales z per scale *and token position*: without it a code only says where a token is, not
+what is there (LOG.md).
 
-Source: FSQ, Mentzer et al. 2309.15505 (bound by tanh with half-step offset for even levels, as in
-vector-quantize-pytorch); LFQ, Yu et al. 2310.05737 (sign, entropy terms, commitment); LFQ with 8192 codes is G3PT's.
+Source: FSQ, Mentzer et al. 2309.15505 (bound by tanh with half-step offset for even levels, as in vector-quantize-pytorch); LFQ, Yu
+et al. 2310.05737 (sign, entropy terms, commitment); LFQ with 8192 codes is G3PT's.
 Ours: the per-position statistics; the joint entropy over groups of at most seven bits.
 
-The library is not used itself, only tested against (tests/g3pt/models/test_quantizer_parity.py): it needs einops, einx and loguru, where this package
-runs on torch alone; its LFQ has no grouped entropy (8192 codes x every token of a batch in memory) and numbers codes from the other end.
+The library vector-quantize-pytorch is only compared with (tests/g3pt/models/test_quantizer_parity.py): it needs einops, einx and
+loguru; its LFQ computes the entropy over 8192 codes for every token of a batch at once, and numbers codes from the other end.
 
 Shapes: B batch, T tokens of a scale, C digits or bits of a code, G bits of a group.
 """
@@ -27,10 +27,10 @@ from g3pt.training.parallel import mean_over_workers
 
 
 class RunningNorm(nn.Module):
-    """z minus its running mean, over its running deviation, per token position and digit; no gradient through either.
+    """z minus its running mean, divided by its running deviation, per token position and digit; neither has a gradient.
 
-    While training and not `frozen`, each call first moves the statistics to the batch's (the exact average over the first 1 / momentum
-    calls, then an exponential one), all-reduced over workers. In evaluation the statistics stand still.
+    In training, unless `frozen`, each call first updates the statistics with the batch's over all workers: the exact average over the
+    first 1 / momentum calls, then an exponential one.
     """
 
     def __init__(self, num_tokens: int, num_digits: int, momentum: float) -> None:
@@ -50,13 +50,13 @@ class RunningNorm(nn.Module):
     def _update(self, z_BTC: Tensor) -> None:
         moments = mean_over_workers(torch.stack([z_BTC.mean(0), z_BTC.square().mean(0)]))
         self.calls += 1
-        share = (1.0 / self.calls).clamp_min(self.momentum)  # a tensor: a GPU does not wait for it
+        share = (1.0 / self.calls).clamp_min(self.momentum)  # a tensor, so that no GPU is synchronised
         self.mean_TC.lerp_(moments[0], share)
         self.square_TC.lerp_(moments[1], share)
 
 
 class Quantizer(nn.Module):
-    """What FSQ and LFQ share: codes as mixed-radix numbers of their digits."""
+    """Base of FSQ and LFQ: codes as mixed-radix numbers of their digits."""
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class FSQ(Quantizer):
         return rounded / (self.levels_C // 2), codes_BT, z_BTC.new_zeros(())
 
     def values(self, codes_BT: Tensor) -> Tensor:
-        """Codes -> the values that `forward` gave for them, (B, T, C)."""
+        """The values (B, T, C) that `forward` returns with these codes."""
         return (self.codes_to_digits(codes_BT) - self.levels_C // 2) / (self.levels_C // 2).float()
 
 
@@ -123,7 +123,7 @@ class LFQ(Quantizer):
             for bit in group.unbind(-1):
                 joint = torch.cat([joint * (1 - bit[:, None]), joint * bit[:, None]], dim=-1)
             mean = joint.mean(0)
-            # The value is the mean code of all workers; the gradient is this worker's share, which averaging gradients makes whole.
+            # The value is the mean over all workers; the gradient is this worker's share, which DDP averages.
             if self.training:
                 mean = mean + (mean_over_workers(mean.detach().clone()) - mean.detach())
             loss = loss + entropy(joint).mean() - entropy(mean)

@@ -1,15 +1,15 @@
 """Next-scale sampling: guidance, top-k, top-p, inverse-CDF draws, and the loop over scales with a K/V cache.
 
-Every random number of a sample is drawn before the loop from a generator of its own (`draw_uniforms`), and every setting is a
-row's own, so that a sample depends on its prompt, seed and settings and not on who shares its batch. A code is drawn factor by
-factor (see `CodeHead`). At each scale only that scale's tokens pass through the transformer; keys and values of the prefix and
-of all coarser scales lie in a cache allocated once.
+Every random number of a sample is drawn before the loop from its own generator (`draw_uniforms`), and every row has its own
+settings, so that a sample depends on its prompt, seed and settings and not on the rest of its batch. A code is drawn factor by
+factor (see `heads.CodeHead`). At each scale only that scale's tokens pass through the transformer; the keys and values of the
+prefix and of all coarser scales are in a cache allocated once.
 
 Source: VAR (2404.02905): guidance t = cfg * k / (S - 1) over scales; G3PT's cross-scale alignment makes the next scale's input
-(see `car.next_input`). Guidance of text and image: g3pt/models/guidance.py.
-Ours: inverse-CDF draws per sample, top-k and top-p per factor of a code, the constant schedule, lists with a number a scale.
+(`car.G3PT.next_input`). Guidance of text and image: g3pt/models/guidance.py.
+Ours: inverse-CDF draws per sample, top-k and top-p per factor of a code, the constant schedule, lists with a number per scale.
 Shapes: B batch, S tokens of all scales, T tokens of a scale, F factors of a code, V values of a factor, D width,
-M image tokens, C condition width, K scales, W ways of guidance.
+M image tokens, C condition width, K scales, W passes of guidance.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from g3pt.models.guidance import guided, needed_ways, spread_ways, way_weights
+from g3pt.models.guidance import guided, needed_passes, pass_weights, spread_passes
 from g3pt.models.tokenizer import CVQ
 from g3pt.models.transformer import CAR
 
 PerScale = float | tuple[float, ...]  # one number for all scales, or one for each, coarse to fine
 LISTED = ("cfg", "cfg_text", "cfg_image", "top_k", "top_p", "temperature")  # settings that may be lists
-MAX_CFG, MIN_TEMPERATURE = 1000, 0.001  # beyond them float32 logits overflow, and what is drawn means nothing
+MAX_CFG, MIN_TEMPERATURE = 1000, 0.001  # beyond these float32 logits overflow
 RANGES = {
     "cfg": (lambda v: 0 <= v <= MAX_CFG, f"a number from 0 (no guidance) to {MAX_CFG}"),
     "top_k": (lambda v: 0 <= v < 2**31 and v == int(v), "a whole number from 0 (keep all) to 2^31"),
@@ -43,12 +43,14 @@ RANGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """How codes are drawn from logits. A tuple has one number a scale, coarse to fine; `check_scales` compares its length."""
+    """How codes are drawn from logits. A tuple has one number per scale, coarse to fine; `check_scales` checks its length."""
 
     cfg: PerScale = 2.0  # guidance of both conditions: 0 is none
     cfg_text: PerScale | None = None  # of the text alone; None follows cfg
     cfg_image: PerScale | None = None  # of the image alone; None follows cfg
-    cfg_schedule: str = "constant"  # a single number holds at all scales; ramp: it goes from 0 at the first up to itself at the last (VAR's)
+    cfg_schedule: str = (
+        "constant"  # of a single number: the same at all scales; ramp: from 0 up to it at the last (VAR's)
+    )
     top_k: int | tuple[int, ...] = 0  # values of a factor kept; 0 keeps all
     top_p: PerScale = 0.95  # smallest set of values with this much probability is kept; 1 keeps all
     temperature: PerScale = 1.0
@@ -69,21 +71,21 @@ class SampleConfig:
                 raise ValueError(f"{name} must be {want}, got {value!r}")
 
     def check_scales(self, num_scales: int) -> None:
-        """A ValueError that names a list whose length is not the model's number of scales."""
+        """ValueError for a list whose length is not the model's number of scales."""
         for name in LISTED:
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != num_scales:
                 raise ValueError(
-                    f"{name} has {len(value)} numbers, but the model has {num_scales} scales: give one number, or one a scale"
+                    f"{name} has {len(value)} numbers, but the model has {num_scales} scales: give one number, or one per scale"
                 )
 
     def at(self, name: str, scale: int) -> float:
-        """The value of a listed setting at `scale` (0 is the coarsest)."""
+        """The value of a setting at `scale`."""
         value = getattr(self, name)
         return value[scale] if isinstance(value, tuple) else value
 
     def guidance(self, condition: str, num_scales: int) -> list[float]:
-        """t of the condition `text` or `image` at each scale."""
+        """Guidance of the condition `text` or `image` at each scale."""
         value = getattr(self, f"cfg_{condition}")
         value = self.cfg if value is None else value
         if isinstance(value, tuple):
@@ -93,7 +95,7 @@ class SampleConfig:
         return [value * scale / (num_scales - 1) for scale in range(num_scales)]
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings for JSON; scales of guidance that follow `cfg` are left out."""
+        """The settings for JSON; strengths that follow `cfg` are left out."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
@@ -108,7 +110,7 @@ class Generator(Protocol):
         """Tokens per scale, coarse to fine."""
 
     def next_input(self, canvas_BLA: Tensor, codes_BT: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-        """The canvas with the codes of scale `scale` - 1, and its alignment to scale `scale`, counted from 0."""
+        """The canvas with the codes of `scale` - 1, and its alignment to `scale`."""
 
 
 def filter_logits(logits_V: Tensor, top_k: int | Tensor, top_p: float | Tensor) -> Tensor:
@@ -118,10 +120,7 @@ def filter_logits(logits_V: Tensor, top_k: int | Tensor, top_p: float | Tensor) 
     """
     num_values = logits_V.shape[-1]
     top_k, top_p = torch.as_tensor(top_k), torch.as_tensor(top_p)
-    limits_k, limits_p = (
-        bool((top_k > 0).any()),
-        bool((top_p < 1).any()),
-    )  # asked before they move: a GPU does not wait for it
+    limits_k, limits_p = bool((top_k > 0).any()), bool((top_p < 1).any())  # before they move to a GPU, which would wait
     if not (limits_k or limits_p):
         return logits_V
     top_k, top_p = top_k.to(logits_V.device), top_p.to(logits_V.device)
@@ -134,7 +133,7 @@ def filter_logits(logits_V: Tensor, top_k: int | Tensor, top_p: float | Tensor) 
         probability_V = sorted_V.softmax(-1)
         before_V = probability_V.cumsum(-1) - probability_V
         beyond_V = (before_V >= top_p) & (top_p < 1)
-        beyond_V[..., 0] = False  # the likeliest stays, also where `top_p` is 0 in float32
+        beyond_V[..., 0] = False  # the likeliest is kept, also where `top_p` is 0 in float32
         outside_V = torch.zeros_like(logits_V, dtype=torch.bool).scatter(-1, order_V, beyond_V)
         logits_V = logits_V.masked_fill(outside_V, -torch.inf)
     return logits_V
@@ -148,7 +147,7 @@ def inverse_cdf(logits_V: Tensor, uniform: Tensor) -> Tensor:
 
 
 def draw_uniforms(seeds: Sequence[int], num_tokens: int, num_factors: int) -> Tensor:
-    """One generator a seed: (B, S, F) in [0, 1), whatever the batch."""
+    """Uniform numbers (B, S, F) in [0, 1), each row from a generator of its seed."""
     rows = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
@@ -157,15 +156,15 @@ def draw_uniforms(seeds: Sequence[int], num_tokens: int, num_factors: int) -> Te
 
 
 def row_settings(settings: SampleConfig | Sequence[SampleConfig], num_rows: int) -> list[SampleConfig]:
-    """Settings of each row, from one for all or one a row."""
+    """Settings of each row, from one for all or one per row."""
     rows = [settings] * num_rows if isinstance(settings, SampleConfig) else list(settings)
     if len(rows) != num_rows:
-        raise ValueError(f"{len(rows)} settings for {num_rows} seeds: give one SampleConfig, or one a seed")
+        raise ValueError(f"{len(rows)} settings for {num_rows} seeds: give one SampleConfig, or one per seed")
     return rows
 
 
 def row_weights(model: Generator, text_BC: Tensor, image_BMC: Tensor | None, rows: Sequence[SampleConfig]) -> Tensor:
-    """Weights of guidance (B, K, 3) of rows with these encoded conditions; a condition equal to its null embedding is none."""
+    """Weights (B, K, 3) of the passes of rows with these encoded conditions; a condition equal to its null embedding is absent."""
     num_scales = len(model.scales)
     has_text_B = (text_BC != model.car.null_text).any(-1).tolist()
     has_image_B = (
@@ -175,7 +174,7 @@ def row_weights(model: Generator, text_BC: Tensor, image_BMC: Tensor | None, row
     for settings, has_text, has_image in zip(rows, has_text_B, has_image_B, strict=True):
         settings.check_scales(num_scales)
         weights.append(
-            way_weights(
+            pass_weights(
                 settings.guidance("text", num_scales), settings.guidance("image", num_scales), has_text, has_image
             )
         )
@@ -190,8 +189,8 @@ def choose_codes(
     rows: Sequence[SampleConfig],
     scale: int,
 ) -> Tensor:
-    """Codes (B, T) of one scale, from the hidden states (W * B, T, D) of all rows for each way in turn."""
-    head, num_ways = model.car.head, weights_BW.shape[1]
+    """Codes (B, T) of one scale, from the hidden states (W * B, T, D) of all rows, one pass after the other."""
+    head, num_passes = model.car.head, weights_BW.shape[1]
     top_k, top_p, temperature = (
         torch.tensor([settings.at(name, scale) for settings in rows])[:, None, None]
         for name in ("top_k", "top_p", "temperature")
@@ -199,7 +198,7 @@ def choose_codes(
     temperature = temperature.to(hidden_BTD.device)
     digits: list[Tensor] = []
     for factor in range(len(head.factors)):
-        logits_BTV = guided(head.logits(hidden_BTD, [d.repeat(num_ways, 1) for d in digits]).float(), weights_BW)
+        logits_BTV = guided(head.logits(hidden_BTD, [d.repeat(num_passes, 1) for d in digits]).float(), weights_BW)
         logits_BTV = filter_logits(logits_BTV / temperature, top_k, top_p)
         digits.append(inverse_cdf(logits_BTV, uniform_BTF[..., factor]))
     return head.join(digits)
@@ -216,31 +215,32 @@ def sample_codes(
     known_BS: Tensor | None = None,
     cached: bool = True,
 ) -> Tensor:
-    """Encoded conditions, a seed and settings a row -> codes int64 (B, S). `cached=False` recomputes all scales (for tests).
+    """Codes int64 (B, S) for encoded conditions, with a seed per row and settings for all or per row.
 
-    `known_BS`: codes of the first whole scales, kept as they are; only the finer ones are drawn (completion of a coarse shape).
-    All rows run through the ways that any of them needs; `G3PT.sample_encoded` puts rows of equal needs together.
+    `known_BS`: codes of the coarsest scales, which are kept; only finer ones are drawn (completion of a coarse shape).
+    `cached=False` recomputes all scales (for tests). Every row takes part in each pass that any row needs;
+    `G3PT.sample_encoded` groups rows by the passes they need.
     """
     car, tokenizer, scales = model.car, model.tokenizer, model.scales
     batch, rows = len(seeds), row_settings(settings, len(seeds))
     uniforms_BSF = draw_uniforms(seeds, sum(scales), len(car.head.factors)).to(text_BC.device)
     weights_BKW = row_weights(model, text_BC, image_BMC, rows)
-    ways = needed_ways(weights_BKW)
-    weights_BKW = weights_BKW[..., list(ways)].to(text_BC.device)
-    text_BC, image_BMC = spread_ways(text_BC, image_BMC, car.null_text, getattr(car, "null_image", None), ways)
+    passes = needed_passes(weights_BKW)
+    weights_BKW = weights_BKW[..., list(passes)].to(text_BC.device)
+    text_BC, image_BMC = spread_passes(text_BC, image_BMC, car.null_text, getattr(car, "null_image", None), passes)
     condition, caches = car.condition(text_BC, image_BMC), None
     if cached:
         caches = car.new_caches(text_BC.shape[0])
         car.run_prefix(image_BMC, condition, caches)
     num_known = 0 if known_BS is None else known_BS.shape[1]
     if num_known not in (sum(scales[:k]) for k in range(len(scales) + 1)):
-        raise ValueError(f"{num_known} known codes are no whole number of the scales {scales}")
+        raise ValueError(f"{num_known} known codes do not end at the end of one of the scales {scales}")
     canvas_BLD = tokenizer.canvas_start(batch)
     codes, aligned = [], []
     for scale, num_tokens in enumerate(scales):
         if scale > 0:
             canvas_BLD, aligned_BTD = model.next_input(canvas_BLD, codes[-1], scale)
-            aligned.append(aligned_BTD.repeat(len(ways), 1, 1))
+            aligned.append(aligned_BTD.repeat(len(passes), 1, 1))
         if cached:
             hidden_BTD = car.run_scale(aligned[-1] if aligned else None, scale, condition, caches)
         else:

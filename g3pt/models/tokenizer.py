@@ -31,7 +31,7 @@ MAX_SCORES = 2**27  # anchor-to-point distances held at once: 0.5 GB in float32
 
 
 class Encoder(nn.Module):
-    """Surface points with normals -> L latents: cross-attention from the points, then self-attention."""
+    """Surface points with normals -> L latents: cross-attention to the points, then self-attention."""
 
     def __init__(self, config: CVQConfig, anchors_L3: Tensor) -> None:
         super().__init__()
@@ -72,9 +72,9 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def _scores(self, places_BP3: Tensor) -> Tensor:
-        """Squared distance of each anchor to each point, (B, L, P), less the anchor's own square."""
+        """Squared distance of each anchor to each point, (B, L, P), minus the anchor's squared norm."""
         anchors = self.anchors_L3.expand(len(places_BP3), -1, -1)
-        with torch.autocast(places_BP3.device.type, enabled=False):  # in bf16 most anchors pick another point
+        with torch.autocast(places_BP3.device.type, enabled=False):  # bf16 is too coarse for distances
             return places_BP3.square().sum(-1)[:, None] - 2 * torch.bmm(anchors, places_BP3.transpose(1, 2))
 
 
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
 
 
 class CVQ(nn.Module, Pretrained):
-    """The tokenizer. `encode` and `decode_latents` are deterministic in evaluation mode."""
+    """The tokenizer. `encode` and `decode_latents` are deterministic in evaluation mode; `scale` is an index into `config.scales`."""
 
     kind = "cvq"
     config_class = CVQConfig
@@ -157,15 +157,15 @@ class CVQ(nn.Module, Pretrained):
         return loss, occupancy_logs | logs | {"loss_commitment": commitment.detach()}
 
     def take_window(self) -> dict[str, float]:
-        """How the codes since the last call were spread, over all workers (`g3pt.training.usage`)."""
+        """Figures of the codes since the last call, over all workers (`g3pt.training.usage`)."""
         return self.usage.take()
 
     def window_state(self) -> dict[str, Tensor]:
-        """What was counted since then, over all workers: for a checkpoint between two records."""
+        """The tables counted since then, over all workers: for a checkpoint between two records."""
         return self.usage.state()
 
     def load_window(self, state: dict[str, Tensor], is_first: bool) -> None:
-        """Go on counting; the first worker alone has what was counted."""
+        """Continue counting from `state`, which the first worker alone takes over."""
         self.usage.load(state, is_first, next(self.parameters()).device)
 
     def _track_mean(self, latents_BLD: Tensor) -> None:
@@ -205,15 +205,15 @@ class CVQ(nn.Module, Pretrained):
         return self.cqt.canvas_start(batch_size)
 
     def canvas_add(self, canvas_BLD: Tensor, codes_BT: Tensor, scale: int) -> Tensor:
-        """The canvas after `scale`'s codes are spread over it. Scales are numbered from 0."""
+        """The canvas with `scale`'s codes added."""
         return canvas_BLD + self.cqt.spread(self.cqt.quantizer.values(codes_BT), scale)
 
     def align(self, canvas_BLD: Tensor, scale: int) -> Tensor:
-        """The canvas brought to `scale`'s tokens, (B, T, D): what CAR reads before it predicts them."""
+        """`scale`'s tokens (B, T, D) of the canvas: what CAR reads before it predicts their codes."""
         return self.cqt.align(canvas_BLD, scale)
 
     def canvas(self, codes_BS: Tensor) -> Tensor:
-        """The canvas of all the whole scales that `codes_BS` holds."""
+        """The canvas of `codes_BS`, which end at the end of a scale."""
         canvas_BLD, start = self.canvas_start(len(codes_BS)), 0
         for scale, num_tokens in enumerate(self.config.scales):
             if start == codes_BS.shape[1]:
@@ -225,10 +225,10 @@ class CVQ(nn.Module, Pretrained):
         return canvas_BLD
 
     def decode_latents(self, codes_BS: Tensor, num_scales: int | None = None) -> Tensor:
-        """Codes -> what `occupancy_logits` reads, (B, L, D); from the first `num_scales` scales only, if given."""
+        """Decoder latents (B, L, D) for `occupancy_logits`, from codes; from the first `num_scales` scales only, if given."""
         used = sum(self.config.scales[:num_scales]) if num_scales is not None else self.config.num_tokens
         return self.decoder.latents(self.canvas(codes_BS[:, :used]))
 
     def occupancy_logits(self, latents_BLD: Tensor, points_BQ3: Tensor) -> Tensor:
-        """Logits (B, Q) of the points being inside; points in [-1, 1]."""
+        """Logits (B, Q) that points in [-1, 1] are inside."""
         return self.decoder.logits(latents_BLD, points_BQ3)

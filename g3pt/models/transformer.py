@@ -1,9 +1,9 @@
-"""CAR, the next-scale transformer: aligned tokens and conditions in, hidden states of all tokens out.
+"""CAR, the next-scale transformer: aligned tokens and conditions in, hidden states of all tokens out. Conditions enter here.
 
-All tokens of a scale are predicted at once from all coarser scales. The first scale reads a learned start token; scale
-k > 1 reads the sum of the coarser scales, aligned to its own tokens (`car.G3PT.next_input`). Attention is full inside a scale and
-causal across scales; image tokens stand before everything and see only themselves. The text, and the mean of the image
-tokens, enter through adaptive layer norm.
+All tokens of a scale are predicted at once from all coarser scales. The coarsest scale reads a learned start token; every other
+scale reads the sum of the coarser ones, aligned to its own tokens (`car.G3PT.next_input`). Attention is full inside a scale and
+causal across scales. Image tokens come first and attend only to each other. The text, and the mean of the image tokens, enter
+through adaptive layer norm (AdaLN). The encoders that make the conditions are in encoders.py.
 
 Source: G3PT (arXiv 2409.06322): GPT-2 style decoder, unit-norm queries and keys, causal across scales, DINOv2 prefix, CLIP by AdaLN.
 VAR (2404.02905): capped per-head scale, level and position embeddings.
@@ -75,9 +75,9 @@ class CAR(nn.Module):
 
     @property
     def flops_per_object(self) -> int:
-        """Multiply-adds, counted as two, of the matrix products of one forward pass of one object; training costs three times it.
+        """Operations of the matrix products of one forward pass of one object, a multiply-add counted as two.
 
-        Attention is counted over the pairs that attend; the encoders and the tokenizer are not counted.
+        Training costs three times as much. Attention is counted over the pairs that attend; encoders and tokenizer are not counted.
         """
         per_object = [self.text, self.modulation, *(block.modulation for block in self.blocks)]
         per_token = [
@@ -96,22 +96,22 @@ class CAR(nn.Module):
         return 2 * weights + 4 * len(self.blocks) * attended_pairs(self.attended(len(self.scales))) * self.config.width
 
     def attended(self, num_scales: int) -> Levels:
-        """Tokens of the prefix, if there is one, and of the first `num_scales` scales: each attends to itself and to those before it."""
+        """Tokens of each level: the prefix, if there is one, and the first `num_scales` scales."""
         return (self.num_prefix,) * (self.num_prefix > 0) + self.scales[:num_scales]
 
     def condition(self, text_BC: Tensor, image_BMC: Tensor | None) -> Tensor:
-        """Text vector and mean image token to what modulates every layer, (B, D)."""
+        """What modulates every layer, (B, D), from the text vector and the mean image token."""
         return F.silu(self.modulator(text_BC, image_BMC))
 
     def modulator(self, text_BC: Tensor, image_BMC: Tensor | None) -> Tensor:
-        """The same before its activation, where the two conditions add up."""
+        """The same before the activation: the sum of the two conditions' projections."""
         pooled_BD = self.text(text_BC)
         if self.num_prefix:
             pooled_BD = pooled_BD + self.image_pool(image_BMC.mean(dim=1))
         return pooled_BD
 
     def embed(self, aligned_BTA: Tensor | None, batch: int, first: int, last: int) -> Tensor:
-        """Input tokens of scales `first` up to, not including, `last`: start or aligned tokens, plus level and position."""
+        """Input tokens of the scales from `first` to before `last`: start or aligned tokens, plus level and position embeddings."""
         start, end = sum(self.scales[:first]), sum(self.scales[:last])
         parts = [self.start.expand(batch, -1, -1)] if first == 0 else []
         if aligned_BTA is not None:
@@ -119,13 +119,13 @@ class CAR(nn.Module):
         return torch.cat(parts, dim=1) + self.levels[self.scale_S[start:end]] + self.positions[start:end]
 
     def embed_prefix(self, image_BMC: Tensor) -> Tensor:
-        """Image tokens as the first tokens of the sequence, (B, M, D)."""
+        """The first tokens of the sequence from image tokens, (B, M, D)."""
         return self.image(image_BMC) + self.prefix_level
 
     def forward(
         self, aligned_BTA: Tensor | None, text_BC: Tensor, image_BMC: Tensor | None, num_scales: int | None = None
     ) -> Tensor:
-        """Teacher forcing: aligned tokens of scales 2, 3, ... -> hidden states (B, T, D) of the first `num_scales` scales."""
+        """Teacher forcing: aligned tokens of all scales but the coarsest -> hidden states (B, T, D) of the first `num_scales` scales."""
         num_scales = len(self.scales) if num_scales is None else num_scales
         condition_BD = self.condition(text_BC, image_BMC)
         x_BND = self.embed(aligned_BTA, len(text_BC), 0, num_scales)
@@ -140,11 +140,11 @@ class CAR(nn.Module):
         return self.finish(x_BND[:, self.num_prefix :], condition_BD)
 
     def finish(self, x_BTD: Tensor, condition_BD: Tensor) -> Tensor:
-        """The last norm."""
+        """The final modulated layer norm."""
         return modulate(x_BTD, *self.modulation(condition_BD)[:, None].chunk(2, dim=-1))
 
     def new_caches(self, batch: int) -> list[KVCache]:
-        """One empty cache a layer, long enough for the prefix and all scales."""
+        """One empty cache per layer, long enough for the prefix and all scales."""
         heads = self.config.num_heads
         shape = (batch, heads, self.num_prefix + sum(self.scales), self.config.width // heads)
         return [KVCache(*shape, like=self.start) for _ in self.blocks]

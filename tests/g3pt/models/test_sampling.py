@@ -197,25 +197,25 @@ def test_text_and_image_are_guided_by_their_own_scales(text: Any, image: Any, cf
             assert torch.equal(codes_BS[:, start:end] % model.car.head.factors[0], want)
 
 
-def test_only_the_ways_that_weigh_something_are_run() -> None:
+def test_only_the_passes_that_have_a_weight_are_run() -> None:
     model, seen = tiny_g3pt().eval(), []
     model.car.blocks[0].register_forward_hook(lambda block, args, out: seen.append(len(out)))
     picture = torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(0))
 
-    def ways(text: Any, image: Any, **cfg: Any) -> int:
+    def passes(text: Any, image: Any, **cfg: Any) -> int:
         seen.clear()
         model.sample_codes([text], [image], [0], SampleConfig(**cfg), batch=1)
         assert len(set(seen)) == 1
         return seen[0]
 
-    assert ways(None, None, cfg=3.0) == 1
-    assert ways("a chair", picture, cfg=0.0) == 1
-    assert ways("a chair", None, cfg=3.0) == ways(None, picture, cfg=3.0) == 2
-    assert ways("a chair", picture, cfg=3.0) == 2
-    assert ways("a chair", picture, cfg=3.0, cfg_image=0.0) == 2
-    assert ways("a chair", picture, cfg_text=3.0, cfg_image=1.0) == 3
-    assert ways("a chair", None, cfg_text=0.0, cfg_image=1.0) == 1
-    assert ways("a chair", picture, cfg_text=(1, 0, 0, 2), cfg_image=(1, 0, 0, 2)) == 2
+    assert passes(None, None, cfg=3.0) == 1
+    assert passes("a chair", picture, cfg=0.0) == 1
+    assert passes("a chair", None, cfg=3.0) == passes(None, picture, cfg=3.0) == 2
+    assert passes("a chair", picture, cfg=3.0) == 2
+    assert passes("a chair", picture, cfg=3.0, cfg_image=0.0) == 2
+    assert passes("a chair", picture, cfg_text=3.0, cfg_image=1.0) == 3
+    assert passes("a chair", None, cfg_text=0.0, cfg_image=1.0) == 1
+    assert passes("a chair", picture, cfg_text=(1, 0, 0, 2), cfg_image=(1, 0, 0, 2)) == 2
 
 
 def test_rows_of_different_settings_share_a_batch_and_keep_their_codes() -> None:
@@ -236,7 +236,7 @@ def test_rows_of_different_settings_share_a_batch_and_keep_their_codes() -> None
         plain = model.sample_codes([text], [image], [i], SampleConfig(cfg=0.0, top_p=1.0), batch=3)[0]
         assert i in (0, 5) or not torch.equal(plain, together[i]), "the settings must matter"
     mixed = sample_codes(model, *model.encode_prompts(texts, images), range(6), settings)
-    assert torch.equal(mixed, together), "rows also run through ways that only others need"
+    assert torch.equal(mixed, together), "rows also run through passes that only others need"
     with pytest.raises(ValueError, match="2 settings for 1 seeds"):
         model.sample_codes(["a chair"], [None], [0], [SampleConfig()] * 2)
 

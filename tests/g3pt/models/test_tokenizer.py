@@ -259,6 +259,24 @@ def test_the_validation_loss_is_the_occupancy_s_binary_cross_entropy() -> None:
     assert diagnose(model, arrays)["loss_volume"] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_the_occupancy_loss_is_the_volume_s_plus_a_share_of_the_near_surface_s() -> None:
+    """Worked out here from probabilities at the points of each kind."""
+    model = tiny_tokenizer()
+    model.set_phase(0, 10)
+    batch = first_batch(model.config)
+    loss, logs = model(batch)
+    with torch.no_grad():
+        logits_BQ = model.occupancy_logits(
+            model.decoder.latents(model.encoder(batch["surface_BP6"])), batch["points_BQ3"]
+        )
+    right_BQ = torch.where(batch["occupancy_BQ"], logits_BQ, -logits_BQ).double().sigmoid()
+    volume, near = (-right_BQ[:, rows].log().mean() for rows in (slice(0, 32), slice(32, 64)))
+    assert float(logs["loss_volume"]) == pytest.approx(float(volume), rel=1e-5)
+    assert float(logs["loss_near"]) == pytest.approx(float(near), rel=1e-5)
+    assert loss.item() == pytest.approx(float(volume + model.config.near_weight * near), rel=1e-5)
+    assert abs(float(volume - near)) > 0.01
+
+
 def test_iou_counts_points_whose_probability_is_above_a_half_as_inside() -> None:
     arrays = spheres(3)
     model = tiny_tokenizer()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from g3pt.config import TrainConfig
 from g3pt.data.batches import batch_indices, unpack_rows, window
-from g3pt.training.fit import AskedToStop, NonFiniteLoss, WeightAverage, fit, learning_rate
+from g3pt.training.fit import AskedToStop, NonFiniteLoss, WeightAverage, fit, learning_rate, make_optimizer
 
 CONFIG = TrainConfig(steps=10, batch_size=2, learning_rate=0.1, log_every=5, eval_every=5, checkpoint_every=5)
 
@@ -106,6 +106,26 @@ def test_the_averaged_weights_are_evaluated_and_given_back_and_the_raw_ones_trai
     assert seen == pytest.approx(expected, rel=1e-5)
     assert float(model.weight.mean()) == pytest.approx(expected[-1], rel=1e-5)
     assert abs(raw[-1] - expected[-1]) > 1e-3, "raw weights and their average can be told apart"
+
+
+def test_gradients_are_clipped_to_their_norm_and_the_record_has_it_before() -> None:
+    records: list[dict] = []
+    config = dataclasses.replace(CONFIG, steps=1, clip_norm=0.01)
+    model = fit(model=Line(), batches=constant(1.0), config=config, report=records.append)
+    assert float(model.weight.grad.norm()) == pytest.approx(0.01, rel=1e-3)
+    assert records[0]["grad_norm"] == pytest.approx(1.0), "the gradient of the mean of four squares at distance 1"
+
+
+def test_matrices_are_decayed_and_biases_and_norms_are_not() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    optimizer = make_optimizer(model, dataclasses.replace(CONFIG, weight_decay=0.3))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
+        "0.weight": 0.3,
+        "0.bias": 0.0,
+        "1.weight": 0.0,
+        "1.bias": 0.0,
+    }
 
 
 def test_a_non_finite_loss_stops_with_its_step_and_saves_nothing() -> None:
