@@ -6,7 +6,7 @@ import trimesh
 
 from g3pt.geometry.quality import signed_volume
 from g3pt.geometry.reading import MeshError
-from g3pt.geometry.watertight import BOX, Solid, outside_field, watertight
+from g3pt.geometry.watertight import BOX, OFFSET_VOXELS, Solid, outside_field, watertight
 
 R = 64
 VOXEL = 2 / R
@@ -148,3 +148,16 @@ def test_the_grid_is_no_larger_than_the_mesh_and_its_surface_never_touches_the_w
         box = trimesh.creation.box(extents)
         watertight(box.vertices, box.faces, 40)  # its largest extent begins exactly on a grid point
     assert max(shapes[1]) <= 43 and min(shapes[1]) < 0.3 * 40 and np.prod(shapes[2]) < 0.04 * 40**3
+
+
+def test_the_longest_side_fills_the_box_and_proportions_stay() -> None:
+    """Each side of a 1 x 2 x 4 box grows by two offsets; then all are scaled by one factor."""
+    mesh = trimesh.creation.box((1.0, 2.0, 4.0))
+    solid = watertight(np.asarray(mesh.vertices), np.asarray(mesh.faces), 64)
+    sides = np.ptp(solid.vertices, axis=0)
+    assert sides[2] == pytest.approx(2 * BOX, abs=1e-9)
+    grown = np.array([1.0, 2.0, 4.0]) + 2 * OFFSET_VOXELS * (2 / 64) / (2 * (BOX - 2 / 64) / 4.0)
+    np.testing.assert_allclose(sides / sides[2], grown / grown[2], rtol=0.01)
+    np.testing.assert_allclose(solid.vertices.min(axis=0), -solid.vertices.max(axis=0), atol=1e-9)
+    inner = np.asarray(mesh.vertices) * solid.scale + solid.offset
+    assert (np.abs(inner) < sides / 2).all(), "the input lies inside its solid"

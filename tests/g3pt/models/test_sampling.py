@@ -309,5 +309,5 @@ def test_known_coarse_codes_are_kept_and_the_rest_is_what_they_lead_to() -> None
     other = (whole[:, :first] + 1) % model.tokenizer.config.num_codes
     again = sample_codes(model, text_BC, image_BMC, [0, 1], SampleConfig(), known_BS=other)
     assert torch.equal(again[:, :first], other) and not torch.equal(again[:, first:], whole[:, first:])
-    with pytest.raises(ValueError, match="no whole number"):
+    with pytest.raises(ValueError, match="do not end at the end of one"):
         sample_codes(model, text_BC, image_BMC, [0, 1], SampleConfig(), known_BS=whole[:, : first - 1])

@@ -277,6 +277,23 @@ def test_the_occupancy_loss_is_the_volume_s_plus_a_share_of_the_near_surface_s()
     assert abs(float(volume - near)) > 0.01
 
 
+def test_in_the_joint_phase_the_decoder_reads_the_canvas_and_the_encoder_gets_its_gradient() -> None:
+    """The straight-through step around the pyramid. Without the commitment loss nothing else reaches the encoder."""
+    model = CVQ(dataclasses.replace(TINY, commitment_weight=0.0, continuous_share=0.0, pyramid_share=0.0))
+    torch.nn.init.normal_(model.cqt.last_up.weight, std=0.3)
+    model.set_phase(0, 10)
+    model.eval()
+    batch = first_batch(TINY)
+    loss, logs = model(batch)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.blocks.parameters())
+    with torch.no_grad():
+        latents_BLD = model.decode_latents(model.encode(batch["surface_BP6"]))
+        logits_BQ = model.occupancy_logits(latents_BLD, batch["points_BQ3"])[:, :128]
+    volume = torch.nn.functional.binary_cross_entropy_with_logits(logits_BQ, batch["occupancy_BQ"][:, :128].float())
+    assert float(logs["loss_volume"]) == pytest.approx(float(volume), rel=1e-4)
+
+
 def test_iou_counts_points_whose_probability_is_above_a_half_as_inside() -> None:
     arrays = spheres(3)
     model = tiny_tokenizer()
