@@ -1,7 +1,8 @@
 """Training batches whose content depends only on (seed, samples seen), so that a resumed run continues them exactly.
 
-Objects are visited in an order shuffled anew each epoch from (seed, epoch); a batch may span two epochs. Worker r of w takes every w-th
-object of each global batch. Points within an object are drawn from (seed, sample number).
+Each epoch visits the objects in an order shuffled from (seed, epoch); a batch may span two epochs. Worker r of w takes every w-th
+object of each global batch. Points within an object are drawn from (seed, sample number). A generator's batches:
+pipelines/train/car_batches.py.
 
 Shapes: N objects, P surface points, Q query points; tensors with suffix B are batches.
 """
@@ -22,14 +23,14 @@ from g3pt.config import CVQConfig
 
 
 def sample_order(num_objects: int, seed: int, epoch: int) -> np.ndarray:
-    """The order (num_objects,) of one epoch."""
+    """The order of the objects in one epoch, (num_objects,)."""
     return np.random.default_rng([seed, epoch, num_objects]).permutation(num_objects)
 
 
 def global_batches(
     num_objects: int, batch_size: int, start_sample: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[np.ndarray]:
-    """Endlessly: the sample numbers of this worker's share of each global batch, from `start_sample` on."""
+    """Sample numbers of this worker's share of each global batch, from `start_sample` on, without end."""
     if batch_size % world_size:
         raise ValueError(f"global batch {batch_size} is not a multiple of {world_size} workers")
     if num_objects < 1:
@@ -42,7 +43,7 @@ def global_batches(
 def batch_indices(
     num_objects: int, batch_size: int, seed: int, start_sample: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endlessly: (sample numbers, object indices) of this worker's share of each global batch, from `start_sample` on."""
+    """(Sample numbers, object indices) of this worker's share of each global batch, from `start_sample` on, without end."""
     orders: dict[int, np.ndarray] = {}
     for samples in global_batches(num_objects, batch_size, start_sample, rank, world_size):
         epochs = samples // num_objects
@@ -54,7 +55,7 @@ def batch_indices(
 
 
 def window(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` consecutive rows from a random start, around the end: stored points are independent draws, so a window is a sample."""
+    """`count` consecutive rows from a random start, wrapping around. Stored points are in random order, so this is a random sample."""
     if count > len(values):
         raise ValueError(
             f"asked for {count} points of {len(values)} stored; preprocess with more or lower the preset's count"
@@ -66,7 +67,7 @@ def window(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
 class SurfaceBatches:
     """CVQ's batches from one split's `surface`, `sharp`, `near_points`, `volume_points` and packed occupancies.
 
-    `objects`: the columns as arrays, or what streams them (`g3pt.data.streaming.ShardedObjects`).
+    `objects`: the columns as arrays, or a `g3pt.data.streaming.ShardedObjects`.
     """
 
     def __init__(
@@ -121,15 +122,15 @@ def unpack_rows(packed: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def rows_of(batch: dict[str, Any], num_rows: int, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
-    """The batch with its objects' places in the global batch, `row_B`, and that batch's size, `num_rows`."""
+    """The batch with its objects' rows in the global batch, `row_B`, and the size of that batch, `num_rows`."""
     return {**batch, "row_B": torch.arange(rank, num_rows, world_size), "num_rows": num_rows}
 
 
 def rand_rows(batch: dict[str, Any], *shape: int) -> Tensor:
-    """Uniform numbers (B, *shape) in [0, 1) on the batch's device; an object's follow from its row in the global batch.
+    """Uniform numbers (B, *shape) in [0, 1) on the batch's device, which depend on an object's row in the global batch.
 
-    All workers and micro-batches draw for the whole global batch from the step's seed and take their rows, so an object
-    draws the same however the batch is cut. A batch without rows (outside of `fit`) is taken as a whole.
+    All workers and micro-batches draw for the whole global batch from the step's seed and take their rows, so that an object
+    gets the same numbers however the batch is divided. A batch without rows (outside `fit`) counts as whole.
     """
     row_B = batch.get("row_B")
     if row_B is None:
@@ -139,9 +140,9 @@ def rand_rows(batch: dict[str, Any], *shape: int) -> Tensor:
 
 
 def prefetched(batches: Iterator[dict[str, Any]], depth: int, pin: bool = False) -> Iterator[dict[str, Any]]:
-    """The same batches, up to `depth` of them made ahead by a thread, in pinned memory with `pin`; 0 makes them when asked.
+    """The same batches, up to `depth` of them made ahead by a thread, in pinned memory with `pin`. A depth of 0 uses no thread.
 
-    An error of the thread is raised where its batch would have come. Closing the iterator ends the thread.
+    An error of the thread is raised in place of its batch. Closing the iterator ends the thread.
     """
     if depth < 1:
         yield from batches

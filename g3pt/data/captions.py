@@ -1,11 +1,11 @@
-"""Captions with some of their attributes left out, so that a generator also meets prompts shorter than its captions.
+"""Captions with some attributes left out, so that a generator is also trained on prompts shorter than its captions.
 
-How: "a tall round table with a thick top and four legs" has a head ("a tall round table") and phrases after "with". What can be left
-out is each phrase, and each plain adjective of size, shape or colour between the article and a noun of at most three words. Any other text loses
-only what follows its "with", and a text without either is kept: a word is never dropped by guess ("ice cream" is no cream). Phrases are cut at commas and
-at an "and" before a determiner ("black and white stripes" is one phrase).
+How: "a tall round table with a thick top and four legs" has a head ("a tall round table") and phrases after "with". Each phrase may be
+left out, and each plain adjective of size, shape or colour between the article and a noun of at most three words. Any other text
+loses only what follows its "with"; a text without either is kept: no word is dropped by guess ("ice cream" has no adjective). Phrases
+are separated at commas and at an "and" before a determiner ("black and white stripes" is one phrase).
 
-Ours: all of it. Why: a text encoder trained on full captions alone drew a chair for "a long truck" (LOG.md).
+Ours: all of it. A text encoder trained on full captions alone gave a chair for "a long truck" (LOG.md).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ADJECTIVES = {
     "slim", "deep", "shallow", "flat", "round", "square", "straight", "curved", "tapered", "flared", "conical", "open", "closed", "old", "new",
     "modern", "simple", "red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "black", "white", "grey", "gray",
 }  # fmt: skip
-FIXED = (["low", "poly"], ["high", "poly"])  # where the adjective belongs to the noun
+FIXED = (["low", "poly"], ["high", "poly"])  # the adjective belongs to the noun
 DETERMINERS = (
     "a",
     "an",
@@ -51,7 +51,7 @@ def split_caption(caption: str) -> tuple[list[str], list[str]]:
 
 
 def droppable(words: list[str]) -> list[int]:
-    """Places of known adjectives in a head of the form article, adjectives, noun of at most three words without "of"; in another there are none."""
+    """Indices of the adjectives that may be dropped from a head "article adjectives noun"; none for heads of another form."""
     if not words or words[0] not in ("a", "an"):
         return []
     noun = next(
@@ -66,7 +66,7 @@ def droppable(words: list[str]) -> list[int]:
 
 
 def shorten(caption: str, random: np.random.Generator | None) -> str:
-    """The caption with each of its attributes kept by the toss of a coin, or with none of them (`random` None)."""
+    """The caption with each attribute kept with probability 1/2, or with none of them if `random` is None."""
     words, phrases = split_caption(caption)
     places = droppable(words)
     kept = (

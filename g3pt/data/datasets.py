@@ -1,9 +1,9 @@
 """Writing and opening a dataset: its shards, their sidecars, and dataset.json.
 
-How: a shard's parquet is written first and its sidecar second, each whole or not at all; dataset.json comes last. So what
-exists is finished, and a reader of dataset.json knows each shard's sha256.
+How: a shard's parquet is written first and its sidecar second, each whole or not at all; dataset.json comes last. So a file that
+exists is finished, and dataset.json has each shard's sha256.
 
-Source: DESIGN, contract 3.
+Layout: docs/concepts/contracts.md.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ def write_shard(
 ) -> dict[str, Any]:
     """Write one shard, parquet first and sidecar second, each whole or not at all. Returns the sidecar.
 
-    `files`: id -> what tells later that the object's files are still those that were read.
+    `files`: id -> stamps by which a later run recognises that the object's files are unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = sorted(rows, key=lambda row: row["id"])
     data = parquet_bytes(rows_to_table(rows, config))
-    # An old sidecar must never stand beside a new parquet.
+    # An old sidecar must never be beside a new parquet.
     (folder / f"{shard_name(index)}.json").unlink(missing_ok=True)
     write_atomic(folder / f"{shard_name(index)}.parquet", data)
     sidecar = {
@@ -71,7 +71,7 @@ def write_shard(
         "failures": dict(sorted(Counter(failure_reason(row) for row in rows if row["status"] != "ok").items())),
         "content": {row["id"]: row["content_sha256"] for row in rows},
         "seconds": {name: round(value, 3) for name, value in sorted((seconds or {}).items())},
-        "view_seconds": round(view_seconds, 3),  # of all rows together, within their seconds
+        "view_seconds": round(view_seconds, 3),  # of all rows together, part of their seconds
         "files": {name: list(stamps) for name, stamps in sorted((files or {}).items()) if stamps},
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -119,7 +119,7 @@ def write_dataset(
 
 @dataclass(frozen=True)
 class Found:
-    """What lies in the folder of one shard."""
+    """What a folder contains of one shard."""
 
     has_sidecar: bool = False
     parquet_bytes: int | None = None
@@ -129,7 +129,7 @@ NOT_THERE = Found()
 
 
 def list_shards(folder: Location) -> dict[int, Found]:
-    """Every shard of which anything lies in a folder, from one listing of it."""
+    """Every shard of which a folder contains anything, from one listing."""
     sidecars: set[int] = set()
     parquets: dict[int, int] = {}
     for name, num_bytes in listing(folder).items():
@@ -163,7 +163,7 @@ class DatasetInfo:
 
 
 def open_dataset(path: str | Location) -> DatasetInfo:
-    """Read and check dataset.json. ValueError with one clear line where there is none or its schema is another."""
+    """Read and check dataset.json. ValueError, with one clear line, if it is missing, damaged or of another schema version."""
     folder = location(path)
     file = folder / "dataset.json"
     try:

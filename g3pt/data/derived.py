@@ -1,7 +1,7 @@
-"""Tables made from a dataset's shards (tokens, condition features), a derived shard for each shard, joined by id.
+"""Tables derived from a dataset's shards (tokens, condition features): one derived shard per shard, joined by id.
 
-A derived shard remembers the sha256 of the parquet it was made from: another one makes it stale.
-Source: DESIGN, contract 3.
+A derived shard stores the sha256 of the parquet it was made from; if that changes, the derived shard is stale.
+Layout: docs/concepts/contracts.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def derived_path(dataset: str | Location | DatasetInfo, kind: str, index: int) -
 
 
 def write_derived(dataset: DatasetInfo, kind: str, index: int, table: pa.Table) -> Location:
-    """Write one derived shard (must have an `id` column) in one rename; it remembers the parquet it was made from."""
+    """Write one derived shard, which must have an `id` column, whole or not at all."""
     if "id" not in table.column_names:
         raise ValueError(f"a derived table needs an id column, got {table.column_names}")
     path = derived_path(dataset, kind, index)
@@ -36,7 +36,7 @@ def write_derived(dataset: DatasetInfo, kind: str, index: int, table: pa.Table) 
 def write_derived_groups(
     dataset: DatasetInfo, kind: str, index: int, schema: pa.Schema, groups: Iterable[pa.Table]
 ) -> Location:
-    """The same of a table that need not fit memory, a row group at a time; `schema` with its metadata is kept."""
+    """The same for a table that does not fit memory, one row group at a time. `schema` keeps its metadata."""
     path = derived_path(dataset, kind, index)
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = schema.with_metadata({**(schema.metadata or {}), **_made_from(dataset, index)})
@@ -54,7 +54,7 @@ def _made_from(dataset: DatasetInfo, index: int) -> dict[bytes, bytes]:
 
 
 def derived_is_current(dataset: DatasetInfo, kind: str, index: int) -> bool:
-    """Whether the derived shard exists and was made from the shard as it stands."""
+    """Whether the derived shard exists and was made from the present shard."""
     path = derived_path(dataset, kind, index)
     try:
         with open_parquet(path) as file:

@@ -1,12 +1,12 @@
-"""Look at a dataset, local or in a bucket: what it holds (`summary`), and whether it is whole. Needs torch, numpy and pyarrow alone.
+"""A dataset, local or in a bucket: what it contains (`summary`), and whether it is intact. Needs torch, numpy and pyarrow alone.
 
     python -m g3pt.data.inspection DATASET [--verify]
 
-How: one pass, a shard at a time. What costs little is compared always: presence, sizes, each sidecar with dataset.json, numbers of rows, counts. With
-`verify` every parquet is read and hashed, its ids and content hashes are compared with its sidecar's, and the fingerprint is made again.
-A dataset without dataset.json is unfinished: of it are seen the shards that are finished.
+How: one pass over the shards. Presence, sizes, sidecars against dataset.json, numbers of rows and counts are always compared. With
+`verify` every parquet is read and hashed, its ids and content hashes are compared with its sidecar, and the fingerprint is
+computed again. A dataset without dataset.json is unfinished; its finished shards are inspected.
 
-Source: DESIGN, contract 3. Exit codes: 0 whole, 1 something is wrong (each fault is named, with the remedy), 2 no dataset there.
+Layout: docs/concepts/contracts.md. Exit codes: 0 intact, 1 something is wrong (each fault is named, with the remedy), 2 no dataset there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from g3pt.data.storage import Location, location, open_parquet, read_many
 from g3pt.data.summary import COLUMNS, Contents, plain, tensors_of
 from g3pt.data.tally import Tally
 
-USAGE = "usage: python -m g3pt.data.inspection DATASET [--verify]\n\nSay what a dataset holds (a folder, or s3://bucket/path, gs://bucket/path); --verify reads and hashes every shard and names what is wrong."
-AHEAD = 8  # shards of a bucket that are fetched at once
+USAGE = "usage: python -m g3pt.data.inspection DATASET [--verify]\n\nShow what a dataset contains (a folder, or s3://bucket/path, gs://bucket/path); --verify also reads and hashes every shard."
+AHEAD = 8  # shards of a bucket fetched at once
 TELL_EVERY_S = 10.0
 SHOWN_FAULTS = 20
 SIDECAR_KEYS = {"rows", "counts", "splits", "failures", "content", "seconds", "bytes", "sha256", "config_sha256"}
@@ -37,7 +37,7 @@ SIDECAR_KEYS = {"rows", "counts", "splits", "failures", "content", "seconds", "b
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong; `remove` where preprocessing would not see it and the file `remedy_removes` must go first."""
+    """One thing that is wrong. `remedy_removes`: the file to remove first, where preprocessing would not notice the fault."""
 
     file: str
     text: str
@@ -45,7 +45,7 @@ class Fault:
 
 
 class Inspection:
-    """One look at a dataset; `run` fills contents and faults."""
+    """One inspection of a dataset; `run` fills `contents` and `faults`."""
 
     def __init__(self, path: str | Location, verify: bool = False) -> None:
         self.folder, self.verify = location(path), verify
@@ -61,7 +61,7 @@ class Inspection:
         self._config_sha256 = config_hash(self.info.settings) if self.info else None
 
     def _open(self) -> None:
-        """dataset.json; ValueError where there is no dataset at all, or one of another schema."""
+        """Read dataset.json. ValueError if there is no dataset at all, or one of another schema."""
         try:
             self.info = open_dataset(self.folder)
         except ValueError as error:
@@ -74,7 +74,7 @@ class Inspection:
                 self._fault("dataset.json", "missing: preprocessing did not finish")
 
     def run(self) -> Iterator[int]:
-        """Look at every shard; gives their number so far after each."""
+        """Inspect every shard; yields their number so far after each."""
         sidecars = read_many(
             [
                 self.folder / f"{shard_name(index)}.json"
@@ -109,7 +109,7 @@ class Inspection:
         self.faults.append(Fault(file, text, remedy_removes))
 
     def _parsed(self, index: int, content: bytes) -> dict[str, Any] | None:
-        """A sidecar, its hashes compared with dataset.json; None if it says nothing about this shard."""
+        """A parsed sidecar, its hashes compared with dataset.json; None if it is not usable for this shard."""
         name = f"{shard_name(index)}.json"
         try:
             found = json.loads(content)
@@ -120,7 +120,7 @@ class Inspection:
             return None
         if self.info and found["sha256"] != self.info.shards[index]:
             self._fault(name, "is of another state of its shard than dataset.json", name)
-            return None  # one of the two is wrong: nothing can be held against it
+            return None  # one of the two is wrong: neither can be compared with the parquet
         if self.info and found["config_sha256"] != self._config_sha256:
             self._fault(name, "is of other settings than dataset.json")
         self.contents.spread["seconds"].add(found["seconds"].values())
@@ -129,7 +129,7 @@ class Inspection:
         return found
 
     def _look_at(self, index: int, sidecar: dict[str, Any] | None, data: bytes | None) -> None:
-        """A shard that is there, `data` its content where that must be hashed."""
+        """Inspect a shard that exists; `data` is its content if it is to be hashed."""
         file, faults_before = f"{shard_name(index)}.parquet", len(self.faults)
         num_bytes = self.found[index].parquet_bytes or 0
         if sidecar and num_bytes != sidecar["bytes"]:
@@ -143,7 +143,7 @@ class Inspection:
         try:
             table = self._table(index, data)
         except (OSError, pa.ArrowException, KeyError) as error:
-            if len(self.faults) == faults_before:  # else it is known to be damaged
+            if len(self.faults) == faults_before:  # else it is already reported
                 self._fault(file, f"can't be read: {' '.join(str(error).split())}", f"{shard_name(index)}.json")
             return
         self.contents.add(table, num_bytes)
@@ -163,7 +163,7 @@ class Inspection:
         return file.read(columns=list(COLUMNS), use_threads=False)
 
     def _compare_rows(self, index: int, sidecar: dict[str, Any], table: pa.Table) -> None:
-        """Rows with what their sidecar says; with verify also each id and content hash."""
+        """Compare the number of rows with the sidecar; with `verify` each id and content hash too."""
         file, name = f"{shard_name(index)}.parquet", f"{shard_name(index)}.json"
         if table.num_rows != sidecar["rows"]:
             self._fault(file, f"has {table.num_rows} rows, its sidecar says {sidecar['rows']}", name)
@@ -171,16 +171,16 @@ class Inspection:
             content = dict(zip(table["id"].to_pylist(), table["content_sha256"].to_pylist(), strict=True))
             strange = [one for one in content if self.info and shard_index(one, self.info.num_shards) != index]
             if content != sidecar["content"]:
-                self._fault(file, "holds other objects than its sidecar says", name)
+                self._fault(file, "contains other objects than its sidecar says", name)
             elif strange:
                 self._fault(
                     file,
-                    f"holds {strange[0]!r}, which belongs into {shard_name(shard_index(strange[0], self.info.num_shards))}",
+                    f"contains {strange[0]!r}, which belongs in {shard_name(shard_index(strange[0], self.info.num_shards))}",
                     name,
                 )
 
     def _compare_totals(self) -> None:
-        """Sums with dataset.json, where no shard's fault explains a difference; and files that it doesn't name."""
+        """Compare sums with dataset.json, unless a shard's fault explains a difference, and find files that it doesn't name."""
         if self.info is None:
             return
         whole = not self.faults
@@ -193,12 +193,12 @@ class Inspection:
             ("splits", self.info.splits, self.contents.splits),
         ):
             if whole and +seen != {name: count for name, count in said.items() if count}:
-                self._fault("dataset.json", f"says {what} {said}, its shards hold {dict(seen)}")
+                self._fault("dataset.json", f"says {what} {said}, its shards contain {dict(seen)}")
         if whole and self.verify and self._tally.fingerprint(self._config_sha256 or "") != self.info.fingerprint:
             self._fault("dataset.json", "its fingerprint is not that of its shards")
 
     def lines(self) -> list[str]:
-        """What a person should know, faults at the end."""
+        """The report as lines, faults at the end."""
         info, held = self.info, self.contents
         state = (
             f"finished, fingerprint {info.fingerprint[:16]}, schema version {info.schema_version}"
@@ -225,7 +225,7 @@ class Inspection:
         return [*said, f"remedy: {self._remedy()}"]
 
     def _remedy(self) -> str:
-        """What to type. Preprocessing takes a shard for whole if its sidecar is there and its size is right: such a sidecar must go first."""
+        """What to do. Preprocessing trusts a shard whose sidecar exists and whose size is right, so such a sidecar must be removed first."""
         removed = sorted({fault.remedy_removes for fault in self.faults} - {""})
         names = " ".join(removed[:SHOWN_FAULTS]) + (
             f" and those of the {len(removed) - SHOWN_FAULTS:,d} other shards" if len(removed) > SHOWN_FAULTS else ""
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     try:
         _look(looked)
-    except OSError as error:  # a file that went away meanwhile, a store that does not answer
+    except OSError as error:  # a file removed meanwhile, or a store that does not answer
         print(f"failed: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print("\n".join(looked.lines()))
@@ -266,7 +266,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _look(looked: Inspection) -> None:
-    """Run to the end, and say now and then how far it is."""
+    """Inspect all shards, with a line of progress every TELL_EVERY_S seconds."""
     told = time.monotonic()
     for number in looked.run():
         if time.monotonic() - told > TELL_EVERY_S:

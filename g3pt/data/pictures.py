@@ -1,8 +1,8 @@
-"""A picture of an object becomes what the image encoder reads: the object alone, in the middle of a small square.
+"""A picture of an object becomes the image encoder's input: the object alone, in the middle of a small square.
 
-How: what is transparent is background. Where nothing is, and nine tenths of the picture's edge have one colour, the pixels of that
-colour that hang together with the edge are background. Else the picture is used whole, and that is said. The object's square lies on the
-mean colour, so that the background is zero: on white a small encoder trained from scratch learnt nothing (LOG.md).
+How: transparent pixels are background. If there are none, and nine tenths of the picture's border have one colour, the pixels of that
+colour connected to the border are background. Otherwise the picture is used whole, with a warning. The square around the object is
+filled with the mean colour, which normalises to zero: on white a small encoder trained from scratch learnt nothing (LOG.md).
 
 Ours: all of it.
 Shapes: H W pixels.
@@ -22,24 +22,21 @@ from torch import Tensor
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # what DINOv2 was trained with
 IMAGE_STD = (0.229, 0.224, 0.225)
-BORDER_TOLERANCE = 12  # of 255: how far a background's pixels may be from its colour
-BORDER_SHARE = (
-    0.9  # of the picture's edge that has one colour, where that is a background: the object may touch the edge
-)
-VISIBLE = 8  # of 255: alpha above it
-MAX_SIDE = 2048  # pixels: a larger picture is scaled down first, else a long thin one would need a square of its length
+BORDER_TOLERANCE = 12  # of 255: largest distance of a background pixel from the background's colour
+BORDER_SHARE = 0.9  # share of the border that a background covers; the object may touch the border
+VISIBLE = 8  # alpha, of 255, above which a pixel is visible
+MAX_SIDE = 2048  # pixels; larger pictures are scaled down first: a long thin one would need a square of its length
 WHOLE = "image has no alpha and no even background: used whole"
 ONE_COLOUR = "image has one colour: used whole"
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # of those PIL knows, EPS would start Ghostscript
-MAX_PIXELS = 2**26  # of a picture: more would take gigabytes while it is cut out
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # of those that PIL knows; EPS would start Ghostscript
+MAX_PIXELS = 2**26  # of a picture; more would take gigabytes while it is cut out
 
 
 def prepare_image(image: Any, size: int, margin: float = 0.05) -> Tensor:
-    """Any PIL image, encoded bytes or path to normalised pixels float32 (3, size, size).
+    """Normalised pixels float32 (3, size, size) of a PIL image, encoded bytes or a path.
 
-    The object is cut out as a square with `margin` of its side around it. Warns (UserWarning) where background cannot be told from
-    object. A ValueError or OSError tells what is wrong with a picture that cannot be used: not one of IMAGE_FORMATS, broken, above
-    MAX_PIXELS, or nothing visible in it.
+    The object is cut out as a square with a margin of `margin` times its side. Warns (UserWarning) if background can't be told from
+    object. ValueError or OSError for a picture that can't be used: not one of IMAGE_FORMATS, broken, above MAX_PIXELS, or empty.
     """
     pixels, warning = cut_out(image, size, margin)
     if warning:
@@ -48,7 +45,7 @@ def prepare_image(image: Any, size: int, margin: float = 0.05) -> Tensor:
 
 
 def cut_out(image: Any, size: int, margin: float = 0.05) -> tuple[Tensor, str]:
-    """`prepare_image`, with its warning as text; "" where there is none."""
+    """`prepare_image`, and its warning as text; "" if there is none."""
     from PIL import Image
 
     picture, warning = _without_background(_open(image))
@@ -81,7 +78,7 @@ def _open(image: Any) -> Any:
 
 
 def _read(file: str | Path | io.BytesIO) -> Any:
-    """A picture of a known format, decoded; PIL's readers raise many kinds of errors, here they become ValueErrors."""
+    """A decoded picture of a known format. The many kinds of errors of PIL's readers become ValueErrors."""
     from PIL import Image
 
     try:
@@ -104,7 +101,7 @@ def _read(file: str | Path | io.BytesIO) -> Any:
 
 
 def _upright(image: Any) -> Any:
-    """Turned as its EXIF says; as it is, where that says nothing readable."""
+    """The image rotated as its EXIF says; unchanged if that is unreadable."""
     from PIL import ImageOps
 
     try:
@@ -114,7 +111,7 @@ def _upright(image: Any) -> Any:
 
 
 def _shrunk(picture: Any) -> Any:
-    """At most MAX_SIDE long; the colour behind transparency does not leak into its neighbours."""
+    """The image scaled to at most MAX_SIDE. Colours of transparent pixels do not leak into their neighbours."""
     from PIL import Image
 
     scale = MAX_SIDE / max(picture.size)
@@ -125,7 +122,7 @@ def _shrunk(picture: Any) -> Any:
 
 
 def _to_8_bits(image: Any) -> Any:
-    """16-bit, integer and float greyscale, stretched to 8 bits (PIL's own conversion clips); what is not finite is black."""
+    """16-bit, integer and float greyscale stretched to 8 bits (PIL's own conversion clips); non-finite pixels are black."""
     import numpy as np
     from PIL import Image
 
@@ -137,7 +134,7 @@ def _to_8_bits(image: Any) -> Any:
 
 
 def _without_background(picture: Any) -> tuple[Any, str]:
-    """An RGBA picture, its even background made transparent if it has no transparency; and a warning, or ""."""
+    """An RGBA picture, with its even background made transparent if nothing is; and a warning, or ""."""
     import numpy as np
     from PIL import Image
 
@@ -154,7 +151,7 @@ def _without_background(picture: Any) -> tuple[Any, str]:
 
 
 def _even_background(pixels_HW3: Any) -> Any:
-    """Where the colour of the picture's edge reaches from the edge (bool (H, W)); nowhere if the edge has no one colour."""
+    """The pixels of the border's colour that are connected to the border, bool (H, W); none if the border has several colours."""
     import numpy as np
     from scipy import ndimage
 

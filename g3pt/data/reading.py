@@ -1,6 +1,6 @@
 """Reading a dataset: rows one by one, whole columns, or the arrays of some shards.
 
-A row that is not `ok` holds zeros in its tensors: everything here leaves such rows out unless asked for them.
+A row that is not `ok` contains zeros in its tensors: all functions here skip such rows unless asked for them.
 Shapes: N objects.
 """
 
@@ -27,9 +27,10 @@ def read_rows(
     shards: Iterable[int] | None = None,
     ids: Container[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Rows as dicts of numpy arrays, strings and numbers; in shard order, within a shard by id.
+    """Rows as dicts of numpy arrays, strings and numbers, in order of shards and ids.
 
-    `split`, `status` and `ids` None keep all; `shards` None reads all shards of the dataset. With `ids`, row groups that hold none of them stay unread.
+    `split`, `status` and `ids` of None keep all rows; `shards` of None reads all shards. With `ids`, row groups without any of them
+    are not read.
     """
     info = dataset if isinstance(dataset, DatasetInfo) else open_dataset(dataset)
     unknown = [name for name in columns if name not in info.columns]
@@ -55,7 +56,7 @@ def _shard_rows(
 
 
 def _groups_with(file: pq.ParquetFile, ids: Container[str]) -> list[int]:
-    """The row groups that hold one of `ids`."""
+    """The row groups that contain one of `ids`."""
     groups = range(file.num_row_groups)
     return [
         index
@@ -94,7 +95,7 @@ def load_arrays(
 ) -> dict[str, Any]:
     """Whole columns in memory, sorted by id: tensors as (N, ...) arrays, numbers as (N,), text and views as lists.
 
-    With `limit` only the first objects; row groups without them are not read.
+    With `limit` only the first objects are returned; row groups without them are not read.
     """
     info = dataset if isinstance(dataset, DatasetInfo) else open_dataset(dataset)
     wanted = list(dict.fromkeys(["id", "license", *columns]))
@@ -103,7 +104,7 @@ def load_arrays(
         None if first is None else sorted({shard_index(name, info.num_shards) for name in first} & info.shards.keys())
     )
     rows = [row for row in read_rows(info, wanted, split, status, shards, first) if selection.keeps(row)]
-    assert first is None or len(rows) == len(first), f"{info.path}: objects lie in other shards than their ids say"
+    assert first is None or len(rows) == len(first), f"{info.path}: objects are in other shards than their ids say"
     rows.sort(key=lambda row: row["id"])
     return {name: _stacked(name, [row[name] for row in rows], info.config) for name in columns}
 
@@ -119,7 +120,7 @@ def count_objects(dataset: DatasetInfo, shard: int, split: str, selection: Selec
 
 
 def stored_bytes(dataset: DatasetInfo, shard: int, columns: Sequence[str]) -> int:
-    """Bytes, decompressed, of some columns of a shard, from its footer alone."""
+    """Uncompressed bytes of some columns of a shard, from its footer alone."""
     with open_parquet(dataset.shard_path(shard)) as file:
         chunks = [
             file.metadata.row_group(g).column(c)
@@ -137,7 +138,7 @@ def load_shards(
     count: int,
     selection: Selection = ALL,
 ) -> dict[str, Any]:
-    """Columns of the `count` ok and selected objects of some shards, in the order named: tensors never twice in memory, all else as lists."""
+    """Columns of the `count` ok and selected objects of some shards, in the given order. Tensors are in memory once; the rest are lists."""
     arrays = {
         name: np.empty((count, *shape), dtype)
         for name, (dtype, shape) in dataset.config.tensors.items()
@@ -157,7 +158,7 @@ def load_shards(
             kept.append(row[name])
     if found != count:
         raise ValueError(
-            f"dataset {dataset.path}: shards {list(shards)} do not hold the {count} objects counted before: it changed while it was read"
+            f"dataset {dataset.path}: shards {list(shards)} do not contain the {count} objects counted before: it changed while it was read"
         )
     return arrays | lists
 

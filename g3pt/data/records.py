@@ -5,16 +5,16 @@
     DATASET/shard-00042.json     sidecar, written after its parquet: hashes, counts, seconds
     DATASET/derived/<kind>-<export-hash8>/shard-00042.parquet   tokens or features, joined by id
 
-A row that is not `ok` holds zeros in its tensor columns, never nulls: one null in a fixed-size list makes the whole file
-unreadable. Readers filter on `status`. An object's shard and split follow from its id alone, so neither depends on what
-else is in the dataset.
+A row that is not `ok` contains zeros in its tensor columns, never nulls: one null in a fixed-size list makes the whole file
+unreadable. Readers filter on `status`. An object's shard and split follow from its id alone, so neither depends on what else is in
+the dataset.
 
-Here is what a row is; g3pt/data/datasets.py writes and opens datasets, g3pt/data/reading.py reads rows, g3pt/data/derived.py joins tables to them;
-`python -m g3pt.data.inspection DATASET [--verify]` says what a dataset holds and whether it is whole (g3pt/data/inspection.py).
+This file defines a row. Elsewhere: datasets.py writes and opens datasets, reading.py reads rows, derived.py joins tables to them,
+inspection.py checks a whole dataset, geometry/convert.py computes a row's tensors.
 
-Source: DESIGN, contract 3 (schema, hashes, splits).
-Ours: `solid` is a binary PLY (any mesh tool reads it); `views` and `view_cameras` exist only where views were asked for;
-      dataset.json lists its shards with their sha256, so a reader never mixes two states of a folder.
+Layout, hashes and splits: docs/concepts/contracts.md.
+Ours: `solid` is a binary PLY (any mesh tool reads it); `views` and `view_cameras` exist only if views were asked for; dataset.json
+lists its shards with their sha256, so a reader never mixes two states of a folder.
 
 Shapes: P surface points, Q query points (a multiple of 8), V views.
 """
@@ -33,8 +33,8 @@ import pyarrow as pa
 SCHEMA_VERSION = 2
 STATUSES = ("ok", "failed", "timeout", "out-of-memory", "rejected")
 SPLITS = ("train", "val", "test")
-RETRIED_REASONS = ("timeout", "out-of-memory")  # what --retry-failed tries again,
-DOWNLOAD_REASON = "download-"  # and all that begin so
+RETRIED_REASONS = ("timeout", "out-of-memory")  # failures that --retry-failed tries again
+DOWNLOAD_REASON = "download-"  # and those whose reason begins like this
 ROWS_PER_GROUP = 32
 
 TEXT_COLUMNS = (
@@ -43,16 +43,16 @@ TEXT_COLUMNS = (
 )  # fmt: skip
 LIST_COLUMNS = ("tags",)  # of text
 NUMBER_COLUMNS: dict[str, pa.DataType] = {
-    "num_faces": pa.int64(),  # of the mesh as given, as was_watertight
+    "num_faces": pa.int64(),  # of the mesh as given, as is was_watertight
     "was_watertight": pa.bool_(),
-    "num_components": pa.int64(),  # of the solid, as all that follow
-    "num_inner_shells": pa.int64(),  # of its components: those inside another, or facing inward; 0 in a good row
+    "num_components": pa.int64(),  # of the solid, as are all below
+    "num_inner_shells": pa.int64(),  # components inside another one, or facing inward; 0 in a good row
     "solid_faces": pa.int64(),
     "solid_watertight": pa.bool_(),
     "volume": pa.float64(),
     "surface_area": pa.float64(),
-    "thickness": pa.float64(),  # 2 volume / surface_area: that of a slab
-    "volume_share": pa.float64(),  # of the volume points that lie inside
+    "thickness": pa.float64(),  # 2 volume / surface_area, which is exact for a thin slab
+    "volume_share": pa.float64(),  # share of the volume points that are inside
     "chamfer_to_input": pa.float64(),
     "scale": pa.float64(),
 }
@@ -60,7 +60,7 @@ NUMBER_COLUMNS: dict[str, pa.DataType] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RecordConfig:
-    """What fixes the schema: how many points, queries and views a row holds, and whether it keeps its solid."""
+    """The schema's parameters: numbers of points, queries and views of a row, and whether it keeps its solid."""
 
     num_surface: int = 16384
     num_sharp: int = 4096
@@ -105,7 +105,7 @@ def id_hash(object_id: str) -> int:
 
 
 def shard_index(object_id: str, num_shards: int) -> int:
-    """The shard an object belongs to."""
+    """The shard of an object."""
     return id_hash(object_id) % num_shards
 
 
@@ -148,7 +148,7 @@ def schema(config: RecordConfig) -> pa.Schema:
 
 
 def empty_row(object_id: str, config: RecordConfig) -> dict[str, Any]:
-    """A row of an object about which nothing is known yet: zeros and empty strings, status failed."""
+    """A row of zeros and empty strings with status failed, for an object of which nothing is known yet."""
     row: dict[str, Any] = dict.fromkeys(TEXT_COLUMNS, "")
     row |= {name: [] for name in LIST_COLUMNS}
     row |= {name: kind.to_pandas_dtype()() for name, kind in NUMBER_COLUMNS.items()}
@@ -229,11 +229,11 @@ def decode_solid(data: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def failure_reason(row: Mapping[str, Any]) -> str:
-    """`failed/corrupt`, `timeout`: the status and the word before the colon of `error`, if it adds something."""
+    """`failed/corrupt` or `timeout`: the status, and the word before the colon of `error` if it differs."""
     reason = row["error"].split(":", 1)[0]
     return row["status"] if reason in ("", row["status"]) else f"{row['status']}/{reason}"
 
 
 def is_retried(failure: str) -> bool:
-    """Whether --retry-failed tries again what failed with this `failure_reason`."""
+    """Whether --retry-failed retries objects with this `failure_reason`."""
     return any(word in RETRIED_REASONS or word.startswith(DOWNLOAD_REASON) for word in failure.split("/"))

@@ -1,7 +1,8 @@
-"""Which objects of a dataset a model may be trained on: by licence, and by patterns of ids.
+"""Which objects of a dataset a model may be trained on: by licence, and by patterns of ids. Which licences are open: licenses.py.
 
-Licences are compared letter by letter with the dataset's (SPDX names where the source gives them): `CC-BY` is not `CC-BY-4.0`, and `open` stands for
-all open ones (`g3pt.data.licenses`). Patterns are the shell's, over the whole id, case counts; `*` also matches `/`. The same selection applies to validation and test.
+Licences are compared exactly with the dataset's (SPDX names where the source gives them): `CC-BY` is not `CC-BY-4.0`. `open` means all
+open ones. Patterns are the shell's, match the whole id and respect case; `*` also matches `/`. The same selection applies to
+validation and test.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from g3pt.data import licenses
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Objects with one of `licenses` (none named: any) whose id matches none of `exclude_ids`."""
+    """Objects with one of `licenses` (any if empty) whose id matches none of `exclude_ids`."""
 
     licenses: tuple[str, ...] = ()
     exclude_ids: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Selection:
-        """As a run's configuration holds it."""
+        """The selection in a run's configuration."""
         return cls(licenses=tuple(config.get("licenses") or ()), exclude_ids=tuple(config.get("exclude_ids") or ()))
 
     def as_config(self) -> dict[str, list[str]]:
-        """For a run's configuration, which `of` reads; empty if everything is kept, so that such a run's name stays."""
+        """Entries for a run's configuration, as `of` reads them; none if everything is kept, so that the run's name does not change."""
         found = {"licenses": list(self.licenses), "exclude_ids": list(self.exclude_ids)}
         return {name: values for name, values in found.items() if values}
 
@@ -37,7 +38,7 @@ class Selection:
         return self.reason(row) is None
 
     def reason(self, row: Mapping[str, Any]) -> str | None:
-        """The pattern or the licence that an object is left out for."""
+        """The pattern or licence because of which an object is left out; None if it is kept."""
         matched = next((pattern for pattern in self.exclude_ids if fnmatchcase(row["id"], pattern)), None)
         if matched is None and not licenses.allowed(row["license"], self.licenses):
             return f"licence {row['license'] or 'none'}"
@@ -48,9 +49,9 @@ ALL = Selection()
 
 
 def choose(selection: Selection, rows: Iterable[Mapping[str, Any]], where: str) -> str:
-    """Check a selection against a split's rows; what it leaves out, as one line, empty if nothing was asked for.
+    """One line about what a selection leaves out of a split's rows; empty for a selection that keeps all.
 
-    ValueError for a licence that no row has, with those there are, and for a selection that keeps nothing.
+    ValueError for a licence that no row has, with those that exist, and for a selection that keeps nothing.
     """
     rows = list(rows)
     found = Counter(row["license"] for row in rows)

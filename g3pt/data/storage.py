@@ -1,13 +1,13 @@
-"""Where files lie: a local folder, or a bucket of an object store; the same few operations on both.
+"""Storage locations: a local folder or a bucket of an object store, with the same few operations on both.
 
-How: `location("out/data")` is a pathlib.Path, `location("s3://bucket/data")` a `RemotePath`, which has those of Path's methods that
-datasets use. What Path lacks is a function here: a folder's files in one listing, a file written whole or not at all, Parquet.
-Locally a file is written under a temporary name, flushed and renamed; on an object store an upload becomes visible at its end.
-Login and endpoint come from where other tools look (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, a machine's role): pyarrow
-reads them. Options of pyarrow's file system may follow in the URI: s3://bucket/data?region=eu-west-1
+How: `location("out/data")` is a pathlib.Path, `location("s3://bucket/data")` a `RemotePath` with the methods of Path that datasets use.
+What Path lacks is a function here: listing a folder's files, writing a file whole or not at all, Parquet. Locally a file is written
+under a temporary name, flushed and renamed; on an object store an upload becomes visible when it ends.
+pyarrow finds login and endpoint where other tools do (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, a machine's role). Options of
+pyarrow's file system may follow in the URI: s3://bucket/data?region=eu-west-1
 
-Ours: uploads stay in pyarrow's background threads. Without them, closing after a part that failed completes the upload: measured,
-      a file that lacks its middle.
+Ours: uploads stay in pyarrow's background threads. Without them, closing after a failed part completes the upload (measured): the
+file then lacks its middle.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-# A small file is one PUT instead of three calls; Google's client would try for 15 minutes before it says that nobody answers.
+# S3: one PUT instead of three calls per small file. Google's client would retry for 15 minutes before it reports an unreachable store.
 OPTIONS = {"s3": "allow_delayed_open=true", "gs": "retry_limit_seconds=30"}
-PARALLEL_READS = 32  # from a bucket: each waits for an answer, none for the processor
+PARALLEL_READS = 32  # from a bucket; they wait for the network, not for the processor
 READ_AHEAD = 512
 DENIED = re.compile(
     "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN|EXPIRED|UNRECOGNIZED_CLIENT|Unauthorized|Permission"
@@ -42,7 +42,7 @@ LOGIN = (
 
 @dataclass(frozen=True, order=True)
 class RemotePath:
-    """A file or folder in a bucket: `store` s3://bucket, `key` the path below it, `options` what follows ? in the URI."""
+    """A file or folder in a bucket: `store` (s3://bucket), `key` (the path in it) and `options` (after ? in the URI)."""
 
     store: str
     key: str = ""
@@ -75,11 +75,11 @@ class RemotePath:
         return replace(self, key=self.key.rpartition("/")[0])
 
     def resolve(self) -> RemotePath:
-        """Itself: there are neither links nor a working directory."""
+        """Itself: a bucket has neither links nor a working directory."""
         return self
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: a folder is there as soon as a file in it is."""
+        """Does nothing: a folder exists as soon as a file in it does."""
 
     def exists(self) -> bool:
         """Whether there is such a file, or a file below it."""
@@ -107,11 +107,11 @@ class RemotePath:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, data: bytes) -> None:
-        """Upload the file: a reader sees the one before or this one."""
+        """Upload the file; a reader sees the old or the new content."""
         with self.opened() as (files, path):
             upload = files.open_output_stream(path, compression=None)
             upload.write(data)
-            upload.close()  # not `with`: after an error it would close, that is finish, what is incomplete
+            upload.close()  # not `with`: after an error that would close, and thereby finish, an incomplete upload
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the file."""
@@ -119,12 +119,12 @@ class RemotePath:
             files.delete_file(path)
 
     def check_store(self) -> None:
-        """ValueError if there is no such bucket: looking for a file in one that is missing only says that it isn't there."""
+        """ValueError if the bucket does not exist, which looking for a file in it would not reveal."""
         with self.opened() as (files, _):
             try:
                 found = files.get_file_info(self.store.partition("://")[2])
             except OSError as error:
-                if DENIED.search(str(error)):  # a login for a part of the bucket may not look at the whole
+                if DENIED.search(str(error)):  # a login for part of the bucket may not inspect it
                     return
                 raise
         if found.type is pafs.FileType.NotFound:
@@ -132,7 +132,7 @@ class RemotePath:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[pafs.FileSystem, str]]:
-        """(pyarrow's file system, this path in it); its errors become one line that names the path and what to do."""
+        """A context with (pyarrow's file system, this path in it), whose errors become one line with path and remedy."""
         try:
             yield _file_system(self.store, self.options, os.getpid()), f"{self.store.partition('://')[2]}/{self.key}"
         except FileNotFoundError:
@@ -156,7 +156,7 @@ Location = Path | RemotePath
 
 @functools.cache
 def _file_system(store: str, options: str, _process: int) -> pafs.FileSystem:
-    """One for each bucket and process: a forked process must not use its parent's connections."""
+    """The file system of a bucket and process: a forked process must not use its parent's connections."""
     given = "&".join(filter(None, [options, OPTIONS[store.partition("://")[0]]]))
     return pafs.FileSystem.from_uri(f"{store}?{given}")[0]
 
@@ -183,7 +183,7 @@ def is_remote(path: str | Path | RemotePath) -> bool:
 
 
 def listing(folder: Location) -> dict[str, int]:
-    """Name -> bytes of the files directly in a folder; none if it is missing. One call for a thousand files of a bucket."""
+    """Name -> bytes of the files directly in a folder, empty if it is missing. One request per thousand files of a bucket."""
     if isinstance(folder, RemotePath):
         with folder.opened() as (files, path):
             found = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
@@ -194,14 +194,14 @@ def listing(folder: Location) -> dict[str, int]:
         return {}
     found = {}
     for entry in entries:
-        with contextlib.suppress(FileNotFoundError):  # a temporary file that was renamed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # a temporary file, renamed meanwhile
             if entry.is_file():
                 found[entry.name] = entry.stat().st_size
     return found
 
 
 def read_many(paths: Sequence[Location], ahead: int = READ_AHEAD) -> Iterator[bytes]:
-    """Contents of files, in the order named; those of a bucket many at a time, at most `ahead` of them in memory."""
+    """Contents of files, in order. Files of a bucket are read in parallel, at most `ahead` of them in memory."""
     if not paths or isinstance(paths[0], Path):
         yield from (path.read_bytes() for path in paths)
         return
@@ -222,7 +222,7 @@ def write_atomic(path: Location, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:  # a full disk gets its space back at once
+    except BaseException:  # frees a full disk at once
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
@@ -230,7 +230,7 @@ def write_atomic(path: Location, data: bytes) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Location) -> Iterator[Path]:
-    """A local name to write at, piece by piece: what is there at the block's end becomes `path`, whole or not at all."""
+    """A context with a local file name to write to; when it ends, that file becomes `path`, whole or not at all."""
     if isinstance(path, RemotePath):
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / path.name
@@ -249,7 +249,7 @@ def written_whole(path: Location) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Location) -> None:
-    """Remove what was left in a local folder by a writer that was killed; a bucket drops unfinished uploads by its own rules."""
+    """Remove what a killed writer left in a local folder. A bucket drops unfinished uploads by its own rules."""
     if isinstance(folder, Path):
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
@@ -257,7 +257,7 @@ def remove_temporaries(folder: Location) -> None:
 
 @contextlib.contextmanager
 def open_parquet(path: Location) -> Iterator[pq.ParquetFile]:
-    """A Parquet file to read; from a bucket only the columns asked for are fetched."""
+    """A context with a Parquet file to read; of a bucket's file only the requested columns are fetched."""
     if isinstance(path, Path):
         with pq.ParquetFile(path) as file:
             yield file

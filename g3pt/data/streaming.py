@@ -1,12 +1,12 @@
-"""Objects of a split that does not fit memory, shard by shard, in an order that follows from (seed, epoch) alone.
+"""Objects of a split that does not fit memory, read shard by shard, in an order that follows from (seed, epoch) alone.
 
-Two shuffles: each epoch puts the shards in a new order and takes them in groups of a few; a group's objects are shuffled together. So an
-object meets those of its group's other shards, which are others in each epoch. Any sample number can be started at: groups
-before it are counted, not read. The next group is read by a thread while this one is used, so two groups lie in memory.
+Two shuffles: each epoch permutes the shards and divides them into groups of a few; the objects of a group are shuffled together. So
+an object meets other objects in each epoch. Reading can start at any sample number: groups before it are counted, not read. A
+thread reads the next group while this one is used, so two groups are in memory.
 
-Every worker reads every group and uses its share of it: that keeps the order independent of the number of workers, and costs each of
-them the reading of all (`benchmarks/tokenizer.py` measures the rate).
-Ours, wholly. Shapes: N objects of the split.
+Every worker reads every group and uses its share of it. That keeps the order independent of the number of workers, at the cost that
+each of them reads everything (`benchmarks/tokenizer.py` measures the rate).
+Ours: all of it. Shapes: N objects of the split.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from g3pt.data import datasets, reading
 from g3pt.data.batches import global_batches, prefetched
 from g3pt.data.selection import ALL, Selection
 
-IN_MEMORY_BYTES = 8 * 2**30  # a split up to so many bytes is read whole by each worker
+IN_MEMORY_BYTES = 8 * 2**30  # splits up to this size are read whole by each worker
 GROUP_BYTES = 2 * 2**30  # of one group
 Row = dict[str, Any]
 
 
 class ShardedObjects:
-    """N objects in shards of `counts`; `load(shards)` gives the arrays of some, object after object, in the order named."""
+    """N objects in shards of `counts` objects; `load(shards)` returns the arrays of some shards, in the given order."""
 
     def __init__(self, counts: Sequence[int], load: Callable[[list[int]], dict[str, Any]], group_size: int) -> None:
         self.counts, self.load, self.group_size = np.asarray(counts), load, group_size
@@ -45,7 +45,7 @@ class ShardedObjects:
     def rows(
         self, batch_size: int, seed: int, start_sample: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[np.ndarray, list[Row]]]:
-        """Endlessly: (sample numbers, objects) of this worker's share of each global batch, from `start_sample` on."""
+        """(Sample numbers, objects) of this worker's share of each global batch, from `start_sample` on, without end."""
         with contextlib.closing(prefetched(self._loaded(seed, start_sample), 1)) as groups:
             group = next(groups)
             for samples in global_batches(len(self), batch_size, start_sample, rank, world_size):
@@ -58,7 +58,7 @@ class ShardedObjects:
                 yield samples, rows
 
     def _loaded(self, seed: int, start_sample: int) -> Iterator[dict[str, Any]]:
-        """Groups from the one that holds `start_sample` on, without end."""
+        """Groups from the one with `start_sample` on, without end."""
         epoch = start_sample // len(self)
         start = epoch * len(self)
         while True:
@@ -73,7 +73,7 @@ class ShardedObjects:
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """Columns from elsewhere: `num_bytes` an object; `join(arrays, shards)` adds them to the columns read of some shards (`id` among them)."""
+    """Columns of another table, `num_bytes` per object; `join(arrays, shards)` adds them to the columns of some shards, by id."""
 
     num_bytes: int
     join: Callable[[dict[str, Any], list[int]], dict[str, Any]]
@@ -89,7 +89,7 @@ def training_objects(
     in_memory_bytes: int = IN_MEMORY_BYTES,
     group_bytes: int = GROUP_BYTES,
 ) -> dict[str, Any] | ShardedObjects:
-    """The train split: as arrays if it fits, else as shards to stream. Which of the two follows from the dataset alone, by the size of the columns `sized_by`."""
+    """The train split: arrays if the columns `sized_by` fit memory, else shards to stream. The choice depends on the dataset alone."""
     row_bytes = object_bytes(dataset, columns if sized_by is None else sized_by) + (joined.num_bytes if joined else 0)
     if dataset.splits.get("train", 0) * row_bytes <= in_memory_bytes:
         arrays = reading.load_arrays(dataset, "train", columns, selection=selection)
@@ -107,7 +107,7 @@ def training_objects(
 
 
 def object_bytes(dataset: datasets.DatasetInfo, columns: Sequence[str]) -> int:
-    """Bytes of an object's columns in memory: tensors by their shape, text and views as the mean of what the shards hold, by their footers."""
+    """Bytes of an object's columns in memory: tensors by their shape, text and views by the mean over the shards' footers."""
     tensors = {
         name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, (dtype, shape) in dataset.config.tensors.items()
     }

@@ -1,7 +1,7 @@
-"""What a dataset's rows are together: counts by status, reason, split, licence and category, and how faces, volume, thickness and seconds spread.
+"""What a dataset's rows are together: counts by status, reason, split, licence and category, and quantiles of faces, volume, thickness, seconds.
 
-How: one shard's small columns at a time are added up, column by column; tensors are never read. What is kept does not grow with the dataset: a
-count for each name (`Names`, at most MOST_NAMES of them) and for each bin of width 1 % (`Quantiles`).
+How: the small columns are added up one shard at a time; tensors are never read. The memory used does not grow with the dataset: a
+count per name (`Names`, at most MOST_NAMES of them) and per bin of width 1 % (`Quantiles`).
 
 Source: Masson et al. 2019, "DDSketch" (quantiles with a bounded relative error from bins of equal width in the logarithm).
 Ours: licences, categories and figures are those of ok rows; seconds are of all.
@@ -24,14 +24,14 @@ from g3pt.data.records import SPLITS, failure_reason
 MOST_NAMES, SHOWN_NAMES = 100_000, 8
 LINE_WIDTH = 110
 FURTHER_NAMES = "(further names)"
-BIN_WIDTH = 1.01  # factor from bin to bin: a quantile is off by half a percent at most
+BIN_WIDTH = 1.01  # ratio of neighbouring bins: a quantile is wrong by half a percent at most
 SHARES = {"least": 0.0, "1 %": 0.01, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "99 %": 0.99, "most": 1.0}
 FIGURES = {"faces": "num_faces", "volume": "volume", "thickness": "thickness"}
 COLUMNS = ("id", "content_sha256", "status", "error", "split", "license", "category", *FIGURES.values())
 
 
 class Names(Counter[str]):
-    """Counts by name; names beyond the first MOST_NAMES share one count, so that a name an object does not fill the memory."""
+    """Counts by name. Names beyond the first MOST_NAMES share one count, which bounds the memory."""
 
     def add(self, counts: Mapping[str, int]) -> None:
         """Add counts; an empty name is `not stated`."""
@@ -40,13 +40,13 @@ class Names(Counter[str]):
             self[shown if shown in self or len(self) < MOST_NAMES else FURTHER_NAMES] += count
 
     def line(self) -> str:
-        """The most frequent, for a person."""
+        """The most frequent names, as text."""
         said = ", ".join(f"{plain(name)} {count:,d}" for name, count in self.most_common(SHOWN_NAMES))
         return (said or "none") + (f", and {len(self) - SHOWN_NAMES:,d} more" if len(self) > SHOWN_NAMES else "")
 
 
 class Quantiles:
-    """Values counted in bins of equal width in the logarithm; those that are not positive count as 0."""
+    """Values counted in bins of equal width in the logarithm; values that are not positive count as 0."""
 
     def __init__(self) -> None:
         self.count, self.least, self.most = 0, math.inf, -math.inf
@@ -66,7 +66,7 @@ class Quantiles:
         self._bins.update(dict(zip(bins.tolist(), counts.tolist(), strict=True)))
 
     def at(self, share: float) -> float:
-        """The value that this share of all values does not exceed, within half a percent (0 and 1 exactly); NaN where there is none."""
+        """The quantile of a share, within half a percent (exact for 0 and 1); NaN without values."""
         if self.count and share in (0.0, 1.0):
             return self.most if share else self.least
         wanted, seen = max(1, math.ceil(share * self.count)), 0
@@ -78,7 +78,7 @@ class Quantiles:
 
 
 class Contents:
-    """The sum of shards."""
+    """The sum of shards, as figures and as lines of text."""
 
     def __init__(self) -> None:
         self.num_rows = self.num_shards = self.num_bytes = 0
@@ -88,7 +88,7 @@ class Contents:
         self.tensors: dict[str, str] = {}
 
     def add(self, table: pa.Table, num_bytes: int) -> None:
-        """One shard: its COLUMNS, and the bytes of its parquet."""
+        """Add one shard: a table of COLUMNS, and the bytes of its parquet."""
         self.num_rows, self.num_shards, self.num_bytes = (
             self.num_rows + table.num_rows,
             self.num_shards + 1,
@@ -105,7 +105,7 @@ class Contents:
             self.spread[name].add(ok[column].to_pylist())
 
     def lines(self) -> list[str]:
-        """For a person: labelled counts, then a table of quantiles."""
+        """Labelled counts, then a table of quantiles."""
         splits = ", ".join(f"{name} {self.splits[name]:,d}" for name in SPLITS)
         rows = [("status", self.statuses.line()), ("not ok", self.reasons.line()), ("splits", f"{splits} (ok objects)")]
         rows += [("licences", self.licences.line()), ("categories", self.categories.line())]
@@ -120,7 +120,7 @@ class Contents:
 
 
 def labelled(label: str, text: str) -> list[str]:
-    """`  label       text`, in lines that a terminal can show."""
+    """`  label       text`, wrapped to LINE_WIDTH."""
     return textwrap.wrap(
         text,
         LINE_WIDTH,
@@ -132,7 +132,7 @@ def labelled(label: str, text: str) -> list[str]:
 
 
 def counted(column: pa.ChunkedArray) -> dict[str, int]:
-    """How often each text of a column occurs."""
+    """Count of each text in a column."""
     found: Any = pc.value_counts(column)
     return dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True))
 
@@ -147,10 +147,10 @@ def tensors_of(schema: pa.Schema) -> dict[str, str]:
 
 
 def shown(value: float) -> str:
-    """Three digits: bins know no more."""
+    """Three digits, the precision of the bins."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def plain(text: str) -> str:
-    """The text of data with everything that could move a terminal's cursor as a question mark."""
+    """Text from data with control characters, which could move a terminal's cursor, as question marks."""
     return "".join(char if char.isprintable() else "?" for char in text)

@@ -1,9 +1,9 @@
-"""What a dataset's shards are together, added up one sidecar at a time: counts, each parquet's sha256, the fingerprint.
+"""The sum of a dataset's sidecars, added one at a time: counts, each parquet's sha256, the fingerprint.
 
-How: pairs of id and content hash go into a temporary SQLite table, which sorts them outside of memory: of ten million objects memory
-holds only what there is per shard.
+How: pairs of id and content hash go into a temporary SQLite table, which sorts them outside of memory: for ten million objects the
+memory used depends on the number of shards only.
 
-Source: DESIGN, contract 3 (fingerprint).
+Fingerprint: docs/concepts/contracts.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 
 class Tally:
-    """The sum of sidecars; a shard may be added once. For one thread."""
+    """The sum of sidecars, each of which may be added once. For one thread."""
 
     def __init__(self, sidecars: Mapping[int, Mapping[str, Any]] | None = None) -> None:
         self.rows = 0
@@ -28,7 +28,7 @@ class Tally:
         self.shards: dict[int, str] = {}  # index -> sha256 of the parquet
         self._db = sqlite3.connect(
             "", check_same_thread=False
-        )  # on disk as soon as it is large, gone with the connection
+        )  # moves to disk when large, and is deleted with the connection
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("CREATE TABLE content (id TEXT, sha256 TEXT)")
         weakref.finalize(self, self._db.close)
@@ -46,7 +46,7 @@ class Tally:
         self._db.executemany("INSERT INTO content VALUES (?, ?)", sidecar["content"].items())
 
     def fingerprint(self, config_sha256: str) -> str:
-        """sha256 of canonical JSON of the config hash and the sorted (id, content sha256) pairs, written out piece by piece."""
+        """sha256 of canonical JSON of the config hash and the sorted (id, content sha256) pairs, hashed piece by piece."""
         digest = hashlib.sha256(f'{{"config":{json.dumps(config_sha256)},"objects":['.encode())
         separator = ""
         for pair in self._db.execute("SELECT id, sha256 FROM content ORDER BY id"):

@@ -1,8 +1,8 @@
 """Compiled loop over pairs of point clouds: squared Chamfer distances of two sets.
 
-One pass over a pair's points serves both directions. A float that is not negative orders like the integer of its bits: minima of
-integers are left to the vector units, those of floats are not (0.2 ns instead of 1 ns a pair of points). Sequential and cached on disk
-like `geometry._kernels`. Imported only inside functions, because it needs numba.
+One pass over a pair's points serves both directions. Floats that are not negative order like the integers of their bits; compilers
+vectorise minima of integers but not of floats (0.2 ns instead of 1 ns per pair of points). Sequential and cached on disk, like
+`geometry._kernels`. Imported only inside functions, because it needs numba.
 
 Shapes: N, M clouds of the two sets, P points of a cloud.
 """
@@ -13,7 +13,7 @@ from numba import njit
 
 @njit(cache=True, nogil=True, fastmath=True)
 def squared_chamfer_pairs(clouds_N3P: np.ndarray, others_M3P: np.ndarray) -> np.ndarray:
-    """Sum of both directed mean squared nearest distances of each pair of finite float32 clouds, float64 (N, M)."""
+    """Squared Chamfer distance of each pair of finite float32 clouds, summed over both directions, float64 (N, M)."""
     num, num_others, num_points = len(clouds_N3P), len(others_M3P), clouds_N3P.shape[2]
     found = np.empty((num, num_others))
     square, there, back = np.empty((3, num_points), dtype=np.float32)

@@ -1,8 +1,8 @@
-"""How many bits an object's codes take: as they are, and after an entropy coder that knows how often each digit comes at each position.
+"""Bits of an object's codes: stored as they are, and after an entropy coder that knows each digit's frequencies at each position.
 
-How: the coder's model is adaptive counting with one added to every count (Laplace), one table a position and digit, fitted to the
-*other* objects: the length is one that a decoder could really reach, so it may exceed the plain one, and it does when there are few
-objects. The sum of position entropies would not do: N objects can't show more than log2 N bits at a position.
+How: the coder's model is counting with one added to every count (Laplace), one table per position and digit, fitted to the *other*
+objects. So the length is one that a decoder could reach; it may exceed the plain length, and does with few objects. The sum of position
+entropies would not be valid: N objects can't show more than log2 N bits at a position.
 
 Ours: all of it. Shapes: N objects, S tokens, C digits of a code.
 """
@@ -18,7 +18,7 @@ def plain_bits(num_tokens: int, num_codes: int) -> float:
 
 
 def coded_bits(digits_NSC: np.ndarray, levels: Sequence[int]) -> np.ndarray:
-    """Bits (N,) of each object's digits, coded with the counts that the other objects have at the same position and digit."""
+    """Bits (N,) of each object's digits, coded with the other objects' counts at the same position and digit."""
     digits_NSC = np.asarray(digits_NSC)
     count, num_tokens, num_digits = digits_NSC.shape
     if num_digits != len(levels) or count < 1:
@@ -30,6 +30,6 @@ def coded_bits(digits_NSC: np.ndarray, levels: Sequence[int]) -> np.ndarray:
         counts = np.zeros((num_tokens, num_levels))
         for row_S in values_NS:
             counts[positions, row_S] += 1
-        own_NS = counts[positions, values_NS]  # its own count stands for the one that is added
+        own_NS = counts[positions, values_NS]  # its own count takes the place of the added one
         bits_N -= np.log2(own_NS / (count - 1 + num_levels)).sum(axis=1)
     return bits_N

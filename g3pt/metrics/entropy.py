@@ -1,4 +1,4 @@
-"""Entropies of codes, and what uniform draws would show: of probabilities in nats, of counts in bits.
+"""Entropies of codes: of probabilities in nats, of counts in bits; and the values that uniform draws would have.
 
 Source: Shannon entropy; its plug-in estimate from counts. Ours: the corrections for few draws.
 Shapes: V values that a code or digit can take, N codes.
@@ -39,12 +39,12 @@ def digit_entropies(counts_V: Tensor, levels: tuple[int, ...]) -> list[float]:
 
 
 def expected_distinct(draws: int, num_codes: int) -> float:
-    """How many distinct codes `draws` uniform draws of `num_codes` show: what utilisation is a share of."""
+    """Expected number of distinct codes in `draws` uniform draws of `num_codes`; utilisation is a share of it."""
     return num_codes * -math.expm1(draws * math.log1p(-1 / num_codes))
 
 
 def expected_entropy(draws: int, num_values: int) -> float:
-    """What plug-in entropy `draws` uniform draws of `num_values` show, in bits: counts of a value taken as Poisson."""
+    """Expected plug-in entropy of `draws` uniform draws of `num_values`, in bits, with Poisson counts."""
     rate, total = draws / num_values, 0.0
     for count in range(2, math.ceil(rate + 10 * math.sqrt(rate) + 20)):
         total += math.exp(count * math.log(rate) - rate - math.lgamma(count + 1)) * count * math.log2(count)

@@ -1,4 +1,4 @@
-"""Distances between shapes and intervals for shares, each in one definition used everywhere.
+"""Distances between two shapes, and confidence intervals, each in one definition used everywhere. Sets of shapes: sets.py.
 
 How: nearest neighbours by scipy's exact k-d tree; point sets are surface samples in the box [-0.95, 0.95]^3.
 Ours: all definitions (the paper's sampling counts and thresholds are unknown): Chamfer is the *mean* of the two directed mean
@@ -83,7 +83,7 @@ def normal_consistency(surface_A6: np.ndarray, surface_C6: np.ndarray) -> float:
 def surface_metrics(
     surface_A6: np.ndarray, surface_C6: np.ndarray, thresholds: Sequence[float] = F_THRESHOLDS
 ) -> dict[str, float]:
-    """All surface metrics of two sampled surfaces with normals, by two tree queries instead of one pair a metric."""
+    """All surface metrics of two sampled surfaces with normals, by two tree queries in all."""
     points_A3, points_C3 = surface_A6[:, :3], surface_C6[:, :3]
     distance_A, index_A = nearest(points_A3, points_C3)
     distance_C, index_C = nearest(points_C3, points_A3)
@@ -109,12 +109,12 @@ def nearest_objects(
     keep: int = 8,
     exclude: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each cloud (points (A, 3)) the index of the nearest library cloud by Chamfer and that distance.
+    """Index of the nearest library cloud by Chamfer distance, and that distance, for each cloud of points (A, 3).
 
-    How: Chamfer of the first `coarse` points, by one matrix product with the whole library, ranks the library; for the first
-    `keep` the first `num_queries` points of each side look for their nearest among all points of the other: dense targets keep the
-    distance of equal surfaces near 0. Points within a cloud must be in random order. `exclude[i]` is a library index never
-    given for cloud i (-1: none), so that a set can be searched in itself.
+    How: Chamfer of the first `coarse` points, by one matrix product with the whole library, ranks the library. For the `keep` best,
+    the first `num_queries` points of each side find their nearest among all points of the other; dense targets keep the
+    distance of equal surfaces near 0. Points within a cloud must be in random order. `exclude[i]` is a library index that is
+    never the result for cloud i (-1: none), so that a set can be searched in itself.
     """
     from scipy.spatial import cKDTree
 
@@ -145,7 +145,7 @@ def nearest_objects(
 
 
 def _coarse_chamfer(points_A3: np.ndarray, library_NC3: np.ndarray, chunk: int = 4) -> np.ndarray:
-    """Chamfer of one small cloud against each of N small clouds, in chunks that stay in the cache."""
+    """Chamfer distance of one small cloud to each of N small clouds, in chunks that fit the cache."""
     found = []
     square_A = (points_A3**2).sum(axis=1)
     for start in range(0, len(library_NC3), chunk):
@@ -157,7 +157,7 @@ def _coarse_chamfer(points_A3: np.ndarray, library_NC3: np.ndarray, chunk: int =
 
 
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share."""
+    """Wilson's confidence interval of a share."""
     from scipy.stats import norm
 
     if not 0 <= successes <= total or total <= 0:

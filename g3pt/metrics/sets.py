@@ -1,13 +1,13 @@
-"""Does a set of samples look like a set of real objects: coverage, minimum matching distance, 1-nearest-neighbour accuracy.
+"""How similar two sets of shapes are: coverage, minimum matching distance, 1-nearest-neighbour accuracy.
 
-How: squared Chamfer distances of all pairs by a compiled kernel; from the three tables (within either set, and across) follow the
-verdicts of each object, and their means. A verdict is kept per object, so that its interval can be told.
+How: a compiled kernel computes squared Chamfer distances of all pairs. The three tables (within either set, and across) give each
+object's verdict; means of verdicts are the metrics, and the verdicts give their intervals.
 
 Source: COV and MMD: Achlioptas et al. (arXiv 1707.02392), section 4; 1-NNA and the squared Chamfer distance, a sum of two means:
 PointFlow (Yang et al., arXiv 1906.12320), section 5.1.
-Ours: clouds stay in the box of `metrics.PROTOCOL`, neither centred nor scaled to unit variance; fewer points than PointFlow's
-2048 where the caller gives fewer; a tie between an object's nearest of its own set and of the other goes to the other, so that
-copies are seen (two equal sets have 1-NNA 0). Intervals hold the neighbours fixed: another draw of either set moves more.
+Ours: clouds stay in the box of `metrics.pairwise.PROTOCOL`, neither centred nor scaled to unit variance; fewer points than PointFlow's
+2048 if the caller gives fewer; a tie between an object's nearest of its own set and of the other goes to the other, so that copies are
+noticed (two equal sets have 1-NNA 0). Intervals keep the neighbours fixed: another draw of either set varies more.
 Legend: N samples and as many reference objects, P points of a cloud.
 """
 
@@ -30,7 +30,7 @@ PROTOCOL: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Tables:
-    """Distances within the samples, within the references (both (N, N), the diagonal infinite), and across (samples, references)."""
+    """Distances within the samples and within the references, both (N, N) with an infinite diagonal, and from samples to references."""
 
     within_NN: np.ndarray
     reference_NN: np.ndarray
@@ -51,14 +51,14 @@ def stacked(clouds_N: Sequence[np.ndarray], num_points: int) -> np.ndarray:
 
 
 def squared_chamfer_pairs(clouds_N3P: np.ndarray, others_M3P: np.ndarray) -> np.ndarray:
-    """Squared Chamfer distance of each cloud of one set to each of the other, float64 (N, M); clouds as `stacked` gives them."""
+    """Squared Chamfer distance of each cloud of one set to each of the other, float64 (N, M); clouds as `stacked` returns them."""
     from g3pt.metrics._cloud_kernels import squared_chamfer_pairs as compiled
 
     return compiled(clouds_N3P, others_M3P)
 
 
 def squared_chamfer_within(clouds_N3P: np.ndarray) -> np.ndarray:
-    """The same within one set, (N, N), each pair computed once; infinite on the diagonal, so that no object is its own neighbour."""
+    """The same within one set, (N, N), each pair computed once. The diagonal is infinite: no object is its own neighbour."""
     num = len(clouds_N3P)
     found = np.full((num, num), np.inf)
     for row in range(num - 1):
@@ -69,7 +69,7 @@ def squared_chamfer_within(clouds_N3P: np.ndarray) -> np.ndarray:
 
 
 def covered(tables: Tables) -> np.ndarray:
-    """Whether each reference object is the nearest one of a sample, bool (N,)."""
+    """Whether each reference object is the nearest one of any sample, bool (N,)."""
     found = np.zeros(tables.across_NN.shape[1], dtype=bool)
     found[tables.across_NN.argmin(axis=1)] = True
     return found
@@ -81,7 +81,7 @@ def matched(tables: Tables) -> np.ndarray:
 
 
 def told_apart(tables: Tables) -> np.ndarray:
-    """Whether each object, samples first, has its nearest other object in its own set, bool (2N,)."""
+    """Whether the nearest other object of each object, samples first, is in its own set, bool (2N,)."""
     samples = tables.within_NN.min(axis=1) < tables.across_NN.min(axis=1)
     references = tables.reference_NN.min(axis=1) < tables.across_NN.min(axis=0)
     return np.concatenate([samples, references])

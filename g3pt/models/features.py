@@ -1,11 +1,11 @@
-"""Condition features of a dataset: what pretrained encoders make of its captions and views, in float16, one derived table an encoder.
+"""Condition features of a dataset: pretrained encoders' outputs for its captions and views, in float16, one derived table per encoder.
 
-`DATASET/derived/text-<hash8>/` has `id` and `text` (C,); `DATASET/derived/image-<hash8>/` has `id`, `num_views` and a column `view_0`, `view_1`, ...
-(M, C) for each view. There an object is a row group of its own, so that training reads the one view that it shows: 0.5 MB of DINOv2 ViT-L/14
-instead of all views of all objects. hash8 covers encoder, revision (of a folder: its files), image size, and how pictures are prepared; a
-table's metadata says which encoder made it, so that reading needs neither the encoder nor a hub.
+`DATASET/derived/text-<hash8>/` has `id` and `text` (C,). `DATASET/derived/image-<hash8>/` has `id`, `num_views` and one column per view
+(`view_0`, `view_1`, ...) of (M, C). There each object is a row group of its own, so that training reads only the view that it shows:
+0.5 MB for DINOv2 ViT-L/14. hash8 covers encoder, revision (of a folder: its files), image size and the preparation of pictures. A
+table's metadata names its encoder, so that reading needs neither the encoder nor a hub.
 
-Source: G3PT (arXiv 2409.06322): CLIP text embedding, DINOv2 patch tokens. DESIGN, contract 3.
+Source: G3PT (arXiv 2409.06322): CLIP text embedding, DINOv2 patch tokens.
 Ours: the layout.
 Shapes: N objects, B batch, M image tokens, C width of an encoder.
 """
@@ -35,18 +35,16 @@ from g3pt.data.records import shard_index
 from g3pt.data.storage import open_parquet
 from g3pt.models.encoders import NONE, SMALL, ImageEncoder, StoredEncoder, TextEncoder
 
-PREPARATION = (
-    1  # of pictures: raise it when `prepare_image` gives other pixels, so that stored features of before are not read
-)
+PREPARATION = 1  # of pictures: raise it when `prepare_image` changes pixels, so that older features are not used
 ENCODE_BATCH = 16
-OPEN_SHARDS = 64  # kept open by a reader
+OPEN_SHARDS = 64  # files a reader keeps open
 METADATA = b"g3pt.encoder"
-FEATURE_FILES = ("*.json", "*.safetensors", "*.txt")  # of a folder with an encoder: what decides its output
+FEATURE_FILES = ("*.json", "*.safetensors", "*.txt")  # files of an encoder's folder that decide its output
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """One pretrained encoder as a source of features."""
+    """One pretrained encoder whose outputs are stored."""
 
     condition: str  # text or image
     encoder: str  # hub id or folder
@@ -81,7 +79,7 @@ def _files_hash(folder: str) -> str:
 
 
 def encodings(config: CARConfig) -> list[Encoding]:
-    """The pretrained encoders of a generator whose input is a dataset's as it stands: not the text's where captions lose phrases at random."""
+    """The pretrained encoders of a generator whose inputs never change: not the text encoder if captions lose phrases at random."""
     text = Encoding(condition="text", encoder=config.text_encoder, revision=config.text_revision, image_size=0)
     image = Encoding(
         condition="image", encoder=config.image_encoder, revision=config.image_revision, image_size=config.image_size
@@ -94,10 +92,10 @@ def encodings(config: CARConfig) -> list[Encoding]:
 
 
 def write_shard(encoding: Encoding, encoder: nn.Module, info: DatasetInfo, index: int) -> int:
-    """One shard's features, whole or not at all; the number of its `ok` objects."""
+    """Write one shard's features, whole or not at all; returns the number of its `ok` objects."""
     make = _text_tables if encoding.condition == "text" else _image_tables
     tables = make(encoder, info, index)
-    first = next(tables)  # without a row: it names the columns
+    first = next(tables)  # without rows, for the columns
     shape = [encoder.width] if encoding.condition == "text" else [encoder.num_tokens, encoder.width]
     told = {
         METADATA: json.dumps(asdict(encoding) | {"revision": encoder.revision, "shape": shape}, sort_keys=True).encode()
@@ -115,7 +113,7 @@ def write_shard(encoding: Encoding, encoder: nn.Module, info: DatasetInfo, index
 
 
 def _text_tables(encoder: TextEncoder, info: DatasetInfo, index: int) -> Iterator[pa.Table]:
-    """An empty table, then a row group for each batch of captions; zeros where there is none."""
+    """An empty table, then one per batch of captions; zeros for objects without one."""
     rows = list(reading.read_rows(info, ["id", "caption"], shards=[index]))
     for part in [[], *_batches(rows)]:
         features_BC = np.zeros((len(part), encoder.width), np.float16)
@@ -126,7 +124,7 @@ def _text_tables(encoder: TextEncoder, info: DatasetInfo, index: int) -> Iterato
 
 
 def _image_tables(encoder: ImageEncoder, info: DatasetInfo, index: int) -> Iterator[pa.Table]:
-    """An empty table, then one for each object; zeros for views it has not."""
+    """An empty table, then one per object; zeros for missing views."""
     num_views, empty = info.config.num_views, np.zeros((0, encoder.num_tokens, encoder.width), np.float16)
     yield _image_table([], [], [empty] * num_views)
     for row in reading.read_rows(info, ["id"] + ["views"] * bool(num_views), shards=[index]):
@@ -147,7 +145,7 @@ def _image_table(ids: list[str], counts: list[int], views: list[np.ndarray]) -> 
 
 @torch.inference_mode()
 def _encoded(encoder: nn.Module, *inputs: torch.Tensor) -> np.ndarray:
-    """Float16; beyond its range a feature would be infinite, which is refused."""
+    """The encoder's output as float16; ValueError if it exceeds that range."""
     device = next(encoder.parameters()).device
     features = encoder(*(one.to(device) for one in inputs)).half().cpu().numpy()
     if not np.isfinite(features).all():
@@ -169,18 +167,18 @@ def _batches(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 class StoredFeatures:
-    """A dataset's features; `kinds` maps text and image, or one of them, to the derived table. One thread reads one of these."""
+    """Reader of a dataset's features; `kinds` maps text, image or both to derived tables. Each thread needs its own."""
 
     def __init__(self, info: DatasetInfo, kinds: dict[str, str]) -> None:
         self.info, self.kinds = info, kinds
         self._open: OrderedDict[int, tuple[ExitStack, Any, dict[str, int]]] = OrderedDict()
 
     def again(self) -> StoredFeatures:
-        """Another reader of the same tables, for another thread."""
+        """A second reader of the same tables, for another thread."""
         return StoredFeatures(self.info, self.kinds)
 
     def encoders(self) -> dict[str, nn.Module]:
-        """What stands for the encoders in a model: their shapes, without weights."""
+        """The encoders' shapes without weights, which replace the encoders in a model."""
         return {condition: self._described(kind) for condition, kind in self.kinds.items()}
 
     def _described(self, kind: str) -> StoredEncoder:
@@ -198,7 +196,7 @@ class StoredFeatures:
             )
 
     def columns(self, ids: Sequence[str], shards: Sequence[int]) -> dict[str, Any]:
-        """Of objects that lie in `shards`: `text` float16 (N, C), `num_views` (N,); views are read one by one, by `image`."""
+        """`text` float16 (N, C) and `num_views` (N,) of objects in `shards`; views are read one by one, by `image`."""
         found: dict[str, Any] = {}
         for condition, name in (("text", "text"), ("image", "num_views")):
             if condition not in self.kinds:
@@ -213,10 +211,10 @@ class StoredFeatures:
         return found
 
     def image(self, object_id: str, view: int) -> np.ndarray:
-        """Float16 (M, C) of one view of an object."""
+        """Features float16 (M, C) of one view of an object."""
         file, row_of = self._shard(shard_index(object_id, self.info.num_shards))
         (column,) = file.read_row_group(row_of[object_id], columns=[f"view_{view}"]).columns
-        return reading.column_values(column.combine_chunks())[0].copy()  # arrow's own memory is not to be written to
+        return reading.column_values(column.combine_chunks())[0].copy()  # arrow's memory is read-only
 
     def _shard(self, index: int) -> tuple[Any, dict[str, int]]:
         if index not in self._open:

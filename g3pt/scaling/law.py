@@ -1,13 +1,13 @@
 """Power laws of a loss in the number of parameters, L(N) = E + A N^-alpha, with intervals and a held-out prediction.
 
-How: both laws are fitted to the logarithm of the loss with a Huber loss of delta 1e-3 (a point far off counts linearly), from
-many starting points, by L-BFGS on (log E, log A, alpha). Intervals come from resampling the points of each size (seeds), or,
-with one point a size, from resampling residuals around the fit.
+How: the law is fitted to the logarithm of the loss with a Huber loss of delta 1e-3 (an outlier counts linearly), by L-BFGS on
+(log E, log A, alpha) from many starting points. Intervals come from resampling the points of each size (seeds), or, with one point per
+size, from resampling residuals around the fit. The law in parameters and samples: surface.py.
 
 Source: Hoffmann et al. 2022 (arXiv 2203.15556), section 3.3 and appendix D.2: the form, the Huber loss, the many starts.
-Ours: the interval, the hold-out of the largest size, and that the pure power law (E = 0) always stands beside it, because four
-sizes cannot tell the two apart.
-Shapes: n points; parameters are positive counts, losses positive, in nats a token.
+Ours: the intervals, the hold-out of the largest size, and that the pure power law (E = 0) is always reported beside it, because four
+sizes cannot distinguish the two.
+Shapes: n points; parameters are positive counts, losses positive, in nats per token.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ def huber(residual: np.ndarray, delta: float = HUBER_DELTA) -> np.ndarray:
 def fit_power_law(
     params: Sequence[float], losses: Sequence[float], *, pure: bool = False, starts: int = 32, seed: int = 0
 ) -> PowerLaw:
-    """The best of `starts` fits; pure: with E = 0. ValueError for fewer points than the law needs, or non-positive ones."""
+    """The law L(N) = E + A N^-alpha fitted to points (N, L): the best of `starts` fits, with E = 0 if `pure`.
+
+    ValueError for fewer sizes than the law needs, and for values that are not positive and finite.
+    """
     size, loss = np.asarray(params, float), np.asarray(losses, float)
     needed = 2 if pure else 3
     if len(np.unique(size)) < needed:
@@ -55,7 +58,7 @@ def fit_power_law(
         )
     if not (np.all(size > 0) and np.all(loss > 0) and np.all(np.isfinite(loss))):
         raise ValueError(f"parameters and losses must be positive and finite, got {size.tolist()} and {loss.tolist()}")
-    center = float(np.exp(np.log(size).mean()))  # N / center keeps A and alpha apart while fitting
+    center = float(np.exp(np.log(size).mean()))  # N / center decorrelates A and alpha while fitting
     found = _fit_pure(size / center, loss) if pure else _fit_full(size / center, loss, starts, seed)
     return dataclasses.replace(found, coefficient=found.coefficient * center**found.exponent)
 
@@ -109,7 +112,7 @@ def fit_logarithms(
 
 
 def _starts(count: int, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """(share of the smallest loss that is irreducible, alpha)."""
+    """Random starts: (share of the smallest loss that is irreducible, alpha)."""
     return [
         (float(rng.uniform(0.02, 0.98)), float(np.exp(rng.uniform(np.log(0.03), np.log(1.2))))) for _ in range(count)
     ]
@@ -167,7 +170,7 @@ def resampled_fits(
 def band(
     fits: Sequence[PowerLaw], params: Sequence[float], level: float = 0.95, count: int = 31
 ) -> dict[str, list[float]]:
-    """Where the curves of resampled fits lie, size by size, from below the smallest to above the largest: params, low, high."""
+    """Percentiles of the curves of resampled fits, from below the smallest size to above the largest: params, low, high."""
     line = np.geomspace(min(params) / 1.3, max(params) * 1.3, count)
     low, high = zip(*(_percentiles(np.array([float(law(n)) for law in fits]), level) for n in line), strict=True)
     return {"params": line.tolist(), "low": list(low), "high": list(high)}
@@ -206,7 +209,7 @@ def _resample_residuals(size: np.ndarray, loss: np.ndarray, pure: bool) -> Calla
 def hold_out_largest(
     params: Sequence[float], losses: Sequence[float], *, pure: bool = False
 ) -> dict[str, float] | None:
-    """Fit without the largest size and predict it; None where too few sizes remain."""
+    """Prediction of the largest size by a fit to the others; None if too few sizes remain."""
     size, loss = np.asarray(params, float), np.asarray(losses, float)
     rest = size < size.max()
     if len(np.unique(size[rest])) < (2 if pure else 3):
@@ -222,7 +225,7 @@ def hold_out_largest(
 
 
 def report(params: Sequence[float], losses: Sequence[float], *, samples: int = 100, seed: int = 0) -> dict[str, Any]:
-    """Both laws with intervals and hold-outs, as fit.json holds them."""
+    """The content of fit.json: both laws with intervals and hold-outs."""
     sizes = len(set(params))
     found: dict[str, Any] = {
         "num_sizes": sizes,

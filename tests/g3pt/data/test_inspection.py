@@ -169,7 +169,7 @@ DAMAGE = {  # name -> (what is done, the fault's line, the file that must go fir
     ),
     "other objects": (
         lambda d: change(d / "shard-00003.json", content={}),
-        "shard-00003.parquet  holds other objects than its sidecar says",
+        "shard-00003.parquet  contains other objects than its sidecar says",
         "shard-00003.json",
         False,
     ),
@@ -181,7 +181,7 @@ DAMAGE = {  # name -> (what is done, the fault's line, the file that must go fir
     ),
     "other counts": (
         lambda d: change(d / "dataset.json", counts={"ok": 99}),
-        "dataset.json         says counts {'ok': 99}, its shards hold {'ok': 36, 'rejected': 4}",
+        "dataset.json         says counts {'ok': 99}, its shards contain {'ok': 36, 'rejected': 4}",
         "",
         True,
     ),
