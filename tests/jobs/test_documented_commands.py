@@ -4,7 +4,7 @@ Each line that shows something new is typed: a program, one of its flags, a kind
 shows nothing new is left to tests/test_docs.py, which reads every line and makes its dry run. `ray job submit` and servers are typed in a
 shell; other lines are run by a copy of a process that has everything imported (tests/jobs/typist.py).
 The laptop's commands join the head through RAY_ADDRESS, which saves each its own start of Ray; other tests run them without.
-Only sizes and ports are smaller than on the pages.
+Only sizes, ports and numbers of workers differ from the pages.
 """
 
 import json
@@ -152,7 +152,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     root = tmp_path_factory.mktemp("pages")
     copy = root / "copy"
     for package in ("jobs", "pipelines", "g3pt", "weights"):
-        shutil.copytree(REPOSITORY / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(REPOSITORY / package, copy / package)  # with what was compiled
     for file in (
         ".gitignore",
         "pyproject.toml",
@@ -185,7 +185,7 @@ def filled_in(line: str, folder: Path) -> str:
         line = line.replace(large, small)
     for flag in re.findall(r"--\S+ [^-\s]\S*", next((ALSO[program] for program in ALSO if program in line), "")):
         line += "" if flag.split()[0] in line else f" {flag}"
-    line = line.replace("PATH_OF_REPOSITORY", str(folder)).replace("/shared/", f"{folder}/out/")
+    line = line.replace("PATH_OF_REPOSITORY", str(folder)).replace("/shared", f"{folder}/out")
     for stage in ("cvq", "car"):
         placeholder = f"{stage}-nano-s0-XXXXXXXX"
         if placeholder in line:
@@ -198,7 +198,7 @@ def filled_in(line: str, folder: Path) -> str:
 def test_what_the_pages_say_can_be_typed(shell: Shell) -> None:
     """Each line succeeds; a command prints its result, which exists."""
     lines, folder = typed(), shell.head.folder
-    assert len(lines) > 25 and sum(line.startswith("ray job submit") for line in lines) >= 3
+    assert len(lines) >= 20 and sum(line.startswith("ray job submit") for line in lines) >= 3
     for line in lines:
         begun = time.monotonic()
         without_flags = line.endswith(".py") and "doctor" not in line
@@ -220,7 +220,7 @@ def answers(head: Head, command: str) -> None:
     """A server that is started with this command answers on loopback; it is ended by its process."""
     port = free_port()
     server = subprocess.Popen(
-        [*command.split(), "--port", str(port)],
+        [*command.split(), "--port", str(port), "--workers", "1"],
         cwd=head.folder,
         env=head.environment,
         stdout=subprocess.DEVNULL,
