@@ -21,7 +21,7 @@ KINDS = {
     "cvq": "tokenizer (CVQ): a surface's points to codes of several scales and back to occupancy",
     "car": "generator (CAR): text or an image to codes, decoded to a mesh",
 }
-CLASSES = {"cvq": ("g3pt.models.tokenizer", "CVQ"), "car": ("g3pt.models.car", "G3PT")}
+CLASSES = {"cvq": "CVQ", "car": "G3PT"}  # public names of the package g3pt
 SHOWN = {  # of an evaluation, in this order, where it has them
     "iou_volume": "volume IoU", "iou_near": "IoU near the surface", "chamfer": "Chamfer distance", "f_score_0.005": "F-score at 0.005",
     "f_score_0.01": "F-score at 0.01", "f_score_0.02": "F-score at 0.02", "normal_consistency": "normal consistency",
@@ -105,9 +105,9 @@ def title(made: Made) -> list[str]:
 
 def usage(made: Made) -> list[str]:
     """How to load it."""
-    module, name = CLASSES[made.config["kind"]]
+    name = CLASSES[made.config["kind"]]
     lines = [
-        f"from {module} import {name}",
+        f"from g3pt import {name}",
         "",
         f'model = {name}.from_pretrained("{made.name}")  # this folder, or a hub id',
     ]
