@@ -10,46 +10,46 @@ from pipelines.tracking.cards import given
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateFlags(DryRun, OnRay, OnData):
-    """Evaluate a finished tokenizer (reconstruction) or generator (samples of prompts) against a dataset."""
+    """Evaluate a finished tokenizer (by reconstruction) or generator (by samples of prompts) on a dataset."""
 
     model: str
-    """finished run of a training job, or its export"""
+    """finished training run, or its export folder"""
     output: str
-    """JSON file to write; pictures are written beside it"""
+    """JSON file to write; pictures go beside it"""
     split: str = "test"
     """train, val or test"""
     limit: int = 0
-    """objects of the split to use, by id; 0 for all"""
+    """objects of the split, the first by id; 0: all"""
     num_samples: int = 200
-    """generator: samples, with seeds from --seed on; half of their prompts are absent from training"""
+    """generator: samples, half of them with prompts absent from training"""
     num_image_samples: int = 64
-    """generator: samples, each from the first view of another held-out object and no text; 0 for none"""
+    """generator: samples from pictures of held-out objects; 0: none"""
     seed: int = 0
-    """first seed of the samples, of surface points and of shuffled codes"""
+    """first seed of samples; seed of surface points and shuffled codes"""
     resolution: int = 128
-    """cells along the box of the extracted surface, a power of two"""
+    """cells per side of the surface's grid, a power of two"""
     coarse: int = 32
-    """cells of the first, coarse grid, at most --resolution; 16 is faster and misses parts thinner than 0.125"""
+    """cells of the coarse first grid; 16 misses parts thinner than 0.125"""
     num_queries: int = 8192
-    """tokenizer: stored query points of each kind used for IoU, at most"""
+    """tokenizer: at most this many query points of each kind for IoU"""
     num_detailed: int = 16
-    """objects also meshed by scale (tokenizer) or rebuilt (generator)"""
+    """objects also meshed per scale (tokenizer) or rebuilt (generator)"""
     num_compared: int = 200
     """generator: samples and held-out objects compared as sets; 0: none"""
     guidance_grid: Numbers | None = None
-    """generator: 64 samples at each strength too, as 0,1,2,4; default none"""
+    """generator: 64 more samples per strength, as 0,1,2,4; default none"""
     cfg: float | None = None
-    """generator: strength of guidance; 0 is none; default the sampler's"""
+    """generator: strength of guidance; 0 turns it off; default the sampler's"""
     top_k: int | None = None
-    """generator: keep K values of each digit; 0: all; default the sampler's"""
+    """generator: use the K likeliest values of each digit; 0: all; default the sampler's"""
     top_p: float | None = None
-    """generator: keep values of this joint probability; default the sampler's"""
+    """generator: use values of this total probability; default the sampler's"""
     temperature: float | None = None
     """generator: below 1 sharpens, above 1 flattens; default the sampler's"""
     num_pictures: int = 12
-    """objects in the contact sheet and in STEM.meshes beside the JSON, as many of the worst too; 0 for none"""
+    """objects in contact sheet and STEM.meshes, and as many worst; 0: none"""
     num_workers: int = 0
-    """Ray actors at work; 0 works in this process"""
+    """Ray actors; 0: work in this process"""
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "val", "test"):
@@ -80,7 +80,7 @@ class EvaluateFlags(DryRun, OnRay, OnData):
 
 
 def _check_sampling(given: dict[str, Any]) -> None:
-    """A ValueError that names the flag of a number no sampler takes; now, not when the first sample is drawn."""
+    """ValueError, naming the flag, for numbers that the sampler would refuse when the first sample is drawn."""
     from g3pt.models.sampling import SampleConfig
     from pipelines.generate.config import naming_flags
 
@@ -89,7 +89,7 @@ def _check_sampling(given: dict[str, Any]) -> None:
 
 
 def strengths(text: str) -> list[float]:
-    """The numbers of a --guidance-grid, sorted, each once; ValueError for any that is no strength of guidance."""
+    """The numbers of --guidance-grid, sorted, without repetitions. ValueError for an invalid strength."""
     from g3pt.models.sampling import MAX_CFG
 
     try:
@@ -98,6 +98,6 @@ def strengths(text: str) -> list[float]:
         found = []
     if not found or not all(0 <= value <= MAX_CFG for value in found):
         raise ValueError(
-            f"--guidance-grid must be numbers from 0 to {MAX_CFG} with commas between them, like 0,1,2,4, got {text!r}"
+            f"--guidance-grid must be comma-separated numbers from 0 to {MAX_CFG}, such as 0,1,2,4, got {text!r}"
         )
     return found

@@ -1,4 +1,4 @@
-"""The flags of `jobs/generate.py`, checked: what to make, how codes are drawn, what is written."""
+"""The flags of `jobs/generate.py`, checked: prompts, sampling, output."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from g3pt.models.sampling import LISTED, SampleConfig
 from pipelines.cli.flags import DryRun, Integers, Numbers, OnRay
 from pipelines.cli.paths import REPOSITORY
 
-COARSE_CELLS = 32  # of the first grid of the iso-surface: the resolution is this times a power of two
+COARSE_CELLS = 32  # cells of the first grid of the iso-surface; the resolution is this times a power of two
 MAX_NUM = 100_000
-MIN_FACES = 16  # nothing but a box survives fewer
-RELEASED = REPOSITORY / "weights" / "g3pt-nano-car"  # travels with the code
+MIN_FACES = 16  # with fewer only a box is left
+RELEASED = REPOSITORY / "weights" / "g3pt-nano-car"  # part of the repository
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,39 +26,39 @@ class GenerateConfig(DryRun, OnRay):
     output: str
     """folder for meshes and manifest.parquet"""
     model: str | None = None
-    """a generator's run or export; default weights/g3pt-nano-car"""
+    """run or export of a generator; default weights/g3pt-nano-car"""
     text: str | None = None
-    """what to make, in words; default none; may be given together with --image"""
+    """description of the object; default none; can be combined with --image"""
     image: str | None = None
-    """picture of what to make (alpha, or an even border, is background); default none"""
+    """picture of the object (transparency or a plain border is the background); default none"""
     prompts: str | None = None
     """file of prompts, .jsonl or .parquet, with id, text, image (a path in its folder, or bytes), seed, n, cfg, cfg_text, cfg_image; default none"""
     num: int = 1
-    """samples per prompt, with seeds rising by one"""
+    """samples per prompt, with consecutive seeds"""
     seed: int = 0
     """seed of a prompt's first sample"""
     cfg: Numbers = Numbers(str(SampleConfig.cfg))
-    """strength of guidance; 0 is none"""
+    """strength of guidance; 0 turns it off"""
     cfg_text: Numbers | None = None
-    """of the text, where it shall differ from the image's; default --cfg"""
+    """strength for the text; default --cfg"""
     cfg_image: Numbers | None = None
-    """of the image; default --cfg"""
+    """strength for the image; default --cfg"""
     cfg_schedule: Literal["constant", "ramp"] = "constant"
-    """guidance is the same at all scales, or rises from 0 at the coarsest; each number here can be a list, one a scale: 0,1,2,2"""
+    """same strength at all scales, or rising from 0 at the coarsest; each number here can be a list, one per scale: 0,1,2,2"""
     top_k: Integers = Integers(str(SampleConfig.top_k))
-    """keep K values of each digit; 0: all"""
+    """use the K likeliest values of each digit; 0: all"""
     top_p: Numbers = Numbers(str(SampleConfig.top_p))
-    """keep values of this joint probability"""
+    """use values of this total probability"""
     temperature: Numbers = Numbers(str(SampleConfig.temperature))
     """below 1 sharpens, above 1 flattens"""
     resolution: int = 128
-    """cells along the box of the extracted surface: 32, 64, 128, 256, ..."""
+    """cells per side of the grid of the extracted surface: 32, 64, 128, 256, ..."""
     max_faces: int = 0
-    """simplify each mesh to at most this many faces if it stays closed; 0 keeps all"""
+    """simplify each mesh to at most this many faces, if it stays closed; 0 keeps all"""
     format: Literal["glb", "obj", "ply", "stl"] = "glb"
     """mesh file format"""
     num_workers: int | None = None
-    """batches made at a time; default the cluster's GPUs, or its CPUs where it has none"""
+    """workers, each with one GPU, or one CPU if the cluster has no GPU; default all"""
 
     def __post_init__(self) -> None:
         if self.model is None:
@@ -84,11 +84,11 @@ class GenerateConfig(DryRun, OnRay):
             raise ValueError(f"--max-faces must be 0 (keep all) or at least {MIN_FACES}, got {self.max_faces}")
         if self.num_workers is not None and self.num_workers < 1:
             raise ValueError(f"--num-workers must be positive, got {self.num_workers}")
-        self.sampling  # noqa: B018 (checks its own numbers)
+        self.sampling  # noqa: B018 (checks its values)
 
     @functools.cached_property
     def sampling(self) -> SampleConfig:
-        """How codes are drawn, where a prompt says nothing else."""
+        """The sampling settings of prompts that have none of their own."""
         listed = {
             name: per_scale(f"--{name.replace('_', '-')}", getattr(self, name), int if name == "top_k" else float)
             for name in LISTED
@@ -99,7 +99,7 @@ class GenerateConfig(DryRun, OnRay):
 
 @contextlib.contextmanager
 def naming_flags() -> Iterator[None]:
-    """SampleConfig's ValueErrors begin with a field; within the block with its flag."""
+    """Inside the block, ValueErrors of SampleConfig name the flag instead of the field."""
     try:
         yield
     except ValueError as error:
@@ -108,7 +108,7 @@ def naming_flags() -> Iterator[None]:
 
 
 def per_scale(name: str, value: Any, kind: type[Any] = float) -> Any:
-    """A number, or a tuple with one a scale: from a number, a list, or text with commas; None stays None. `name` is for the ValueError."""
+    """A number, or a tuple with one number per scale, from a number, a list or comma-separated text; None for None. `name` is for the ValueError."""
     parts = list(value) if isinstance(value, (list, tuple)) else str(value).split(",")
     try:
         numbers = tuple(kind(part) for part in parts)
@@ -116,5 +116,7 @@ def per_scale(name: str, value: Any, kind: type[Any] = float) -> Any:
         if value is None:
             return None
         wanted = "whole number" if kind is int else "number"
-        raise ValueError(f"{name} must be a {wanted}, or one a scale with commas between them, got {value!r}") from None
+        raise ValueError(
+            f"{name} must be a {wanted}, or a comma-separated list with one per scale, got {value!r}"
+        ) from None
     return numbers[0] if len(numbers) == 1 else numbers

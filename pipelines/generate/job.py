@@ -1,7 +1,7 @@
-"""Prompts to meshes: a Ray Data batch job that writes one mesh and one small record per sample, and a manifest at the end.
+"""Generation, prompts to meshes: a batch job that writes one mesh and one small record per sample, and a manifest at the end.
 
-Batches of samples go to a pool of actors that hold the model; a run started again skips the samples that are done, so
-nothing is made twice. A bad prompt is a failed row of `manifest.parquet`, never the end of the job.
+Batches of samples go to a pool of actors that hold the model. A job that is started again skips finished samples. An invalid prompt is
+recorded as failed in `manifest.parquet`, and the job continues.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ MANIFEST = pa.schema(
         for name in ("seconds", "seconds_sampling", "seconds_decoding", "seconds_writing", "tokens_per_s")
     ]
     + [("status", pa.string()), ("error", pa.string())]
-    + [("note", pa.string())]  # why a good mesh has more faces than asked for, or its picture was used whole
+    + [("note", pa.string())]  # why a mesh has more faces than requested, or its picture was not cut out
 )
 
 
 def generate(config: GenerateConfig, *, use_ray: bool = True, page: WritePage | None = None) -> str | None:
-    """Run the job; gives the output folder (None for a dry run). Without Ray the batches are made here, in turn."""
+    """Run the job; return the output folder, or None for a dry run. Without Ray the batches are made in this process, in turn."""
     if "://" in config.output:
         raise UsageError(f"{config.output}: object stores are not supported yet, give a local path")
     if config.dry_run:
@@ -111,11 +111,11 @@ def _say_plan(config: GenerateConfig, samples: list[Sample]) -> None:
 
 
 def _known_model(config: GenerateConfig) -> tuple[str, int]:
-    """The export's hash and its number of scales; UsageError for a model that cannot make what is asked for."""
+    """(hash of the export, number of scales). UsageError for a model that cannot handle the prompts."""
     with bad_input():
         values = read_export_config(config.model)
         if values["kind"] != "car":
-            raise ValueError(f"{config.model}: holds a {values['kind']!r} model, not a generator (car)")
+            raise ValueError(f"{config.model}: contains a {values['kind']!r} model, not a generator (car)")
         if config.image is not None and values["model"]["image_encoder"] == NONE:
             raise ValueError(f"{config.model}: this generator was trained without images")
         num_scales = len(values["tokenizer"]["scales"])
@@ -143,7 +143,7 @@ def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: 
 def manifest_rows(
     config: GenerateConfig, folder: SampleFolder, samples: list[Sample], model_hash: str
 ) -> list[dict[str, Any]]:
-    """A row per sample, from the records."""
+    """The manifest's rows, one per sample, from the records."""
     shared = {
         "resolution": config.resolution,
         "max_faces": config.max_faces,
@@ -163,13 +163,13 @@ def manifest_rows(
         found = {"status": "failed", "error": sample.error}
         if sample.error is None:
             record = folder.read_of(sample, identity(config, sample, model_hash))
-            found = record or {"status": "failed", "error": "lost: the worker that had it left no record"}
+            found = record or {"status": "failed", "error": "lost: its worker left no record"}
         rows.append(prompt | _settings_columns(sample.settings(config)) | shared | empty | found)
     return rows
 
 
 def _settings_columns(settings: SampleConfig) -> dict[str, Any]:
-    """The settings as the manifest has them: guidance of text and image spelled out, null where there is a number a scale."""
+    """The settings as columns of the manifest: with the guidance of text and of image, and null if there is one number per scale."""
     values = dataclasses.asdict(settings)
     values |= {name: settings.cfg for name in ("cfg_text", "cfg_image") if values[name] is None}
     return {name: None if isinstance(value, tuple) else value for name, value in values.items()} | {
@@ -200,7 +200,7 @@ def card(config: GenerateConfig, output: Path, model_hash: str) -> Card:
 
 
 def _finish(output: Path, rows: list[dict[str, Any]], made: int, seconds: float, outcome: Outcome) -> None:
-    """Summary on stderr, what MLflow shows if anything was made now, and an error if nothing came out."""
+    """Print a summary on stderr and fill in what MLflow shows. RuntimeError if no sample was successful."""
     ok = [row for row in rows if row["status"] == "ok"]
     reasons = Counter(row["error"].split(":")[0] for row in rows if row["status"] != "ok")
     why = f" ({', '.join(f'{name} {count}' for name, count in reasons.items())})" if reasons else ""
@@ -215,11 +215,11 @@ def _finish(output: Path, rows: list[dict[str, Any]], made: int, seconds: float,
     picture = _picture(output, ok)
     outcome.artifacts += [output / "manifest.parquet"] + ([picture] if picture else [])
     if not ok:
-        raise RuntimeError(f"no sample came out; the first failed with {rows[0]['error']}")
+        raise RuntimeError(f"all samples failed, the first with {rows[0]['error']}")
 
 
 def _picture(output: Path, ok: list[dict[str, Any]]) -> Path | None:
-    """A contact sheet of the first meshes."""
+    """Draw a contact sheet of the first meshes; None if there are none."""
     if not ok:
         return None
     from g3pt.geometry.files import read_mesh

@@ -1,8 +1,8 @@
 """Prompts to samples: the flags or a prompts file, read and checked before any model is loaded.
 
-A sample is a prompt with a seed and its guidance. A row of a prompts file that cannot be used is a sample with an `error`:
-it becomes a failed row of the manifest, never the end of the job. Pictures that a .parquet file holds itself are laid in the output
-folder under their sha256, where workers and readers of the manifest find them.
+A sample is a prompt with a seed and its guidance. An invalid row of a prompts file becomes a sample with an `error`; it is recorded as
+failed in the manifest and the job continues. Pictures stored in a .parquet file are written to the output folder under their sha256,
+where workers and readers of the manifest find them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from g3pt.models.sampling import SampleConfig
 from pipelines.cli.errors import UsageError, bad_input, one_line
 from pipelines.generate.config import MAX_NUM, GenerateConfig, per_scale
 
-BAD_PROMPT = "bad-prompt: "  # how the error of a prompt begins that cannot be used
+BAD_PROMPT = "bad-prompt: "  # the start of the error of an invalid prompt
 COLUMNS = ("id", "text", "image", "seed", "n", "cfg", "cfg_text", "cfg_image")
 PICTURES = {
     b"\x89PNG": "png",
@@ -40,34 +40,34 @@ PICTURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One mesh to make; `error` is set where the prompt cannot be used."""
+    """One mesh to make. `error` is set if the prompt is invalid."""
 
     id: str
     text: str | None
-    image: str | None  # as the prompt has it; of a picture in the prompts file, its place in the output folder
+    image: str | None  # as in the prompt; for a picture stored in the prompts file, its path in the output folder
     image_path: str | None = None  # absolute
     image_sha256: str | None = None
     seed: int = 0
-    cfg: Any = 0.0  # a number, or one a scale
+    cfg: Any = 0.0  # a number, or one per scale
     cfg_text: Any = None
     cfg_image: Any = None
     error: str | None = None
 
     @property
     def name(self) -> str:
-        """File name without suffix: the id made safe, and the seed."""
+        """File name without suffix: the id with unsafe characters replaced, and the seed."""
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", self.id).strip("._")[:80]
         if safe != self.id:
             safe += "-" + hashlib.sha256(self.id.encode()).hexdigest()[:8]
         return f"{safe}-s{self.seed}"
 
     def settings(self, config: GenerateConfig) -> SampleConfig:
-        """How its codes are drawn."""
+        """The sampling settings of this sample."""
         return dataclasses.replace(config.sampling, cfg=self.cfg, cfg_text=self.cfg_text, cfg_image=self.cfg_image)
 
 
 def plan(config: GenerateConfig, num_scales: int | None = None) -> list[Sample]:
-    """All samples in order; rows of a prompts file that cannot be used are samples with an `error`. `num_scales`: the model's, if known."""
+    """All samples in order. Invalid rows of a prompts file become samples with an `error`. `num_scales` is the model's, if known."""
     if config.prompts is None:
         with bad_input():
             path = None if config.image is None else Path(config.image).expanduser().resolve(strict=True)
@@ -80,12 +80,12 @@ def plan(config: GenerateConfig, num_scales: int | None = None) -> list[Sample]:
     ]
     repeated = [name for name, count in Counter(s.name for s in samples if s.error is None).items() if count > 1]
     if repeated:
-        raise UsageError(f"{config.prompts}: {repeated[0]!r} comes more than once (same id and seed)")
+        raise UsageError(f"{config.prompts}: {repeated[0]!r} occurs more than once (same id and seed)")
     return samples
 
 
 def keep_pictures(config: GenerateConfig, samples: Iterable[Sample]) -> None:
-    """Lay the pictures of a prompts file that these samples want in the output folder, unless they are there."""
+    """Write the pictures that these samples need from a prompts file to the output folder, unless they are there already."""
     wanted = {
         sample.image_path
         for sample in samples
@@ -99,7 +99,7 @@ def keep_pictures(config: GenerateConfig, samples: Iterable[Sample]) -> None:
 
 
 def read_prompts(path: str) -> Iterator[dict[str, Any]]:
-    """Rows of a prompts file, only its COLUMNS; a line that is no JSON object comes as {'_error': reason}."""
+    """Rows of a prompts file with the known COLUMNS. A line that is not a JSON object becomes {'_error': reason}."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise UsageError(f"{path}: no such file")
@@ -116,7 +116,7 @@ def read_prompts(path: str) -> Iterator[dict[str, Any]]:
     try:
         lines = file.read_text(encoding="utf-8").split(
             "\n"
-        )  # JSON strings may hold the other line ends that splitlines knows
+        )  # JSON strings may contain the other line ends of splitlines
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text: {error}") from error
     for line in filter(str.strip, lines):
@@ -128,7 +128,7 @@ def read_prompts(path: str) -> Iterator[dict[str, Any]]:
 
 
 def _row_samples(config: GenerateConfig, number: int, row: dict[str, Any], num_scales: int | None) -> list[Sample]:
-    """The samples of one row, or one failed sample that says what is wrong with it."""
+    """The samples of one row, or one failed sample with the reason if the row is invalid."""
     object_id, seed, text, image = f"prompt-{number:05d}", config.seed, row.get("text"), _image(row)
     try:
         if row.get("_error"):
@@ -172,7 +172,7 @@ def _row_samples(config: GenerateConfig, number: int, row: dict[str, Any], num_s
 
 
 def _image(row: dict[str, Any]) -> Any:
-    """A row's picture: a path, or its bytes, alone or as Hugging Face's datasets keep them; None if there is none."""
+    """A row's picture: a path or bytes, also in the form of Hugging Face datasets; None without one."""
     image = row.get("image")
     if isinstance(image, dict) and not set(image) - {"bytes", "path"}:
         image = image.get("bytes") or image.get("path")
@@ -180,20 +180,20 @@ def _image(row: dict[str, Any]) -> Any:
 
 
 def _guidance(row: dict[str, Any]) -> dict[str, Any]:
-    """What a row says of guidance; SampleConfig checks it. Its `cfg` stands for both conditions, whatever the flags say of one."""
+    """A row's guidance, which SampleConfig checks. A row's `cfg` overrides `--cfg-text` and `--cfg-image`."""
     found = {name: per_scale(name, row.get(name)) for name in ("cfg", "cfg_text", "cfg_image")}
     return {name: value for name, value in found.items() if value is not None or found["cfg"] is not None}
 
 
 def _check_utf8(**values: str | None) -> None:
-    """A ValueError for text that no file can hold: JSON and command lines can bring half of a surrogate pair."""
+    """ValueError for text that UTF-8 cannot encode: JSON and command lines can contain half of a surrogate pair."""
     for name, value in values.items():
         if value is not None and printable(value) != value:
             raise ValueError(f"{name} is not valid Unicode: {printable(value)!r}")
 
 
 def printable(text: str) -> str:
-    """The text with what UTF-8 cannot encode written out."""
+    """The text with characters that UTF-8 cannot encode written as escapes."""
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
@@ -207,7 +207,7 @@ def _integer(row: dict[str, Any], name: str, default: int, low: int, high: int) 
 
 
 def inside_folder(folder: Path, image: str) -> Path:
-    """The file that `image` names relative to `folder`; a ValueError if it is missing or lies outside, links included."""
+    """The file `image` relative to `folder`. ValueError if it is missing or outside the folder, links followed."""
     folder = folder.resolve()
     path = (folder / image).resolve()
     if not path.is_relative_to(folder):
@@ -220,7 +220,7 @@ def inside_folder(folder: Path, image: str) -> Path:
 def _sample(
     config: GenerateConfig, object_id: str, text: str | None, image: Any, source: Path | bytes | None
 ) -> Sample:
-    """A sample with the flags' seed and guidance; its picture is a file or the bytes of one."""
+    """A sample with the flags' seed and guidance. `source` is its picture: a file, the bytes of one, or None."""
     asked, digest, path = config.sampling, None, None
     if isinstance(source, bytes):
         path = _picture_file(config, source)
@@ -232,14 +232,14 @@ def _sample(
 
 
 def _picture_file(config: GenerateConfig, content: bytes) -> Path:
-    """Where the output folder keeps a picture that the prompts file holds."""
+    """The path in the output folder for a picture stored in the prompts file."""
     digest = hashlib.sha256(content).hexdigest()
     suffix = next((kind for start, kind in PICTURES.items() if content.startswith(start)), "img")
     return output_folder(config) / "images" / digest[:2] / f"{digest}.{suffix}"
 
 
 def output_folder(config: GenerateConfig) -> Path:
-    """The job's folder, absolute: workers have another working directory."""
+    """The job's output folder, absolute because workers have another working directory."""
     return Path(config.output).expanduser().resolve()
 
 

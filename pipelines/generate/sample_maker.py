@@ -1,7 +1,7 @@
-"""Samples to meshes: the worker that holds a generator.
+"""SampleMaker, the worker that makes meshes from samples with a generator.
 
-Its batches are made of whole prompts as they come; a sample's codes do not depend on its batch (`G3PT.sample_codes`). A sample that is
-done is not made again, whoever made it: a worker that died hands its whole batch to the next one.
+Batches are consecutive samples; a sample's codes do not depend on its batch (`G3PT.sample_codes`). Finished samples are not made again,
+because the whole batch of a worker that died goes to the next one.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pipelines.generate.config import GenerateConfig
 from pipelines.generate.prompts import BAD_PROMPT, Sample
 from pipelines.generate.sample_records import SampleFolder, identity
 
-BATCH = 8  # samples that pass through the model together
+BATCH = 8  # samples per batch
 
 
 def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
-    """Consecutive samples, `size` together."""
+    """The samples in consecutive batches of `size`."""
     yield from (list(samples[start : start + size]) for start in range(0, len(samples), size))
 
 
 class SampleMaker:
-    """A generator held by one worker; makes batches of samples and writes their meshes and records."""
+    """A worker with a generator. Makes batches of samples and writes their meshes and records."""
 
     def __init__(self, config: dict[str, Any], model_hash: str) -> None:
         import torch
@@ -41,7 +41,7 @@ class SampleMaker:
         self.model = G3PT.from_pretrained(self.config.model).to(torch_device())
 
     def run(self, samples: list[Sample]) -> dict[str, int]:
-        """Make one batch; how many samples have a record now, and how many of those say that it failed."""
+        """Make one batch; return how many samples have a record now (made), and how many of them failed."""
         with doing(f"making {samples[0].name}" + (f" to {samples[-1].name}" if len(samples) > 1 else "")):
             self._make([s for s in samples if not self.folder.is_done(s, self._identity(s))])
             failed = [s for s in samples if (self.folder.read(s) or {}).get("status") != "ok"]
@@ -69,7 +69,7 @@ class SampleMaker:
             self._decode(sample, codes_S, note, seconds)
 
     def _picture(self, sample: Sample) -> tuple[Any, str]:
-        """What the image encoder reads, None without a picture, and what is to be noted of it."""
+        """(input of the image encoder or None without a picture, a note for the record)."""
         from g3pt.data.pictures import cut_out
 
         if sample.image_path is None:
@@ -80,7 +80,7 @@ class SampleMaker:
         return cut_out(content, self.model.config.image_size)
 
     def _decode(self, sample: Sample, codes_S: Any, note: str, sampling_seconds: float) -> None:
-        """Codes to the sample's mesh file and record."""
+        """Decode codes to the sample's mesh file and write its record."""
         from g3pt.geometry.cleanup import simplify
         from g3pt.geometry.files import write_mesh
         from g3pt.geometry.isosurface import NoSurface

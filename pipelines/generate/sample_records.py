@@ -1,9 +1,9 @@
-"""Where a job keeps its samples, and the small record of each: what it was made from and what came out.
+"""The output folder of a generation job: where meshes are, and a small record per sample of its input and result.
 
-A sample's identity is the hash of its prompt, seed, settings and model. Its mesh is renamed into place, then its record. A sample is
-done if its record has its identity, and its mesh the recorded sha256; one without a surface is done as well, it would have none again.
-Up to FLAT samples lie side by side, meshes in the output folder and records in samples/. A folder begun for more keeps both in 256
-subfolders, chosen by a hash of the sample's name, whatever later jobs add to it.
+A sample's identity is the hash of its prompt, seed, settings and model. Its mesh is renamed into place, then its record. A sample is done
+if its record has its identity and its mesh the recorded sha256. A sample without a surface is also done: another try would give none
+either. Up to FLAT samples are kept flat, meshes in the output folder and records in samples/. A folder begun for more samples keeps both
+in 256 subfolders, chosen by a hash of the sample's name, whatever later jobs add to it.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from g3pt.training.exports import write_json
 from pipelines.generate.config import GenerateConfig
 from pipelines.generate.prompts import BAD_PROMPT, Sample
 
-FLAT = 1000  # samples: folders of ten thousands of files are slow to list
+FLAT = 1000  # samples up to which no subfolders are made: folders with tens of thousands of files are slow to list
 SUBFOLDERS = [f"{number:02x}" for number in range(256)]
 
 
 def identity(config: GenerateConfig, sample: Sample, model_hash: str) -> str:
-    """sha256 of all that fixes a sample's mesh."""
+    """sha256 of everything that determines a sample's mesh."""
     values = {"prompt": [sample.text, sample.image_sha256], "seed": sample.seed, "model": model_hash, "resolution": config.resolution,
               "format": config.format, "sampling": sample.settings(config).as_dict()}  # fmt: skip
-    if config.max_faces:  # else as it was before there was this flag
+    if config.max_faces:  # otherwise the identity is as before this flag existed
         values["max_faces"] = config.max_faces
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class SampleFolder:
-    """A job's output folder, as far as its samples go."""
+    """The samples in a job's output folder."""
 
     output: Path
     is_sharded: bool
 
     @classmethod
     def begin(cls, output: Path, num_samples: int) -> SampleFolder:
-        """The folder of a job of so many samples, made if it is missing."""
+        """Make the folder for a job of `num_samples` samples, if missing, and return it."""
         records = output / "samples"
         records.mkdir(parents=True, exist_ok=True)
         if num_samples > FLAT and next(records.glob("*.json"), None) is None:
@@ -51,21 +51,21 @@ class SampleFolder:
 
     @classmethod
     def of(cls, output: Path) -> SampleFolder:
-        """A folder that `begin` made."""
+        """A folder made by `begin`."""
         return cls(output, (output / "samples" / SUBFOLDERS[-1]).is_dir())
 
     def mesh_file(self, sample: Sample, suffix: str) -> str:
-        """Where the sample's mesh lies, relative to the output folder."""
+        """The path of the sample's mesh, relative to the output folder."""
         place = f"meshes/{_subfolder(sample.name)}/" if self.is_sharded else ""
         return f"{place}{sample.name}.{suffix}"
 
     def record_file(self, sample: Sample) -> Path:
-        """Where the sample's record lies."""
+        """The path of the sample's record."""
         place = self.output / "samples"
         return (place / _subfolder(sample.name) if self.is_sharded else place) / f"{sample.name}.json"
 
     def read(self, sample: Sample) -> dict[str, Any] | None:
-        """The record of a sample made before, perhaps with other settings; None if there is none that can be read."""
+        """The record of a sample, possibly made with other settings; None if it is missing or unreadable."""
         try:
             found = json.loads(self.record_file(sample).read_bytes())
         except (FileNotFoundError, ValueError):
@@ -73,16 +73,16 @@ class SampleFolder:
         return found if isinstance(found, dict) else None
 
     def read_of(self, sample: Sample, wanted: str) -> dict[str, Any] | None:
-        """The record of this very sample."""
+        """The record of a sample if it has the identity `wanted`, else None."""
         found = self.read(sample)
         return found if found is not None and found.get("identity") == wanted else None
 
     def write(self, sample: Sample, wanted: str, **found: Any) -> None:
-        """Leave the record of a sample; its mesh must be in place."""
+        """Write the record of a sample, whose mesh must be in place."""
         write_json(self.record_file(sample), {"identity": wanted, **found})
 
     def is_done(self, sample: Sample, wanted: str) -> bool:
-        """Whether nothing is left to do for this very sample."""
+        """Whether the sample with this identity is done."""
         record = self.read_of(sample, wanted)
         if record is None or record["status"] != "ok":
             return record is not None and not record["error"].startswith(BAD_PROMPT)

@@ -1,8 +1,8 @@
-"""A picture of generated meshes with their prompts: a folder of `jobs/generate.py` as one PNG, uncurated.
+"""Draws generated meshes with their prompts, uncurated: an output folder of `jobs/generate.py` as one PNG.
 
     python -m pipelines.generate.sample_sheet out/samples --output docs/images/samples.png [--num 64]
 
-How: the first `--num` rows of manifest.parquet in their order, none left out; a sample without a mesh is a blank tile that names its status.
+How: shows the first `--num` rows of manifest.parquet in order, none left out. A sample without a mesh is a blank tile with its status.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class SampleSheetFlags:
     output: str
     """PNG to write"""
     num: int = 64
-    """samples, the first of the manifest"""
+    """number of samples, from the start of the manifest"""
     columns: int = 8
-    """samples in a row"""
+    """samples per row"""
     size: int = 160
     """width of a sample in pixels"""
 
@@ -48,13 +48,13 @@ class SampleSheetFlags:
 
 
 def sample_sheet(flags: SampleSheetFlags) -> str:
-    """Draw; the picture's path. UsageError where the folder holds no manifest or a listed mesh is missing."""
+    """Draw the picture and return its path. UsageError if the folder has no manifest or a listed mesh is missing."""
     from g3pt.geometry.render import contact_sheet
 
     folder, output = Path(flags.folder), Path(flags.output)
     manifest = folder / "manifest.parquet"
     if not manifest.is_file():
-        raise UsageError(f"{manifest} is missing: give the folder that a finished jobs/generate.py wrote")
+        raise UsageError(f"{manifest} is missing: use the output folder of a finished jobs/generate.py")
     rows = (
         pq.read_table(manifest, columns=["id", "text", "image", "seed", "file", "status"])
         .slice(0, flags.num)
@@ -69,14 +69,14 @@ def sample_sheet(flags: SampleSheetFlags) -> str:
 
 
 def tile(folder: Path, row: dict[str, Any]) -> Tile:
-    """Mesh and title of one sample; ValueError for a mesh that the manifest lists and that is not there."""
+    """(vertices, faces, title) of one sample. ValueError if a mesh in the manifest is missing."""
     words = row["text"] or row["image"] or row["id"]
     if row["status"] != "ok":
         return (*NO_MESH, f"{row['status']}: {words}")
     file = file_below(folder, row["file"])
     if file is None:
         raise ValueError(
-            f"{folder / str(row['file'])}: listed in manifest.parquet and missing; run jobs/generate.py again"
+            f"{folder / str(row['file'])}: listed in manifest.parquet but missing; run jobs/generate.py again"
         )
     return (*read_mesh(file), words)
 

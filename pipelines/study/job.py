@@ -1,9 +1,9 @@
-"""A scaling study: one CAR run for each size and seed, Ray Tune over Ray Train, then the law through their test losses.
+"""A scaling study: one CAR run per size and seed, Ray Tune over Ray Train, then a law fitted to their test losses.
 
-How: every run is an ordinary run of `pipelines.train.run` below STUDY/runs, so a killed study goes on where it stood and finished
-runs are kept. Tune only decides what runs when: a trial holds no CPU or GPU itself, since Train reserves those for its workers
-(both would wait for each other for ever), but `sweep_slot`s where the cluster has them, one for each worker. No trial is
-stopped early: a point of the fit is a run that ended. The driver mirrors every run to MLflow as a child of the study's.
+How: every run is an ordinary run of `pipelines.train.run` below STUDY/runs, so a killed study resumes and keeps finished runs. Tune only
+schedules. A trial reserves no CPU or GPU, because Train reserves them for its workers and both would wait for each other for ever; it
+reserves one `sweep_slot` per worker if the cluster has them. No trial is stopped early: every point of the fit is a finished run. The
+driver copies every run to MLflow as a child of the study's run.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from pipelines.train.jobs import car_spec, check_workers, encode, open_data, wit
 DEFAULT_SIZES = "20k,80k,150k,nano"
 STUDY_FILES = ("study.json", "points.csv", "fit.json", "curve.png")
 TRIAL_RETRIES = 2
-NO_CPU_TRIAL_BYTES = 2**20  # what a trial asks for on a cluster without sweep_slots
+NO_CPU_TRIAL_BYTES = 2**20  # memory that a trial reserves on a cluster without sweep_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithFeatures, WithTokenizer, OnData):
     steps: int | None = None
     """optimiser steps of every run; default each preset's"""
     batch_size: int | None = None
-    """objects per step over all workers; default each preset's"""
+    """objects per step, over all workers; default each preset's"""
     num_workers: int = 1
     """Ray Train workers of each run, one process and one CPU or GPU each; 0 trains inside the trial's own process (least start-up, CPU only)"""
     set: str | None = None
@@ -68,7 +68,7 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithFeatures, WithTokenizer, OnData):
 
 
 def scaling_sweep(flags: SweepFlags, page: WritePage | None = None) -> str | None:
-    """Run the study; its folder, or None for a dry run."""
+    """Run the study; return its folder, or None for a dry run."""
     rows = plan(flags)
     if flags.dry_run:
         if flags.set:
@@ -87,7 +87,7 @@ def scaling_sweep(flags: SweepFlags, page: WritePage | None = None) -> str | Non
 
 
 def plan(flags: SweepFlags) -> list[tuple[str, Any, Any]]:
-    """(size, CARConfig, TrainConfig) of each run, largest first: the longest run starts first."""
+    """(size, CARConfig, TrainConfig) of each run, largest first, so that the longest run starts first."""
     from g3pt.config import car_preset
 
     with bad_input():
@@ -102,7 +102,7 @@ def plan(flags: SweepFlags) -> list[tuple[str, Any, Any]]:
     for one, other in itertools.combinations(sizes, 2):
         if sizes[one][0] == sizes[other][0]:
             raise UsageError(
-                f"--set {flags.set}: {one} and {other} are the same model then; set what is not a size, or leave one of them out of --sizes"
+                f"--set {flags.set}: it makes {one} and {other} the same model; set other fields, or remove one of them from --sizes"
             )
     rows = [
         (size, model, dataclasses.replace(config, seed=seed))
@@ -115,7 +115,7 @@ def plan(flags: SweepFlags) -> list[tuple[str, Any, Any]]:
 
 
 def _different(flag: str, values: list[Any]) -> list[Any]:
-    """The values, if no two are the same: a run counted twice would narrow the fit's intervals for nothing."""
+    """The values. ValueError for a repeated one: a run counted twice would make the fit's intervals too narrow."""
     repeated = [value for value in dict.fromkeys(values) if values.count(value) > 1]
     if repeated:
         raise ValueError(f"{flag} names {repeated[0]} twice")
@@ -123,7 +123,7 @@ def _different(flag: str, values: list[Any]) -> list[Any]:
 
 
 def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, page: WritePage | None = None) -> Path:
-    """Train what is not finished, then write points, fit and curve; a study that has all of it is left alone."""
+    """Train unfinished runs, then write points, fit and curve. A complete study is left alone."""
     from g3pt.training.exports import write_json
 
     if is_finished(specs, study) and all(map(is_told, [study, *(study / "runs" / spec.name for spec in specs)])):
@@ -150,22 +150,22 @@ def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, page: Wr
 
 
 def check_finished(specs: Sequence[RunSpec], study: Path) -> None:
-    """A RuntimeError that says of every run that did not finish why."""
+    """RuntimeError, with the reason for each run, if runs did not finish."""
     unfinished = [spec.name for spec in specs if not follow.is_finished(study / "runs" / spec.name)]
     if not unfinished:
         return
     error = RuntimeError(
-        f"{len(unfinished)} of {len(specs)} runs did not finish; failure.json in each run's folder tells all"
+        f"{len(unfinished)} of {len(specs)} runs did not finish; failure.json in each run's folder has the details"
     )
     for name in unfinished:
-        found = read_note(study / "runs" / name, FAILURE_FILE) or {"error": "no reason is known"}
+        found = read_note(study / "runs" / name, FAILURE_FILE) or {"error": "reason unknown"}
         place = f", in {found['where'][-1]}" if found.get("where") else ""
         error.add_note(f"while training {name}: {found['error']}{place}")
     raise error
 
 
 def _finished_runs(specs: Sequence[RunSpec], study: Path) -> str:
-    """What a stopped study leaves."""
+    """What is finished when the study stops, in words."""
     folders = [study / "runs" / spec.name for spec in specs]
     done = [folder for folder in folders if follow.is_finished(folder)]
     begun = [folder for folder in folders if folder not in done and checkpoints.checkpointed(folder)]
@@ -173,7 +173,7 @@ def _finished_runs(specs: Sequence[RunSpec], study: Path) -> str:
 
 
 def is_finished(specs: Sequence[RunSpec], study: Path) -> bool:
-    """Whether these very runs and the files about them are all there."""
+    """Whether exactly these runs are finished and the study's files exist."""
     if not all((study / name).exists() for name in (*STUDY_FILES, "_SUCCESS")):
         return False
     known = {run["name"] for run in json.loads((study / "study.json").read_text())["runs"]}
@@ -188,7 +188,7 @@ def train_all(
     build: str = train.BUILD_STAGE,
     page: WritePage | None = None,
 ) -> None:
-    """All unfinished runs through Tune, mirrored to MLflow by this driver meanwhile."""
+    """Train all unfinished runs by Tune, and copy them to MLflow meanwhile."""
     todo = []
     for spec in specs:
         run_dir = train.prepare_run(spec, study / "runs")
@@ -211,11 +211,11 @@ def train_all(
 
 
 def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str, str]:
-    """One Tune trial for each item; the errors, by run. Ray's own files go once all is done, and stay where a trial failed, as its error is told."""
+    """Run one Tune trial per item; return the error of each failed run by its name. Ray's own files are deleted unless a trial failed."""
     for name in (
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS",
         "TUNE_DISABLE_SIGINT_HANDLER",
-    ):  # the latter: pipelines.cli.interrupt does it
+    ):  # the latter: pipelines.cli.interrupt handles signals
         os.environ.setdefault(name, "1")
     from ray import tune as ray_tune
 
@@ -235,7 +235,7 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
         ),
     )
     folders = [Path(item["run_dir"]) for item in todo]
-    with prints_aside(), asking(folders):  # Tune draws a box whatever its verbosity
+    with prints_aside(), asking(folders):  # Tune prints a box at any verbosity
         results = tuner.fit()
     for result in results:
         run_dir = Path(todo[result.config["index"]]["run_dir"])
@@ -246,14 +246,14 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
     notes = {item["spec"]["name"]: read_note(item["run_dir"], FAILURE_FILE) for item in todo}
     failed = {name: note["error"] for name, note in notes.items() if note}
     if failed:
-        say(f"Ray's own files of {len(failed)} failed run(s) are kept in {scratch}")
+        say(f"Ray's files of {len(failed)} failed run(s) are kept in {scratch}")
     else:
         shutil.rmtree(scratch, ignore_errors=True)
     return failed
 
 
 def trial_resources(flags: SweepFlags) -> tuple[dict[str, float], int]:
-    """What a trial itself holds, and how many may run at once on the cluster as it stands."""
+    """(resources that a trial reserves, how many trials may run at once on the cluster as it is now)."""
     import ray
 
     have = ray.cluster_resources()
@@ -263,11 +263,11 @@ def trial_resources(flags: SweepFlags) -> tuple[dict[str, float], int]:
         return {"CPU": 1}, concurrent
     if have.get("sweep_slot", 0) >= flags.num_workers:
         return {"CPU": 0, "sweep_slot": float(flags.num_workers)}, concurrent
-    return {"CPU": 0, "memory": NO_CPU_TRIAL_BYTES}, concurrent  # a request of nothing at all is refused
+    return {"CPU": 0, "memory": NO_CPU_TRIAL_BYTES}, concurrent  # Ray refuses an empty request
 
 
 def trial(config: dict[str, int], *, todo: list[dict[str, Any]], num_workers: int, device: str) -> dict[str, float]:
-    """One run inside a Tune trial, on Ray Train workers of its own or, with none, in Train's local mode in this process."""
+    """Train one run inside a Tune trial: on its own Ray Train workers, or without workers in Train's local mode in this process."""
     import torch
 
     from g3pt.training.fit import AskedToStop
@@ -277,13 +277,13 @@ def trial(config: dict[str, int], *, todo: list[dict[str, Any]], num_workers: in
     try:
         train.ray_train(RunSpec.from_dict(item["spec"]), Path(item["run_dir"]), num_workers, device, item["build"])
     except AskedToStop:
-        raise  # no failure: Tune starts the trial again, or the study itself was asked to stop
+        raise  # not a failure: Tune restarts the trial, or the study itself was asked to stop
     except Exception as error:
         note_failure(item["run_dir"], error)
         if not is_deterministic(error):
-            raise  # Tune starts the trial again
+            raise  # Tune restarts the trial
         return {"done": 0.0}
-    (Path(item["run_dir"]) / FAILURE_FILE).unlink(missing_ok=True)  # of an earlier try
+    (Path(item["run_dir"]) / FAILURE_FILE).unlink(missing_ok=True)  # from an earlier try
     return {"done": 1.0}
 
 
@@ -291,13 +291,13 @@ def trial(config: dict[str, int], *, todo: list[dict[str, Any]], num_workers: in
 
 
 def collect(specs: Sequence[RunSpec], study: Path) -> list[dict[str, Any]]:
-    """One point for each run, from the last record of its ledger, smallest size first."""
+    """One point per run, from the last record of its ledger, smallest size first."""
     points = [point(spec, study / "runs" / spec.name) for spec in specs]
     return sorted(points, key=lambda row: (row["params_no_embed"], row["seed"]))
 
 
 def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
-    """The row of points.csv; flops are the transformer's as it was trained (image tokens included), forward and backward (twice that)."""
+    """The run's row of points.csv. flops counts the transformer as trained (with image tokens), forward and backward (twice the forward)."""
     from g3pt.config import CARConfig, from_dict
     from g3pt.training.exports import read_export_config
 
@@ -319,7 +319,7 @@ def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
 
 
 def write_points(points: Sequence[dict[str, Any]], path: Path) -> None:
-    """points.csv, whole or not at all."""
+    """Write points.csv, complete or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(points[0]))
@@ -329,7 +329,7 @@ def write_points(points: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def fit_and_draw(points: Sequence[dict[str, Any]], study: Path) -> None:
-    """fit.json and curve.png."""
+    """Write fit.json and curve.png."""
     from g3pt.scaling.law import report
     from g3pt.training.exports import write_json
 
@@ -339,7 +339,7 @@ def fit_and_draw(points: Sequence[dict[str, Any]], study: Path) -> None:
 
 
 def draw(points: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) -> None:
-    """Test loss against parameters, both laws through the points, and how far to trust them."""
+    """Draw test loss over parameters, both laws, and their confidence bands."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -365,7 +365,7 @@ def draw(points: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) ->
                 label=f"{label}: α {law.exponent:.3f} [{low:.3f}, {high:.3f}], E {law.irreducible:.3g}",
             )
     axes.set_xlabel("parameters N, without embeddings and head")
-    axes.set_ylabel("test cross-entropy, nats a token")
+    axes.set_ylabel("test cross-entropy, nats per token")
     axes.set_title(f"{found['num_sizes']} sizes: {found['status']}")
     axes.grid(which="both", alpha=0.3)
     axes.legend(fontsize=8)
@@ -400,7 +400,7 @@ def card(flags: SweepFlags, specs: Sequence[RunSpec], folder: Path) -> Card:
 
 
 def describe_study(study: Path, outcome: Outcome) -> None:
-    """What MLflow shows of a finished study: the laws with their intervals, and the study's files."""
+    """Add what MLflow shows of a finished study: the laws with their intervals, and the study's files."""
     found = json.loads((study / "fit.json").read_text())
     for name in ("power_law_with_floor", "pure_power_law"):
         if found[name]:

@@ -1,7 +1,7 @@
 """The generator's training run: batches of stored codes with their conditions (`pipelines.train.car_batches`), cross-entropies, an export.
 
-Ours: validation and test read the text and no image, so that data sets with and without views compare; the
-cross-entropies given an image alone, and given nothing, stand beside them.
+Ours: validation and test give the text and no image, so that datasets with and without views are comparable. The cross-entropies
+given only an image, and given nothing, are recorded beside them.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 EVAL_BATCH = 32
 EVAL_OBJECTS = 256  # validation objects read while training
-TEST_OBJECTS = 4096  # and test objects at the end: the first by id, as many as lie in memory at once
+TEST_OBJECTS = 4096  # test objects at the end: the first by id, loaded into memory
 
 
 class CARStage:
     """CAR over one dataset and one tokenizer; see `pipelines.train.stages.Stage`. `spec.config` has model, train, dataset, tokenizer.
 
-    `spec.paths` may have `text_features` and `image_features`, derived tables that stand for the pretrained encoders.
+    `spec.paths` may have `text_features` and `image_features`, derived tables that replace the pretrained encoders.
     """
 
     def __init__(self, spec: RunSpec, rank: int = 0, world_size: int = 1) -> None:
@@ -71,14 +71,14 @@ class CARStage:
             )
 
     def _model_config(self) -> CARConfig:
-        """The preset's, without an image encoder to train where the dataset has no views."""
+        """The preset's model, without a trainable image encoder if the dataset has no views."""
         config: CARConfig = from_dict(CARConfig, self.spec.config["model"])
         if config.image_encoder == SMALL and not self.info.config.num_views:
             return dataclasses.replace(config, image_encoder=NONE)
         return config
 
     def _small(self, config: CARConfig) -> dict[str, Any]:
-        """Shapes of the encoders trained here; the text's words are those of the training captions."""
+        """Sizes of the small encoders; the vocabulary of the text encoder comes from the training captions."""
         words: list[str] = []
         if config.text_encoder == SMALL:
             captions = reading.load_arrays(self.info, "train", ("caption",), selection=self.selection)["caption"]
@@ -86,11 +86,11 @@ class CARStage:
         return {"text": SMALL_TEXT | {"words": words}, "image": SMALL_IMAGE}
 
     def batches(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
-        """Batches from a sample on, without end."""
+        """Endless batches from sample number `start_sample` on."""
         return self.train(start_sample)
 
     def _split(self, split: str, limit: int) -> ConditionedCodes:
-        """The first objects of a split that is not trained on."""
+        """The first `limit` objects of a validation or test split."""
         if split not in self._splits:
             arrays = reading.load_arrays(
                 self.info, split, car_batches.columns(self.info, self.stored), selection=self.selection, limit=limit
@@ -101,7 +101,7 @@ class CARStage:
         return self._splits[split]
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Cross-entropies over the first validation objects, in nats a token, prefixed `val_`."""
+        """Cross-entropies over the first validation objects, in nats per token, prefixed `val_`."""
         return self._cross_entropies(model, "val", EVAL_OBJECTS)
 
     def final(self, model: nn.Module) -> dict[str, float]:
@@ -133,7 +133,7 @@ class CARStage:
             "run": self.spec.config,
             "flops_per_object": model.car.flops_per_object,
             "tokenizer_hash": export_hash(tokenizer),
-            # it is embedded, so are its debts
+            # the tokenizer is embedded in the export, so its training objects are credited too
             "tokenizer_trained_on": trained_on.note(trained_on.read(tokenizer), folder, "tokenizer_trained_on"),
         }
         model.save_pretrained(folder, extra=extra)
@@ -141,7 +141,7 @@ class CARStage:
 
 @torch.no_grad()
 def cross_entropies(model: nn.Module, data: ConditionedCodes, count: int, text: bool, image: bool) -> dict[str, float]:
-    """Means over the first `count` objects, with these conditions where an object has them."""
+    """Mean cross-entropies over the first `count` objects, given their text and image as far as these are enabled and exist."""
     device, sums = next(model.parameters()).device, {}
     for start in range(0, count, EVAL_BATCH):
         indices = list(range(start, min(start + EVAL_BATCH, count)))

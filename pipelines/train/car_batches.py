@@ -1,9 +1,10 @@
 """The generator's batches: codes, captions and views of objects, in memory or streamed shard by shard.
 
-An object is a row with `id`, `codes`, `caption` and `views`; where an encoder's features are stored (`g3pt.models.features`), with `text` and `num_views` instead. Order, and which view an object shows, follow from (seed, sample number) alone
-(`g3pt.data.batches`; `g3pt.data.streaming` where the train split is larger than its IN_MEMORY_BYTES): a batch that begins anywhere is the same batch.
+An object is a row with `id`, `codes`, `caption` and `views`; with stored encoder features (`g3pt.models.features`) it has `text` and
+`num_views` instead. The order, and the view of an object, follow from (seed, sample number) alone (`g3pt.data.batches`;
+`g3pt.data.streaming` if the train split is larger than its IN_MEMORY_BYTES), so a resumed run gets the same batches.
 
-In memory, what teacher forcing feeds the transformer and the prepared views are kept between epochs, within CACHE_BYTES each.
+In memory, the inputs of teacher forcing and the prepared views are kept between epochs, within CACHE_BYTES each.
 Shapes: B batch, N objects of the split, S tokens of all scales, T tokens of scales 2, 3, ..., A width of the tokenizer's aligned tokens, M words of a text.
 """
 
@@ -27,21 +28,21 @@ from g3pt.models.car import G3PT
 from g3pt.models.features import StoredFeatures
 from pipelines.derive import tokens
 
-CACHE_BYTES = 512 * 2**20  # of aligned inputs, and again of prepared views
+CACHE_BYTES = 512 * 2**20  # for aligned inputs, and the same for prepared views
 ALIGN_BATCH = 32
 Row = dict[str, Any]
-Shortened = Sequence[np.random.Generator | None]  # None for a caption that stays whole
+Shortened = Sequence[np.random.Generator | None]  # None for a caption that is kept whole
 
 
 def columns(info: DatasetInfo, stored: StoredFeatures | None = None) -> list[str]:
-    """What is read of an object, beside its codes and stored features."""
+    """The columns read from the dataset, beside codes and stored features."""
     return ["id", "caption"] + ["views"] * (info.config.num_views > 0 and not (stored and "image" in stored.kinds))
 
 
 def joined_codes(info: DatasetInfo, kind: str, num_tokens: int, stored: StoredFeatures | None = None) -> Joined:
-    """The derived codes as one more column, uint16 (N, S), and what is stored of the conditions.
+    """The derived codes as one more column, uint16 (N, S), and stored condition features.
 
-    Features do not count for the size: a run is streamed or not, in the same order, whether they are stored or computed.
+    Features do not count for the size, so that streaming and order do not depend on whether they are stored or computed.
     """
 
     def join(arrays: dict[str, Any], shards: Sequence[int]) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def joined_codes(info: DatasetInfo, kind: str, num_tokens: int, stored: StoredFe
 
 
 class Collate:
-    """Rows to the batches that `G3PT.forward` reads."""
+    """Makes the batches of `G3PT.forward` from rows."""
 
     def __init__(self, model: G3PT, stored: StoredFeatures | None = None) -> None:
         self.stored = stored.again() if stored else None
@@ -73,7 +74,11 @@ class Collate:
         shortened: Shortened | None = None,
         images: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """`choices` are numbers that choose among an object's views, `shortened` what shortens their captions; `images`: those views, if they were prepared before."""
+        """The batch of these rows.
+
+        `choices` has a number per row that selects one of its views, `shortened` the random generator that shortens its caption, `images` the
+        selected views if they are prepared already.
+        """
         texts = [row["caption"] or "" for row in rows]
         if shortened is not None:
             texts = [
@@ -96,7 +101,7 @@ class Collate:
         return batch
 
     def image(self, row: Row, choice: int) -> Tensor:
-        """The chosen view as the encoder reads it, or what the encoder made of it; zeros for an object without views."""
+        """The selected view as the encoder's input, or its stored features; zeros for an object without views."""
         if self.stored_images:
             return torch.from_numpy(self.stored.image(row["id"], choice % max(1, num_views(row))))
         views = row.get("views") or ()
@@ -106,12 +111,12 @@ class Collate:
 
 
 def num_views(row: Row) -> int:
-    """How many views an object has."""
+    """Number of views of an object."""
     return int(row["num_views"]) if "num_views" in row else len(row.get("views") or ())
 
 
 class ConditionedCodes:
-    """One split in memory; `arrays` has `id`, `caption`, `codes` and, if there are any, `views`."""
+    """One split in memory. `arrays` has `id`, `caption`, `codes` and, if the dataset has them, `views`."""
 
     def __init__(self, model: G3PT, arrays: dict[str, Any], stored: StoredFeatures | None = None) -> None:
         self.arrays, self.collate = arrays, Collate(model, stored)
@@ -123,7 +128,7 @@ class ConditionedCodes:
         return len(self.arrays["caption"])
 
     def _aligned(self, model: G3PT) -> Tensor | None:
-        """All teacher-forcing inputs, or None where they would not fit CACHE_BYTES."""
+        """All teacher-forcing inputs; None if they do not fit in CACHE_BYTES."""
         codes_NS = torch.from_numpy(self.arrays["codes"].astype(np.int64))
         size = 4 * codes_NS.numel() * model.tokenizer.config.width
         if size > CACHE_BYTES or not len(self):
@@ -137,7 +142,7 @@ class ConditionedCodes:
     def batch(
         self, indices: list[int], choices: Sequence[int], shortened: Shortened | None = None
     ) -> dict[str, Tensor]:
-        """Objects by index; `choices` are numbers that choose among an object's views, `shortened` what shortens their captions."""
+        """The batch of the objects with these indices; `choices` and `shortened` as in `Collate`."""
         rows = self.rows(indices)
         images = (
             [self._image(*one) for one in zip(indices, rows, choices, strict=True)]
@@ -157,7 +162,7 @@ class ConditionedCodes:
 
 
 class TrainBatches:
-    """The train split's batches of one worker, from any sample on."""
+    """One worker's batches of the train split, from any sample on."""
 
     def __init__(
         self,
@@ -190,14 +195,14 @@ class TrainBatches:
             yield self.objects.batch(indices.tolist(), self._choices(samples), self._shortened(samples))
 
     def _choices(self, samples: np.ndarray) -> list[int]:
-        """A number for each sample, which chooses its view."""
+        """A random number per sample, which selects its view."""
         return [int(np.random.default_rng([self.train.seed, int(sample)]).integers(2**31)) for sample in samples]
 
     def _shortened(self, samples: np.ndarray) -> Shortened | None:
-        """What decides which attributes each sample's caption keeps."""
+        """A random generator for each sample whose caption loses attributes; None for the others, or if no caption does."""
         if not self.drop_phrases:
             return None
         streams = [
             np.random.default_rng([self.train.seed, int(sample), 1]) for sample in samples
-        ]  # 1: not the stream that chooses its view
+        ]  # 1: another stream than that of the view
         return [random if random.random() < self.drop_phrases else None for random in streams]

@@ -1,10 +1,10 @@
-"""Checkpoints of a run, whole or not at all; the newest readable one is gone on from, by any number of workers of either kind.
+"""Checkpoints of a run, complete or not at all. A run resumes from the newest readable one, with any number of DDP or FSDP workers.
 
 `samples-<n>.pt` is one file of whole tensors, written by rank 0: one process, and DDP, whose workers all hold the whole. A sharded
 run (FSDP) leaves a folder `samples-<n>.dcp`, to which each worker writes its own slices (g3pt/training/optimizer_state.py). Both appear by a rename
 once all is on disk.
 
-Ours: own files instead of Ray's, so that a run has one format with and without Ray, and a resumed run needs nothing but its folder.
+Ours: our own files instead of Ray's, so that a run has one format with and without Ray, and a resumed run needs only its folder.
 Nothing is unpickled: `.pt` is torch's own format, read with `weights_only`; the folder holds safetensors and JSON.
 """
 
@@ -19,7 +19,7 @@ PATTERNS = ("samples-*.pt", "samples-*.dcp")
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int) -> Path:
-    """`samples-<n>.pt`: temporary name, fsync, rename; the newest `num_to_keep` stay."""
+    """Write `samples-<n>.pt` (temporary name, fsync, rename), keep the newest `num_to_keep` checkpoints, and return its path."""
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,10 @@ def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int) -> Pa
 
 
 def save_sharded(folder: Path, state: dict[str, Any], num_to_keep: int, rank: int) -> Path:
-    """`samples-<n>.dcp`, by all workers at once; rank 0's word counts for what is no tensor, and rank 0 renames."""
+    """Write `samples-<n>.dcp`. Called by every worker with its own slices.
+
+    Non-tensor values are taken from rank 0, which also renames the finished folder. Returns its path.
+    """
     from torch.distributed import barrier
 
     from g3pt.training.optimizer_state import write_sharded
@@ -50,7 +53,7 @@ def save_sharded(folder: Path, state: dict[str, Any], num_to_keep: int, rank: in
     write_sharded(temporary, state, rank == 0)
     if rank == 0:
         _sync_folder(temporary)
-        _remove(target)  # an unreadable one that was passed over
+        _remove(target)  # an unreadable one that was skipped
         temporary.rename(target)
         _sync_folder(folder)
         keep_newest(folder, num_to_keep)
@@ -58,21 +61,21 @@ def save_sharded(folder: Path, state: dict[str, Any], num_to_keep: int, rank: in
 
 
 def keep_newest(folder: Path, num_to_keep: int) -> None:
-    """Older checkpoints go."""
+    """Delete older checkpoints."""
     for old in checkpoints(folder)[num_to_keep:]:
         _remove(old)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """What a killed worker was about to write; for who is alone with the run."""
+    """Delete what a killed worker left unfinished. Only for the holder of the run's lock."""
     for left in [*folder.glob(".samples-*"), *folder.glob(".gone-*")]:
         _remove(left)
 
 
 def agreed_checkpoint(folder: Path, rank: int, world_size: int, device: Any = "cpu") -> dict[str, Any] | None:
-    """The state that all workers go on from: rank 0, alone with the run, chooses; the others wait for its choice.
+    """The state from which all workers resume. Rank 0, which holds the run's lock, chooses it; the others wait for its choice.
 
-    Each choosing for itself could take different files, while a worker of a killed start still writes one.
+    If each worker chose for itself they could choose different files, while a worker of a killed start still writes one.
     """
     if world_size == 1:
         return newest_checkpoint(folder)[1]
@@ -88,7 +91,7 @@ def agreed_checkpoint(folder: Path, rank: int, world_size: int, device: Any = "c
 
 
 def newest_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
-    """Name and state of the newest readable one. An unreadable one (a disk that filled up, say) is named and passed over."""
+    """(name, state) of the newest readable checkpoint. An unreadable one (after a full disk, for example) is skipped with a warning."""
     for path in checkpoints(folder):
         try:
             return path.name, read_checkpoint(path)
@@ -100,7 +103,7 @@ def newest_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """One checkpoint: `samples` and `held` as they were saved, `fit` as `g3pt.training.fit.fit` takes it (a folder's tensors are read by it, in place)."""
+    """One checkpoint: `samples` and `held` as saved, and `fit` for `g3pt.training.fit.fit`, which reads a folder's tensors in place."""
     if path.suffix == ".dcp":
         from g3pt.training.optimizer_state import ShardedState
 
@@ -121,7 +124,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def checkpointed(run_dir: Path) -> int:
-    """Samples seen at the newest checkpoint, 0 without one."""
+    """Samples seen at the newest checkpoint; 0 without one."""
     known = checkpoints(run_dir / "checkpoints")
     return int(known[0].stem.rpartition("-")[2]) if known else 0
 
@@ -131,7 +134,7 @@ def _stem(state: dict[str, Any]) -> str:
 
 
 def _remove(path: Path) -> None:
-    """A file, or a folder, which first loses the name by which it counts."""
+    """Delete a file or folder. A folder is renamed first, so that a partly deleted one is not taken for a checkpoint."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return

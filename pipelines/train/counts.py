@@ -1,4 +1,4 @@
-"""How large a model is, from its configuration alone."""
+"""Numbers of parameters of a model, from its configuration alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def count_cvq(model: Any) -> dict[str, int]:
-    """Parameters of a tokenizer."""
+    """Parameters, tokens and codes of a tokenizer."""
     from g3pt.models.tokenizer import CVQ
 
     return {
@@ -20,7 +20,7 @@ def count_cvq(model: Any) -> dict[str, int]:
 
 
 def count_car(model: Any) -> dict[str, int]:
-    """Parameters of a generator's transformer without embeddings and heads; no memory is taken for them."""
+    """Parameters of a generator's transformer without embeddings and heads. Allocates no memory for them."""
     import torch
 
     from g3pt.config import cvq_preset
@@ -32,7 +32,7 @@ def count_car(model: Any) -> dict[str, int]:
 
 
 def count_parameters(spec: RunSpec) -> int:
-    """By which a model is named large or small: a tokenizer's all, a generator's without embeddings and heads."""
+    """The size of a run's model: all parameters of a tokenizer, those of a generator without embeddings and heads."""
     from g3pt.config import CARConfig, CVQConfig, from_dict
 
     if spec.stage == "cvq":

@@ -1,4 +1,4 @@
-"""A training run's pictures, drawn from its ledger: what should improve against samples seen, and a tokenizer's quality against tokens."""
+"""Pictures of a training run, drawn from its ledger: learning curves over samples seen, and a tokenizer's quality by number of tokens."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FEW = 9  # points that are marked
+FEW = 9  # points up to which markers are drawn
 
 
 def draw_run(run_dir: Path, target: Path) -> Path:
-    """Of a tokenizer the validation IoU by number of scales, of a generator the cross-entropies; the picture's file."""
+    """Draw a tokenizer's validation IoU by number of scales, or a generator's cross-entropies; return the picture's file."""
     records = Ledger.of(run_dir).read()
     figure, axes = _figure()
     draw = draw_cvq if any("val_iou_continuous" in row for row in records) else draw_car
@@ -30,7 +30,7 @@ def draw_run(run_dir: Path, target: Path) -> Path:
 
 
 def draw_tokens(run_dir: Path, scales: Sequence[int], target: Path) -> Path | None:
-    """Of a tokenizer: volume IoU of validation and test objects against the tokens of the first 1..k scales; None before it is known."""
+    """Draw a tokenizer's volume IoU of validation and test objects by the tokens of the first 1..k scales; None without data."""
     records = Ledger.of(run_dir).read()
     curves = [(split, *quality_by_tokens(records, scales, split)) for split in ("val", "test")]
     if not any(tokens for _, tokens, _ in curves):
@@ -53,14 +53,14 @@ def draw_tokens(run_dir: Path, scales: Sequence[int], target: Path) -> Path | No
 
 
 def quality_by_tokens(records: Sequence[Record], scales: Sequence[int], split: str) -> tuple[list[int], list[float]]:
-    """Tokens of the first k scales, and the newest IoU of decoding them, for each k that is known."""
+    """(tokens of the first k scales, newest IoU when they are decoded), each a list over the known k."""
     found = [(sum(scales[: k + 1]), last_of(records, f"{split}_iou_scale_{k + 1}")) for k in range(len(scales))]
     known = [(tokens, value) for tokens, value in found if value is not None]
     return [tokens for tokens, _ in known], [value for _, value in known]
 
 
 def last_of(records: Sequence[Record], key: str) -> float | None:
-    """The newest value of a key, None if no record has it."""
+    """The newest value of a key; None if no record has it."""
     return next((record[key] for record in reversed(records) if key in record), None)
 
 
@@ -74,7 +74,7 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def draw_cvq(axes: Axes, records: Sequence[Record]) -> None:
-    """Volume IoU of validation objects when the first scales are decoded, and without quantisation."""
+    """Draw the volume IoU of validation objects when the first scales are decoded, and without quantisation."""
     scales = sorted({key for row in records for key in row if key.startswith("val_iou_scale_")}, key=_scale_number)
     _lines(axes, records, {"val_iou_continuous": "continuous"}, "--")
     _lines(axes, records, {key: f"first {_scale_number(key)} scales" for key in scales})
@@ -82,7 +82,7 @@ def draw_cvq(axes: Axes, records: Sequence[Record]) -> None:
 
 
 def draw_car(axes: Axes, records: Sequence[Record]) -> None:
-    """Trained on, and of validation objects with and without their prompt."""
+    """Draw the cross-entropy of training batches, and of validation objects with and without their prompt."""
     _lines(
         axes,
         records,
@@ -93,7 +93,7 @@ def draw_car(axes: Axes, records: Sequence[Record]) -> None:
             "val_ce_image": "validation, image alone",
         },
     )
-    axes.set_ylabel("cross-entropy, nats a token")
+    axes.set_ylabel("cross-entropy, nats per token")
 
 
 def _lines(axes: Axes, records: Sequence[Record], labels: dict[str, str], style: str = "-") -> None:

@@ -1,4 +1,4 @@
-"""The tokenizer's training run: surfaces and occupancies of a dataset, diagnostics per scale, an export with its sources."""
+"""The tokenizer's training run: surfaces and occupancies of a dataset, diagnostics per scale, an export with its training objects."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 TRAIN_COLUMNS = ("surface", "near_points", "volume_points", "near_occupancy", "volume_occupancy")
 EVAL_COLUMNS = ("surface", "eval_surface", "volume_points", "volume_occupancy")
-EVAL_OBJECTS = 128  # validation objects that the running diagnostics read
-TEST_OBJECTS = 4096  # and test objects at the end: the first by id, as many as lie in memory at once
+EVAL_OBJECTS = 128  # validation objects for the diagnostics during training
+TEST_OBJECTS = 4096  # test objects at the end: the first by id, loaded into memory
 
 
 class CVQStage:
@@ -52,7 +52,7 @@ class CVQStage:
         return columns + ("sharp",) * bool(self.config.num_sharp_points)
 
     def batches(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
-        """Batches from a sample on."""
+        """Endless batches from sample number `start_sample` on."""
         return self._batches(start_sample)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -77,7 +77,7 @@ class CVQStage:
         return {f"{split}_{name}": value for name, value in diagnose(model, arrays, device).items()}
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Write the model and the ids, licences and authors that it was trained on."""
+        """Write the model and the ids, licences and authors of its training objects."""
         assert isinstance(model, CVQ)
         model.save_pretrained(
             folder,

@@ -1,4 +1,4 @@
-"""What people see of a training run while it works: the newest record, alarms, and its MLflow run, all read from its ledger."""
+"""Follows a training run from the driver: progress lines, alarms and its MLflow run, all read from its ledger."""
 
 import contextlib
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def is_finished(run_dir: Path) -> bool:
 
 
 class Follower(Periodic):
-    """Shows the newest record of a run's ledger and each alarm when it starts to sound, on the driver: what workers print stays in Ray's own logs."""
+    """Shows the newest record of a run's ledger and each new alarm. Runs in the driver, because prints of workers stay in Ray's logs."""
 
     def __init__(self, spec: RunSpec, run_dir: Path) -> None:
         super().__init__(self.show)
@@ -30,7 +30,7 @@ class Follower(Periodic):
         state = {"run": spec.name, "done": checkpointed(run_dir), "tokens_per_unit": tokens_per_sample(spec)}
         self.progress = Progress("train", train["steps"] * train["batch_size"], "samples", **state)
         self.shown, self.heard, self.bell = self.ledger.last_samples(), 0.0, Bell()
-        self.alarms(self.ledger.read())  # told by an earlier start
+        self.alarms(self.ledger.read())  # an earlier start has reported these
 
     def __enter__(self) -> "Follower":
         self.progress.__enter__()
@@ -46,7 +46,7 @@ class Follower(Periodic):
             say(f"  {self.name}: alarm at its end: {in_words(last)}")
 
     def show(self) -> None:
-        """Tell the newest record, once, and what alarms set in since."""
+        """Show the newest record once, and new alarms."""
         records = self.ledger.read()
         for record in [r for r in records[-1:] if r["step"] != self.shown]:
             self.shown = record["step"]
@@ -56,7 +56,7 @@ class Follower(Periodic):
             say(f"  {self.name}: {line}")
 
     def alarms(self, records: list[Record]) -> list[str]:
-        """What sets in with the records that were not heard yet."""
+        """Lines about alarms that begin in records not seen before."""
         new = [record for record in records if record["step"] > self.heard]
         self.heard = new[-1]["step"] if new else self.heard
         found = [(record["step"], self.bell.hear(record)) for record in new]
@@ -64,7 +64,7 @@ class Follower(Periodic):
 
 
 def tokens_per_sample(spec: RunSpec) -> int:
-    """Tokens of an object that a generator is trained on; 0 for a tokenizer."""
+    """Tokens per object of a generator's run; 0 for a tokenizer's."""
     from g3pt.training.exports import read_export_config
 
     return sum(read_export_config(spec.paths["tokenizer"])["model"]["scales"]) if "tokenizer" in spec.paths else 0
@@ -74,7 +74,7 @@ def tokens_per_sample(spec: RunSpec) -> int:
 def tracked(
     spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None, page: WritePage | None = None
 ) -> Iterator[Outcome]:
-    """Inside the block the ledger is followed: as lines for people, and as the run's MLflow run, what it shows being the outcome's."""
+    """Inside the block the run's ledger is shown as progress and copied to its MLflow run. Yields the Outcome that MLflow shows."""
     if checkpointed(run_dir):
         say(f"  {spec.name}: resumes from its checkpoint at {checkpointed(run_dir)} samples")
     ledger, shown = Ledger.of(run_dir), card(spec, run_dir, "scaling" if parent else "")
@@ -121,7 +121,7 @@ def card(spec: RunSpec, run_dir: Path, experiment: str = "") -> Card:
 
 
 def describe_finished(spec: RunSpec, run_dir: Path, outcome: Outcome) -> None:
-    """What MLflow shows of a finished run beside its ledger."""
+    """Add what MLflow shows of a finished run beside its ledger: files, pictures, hash, alarm, size."""
     from g3pt.training.exports import export_hash
     from pipelines.train.counts import count_parameters
     from pipelines.train.curves import draw_run, draw_tokens
@@ -138,5 +138,7 @@ def describe_finished(spec: RunSpec, run_dir: Path, outcome: Outcome) -> None:
     )
     outcome.artifacts += [tokens] if tokens else []
     outcome.tags["g3pt.export_hash"] = export_hash(run_dir)
-    outcome.tags["g3pt.alarm"] = sounding(Ledger.of(run_dir).read(), finished=True)  # no tag if it is silent
+    outcome.tags["g3pt.alarm"] = sounding(
+        Ledger.of(run_dir).read(), finished=True
+    )  # empty, so no tag, without an alarm
     outcome.params["parameters"] = count_parameters(spec)

@@ -1,6 +1,6 @@
 """The two training commands: flags to a checked `RunSpec`, then `pipelines.train.run.train_run`.
 
-All that can be wrong with a command is found here, before Ray starts: an unknown preset, a dataset of another schema or with
+Everything that can be wrong with a command is found here, before Ray starts: an unknown preset, a dataset of another schema or with
 too few points, an unfinished tokenizer run. `--dry-run` prints the plan and needs neither data nor tokenizer.
 """
 
@@ -26,27 +26,27 @@ class TrainFlags(DryRun, OnRay, OnDevice, OnData):
     """Flags of both training commands."""
 
     output: str
-    """folder of runs; this one gets a folder of its own below it"""
+    """folder of runs; this run gets its own folder below it"""
     preset: str = "nano"
-    """model size; --dry-run prints its parameters, operations and memory"""
+    """preset of the model; --dry-run prints its parameters, operations and memory"""
     steps: int | None = None
     """optimiser steps; default the preset's"""
     batch_size: int | None = None
-    """objects per step over all workers; default the preset's"""
+    """objects per step, over all workers; default the preset's"""
     num_workers: int = 1
-    """Ray Train workers, one process and one CPU or GPU each"""
+    """Ray Train workers; each is one process with one CPU or GPU"""
     seed: int = 0
-    """seed of weights, order and noise"""
+    """seed of initial weights, order of objects, and noise"""
     licenses: str | None = None
-    """use only objects with one of these licences, comma-separated, spelled as in the dataset; open: CC0, public domain, CC-BY, MIT, BSD, Apache; default all"""
+    """train only on objects with one of these licences, comma-separated, spelled as in the dataset; open: CC0, public domain, CC-BY, MIT, BSD, Apache; default all"""
     exclude_ids: str | None = None
     """leave out objects whose id matches one of these shell patterns, comma-separated (market*,classic*); default none"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """several workers: whole model on each (ddp) or cut among them (fsdp)"""
+    """with several workers: the whole model on each (ddp), or sharded among them (fsdp)"""
     micro_batch: int | None = None
-    """objects a worker computes at once; default its share of the batch"""
+    """objects per forward pass of a worker; default its share of the batch"""
     num_to_keep: int = 2
-    """checkpoints kept, the newest"""
+    """number of newest checkpoints to keep"""
     set: str | None = None
     """change fields of the preset, name=value,... (drop_phrases=0.5,head=bits); --dry-run prints all fields; default none"""
 
@@ -59,23 +59,23 @@ class TrainFlags(DryRun, OnRay, OnDevice, OnData):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCVQFlags(TrainFlags):
-    """Train the tokenizer CVQ: point cloud to codes of several scales and back to occupancy."""
+    """Train the tokenizer CVQ: from a point cloud to codes of several scales, and back to occupancy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCARFlags(WithFeatures, WithTokenizer, TrainFlags):
-    """Train the generator CAR on a tokenizer's codes; encodes the dataset first where that was not done yet."""
+    """Train the generator CAR on a tokenizer's codes. The dataset is encoded first, unless that has been done."""
 
 
 def train_cvq(flags: TrainCVQFlags, page: WritePage | None = None) -> str | None:
-    """Train CVQ; the run's folder, or None for a dry run."""
+    """Train CVQ; return the run's folder, or None for a dry run."""
     from g3pt.config import cvq_preset
 
     return _train("cvq", flags, cvq_preset, count_cvq, partial(cvq_spec, flags.data), page)
 
 
 def train_car(flags: TrainCARFlags, page: WritePage | None = None) -> str | None:
-    """Train CAR; the run's folder, or None for a dry run."""
+    """Train CAR; return the run's folder, or None for a dry run."""
     from g3pt.config import car_preset
 
     return _train("car", flags, car_preset, count_car, partial(car_spec, flags.data, flags.tokenizer), page)
@@ -89,7 +89,7 @@ def _train(
     make_spec: Callable[..., RunSpec],
     page: WritePage | None,
 ) -> str | None:
-    """What both commands do; `make_spec` checks the stage's own input."""
+    """The body of both commands. `make_spec` checks the stage's own input."""
     from pipelines.train import run
     from pipelines.train.plan import print_plan
 
@@ -110,7 +110,7 @@ def _train(
 
 
 def cvq_spec(data: str, preset: str, model: Any, train: Any, selection: Selection = ALL) -> RunSpec:
-    """The identity of a CVQ run, its data checked."""
+    """The identity of a CVQ run. Checks its data."""
     from pipelines.derive.tokens import READS, check_points
 
     info = open_data(data, selection)
@@ -120,14 +120,14 @@ def cvq_spec(data: str, preset: str, model: Any, train: Any, selection: Selectio
 
 
 def car_spec(data: str, tokenizer: str, preset: str, model: Any, train: Any, selection: Selection = ALL) -> RunSpec:
-    """The identity of a CAR run, its data and tokenizer checked."""
+    """The identity of a CAR run. Checks its data and tokenizer."""
     from g3pt.training.exports import export_hash, read_export_config
 
     info = open_data(data, selection)
     with bad_input():
         kind = read_export_config(tokenizer)["kind"]
         if kind != "cvq":
-            raise ValueError(f"{tokenizer}: holds a {kind!r} model; --tokenizer takes a finished CVQ run")
+            raise ValueError(f"{tokenizer}: contains a {kind!r} model; --tokenizer takes a finished CVQ run")
         upstream = export_hash(tokenizer)
         model = pinned(model)
     return _spec(
@@ -136,7 +136,7 @@ def car_spec(data: str, tokenizer: str, preset: str, model: Any, train: Any, sel
 
 
 def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, device: str = "auto") -> None:
-    """The dataset's codes by the run's tokenizer; what is there already is skipped."""
+    """Encode the dataset with the run's tokenizer; finished shards are skipped."""
     from pipelines.derive.tokens import encode_dataset
 
     encode_dataset(
@@ -149,7 +149,7 @@ def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, devi
 
 
 def pinned(model: Any) -> Any:
-    """The configuration with the commits of its pretrained encoders: a hub's main branch may move while a run rests."""
+    """The configuration with the commits of its pretrained encoders: the hub's main branch may move before a run is resumed."""
     from g3pt.models.encoders import NONE, SMALL, commit_of
 
     commits = {}
@@ -161,9 +161,9 @@ def pinned(model: Any) -> Any:
 
 
 def with_features(specs: Sequence[RunSpec], flags: Any) -> list[RunSpec]:
-    """The same runs, told where their conditions' features are stored if --features asks for that; made where they are missing.
+    """The runs with the paths of stored condition features, if --features asks for them. Missing features are computed.
 
-    A run that trains its encoders stays as it is; UsageError if all do.
+    A run that trains its encoders is returned unchanged. UsageError if all of them do.
     """
     from g3pt.config import CARConfig, from_dict
     from g3pt.models.features import encodings
@@ -179,7 +179,7 @@ def with_features(specs: Sequence[RunSpec], flags: Any) -> list[RunSpec]:
     if not any(wanted):
         presets = ", ".join(dict.fromkeys(spec.preset for spec in specs))
         raise UsageError(
-            f"--features stored: {presets} trains its encoders, so there is nothing to store; leave the flag out, or take presets from 0.1B on"
+            f"--features stored: {presets} trains its encoders, so there is nothing to store; leave out the flag, or use a preset from 0.1B on"
         )
     made = {some: store_features(specs[0].paths["data"], some, pool) for some in dict.fromkeys(wanted) if some}
     told = [{f"{condition}_features": kind for condition, kind in made.get(some, {}).items()} for some in wanted]
@@ -187,7 +187,7 @@ def with_features(specs: Sequence[RunSpec], flags: Any) -> list[RunSpec]:
 
 
 def open_data(data: str, selection: Selection = ALL) -> Any:
-    """The dataset's DatasetInfo; bad input, also a selection that its training objects can't meet, ends here with one line."""
+    """The dataset's DatasetInfo. UsageError for bad input and for a selection that no training object meets."""
     from g3pt.data.datasets import open_dataset
     from g3pt.data.reading import read_rows
 
@@ -211,7 +211,7 @@ def _spec(
     selection: Selection,
     tokenizer: dict[str, str] | None = None,
 ) -> RunSpec:
-    # The fingerprint covers ids and meshes; captions and what a repeated conversion changed show in the files' own hashes.
+    # The fingerprint covers ids and meshes; changed captions or a repeated conversion change the hashes of the files.
     data = {"dataset": info.fingerprint, "shards": stable_hash(info.shards)}
     config = {"model": dataclasses.asdict(model), "train": dataclasses.asdict(train), **data}
     paths = {"data": absolute(str(info.path))}
@@ -222,12 +222,12 @@ def _spec(
 
 
 def _varied(train: Any, flags: TrainFlags) -> Any:
-    """The preset's TrainConfig with the flags' changes; a shorter run reports and saves at least five times all the same."""
+    """The preset's TrainConfig with the flags' changes. A shorter run still reports and saves at least five times."""
     changes = {name: getattr(flags, name) for name in ("steps", "batch_size") if getattr(flags, name) is not None}
     if flags.steps is not None and flags.steps < train.steps:
         fifth = max(1, flags.steps // 5)
         changes |= {name: min(getattr(train, name), fifth) for name in ("log_every", "eval_every", "checkpoint_every")}
-        # A checkpoint between two records would leave the steps before it out of the resumed run's next mean.
+        # After a checkpoint between two records, the resumed run's next mean would lack the steps before it.
         changes["checkpoint_every"] -= changes["checkpoint_every"] % changes["log_every"]
     varied = dataclasses.replace(train, seed=flags.seed, **changes)
     check_workers(varied, flags.num_workers, flags.micro_batch)
@@ -235,7 +235,7 @@ def _varied(train: Any, flags: TrainFlags) -> Any:
 
 
 def check_workers(train: Any, num_workers: int, micro_batch: int | None = None) -> None:
-    """Every worker takes an equal share of the global batch, in equal micro-batches; 0 workers is this process alone."""
+    """UsageError unless the workers get equal shares of the global batch, in equal micro-batches. 0 workers means this process."""
     from g3pt.training.fit import count_parts
 
     share, left = divmod(train.batch_size, max(1, num_workers))
@@ -246,9 +246,9 @@ def check_workers(train: Any, num_workers: int, micro_batch: int | None = None) 
 
 
 def named_by_micro_batch(spec: RunSpec, flags: TrainFlags) -> RunSpec:
-    """The run's identity with how many objects all workers together compute at once, where that changes its weights.
+    """The run's identity with the number of objects computed at once by all workers together, if that changes its weights.
 
-    A tokenizer's quantised phases normalise over them (`g3pt.training.fit`); a generator, and an undivided batch, do not care.
+    A tokenizer's quantised phases normalise over these objects (`g3pt.training.fit`). Generators and undivided batches are not affected.
     """
     at_once = (flags.micro_batch or spec.config["train"]["batch_size"]) * flags.num_workers
     if spec.stage != "cvq" or at_once >= spec.config["train"]["batch_size"]:
@@ -257,5 +257,5 @@ def named_by_micro_batch(spec: RunSpec, flags: TrainFlags) -> RunSpec:
 
 
 def chosen(flags: TrainFlags) -> Selection:
-    """What --licenses and --exclude-ids say."""
+    """The selection by --licenses and --exclude-ids."""
     return Selection(licenses=listed(flags.licenses), exclude_ids=listed(flags.exclude_ids))

@@ -1,6 +1,6 @@
-"""What `--dry-run` of the training commands prints: parameters, operations and memory of a preset, from its configuration alone.
+"""The plan that `--dry-run` of the training commands prints: parameters, operations and memory, from the configuration alone.
 
-Operations are exact counts (`g3pt.training.flops`); activations are an estimate, which tests hold to 15 % of what autograd saves.
+Operations are exact counts (`g3pt.training.flops`). Activations are an estimate, within 15 % of what autograd saves (a test checks it).
 """
 
 import functools
@@ -9,12 +9,12 @@ from typing import Any
 
 from g3pt.training import flops
 
-CLIP_WIDTH, DINO_WIDTH, DINO_PATCH = 768, 1024, 14  # of the encoders that the large presets name, both ViT-L/14
-CLIP_PARAMETERS, DINO_PARAMETERS = 123_060_480, 304_368_640  # of CLIP its text tower; both frozen
+CLIP_WIDTH, DINO_WIDTH, DINO_PATCH = 768, 1024, 14  # of the encoders named by the large presets, both ViT-L/14
+CLIP_PARAMETERS, DINO_PARAMETERS = 123_060_480, 304_368_640  # CLIP's text tower only; both are frozen
 
 
 def print_plan(stage: str, flags: Any, model: Any, train: Any, counts: dict[str, int]) -> None:
-    """The plan of one training command; neither data nor tokenizer need exist."""
+    """Print the plan of one training command. Neither data nor tokenizer need exist."""
     print(f"{stage} {flags.preset}: " + ", ".join(f"{key} {value:,}" for key, value in counts.items()))
     print(f"model: {model}")
     print(f"train: {train}")
@@ -27,7 +27,7 @@ def print_plan(stage: str, flags: Any, model: Any, train: Any, counts: dict[str,
 
 
 def cvq_lines(model: Any, train: Any, flags: Any) -> list[str]:
-    """Operations by phase and part, and a worker's memory."""
+    """Lines of a tokenizer's plan: operations by phase and part, and a worker's memory."""
     from g3pt.models.tokenizer import CVQ
     from g3pt.training.parallel import gathered
 
@@ -51,7 +51,7 @@ def cvq_lines(model: Any, train: Any, flags: Any) -> list[str]:
 
 
 def car_lines(model: Any, train: Any, flags: Any) -> list[str]:
-    """The same of a generator's transformer; what its frozen tokenizer and encoders compute is aside, their weights are counted."""
+    """Lines of a generator's plan: operations of its transformer, and a worker's memory, which includes the frozen tokenizer and encoders."""
     codec, which = _codec(flags)
     car = meta_car(model, codec)
     training = flops.car_training(car.flops_per_object, model)
@@ -68,7 +68,7 @@ def car_lines(model: Any, train: Any, flags: Any) -> list[str]:
 
 
 def meta_car(model: Any, codec: Any) -> Any:
-    """The transformer of a configuration over a tokenizer's, without memory for its weights."""
+    """The transformer of a configuration for a tokenizer's codes, without memory for its weights."""
     import torch
 
     from g3pt.models.transformer import CAR
@@ -81,7 +81,7 @@ def meta_car(model: Any, codec: Any) -> Any:
 def car_memory(
     car: Any, codec: Any, precision: str, objects: int, shards: int = 1, encoders: bool = True
 ) -> flops.Memory:
-    """What a worker holds that trains `car` on `objects` at once; small encoders aside."""
+    """Memory of a worker that trains `car` on `objects` at once, without small encoders."""
     from g3pt.training.parallel import gathered
 
     activations = flops.car_activations(car.config, codec.num_tokens + car.num_prefix, objects, precision)
@@ -92,7 +92,7 @@ def car_memory(
 
 
 def frozen_parameters(model: Any, codec: Any, encoders: bool = True) -> int:
-    """Of the tokenizer, and of the pretrained encoders as the presets name them unless their features are stored."""
+    """Frozen parameters: those of the tokenizer and, unless their features are stored, of the pretrained encoders."""
     from g3pt.models.encoders import NONE, SMALL
 
     named = [(model.text_encoder, CLIP_PARAMETERS), (model.image_encoder, DINO_PARAMETERS)]
@@ -101,14 +101,14 @@ def frozen_parameters(model: Any, codec: Any, encoders: bool = True) -> int:
 
 @functools.lru_cache
 def tokenizer_parameters(codec: Any) -> int:
-    """Of a tokenizer; it is built for that, two seconds at the paper's size."""
+    """Parameters of a tokenizer. It is built for that, which takes two seconds at the paper's size."""
     from pipelines.train.counts import count_cvq
 
     return count_cvq(codec)["parameters"]
 
 
 def _codec(flags: Any) -> tuple[Any, str]:
-    """The tokenizer's configuration: of the run given, of the preset of the same name, or the paper's."""
+    """(the tokenizer's configuration, its name in words): of the given run, else of the preset with the same name, else of the paper's."""
     from g3pt.config import CVQ_PRESETS, CVQConfig, from_dict
     from g3pt.training.exports import read_export_config
 
@@ -120,7 +120,7 @@ def _codec(flags: Any) -> tuple[Any, str]:
 
 
 def condition_widths(model: Any) -> tuple[int, int | None, int]:
-    """Width of the text's vector and of an image token, and how many of these."""
+    """(width of the text's vector, width of an image token, number of image tokens)."""
     from g3pt.models.encoders import NONE, SMALL, SMALL_IMAGE, SMALL_TEXT
     from g3pt.models.image_encoder import grid_tokens
 
@@ -158,7 +158,7 @@ def with_bytes(count: float) -> str:
 
 
 def with_unit(count: float, step: int, units: list[str]) -> str:
-    """Three digits and the largest unit that keeps a number above 1."""
+    """The count with three digits and the largest unit that keeps it at least 1."""
     power = 0
     while count >= step and power < len(units) - 1:
         count, power = count / step, power + 1

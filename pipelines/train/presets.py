@@ -1,8 +1,8 @@
 """The table of generator presets, as Markdown, counted from the code: `python -m pipelines.train.presets`; docs/reference/presets.md has it.
 
 Parameters, operations and the K/V cache are exact: each model is built without memory for its weights. Activations are an estimate (`g3pt.training.flops`).
-Memory counts float32 weights with their gradient, AdamW's two moments and the average, the copy of the trained weights that bf16 keeps, and the
-frozen tokenizer and encoders; what these compute is aside, and so are the small encoders of the sizes below 0.1B.
+Memory includes float32 weights with their gradient, AdamW's two moments and the average, the bf16 copy of the trained weights, and the
+frozen tokenizer and encoders. The operations of the frozen parts, and the small encoders of the sizes below 0.1B, are not counted.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ COUNTS = ["", "k", "M"]
 
 @dataclass(frozen=True, kw_only=True)
 class PresetsFlags:
-    """Print the sizes of the generator, as a Markdown table."""
+    """Print the sizes of the generator presets as a Markdown table."""
 
     tokenizer: Literal["nano", "micro", "small", "base", "paper"] = "paper"
-    """tokenizer preset whose codes they generate"""
+    """tokenizer preset whose codes are generated"""
 
 
 def presets(flags: PresetsFlags) -> None:
@@ -36,7 +36,7 @@ def presets(flags: PresetsFlags) -> None:
 
 
 def lines(tokenizer: str) -> list[str]:
-    """The table's lines, its heading first."""
+    """The table's lines, heading first."""
     codec = CVQ_PRESETS[tokenizer][0]
     rows = [COLUMNS, ("---",) * len(COLUMNS), *(row(name, codec) for name in CAR_PRESETS)]
     return ["| " + " | ".join(cells) + " |" for cells in rows]
@@ -64,7 +64,7 @@ def row(name: str, codec: Any) -> tuple[str, ...]:
 
 
 def cache_bytes(car: Any) -> int:
-    """Bytes of keys and values that sampling allocates for one object: with guidance it is computed twice, with its prompt and without."""
+    """Bytes of the K/V cache for sampling one object with guidance, which computes it twice: with and without its prompt."""
     return sum(tensor.nbytes for cache in car.new_caches(2) for tensor in (cache.keys, cache.values))
 
 

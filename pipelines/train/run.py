@@ -1,8 +1,8 @@
-"""Training runs under Ray Train: start, stop, start again, and the same weights come out.
+"""Training runs under Ray Train: start, stop and resume with the same resulting weights.
 
-How: `train_run` makes RUNS/<name>/, opens its MLflow run (train_follow), and gives the work to Ray Train, whose workers call
-`train_worker.work`. A run that was killed anywhere continues from its newest readable checkpoint (checkpoints) when the same
-command starts again; one that a signal asked to stop, as the driver or as a worker, has saved its last step (stopping).
+How: `train_run` makes RUNS/<name>/, opens its MLflow run (`pipelines.train.follow`), and hands the work to Ray Train, whose workers call
+`pipelines.train.worker.work`. A killed run continues from its newest readable checkpoint (`pipelines.train.checkpoints`) when the same
+command starts again. A run stopped by a signal, to the driver or to a worker, has saved its last step (`pipelines.cluster.stopping`).
 `_SUCCESS` is written last, and a run that has it is left alone.
 """
 
@@ -44,7 +44,7 @@ def train_run(
     speed: Speed | None = None,
     page: WritePage | None = None,
 ) -> Path:
-    """Train `spec` below `output`, or go on with it, or see that it is finished; the run's folder.
+    """Start or resume the training of `spec` below `output`, unless it is finished; return the run's folder.
 
     num_workers 0 trains in this process without Ray (unit tests). `build` names the function that makes the stage.
     """
@@ -71,7 +71,7 @@ def train_run(
 
 @contextlib.contextmanager
 def asked_worker_ends_all(spec: RunSpec) -> Iterator[None]:
-    """A worker that a signal asked to stop ends the command as if the command had got it."""
+    """Turns a worker's AskedToStop (it got SIGTERM) into Stopped, so that the command exits with 143."""
     try:
         yield
     except Exception as error:
@@ -84,13 +84,13 @@ def asked_worker_ends_all(spec: RunSpec) -> Iterator[None]:
 
 
 def check_output(output: str | Path) -> None:
-    """Refuse what runs cannot be written to."""
+    """UsageError for an output that runs cannot be written to."""
     if "://" in str(output):
         raise UsageError(f"{output}: runs on an object store are not supported yet; use a local or shared folder")
 
 
 def prepare_run(spec: RunSpec, output: str | Path) -> Path:
-    """The run's folder with its config.json, made if missing.
+    """Make the run's folder with its config.json, if missing, and return it.
 
     UsageError if the run that is there has another format, or was made when a field had another default.
     """
@@ -116,7 +116,7 @@ def prepare_run(spec: RunSpec, output: str | Path) -> Path:
 def say_finished(
     spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None, page: WritePage | None = None
 ) -> None:
-    """To the person; and to MLflow, where a killed driver could not."""
+    """Print that the run is finished, and close its MLflow run if a killed driver could not."""
     print(f"{spec.name}: finished already", flush=True)
     if not is_told(run_dir):
         with tracked(spec, run_dir, output, parent, page):
@@ -124,12 +124,12 @@ def say_finished(
 
 
 def safe_state(spec: RunSpec, run_dir: Path) -> str:
-    """What of a run the next start goes on from."""
+    """From where the next start of the run continues, in words."""
     train, done = spec.config["train"], checkpointed(run_dir)
     at = (
         f"its checkpoint at {done} of {train['steps'] * train['batch_size']} samples"
         if done
-        else "no checkpoint yet, so it starts anew"
+        else "no checkpoint yet, so it starts from the beginning"
     )
     return f"{at} ({run_dir})"
 
@@ -142,10 +142,10 @@ def ray_train(
     build: str = BUILD_STAGE,
     speed: Speed | None = None,
 ) -> None:
-    """`work` on `num_workers` Ray Train workers; a lost worker restarts the group from the newest checkpoint, MAX_FAILURES times.
+    """Run `work` on Ray Train workers. A lost worker restarts the group from the newest checkpoint, at most MAX_FAILURES times.
 
-    num_workers 0 is Train's local mode: in this process, on the CPU. An error that would come again is raised at once: that
-    choice is ours, Train's own `max_failures` tries every error again. AskedToStop is raised as it is.
+    num_workers 0 is Train's local mode: in this process, on the CPU. Deterministic errors are raised at once, while Train's own
+    `max_failures` would retry every error. AskedToStop is raised unchanged.
     """
     from ray.train import TrainingFailedError
 
@@ -163,7 +163,7 @@ def ray_train(
             if is_deterministic(error) or failures > MAX_FAILURES:
                 raise
             say(
-                f"  {spec.name}: {Failure.of(error).error[:160]}; starts again from {checkpointed(run_dir)} samples ({failures} of {MAX_FAILURES})"
+                f"  {spec.name}: {Failure.of(error).error[:160]}; restarting from {checkpointed(run_dir)} samples ({failures} of {MAX_FAILURES})"
             )
 
 
@@ -174,14 +174,14 @@ def _fit_once(config: dict[str, Any], num_workers: int, device: str) -> None:
     from pipelines.cluster.train_backend import Config
 
     use_gpu = num_workers > 0 and session.wants_gpu(device)
-    scratch = Path(config["run_dir"]) / "ray"  # Train's own bookkeeping; ours needs none of it
+    scratch = Path(config["run_dir"]) / "ray"  # Train's own bookkeeping, which we do not use
     trainer = TorchTrainer(
         ray_work if num_workers else work,
         train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         torch_config=Config(backend="nccl" if use_gpu else "gloo"),
-        # A name of its own each time: Train would silently resume an older one.
+        # A new name each time: Train would silently resume an old one.
         run_config=RunConfig(name=uuid.uuid4().hex, storage_path=str(scratch)),
     )
-    in_thread(trainer.fit)  # in the main thread Train would take Ctrl-C for itself
+    in_thread(trainer.fit)  # in the main thread Train would replace the handler of Ctrl-C
     shutil.rmtree(scratch, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a training run needs beside the loop: one object per stage, built alike by a Ray worker, a test or a notebook."""
+"""Stage, everything a training run needs beside the loop (model, data, evaluation, export), and `build_stage`, which makes it."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
 
 
 class Stage(Protocol):
-    """A model with its data: `batches` to train on, `evaluate` on val while training, `final` on test once, `export`."""
+    """A model with its data: `batches` to train on, `evaluate` on the validation split, `final` on the test split, `export`."""
 
     model: nn.Module
     train_config: TrainConfig
 
     def batches(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
-        """This worker's share of each global batch from a sample on."""
+        """This worker's share of each global batch, from sample number `start_sample` on."""
         ...
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Validation record."""
+        """Metrics of validation objects, computed during training."""
         ...
 
     def final(self, model: nn.Module) -> dict[str, float]:
-        """Test record, written once at the end."""
+        """Metrics of test objects, computed once at the end."""
         ...
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Write the finished model."""
+        """Write the finished model to `folder`."""
         ...
 
 
 def build_stage(spec: RunSpec, rank: int = 0, world_size: int = 1) -> Stage:
-    """The stage that `spec.stage` names ('cvq' or 'car'), its data loaded."""
+    """The stage named by `spec.stage` ('cvq' or 'car'), with its data loaded."""
     if spec.stage == "cvq":
         from pipelines.train.cvq import CVQStage
 

@@ -1,7 +1,8 @@
-"""What an export says it was trained on: id, licence, author and address of each object.
+"""The training objects that an export lists: id, licence, author and address of each.
 
-How: `note` gives what config.json holds under `trained_on`: the rows themselves, or, for more than MAX_INLINE objects, the name, size and
-sha256 of a file of JSON lines beside it (800,000 rows would make every reader of config.json parse 100 MB). `read` gives the rows of either.
+How: `note` returns the value of `trained_on` in config.json: the rows themselves or, for more than MAX_INLINE objects, the name, size and
+sha256 of a file of JSON lines beside it (with 800,000 rows every reader of config.json would parse 100 MB). `read` returns the rows in
+both cases.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Row = dict[str, str]
 
 
 def collect(spec: RunSpec) -> list[Row]:
-    """The training objects of a run, in order of id."""
+    """The training objects of a run, sorted by id."""
     selection = Selection.of(spec.config)
     rows = reading.read_rows(
         spec.paths["data"], ["id", "license", "author", "attribution_url", "source_url"], split="train"
@@ -44,7 +45,7 @@ def collect(spec: RunSpec) -> list[Row]:
 
 
 def note(rows: Sequence[Row], folder: Path, name: str = "trained_on") -> Any:
-    """What config.json says under `name`; many rows go to a file of that name in the export's `folder`."""
+    """The value of `name` in config.json. Many rows are written to a file of that name in the export's `folder`."""
     if len(rows) <= MAX_INLINE:
         return list(rows)
     data = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()
@@ -60,16 +61,18 @@ def note(rows: Sequence[Row], folder: Path, name: str = "trained_on") -> Any:
 
 
 def read(export: str | Path, name: str = "trained_on") -> list[Row]:
-    """The rows that an export (or finished run) lists under `name`; ValueError for a file that is missing or another one."""
+    """The rows that an export (or finished run) lists under `name`. ValueError if their file is missing or was changed."""
     folder = find_export(export)
     found = read_export_config(folder).get(name) or []
     if isinstance(found, list):
         return found
-    file = folder / f"{name}.jsonl"  # not the name that config.json gives: it could point anywhere
+    file = folder / f"{name}.jsonl"  # not the name in config.json, which could point anywhere
     try:
         data = file.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{file} is missing: config.json says that it lists {found.get('objects')} objects") from None
+        raise ValueError(
+            f"{file} is missing: according to config.json it lists {found.get('objects')} objects"
+        ) from None
     if hashlib.sha256(data).hexdigest() != found.get("sha256"):
-        raise ValueError(f"{file} is not the list that config.json was written with (its sha256 differs)")
+        raise ValueError(f"{file} was changed after config.json was written (its sha256 differs)")
     return [json.loads(line) for line in data.splitlines()]

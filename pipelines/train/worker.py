@@ -1,7 +1,8 @@
-"""One worker of a training run: `work`, a plain function around `g3pt.training.fit.fit`, with and without Ray.
+"""One worker of a training run: `work`, a plain function around `g3pt.training.fit.fit` that runs with and without Ray.
 
-How: rank 0 writes the ledger, the export and checkpoints (a sharded run's are written by all workers), and `_SUCCESS` last. The last record of the ledger waits for the test
-metrics, so that each step stays once; records past the checkpoint that a run goes on from are dropped first.
+How: rank 0 writes the ledger, checkpoints (for a sharded run all workers do), the export, and finally `_SUCCESS`. The last record of the
+ledger is held back until the test metrics can be added, so that each step occurs once. When a run resumes, records after its checkpoint
+are dropped first.
 """
 
 import contextlib
@@ -23,25 +24,25 @@ from pipelines.runs.locks import LOCK_FILE, Held, locked
 from pipelines.train.checkpoints import agreed_checkpoint, remove_unfinished, save_checkpoint, save_sharded
 
 BUILD_STAGE = "pipelines.train.stages:build_stage"
-LOCK_WAIT_S = 60.0  # for a worker of a killed run to disappear
+LOCK_WAIT_S = 60.0  # time for a worker of a killed run to disappear
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How a run is computed: no part of its identity, but for a tokenizer's micro-batches (`training_jobs.named_by_micro_batch`)."""
+    """How a run is computed. Not part of its identity, except for a tokenizer's micro-batches (`pipelines.train.jobs.named_by_micro_batch`)."""
 
-    parallel: str = "ddp"  # or fsdp: what several workers do
-    micro_batch: int | None = None  # objects a worker computes at once; None: its share of the global batch
-    num_to_keep: int = 2  # checkpoints
+    parallel: str = "ddp"  # or fsdp: how several workers share the model
+    micro_batch: int | None = None  # objects per forward pass of a worker; None: its share of the global batch
+    num_to_keep: int = 2  # checkpoints to keep
 
 
 def work_config(spec: RunSpec, run_dir: Path, build: str = BUILD_STAGE, speed: Speed | None = None) -> dict[str, Any]:
-    """What `work` is told, as plain values."""
+    """The configuration of `work` as plain values."""
     return {"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build, "speed": asdict(speed or Speed())}
 
 
 def ray_work(config: dict[str, Any]) -> None:
-    """Train's entry on each worker: `work` with this worker's rank, device and data-parallel wrapper."""
+    """Ray Train's entry point on each worker: calls `work` with this worker's rank and device."""
     import ray.train
     import torch
     from ray.train.torch import get_device
@@ -54,11 +55,11 @@ def ray_work(config: dict[str, Any]) -> None:
 
 
 def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: Any = "cpu") -> None:
-    """One worker of one run, from wherever the run stands to its end. Only rank 0 writes."""
+    """Train as one worker of a run, from its newest checkpoint to the end. Only rank 0 writes."""
     from g3pt.training.fit import fit
     from g3pt.training.parallel import make_parallel
 
-    keep_freed_memory(2**30, 2**31 - 1)  # activations of some MB, in every step
+    keep_freed_memory(2**30, 2**31 - 1)  # activations of some MB are freed in every step
     spec, run_dir, speed = RunSpec.from_dict(config["spec"]), Path(config["run_dir"]), Speed(**config.get("speed", {}))
     with doing(f"training {spec.name}"), run_lock(run_dir) if rank == 0 else contextlib.nullcontext():
         state = agreed_checkpoint(run_dir / "checkpoints", rank, world_size, device)
@@ -86,13 +87,13 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
 
 
 def _ignore(_: Record) -> None:
-    """The report of a worker that is not rank 0."""
+    """The `report` of workers other than rank 0."""
 
 
 def make_save(
     folder: Path, journal: "Journal | None", parallel: Any, num_to_keep: int
 ) -> Callable[[dict[str, Any], int], None] | None:
-    """What saves a state of `fit` on this worker: all workers if the state is sharded, else rank 0 alone, which has the journal."""
+    """The function that saves a state of `fit` on this worker; None if it saves nothing. All workers save a sharded state, else only rank 0."""
 
     def save(state: dict[str, Any], samples: int) -> None:
         whole = {"samples": samples, "held": journal.held if journal else None, "fit": state}
@@ -107,20 +108,20 @@ def make_save(
 
 
 class Journal:
-    """Rank 0's ledger. The last record is held back, in the checkpoint too, until the test metrics join it."""
+    """Rank 0's ledger. The last record is held back (in the checkpoint too) until the test metrics are added."""
 
     def __init__(self, name: str, ledger: Ledger, config: Any, state: dict[str, Any] | None) -> None:
         self.name, self.ledger = name, ledger
         self.all_samples = config.steps * config.batch_size
         self.held: Record | None = state["held"] if state else None
         start = state["samples"] if state else 0
-        # At the end, the final record is in the ledger already if only the export was interrupted: it is made again.
+        # If only the export was interrupted, the ledger already contains the final record: drop it, it is made again.
         dropped = ledger.truncate_after(start - 1 if start == self.all_samples else start)
         if state or dropped:
             print(f"{name}: resumes at {start} samples ({dropped} later ledger records dropped)", flush=True)
 
     def report(self, record: Record) -> None:
-        """Keep one record of `fit`."""
+        """Write one record of `fit`."""
         record = {**record, "time": time.time()}
         if record["step"] >= self.all_samples:
             self.held = record
@@ -128,13 +129,13 @@ class Journal:
             self.ledger.append([record])
 
     def finish(self, final: Record) -> None:
-        """The last record, test metrics in it."""
+        """Write the last record with the test metrics."""
         assert self.held is not None, f"{self.name}: no record of the last step"
         self.ledger.append([{**self.held, **final}])
 
 
 def export(stage: Any, model: Any, run_dir: Path) -> None:
-    """The finished model as RUN/export, whole or not at all, then `_SUCCESS`."""
+    """Write the finished model to RUN/export, complete or not at all, then `_SUCCESS`."""
     temporary, target = run_dir / ".export", run_dir / "export"
     shutil.rmtree(temporary, ignore_errors=True)
     stage.export(model, temporary)
@@ -153,7 +154,7 @@ def resolve(name: str) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
-    """Alone with the run: two processes on one run would write each step twice. Waits for a dying predecessor."""
+    """Hold the run's lock: two processes on one run would write each step twice. Waits for a predecessor that is ending."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(run_dir / LOCK_FILE, wait_s=LOCK_WAIT_S))

@@ -53,7 +53,7 @@ def test_dry_run_needs_no_data(command: str, capsys: pytest.CaptureFixture[str])
         ("sweep", ["--sizes", "nano,20k,nano"], "--sizes names nano twice"),
         ("sweep", ["--set", "seed=3"], "--set seed: it has a flag of its own, --seeds"),
         ("sweep", ["--set", "drop_phrase=0.5"], "--set drop_phrase: no such field; did you mean drop_phrases"),
-        ("sweep", ["--sizes", "80k,150k", "--set", "width=64"], "--set width=64: 80k and 150k are the same model then"),
+        ("sweep", ["--sizes", "80k,150k", "--set", "width=64"], "--set width=64: it makes 80k and 150k the same model"),
     ],
 )
 def test_bad_input_is_one_line(command: str, args: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

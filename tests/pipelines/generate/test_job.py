@@ -208,7 +208,9 @@ def test_guidance_of_text_and_image_and_lists_for_a_row(model: Path, tmp_path: P
         (1.0, 1.0, 1.5), (3.0, 0.5, 3.0), (None, None, None), (1.0, 1.0, None)]  # fmt: skip
     assert json.loads(found["listed"]["sampling"])["cfg"] == [0, 1, 2, 2.5] and found["listed"]["top_k"] is None
     assert "cfg has 2 numbers, but the model has 4 scales" in found["short"]["error"]
-    assert "cfg_text must be a number, or one a scale with commas between them, got 'much'" in found["words"]["error"]
+    assert (
+        "cfg_text must be a number, or a comma-separated list with one per scale, got 'much'" in found["words"]["error"]
+    )
     assert len({r["sha256"] for r in found.values() if r["status"] == "ok"}) > 1
     with pytest.raises(UsageError, match="^--top-p has 3 numbers, but the model has 4 scales"):
         generate(settings(model, tmp_path, text="a chair", top_p="1,1,1"), use_ray=False)
@@ -444,10 +446,10 @@ def test_mlflow_holds_the_run(model: Path, tmp_path: Path, monkeypatch: pytest.M
         ({"text": "a", "cfg_image": "-1"}, "--cfg-image must be a number from 0"),
         (
             {"text": "a", "cfg_text": "x"},
-            "--cfg-text must be a number, or one a scale with commas between them, got 'x'",
+            "--cfg-text must be a number, or a comma-separated list with one per scale, got 'x'",
         ),
-        ({"text": "a", "cfg": ""}, "--cfg must be a number, or one a scale"),
-        ({"text": "a", "top_k": "1.5"}, "--top-k must be a whole number, or one a scale"),
+        ({"text": "a", "cfg": ""}, "--cfg must be a number, or a comma-separated list"),
+        ({"text": "a", "top_k": "1.5"}, "--top-k must be a whole number, or a comma-separated list"),
         ({"text": "a", "top_k": "9" * 30}, "--top-k must be a whole number from 0 (keep all) to 2^31"),
         (
             {"text": "a", "temperature": "0"},

@@ -50,6 +50,6 @@ def test_a_missing_mesh_or_manifest_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="manifest.parquet is missing"):
         sample_sheet(flags)
     (generated(tmp_path, ["ok"]) / "p0.glb").unlink()
-    with pytest.raises(UsageError, match="p0.glb: listed in manifest.parquet and missing"):
+    with pytest.raises(UsageError, match="p0.glb: listed in manifest.parquet but missing"):
         sample_sheet(flags)
     assert not (tmp_path / "sheet.png").exists()

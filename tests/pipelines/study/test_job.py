@@ -114,7 +114,7 @@ def test_what_a_trial_died_of_is_told_and_its_files_are_kept(
     assert (tmp_path / "ray").exists() == fails
     with pytest.raises(RuntimeError, match="1 of 2 runs did not finish") as raised:
         job.check_finished(specs, tmp_path)
-    reason = "RuntimeError: the actor died" if fails else "no reason is known"
+    reason = "RuntimeError: the actor died" if fails else "reason unknown"
     assert Failure.of(raised.value).doing == (f"training {specs[1].name}: {reason}",)
 
 
