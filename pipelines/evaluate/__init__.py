@@ -1,1 +1,1 @@
-"""How good a model is."""
+"""Evaluations: how good a tokenizer or generator is."""

@@ -1,12 +1,12 @@
-"""Generation from prompts: is a sample what was asked for, is it a whole object, and is it more than a copy of a training object?
+"""Evaluation of a generator: does a sample match its prompt, is it a whole object, and is it more than a copy of a training object?
 
-How: samples with consecutive seeds, none left out, from text alone and, as a second protocol, from one picture of a held-out object
-alone. Half of the texts are captions of the training split, half are absent from it (`pipelines.evaluate.generator_prompts`). Each sample's
-surface is searched among the training objects by Chamfer: the nearest one's family is the verdict, its distance is compared with the
-same distance of the evaluated split's own objects. On captions of the procedural shapes every stated attribute is read off the mesh
-(`g3pt.shapes.measure`), and off held-out objects and their reconstructions, which says what ruler and tokenizer allow. Samples and held-out objects are compared as sets
-(`pipelines.evaluate.generator_sets`); a guidance grid repeats the first prompts at other strengths. `pipelines.evaluate.generator_samples` is the work,
-`pipelines.evaluate.generator_figures` sums up, `pipelines.evaluate.generator_protocol` says how each number was made.
+How: samples with consecutive seeds, none left out, are made from text alone and, as a second protocol, from one picture of a held-out
+object alone. Half of the texts are captions of the training split, half are absent from it (`generator_prompts`). For each sample the
+nearest training object by Chamfer distance is searched: its family is compared with the prompted one, and its distance with the same
+distance of the evaluated split's own objects. For captions of the procedural shapes every stated attribute is measured on the mesh
+(`g3pt.shapes.measure`), and also on held-out objects and their reconstructions, which shows the limits of the measurement and of the
+tokenizer. Samples and held-out objects are compared as sets (`generator_sets`). A guidance grid repeats the first prompts at other
+strengths. `generator_samples` has the workers, `generator_figures` the summary, `generator_protocol` the description of each number.
 Ours: the protocol, stated in every report. Legend: N objects or samples.
 """
 
@@ -120,7 +120,7 @@ def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
 
 
 def make_samples(flags: Any, export: Path, info: DatasetInfo, work: Sequence[list[dict[str, Any]]]) -> list[Samples]:
-    """The samples of each part of the work, made by one pool of workers."""
+    """Make the samples of each part of the work with one pool of workers; return one list per part."""
     arguments = (str(export), settings(flags), flags.resolution, flags.coarse, info.config.num_surface)
     items = [batch for part in work for batch in part]
     results = iter(
@@ -130,7 +130,7 @@ def make_samples(flags: Any, export: Path, info: DatasetInfo, work: Sequence[lis
 
 
 def search_training(flags: Any, train: dict[str, Any], held: dict[str, Any], samples: Samples) -> dict[str, Any]:
-    """Write the nearest training object into each sample; gives the held-out objects' figures."""
+    """Write the nearest training object into each sample; return the same statistics of the held-out objects."""
     own = {object_id: k for k, object_id in enumerate(train["id"])}
     solid = [sample for sample in samples if sample["points"] is not None]
     wanted = [(sample["points"], -1) for sample in solid]
@@ -167,7 +167,7 @@ def search_training(flags: Any, train: dict[str, Any], held: dict[str, Any], sam
 
 
 def choose_rebuilt(info: DatasetInfo, held: dict[str, Any], flags: Any) -> list[dict[str, Any]]:
-    """At most `num_detailed` held-out objects in drawn order whose captions state attributes: their rows as the tokenizer reads them."""
+    """Rows of at most `num_detailed` held-out objects, in random order, whose captions state attributes."""
     stated = {name for name, caption in zip(held["id"], held["caption"], strict=True) if attributes_of(caption)}
     drawn = [name for name in drawn_order(held, flags.seed) if name in stated][: flags.num_detailed]
     wanted = set(drawn)
@@ -177,7 +177,7 @@ def choose_rebuilt(info: DatasetInfo, held: dict[str, Any], flags: Any) -> list[
 
 
 def rebuilt_batches(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """The Sampler's work for reconstructions: objects instead of prompts."""
+    """The Sampler's items for reconstructions: objects instead of prompts."""
     prompts = [
         {"text": row["caption"], "family": row["category"], "attributes": attributes_of(row["caption"])} for row in rows
     ]
@@ -186,7 +186,7 @@ def rebuilt_batches(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any
 
 
 def ceilings(rows: list[dict[str, Any]], rebuilt: Samples, info: DatasetInfo, train: dict[str, Any]) -> dict[str, Any]:
-    """What ruler and tokenizer allow: attributes of held-out objects' reconstructions, and of their own solids where these can be made again."""
+    """Upper limits: attributes measured on held-out objects' reconstructions and, where they can be made again, on their own solids."""
     solids = [solid for row in rows if (solid := solid_of(row, info)) is not None]
     found = figures.attribute_scores(rebuilt, train["caption"], prefix="rebuilt_") | figures.validity(
         rebuilt, "rebuilt_"
@@ -195,7 +195,7 @@ def ceilings(rows: list[dict[str, Any]], rebuilt: Samples, info: DatasetInfo, tr
 
 
 def solid_of(row: dict[str, Any], info: DatasetInfo) -> dict[str, Any] | None:
-    """What the ruler reads off a procedural object's own solid; None if the id and the dataset's seed do not give an object of that caption."""
+    """Attributes measured on a procedural object's own solid; None if id and seed of the dataset do not give an object with that caption."""
     from g3pt.geometry.watertight import watertight
 
     try:
@@ -214,7 +214,7 @@ def solid_of(row: dict[str, Any], info: DatasetInfo) -> dict[str, Any] | None:
 
 
 def gallery(prompted: Samples, pictured: Samples) -> list[dict[str, Any]]:
-    """The samples to show: `object` (or `image_object`) is the row of `objects` (or `image_objects`) that tells prompt, seed and verdict."""
+    """The samples to show. `object` (or `image_object`) is the index in `objects` (or `image_objects`) of the row with prompt, seed and result."""
     shown = [
         {"id": f"sample-s{sample['seed']}", "object": k, "status": sample["status"], "mesh": sample["mesh"]}
         for k, sample in enumerate(prompted)
@@ -235,7 +235,7 @@ def gallery(prompted: Samples, pictured: Samples) -> list[dict[str, Any]]:
 
 
 def copy_distance(info: DatasetInfo, ids: list[str], count: int = 16) -> float:
-    """The Chamfer that an exact copy would have: two independent samples of the same training surfaces, median."""
+    """The Chamfer distance of an exact copy: the median over pairs of independent samples of the same training surface."""
     wanted, found = set(ids[:count]), []
     for row in reading.read_rows(info, ["id", "surface", "eval_surface"], "train"):
         if row["id"] in wanted:

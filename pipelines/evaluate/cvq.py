@@ -1,8 +1,8 @@
-"""Reconstruction by a tokenizer: each object's surface -> codes -> occupancy and mesh, against labels and an independent surface.
+"""Evaluation of a tokenizer: each object's surface -> codes -> occupancy and mesh, compared with labels and an independent surface.
 
-How: `pipelines.evaluate.reconstruct` scores one object, `pipelines.evaluate.reconstruction_figures` sums up and states the protocol,
-`pipelines.evaluate.near_duplicates` says which objects the training split as good as holds. The worst objects are decoded once more for
-their picture. Ours: the protocol, stated in every report.
+How: `pipelines.evaluate.reconstruct` scores one object, `pipelines.evaluate.reconstruction_figures` has the summary and the protocol, and
+`pipelines.evaluate.near_duplicates` finds objects with a near-copy in the training split. The worst objects are decoded once more for
+their pictures. Ours: the protocol, stated in every evaluation.
 Shapes: N objects, S tokens of all scales, C digits of a code.
 """
 
@@ -86,10 +86,12 @@ def load(info: DatasetInfo, split: str, columns: tuple[str, ...], limit: int) ->
 
 
 def work_items(arrays: dict[str, Any], codes_NS: np.ndarray, flags: Any) -> list[dict[str, Any]]:
-    """What `Reconstructor.run` gets for each object; pictured and detailed ones are spread evenly over the split."""
+    """The items of `Reconstructor.run`, one per object. Pictured and detailed objects are spread evenly over the split."""
     count = len(codes_NS)
     partner = np.random.default_rng(flags.seed).permutation(count)
-    partner = partner[np.argsort(np.roll(partner, 1))]  # one cycle: nobody is its own partner unless alone
+    partner = partner[
+        np.argsort(np.roll(partner, 1))
+    ]  # one cycle: no object is its own partner, unless it is the only one
     pictured, detailed = evenly_spaced(count, flags.num_pictures), evenly_spaced(count, flags.num_detailed)
     return [
         {
@@ -105,7 +107,7 @@ def work_items(arrays: dict[str, Any], codes_NS: np.ndarray, flags: Any) -> list
 
 
 def evenly_spaced(count: int, wanted: int) -> set[int]:
-    """At most `wanted` of the numbers below `count`, the first and last among them."""
+    """At most `wanted` evenly spaced numbers below `count`, including the first and the last."""
     return set(np.linspace(0, count - 1, min(wanted, count)).round().astype(int).tolist())
 
 
@@ -121,14 +123,14 @@ def add_bits(objects: list[dict[str, Any]], codes_NS: np.ndarray, model: Any) ->
 
 
 def worst_objects(objects: Sequence[dict[str, Any]], count: int) -> list[int]:
-    """Numbers of the `count` objects of least volume IoU, the worst first."""
+    """Indices of the `count` objects with the lowest volume IoU, worst first."""
     return sorted(range(len(objects)), key=lambda k: objects[k]["iou_volume"])[:count]
 
 
 def pictured_object(
     arrays: dict[str, Any], objects: Sequence[dict[str, Any]], number: int, mesh: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, Any]:
-    """An entry of the gallery: who made it, how it fared, input cloud and mesh."""
+    """An entry of the gallery: credits, scores, input cloud and mesh."""
     told = {name: arrays[name][number] for name in ("id", "caption", *CREDITED)}
     return (
         told
@@ -138,7 +140,7 @@ def pictured_object(
 
 
 def sheet_pair(item: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray, str]]:
-    """A pictured object's two places in the contact sheet: its input and its reconstruction."""
+    """A pictured object's two tiles in the contact sheet: input and reconstruction."""
     return [
         (*cloud_mesh(item["cloud"]), f"input {item['caption'][:40]}"),
         (*item["mesh"], f"IoU {item['iou_volume']:.3f}"),
@@ -146,7 +148,7 @@ def sheet_pair(item: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray, str]]
 
 
 def cloud_mesh(surface_P6: np.ndarray, num_points: int = 4096, size: float = 0.04) -> tuple[np.ndarray, np.ndarray]:
-    """Surface points as small triangles that face along their normals: a picture of the input, which the dataset holds as points."""
+    """Surface points as small triangles facing along their normals, because the dataset stores the input as points."""
     chosen = surface_P6[:num_points].astype(np.float64)
     points, normals = chosen[:, :3], chosen[:, 3:6]
     helper = np.eye(3)[np.abs(normals).argmin(axis=1)]

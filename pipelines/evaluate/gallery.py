@@ -1,8 +1,8 @@
-"""The pictured objects of an evaluation on disk: STEM.meshes/ beside STEM.json, for reports and for anyone with a mesh viewer.
+"""The pictured objects of an evaluation as files: STEM.meshes/ beside STEM.json, for reports and any mesh viewer.
 
-How: meshes are .glb; a cloud (the input of a reconstruction: surface points with normals) is a binary little-endian .ply with float
-x y z nx ny nz. The folder is written under another name and renamed, so it is whole or absent, and the evaluation's JSON, written
-after it, lists its files under "gallery". A picture that was a prompt is a .png. Names are made from a counter and the safe letters of the object's id.
+How: meshes are .glb. A cloud (the input of a reconstruction: surface points with normals) is a binary little-endian .ply with float
+x y z nx ny nz. A picture that was a prompt is a .png. The folder is written under another name and renamed, so it is complete or absent.
+The evaluation's JSON is written after it and lists its files under "gallery". Names consist of a counter and the safe letters of the id.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _CLOUD_HEADER = (
 
 
 def folder_of(output: Path) -> Path:
-    """Where the gallery of the evaluation `output` (STEM.json) lies."""
+    """The gallery's folder of the evaluation `output` (STEM.json)."""
     return output.with_suffix(".meshes")
 
 
 def write_gallery(items: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Write each item's `cloud` (P, 6), `mesh` (vertices, faces) and `view` (an encoded picture); the items with file names instead.
+    """Write each item's `cloud` (P, 6), `mesh` (vertices, faces) and `view` (an encoded picture); return the items with file names instead.
 
-    What was in `folder` goes. No items: no folder.
+    An existing `folder` is replaced. Without items there is no folder.
     """
     from g3pt.geometry.files import write_mesh
 
@@ -63,12 +63,12 @@ def write_gallery(items: Sequence[dict[str, Any]], folder: Path) -> list[dict[st
 
 
 def is_whole(output: Path, listed: Sequence[dict[str, Any]]) -> bool:
-    """Whether every file that the evaluation's JSON lists is there."""
+    """Whether every file listed in the evaluation's JSON exists."""
     return all((folder_of(output) / entry[kind]).is_file() for entry in listed for kind in FILES if entry.get(kind))
 
 
 def as_png(picture: bytes) -> bytes:
-    """An encoded picture as a PNG on white, at most VIEW_PIXELS a side."""
+    """An encoded picture as a PNG on white, at most VIEW_PIXELS per side."""
     from PIL import Image
 
     with Image.open(io.BytesIO(picture)) as opened:
@@ -85,7 +85,7 @@ def encode_cloud(points_P6: np.ndarray) -> bytes:
 
 
 def decode_cloud(data: bytes) -> np.ndarray:
-    """The inverse of `encode_cloud`: float32 (P, 6). ValueError for any other PLY."""
+    """The inverse of `encode_cloud`: float32 (P, 6). ValueError for other PLY files."""
     header, end, rest = data.partition(b"end_header\n")
     count = re.search(rb"element vertex (\d{1,9})\n", header)
     if (

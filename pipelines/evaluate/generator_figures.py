@@ -1,8 +1,8 @@
-"""A generator's evaluation summed up: families, attributes, validity, copies, distances, guidance, and how each number was made.
+"""The metrics of a generator's evaluation: families, attributes, validity, copies, distances, guidance.
 
-How: the figures are functions of the samples' rows (`objects` of the report). A prefix says whose they are (none: samples of texts;
-`image_`: of pictures; `held_out_`: real objects; `rebuilt_`: the tokenizer's reconstructions of held-out objects; `solid_`: those
-objects' own solids), a suffix which prompts (`_seen`, `_unseen`) or the interval (`_interval_95`).
+How: metrics are functions of the samples' rows (`objects` in the JSON). A prefix says of what (none: samples of texts; `image_`: of
+pictures; `held_out_`: held-out objects; `rebuilt_`: the tokenizer's reconstructions of them; `solid_`: their own solids). A suffix says for
+which prompts (`_seen`, `_unseen`), or marks the interval (`_interval_95`).
 Ours: all of it.
 """
 
@@ -27,21 +27,21 @@ VALIDITY = {
 
 
 def share(name: str, verdicts: Sequence[bool]) -> dict[str, Any]:
-    """A share of verdicts and Wilson's interval; None of both without any."""
+    """The share of true verdicts and its Wilson interval; both None without verdicts."""
     right = sum(map(bool, verdicts))
     interval = list(pairwise.wilson_interval(right, len(verdicts))) if verdicts else None
     return {name: right / len(verdicts) if verdicts else None, f"{name}_interval_95": interval}
 
 
 def average(name: str, values: Sequence[float | None], statistic: Any = np.mean) -> dict[str, Any]:
-    """A mean (or median) of the values that are there and its bootstrap interval; None of both without any."""
+    """The mean (or another statistic) of the values that are not None, and its bootstrap interval; both None without values."""
     there = np.array([value for value in values if value is not None], dtype=np.float64)
     interval = list(pairwise.bootstrap_interval(there, statistic)) if len(there) else None
     return {name: float(statistic(there)) if len(there) else None, f"{name}_interval_95": interval}
 
 
 def summarise(objects: Objects, train: dict[str, Any]) -> dict[str, Any]:
-    """Figures of the samples made from texts; `train`: category and caption of the training objects."""
+    """The metrics of samples made from texts. `train` has category and caption of the training objects."""
     found: dict[str, Any] = {"num_samples": len(objects), "num_without_mesh": sum(o["status"] != "ok" for o in objects)}
     found |= average("nearest_chamfer_median", [o["chamfer"] for o in objects], np.median)
     for suffix, part in (
@@ -58,7 +58,7 @@ def summarise(objects: Objects, train: dict[str, Any]) -> dict[str, Any]:
 
 
 def summarise_images(pictured: Objects, train: dict[str, Any]) -> dict[str, Any]:
-    """The same verdicts for samples made from pictures, under names of their own; nothing if there are none."""
+    """The same metrics for samples made from pictures, with prefix `image_`; only their number, 0, if there are none."""
     if not pictured:
         return {"image_num_samples": 0}
     return {
@@ -73,8 +73,8 @@ def summarise_images(pictured: Objects, train: dict[str, Any]) -> dict[str, Any]
 
 
 def family_scores(part: Objects, train_families: Sequence[str], prefix: str = "", suffix: str = "") -> dict[str, Any]:
-    """Share of samples whose nearest training object is of their family, Wilson's interval, and chance."""
-    labelled = [o for o in part if o["family"]]  # none: a dataset without categories, no verdict
+    """The share of samples whose nearest training object is of their family, its interval, and chance."""
+    labelled = [o for o in part if o["family"]]  # objects without a category have no verdict
     shares = {family: train_families.count(family) / len(train_families) for family in set(train_families)}
     return {
         f"{prefix}num_labelled{suffix}": len(labelled),
@@ -86,14 +86,14 @@ def family_scores(part: Objects, train_families: Sequence[str], prefix: str = ""
 
 
 def agreement(o: dict[str, Any]) -> list[bool]:
-    """For each attribute that the prompt states, whether the ruler reads it off the mesh."""
+    """For each attribute stated by the prompt, whether it is measured on the mesh."""
     return [o["measured"].get(slot) == value for slot, value in o["attributes"].items()]
 
 
 def attribute_scores(
     part: Objects, train_captions: Sequence[str], prefix: str = "", suffix: str = ""
 ) -> dict[str, Any]:
-    """Mean over samples of the share of the prompt's attributes that the mesh shows, and the share of samples that show all; chance."""
+    """Mean over samples of the share of the prompt's attributes found on the mesh; the share of samples with all of them; chance."""
     stated = [o for o in part if o.get("attributes")]
     chances = value_shares(train_captions)
     chance = [
@@ -109,7 +109,7 @@ def attribute_scores(
 
 
 def by_attribute(objects: Objects, train_captions: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The same for each attribute alone, whatever the family: name -> num, agreement, interval, chance."""
+    """The same for each attribute alone, over all families: name -> num, agreement, interval, chance."""
     chances, verdicts, chance = value_shares(train_captions), dict[str, list[bool]](), dict[str, list[float]]()
     for o in objects:
         for slot, value in (o.get("attributes") or {}).items():
@@ -122,7 +122,7 @@ def by_attribute(objects: Objects, train_captions: Sequence[str]) -> dict[str, d
 
 
 def value_shares(train_captions: Sequence[str]) -> dict[tuple[str, str], dict[str, float]]:
-    """(family, attribute) -> share of each value among the family's training objects."""
+    """(family, attribute) -> {value: its share among the family's training objects}."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     known = shapes.all_captions()
     for caption in train_captions:
@@ -134,7 +134,7 @@ def value_shares(train_captions: Sequence[str]) -> dict[tuple[str, str], dict[st
 
 
 def validity(objects: Objects, prefix: str = "") -> dict[str, Any]:
-    """Shares of all samples with a mesh, watertight, in one body, and both; faces of those with a mesh; how many ended how."""
+    """Shares of samples with a mesh, watertight, with one body, and both; mean number of faces; counts by status."""
     found: dict[str, Any] = {}
     for name, holds in VALIDITY.items():
         found |= share(f"{prefix}{name}_share", [holds(o) for o in objects])
@@ -146,18 +146,18 @@ def validity(objects: Objects, prefix: str = "") -> dict[str, Any]:
 
 
 def is_copy(chamfer: float | None, floor: float | None) -> bool:
-    """Whether a surface is a training object's as far as points can tell: the distance less that of two samples of itself."""
+    """Whether a surface equals a training object's as far as points can show: its distance minus that of two samples of itself is small."""
     return chamfer is not None and floor is not None and chamfer - floor < THRESHOLD
 
 
 def copies(objects: Objects, prefix: str = "") -> dict[str, Any]:
-    """How many samples copy a training object."""
+    """Number and share of samples that copy a training object."""
     verdicts = [o["copy"] for o in objects]
     return {f"{prefix}num_copies": sum(verdicts), **share(f"{prefix}copy_share", verdicts)}
 
 
 def seconds_per_object(samples: Objects) -> dict[str, Any]:
-    """Mean wall seconds of each stage, with intervals; `codes` is a batch's share."""
+    """Mean wall seconds per stage, with intervals; `codes` is the share of a batch."""
     found: dict[str, Any] = {}
     for stage in STAGES:
         found |= average(stage, [s["seconds"][stage] for s in samples if "seconds" in s])
@@ -165,7 +165,7 @@ def seconds_per_object(samples: Objects) -> dict[str, Any]:
 
 
 def guidance_point(settings: dict[str, Any], objects: Objects, train: dict[str, Any]) -> dict[str, Any]:
-    """One point of the guidance grid: its settings and verdicts."""
+    """One point of the guidance grid: its settings and metrics."""
     return {
         **settings,
         "num_samples": len(objects),

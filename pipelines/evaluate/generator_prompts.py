@@ -1,6 +1,6 @@
-"""What an evaluation asks a generator for: texts of which half are absent from training, pictures of held-out objects, settings.
+"""The prompts of a generator's evaluation: texts, half of them absent from training, pictures of held-out objects, and settings.
 
-Ours: all of it, stated in the report's protocol (`pipelines.evaluate.generator_figures`).
+Ours: all of it, stated in the evaluation's protocol (`pipelines.evaluate.generator_protocol`).
 """
 
 import sys
@@ -24,7 +24,7 @@ GRID_SAMPLES = 64
 
 
 def choose_prompts(train: dict[str, Any], held: dict[str, Any], count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` prompts, alternately seen in training and absent from it; {text, family, unseen, attributes}. All seen if none can be absent."""
+    """`count` prompts {text, family, unseen, attributes}, alternately seen in training and absent from it; all seen if none can be absent."""
     family_of = {
         caption: category
         for part in (train, held)
@@ -53,12 +53,12 @@ def choose_prompts(train: dict[str, Any], held: dict[str, Any], count: int, seed
 
 
 def attributes_of(caption: str | None) -> dict[str, str] | None:
-    """The visible attributes that a caption of the procedural shapes states; None for any other."""
+    """The visible attributes stated by a caption of the procedural shapes; None for other captions."""
     return shapes.caption_attributes(caption) if caption in shapes.all_captions() else None
 
 
 def choose_images(info: DatasetInfo, export: Path, held: dict[str, Any], flags: Any) -> list[dict[str, Any]]:
-    """Up to `num_image_samples` held-out objects in drawn order, each once: {text: None, image, family, attributes, pictured, credit}."""
+    """Up to `num_image_samples` held-out objects in random order, each once, as prompts {text: None, image, family, attributes, pictured, credit}."""
     refusal = image_refusal(info, export)
     if not flags.num_image_samples or refusal:
         print(f"evaluate: no samples from pictures: {refusal or '--num-image-samples 0'}", file=sys.stderr)
@@ -79,12 +79,12 @@ def choose_images(info: DatasetInfo, export: Path, held: dict[str, Any], flags: 
 
 
 def drawn_order(held: dict[str, Any], seed: int) -> list[str]:
-    """The held-out objects' ids in a drawn order."""
+    """The held-out objects' ids in random order."""
     return [held["id"][k] for k in np.random.default_rng(seed).permutation(len(held["id"]))]
 
 
 def image_refusal(info: DatasetInfo, export: Path) -> str | None:
-    """Why no sample can be made from a picture, if so."""
+    """Why no sample can be made from a picture; None if one can."""
     if read_export_config(export)["model"]["image_encoder"] == NONE:
         return "the model reads no images"
     return None if info.config.num_views else "the dataset has no views"
@@ -93,7 +93,7 @@ def image_refusal(info: DatasetInfo, export: Path) -> str | None:
 def batches(
     prompts: Sequence[dict[str, Any]], seed: int, num_meshes: int = 0, settings: dict[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """The Sampler's work: prompts with seeds rising by one; the first `num_meshes` samples keep their meshes."""
+    """The Sampler's items: prompts with consecutive seeds. The first `num_meshes` samples keep their meshes."""
     return [
         {
             "prompts": list(prompts[k : k + BATCH]),
@@ -106,7 +106,7 @@ def batches(
 
 
 def settings(flags: Any) -> dict[str, Any]:
-    """The sampling flags that were given; the rest is the sampler's default."""
+    """The sampling flags that were given; the sampler has defaults for the others."""
     return {
         name: getattr(flags, name)
         for name in ("cfg", "top_k", "top_p", "temperature")
@@ -115,7 +115,7 @@ def settings(flags: Any) -> dict[str, Any]:
 
 
 def guidance_points(strengths: Sequence[float]) -> list[dict[str, Any]]:
-    """The settings of a guidance grid: each strength on each schedule, 0 once."""
+    """The settings of a guidance grid: each strength with each schedule; strength 0 once."""
     return [
         {"cfg": cfg, "cfg_schedule": schedule}
         for cfg in strengths

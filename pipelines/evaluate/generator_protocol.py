@@ -1,4 +1,4 @@
-"""How each number of a generator's evaluation was made, and the rows that people read."""
+"""The protocol of a generator's evaluation (how each number was made), and the table that is printed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def protocol(
     pictured: Sequence[dict[str, Any]],
     found: dict[str, Any],
 ) -> dict[str, Any]:
-    """How each number was made, by the name of the number or of its kind."""
+    """How each number was made; keys are names of numbers or of kinds of numbers."""
     images = "no samples from pictures"
     if pictured:
         images = (
@@ -52,7 +52,7 @@ def protocol(
 
 
 def attribute_protocol(flags: Any, found: dict[str, Any]) -> dict[str, str]:
-    """Of the attributes, where prompts state any."""
+    """The protocol of the attributes, if prompts state any."""
     if not found["num_with_attributes"]:
         return {"attributes": "prompts are not captions of the procedural shapes: no attributes to read off a mesh"}
     words = {
@@ -72,7 +72,7 @@ def attribute_protocol(flags: Any, found: dict[str, Any]) -> dict[str, str]:
 
 
 def guidance_protocol(flags: Any) -> dict[str, str]:
-    """Of the guidance grid, if one was asked for."""
+    """The protocol of the guidance grid, if one was requested."""
     if flags.guidance_grid is None:
         return {}
     return {
@@ -82,7 +82,7 @@ def guidance_protocol(flags: Any) -> dict[str, str]:
 
 
 def interval(found: dict[str, Any], name: str, spec: str = ".3f") -> str:
-    """`0.812 (0.750 to 0.861)`, or none."""
+    """`0.812 (0.750 to 0.861)`, or `none`."""
     if found.get(name) is None:
         return "none"
     low, high = found[f"{name}_interval_95"]
@@ -90,7 +90,7 @@ def interval(found: dict[str, Any], name: str, spec: str = ".3f") -> str:
 
 
 def table(found: dict[str, Any], seconds: dict[str, Any]) -> list[tuple[str, str]]:
-    """The rows that people read."""
+    """The rows of the printed table."""
 
     def accuracy(suffix: str, prefix: str = "") -> str:
         name = f"{prefix}family_accuracy{suffix}"
@@ -110,7 +110,7 @@ def table(found: dict[str, Any], seconds: dict[str, Any]) -> list[tuple[str, str
         ("family of nearest training object", accuracy("")),
         ("  prompts seen in training", accuracy("_seen")),
         ("  prompts absent from training", accuracy("_unseen")),
-        ("  given a held-out picture, no text", pictured),
+        ("  from a held-out picture, no text", pictured),
         ("  the same for held-out objects", interval(found, "held_out_nearest_family_accuracy")),
         *attribute_rows(found),
         (
@@ -130,18 +130,18 @@ def table(found: dict[str, Any], seconds: dict[str, Any]) -> list[tuple[str, str
             ("  MMD", against_training(found, "mmd", ".5f")),
         ]
     if seconds.get("codes") is not None:
-        rows.append(("seconds an object: codes / mesh", f"{seconds['codes']:.2f} / {seconds['mesh']:.2f}"))
+        rows.append(("seconds per object: codes / mesh", f"{seconds['codes']:.2f} / {seconds['mesh']:.2f}"))
     return rows + guidance_rows(found)
 
 
 def against_training(found: dict[str, Any], name: str, spec: str) -> str:
-    """A figure of the samples and that of training objects in their place."""
+    """A metric of the samples, and of training objects in their place."""
     train = f"; training objects {found[f'train_{name}']:{spec}}" if found.get(f"train_{name}") is not None else ""
     return interval(found, name, spec) + train
 
 
 def attribute_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """Of the attributes, if prompts state any."""
+    """Rows about attributes, if prompts state any."""
     if not found["num_with_attributes"]:
         return []
     rows = [
@@ -168,7 +168,7 @@ def attribute_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def guidance_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """One row a point of the guidance grid."""
+    """One row per point of the guidance grid."""
     return [
         (
             f"guidance {point['cfg']:g} {point['cfg_schedule'] if point['cfg'] else ''}".rstrip(),

@@ -1,7 +1,7 @@
-"""The work of a generator's evaluation that Ray actors share: making samples (or reconstructions), searching the training objects.
+"""The workers of a generator's evaluation: Sampler makes samples (or reconstructions), Searcher finds the nearest training objects.
 
-A sample carries all that is later told of it: its status, its points and a second sample of them (how far two samples of one surface
-are apart is what no search can see beyond), the checks of its mesh, the attributes read off it, and the seconds of each stage.
+A sample contains everything that is reported about it: status, surface points and the distance to a second sample of them (the resolution
+limit of any search), checks of its mesh, measured attributes, and the seconds of each stage.
 Shapes: B batch, S tokens of all scales, P points.
 """
 
@@ -19,7 +19,7 @@ STAGES = ("codes", "mesh", "checks")
 
 
 class Sampler:
-    """A generator held by one worker; `run` makes the samples of one batch."""
+    """A worker with a generator; `run` makes the samples of one batch."""
 
     def __init__(self, export: str, values: dict[str, Any], resolution: int, coarse: int, num_points: int) -> None:
         from g3pt.models.car import G3PT
@@ -30,9 +30,9 @@ class Sampler:
         self.resolution, self.coarse, self.num_points = resolution, coarse, num_points
 
     def run(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """One dict a sample: prompt, seed, status, points (P, 3), checks, attributes, seconds, and the mesh where one is wanted.
+        """One dict per sample: prompt, seed, status, points (P, 3), checks, attributes, seconds, and the mesh if it is to be shown.
 
-        With `rows` (objects of a dataset) in the batch their own codes are decoded: reconstructions instead of samples.
+        If the batch has `rows` (objects of a dataset), their own codes are decoded: reconstructions instead of samples.
         """
         import torch
 
@@ -79,7 +79,7 @@ class Sampler:
 
 
 def mesh_figures(vertices: np.ndarray, faces: np.ndarray) -> dict[str, Any]:
-    """What a printer or a simulation asks of a mesh: faces, separate bodies, watertight (closed, facing outward). No mesh is none of it."""
+    """What printing and simulation need: numbers of faces and separate bodies, and whether the mesh is watertight (closed, facing outward)."""
     from g3pt.geometry._mesh_kernels import component_labels
     from g3pt.geometry.quality import is_watertight, signed_volume
 
@@ -94,7 +94,7 @@ def mesh_figures(vertices: np.ndarray, faces: np.ndarray) -> dict[str, Any]:
 
 
 def clouds(vertices: np.ndarray, faces: np.ndarray, num_points: int, seed: int) -> dict[str, Any]:
-    """Points (P, 3) of the surface, and how far a second sample of it is from them; None of both without a surface."""
+    """Points (P, 3) of the surface and their distance to a second sample of it; both None without a surface."""
     from g3pt.geometry.surface import sample_surface
 
     if not len(faces):
@@ -106,12 +106,12 @@ def clouds(vertices: np.ndarray, faces: np.ndarray, num_points: int, seed: int) 
 
 
 def sampling_floor(first_P3: np.ndarray, second_P3: np.ndarray) -> float:
-    """Chamfer between two samples of one surface, computed like the distance to a training object from fewer points: its spread is small."""
+    """Chamfer distance between two samples of one surface, from fewer points than the distance to a training object: its spread is small."""
     return float(pairwise.nearest_objects([first_P3], [second_P3], num_queries=FLOOR_QUERIES)[1][0])
 
 
 def read_attributes(prompt: dict[str, Any], vertices: np.ndarray, faces: np.ndarray) -> dict[str, str] | None:
-    """The attributes that a ruler of the prompted family finds on the mesh; None for a prompt that states none."""
+    """The attributes measured on the mesh by the rules of the prompted family; None for a prompt that states none."""
     from g3pt.shapes.measure import measure_any
 
     if prompt["attributes"] is None:
@@ -120,13 +120,13 @@ def read_attributes(prompt: dict[str, Any], vertices: np.ndarray, faces: np.ndar
 
 
 class Searcher:
-    """The training objects' points held by one worker; `run` finds the nearest one of each cloud of a part."""
+    """A worker with the points of all training objects; `run` finds the nearest one for each cloud of a batch."""
 
     def __init__(self, library: list[np.ndarray]) -> None:
         self.library = library
 
     def run(self, part: list[tuple[np.ndarray, int]]) -> list[tuple[int, float]]:
-        """(cloud, index of the training object that is not to be found, or -1) -> (index, Chamfer)."""
+        """(cloud, index of a training object to exclude or -1) -> (index, Chamfer distance)."""
         wanted, exclude = [cloud for cloud, _ in part], [own for _, own in part]
         indices, distances = pairwise.nearest_objects(wanted, self.library, num_queries=NUM_QUERIES, exclude=exclude)
         return list(zip(indices.tolist(), distances.tolist(), strict=True))

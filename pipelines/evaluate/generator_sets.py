@@ -1,7 +1,7 @@
-"""Samples and held-out objects compared as two sets, and training objects in the samples' place: what a perfect sampler would get.
+"""Compares samples with held-out objects as two sets, and training objects in the samples' place: the result of a perfect sampler.
 
-How: `g3pt.metrics.sets` on as many samples as held-out objects: the first samples with a mesh, prompted by texts alone, against
-held-out objects in drawn order. Computed in this process: 0.2 ms a pair at 1024 points, 2.5 N^2 pairs for both comparisons.
+How: `g3pt.metrics.sets` on equal numbers of samples and held-out objects: the first samples with a mesh, prompted by text alone, and
+held-out objects in random order. Computed in this process, at 0.2 ms per pair with 1024 points and 2.5 N^2 pairs for both comparisons.
 Ours: the sizes, and that prompts are not the reference objects' own captions: half are captions of the training split.
 """
 
@@ -22,7 +22,7 @@ def compare_sets(
 ) -> dict[str, Any]:
     """COV, MMD and 1-NNA of at most `wanted` samples and as many held-out objects, and of training objects instead (train_*).
 
-    Clouds are positions (P, 3). Only the number of compared objects, 0, where there are too few.
+    Clouds are positions (P, 3). With too few objects the result is only the number of compared objects, 0.
     """
     size = min(wanted, len(samples), len(held))
     num_points = min([NUM_POINTS] + [len(cloud) for part in (samples, held, train) for cloud in part])
@@ -56,7 +56,7 @@ def _within(clouds_N3P: np.ndarray, progress: Progress) -> np.ndarray:
 
 
 def protocol(found: dict[str, Any], split: str) -> dict[str, str]:
-    """How the numbers were made, for each of their names."""
+    """The protocol of these numbers, by name."""
     if not found["num_compared"]:
         return {
             "sets": "not compared as sets: --num-compared, samples with a mesh or held-out objects are fewer than 2"

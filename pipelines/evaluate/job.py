@@ -1,9 +1,9 @@
-"""How good a finished run is: a tokenizer by what it reconstructs, a generator by what it makes from prompts.
+"""Evaluation of a finished run: a tokenizer by its reconstructions, a generator by its samples of prompts.
 
-How: the export's kind chooses. The work per object or per batch of samples is a plain class with one method
-(`pipelines.evaluate.reconstruct`, `pipelines.evaluate.car`), called in this process or, with `--num-workers`, in Ray actors; the results are
-the same. The JSON holds the protocol (box, points, thresholds, mean or sum, seeds) beside the numbers; pictures lie beside it, and
-the pictured objects themselves in STEM.meshes (`pipelines.evaluate.gallery`).
+How: the export's kind decides. The work per object or per batch of samples is a plain class with one method
+(`pipelines.evaluate.reconstruct`, `pipelines.evaluate.generator_samples`), called in this process or, with `--num-workers`, in Ray actors,
+with the same results. The JSON contains the numbers with their protocol (box, points, thresholds, mean or sum, seeds). Pictures are
+beside it, and the pictured objects in STEM.meshes (`pipelines.evaluate.gallery`).
 """
 
 import json
@@ -25,7 +25,7 @@ from pipelines.tracking.tracked import Outcome, WritePage, logged
 
 
 def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
-    """Run the evaluation that fits the model; gives the path of the JSON."""
+    """Run the evaluation for the model's kind; return the path of the JSON."""
     if flags.dry_run:
         print(f"would evaluate {flags.model} on split {flags.split} of {flags.data} and write {flags.output}")
         return None
@@ -37,7 +37,7 @@ def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
 
     output = Path(absolute(flags.output))
     if "://" in flags.output:
-        raise UsageError(f"{flags.output}: evaluation writes local files only, object stores are not supported yet")
+        raise UsageError(f"{flags.output}: object stores are not supported yet, evaluations write local files")
     with bad_input():
         export = find_export(flags.model).resolve()
         kind = read_export_config(export)["kind"]
@@ -67,7 +67,7 @@ def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
     started = time.monotonic()
     data = DatasetInput(name=info.path.name, fingerprint=info.fingerprint, path=str(info.path), context=flags.split)
     with logged(card(flags, output, kind, data, identity["model"]["export_sha256"]), output, page) as outcome:
-        with on_disk(lambda: "nothing of an evaluation is kept before its end; what it reads is unchanged"):
+        with on_disk(lambda: "an evaluation keeps nothing before its end; its inputs are unchanged"):
             found = run(flags, export, info)
         report = identity | {
             "seconds": round(time.monotonic() - started, 1),
@@ -112,7 +112,7 @@ def card(flags: EvaluateFlags, output: Path, kind: str, dataset: DatasetInput, m
 
 
 def _describe(report: dict[str, Any], files: list[Path], outcome: Outcome) -> None:
-    """What MLflow shows of an evaluation."""
+    """Fill in what MLflow shows of an evaluation."""
     outcome.metrics |= cards.intervals(report["metrics"]) | {"seconds": report["seconds"]}
     outcome.metrics |= {
         f"seconds_{stage}": value for stage, value in cards.intervals(report.get("seconds_per_object", {})).items()
@@ -122,7 +122,7 @@ def _describe(report: dict[str, Any], files: list[Path], outcome: Outcome) -> No
 
 
 def is_current(output: Path, identity: dict[str, Any]) -> bool:
-    """Whether `output` holds the evaluation of this very model, dataset and flags, and its gallery is there."""
+    """Whether `output` is the evaluation of exactly this model, dataset and flags, with a complete gallery."""
     from pipelines.evaluate.gallery import is_whole
 
     try:
@@ -142,11 +142,11 @@ def _stage(kind: str) -> Callable[..., dict[str, Any]]:
         from pipelines.evaluate.car import evaluate_generator
 
         return evaluate_generator
-    raise UsageError(f"can't evaluate a model of kind {kind!r}")
+    raise UsageError(f"cannot evaluate a model of kind {kind!r}")
 
 
 def draw_pictures(items: list[tuple[Any, Any, str]], path: Path, wanted: int, columns: int) -> list[Path]:
-    """The contact sheet of (vertices, faces, title)."""
+    """Draw a contact sheet of (vertices, faces, title); return its path in a list, which is empty if nothing is drawn."""
     if not wanted or not items:
         return []
     from g3pt.geometry.render import contact_sheet
@@ -156,27 +156,27 @@ def draw_pictures(items: list[tuple[Any, Any, str]], path: Path, wanted: int, co
 
 
 def shown_in(sheet: Path, gallery: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The objects of a tokenizer's contact sheet, in its order: the worst ones, or those spread over the split."""
+    """The objects of a tokenizer's contact sheet in order: the worst ones, or those spread over the split."""
     if sheet.stem.endswith(".worst"):
         return sorted((entry for entry in gallery if entry.get("worst")), key=lambda entry: entry["worst"])
     return [entry for entry in gallery if entry.get("spread")]
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Strict JSON (no NaN), complete or not at all."""
+    """Write strict JSON (no NaN), complete or not at all."""
     from g3pt.data.storage import write_atomic
 
     write_atomic(path, json.dumps(report, indent=1, allow_nan=False).encode("utf-8"))
 
 
 def print_table(rows: list[tuple[str, str]]) -> None:
-    """Two columns, for people."""
+    """Print two columns."""
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"  {name:<{width}}  {value}" for name, value in rows))
 
 
 def print_protocol(protocol: dict[str, Any]) -> None:
-    """How the numbers of the table were made, a line each; the dataset's settings stand in the JSON."""
+    """Print the protocol, one line per entry; the dataset's settings are in the JSON only."""
     print("how these numbers were made:")
     print(
         "\n".join(

@@ -1,9 +1,9 @@
-"""Which evaluated objects the training split as good as holds: held-out figures are also given without them.
+"""Finds evaluated objects with a near-copy in the training split; metrics are also given without them.
 
-How: an object is a near-duplicate if its nearest training object is closer than Chamfer THRESHOLD. Two samples of one surface are
-apart by their sampling alone (0.012 to 0.027 at 4096 points), so this distance, between the object's own two stored samples, is taken off
-first; without that no copy would ever count. Clouds are cut to NUM_POINTS; a training split of more than MAX_TRAINING objects is
-not searched, and the protocol says so.
+How: an object is a near-duplicate if the Chamfer distance to its nearest training object is below THRESHOLD. Two samples of one surface
+have a distance by sampling alone (0.012 to 0.027 at 4096 points). This distance, between the object's own two stored samples, is
+subtracted first; otherwise no copy would count. Clouds are cut to NUM_POINTS. A training split of more than MAX_TRAINING objects is not
+searched, and the protocol says so.
 
 Ours: all of it.
 """
@@ -27,7 +27,7 @@ RULE = (
 
 
 def mark_near_duplicates(objects: list[dict[str, Any]], arrays: dict[str, Any], info: DatasetInfo, split: str) -> str:
-    """Write `nearest_train`, `nearest_train_chamfer` (the excess) and `near_duplicate` into each object's scores; gives the rule, or why not."""
+    """Write `nearest_train`, `nearest_train_chamfer` (the excess) and `near_duplicate` into each object's scores; return the rule, or why none was applied."""
     if split == "train":
         return "not searched: the training split itself is evaluated"
     num_training = info.splits.get("train", 0)
@@ -58,5 +58,5 @@ def mark_near_duplicates(objects: list[dict[str, Any]], arrays: dict[str, Any], 
 
 
 def positions(cloud_P6: np.ndarray) -> np.ndarray:
-    """The first stored points' positions."""
+    """The positions of the first NUM_POINTS stored points."""
     return cloud_P6[:NUM_POINTS, :3].astype(np.float32)

@@ -1,10 +1,10 @@
-"""One object through a tokenizer and through what it is compared with: the work of one step of `pipelines.evaluate.cvq`.
+"""Reconstructor, the worker of `pipelines.evaluate.cvq`: scores one object's reconstruction and its baselines.
 
-How: the codes' own logits give IoU at the stored query points and, extracted and sampled, a surface that is compared with `eval_surface`.
-The same two verdicts are passed on the continuous latents (no quantiser) and on a cube of occupancy bits of equal size
-(`g3pt.metrics.baselines`). IoU is also taken when only the first k scales are decoded, and when one scale's codes are those of another object (a
-scale that carries nothing would not lower it). Meshes of the continuous latents and of the first k scales cost as much as the main
-one each, so only objects marked `detailed` have them; they and the main mesh are decoded as one batch.
+How: the logits decoded from the codes give IoU at the stored query points; the extracted and sampled surface is compared with
+`eval_surface`. The same two scores are computed for the continuous latents (no quantiser) and for a cube of occupancy bits of equal size
+(`g3pt.metrics.baselines`). IoU is also computed with only the first k scales decoded, and with one scale's codes taken from another object
+(a scale without information would not lower it). Meshes of the continuous latents and of the first k scales cost as much as the main
+mesh each, so only objects marked `detailed` have them. They are decoded in one batch with the main mesh.
 
 Shapes: B batch, Q query points, S tokens of all scales, K scales.
 """
@@ -31,7 +31,7 @@ Mesh = tuple[np.ndarray, np.ndarray]
 
 
 class Reconstructor:
-    """A tokenizer held by one worker; `run` scores one object."""
+    """A worker with a tokenizer; `run` scores one object."""
 
     def __init__(self, export: str, resolution: int, coarse: int, num_queries: int, seed: int) -> None:
         from g3pt.models.tokenizer import CVQ
@@ -42,14 +42,14 @@ class Reconstructor:
         self.resolution, self.coarse, self.num_queries, self.seed = resolution, coarse, num_queries, seed
 
     def run(self, item: dict[str, Any]) -> dict[str, Any]:
-        """{"scores": of one object, "mesh": of one that is pictured, else None}."""
+        """{"scores": the object's scores, "mesh": its mesh if the object is pictured, else None}."""
         import torch
 
         with doing(f"reconstructing {item['row']['id']}"), torch.inference_mode():
             return self._run(item)
 
     def mesh(self, item: dict[str, Any]) -> Mesh:
-        """Its mesh alone, empty if it has none."""
+        """Only the object's mesh, which may be empty."""
         import torch
 
         with doing(f"decoding {item['row']['id']}"), torch.inference_mode():
@@ -79,7 +79,7 @@ class Reconstructor:
         if details:
             apart = np.random.default_rng(
                 [self.seed, item["number"], 1]
-            )  # the main figures don't depend on the details
+            )  # the main scores must not depend on the details
             *parts, (continuous_mesh, continuous_status) = details
             scores["chamfer_first_scales"] = [surface_scores(part, row, apart)["chamfer"] for part, _ in parts] + [
                 scores["chamfer"]
@@ -99,7 +99,7 @@ class Reconstructor:
         return self.model.decode_latents(torch.from_numpy(codes_S)[None].to(self.device), num_scales)
 
     def _mixed(self, item: dict[str, Any], scale: int) -> np.ndarray:
-        """This object's codes, those of one scale taken from another object."""
+        """This object's codes with those of one scale taken from another object."""
         start = sum(self.model.config.scales[:scale])
         end = start + self.model.config.scales[scale]
         mixed_S = item["codes"].copy()
@@ -112,7 +112,7 @@ class Reconstructor:
         return pairwise.volume_iou(decoding.logits(self.model, latents, queries[0]) > 0, queries[1])
 
     def _meshes(self, *latents: Any) -> list[tuple[Mesh, str]]:
-        """The cleaned surface and the status of each."""
+        """(cleaned surface, status) of each."""
         import torch
 
         from g3pt.models import decoding
@@ -123,7 +123,7 @@ class Reconstructor:
     def _grid_scores(
         self, row: dict[str, Any], volume: tuple[np.ndarray, np.ndarray], near: tuple[np.ndarray, np.ndarray]
     ) -> dict[str, Any]:
-        """The same verdicts on a cube of occupancy bits, as many as the codes have."""
+        """The scores of a cube with as many occupancy bits as the codes have."""
         from g3pt.geometry.cleanup import clean
         from g3pt.geometry.isosurface import NoSurface, extract
         from g3pt.metrics import baselines
@@ -142,12 +142,12 @@ class Reconstructor:
 
 
 def empty_mesh() -> Mesh:
-    """No vertex, no face."""
+    """A mesh without vertices and faces."""
     return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
 
 
 def surface_scores(mesh: Mesh, row: dict[str, Any], random: np.random.Generator) -> dict[str, float | None]:
-    """Every figure of SURFACE_NAMES for a mesh against the object's second sample; without a mesh F-scores are 0 and distances None."""
+    """The metrics SURFACE_NAMES of a mesh against the object's second surface sample. Without a mesh F-scores are 0 and distances None."""
     from g3pt.geometry.surface import sample_surface
 
     true = row["eval_surface"].astype(np.float64)

@@ -1,9 +1,9 @@
-"""A tokenizer's evaluation summed up: means, medians, tails, categories, what it is compared with, and how each number was made.
+"""The metrics of a tokenizer's evaluation (means, medians, tails, categories, baselines), its protocol and its table.
 
-How: `summarise` turns the objects' scores into one flat record (and `by_category`); names are what is measured, with a prefix for
-whose it is (`continuous_`: the same latents without the quantiser; `grid_`: a cube of occupancy bits of equal size; `distinct_`: without
+How: `summarise` turns the objects' scores into one flat record (and `by_category`). A name is the metric with a prefix for what it is of
+(`continuous_`: the same latents without the quantiser; `grid_`: a cube of occupancy bits of equal size; `distinct_`: without
 near-duplicates of training objects) and a suffix for the statistic (none: mean; `_median`; `_p05` or `_p95`: the bad tail;
-`_interval_95`: of the mean).
+`_interval_95`: interval of the mean).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ Objects = Sequence[dict[str, Any]]
 
 
 def summarise(objects: Objects) -> dict[str, Any]:
-    """The record of a whole evaluation."""
+    """The metrics of a whole evaluation as one record."""
     found: dict[str, Any] = {"num_objects": len(objects), "num_without_mesh": without_mesh(objects)}
     for name in NAMES:
         found |= statistics(name, [o[name] for o in objects])
@@ -43,18 +43,18 @@ def summarise(objects: Objects) -> dict[str, Any]:
 
 
 def without_mesh(objects: Objects) -> int:
-    """How many gave no surface."""
+    """Number of objects without a surface."""
     return sum(o["status"] != "ok" for o in objects)
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Of the values that are there."""
+    """Mean of the values that are not None; None without any."""
     there = [value for value in values if value is not None]
     return float(np.mean(there)) if there else None
 
 
 def statistics(name: str, values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean with its interval over the values that are there; median and bad tail over all, a missing distance being infinite."""
+    """Mean and interval over the existing values; median and bad tail over all, where a missing distance counts as infinite."""
     there = np.array([value for value in values if value is not None])
     worse = name in LESS_IS_BETTER
     everything = np.array([(np.inf if worse else 0.0) if value is None else value for value in values])
@@ -72,7 +72,7 @@ def statistics(name: str, values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def by_scale(objects: Objects) -> dict[str, float | None]:
-    """IoU of the first k scales and lost by shuffling scale k, over all; Chamfer of the first k over the detailed objects with a mesh at every k."""
+    """IoU of the first k scales and IoU lost by shuffling scale k, over all objects; Chamfer of the first k over detailed objects with a mesh at every k."""
     first = np.mean([o["iou_first_scales"] for o in objects], axis=0)
     shuffled = np.mean([o["iou_shuffled_scale"] for o in objects], axis=0)
     whole = [o["chamfer_first_scales"] for o in objects if None not in o.get("chamfer_first_scales", [None])]
@@ -85,7 +85,7 @@ def by_scale(objects: Objects) -> dict[str, float | None]:
 
 
 def distinct(objects: Objects) -> dict[str, Any]:
-    """The figures without near-duplicates, if they were searched for."""
+    """The metrics without near-duplicates, if they were searched for."""
     if "near_duplicate" not in objects[0]:
         return {"num_near_duplicates": None}
     left = [o for o in objects if not o["near_duplicate"]]
@@ -94,7 +94,7 @@ def distinct(objects: Objects) -> dict[str, Any]:
 
 
 def by_category(objects: Objects) -> dict[str, dict[str, Any]]:
-    """Means over the objects of each category, sorted by name; none where the dataset has no categories."""
+    """Means per category, sorted by name; empty if the dataset has no categories."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for scores in objects:
         if scores["category"]:
@@ -110,7 +110,7 @@ def by_category(objects: Objects) -> dict[str, dict[str, Any]]:
 
 
 def protocol(flags: Any, info: DatasetInfo, config: Any, duplicates: str) -> dict[str, Any]:
-    """How each number was made."""
+    """The protocol: how each number was made."""
     queries = min(flags.num_queries, info.config.num_queries)
     bits = plain_bits(config.num_tokens, config.num_codes)
     side = baselines.grid_side(bits)
@@ -119,7 +119,7 @@ def protocol(flags: Any, info: DatasetInfo, config: Any, duplicates: str) -> dic
         "task": "reconstruction: the model reads `surface`, is compared with `eval_surface`, an independent sample of the same solid",
         "query_points": f"{queries} volume points uniform in [-1, 1]^3 and {queries} near-surface points per object, labels exact",
         "surface_points": f"{info.config.num_surface} on each side, uniform over the area",
-        "iso_surface": f"logit 0 on a grid of {flags.resolution} cells a side, from {flags.coarse} refined near the surface, floaters below 1 % of the area removed",
+        "iso_surface": f"logit 0 on a grid of {flags.resolution} cells per side, from {flags.coarse} refined near the surface, floaters below 1 % of the area removed",
         "aggregation": "mean over objects; objects without a mesh count 0 in F-scores and are left out of mean distances (num_without_mesh)",
         "tails": "median, and the bad tail: 5th percentile where more is better, 95th where less is; a missing mesh counts as infinitely far",
         "intervals": "95 % percentile bootstrap over objects, 1000 resamples, seed 0",
@@ -127,7 +127,7 @@ def protocol(flags: Any, info: DatasetInfo, config: Any, duplicates: str) -> dic
         "shuffled": "codes of one scale replaced by those of another object of the split (one cycle through all objects)",
         "first_scales": f"IoU of the first k scales over all objects; Chamfer over at most {flags.num_detailed} objects spread evenly over the split, those with a mesh at every k",
         "continuous": f"the same latents without the quantiser; IoU over all objects, surface figures over the same {flags.num_detailed} at most (detailed_*: the codes' figures on these)",
-        "bits": f"{config.num_tokens} tokens of {config.num_codes} codes: {bits:.0f} bits an object; bits_coded: mean after an adaptive coder with a table a position and digit, fitted to the other objects",
+        "bits": f"{config.num_tokens} tokens of {config.num_codes} codes: {bits:.0f} bits per object; bits_coded: mean after an adaptive coder with one table per position and digit, fitted to the other objects",
         "grid": f"grid_*: {side}^3 = {side**3} occupancy bits at the centres of equal cells of [-1, 1]^3, trilinear, threshold 1/2; a bit is the side of the nearest stored surface point",
         "distinct": f"distinct_*: without near-duplicates of training objects; {duplicates}",
         "scales": list(config.scales),
@@ -137,7 +137,7 @@ def protocol(flags: Any, info: DatasetInfo, config: Any, duplicates: str) -> dic
 
 
 def table(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """The rows that people read."""
+    """The rows of the printed table."""
     scales = range(1, 1 + sum(name.startswith("iou_first_") for name in found))
     rows = [
         ("objects", f"{found['num_objects']} ({found['num_without_mesh']} without a mesh)"),
@@ -155,7 +155,7 @@ def table(found: dict[str, Any]) -> list[tuple[str, str]]:
             numbers(found, *(f"f_score_{t:g}" for t in pairwise.F_THRESHOLDS)),
         ),
         ("normal consistency / Hausdorff 95 %", numbers(found, "normal_consistency", "hausdorff_95")),
-        ("bits an object, plain / coded", numbers(found, "bits", "bits_coded", spec=".0f")),
+        ("bits per object, plain / coded", numbers(found, "bits", "bits_coded", spec=".0f")),
         (
             f"continuous latents: IoU / near; {found['num_detailed']} objects: Chamfer / F 0.02",
             numbers(found, *(f"continuous_{name}" for name in CATEGORY_NAMES)),
@@ -173,6 +173,6 @@ def table(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def numbers(found: dict[str, Any], *names: str, spec: str = ".4f", separator: str = " / ") -> str:
-    """Their values in one string."""
+    """The values of these names in one string."""
     show: Callable[[str], str] = lambda name: "none" if found.get(name) is None else format(found[name], spec)  # noqa: E731
     return separator.join(show(name) for name in names)

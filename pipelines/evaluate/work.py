@@ -1,4 +1,4 @@
-"""An evaluation's work on a list of items, with its progress: in this process or by Ray actors, whichever --num-workers asks for."""
+"""Runs an evaluation's worker on a list of items, with progress: in this process or, with --num-workers, in Ray actors."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,1 +1,1 @@
-"""What exists, what to type next, and whether the machine is fit for it."""
+"""What exists, which command to type next, and whether the machine is ready."""

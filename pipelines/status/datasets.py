@@ -1,8 +1,8 @@
-"""The state of a dataset and of the tables derived from it: counts from dataset.json, or from a part of the sidecars until it exists.
+"""The state of a dataset and of its derived tables, from dataset.json or, until that exists, from some of the sidecars.
 
-A finished dataset is stale when its input changed: by default its folder's newest files and a shape's content hash are looked
-at, for at most SCAN_SECONDS; `verify` plans the same command again, which reads every source mesh. A derived shard is current
-when it names the very parquet it was made from.
+A finished dataset is stale if its input changed. By default only the newest files of its input folder, or the content hash of one shape,
+are checked, for at most SCAN_SECONDS. `verify` plans the same command again, which reads every source mesh. A derived shard is current if
+it names the parquet from which it was made.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from pipelines.status.items import (
     started_at,
 )
 
-SCAN_SECONDS = 2.0  # for one dataset's input folder, or one derived table's shards, without --verify
+SCAN_SECONDS = 2.0  # per input folder or derived table, without --verify
 
 
 # ------------------------------------------------------------------------------------------------------------ dataset
 
 
 def describe_dataset(place: Place, inputs: Inputs) -> Item:
-    """A dataset's state."""
+    """The state of a dataset."""
     note, failure = note_of(place.path), read_note(place.path, FAILURE_FILE)
     item = (
         finished_dataset(place, note, inputs)
@@ -54,14 +54,14 @@ def describe_dataset(place: Place, inputs: Inputs) -> Item:
 
 
 def finished_dataset(place: Place, note: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
-    """Fields of the Item of a dataset that has its dataset.json."""
+    """Fields of the Item of a dataset with a dataset.json."""
     found = read_object(place.path / "dataset.json")
     counts, failures = dict(found["counts"]), dict(found["failures"])
     total, lost = (
         sum(counts.values()),
         [i for i in found["shards"] if f"{shard_name(int(i))}.parquet" not in place.names],
     )
-    notes = ["--retry-failed tries timeouts, memory and download errors again"] if retried(failures) else []
+    notes = ["--retry-failed retries timeouts, memory and download errors"] if retried(failures) else []
     common = {"done": total, "total": total, "unit": "objects", "failures": failures}
     if lost:
         reason = f"{len(lost)} of {len(found['shards'])} shards are missing, the first is {shard_name(int(min(lost, key=int)))}.parquet"
@@ -79,7 +79,7 @@ def retried(failures: dict[str, int]) -> bool:
 
 
 def unfinished_dataset(place: Place, note: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
-    """Fields of the Item of a dataset without dataset.json, from an evenly spread part of its sidecars."""
+    """Fields of the Item of a dataset without dataset.json, from evenly spaced sidecars."""
     finished = [
         name
         for name in place.names
@@ -107,13 +107,13 @@ def unfinished_dataset(place: Place, note: dict[str, Any], inputs: Inputs) -> di
     )
     if (
         not per_second and seconds
-    ):  # nothing new since the last start: as long as an object took, on the CPUs of this machine
+    ):  # nothing new since the last start: estimated from the time per object and this machine's CPUs
         workers = (note.get("flags") or {}).get("num_workers") or available_cpus()
         per_second = workers * len(seconds) / max(1e-9, sum(seconds))
     left = (total - done) * (1 if unit == "objects" else rows / max(1, done)) / per_second if per_second else None
     command = None if found["working"] else inputs.command(place.path)
     notes = (
-        (f"what is not ok was counted in {len(times)} of {len(finished)} shards",)
+        (f"failures were counted in {len(times)} of {len(finished)} shards",)
         if failures and len(times) < len(finished)
         else ()
     )
@@ -130,7 +130,7 @@ def unfinished_dataset(place: Place, note: dict[str, Any], inputs: Inputs) -> di
 def readable_sidecars(
     folder: Path, names: list[str], config_sha256: str | None
 ) -> tuple[list[float], list[dict[str, Any]]]:
-    """Times of these sidecars, and those of them that can be read and belong to the work now under way."""
+    """(times of these sidecars, contents of those that can be read and belong to the present work)."""
     times, sidecars = [], []
     for name in names:
         times.append(changed_at(folder / name))
@@ -147,7 +147,7 @@ def readable_sidecars(
 
 
 def expected_config(note: dict[str, Any]) -> str | None:
-    """The config hash that the noted command gives its shards; None if the note does not tell."""
+    """The config hash of the recorded command's shards; None if the note does not contain its flags."""
     from g3pt.data.records import config_hash
     from pipelines.preprocess.config import PreprocessConfig
 
@@ -161,12 +161,12 @@ def expected_config(note: dict[str, Any]) -> str | None:
 
 
 def changed_input(place: Place, note: dict[str, Any], found: dict[str, Any], verify: bool) -> tuple[str, str]:
-    """(what changed since the dataset was made or "", what could not be seen or "")."""
+    """(what changed since the dataset was made or "", what could not be checked or "")."""
     from pipelines.preprocess.config import CODE_VERSION
 
     made_by = found["config"].get("code_version", CODE_VERSION)
     if made_by != CODE_VERSION:
-        return f"the conversion changed: version {made_by} then, {CODE_VERSION} now", ""
+        return f"the conversion changed from version {made_by} to {CODE_VERSION}", ""
     flags = note.get("flags") or {}
     if "source" not in flags:
         return "", ""
@@ -174,13 +174,13 @@ def changed_input(place: Place, note: dict[str, Any], found: dict[str, Any], ver
         return replanned(flags)
     if flags["source"] == "shapes":
         return changed_shapes(place, flags), ""
-    if flags["source"] == "objaverse":  # what is downloaded does not change; newer files there are other objects
+    if flags["source"] == "objaverse":  # downloads do not change; newer files are other objects
         return "", ""
     return changed_folder(Path(str(flags.get("input"))), started_at(note), flags, note.get("total"))
 
 
 def replanned(flags: dict[str, Any]) -> tuple[str, str]:
-    """What the same command would do now, every source file read."""
+    """What the same command would do now, with every source file read."""
     from pipelines.cli.errors import UsageError
     from pipelines.preprocess.config import PreprocessConfig
     from pipelines.preprocess.plan import make_plan
@@ -210,11 +210,11 @@ def changed_shapes(place: Place, flags: dict[str, Any]) -> str:
 
 
 def changed_folder(folder: Path, started: float, flags: dict[str, Any], total: object) -> tuple[str, str]:
-    """Whether a mesh folder has newer or other files than when the dataset's command started."""
+    """Whether a mesh folder has newer or other files than at the start of the dataset's command."""
     from pipelines.preprocess.sources.folder import MANIFEST
 
     if not folder.is_dir():
-        return "", f"its input {folder} is not there"
+        return "", f"its input {folder} is missing"
     manifest = folder / MANIFEST
     if changed_at(manifest) > started:
         return f"input {manifest} is newer", ""
@@ -222,14 +222,14 @@ def changed_folder(folder: Path, started: float, flags: dict[str, Any], total: o
     if newer:
         return f"input {newer} is newer", ""
     if not complete:
-        return "", f"input looked at in part ({count} files): --verify reads all"
+        return "", f"input checked in part ({count} files): --verify reads all"
     if not manifest.exists() and flags.get("limit") is None and isinstance(total, int) and count != total:
-        return f"input {folder} has {count} meshes, {total} then", ""
+        return f"input {folder} has {count} meshes, it had {total}", ""
     return "", ""
 
 
 def scanned(folder: Path, since: float) -> tuple[int, Path | None, bool]:
-    """(mesh files seen, one that is newer than `since`, whether all were seen) within SCAN_SECONDS."""
+    """(number of mesh files seen, one that is newer than `since` or None, whether all were seen), within SCAN_SECONDS."""
     from g3pt.geometry.reading import MESH_ENDINGS
 
     count, deadline = 0, time.monotonic() + SCAN_SECONDS
@@ -248,7 +248,7 @@ def scanned(folder: Path, since: float) -> tuple[int, Path | None, bool]:
 
 
 def describe_derived(place: Place, inputs: Inputs) -> Item:
-    """A derived table's state: all its shards there, made from the dataset's shards as they stand, by an export that is known."""
+    """The state of a derived table: done if all shards exist, were made from the dataset's present shards, and by a known export."""
     dataset, hash8 = place.path.parents[1], place.path.name.rpartition("-")[2]
     there = {name for name in place.names if name.startswith("shard-") and name.endswith(".parquet")}
     commands = [command for command in map(inputs.command, inputs.users(hash8)) if command]
@@ -271,7 +271,7 @@ def describe_derived(place: Place, inputs: Inputs) -> Item:
         return Item(
             **common | {"next": None},
             state="stale",
-            reason="no tokenizer here has this export any more: nothing reads it",
+            reason="no tokenizer here has this export any more, so nothing reads it",
         )
     seen, older = older_shards(
         place.path, {name: shards[name] for name in sorted(there & shards.keys())}, inputs.verify
@@ -295,11 +295,11 @@ def describe_derived(place: Place, inputs: Inputs) -> Item:
 
 
 def older_shards(folder: Path, made_from: dict[str, str], verify: bool) -> tuple[int, list[str]]:
-    """(shards compared, those that were made from another parquet), within SCAN_SECONDS unless all are wanted."""
+    """(number of shards compared, those made from another parquet), within SCAN_SECONDS unless `verify`."""
     deadline, older = time.monotonic() + SCAN_SECONDS, []
     names = sorted(
         made_from, key=lambda name: zlib.crc32(name.encode())
-    )  # where time runs out, a part from all over was seen
+    )  # in pseudo-random order, so that a sample is seen if time runs out
     for count, name in enumerate(names):
         if not verify and time.monotonic() > deadline:
             return count, sorted(older)

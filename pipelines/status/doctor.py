@@ -1,7 +1,7 @@
-"""`jobs/doctor.py`: can this machine, and the cluster behind it, run the pipeline? One line per check, with the remedy.
+"""`jobs/doctor.py`: checks whether this machine and the cluster can run the pipeline. One line per check, with the remedy.
 
-How: checks are plain functions (`doctor_machine`, `doctor_cluster`) that return a `Found`. Each has a time limit of its own:
-one that hangs is a failed check, and the others go on. Exit code 0 if none failed; warnings are allowed.
+How: checks are plain functions (`doctor_machine`, `doctor_cluster`) that return a `Found`. Each has its own time limit: a check that
+hangs counts as failed, and the others continue. Exit code 0 if none failed; warnings are allowed.
 With --json: `{"ok", "checks": [{"name", "state", "found", "remedy"}]}`.
 """
 
@@ -28,29 +28,29 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorFlags(OnRay):
-    """Check this machine and the Ray cluster: versions, GPUs, storage, MLflow, disks, clocks; each line with its remedy.
+    """Check this machine and the Ray cluster: versions, GPUs, storage, MLflow, disks, clocks. Each problem comes with its remedy.
 
     Exit code 0 if nothing failed (warnings are allowed), else 1.
     """
 
     storage: str | None = None
-    """folder that all nodes should share; default ./out if it exists, else the working directory"""
+    """folder to be shared by all nodes; default ./out if it exists, else the working directory"""
     json: bool = False
     """print JSON instead of lines"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A name, the seconds it may take, and what to do; several findings where several things are looked at."""
+    """A check: its name, time limit and function, which returns one or several findings."""
 
     name: str
     timeout_s: float
     run: Callable[[], Found | list[Found]]
-    remedy: str = "it hangs: look there first"
+    remedy: str = "it hangs: investigate this first"
 
 
 def doctor(flags: DoctorFlags) -> None:
-    """Run all checks and print each as it is done; NotWell if one failed."""
+    """Run all checks and print each result as it arrives. NotWell if one failed."""
     session.quiet_environment()
     started_before = session.is_connected()
     rows: list[dict[str, str]] = []
@@ -72,7 +72,7 @@ def doctor(flags: DoctorFlags) -> None:
 
 
 def all_checks(flags: DoctorFlags) -> list[Check]:
-    """In order; those of the cluster use the nodes that `ray` found."""
+    """All checks in order. Those of the cluster use the nodes found by the check `ray`."""
     storage, nodes = storage_folder(flags.storage), on_cluster.Nodes()
     return [
         Check(name="python", timeout_s=10, run=here.check_python),
@@ -95,19 +95,19 @@ def all_checks(flags: DoctorFlags) -> list[Check]:
 
 
 def storage_folder(given: str | None) -> str:
-    """The folder to try, absolute."""
+    """The folder to check, absolute."""
     if given is not None and "://" in given:
         raise UsageError(
-            f"--storage {plain(without_login(given))}: object stores are not supported yet, give a shared folder"
+            f"--storage {plain(without_login(given))}: object stores are not supported yet, use a shared folder"
         )
     return absolute(given if given is not None else "out" if Path("out").is_dir() else ".")
 
 
 class Runner:
-    """Runs checks one after another in a thread that outlives them all.
+    """Runs checks one after another in one long-lived thread.
 
-    Ray's processes end with the very thread that started them, so each check having a thread of its own would end a local cluster
-    right after its start. A check that hangs keeps its thread; the next ones get another.
+    Ray's processes end with the thread that started them: with one thread per check a local cluster would end right after its start. A
+    check that hangs keeps its thread, and the next checks get a new one.
     """
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class Runner:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def within(self, check: Check) -> list[Found] | None:
-        """What the check finds; None if it takes too long: this runner is of no more use then."""
+        """The check's findings; None if it takes too long, after which this runner must not be used."""
         self.tasks.put(check)
         try:
             return self.found.get(timeout=check.timeout_s)
@@ -128,15 +128,15 @@ class Runner:
             check = self.tasks.get()
             try:
                 result = check.run()
-            except Exception as error:  # a check may fail in any way its library can
+            except Exception as error:  # a check may fail in any way that its library can
                 result = failed(
-                    f"{type(error).__name__}: {one_line(error)[:200]}", "the check itself broke: please report it"
+                    f"{type(error).__name__}: {one_line(error)[:200]}", "the check itself failed: please report it"
                 )
             self.found.put(result if isinstance(result, list) else [result])
 
 
 def run_all(checks: Iterable[Check]) -> Iterator[tuple[str, list[Found]]]:
-    """(name, findings) of each check, none waiting for another that hangs."""
+    """(name, findings) of each check. A check that hangs does not block the others."""
     runner = Runner()
     for check in checks:
         with stdout_to_stderr():
@@ -147,7 +147,7 @@ def run_all(checks: Iterable[Check]) -> Iterator[tuple[str, list[Found]]]:
 
 
 def print_row(row: dict[str, str]) -> None:
-    """`name  state  found; remedy`: one line through a pipe, wrapped and coloured on a terminal."""
+    """Print `name  state  found; remedy`: on one line in a pipe, wrapped and coloured on a terminal."""
     told = row["found"] + (f"; remedy: {row['remedy']}" if row["remedy"] else "")
     if not sys.stdout.isatty():
         print(f"{row['name']:8}  {row['state']:7}  {told}", flush=True)

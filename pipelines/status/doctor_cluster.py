@@ -1,8 +1,8 @@
-"""What `jobs/doctor.py` looks at through Ray: the cluster, its authentication, each node, shared storage, MLflow from a worker.
+"""The checks of `jobs/doctor.py` that use Ray: the cluster, its authentication, each node, shared storage, MLflow from a worker.
 
 How: each check runs a plain function on every living node at once (`pipelines.cluster.nodes`); a node that does not answer in time is
 a finding. Without Ray the same functions run in this process alone.
-Tokens and passwords are looked for, never printed.
+Tokens and passwords are never printed.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from pipelines.status.doctor_machine import (
 )
 from pipelines.tracking.client import Tracking, tracking_uri
 
-SKEW_S = 5.0  # between driver and worker, over what the answer took
-SEEN_WITHIN_S = 10.0  # network file systems show another machine's file late
-NO_ANSWER = "a head that is gone leaves its address behind (/tmp/ray/ray_current_cluster): start it again, or leave out --ray-address and RAY_ADDRESS"
-RAY_FIRST = "mend `ray` first"
+SKEW_S = 5.0  # largest accepted difference of clocks between driver and worker, beyond the time of the answer
+SEEN_WITHIN_S = 10.0  # time in which a network file system must show another machine's file
+NO_ANSWER = "a head that has ended leaves its address in /tmp/ray/ray_current_cluster: start it again, or leave out --ray-address and RAY_ADDRESS"
+RAY_FIRST = "fix `ray` first"
 NO_TOKEN = "export RAY_AUTH_MODE=token; ray get-auth-token --generate"
 
 
@@ -46,7 +46,7 @@ def counted(nodes: Nodes) -> str:
 
 
 def said(error: BaseException) -> str:
-    """The error's kind and first 200 characters, without passwords."""
+    """The error's type and first 200 characters, without passwords."""
     return without_login(f"{type(error).__name__}: {one_line(error)[:200]}")
 
 
@@ -54,7 +54,7 @@ def said(error: BaseException) -> str:
 
 
 def check_ray(nodes: Nodes, ray_address: str | None) -> Found:
-    """A cluster is there, or a local one starts."""
+    """Check that the cluster can be joined, or that a local one starts."""
     address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
     source = (
         "--ray-address"
@@ -77,14 +77,14 @@ def check_ray(nodes: Nodes, ray_address: str | None) -> Found:
 
 
 def answers(address: str, timeout_s: float = 5.0) -> None:
-    """An OSError unless something listens at host:port; Ray itself would try for minutes."""
+    """OSError unless something listens at host:port. Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout_s).close()
 
 
 def token_source() -> str | None:
-    """Where Ray would find a token; None if nowhere."""
+    """Where Ray would find a token; None if there is none."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -98,23 +98,23 @@ def token_source() -> str | None:
 
 
 def check_auth() -> Found:
-    """What `ray start --head` will demand and `ray job submit` will send: asked before Ray starts, which writes a token itself."""
+    """Check what `ray start --head` will require and `ray job submit` will send. Runs before Ray starts, since Ray writes a token itself."""
     mode, token = os.environ.get("RAY_AUTH_MODE", "").lower(), token_source()
     if mode == "token":
         return (
-            ok(f"RAY_AUTH_MODE=token, token from {token}: heads demand it, `ray job submit` sends it")
+            ok(f"RAY_AUTH_MODE=token, token from {token}: heads require it, `ray job submit` sends it")
             if token
             else warning("RAY_AUTH_MODE=token without a token", NO_TOKEN)
         )
     if mode:
-        return warning(f"RAY_AUTH_MODE={mode}: whoever reaches a head's ports can run code there", NO_TOKEN)
+        return warning(f"RAY_AUTH_MODE={mode}: anyone who can reach a head's ports can run code there", NO_TOKEN)
     if token:
         return warning(
-            f"a token ({token}) and no RAY_AUTH_MODE: heads demand the token, `ray job submit` does not send it and fails",
+            f"a token ({token}) but no RAY_AUTH_MODE: heads require the token, `ray job submit` does not send it and fails",
             "export RAY_AUTH_MODE=token",
         )
     return warning(
-        "no token, no RAY_AUTH_MODE: heads are open now; the first local run writes a token, then heads demand it",
+        "no token, no RAY_AUTH_MODE: heads are open now; the first local run writes a token, which heads then require",
         NO_TOKEN,
     )
 
@@ -123,7 +123,7 @@ def check_auth() -> Found:
 
 
 def look_around(names: Sequence[str], storage: str) -> dict[str, Any]:
-    """What a node tells about itself; runs there."""
+    """Facts about a node. Runs there."""
     named, problem = gpus()
     about = {
         "time": time.time(),
@@ -140,21 +140,21 @@ def look_around(names: Sequence[str], storage: str) -> dict[str, Any]:
 
 
 def clock_of_node() -> float:
-    """The node's time, quickly; runs there."""
+    """The node's time, with a short answer. Runs there."""
     return time.time()
 
 
 def check_nodes(nodes: Nodes, storage: str) -> list[Found]:
-    """One finding per living node."""
+    """Check every living node; one finding each."""
     names = list(wanted_packages())
     here = look_around(names, storage)
     found = nodes.on_each(look_around, names, storage, timeout_s=2 * NODE_TIMEOUT_S)
-    skews = clock_skews(nodes)  # by now each node has a warm worker: the answers are quick
+    skews = clock_skews(nodes)  # by now each node has a running worker, so answers are quick
     return [judge_node(node, about, here, skews.get(node.id)) for node, about in found]
 
 
 def clock_skews(nodes: Nodes) -> dict[str, float]:
-    """Node -> seconds its clock is surely ahead (or, negative, behind), the answer's way taken off."""
+    """Node id -> seconds by which its clock is certainly ahead (or, negative, behind), apart from the time of the answer."""
     before = time.time()
     answers = nodes.on_each(clock_of_node, timeout_s=NODE_TIMEOUT_S)
     after = time.time()
@@ -162,16 +162,16 @@ def clock_skews(nodes: Nodes) -> dict[str, float]:
 
 
 def judge_node(node: Node, about: Any, here: dict[str, Any], skew_s: float | None) -> Found:
-    """A node against the driver."""
+    """Compare a node with the driver."""
     name = f"{node.address}{' (driver)' if node.is_driver else ''}: {node.cpus:g} CPUs, {node.gpus:g} GPUs"
     if isinstance(about, BaseException):
-        remedy = f"look at this node's logs (/tmp/ray/session_latest/logs); the repository must be at {REPOSITORY} there, or travel with `ray job submit --working-dir .`"
+        remedy = f"look at this node's logs (/tmp/ray/session_latest/logs); the repository must be at {REPOSITORY} there, or be sent by `ray job submit --working-dir .`"
         return failed(f"{name}; {said(about)}", remedy)
     problems, remedies, state = [], [], "warning"
     if about["python"].rsplit(".", 1)[0] != here["python"].rsplit(".", 1)[0]:
         state = "failed"
         problems.append(f"Python {about['python']}, driver {here['python']}")
-        remedies.append("one Python version on all nodes")
+        remedies.append("use one Python version on all nodes")
     other = [
         f"{p} {v or 'missing'} (driver {here['packages'][p]})"
         for p, v in about["packages"].items()
@@ -179,10 +179,10 @@ def judge_node(node: Node, about: Any, here: dict[str, Any], skew_s: float | Non
     ]
     if other:
         problems.append(", ".join(other))
-        remedies.append("there: pip install -c constraints.txt -e .")
+        remedies.append("on that node: pip install -c constraints.txt -e .")
     if about["gpu_problem"] or (node.gpus and not about["gpus"]):
         problems.append(about["gpu_problem"] or "Ray counts GPUs, torch finds none")
-        remedies.append("nvidia-smi there; a CUDA build of torch")
+        remedies.append("on that node: run nvidia-smi; install a CUDA build of torch")
     if skew_s is not None and abs(skew_s) > SKEW_S:
         problems.append(f"its clock is {duration(abs(skew_s))} {'ahead' if skew_s > 0 else 'behind'}")
         remedies.append("timedatectl set-ntp true")
@@ -201,7 +201,7 @@ def judge_node(node: Node, about: Any, here: dict[str, Any], skew_s: float | Non
 
 
 def read_and_write(folder: str, name: str, expected: str) -> str:
-    """Read what the driver wrote, write this node's own file beside it; "" or what went wrong. Runs on a node."""
+    """Read the driver's file and write this node's own beside it; return "" or what went wrong. Runs on a node."""
     if not Path(folder).is_dir():
         return "no such folder there"
     file, deadline = Path(folder, name), time.monotonic() + SEEN_WITHIN_S
@@ -209,7 +209,7 @@ def read_and_write(folder: str, name: str, expected: str) -> str:
         time.sleep(0.2)
     try:
         if not file.exists() or file.read_text() != expected:
-            return "it does not see what the driver writes: not shared"
+            return "it does not see the driver's file: not shared"
         Path(folder, f"{name}-{node_id()}").write_text(expected)
     except OSError as error:
         return f"cannot write: {type(error).__name__}: {error.strerror}"
@@ -223,7 +223,7 @@ def remove_own(folder: str, name: str) -> None:
 
 
 def check_storage(nodes: Nodes, storage: str) -> Found:
-    """Written here and read on each node, written there and read here: really one folder."""
+    """Check that files written here can be read on each node and the reverse, so that it is really one folder."""
     folder, name, text = Path(storage), f".g3pt-doctor-{uuid.uuid4().hex}", uuid.uuid4().hex
     made = not folder.exists()
     try:
@@ -231,14 +231,14 @@ def check_storage(nodes: Nodes, storage: str) -> Found:
         (folder / name).write_text(text)
     except OSError as error:
         return failed(
-            f"{storage}: {type(error).__name__}: {error.strerror}", "give --storage a folder that you may write to"
+            f"{storage}: {type(error).__name__}: {error.strerror}", "set --storage to a folder that you can write to"
         )
     try:
         problems = []
         for node, answer in nodes.on_each(read_and_write, storage, name, text):
             problem = said(answer) if isinstance(answer, BaseException) else answer
             if not problem and not appears(folder / f"{name}-{node.id}", text):
-                problem = "what it writes does not arrive here: not shared"
+                problem = "its file does not arrive here: not shared"
             if problem:
                 problems.append(f"{node.address}: {problem}")
     finally:
@@ -249,7 +249,7 @@ def check_storage(nodes: Nodes, storage: str) -> Found:
     if problems:
         return failed(
             f"{storage}: {'; '.join(problems)}",
-            "mount the same storage at the same path on every node, or give --storage one that is",
+            "mount the same storage at the same path on every node, or set --storage to one that is",
         )
     if not nodes.found:
         return warning(f"{storage}: written here, not tried from a worker", RAY_FIRST)
@@ -257,7 +257,7 @@ def check_storage(nodes: Nodes, storage: str) -> Found:
 
 
 def appears(file: Path, text: str) -> bool:
-    """Whether the file comes to hold the text, as late as a network file system may show it."""
+    """Whether the file has this text within SEEN_WITHIN_S, as a network file system may show it late."""
     deadline = time.monotonic() + SEEN_WITHIN_S
     while time.monotonic() < deadline:
         if file.exists() and file.read_text() == text:
@@ -270,18 +270,18 @@ def appears(file: Path, text: str) -> bool:
 
 
 def open_store(uri: str) -> str:
-    """ "" if MLflow's store opens, else why not; runs on a node and here."""
+    """ "" if MLflow's store opens, else why not. Runs on a node and here."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     try:
         Tracking(uri)
-    except Exception as error:  # MLflow, SQLAlchemy and requests raise whatever they like
+    except Exception as error:  # MLflow, SQLAlchemy and requests raise many kinds of errors
         return said(error)
     return ""
 
 
 def check_mlflow(nodes: Nodes, storage: str) -> Found:
-    """The store that runs below the storage would use, from here and from each node. A fresh SQLite store is tried out and removed."""
+    """Check the store that runs below the storage would use, from here and from each node. A new SQLite store is tested and removed."""
     wanted = tracking_uri(Path(storage) / "runs")
     name = f".g3pt-doctor-{uuid.uuid4().hex}"
     fresh = wanted.startswith("sqlite:///") and not Path(wanted.removeprefix("sqlite:///")).exists()
@@ -309,9 +309,9 @@ def check_mlflow(nodes: Nodes, storage: str) -> Found:
     if bad:
         return warning(
             f"{shown} opens here, not on {'; '.join(bad)}",
-            "runs are logged by the driver alone, so this does no harm until a job's driver runs there",
+            "only the driver logs runs, so this matters only if a job's driver runs there",
         )
-    what = "would be made there: a store opens" if fresh else "opens"
+    what = "would be created: a test store opens" if fresh else "opens"
     if not nodes.found:
         return warning(f"{shown} {what} from here, not tried from a worker", RAY_FIRST)
     return ok(f"{shown} {what} from the driver and from {counted(nodes)}")

@@ -1,6 +1,6 @@
-"""What `jobs/doctor.py` looks at on one machine, without Ray: Python, packages, mesh2sdf, GPUs, disks, the clock.
+"""The checks of `jobs/doctor.py` on one machine, without Ray: Python, packages, mesh2sdf, GPUs, disks, the clock.
 
-A check returns `Found`: ok, warning (work is possible, something will be slower, missing or different) or failed, with the remedy.
+A check returns `Found`: ok, warning (work is possible but slower, incomplete or different) or failed, with the remedy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DISK_LIMITS = {
     "storage": (20 * GIB, 2 * GIB),
     "/tmp": (10 * GIB, 1 * GIB),
     "/dev/shm": (OBJECT_STORE_BYTES, 0),
-}  # free bytes: warning, failed below
+}  # free bytes below which there is a warning, and a failure
 REPAIR = "pip install -c constraints.txt -e '.[dev]'"
 LIST_GPUS = "import torch\nfor i in range(torch.cuda.device_count()): print(torch.cuda.get_device_name(i), *torch.cuda.mem_get_info(i), sep='|')"
 CHILD_TIMEOUT_S = 60.0
@@ -37,7 +37,7 @@ CHILD_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a check found, and what to do if that is not well."""
+    """The result of a check, and the remedy for a problem."""
 
     state: Literal["ok", "warning", "failed"]
     found: str
@@ -45,22 +45,22 @@ class Found:
 
 
 def ok(found: str) -> Found:
-    """Nothing to do."""
+    """A check without problems."""
     return Found(state="ok", found=found)
 
 
 def warning(found: str, remedy: str) -> Found:
-    """Work is possible all the same."""
+    """A problem with which work is still possible."""
     return Found(state="warning", found=found, remedy=remedy)
 
 
 def failed(found: str, remedy: str) -> Found:
-    """Work is not possible, or not here."""
+    """A problem with which work is not possible, or not here."""
     return Found(state="failed", found=found, remedy=remedy)
 
 
 def check_python() -> Found:
-    """Version within what pyproject.toml asks for."""
+    """Check the Python version against pyproject.toml."""
     said = f"{platform.python_version()} in {sys.prefix}, {platform.system()} {platform.machine()}"
     if (3, 11) <= sys.version_info[:2] <= (3, 13):
         return ok(said)
@@ -71,7 +71,7 @@ def check_python() -> Found:
 
 
 def wanted_packages() -> dict[str, str]:
-    """Our direct dependencies by name, with the version that constraints.txt fixes ("" for none)."""
+    """Our direct dependencies by name, with the version in constraints.txt ("" if it has none)."""
     lines = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
     names = [re.split(r"[\[<>=!~; ]", line, maxsplit=1)[0] for line in lines]
     fixed = dict(re.findall(r"^([\w.-]+)==(\S+)", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
@@ -80,7 +80,7 @@ def wanted_packages() -> dict[str, str]:
 
 
 def installed_packages(names: Sequence[str]) -> dict[str, str]:
-    """The versions installed here; "" for what is missing. A build's own mark (2.13.0+cpu) is left out."""
+    """The installed versions; "" for missing packages. The build suffix (2.13.0+cpu) is removed."""
     found = {}
     for name in names:
         try:
@@ -91,7 +91,7 @@ def installed_packages(names: Sequence[str]) -> dict[str, str]:
 
 
 def check_packages() -> Found:
-    """All direct dependencies against constraints.txt."""
+    """Check all direct dependencies against constraints.txt."""
     wanted = wanted_packages()
     here = installed_packages(list(wanted))
     missing = [name for name in wanted if not here[name]]
@@ -117,22 +117,23 @@ def _normal(name: str) -> str:
 
 
 def check_mesh2sdf() -> Found:
-    """The one package that is compiled on installation, imported in a child; a compiler is needed only to install it."""
+    """Check mesh2sdf, the one package compiled on installation, by importing it in a child process."""
     compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++") or shutil.which("clang++")
     error = child_error("import mesh2sdf")
     if error is None:
         return ok(
-            "imports" + (f"; compiler {compiler}" if compiler else "; no C++ compiler, needed only to install it again")
+            "imports"
+            + (f"; compiler {compiler}" if compiler else "; no C++ compiler, which only a new installation needs")
         )
     remedy = "pip install --force-reinstall --no-cache-dir -c constraints.txt mesh2sdf"
     return warning(
-        f"--watertight mesh2sdf won't work: {error}",
+        f"--watertight mesh2sdf will not work: {error}",
         remedy if compiler else f"install a C++ compiler (apt install g++), then {remedy}",
     )
 
 
 def child_error(code: str, timeout_s: float = CHILD_TIMEOUT_S) -> str | None:
-    """None if a Python child runs the code, else the last line of what it said."""
+    """Run code in a Python child process; return None if it succeeds, else the last line of its output."""
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -146,7 +147,7 @@ def child_error(code: str, timeout_s: float = CHILD_TIMEOUT_S) -> str | None:
 
 
 def gpus(timeout_s: float = CHILD_TIMEOUT_S) -> tuple[list[str], str]:
-    """(name and memory of each GPU that torch can use here, what is wrong or ""). A child asks: a driver may hang or crash."""
+    """(name and memory of each GPU that torch can use here, problem or ""). Runs in a child process, since a driver may hang or crash."""
     has_driver = shutil.which("nvidia-smi") is not None or Path("/dev/nvidiactl").exists()
     if not has_driver:
         return [], ""
@@ -157,21 +158,19 @@ def gpus(timeout_s: float = CHILD_TIMEOUT_S) -> tuple[list[str], str]:
     rows = [line.rsplit("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2]
     named = [f"{name}, {int(free) / GIB:.0f} of {int(total) / GIB:.0f} GiB free" for name, free, total in rows]
     said = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
-    return named, "" if named else f"an NVIDIA driver is here, and torch finds no GPU ({said})"
+    return named, "" if named else f"there is an NVIDIA driver, but torch finds no GPU ({said})"
 
 
 def check_gpu() -> Found:
-    """The GPUs of this machine and their memory, or that the CPU will do."""
+    """Check this machine's GPUs and their memory."""
     named, problem = gpus()
     if problem:
-        return warning(
-            problem, "nvidia-smi tells whether the driver works; a CPU build of torch must be replaced by a CUDA one"
-        )
+        return warning(problem, "run nvidia-smi to check the driver; replace a CPU build of torch by a CUDA build")
     return ok("; ".join(named) or "none; the CPU is used")
 
 
 def disk_space(storage: str) -> dict[str, tuple[str, int]]:
-    """What for -> (path, free bytes) on this machine, of the nearest existing parent."""
+    """Purpose -> (path, free bytes of its nearest existing parent) on this machine."""
     found = {}
     for name in DISK_LIMITS:
         path = Path(storage if name == "storage" else name)
@@ -184,7 +183,7 @@ def disk_space(storage: str) -> dict[str, tuple[str, int]]:
 
 
 def judge_disks(found: dict[str, tuple[str, int]]) -> Found:
-    """Free space against DISK_LIMITS. A small /dev/shm makes Ray keep its objects in files, which is slow."""
+    """Compare free space with DISK_LIMITS. With a small /dev/shm Ray keeps objects in files, which is slow."""
     said, state, remedies = [], "ok", []
     for name, (path, free) in found.items():
         low, least = DISK_LIMITS[name]
@@ -195,18 +194,18 @@ def judge_disks(found: dict[str, tuple[str, int]]) -> Found:
             remedies.append(
                 "docker run --shm-size=2g, or enlarge it"
                 if name == "/dev/shm"
-                else f"free space below {path}" + (", or take another --storage" if name == "storage" else "")
+                else f"free space below {path}" + (", or use another --storage" if name == "storage" else "")
             )
     return Found(state=state, found=", ".join(said), remedy="; ".join(remedies))  # type: ignore[arg-type]
 
 
 def check_disk(storage: str) -> Found:
-    """Free space for results, temporary files and Ray's object store."""
+    """Check free space for results, temporary files and Ray's object store."""
     return judge_disks(disk_space(storage))
 
 
 def check_clock(now: Callable[[], float] = time.time) -> Found:
-    """A clock that is behind this repository's own files is wrong: resuming and `status` compare times of files."""
+    """Check that the clock is not behind this repository's own files: resuming and `status` compare file times."""
     newest = max(
         file.stat().st_mtime for file in [*REPOSITORY.glob("pipelines/**/*.py"), REPOSITORY / "pyproject.toml"]
     )

@@ -1,11 +1,11 @@
-"""What stands in a folder and in which state: datasets, derived tables, runs, studies, generations, evaluations. Files are read, nothing else.
+"""Finds what the pipeline made below a folder and its state: datasets, derived tables, runs, studies, generations, evaluations.
 
-How: `find(root)` walks the folder, knows a thing by the files it always has, and lets one function per kind tell its state
-(`inventory_data`, `inventory_runs`, `inventory_outputs`). What things were made from is compared with what lies there now by
-`Inputs`. Reading is bounded: of many shards or samples an evenly spread part is opened, and the walk stays out of MLflow's,
-Ray's and hidden folders. A file that can't be read makes its thing `failed`, never this function.
+How: `find(root)` walks the folder, recognises each thing by the files it always has, and calls one function per kind for its state
+(`datasets`, `runs`, `outputs`). `Inputs` compares the recorded inputs with their present state. Only files are read, and reading is
+bounded: of many shards or samples an evenly spaced sample is opened, and MLflow's, Ray's and hidden folders are skipped. An unreadable file
+makes its thing `failed`; it raises nothing.
 
-`verify` compares contents where a look at names and times is the default: every source mesh, every export, every derived shard.
+`verify` compares the contents of every source mesh, export and derived shard instead of names and times.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ OWN_JSON = {
     "failure.json",
 }
 EVALUATION_STARTS = re.compile(rb'\s*\{\s*"kind"\s*:\s*"\w+"\s*,\s*"model"\s*:\s*\{')
-MAX_OTHER_JSON = 1000  # files of one folder that are opened to see whether they are evaluations
+MAX_OTHER_JSON = 1000  # JSON files per folder that are opened to check whether they are evaluations
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
 def find(root: str | Path, *, verify: bool = False) -> list[Item]:
-    """Everything at or below `root` in the order of the pipeline; derived tables follow their dataset, a study's runs follow it."""
+    """Everything at or below `root` in the order of the pipeline. Derived tables follow their dataset, and runs of a study the study."""
     places = list(walk(Path(os.path.abspath(root))))
     inputs = Inputs(places, verify=verify)
     found = {place.path: described(place, inputs) for place in places if place.kind in DESCRIBE}
-    for place in places:  # what is made of other things comes after these are known
+    for place in places:  # things that consist of others come after these
         if place.kind in DESCRIBE_WHOLE:
             found |= {item.path: item for item in described_whole(place, inputs, found)}
     kinds = {item.path: item.kind for item in found.values()}
@@ -70,7 +70,7 @@ def find(root: str | Path, *, verify: bool = False) -> list[Item]:
 
 
 def with_successor(item: Item, others: list[Item], inputs: Inputs) -> Item:
-    """A stale run, told whether the same command has made another from the inputs as they are now."""
+    """The item; for a stale run with a note if the same command has made another run from the present inputs."""
     if item.kind != "run" or item.state != "stale" or item.parent is not None:
         return item
     same = [
@@ -82,14 +82,16 @@ def with_successor(item: Item, others: list[Item], inputs: Inputs) -> Item:
         and inputs.command(o.path) == item.next
     ]
     return (
-        dataclasses.replace(item, next=None, notes=(*item.notes, f"{same[0]} replaces it: delete what nobody needs"))
+        dataclasses.replace(
+            item, next=None, notes=(*item.notes, f"{same[0]} replaces it: delete it if nobody needs it")
+        )
         if item.next and same
         else item
     )
 
 
 def walk(folder: Path) -> Iterator[Place]:
-    """What each folder at or below `folder` is, with the names in it; links to folders are not followed."""
+    """The Place of every folder at or below `folder` that is something. Links to folders are not followed."""
     names, folders = listing(folder)
     kind = kind_of(folder, names, folders)
     if kind is not None:
@@ -112,7 +114,7 @@ def walk(folder: Path) -> Iterator[Place]:
 
 
 def listing(folder: Path) -> tuple[frozenset[str], frozenset[str]]:
-    """(names of files, names of folders); both empty for a folder that may not be read."""
+    """(names of files, names of folders); both empty for an unreadable folder."""
     files, folders = set(), set()
     try:
         with os.scandir(folder) as entries:
@@ -124,7 +126,7 @@ def listing(folder: Path) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def kind_of(folder: Path, names: frozenset[str], folders: frozenset[str]) -> str | None:
-    """What a folder is by the files it has from its first second on; None for a plain folder."""
+    """The kind of a folder, by files that it has from the start; None for other folders."""
     if "study.json" in names:
         return "study"
     if "seconds.json" in names:
@@ -141,7 +143,7 @@ def kind_of(folder: Path, names: frozenset[str], folders: frozenset[str]) -> str
 
 
 def is_evaluation(file: Path) -> bool:
-    """Whether the file begins as evaluations do; their rest may be large."""
+    """Whether the file begins like an evaluation. The rest, which may be large, is not read."""
     try:
         with open(file, "rb") as opened:
             return EVALUATION_STARTS.match(opened.read(200)) is not None
@@ -164,7 +166,7 @@ ORDER = ("demo", "dataset", "derived", "run", "study", "generation", "evaluation
 
 
 def described(place: Place, inputs: Inputs) -> Item:
-    """The thing's state; `failed` with the reason if its own files can't be read."""
+    """The thing's state; `failed` with the reason if its files cannot be read."""
     try:
         return DESCRIBE[place.kind](place, inputs)
     except UNREADABLE as error:
@@ -172,7 +174,7 @@ def described(place: Place, inputs: Inputs) -> Item:
 
 
 def described_whole(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> list[Item]:
-    """A study or demo, and its parts as they look from it."""
+    """The Items of a study or demo and of its parts."""
     try:
         return DESCRIBE_WHOLE[place.kind](place, inputs, found)
     except UNREADABLE as error:
@@ -180,7 +182,7 @@ def described_whole(place: Place, inputs: Inputs, found: Mapping[Path, Item]) ->
 
 
 def damaged(place: Place, inputs: Inputs, error: BaseException) -> Item:
-    """A thing whose files are not what they should be."""
+    """The failed Item of a thing with unreadable files."""
     reason = str(error) if isinstance(error, Unreadable) else f"unreadable: {type(error).__name__}: {error}"
     reason += "; evaluate again" * (place.kind == "evaluation")
     return Item(kind=place.kind, path=place.path, state="failed", reason=reason, next=inputs.command(place.path))

@@ -1,4 +1,4 @@
-"""One thing of a pipeline's folder as `jobs/status.py` shows it, and the small bounded reads that its state comes from."""
+"""Item, one thing as `jobs/status.py` shows it, and the bounded reads by which its state is determined."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pipelines.runs.locks import LOCK_FILE, is_held
 from pipelines.runs.notes import COMMAND_FILE, read_note
 
 STATES = ("done", "partial", "stale", "failed")
-SAMPLED = 200  # sidecars or samples of one folder that are opened
+SAMPLED = 200  # sidecars or records per folder that are opened
 MAX_JSON_BYTES = 512 * 2**20
-QUIET_S = 120.0  # after this long without a change nobody seems to work on a thing
-LONGEST_PAUSE_S = 86400.0  # nothing that lives leaves its folder unchanged for longer
+QUIET_S = 120.0  # time without a change after which a thing counts as idle
+LONGEST_PAUSE_S = 86400.0  # no running command leaves its folder unchanged for longer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A dataset, derived table, run, study, generation, evaluation, or a demo around them.
+    """A dataset, derived table, run, study, generation, evaluation or demo.
 
-    `done` of `total` are counted in `unit`s. `reason` says why it is stale or failed; `notes` are worth knowing in any state.
-    `alarm` tells of codes that collapse in a tokenizer's run. `failures` counts rows that are not ok by reason (they don't make a finished thing unfinished). `next` is the command that
-    brings it further, None where there is nothing to type. `working` is known of unfinished things only.
+    `done` of `total` are counted in `unit`s. `reason` says why it is stale or failed; `notes` apply to any state. `alarm` reports collapsing
+    codes in a tokenizer's run. `failures` counts rows that are not ok by reason; a finished thing may have some. `next` is the command that
+    continues it, None if there is none. `working` says whether a command is running; it is None for finished things.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A folder (or an evaluation's file) that is something, and the names of its files."""
+    """A folder (or an evaluation's file) with its kind and the names of its files."""
 
     kind: str
     path: Path
@@ -57,11 +57,11 @@ class Place:
 
 
 class Unreadable(ValueError):
-    """A file that is not what it should be; the message names it."""
+    """A file is missing or damaged; the message names it."""
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object; Unreadable for anything else."""
+    """The JSON object in a file. Unreadable for anything else."""
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise Unreadable(f"{file.name} is larger than {MAX_JSON_BYTES >> 20} MiB")
@@ -76,13 +76,13 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def spread(names: Collection[str], count: int = SAMPLED) -> list[str]:
-    """At most `count` of the names, evenly spread."""
+    """At most `count` of the sorted names, evenly spaced."""
     ordered = sorted(names)
     return ordered if len(ordered) <= count else [ordered[i * len(ordered) // count] for i in range(count)]
 
 
 def changed_at(*files: Path) -> float:
-    """When the newest of these files or folders changed; 0 if none is there."""
+    """Modification time of the newest of these files or folders; 0 if none exists."""
     times = [0.0]
     for file in files:
         try:
@@ -98,7 +98,7 @@ def note_of(folder: Path) -> dict[str, Any]:
 
 
 def started_at(note: Mapping[str, Any]) -> float:
-    """When the noted command started; 0 if that is not known."""
+    """Start time of the recorded command; 0 if unknown."""
     started = note.get("started")
     return float(started) if isinstance(started, (int, float)) else 0.0
 
@@ -106,21 +106,21 @@ def started_at(note: Mapping[str, Any]) -> float:
 def activity(folder: Path, note: Mapping[str, Any], *files: Path, interval_s: float = 0.0) -> dict[str, Any]:
     """`working` and `idle_seconds` of an unfinished thing.
 
-    Surely nobody works if the command ran on this machine and its process is gone and the run's lock is free; else what
-    changed lately tells, where `interval_s` is the usual time from one change to the next.
+    It is certainly idle if its command ran on this machine, the process has ended and the lock is free. Otherwise recent changes decide;
+    `interval_s` is the usual time between changes.
     """
     idle_s = max(0.0, time.time() - changed_at(folder, folder / COMMAND_FILE, *files))
     if is_held(folder / LOCK_FILE):
         working = True
     elif note.get("host") == socket.gethostname() and isinstance(note.get("pid"), int):
-        working = process_lives(note["pid"]) and idle_s < LONGEST_PAUSE_S  # numbers of processes come again
+        working = process_lives(note["pid"]) and idle_s < LONGEST_PAUSE_S  # process ids are reused
     else:
         working = idle_s < max(QUIET_S, 3 * interval_s)
     return {"working": working, "idle_seconds": round(idle_s, 1)}
 
 
 def process_lives(pid: int) -> bool:
-    """Whether a process of this machine has this number."""
+    """Whether this machine has a process with this id."""
     try:
         os.kill(pid, 0) if pid > 0 else None
     except (ProcessLookupError, OverflowError):
@@ -131,14 +131,14 @@ def process_lives(pid: int) -> bool:
 
 
 def counted(counts: Mapping[str, int], shown: int = 3) -> str:
-    """`failed/corrupt 12, timeout 3 and 2 other reasons`: the commonest first."""
+    """`failed/corrupt 12, timeout 3 and 2 other reasons`, most frequent first."""
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     more = f" and {len(ordered) - shown} other reasons" if len(ordered) > shown else ""
     return ", ".join(f"{name} {count}" for name, count in ordered[:shown]) + more
 
 
 def rate_since(times: Sequence[float], total: int, started: float, last: float) -> float:
-    """Things a second since `started`, from the times of an evenly spread part of `total` files; 0 if none is as new."""
+    """Files per second since `started`, estimated from the times of an evenly spaced sample of `total` files; 0 without new files."""
     new = sum(time_ >= started for time_ in times)
     if not new or not started or last <= started:
         return 0.0

@@ -1,8 +1,8 @@
-"""`jobs/status.py DIR`: one table over all that the pipeline made below a folder, and the commands to type next.
+"""`jobs/status.py DIR`: one table of everything that the pipeline made below a folder, and the commands to type next.
 
-How: `pipelines.status.inventory.find` reads the folder; this file only words it. On a terminal the table fits it (at most 100 columns) and
-the commands follow below, each once; through a pipe each thing is one line, its command at the end. With --json the same as
-`{"root", "done", "items": [...]}`, an item's keys being the fields of `pipelines.status.items.Item`.
+How: `pipelines.status.inventory.find` reads the folder, and this module prints it. On a terminal it prints a table of at most 100 columns,
+followed by each command once. In a pipe each thing is one line with its command at the end. With --json it prints
+`{"root", "done", "items": [...]}`; an item's keys are the fields of `pipelines.status.items.Item`.
 """
 
 import dataclasses
@@ -27,21 +27,21 @@ COLOURS = {"done": "green", "partial": "yellow", "stale": "magenta", "failed": "
 
 @dataclass(frozen=True, kw_only=True)
 class StatusFlags:
-    """Show what stands below a folder: done, partial, stale or failed, and the command to type next.
+    """Show what a folder contains: what is done, partial, stale or failed, and the commands to type next.
 
-    Exit code 0 if all of it is done, 1 if not, 2 for a folder that isn't there.
+    Exit code 0 if everything is done, 1 if not, 2 if the folder is missing.
     """
 
     dir: tyro.conf.Positional[str]
-    """folder to look through"""
+    """folder to inspect"""
     verify: bool = False
-    """compare contents, not only names and times: reads every source mesh, model and derived shard"""
+    """compare contents instead of names and times: reads every source mesh, model and derived shard"""
     json: bool = False
     """print JSON instead of a table"""
 
 
 def status(flags: StatusFlags) -> None:
-    """Print the table; NotWell unless everything is done. An empty folder is done: nothing in it waits for anybody."""
+    """Print the table. NotWell unless everything is done; an empty folder counts as done."""
     root = Path(flags.dir).expanduser()
     if not root.is_dir():
         raise UsageError(f"{plain(flags.dir)}: no such folder")
@@ -49,7 +49,7 @@ def status(flags: StatusFlags) -> None:
     if flags.json:
         print(json.dumps(as_json(items, root), indent=1))
     elif not items:
-        print(f"{plain(flags.dir)}: nothing here that this pipeline made")
+        print(f"{plain(flags.dir)}: contains nothing made by this pipeline")
     elif sys.stdout.isatty():
         print_table(items, root)
     else:
@@ -59,7 +59,7 @@ def status(flags: StatusFlags) -> None:
 
 
 def as_json(items: list[Item], root: Path) -> dict[str, Any]:
-    """Root (absolute), whether all is done, and the items; paths are relative to the root."""
+    """The absolute root, whether everything is done, and the items with paths relative to the root."""
     rows = []
     for item in items:
         row = dataclasses.asdict(item) | {
@@ -75,7 +75,7 @@ def as_json(items: list[Item], root: Path) -> dict[str, Any]:
 
 
 def shown(items: list[Item]) -> list[Item]:
-    """All items but the finished runs of studies, stale ones too: their study speaks for them."""
+    """All items without the done and stale runs of studies, which their study represents."""
     studies = {item.path for item in items if item.kind == "study"}
     return [item for item in items if not (item.parent in studies and item.state in ("done", "stale"))]
 
@@ -86,7 +86,7 @@ def relative(path: Path, root: Path) -> str:
 
 
 def percent(item: Item) -> str:
-    """`48%`, never 100% before the end; empty where it is not known."""
+    """`48%`, never 100% before the end; empty if unknown."""
     if item.state == "done":
         return "100%"
     if item.done is None or not item.total:
@@ -95,7 +95,7 @@ def percent(item: Item) -> str:
 
 
 def words(item: Item, root: Path) -> str:
-    """What there is to say about an item beside its state and share; paths below the root are shown relative to it."""
+    """The description of an item beside its state and percentage. Paths below the root are shown relative to it."""
     parts = [f"ALARM: {item.alarm}"] * bool(item.alarm) + [item.reason] * bool(item.reason)
     if item.done is not None:
         of = "" if item.total in (None, item.done) else f" of {item.total}"
@@ -104,13 +104,13 @@ def words(item: Item, root: Path) -> str:
         parts.append(f"{sum(item.failures.values())} not ok ({counted(item.failures)})")
     if item.state == "partial":
         if item.seconds_left is not None:
-            parts.append(f"{duration(item.seconds_left)} to go")
-        parts.append("at work now" if item.working else f"stands still for {duration(item.idle_seconds or 0)}")
+            parts.append(f"{duration(item.seconds_left)} left")
+        parts.append("running now" if item.working else f"idle for {duration(item.idle_seconds or 0)}")
     return plain("; ".join([*parts, *item.notes]).replace(os.path.abspath(root) + os.sep, ""))
 
 
 def lines(items: list[Item], root: Path) -> list[str]:
-    """One line for each item, nothing cut: for grep and scripts."""
+    """One line per item, uncut, for grep and scripts."""
     rows = [
         (item.state, item.kind, plain(relative(item.path, root)), percent(item), words(item, root))
         for item in shown(items)
@@ -127,7 +127,7 @@ def lines(items: list[Item], root: Path) -> list[str]:
 
 
 def print_table(items: list[Item], root: Path, file: TextIO | None = None) -> None:
-    """The table, its sum and the commands, for people."""
+    """Print the table, the totals and the commands."""
     from rich.table import Table
     from rich.text import Text
 
@@ -158,7 +158,7 @@ def print_table(items: list[Item], root: Path, file: TextIO | None = None) -> No
 
 
 def next_commands(items: list[Item], root: Path) -> dict[str, list[str]]:
-    """Each command once, with the paths of what it brings further."""
+    """Each command once, with the paths of the items that it continues."""
     found: dict[str, list[str]] = {}
     for item in shown(items):
         if item.next:

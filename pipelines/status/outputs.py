@@ -1,4 +1,4 @@
-"""The state of generated meshes and of evaluations: made from which model, which of them failed, and whether that model is as it was."""
+"""The state of generated meshes and of evaluations: how many are done, which failed, and whether their model is unchanged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MANIFEST = "manifest.parquet"
 
 
 def describe_generation(place: Place, inputs: Inputs) -> Item:
-    """The state of a folder of generated meshes: by its manifest once that is newer than the last start."""
+    """The state of a folder of generated meshes, from its manifest if that is newer than the last start."""
     note, failure = note_of(place.path), read_note(place.path, FAILURE_FILE)
     if MANIFEST in place.names and changed_at(place.path / MANIFEST) >= started_at(note):
         found = finished_generation(place, note, inputs)
@@ -60,7 +60,7 @@ def finished_generation(place: Place, note: dict[str, Any], inputs: Inputs) -> d
     ]
     common = {"done": len(rows), "total": len(rows), "failures": dict(failures), "next": inputs.command(place.path)}
     if not ok:
-        return common | {"state": "failed", "done": 0, "reason": "no sample came out"}
+        return common | {"state": "failed", "done": 0, "reason": "all samples failed"}
     if lost:
         return common | {
             "state": "failed",
@@ -75,7 +75,7 @@ def finished_generation(place: Place, note: dict[str, Any], inputs: Inputs) -> d
 
 
 def unfinished_generation(place: Place, note: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
-    """Fields of the Item from an evenly spread part of the samples' records; records of earlier settings count as well."""
+    """Fields of the Item from evenly spaced records of samples; records of earlier settings count too."""
     folder = place.path / "samples"
     names = record_names(folder)
     times, failures = [], Counter[str]()
@@ -94,7 +94,7 @@ def unfinished_generation(place: Place, note: dict[str, Any], inputs: Inputs) ->
     left = (total - done) / per_second if per_second and total is not None else None
     command = None if about["working"] else inputs.command(place.path)
     notes = (
-        (f"what is not ok was counted in {len(times)} of {len(names)} samples",)
+        (f"failures were counted in {len(times)} of {len(names)} samples",)
         if failures and len(times) < len(names)
         else ()
     )
@@ -116,14 +116,14 @@ def reason(row: dict[str, Any]) -> str:
 
 
 def record_names(folder: Path) -> list[str]:
-    """Names of the samples' records, relative to their folder: of a large job they lie in subfolders."""
+    """Names of the samples' records, relative to their folder; a large job has them in subfolders."""
     found = names_in(folder)
     found += [f"{name}/{inner}" for name in found if len(name) == 2 for inner in names_in(folder / name)]
     return [name for name in found if name.endswith(".json") and not name.rpartition("/")[2].startswith(".")]
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names of a folder's entries, none if it is not there."""
+    """Names of a folder's entries; empty if it is missing."""
     try:
         return [entry.name for entry in folder.iterdir()]
     except OSError:
@@ -150,7 +150,7 @@ def describe_evaluation(place: Place, inputs: Inputs) -> Item:
 
 
 def evaluate_command(file: Path, found: dict[str, Any]) -> str:
-    """The command that made an evaluation, from the flags it keeps."""
+    """The command that made an evaluation, from the flags in its JSON."""
     from dataclasses import fields
 
     from pipelines.evaluate.config import EvaluateFlags

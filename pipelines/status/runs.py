@@ -1,7 +1,7 @@
-"""The state of a training run, of a study of runs and of the demo: from `_SUCCESS`, the tail of the ledger, and what the run was trained on.
+"""The state of a training run, a study and the demo, from `_SUCCESS`, the tail of the ledger, and the run's inputs.
 
-A run is stale when its dataset or its tokenizer is another one by now. The same command then makes a new run beside it, since
-the run's name is a hash of its inputs; the stale one stays as it was.
+A run is stale if its dataset or tokenizer has changed. The same command then makes a new run beside it, since the run's name contains a
+hash of its inputs. The stale run is left as it is.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pipelines.status.items import Item, Place, activity, note_of, read_object
 from pipelines.study.job import STUDY_FILES
 
 TAIL_BYTES = 2**18  # of a ledger: a few dozen records
-RECENT = 20  # records whose speed foretells the rest
+RECENT = 20  # newest records, from whose speed the rest is estimated
 
 
 def describe_run(place: Place, inputs: Inputs) -> Item:
-    """A run's state."""
+    """The state of a run."""
     spec = read_object(place.path / "config.json")
     train = spec["config"]["train"]
     total, records = train["steps"] * train["batch_size"], Ledger.of(place.path).tail(TAIL_BYTES)
@@ -58,7 +58,7 @@ def describe_run(place: Place, inputs: Inputs) -> Item:
     )
     left = (total - done) / speed if speed and done < total else None
     changed, _ = changed_inputs(spec, inputs)
-    notes = ("its export is missing",) * (done == total) + (f"going on needs its input as it was: {changed}",) * bool(
+    notes = ("its export is missing",) * (done == total) + (f"resuming needs its original input: {changed}",) * bool(
         changed
     )
     return Item(
@@ -79,7 +79,7 @@ def interval(records: list[dict[str, Any]]) -> float:
 
 
 def changed_inputs(spec: dict[str, Any], inputs: Inputs) -> Verdict:
-    """What a run was trained on, against what lies there now."""
+    """Whether a run's dataset or tokenizer has changed."""
     config, paths = spec["config"], spec["paths"]
     data = inputs.dataset(str(paths["data"]), config["dataset"], config["shards"]) if "data" in paths else Verdict()
     if "tokenizer" not in config or data.changed:
@@ -92,7 +92,7 @@ def changed_inputs(spec: dict[str, Any], inputs: Inputs) -> Verdict:
 
 
 def describe_study(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> list[Item]:
-    """The study's Item and those of its runs, which are part of it; runs of another plan in the same folder stay alone."""
+    """The Items of the study and of its runs. Runs of another plan in the same folder are not part of it."""
     names = [str(run["name"]) for run in read_object(place.path / "study.json")["runs"]]
     runs = [
         dataclasses.replace(found[path], parent=place.path)
@@ -129,7 +129,7 @@ def describe_study(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> 
 
 
 def study_seconds_left(runs: list[Item], planned: int) -> float | None:
-    """The rest of the runs under way and, for those that wait, as long as these take in all; None before there is a speed."""
+    """Estimated seconds left: the rest of the running runs, and their mean duration for each waiting run. None while no speed is known."""
     under_way = [run for run in runs if run.state == "partial" and run.seconds_left is not None and run.done]
     if not under_way:
         return None
@@ -144,7 +144,7 @@ def study_seconds_left(runs: list[Item], planned: int) -> float | None:
 
 
 def describe_demo(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> list[Item]:
-    """How many of its stages jobs/quickstart.py has been through; its parts are things of their own."""
+    """The state of the demo by its finished stages. Its parts have Items of their own."""
     seconds = read_object(place.path / "seconds.json")
     titles = planned_stages(place, seconds)
     done = sum(title in seconds for title in titles)
@@ -159,7 +159,7 @@ def describe_demo(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> l
         return [Item(**common, state="failed", done=done, total=len(titles), reason=reason, next=command)]
     about = activity(place.path, note_of(place.path / "shapes"))
     about["working"] = about["working"] or any(part.working for part in parts)
-    waits = next((f"next is: {title}" for title in titles if title not in seconds), "its summary is missing")
+    waits = next((f"next stage: {title}" for title in titles if title not in seconds), "its summary is missing")
     return [
         Item(
             **common,
@@ -174,7 +174,7 @@ def describe_demo(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> l
 
 
 def planned_stages(place: Place, seconds: Mapping[str, Any]) -> list[str]:
-    """The titles of the demo's stages, from its stages.json; without that file those that have their seconds."""
+    """The titles of the demo's stages from its stages.json; without that file, those with recorded seconds."""
     if "stages.json" in place.names:
         return [str(title) for title in read_object(place.path / "stages.json")["stages"]]
     return [title for title in seconds if title != "all"]

@@ -406,7 +406,7 @@ def test_first_views_of_held_out_objects_are_a_protocol_of_their_own(
     assert found["image_family_chance"] == pytest.approx(1 / 3) and found["image_family_accuracy_interval_95"][0] > 0.5
     assert sorted(o["pictured"] for o in report["image_objects"]) == sorted(held), "each held-out object once"
     assert "first view" in report["protocol"]["images"]
-    assert "given a held-out picture, no text" in capsys.readouterr().out
+    assert "from a held-out picture, no text" in capsys.readouterr().out
     fewer = evaluate(_flags(dataset_with_views, exports["car"], tmp_path / "fewer.json", num_image_samples=2))
     assert json.loads(Path(fewer).read_text())["metrics"]["image_num_samples"] == 2
     none = json.loads(

@@ -285,10 +285,10 @@ def test_storage_that_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "no such folder there" in doctor_cluster.check_storage(LocalNodes(storage, elsewhere), str(storage)).found
     elsewhere.mkdir()
     found = doctor_cluster.check_storage(LocalNodes(storage, elsewhere), str(storage))
-    assert (found.state, "does not see what the driver writes" in found.found) == ("failed", True)
+    assert (found.state, "does not see the driver's file" in found.found) == ("failed", True)
     monkeypatch.setattr(doctor_cluster, "read_and_write", lambda *_: "")
     assert (
-        "what it writes does not arrive here"
+        "its file does not arrive here"
         in doctor_cluster.check_storage(LocalNodes(storage, elsewhere), str(storage)).found
     )
     assert list(tmp_path.rglob("*doctor*")) == []
@@ -315,7 +315,7 @@ def test_a_fresh_mlflow_store_is_tried_and_removed(tmp_path: Path) -> None:
     assert (
         found.state == "ok"
         and found.found
-        == f"sqlite:///{tmp_path}/out/mlflow.db would be made there: a store opens from the driver and from 1 node"
+        == f"sqlite:///{tmp_path}/out/mlflow.db would be created: a test store opens from the driver and from 1 node"
     )
     assert list(tmp_path.iterdir()) == []
 

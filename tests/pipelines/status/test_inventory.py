@@ -182,7 +182,7 @@ def test_what_moved_as_a_whole_is_found_again(root: Path) -> None:
 def test_an_input_that_is_gone_is_a_note(root: Path) -> None:
     (root / "data").rename(root.parent / "data")
     item = look(root)[CVQ]
-    assert item.state == "done" and item.notes == (f"its dataset {root}/data is not there (or not finished)",)
+    assert item.state == "done" and item.notes == (f"its dataset {root}/data is missing or unfinished",)
 
 
 # -------------------------------------------------------------------------------------------------------------- study
@@ -227,7 +227,7 @@ def test_a_stale_run_that_its_command_has_made_again_is_replaced(root: Path, exp
     item = look(root)[CVQ]
     assert (
         item.state == "stale"
-        and item.notes == ("cvq-toy-s0-55555555 replaces it: delete what nobody needs",)
+        and item.notes == ("cvq-toy-s0-55555555 replaces it: delete it if nobody needs it",)
         and item.next is None
     )
 
@@ -242,7 +242,7 @@ def test_a_demo_counts_its_stages(root: Path) -> None:
     toy.note(root / "data", "python jobs/quickstart.py")
     age(root)
     item = look(root)["."]
-    assert (item.working, item.next, item.notes) == (False, "python jobs/quickstart.py", (f"next is: {titles[2]}",))
+    assert (item.working, item.next, item.notes) == (False, "python jobs/quickstart.py", (f"next stage: {titles[2]}",))
     toy.write(root / "meshes/failure.json", {"error": "RuntimeError: no sample came out"})
     assert (look(root)["."].state, look(root)["."].reason) == ("failed", "meshes: RuntimeError: no sample came out")
     toy.write(root / "seconds.json", dict.fromkeys([*titles, "all"], 1.0))
@@ -331,9 +331,9 @@ def test_meshes_that_changed_make_their_dataset_stale(tmp_path: Path, monkeypatc
     assert look(tmp_path)["data"].state == "done", "the default looks at times"
     assert look(tmp_path, verify=True)["data"].reason == "2 objects in 1 shards to convert (1 stale: inputs changed)"
     (meshes / "a.off").unlink()
-    assert look(tmp_path)["data"].reason == f"input {meshes} has 1 meshes, 2 then"
+    assert look(tmp_path)["data"].reason == f"input {meshes} has 1 meshes, it had 2"
     monkeypatch.setattr(inventory_data, "SCAN_SECONDS", -1)
-    assert look(tmp_path)["data"].notes == ("input looked at in part (0 files): --verify reads all",)
+    assert look(tmp_path)["data"].notes == ("input checked in part (0 files): --verify reads all",)
 
 
 def test_shapes_of_another_generator_are_stale(tmp_path: Path) -> None:
@@ -500,7 +500,7 @@ def test_of_many_shards_a_part_is_opened(tmp_path: Path, monkeypatch: pytest.Mon
     toy.note(tmp_path, "python jobs/preprocess.py", total=64000, unit="objects", flags={"source": "dir"})
     item = look(tmp_path)["."]
     assert (item.done, item.total) == (32000, 64000) and len(opened) == items.SAMPLED
-    assert item.notes == ("what is not ok was counted in 200 of 2000 shards",)
+    assert item.notes == ("failures were counted in 200 of 2000 shards",)
 
 
 def test_a_derived_table_reads_footers_only_for_so_long(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

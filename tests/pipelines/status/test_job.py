@@ -48,7 +48,7 @@ def test_exit_codes(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == f"error: {tmp_path}/nowhere: no such folder\n"
     (tmp_path / "empty").mkdir()
     assert call(tmp_path / "empty") == 0
-    assert "nothing here that this pipeline made" in capsys.readouterr().out
+    assert "contains nothing made by this pipeline" in capsys.readouterr().out
 
 
 def test_through_a_pipe_a_thing_is_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
