@@ -1,4 +1,4 @@
-"""Text, images or a file of prompts to meshes: python jobs/generate.py --help"""
+"""Generate meshes from text, an image or a file of prompts: python jobs/generate.py --help"""
 
 import sys
 from functools import partial

@@ -1,4 +1,4 @@
-"""Meshes or procedural shapes to a dataset of sharded Parquet: python jobs/preprocess.py --help"""
+"""Make a dataset of sharded Parquet from meshes or procedural shapes: python jobs/preprocess.py --help"""
 
 import sys
 from functools import partial

@@ -1,4 +1,4 @@
-"""Train CAR at several sizes and fit its scaling law: python jobs/scaling_sweep.py --help"""
+"""Train the generator CAR at several sizes and fit its scaling law: python jobs/scaling_sweep.py --help"""
 
 import sys
 from functools import partial

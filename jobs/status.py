@@ -1,4 +1,4 @@
-"""Show what stands in a folder: python jobs/status.py --help"""
+"""Show what a folder contains and which commands to type next: python jobs/status.py --help"""
 
 import sys
 from pathlib import Path

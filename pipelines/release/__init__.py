@@ -1,1 +1,1 @@
-"""Weights and data to give away."""
+"""Releases: weights, model cards and data for publication."""

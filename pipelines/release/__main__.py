@@ -1,4 +1,4 @@
-"""A folder of weights to give away: python -m pipelines.release RUN --output FOLDER"""
+"""Make a folder of weights for publication: python -m pipelines.release RUN --output FOLDER"""
 
 from pipelines.cli.main import main
 from pipelines.release.job import ReleaseFlags, release

@@ -1,10 +1,10 @@
-"""Released weights: a finished run as a folder to publish, refused where a licence does not allow it.
+"""Makes a folder of released weights from a finished run; refuses if a licence does not allow it.
 
     python -m pipelines.release RUN --output weights/g3pt-nano-cvq [--evaluation FILE.json] [--weights fp16]
 
-How: the folder holds model.safetensors, config.json, the model card README.md and CREDITS.md; `from_pretrained` loads it. It is made under another
-name and renamed. Every object that the model (and a generator's tokenizer) was trained on must have an open licence (`g3pt.data.licenses`) and an id that
-no pattern of UNCONFIRMED matches: those sources' licences are not confirmed object by object.
+How: the folder contains model.safetensors, config.json, the model card README.md and CREDITS.md; `from_pretrained` loads it. It is made
+under another name and renamed. Every training object of the model (and of a generator's tokenizer) must have an open licence
+(`g3pt.data.licenses`) and an id that matches no pattern of UNCONFIRMED: the licences of those sources are not confirmed object by object.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ MAX_BYTES = 20 * 10**6
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseFlags(DryRun):
-    """Make a folder to publish from a finished training run: weights, configuration, model card, credits."""
+    """Make a folder for publication from a finished training run: weights, configuration, model card, credits."""
 
     run: tyro.conf.Positional[str]
-    """finished run of a training job"""
+    """finished training run"""
     output: str
-    """folder to make; its name is the model's"""
+    """folder to make; its name becomes the model's"""
     evaluation: str | None = None
-    """JSON of jobs/evaluate.py of this run, for the card; default what the run measured itself"""
+    """JSON of jobs/evaluate.py of this run, for the card; default the run's own test metrics"""
     weights: Literal["fp32", "fp16"] = "fp32"
-    """fp16 halves the file and rounds the weights: evaluate the folder it makes before publishing it"""
+    """fp16 halves the file but rounds the weights: evaluate the folder before publishing it"""
 
 
 def release(flags: ReleaseFlags) -> str | None:
-    """Check, write and measure the folder; its path."""
+    """Check the sources, write the folder and return its path."""
     from g3pt.training.exports import find_export
 
     run_dir, output = Path(flags.run), Path(flags.output)
     with bad_input():
         export = find_export(run_dir)
         if export == run_dir:
-            raise ValueError(f"{run_dir}: an export without its run; a card needs the run's folder")
+            raise ValueError(f"{run_dir} is an export; use the run's folder, which the card needs")
         rows = sources(export)
         check_sources(rows, run_dir)
         evaluation = read_evaluation(Path(flags.evaluation), export) if flags.evaluation else None
@@ -81,17 +81,17 @@ def release(flags: ReleaseFlags) -> str | None:
 
 
 def sources(export: Path) -> list[dict[str, str]]:
-    """All that the weights owe something to, each object once; ValueError where an export lists nothing."""
+    """All training objects of the weights, each once. ValueError if the export lists none."""
     rows = [row for name in ("trained_on", "tokenizer_trained_on") for row in trained_on.read(export, name)]
     if not rows:
         raise ValueError(
-            f"{export}: lists no object that it was trained on (trained_on in config.json), so nothing says what it may be used for"
+            f"{export} lists no training objects (trained_on in config.json), so its licence terms are unknown"
         )
     return [by_id for _, by_id in sorted({row["id"]: row for row in rows}.items())]
 
 
 def refusal(row: Mapping[str, str]) -> str | None:
-    """Why an object may not be in released weights, by its id and licence; None if it may."""
+    """Why an object with this id and licence may not be in released weights; None if it may."""
     pattern = next((pattern for pattern in UNCONFIRMED if fnmatchcase(row["id"], pattern)), None)
     if pattern:
         return f"id matches {pattern}"
@@ -99,7 +99,7 @@ def refusal(row: Mapping[str, str]) -> str | None:
 
 
 def check_sources(rows: Sequence[Mapping[str, str]], where: Path) -> None:
-    """ValueError, with counts and an example of each, if an object may not be in released weights."""
+    """ValueError, with counts and examples, if an object may not be in released weights."""
     wrong: Counter[str] = Counter()
     example: dict[str, str] = {}
     for row in rows:
@@ -110,12 +110,12 @@ def check_sources(rows: Sequence[Mapping[str, str]], where: Path) -> None:
     if wrong:
         told = "; ".join(f"{reason}: {count}, such as {example[reason]}" for reason, count in wrong.most_common())
         raise ValueError(
-            f"{where}: may not be released, {wrong.total()} of {len(rows)} training objects are not cleared ({told}); train with --licenses and --exclude-ids"
+            f"{where} may not be released: {wrong.total()} of {len(rows)} training objects are not cleared ({told}); train with --licenses and --exclude-ids"
         )
 
 
 def read_evaluation(file: Path, export: Path) -> dict[str, Any]:
-    """An evaluation of these very weights."""
+    """The JSON of an evaluation of exactly these weights. ValueError for anything else."""
     from g3pt.training.exports import export_hash
 
     try:
@@ -127,13 +127,13 @@ def read_evaluation(file: Path, export: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: not an evaluation's JSON ({error})") from None
     if of != export_hash(export):
         raise ValueError(
-            f"{file}: evaluates other weights ({of[:8]}) than those of {export} ({export_hash(export)[:8]})"
+            f"{file} is an evaluation of other weights ({of[:8]}) than those of {export} ({export_hash(export)[:8]})"
         )
     return found
 
 
 def write(folder: Path, export: Path, made: model_card.Made) -> None:
-    """The files of a release."""
+    """Write the files of a release."""
     from safetensors.torch import load_file, save_file
 
     from g3pt.training.exports import CONFIG_NAME, WEIGHTS_NAME
@@ -145,6 +145,6 @@ def write(folder: Path, export: Path, made: model_card.Made) -> None:
     if made.weights == "fp16":
         weights = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     save_file(weights, folder / WEIGHTS_NAME)
-    (folder / WEIGHTS_NAME).chmod(0o644)  # it is written for its owner alone
+    (folder / WEIGHTS_NAME).chmod(0o644)  # safetensors writes it readable for its owner only
     (folder / "README.md").write_text(model_card.card(made), encoding="utf-8")
     (folder / "CREDITS.md").write_text(model_card.credits(made), encoding="utf-8")

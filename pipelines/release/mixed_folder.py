@@ -1,8 +1,9 @@
-"""A folder of real meshes with procedural shapes beside them, under one manifest: what `jobs/preprocess.py --source dir` reads.
+"""Makes a folder of real meshes and procedural shapes under one manifest, for `jobs/preprocess.py --source dir`.
 
     python -m pipelines.release.mixed_folder --meshes MESHES --shapes 1000 --output FOLDER
 
-The released tokenizer was trained on such a folder: only objects that `pipelines.release.job` would let pass. Files are copied; shapes are written as .ply, licence CC0-1.0, author g3pt.
+The released tokenizer was trained on such a folder. It contains only objects that `pipelines.release.job` accepts. Files are copied; shapes
+are written as .ply, with licence CC0-1.0 and author g3pt.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ COLUMNS = ("id", "path", "caption", "category", "license", "author", "attributio
 
 
 def real_rows(meshes: Path) -> list[dict[str, str]]:
-    """Rows of the folder's manifest that may be trained on and given away."""
+    """Rows of the folder's manifest whose objects may be in released weights."""
     manifest = meshes / "manifest.csv"
     if not manifest.is_file():
         raise ValueError(f"{manifest}: missing; licences are read from it")
@@ -34,7 +35,7 @@ def real_rows(meshes: Path) -> list[dict[str, str]]:
 
 
 def shape_rows(count: int, output: Path) -> list[dict[str, str]]:
-    """The first shapes by sha256 of their id, as jobs/preprocess.py takes them, written as files."""
+    """Write the first `count` shapes by sha256 of their id, as jobs/preprocess.py selects them, and return their rows."""
     import trimesh
 
     from g3pt.data.records import id_hash
@@ -59,9 +60,9 @@ def shape_rows(count: int, output: Path) -> list[dict[str, str]]:
 
 
 def build(meshes: Path, shapes: int, output: Path) -> int:
-    """Fill `output`; the number of objects. Whole folders travel, for buffers and textures; links stay links, which the loader checks."""
+    """Fill `output` and return the number of objects. Whole folders are copied because of buffers and textures; links stay links, which the loader checks."""
     if (output / "manifest.csv").exists():
-        raise ValueError(f"{output}: has a manifest already; choose an empty folder")
+        raise ValueError(f"{output} has a manifest already; choose an empty folder")
     rows = real_rows(meshes)
     for folder in sorted({Path(row["path"]).parts[0] for row in rows}):
         source = (meshes / folder).resolve()
@@ -90,7 +91,7 @@ def main(arguments: list[str] | None = None) -> Any:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--meshes", type=Path, required=True, help="folder of meshes with a manifest.csv")
-    parser.add_argument("--shapes", type=int, default=1000, help="procedural shapes beside them")
+    parser.add_argument("--shapes", type=int, default=1000, help="number of procedural shapes to add")
     parser.add_argument("--output", type=Path, required=True)
     flags = parser.parse_args(arguments)
     try:

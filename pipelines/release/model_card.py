@@ -1,7 +1,7 @@
-"""The model card of released weights: README.md with the metadata that the Hugging Face hub reads, and the credits beside it.
+"""The model card of released weights: README.md with metadata for the Hugging Face hub, and CREDITS.md.
 
-How: everything is read from files (the run's config.json, ledger and command.json, the export's list of what it was trained on, an
-evaluation's JSON); nothing is typed in. Text of the data is escaped.
+How: everything is read from files: the run's config.json, ledger and command.json, the export's list of training objects, an evaluation's
+JSON. Text of the data is escaped.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 from pipelines.preprocess.credits import by_author, plain
 from pipelines.runs.identity import Ledger, Record
 
-LICENSE = "apache-2.0"  # of the weights, as of the code
+LICENSE = "apache-2.0"  # of the weights and of the code
 KINDS = {
     "cvq": "tokenizer (CVQ): a surface's points to codes of several scales and back to occupancy",
     "car": "generator (CAR): text or an image to codes, decoded to a mesh",
 }
 CLASSES = {"cvq": "CVQ", "car": "G3PT"}  # public names of the package g3pt
-SHOWN = {  # of an evaluation, in this order, where it has them
+SHOWN = {  # metrics of an evaluation, in this order, as far as it has them
     "iou_volume": "volume IoU", "iou_near": "IoU near the surface", "chamfer": "Chamfer distance", "f_score_0.005": "F-score at 0.005",
     "f_score_0.01": "F-score at 0.01", "f_score_0.02": "F-score at 0.02", "normal_consistency": "normal consistency",
     "hausdorff_95": "Hausdorff distance, 95 %", "distinct_iou_volume": "volume IoU without near-duplicates", "distinct_chamfer": "Chamfer without near-duplicates",
@@ -33,14 +33,14 @@ SHOWN = {  # of an evaluation, in this order, where it has them
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A finished run as a card tells it."""
+    """What a card describes: a finished run."""
 
     name: str
     config: Mapping[str, Any]  # the export's config.json
     run: Mapping[str, Any]  # the run's config.json
     records: Sequence[Record]  # its ledger
     environment: Mapping[str, Any]
-    trained_on: Sequence[Mapping[str, str]]  # of a generator its tokenizer's too, each object once
+    trained_on: Sequence[Mapping[str, str]]  # for a generator also those of its tokenizer, each object once
     evaluation: Mapping[str, Any] | None = None
     weights: str = "fp32"
 
@@ -52,7 +52,7 @@ def read_run(
     evaluation: Mapping[str, Any] | None,
     weights: str,
 ) -> Made:
-    """Gather what the card of a finished run needs."""
+    """Collect what the card of a finished run needs."""
     from pipelines.runs.notes import COMMAND_FILE, read_note
 
     return Made(
@@ -63,13 +63,13 @@ def read_run(
 
 
 def card(made: Made) -> str:
-    """README.md."""
+    """The content of README.md."""
     sections = [title(made), usage(made), data(made), budget(made), metrics(made), configuration(made)]
     return metadata(made) + "\n".join(line for section in sections for line in (*section, ""))
 
 
 def metadata(made: Made) -> str:
-    """The YAML block, written by the hub's own library."""
+    """The YAML block, written by the hub's library."""
     from huggingface_hub import ModelCardData
 
     kind = made.config["kind"]
@@ -85,7 +85,7 @@ def metadata(made: Made) -> str:
 
 
 def title(made: Made) -> list[str]:
-    """What it is."""
+    """Title and description."""
     lines = [f"# {plain(made.name)}", "", f"An open G3PT {KINDS[made.config['kind']]}."]
     model = made.config["model"]
     if made.config["kind"] == "cvq":
@@ -99,12 +99,12 @@ def title(made: Made) -> list[str]:
     return [
         *lines,
         "",
-        f"Weights in {made.weights}. Trained from scratch by this project; the paper's authors released none (arXiv 2409.06322).",
+        f"Weights in {made.weights}. Trained from scratch by this project; the paper's authors have not released weights (arXiv 2409.06322).",
     ]
 
 
 def usage(made: Made) -> list[str]:
-    """How to load it."""
+    """Section: how to load the model."""
     name = CLASSES[made.config["kind"]]
     lines = [
         f"from g3pt import {name}",
@@ -120,7 +120,7 @@ def usage(made: Made) -> list[str]:
 
 
 def data(made: Made) -> list[str]:
-    """On what, under which licences, by whom."""
+    """Section: training objects, their licences and authors."""
     counts = Counter(row["license"] for row in made.trained_on)
     selection = made.run["config"]
     lines = [
@@ -128,7 +128,7 @@ def data(made: Made) -> list[str]:
         "",
         f"Trained on {len(made.trained_on)} objects of the dataset {plain(Path(made.run['paths']['data']).name)} (fingerprint {selection['dataset'][:16]}).",
     ]
-    for name, words in (("licenses", "Only these licences were asked for"), ("exclude_ids", "Left out by id")):
+    for name, words in (("licenses", "Restricted to these licences"), ("exclude_ids", "Excluded by id")):
         lines += [f"{words}: {', '.join(plain(value) for value in selection[name])}."] if selection.get(name) else []
     lines += [
         "",
@@ -138,7 +138,7 @@ def data(made: Made) -> list[str]:
     ]
     lines += [
         "",
-        "Every object's id, licence, author and address: `trained_on` in config.json. Everyone, by licence: CREDITS.md.",
+        "Id, licence, author and address of every object: `trained_on` in config.json. All authors by licence: CREDITS.md.",
     ]
     credited = [row for row in made.trained_on if row["license"].startswith("CC-BY")]
     return [
@@ -157,12 +157,12 @@ def data(made: Made) -> list[str]:
 
 
 def credits(made: Made) -> str:
-    """CREDITS.md: all authors by licence."""
-    return "\n".join([f"# Whose objects {plain(made.name)} was trained on", "", *by_author(made.trained_on), ""])
+    """The content of CREDITS.md: all authors by licence."""
+    return "\n".join([f"# Authors of the training objects of {plain(made.name)}", "", *by_author(made.trained_on), ""])
 
 
 def budget(made: Made) -> list[str]:
-    """Steps, samples, time, hardware."""
+    """Section: steps, samples, time, hardware."""
     train, about = made.run["config"]["train"], made.environment
     hardware = f"{about.get('cores', '?')} x {about.get('cpu', 'unknown processor')}, {', '.join(about.get('gpus') or []) or 'no GPU'}"
     return [
@@ -174,7 +174,7 @@ def budget(made: Made) -> list[str]:
 
 
 def seconds(records: Sequence[Record]) -> float:
-    """Time spent in training steps, by the ledger's rates."""
+    """Seconds spent in training steps, from the rates in the ledger."""
     starts = [0.0, *(record["step"] for record in records)]
     return sum(
         (record["step"] - start) / record["samples_per_second"]
@@ -184,12 +184,12 @@ def seconds(records: Sequence[Record]) -> float:
 
 
 def metrics(made: Made) -> list[str]:
-    """On held-out objects: the evaluation with its protocol; without one what the run itself measured."""
+    """Section: metrics on held-out objects, from the evaluation with its protocol or, without one, from the run's own test record."""
     lines = ["## Held-out objects", ""]
     if made.evaluation is None:
         return [
             *lines,
-            "Measured by the run itself on the test split; scales from coarse to fine.",
+            "Measured during training on the test split; scales from coarse to fine.",
             "",
             *own_metrics(made.records[-1] if made.records else {}),
         ]
@@ -214,7 +214,7 @@ def metrics(made: Made) -> list[str]:
     return [
         *lines,
         "",
-        "How each number is made:",
+        "How each number was made:",
         "",
         *(
             f"- {plain(name)}: {plain(value)}"
@@ -225,7 +225,7 @@ def metrics(made: Made) -> list[str]:
 
 
 def own_metrics(record: Record) -> list[str]:
-    """The test figures of a ledger's last record: those of the whole, then one row a diagnostic with a column a scale."""
+    """The test metrics of a ledger's last record: overall ones, then one row per diagnostic with one column per scale."""
     found = {name.removeprefix("test_"): value for name, value in sorted(record.items()) if name.startswith("test_")}
     whole = [f"| {plain(name)} | {value:.4g} |" for name, value in found.items() if "_scale_" not in name]
     by_scale = [name.removesuffix("_scale_1") for name in found if name.endswith("_scale_1")]
@@ -243,6 +243,6 @@ def interval(pair: Sequence[float] | None) -> str:
 
 
 def configuration(made: Made) -> list[str]:
-    """The model's configuration in full."""
+    """Section: the model's full configuration."""
     rows = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in sorted(made.config["model"].items())]
     return ["## Configuration", "", "```json", "{", ",\n".join(rows), "}", "```"]

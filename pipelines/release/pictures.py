@@ -1,10 +1,10 @@
-"""A picture for a page: held-out objects beside their reconstructions, IoU underneath, and the credits of the objects beside the file.
+"""Draws held-out objects beside their reconstructions with IoU, for a page, and writes the credits of the objects beside the picture.
 
     python -m pipelines.release.pictures out/cvq.json --output docs/images/reconstructions.png [--num 24] [--meshes FOLDER]
 
-How: drawn from an evaluation's gallery (`jobs/evaluate.py --num-pictures N`), so the numbers under the picture are the evaluation's own and no
-model is loaded. The input is shown as the source mesh where --meshes names the folder that the dataset was made from, else as the
-surface points that the model read. Objects whose licences are not confirmed one by one are left out.
+How: the picture is drawn from an evaluation's gallery (`jobs/evaluate.py --num-pictures N`), so its numbers are the evaluation's own and no
+model is loaded. If --meshes names the folder from which the dataset was made, inputs are shown as source meshes, otherwise as the surface
+points that the model read. Objects without an individually confirmed licence are left out.
 """
 
 from __future__ import annotations
@@ -31,21 +31,25 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Mesh = tuple[np.ndarray, np.ndarray]
-CELL, TEXT, PAIRS = 168, 24, 3  # pixels of a view, of the line below it; pairs in a row: about a README's width
+CELL, TEXT, PAIRS = (
+    168,
+    24,
+    3,
+)  # pixels of a view, pixels of the line below it, pairs per row: about the width of a README
 
 
 @dataclass(frozen=True, kw_only=True)
 class PicturesFlags:
-    """Draw held-out objects beside their reconstructions, with the credits of the objects in a file beside the picture."""
+    """Draw held-out objects beside their reconstructions, and write the credits of the objects beside the picture."""
 
     evaluation: tyro.conf.Positional[str]
-    """JSON of jobs/evaluate.py of a tokenizer, its gallery beside it"""
+    """JSON of jobs/evaluate.py for a tokenizer, with its gallery beside it"""
     output: str
-    """PNG to write; its credits go to the same name with .credits.md"""
+    """PNG to write; credits go to the same name with .credits.md"""
     num: int = 24
-    """objects, evenly spread over the evaluation's pictured ones"""
+    """number of objects, evenly spaced among the evaluation's pictured ones"""
     meshes: str | None = None
-    """folder that the dataset was made from: shows source meshes instead of surface points"""
+    """folder from which the dataset was made, to show source meshes instead of surface points; default none"""
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -55,7 +59,7 @@ class PicturesFlags:
 
 
 def pictures(flags: PicturesFlags) -> str:
-    """Draw and credit; the picture's path."""
+    """Draw the picture, write its credits, and return the picture's path."""
     from g3pt.geometry.render import write_whole
 
     file, output = Path(flags.evaluation), Path(flags.output)
@@ -75,7 +79,7 @@ def pictures(flags: PicturesFlags) -> str:
 
 
 def read_evaluation(file: Path) -> dict[str, Any]:
-    """A tokenizer's evaluation; ValueError for anything else."""
+    """The JSON of a tokenizer's evaluation. ValueError for anything else."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         whole = (
@@ -91,20 +95,20 @@ def read_evaluation(file: Path) -> dict[str, Any]:
 
 
 def chosen(gallery: Sequence[dict[str, Any]], num: int, file: Path) -> list[dict[str, Any]]:
-    """`num` of the pictured objects, evenly spread, those of unconfirmed licence left out."""
+    """`num` evenly spaced pictured objects with confirmed licences."""
     spread = [
         entry for entry in gallery if entry.get("spread")
-    ]  # the worst objects, also kept there, would bias a picture
+    ]  # the gallery also has the worst objects, which would bias the picture
     clear = [entry for entry in spread if not any(fnmatchcase(entry["id"], pattern) for pattern in UNCONFIRMED)]
     if len(clear) < num:
         raise ValueError(
-            f"{file}: its gallery has {len(clear)} objects of confirmed licence, --num asks for {num}; evaluate with more --num-pictures"
+            f"{file}: its gallery has {len(clear)} objects with confirmed licences, fewer than --num {num}; evaluate with more --num-pictures"
         )
     return [clear[k] for k in np.linspace(0, len(clear) - 1, num).round().astype(int)]
 
 
 def placements(dataset: Path, ids: set[str]) -> dict[str, dict[str, Any]]:
-    """Where these objects' source meshes lie, and how they were placed in the box."""
+    """Path, scale and offset of these objects' source meshes, by id."""
     from g3pt.data.reading import read_rows
 
     rows = read_rows(dataset, ["id", "path", "scale", "offset"])
@@ -112,7 +116,7 @@ def placements(dataset: Path, ids: set[str]) -> dict[str, dict[str, Any]]:
 
 
 def source_mesh(root: Path, row: dict[str, Any]) -> Mesh:
-    """The mesh as it was given, placed as its solid was."""
+    """The source mesh at the place of its solid."""
     from g3pt.geometry.load import load_mesh
 
     loaded = load_mesh(root / row["path"], root)
@@ -125,24 +129,24 @@ def cloud(file: Path, entry: dict[str, Any]) -> Mesh:
 
     found = file_below(folder_of(file), str(entry.get("cloud") or ""))
     if found is None:
-        raise UsageError(f"{folder_of(file)}: the input of {entry['id']} is not there")
+        raise UsageError(f"{folder_of(file)}: the input of {entry['id']} is missing")
     return cloud_mesh(decode_cloud(found.read_bytes()), num_points=16384, size=0.025)
 
 
 def reconstruction(file: Path, entry: dict[str, Any]) -> Mesh | None:
-    """What the model made; None where no surface came out."""
+    """The reconstruction; None if it has no surface."""
     found = file_below(folder_of(file), str(entry.get("mesh") or ""))
     return read_mesh(found) if found else None
 
 
 def words(entry: dict[str, Any]) -> str:
-    """What stands under a pair."""
+    """The line under a pair."""
     name = str(entry.get("caption") or entry["id"])
     return f"{name if len(name) <= 34 else name[:33] + '…'}  IoU {entry['iou_volume']:.2f}"
 
 
 def sheet(pairs: Sequence[tuple[Mesh, Mesh | None, str]]) -> Image.Image:
-    """All pairs, PAIRS in a row; the line under each is centred. Each pair is seen from the same side."""
+    """All pairs, PAIRS per row, each with a centred line below. Both of a pair are seen from the same side."""
     from PIL import Image, ImageDraw, ImageFont
 
     from g3pt.geometry.render import picture

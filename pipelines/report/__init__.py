@@ -1,1 +1,1 @@
-"""One page of HTML about any folder of outputs."""
+"""Reports: one HTML page about any output folder."""

@@ -1,4 +1,4 @@
-"""One page of HTML about any output: python -m pipelines.report out/demo"""
+"""Write one HTML page about any output: python -m pipelines.report out/demo"""
 
 from pipelines.cli.main import main
 from pipelines.report.page import ReportFlags, report

@@ -1,4 +1,4 @@
-"""The section about a dataset: counts, failures, licences, what was slow, and some of its objects to turn."""
+"""The section about a dataset: counts, failures, licences, slowest objects, and some objects to turn."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from pipelines.report.values import Source, Unreadable, read_json
 SHOWN_OBJECTS, SAMPLED_SHARDS, COUNTED_SHARDS, MAX_CATEGORIES, SHOWN_SLOWEST = 12, 6, 150, 20, 5
 KINDS = {"category": "Categories", "license": "Licences"}
 HISTOGRAMS = {
-    "num_faces": "Faces of the mesh as given",
+    "num_faces": "Faces of the original mesh",
     "volume": "Volume of the solid (the box has 8)",
-    "thickness": "Thickness of the solid, 2 volume / area",
-    "chamfer_to_input": "Chamfer distance from the solid to the mesh as given",
-    "seconds": "Seconds an object took",
+    "thickness": "Thickness of the solid (2 x volume / area)",
+    "chamfer_to_input": "Chamfer distance from the solid to the original mesh",
+    "seconds": "Seconds per object",
 }
 LIGHT = ("id", "status", "split", "category", "caption", "license", "author", "attribution_url", "source_url")
 
 
 def dataset(page: Page, folder: Path) -> None:
-    """A dataset, finished or not."""
+    """Add the section about a dataset, finished or not."""
     from g3pt.data.datasets import open_dataset
 
     note = note_command(page, folder, "the dataset")
@@ -69,10 +69,10 @@ def dataset(page: Page, folder: Path) -> None:
             [
                 *((f"{split} objects", source.number("splits", split, spec=",d")) for split in info.splits),
                 ("Shards", source.number("num_shards", spec=",d")),
-                ("Cells a side of the solids", settings.number("convert", "resolution", spec="d")),
-                ("Surface points an object", source.number("record", "num_surface", spec=",d")),
-                ("Query points of each kind", source.number("record", "num_queries", spec=",d")),
-                ("Views an object", source.number("record", "num_views", spec="d")),
+                ("Grid cells per side", settings.number("convert", "resolution", spec="d")),
+                ("Surface points per object", source.number("record", "num_surface", spec=",d")),
+                ("Query points of each kind per object", source.number("record", "num_queries", spec=",d")),
+                ("Views per object", source.number("record", "num_views", spec="d")),
                 ("Fingerprint", text(info.fingerprint[:16])),
             ]
         ),
@@ -89,24 +89,26 @@ def dataset(page: Page, folder: Path) -> None:
 
 
 def card_of(page: Page, folder: Path, info: Any) -> Source | None:
-    """The card that preprocessing left, if it is of this very dataset."""
+    """The card written by preprocessing, if it belongs to exactly this dataset; else None."""
     from pipelines.preprocess.dataset_card import CARD
 
     if not (folder / CARD).is_file():
         return None
     made = read_json(folder / CARD, page.root)
-    return made if made.get("fingerprint") == info.fingerprint else None  # else of the dataset as it was
+    return (
+        made if made.get("fingerprint") == info.fingerprint else None
+    )  # otherwise it describes an earlier state of the dataset
 
 
 def _spread_and_not_ok(made: Source, num_not_ok: int) -> Markup:
-    """A card's histograms, and each object that is not ok with its reason."""
+    """A card's histograms, and the objects that are not ok with their reasons."""
     drawn = [_histogram(made, name, title) for name, title in HISTOGRAMS.items()]
     rows = [(text(item["id"]), text(item["status"]), text(item["error"])) for item in made.get("not_ok", default=[])]
     title = f"Objects that are not ok: {len(rows):,d} of {num_not_ok:,d}"
     listed = table(("object", "status", "why"), rows, title) if rows else Markup("")
     return join(
         [
-            paragraph("How the ok objects are spread; bins are about a factor of three wide.", "soft"),
+            paragraph("Distributions over the ok objects. Each bin ends at about three times its start.", "soft"),
             packed(drawn),
             listed,
         ]
@@ -114,7 +116,7 @@ def _spread_and_not_ok(made: Source, num_not_ok: int) -> Markup:
 
 
 def _kinds_of(made: Source) -> Iterator[Markup]:
-    """Categories and licences, as a card counted them."""
+    """Categories and licences, from a card."""
     for name, title in KINDS.items():
         counts = made.get(name, default={})
         shown = list(counts)[:MAX_CATEGORIES]
@@ -127,7 +129,7 @@ def _kinds_of(made: Source) -> Iterator[Markup]:
 
 
 def _slowest_of(made: Source) -> Markup:
-    """The objects that took longest, as a card names them."""
+    """The slowest objects, from a card."""
     slowest = made.get("slowest", default=[])[:SHOWN_SLOWEST]
     rows = [
         (text(item["id"]), made.number("slowest", at, "seconds", spec=".2f", unit="\u00a0s"))
@@ -137,7 +139,7 @@ def _slowest_of(made: Source) -> Markup:
 
 
 def _histogram(source: Source, name: str, title: str) -> Markup:
-    """A bar a bin, from the first that holds anything to the last."""
+    """One bar per bin, from the first to the last that is not empty."""
     edges, counts = (source.get("histograms", name, what, default=[]) for what in ("edges", "counts"))
     filled = [at for at, count in enumerate(counts) if count]
     if not filled:
@@ -167,7 +169,7 @@ def _failed_note(source: Source, total: int) -> Markup | str:
 
 
 def _counts(source: Source, key: str, title: str, total: int) -> Markup:
-    """A bar for each name in a mapping of counts."""
+    """One bar per name in a mapping of counts."""
     counts = source.get(key, default={})
     rows = [
         bar(source.number(key, name, spec=",d"), count / max(total, 1), name)
@@ -200,7 +202,7 @@ def _kinds(info: Any) -> Iterator[Markup]:
 
 
 def _slowest(page: Page, info: Any) -> Markup:
-    """The objects that took longest in a dataset without a card, by the sidecars of a few shards."""
+    """The slowest objects of a dataset without a card, from the sidecars of some shards."""
     from g3pt.data.records import shard_name
 
     chosen = spread(sorted(info.shards), COUNTED_SHARDS)
@@ -228,7 +230,7 @@ def _slowest(page: Page, info: Any) -> Markup:
 
 
 def _objects(page: Page, info: Any) -> Markup:
-    """A handful of objects to turn, of different categories where there are some."""
+    """Some objects to turn, of different categories if the dataset has categories."""
     shown = []
     for row in sample_objects(info, SHOWN_OBJECTS):
         page.credit(row)
@@ -250,7 +252,7 @@ def _objects(page: Page, info: Any) -> Markup:
     return (
         join(
             [
-                paragraph(f"Some objects, {what}. Drag to turn; with the keyboard: arrow keys, + and −.", "soft"),
+                paragraph(f"Some objects: {what}. Drag to turn them, or use the arrow keys, + and −.", "soft"),
                 cards(shown),
             ]
         )
@@ -260,7 +262,7 @@ def _objects(page: Page, info: Any) -> Markup:
 
 
 def sample_objects(info: Any, count: int) -> list[dict[str, Any]]:
-    """Up to `count` ok rows with a `shape` for the viewer, from a few row groups of a few shards, one category at a time."""
+    """Up to `count` ok rows with a `shape` for the viewer, from a few row groups of a few shards, spread over the categories."""
     per_group = -(-count // min(SAMPLED_SHARDS, max(1, len(info.shards))))
     seen: Counter[str] = Counter()
     found: list[dict[str, Any]] = []
@@ -287,7 +289,7 @@ def _opened(info: Any, index: int) -> pq.ParquetFile:
 
 
 def _new_categories(rows: list[dict[str, Any]], seen: Counter[str], count: int) -> list[dict[str, Any]]:
-    """`count` rows, those first whose category was taken least often."""
+    """`count` rows, first those whose category was chosen least often."""
     chosen: list[dict[str, Any]] = []
     rest = list(rows)
     while rest and len(chosen) < count:
@@ -315,7 +317,7 @@ def _with_shapes(file: pq.ParquetFile, group: int, rows: list[dict[str, Any]], i
 
 
 def spread(items: Any, count: int) -> list[Any]:
-    """At most `count` of the items, evenly spread, first and last among them."""
+    """At most `count` evenly spaced items, including the first and the last."""
     items = list(items)
     if len(items) <= count:
         return items

@@ -1,4 +1,4 @@
-"""What the sections about evaluations share: their meshes on disk, and the protocol of their numbers, word for word."""
+"""Shared by the sections about evaluations: meshes from the gallery, and the protocol of the numbers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipelines.report.html import facts, folded, join, paragraph, text
 from pipelines.report.meshes import mesh_object
 from pipelines.report.values import NONE, Source
 
-HINT = "Drag to turn; with the keyboard: arrow keys, + and −."
+HINT = "Drag to turn them, or use the arrow keys, + and −."
 
 
 def mesh_of(file: Path, entry: Source) -> tuple[dict[str, Any] | None, str]:
-    """The entry's mesh for the viewer, or why there is none."""
+    """(the entry's mesh for the viewer or None, the reason if there is none)."""
     if entry.get("status") != "ok":
         return None, f"no mesh: {entry.get('status', default='no status')}"
     found = file_below(folder_of(file), str(entry.get("mesh") or ""))
     if found is None:
-        return None, "the mesh file is not there"
+        return None, "the mesh file is missing"
     try:
         return mesh_object(*read_mesh(found), "model"), ""
     except ValueError as error:
@@ -38,13 +38,13 @@ def task(source: Source) -> Markup:
 
 def no_gallery() -> Markup:
     return paragraph(
-        "This evaluation kept no meshes (made with --num-pictures 0, or by an older version): start its command again with another --output to keep some.",
+        "This evaluation kept no meshes (made with --num-pictures 0, or by an older version). Run its command again with another --output to keep some.",
         "soft",
     )
 
 
 def protocol(source: Source) -> Markup:
-    """How each number was made, word for word."""
+    """The protocol: how each number was made."""
     pairs = list(_flat(source.get("protocol", default={})))
     model, dataset = source.get("model", default={}), source.get("dataset", default={})
     pairs += [

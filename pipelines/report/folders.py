@@ -1,7 +1,7 @@
-"""What a report is about: the datasets, runs, studies, generations and evaluations of a folder, in the order in which they are told.
+"""Finds the datasets, runs, studies, generations and evaluations of a folder, in the order of the report.
 
-How: `pipelines.status.inventory` knows things by their files; here what lies inside another thing (a study's runs) is left to that one, and
-runs and evaluations are told apart by their stage. A run's evaluations are found by the hash of its weights.
+How: `pipelines.status.inventory` recognises things by their files. Here things inside another thing (a study's runs) are left to that
+thing, and runs and evaluations are distinguished by stage. A run's evaluations are found by the hash of its weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Item:
 
 
 def find(root: Path) -> list[Item]:
-    """What `root` is; else all that it holds, in the order of a report."""
+    """The Item of `root` itself, or of everything below it, in the order of a report."""
     if root.is_file():
         return [Item(kind, root)] if (kind := evaluation_kind(root)) else []
     found: list[Item] = []
@@ -47,7 +47,7 @@ def find(root: Path) -> list[Item]:
 
 
 def run_kind(folder: Path) -> str | None:
-    """`cvq run` or `car run`, by the stage in config.json; a damaged one counts as `cvq run`, whose section says what is wrong."""
+    """`cvq run` or `car run`, by the stage in config.json. A damaged config counts as `cvq run`, whose section reports the damage."""
     try:
         stage = json.loads((folder / "config.json").read_bytes())["stage"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -56,7 +56,7 @@ def run_kind(folder: Path) -> str | None:
 
 
 def evaluation_kind(file: Path) -> str | None:
-    """`cvq evaluation` or `car evaluation`, by the first bytes of the JSON."""
+    """`cvq evaluation` or `car evaluation`, by the first bytes of the JSON; None for other files."""
     if not inventory.is_evaluation(file):
         return None
     with open(file, "rb") as opened:
@@ -65,7 +65,7 @@ def evaluation_kind(file: Path) -> str | None:
 
 
 def evaluations_of(run: Path, stage: str) -> list[Path]:
-    """Evaluations in the run's folder and two levels up, of the very weights that the run exported."""
+    """Evaluations of exactly the run's exported weights, in its folder and up to two levels above."""
     from g3pt.training.exports import export_hash
 
     if not (run / "_SUCCESS").is_file():

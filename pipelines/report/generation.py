@@ -1,4 +1,4 @@
-"""The section about generated meshes: each beside its prompt with its seed, failed ones as such."""
+"""The section about generated meshes: each with its prompt and seed; failed samples are shown as failed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN_SAMPLES, LISTED_SAMPLES = 16, 200
 
 
 def generation(page: Page, folder: Path) -> None:
-    """Generated meshes beside their prompts; failed samples as such."""
+    """Add the section about a folder of generated meshes."""
     note = note_command(page, folder, "the generated meshes")
     if not (folder / "manifest.parquet").is_file():
         page.add(page.heading("Generated meshes", folder), *unfinished(folder, note, "samples/**/*.json", "samples"))
@@ -27,7 +27,7 @@ def generation(page: Page, folder: Path) -> None:
     shown = [_sample(page, folder, manifest.at(k)) for k in range(min(len(manifest.value), SHOWN_SAMPLES))]
     body = [
         paragraph(
-            "Each prompt with its seed, none left out. Drag to turn; with the keyboard: arrow keys, + and −.", "soft"
+            "Each prompt with its seed, none left out. Drag to turn them, or use the arrow keys, + and −.", "soft"
         ),
         cards(shown),
     ]
@@ -53,7 +53,7 @@ def generation(page: Page, folder: Path) -> None:
                     "Temperature / top-k / top-p",
                     Markup(" / ").join(first.number(name, spec="g") for name in ("temperature", "top_k", "top_p")),
                 ),
-                ("Cells a side of the surface", first.number("resolution", spec="d")),
+                ("Grid cells per side", first.number("resolution", spec="d")),
             ]
         )
     )
@@ -62,18 +62,18 @@ def generation(page: Page, folder: Path) -> None:
 
 
 def _prompt(row: Source) -> str:
-    """What was asked for, in words."""
+    """The prompt in words."""
     words = " + ".join(filter(None, (row.get("text"), f"picture {row.get('image')}" if row.get("image") else "")))
     return words or str(row.get("id", default="no prompt"))
 
 
 def _sample(page: Page, folder: Path, row: Source) -> Markup:
-    """A generated mesh to turn, or why there is none."""
+    """A generated mesh to turn, or the reason why there is none."""
     shape, why_not = None, f"failed: {row.get('error', default='no reason noted')}"
     if row.get("status") == "ok":
         try:
             file = file_below(folder, str(row.get("file")))
-            why_not = f"{row.get('file')} is not there"
+            why_not = f"{row.get('file')} is missing"
             shape = mesh_object(*read_mesh(file), "model") if file else None
         except ValueError as error:
             why_not = str(error)

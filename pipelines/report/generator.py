@@ -1,4 +1,4 @@
-"""The section about a generator's evaluation: samples beside text or picture, then the figures and their protocol."""
+"""The section about a generator's evaluation: samples beside their text or picture, then metrics and protocol."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_PICTURE_BYTES = 2**20
 
 
 def generator(page: Page, file: Path) -> None:
-    """Samples beside prompts and seeds, family accuracy with its chance level, distances to training objects, protocol."""
+    """Add the section: samples with prompts and seeds, metrics, protocol."""
     source = read_json(file, page.root)
     note_environment(page, source, "the generator's evaluation")
     metrics = source.at("metrics")
@@ -42,7 +42,7 @@ def generator(page: Page, file: Path) -> None:
     if samples:
         body += [paragraph(f"The first samples, none left out. {HINT}", "soft"), cards(samples)]
     if pictured:
-        words = "The first samples from a picture of a held-out object alone, none left out: left the picture, right the sample."
+        words = "The first samples made only from a picture of a held-out object, none left out. Left: the picture. Right: the sample."
         body += [paragraph(words, "soft"), cards(pictured, "pairs")]
     if not entries:
         body.append(no_gallery())
@@ -51,7 +51,7 @@ def generator(page: Page, file: Path) -> None:
 
 
 def _sample(page: Page, file: Path, source: Source, entry: Source) -> Markup:
-    """One sample with its prompt, seed and nearest training object."""
+    """A sample with its prompt, seed and nearest training object."""
     scored = source.at("objects", entry.get("object"))
     mesh, why_not = mesh_of(file, entry)
     words = str(scored.get("text") or "no prompt")
@@ -61,7 +61,7 @@ def _sample(page: Page, file: Path, source: Source, entry: Source) -> Markup:
 
 
 def _pictured(page: Page, file: Path, source: Source, entry: Source) -> Markup:
-    """The picture that a sample was made from, beside it."""
+    """A sample beside the picture it was made from."""
     page.credit(entry.value)
     scored = source.at("image_objects", entry.get("image_object"))
     mesh, why_not = mesh_of(file, entry)
@@ -78,13 +78,13 @@ def _picture(file: Path, entry: Source, words: str) -> Markup:
     found = file_below(folder_of(file), str(entry.get("view") or ""))
     data = found.read_bytes() if found and found.stat().st_size < MAX_PICTURE_BYTES else b""
     if not data.startswith(b"\x89PNG\r\n"):
-        return Markup('<div class="empty"><span>the picture is not there</span></div>')
+        return Markup('<div class="empty"><span>the picture is missing</span></div>')
     address = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
     return Markup('<img class="picture" src="{}" alt="{}">').format(address, words)
 
 
 def _missed(scored: Source) -> Markup:
-    """The attributes that the ruler does not find on the mesh, if the prompt states any."""
+    """The prompt's attributes that are not found on the mesh, if it states any."""
     wanted, measured = scored.get("attributes") or {}, scored.get("measured") or {}
     missed = [
         f"{slot} {value}" + (f" (found {measured[slot]})" if slot in measured else "")

@@ -1,4 +1,4 @@
-"""The tables and the plot of a generator's evaluation, each with the words of the protocol that its numbers were made by."""
+"""Tables and plots of a generator's evaluation, each with its part of the protocol."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Row = tuple[Markup | str, ...]
 
 
 def figures(source: Source) -> Markup:
-    """All of them, in the order of what matters: asked for, whole, new, as varied as real objects, and what guidance does."""
+    """All tables and plots by importance: match with the prompt, validity, novelty, variety, guidance."""
     metrics = source.at("metrics")
     return join(
         [
@@ -47,7 +47,7 @@ def figures(source: Source) -> Markup:
 
 
 def told(source: Source, figure: Markup, *names: str) -> Markup:
-    """A figure and how its numbers were made; nothing without a figure."""
+    """A figure with the protocol of its numbers; empty without a figure."""
     if not figure:
         return NOTHING
     words = [str(source.get("protocol", name)) for name in names if source.get("protocol", name)]
@@ -56,7 +56,7 @@ def told(source: Source, figure: Markup, *names: str) -> Markup:
 
 
 def shares(metrics: Source, parts: Sequence[tuple[str, str, str | None, str]]) -> list[Row]:
-    """(label, name of the share, of its chance, of its count) -> rows of those that are there."""
+    """Rows for those (label, names of share, chance and count) that the metrics contain."""
     return [
         (
             label,
@@ -71,7 +71,7 @@ def shares(metrics: Source, parts: Sequence[tuple[str, str, str | None, str]]) -
 
 
 def families(metrics: Source) -> Markup:
-    """Is a sample of the prompted family?"""
+    """Table: shares of samples of the prompted family."""
     parts = [
         (label, f"{prefix}family_accuracy{suffix}", f"{prefix}family_chance{suffix}", f"{prefix}num_labelled{suffix}")
         for label, prefix, suffix in (
@@ -92,7 +92,7 @@ def families(metrics: Source) -> Markup:
 
 
 def attributes(metrics: Source) -> Markup:
-    """Does the mesh show what the prompt states?"""
+    """Table: shares of the prompt's attributes that the mesh shows."""
     parts = [
         (label, f"{prefix}attribute_agreement{suffix}", f"{prefix}attribute_chance{suffix}", f"{prefix}num_with_attributes{suffix}")
         for label, prefix, suffix in (
@@ -111,7 +111,7 @@ def attributes(metrics: Source) -> Markup:
 
 
 def each_attribute(metrics: Source) -> Markup:
-    """The same by attribute."""
+    """Table: the same per attribute."""
     found = metrics.at("by_attribute")
     rows = [
         (
@@ -132,7 +132,7 @@ def each_attribute(metrics: Source) -> Markup:
 
 
 def validity(metrics: Source) -> Markup:
-    """Is a sample a whole object?"""
+    """Table: shares of samples that are whole objects."""
     parts = (
         ("With a surface", "mesh_share"),
         ("Watertight", "watertight_share"),
@@ -157,7 +157,7 @@ def validity(metrics: Source) -> Markup:
         )
     statuses = metrics.at("statuses")
     rows += [
-        (Markup("Ended as {}").format(text(name)), statuses.number(name, spec=",d"), NOTHING)
+        (Markup("Status {}").format(text(name)), statuses.number(name, spec=",d"), NOTHING)
         for name in (statuses.value or {})
         if name != "ok"
     ]
@@ -165,7 +165,7 @@ def validity(metrics: Source) -> Markup:
 
 
 def distances(metrics: Source) -> Markup:
-    """Is a sample more than a copy?"""
+    """Table: distances to the nearest training objects, and shares of copies."""
     rows: list[Row] = [
         (label, metrics.number(name, spec=".4f"), metrics.interval(f"{name}_interval_95", spec=".4f"))
         for label, name in (
@@ -193,7 +193,7 @@ def distances(metrics: Source) -> Markup:
 
 
 def sets(metrics: Source) -> Markup:
-    """Are the samples as varied as real objects?"""
+    """Table: samples and held-out objects compared as sets."""
     rows = [
         (
             label,
@@ -217,18 +217,18 @@ def sets(metrics: Source) -> Markup:
 
 
 def seconds(source: Source) -> Markup:
-    """How long did a sample take?"""
+    """Table: seconds per sample."""
     part = source.at("seconds_per_object")
     rows = [
         (label, part.number(name, spec=".3f", unit="\u00a0s"), part.interval(f"{name}_interval_95", spec=".3f"))
         for label, name in (("Codes", "codes"), ("Mesh", "mesh"), ("Checks", "checks"))
         if part.get(name) is not None
     ]
-    return _table(("stage", "mean", "95 % interval"), rows, "Wall seconds a sample, on one worker")
+    return _table(("stage", "mean", "95 % interval"), rows, "Wall seconds per sample, on one worker")
 
 
 def guidance(metrics: Source) -> Markup:
-    """What guidance does: shares and distance against its strength, and the numbers."""
+    """Plots and table: shares and distance by strength of guidance."""
     points = [metrics.at("guidance", k) for k in range(len(metrics.get("guidance", default=[])))]
     if not points:
         return NOTHING
@@ -265,7 +265,7 @@ def guidance(metrics: Source) -> Markup:
 
 
 def _lines(points: Sequence[Source], schedule: str, name: str, colour: int) -> list[Series]:
-    """The band and the line of one schedule; no guidance is where both begin."""
+    """The band and the line of one schedule; both begin at strength 0."""
     mine = [p for p in points if (p.get("cfg_schedule") == schedule or not p.get("cfg")) and p.get(name) is not None]
     x, y = [p.get("cfg") for p in mine], [p.get(name) for p in mine]
     low, high = ([p.get(f"{name}_interval_95", k) for p in mine] for k in (0, 1))

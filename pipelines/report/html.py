@@ -1,8 +1,8 @@
-"""The pieces of a report's page: tables, figures of objects to turn, links, and the page around them.
+"""The HTML parts of a report: tables, objects to turn, links, and the page around them.
 
-How: markupsafe's `Markup.format` escapes whatever is put into it, so text of data (captions, ids, errors) never becomes markup.
-The page is one file without any request: style, viewer and three.js (only if there is something to turn) are written into it, and
-its content security policy forbids the network.
+How: markupsafe's `Markup.format` escapes its arguments, so text of data (captions, ids, errors) never becomes markup. The page is one
+file that makes no requests: style, viewer and three.js (only if there is something to turn) are embedded, and its content security policy
+forbids the network.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ LICENCES_WITH_PAGES = {
 
 @dataclass
 class Page:
-    """What sections gather while they are written.
+    """Collects the content of a page.
 
-    `objects` are for the viewer, `tiles` the figures at the top, `sections` (id, title, body); `credits` maps an object's id to its
-    author, licence and links; `environments` maps their canonical text to (Source, names of what was made there).
+    `objects` are for the viewer, `tiles` are the numbers at the top, `sections` are (id, title, body). `credits` maps an object's id to its
+    author, licence and links. `environments` maps an environment's canonical text to (Source, names of what was made there).
     """
 
     root: Path
@@ -49,11 +49,11 @@ class Page:
     environments: dict[str, Any] = field(default_factory=dict)
 
     def add(self, title: str, *body: Markup) -> None:
-        """One more section."""
+        """Add a section."""
         self.sections.append((f"s{len(self.sections) + 1}", title, join(body)))
 
     def tile(self, value: Markup, label: str, note: Markup | str = "") -> None:
-        """One more figure at the top."""
+        """Add a number at the top."""
         self.tiles.append(
             Markup(
                 '<div class="tile"><div class="value">{}</div><div class="label">{}</div><div class="note">{}</div></div>'
@@ -61,17 +61,17 @@ class Page:
         )
 
     def heading(self, name: str, path: Path) -> str:
-        """A section's title; with the name of the folder where another section has the same."""
+        """A section's title, with the folder's name if another section has the same title."""
         taken = any(title == name for _, title, _ in self.sections)
         return f"{name} {path.name}" if taken else name
 
     def credit(self, row: dict[str, Any]) -> None:
-        """Remember whom a shown object of the data is owed to."""
+        """Record the credits of an object that is shown."""
         names = ("caption", "license", "author", "attribution_url", "source_url")
         self.credits[str(row["id"])] = {name: str(row.get(name) or "") for name in names}
 
     def view(self, shape: dict[str, Any] | None, label: str, group: str = "", why_not: str = "no mesh") -> Markup:
-        """A canvas to turn, or an empty frame that says why there is none; canvases of one group turn together."""
+        """A canvas with an object to turn, or an empty frame with the reason `why_not`. Canvases of one group turn together."""
         if shape is None:
             return Markup('<div class="empty"><span>{}</span></div>').format(why_not)
         self.objects.append(shape)
@@ -85,17 +85,17 @@ class Page:
 
 
 def join(parts: Iterable[Markup]) -> Markup:
-    """Pieces of markup one after another."""
+    """The parts one after another."""
     return Markup("\n").join(parts)
 
 
 def text(words: Any, css: str = "") -> Markup:
-    """Text of data: any length, any direction."""
+    """Text of data, of any length and direction."""
     return Markup('<span class="text {}" dir="auto" title="{}">{}</span>').format(css, words, words)
 
 
 def caption(words: Any) -> Markup:
-    """The first line below a figure: clamped to three lines, whole in its tooltip."""
+    """A caption below a figure, clamped to three lines, with the whole text as tooltip."""
     return text(words, "caption")
 
 
@@ -105,7 +105,7 @@ def paragraph(words: Any, css: str = "") -> Markup:
 
 
 def warning(words: Any) -> Markup:
-    """What is missing or went wrong, in one line."""
+    """A one-line warning."""
     return Markup('<p class="warning" dir="auto">{}</p>').format(words)
 
 
@@ -115,7 +115,7 @@ def command(line: str) -> Markup:
 
 
 def table(heads: Sequence[Any], rows: Iterable[Sequence[Any]], caption: str = "") -> Markup:
-    """A table whose first column names its rows; wide ones scroll inside themselves."""
+    """A table whose first column contains row headings. Wide tables scroll."""
     head = Markup("").join(Markup('<th scope="col">{}</th>').format(cell) for cell in heads)
     body = Markup("").join(
         Markup("<tr>{}</tr>").format(
@@ -132,14 +132,14 @@ def table(heads: Sequence[Any], rows: Iterable[Sequence[Any]], caption: str = ""
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> Markup:
-    """Names and values, as a list of definitions."""
+    """Names and values as a definition list."""
     return Markup('<dl class="facts">{}</dl>').format(
         Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in pairs)
     )
 
 
 def folded(summary: str, body: Markup) -> Markup:
-    """Something to open."""
+    """A part to be opened by a click."""
     return Markup("<details><summary>{}</summary>{}</details>").format(summary, body)
 
 
@@ -149,24 +149,24 @@ def cards(items: Iterable[Markup], css: str = "") -> Markup:
 
 
 def card(view: Markup, *lines: Markup, css: str = "") -> Markup:
-    """A figure with its lines below."""
+    """A figure with lines of text below."""
     return Markup('<figure class="card {}">{}<figcaption>{}</figcaption></figure>').format(
         css, view, join(Markup("<div>{}</div>").format(line) for line in lines)
     )
 
 
 def columns(*parts: Markup) -> Markup:
-    """Parts beside each other where there is room."""
+    """Parts beside each other if there is room."""
     return Markup('<div class="columns">{}</div>').format(join(parts))
 
 
 def side_by_side(*parts: Markup) -> Markup:
-    """Parts of their own widths, beside each other while they fit."""
+    """Parts with their natural widths, beside each other if they fit."""
     return Markup('<div class="side">{}</div>').format(join(parts))
 
 
 def packed(parts: Iterable[Markup]) -> Markup:
-    """Parts of different heights, set in columns like a newspaper."""
+    """Parts of different heights in newspaper columns."""
     return Markup('<div class="packed">{}</div>').format(join(parts))
 
 
@@ -178,7 +178,7 @@ def bar(value: Markup, share: float, label: str) -> tuple[Markup, Markup]:
 
 
 def link(address: str, words: str | None = None) -> Markup:
-    """A link, if it is http or https; the bare text otherwise."""
+    """A link for an http(s) address; plain text otherwise."""
     try:
         parts = urllib.parse.urlsplit(address.strip())
     except ValueError:
@@ -193,7 +193,7 @@ def link(address: str, words: str | None = None) -> Markup:
 
 
 def licence(name: str) -> Markup:
-    """A licence, with a link to its text where it is a well-known one."""
+    """A licence's name, with a link to its text if it is well known."""
     return link(LICENCES_WITH_PAGES[name], name) if name in LICENCES_WITH_PAGES else text(name or "not stated")
 
 
@@ -201,7 +201,7 @@ def licence(name: str) -> Markup:
 
 
 def render(page: Page, made: str) -> str:
-    """The whole file."""
+    """The whole page as HTML."""
     navigation = Markup("").join(Markup('<a href="#{}">{}</a>').format(key, title) for key, title, _ in page.sections)
     body = join(
         Markup('<section id="{0}" aria-labelledby="{0}-title"><h2 id="{0}-title">{1}</h2>{2}</section>').format(
@@ -225,7 +225,7 @@ def render(page: Page, made: str) -> str:
 
 
 def _viewer(objects: list[dict[str, Any]]) -> Markup:
-    """The objects, three.js by an import map of data: URLs, and the viewer; nothing if there is nothing to turn."""
+    """The objects, three.js (as an import map of data: URLs) and the viewer; empty without objects."""
     if not objects:
         return Markup("")
     core = (ASSETS / "three.core.min.js").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What every report tells: how far it came, seconds per stage, versions and hardware, whom the shown objects are owed to."""
+"""Parts of every report: unfinished work, seconds per stage, versions and hardware, credits of the shown objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.report.values import NONE, Source, Unreadable, read_json
 
 
 def times(page: Page) -> None:
-    """seconds.json of a demo, as bars."""
+    """Add the seconds of a demo's stages as bars, from seconds.json."""
     file = page.root / "seconds.json"
     if not file.is_file():
         return
@@ -39,20 +39,20 @@ def times(page: Page) -> None:
         page.tile(seconds.number("all", spec=".0f", unit="\u00a0s"), "from shapes to this page", "all stages together")
     page.add(
         "Time",
-        paragraph("Wall time of each stage, over all starts of the command in this folder."),
+        paragraph("Wall time of each stage, added up over all starts of the command in this folder."),
         table((), rows, "Seconds per stage"),
     )
 
 
 def note_environment(page: Page, source: Source, where: str) -> None:
-    """Remember the environment that a file of the run holds; equal ones are shown once."""
+    """Record the environment in a file of the run; equal environments are shown once."""
     found = source.get("environment")
     if isinstance(found, dict):
         page.environments.setdefault(json.dumps(found, sort_keys=True), (source.at("environment"), []))[1].append(where)
 
 
 def note_command(page: Page, folder: Path, where: str) -> Source | None:
-    """`command.json` of a stage's folder, its environment remembered; None without one."""
+    """`command.json` of a stage's folder, with its environment recorded; None without one."""
     from pipelines.runs.notes import COMMAND_FILE
 
     try:
@@ -64,18 +64,18 @@ def note_command(page: Page, folder: Path, where: str) -> Source | None:
 
 
 def unfinished(folder: Path, note: Source | None, parts: str, unit: str) -> Iterator[Markup]:
-    """What stands in a folder whose work is not done."""
-    yield warning(f"Not finished: {sum(1 for _ in folder.glob(parts))} {unit} are there.")
+    """The parts of a section about unfinished work."""
+    yield warning(f"Not finished: {sum(1 for _ in folder.glob(parts))} {unit} so far.")
     failure = failure_line(folder)
     if failure:
         yield failure
     if note is not None:
-        yield paragraph("The same command goes on:")
+        yield paragraph("The same command resumes:")
         yield command(str(note.get("command", default="")))
 
 
 def failure_line(folder: Path) -> Markup | None:
-    """Why the work in `folder` failed, if it noted that."""
+    """A warning with the reason why the work in `folder` failed; None without one."""
     from pipelines.runs.notes import FAILURE_FILE, read_note
 
     failure = read_note(folder, FAILURE_FILE)
@@ -83,9 +83,9 @@ def failure_line(folder: Path) -> Markup | None:
 
 
 def environments(page: Page) -> None:
-    """Versions, commit and hardware that the stages noted."""
+    """Add the recorded versions, commits and hardware of the stages."""
     if not page.environments:
-        page.add("Versions and hardware", paragraph("The stages noted none: they were made by an older version."))
+        page.add("Versions and hardware", paragraph("Not recorded: the stages were made by an older version."))
         return
     parts = []
     for source, names in page.environments.values():
@@ -115,7 +115,7 @@ def _gibibytes(source: Source) -> Any:
 
 
 def credits(page: Page) -> None:
-    """Author, licence and origin of each object of the data that is shown."""
+    """Add author, licence and origin of each object shown."""
     if not page.credits:
         return
     rows = []
@@ -131,6 +131,6 @@ def credits(page: Page) -> None:
         )
     page.add(
         "Credits",
-        paragraph("The objects of the data that are shown above keep their own licences."),
+        paragraph("The objects shown above keep their own licences."),
         table(("object", "author", "licence", "source"), rows, "Shown objects"),
     )

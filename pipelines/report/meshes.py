@@ -1,8 +1,8 @@
-"""Meshes and point clouds small enough to travel inside a page: few faces, 16-bit positions, base64.
+"""Meshes and point clouds small enough to be embedded in a page: few faces, 16-bit positions, base64.
 
-How: VTK decimates a mesh (quadric errors; a very large one first by clusters) and doubles the vertices along creases, so that the page's averaged normals are smooth
-on curved parts and sharp at edges. Positions are int16 steps of 1/32767 of the object's half extent around its centre, indices
-uint16; a cloud carries int8 normals and is drawn as discs whose radius follows from the points' spacing.
+How: VTK decimates a mesh (by quadric errors; a very large one first by clusters) and doubles the vertices along creases, so that the
+page's averaged normals are smooth on curved parts and sharp at edges. Positions are int16 steps of 1/32767 of the object's half extent
+around its centre, indices are uint16. A cloud has int8 normals and is drawn as discs whose radius follows from the points' spacing.
 Shapes: V vertices, F faces, P points.
 """
 
@@ -22,7 +22,7 @@ CLUSTERED_FACES, CLUSTERS_A_SIDE = 50_000, 80
 def mesh_object(
     vertices_V3: np.ndarray, faces_F3: np.ndarray, role: Role, max_faces: int = MAX_FACES
 ) -> dict[str, Any]:
-    """A mesh as the page's viewer reads it. ValueError for an empty one or one that is not finite."""
+    """A mesh in the format of the page's viewer. ValueError if it is empty or not finite."""
     if not len(faces_F3) or not np.isfinite(vertices_V3).all():
         raise ValueError(f"a mesh of {len(faces_F3)} faces that is empty or not finite")
     vertices_V3, faces_F3 = _simplified(vertices_V3, faces_F3, max_faces)
@@ -30,7 +30,7 @@ def mesh_object(
 
 
 def cloud_object(points_P6: np.ndarray, role: Role, max_points: int = MAX_POINTS) -> dict[str, Any]:
-    """Surface points with normals (in no order: the first ones are a fair sample) as the page's viewer reads them."""
+    """Surface points with normals in the format of the page's viewer. Points are unordered, so the first ones are a fair sample."""
     if not len(points_P6) or not np.isfinite(points_P6).all():
         raise ValueError(f"a cloud of {len(points_P6)} points that is empty or not finite")
     chosen_P6 = points_P6[:max_points].astype(np.float64)
@@ -42,7 +42,7 @@ def cloud_object(points_P6: np.ndarray, role: Role, max_points: int = MAX_POINTS
 
 
 def disc_radius(points_P3: np.ndarray) -> float:
-    """Discs of this radius just close the surface: a quarter more than the median distance to the fourth neighbour."""
+    """The radius at which discs just cover the surface: 1.25 times the median distance to the fourth neighbour."""
     from scipy.spatial import cKDTree
 
     if len(points_P3) < 5:
@@ -74,7 +74,7 @@ def _simplified(vertices_V3: np.ndarray, faces_F3: np.ndarray, max_faces: int) -
 
 
 def _clustered(mesh: Any) -> Any:
-    """A mesh of very many faces with its vertices merged in the cells of a fine grid: ten times as fast as decimating it."""
+    """A very large mesh with its vertices merged in the cells of a fine grid, which is ten times as fast as decimation."""
     import pyvista
     from vtkmodules.vtkFiltersCore import vtkQuadricClustering
 

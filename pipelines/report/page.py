@@ -1,8 +1,8 @@
-"""The report: one HTML file about whatever g3pt made in a folder, to mail or to open from disk without a network.
+"""The report: one HTML file about everything g3pt made in a folder, to mail or to open from disk without a network.
 
-How: `report_folders` tells what lies there, one function a kind writes its section (`report_data`, `report_runs`,
-`report_study`, `report_generation`, `report_tokenizer`, `report_generator`), `report_html` puts them into a page with the viewer
-inside. A report is a view: every number is read from the files of the runs (`report_values`), none is computed here.
+How: `folders` finds what the folder contains, one function per kind writes its section (`dataset`, `runs`, `study`, `generation`,
+`tokenizer`, `generator`), and `html` puts them into a page with the viewer inside. A report is a view: every number is read from the
+files of the runs (`values`), none is computed here.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:  # the parts are imported when a report is written: they need 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFlags:
-    """Write one HTML file about a dataset, run, study, generated meshes, an evaluation, or a folder of several."""
+    """Write one HTML file about a dataset, run, study, generated meshes, an evaluation, or a folder with several of them."""
 
     path: tyro.conf.Positional[str]
-    """folder that a command made, or an evaluation's .json"""
+    """output folder of a command, or an evaluation's .json"""
     output: str | None = None
     """HTML file to write; default report.html in the folder, or STEM.html beside STEM.json"""
 
 
 def report(flags: ReportFlags) -> str:
-    """The command: the path of the page."""
+    """The command; returns the path of the page."""
     if flags.output is not None and Path(flags.output).suffix not in (".html", ".htm"):
         raise UsageError(f"--output must end in .html, got {flags.output!r}")
     started = time.monotonic()
@@ -43,12 +43,12 @@ def report(flags: ReportFlags) -> str:
 
 
 def write_report(path: str | Path, output: str | Path | None = None) -> Path:
-    """Write the report about `path`; gives the HTML file. UsageError, one line, if there is nothing to report on."""
+    """Write the report about `path` and return the HTML file. UsageError if there is nothing to report on."""
     from g3pt.data.storage import write_atomic
     from pipelines.report import folders
 
     if "://" in str(path):
-        raise UsageError(f"{path}: reports read local paths only, object stores are not supported yet")
+        raise UsageError(f"{path}: object stores are not supported yet, reports read local paths")
     root = Path(path).expanduser().resolve()
     if not root.exists():
         raise UsageError(f"{path}: no such file or folder")
@@ -70,7 +70,7 @@ def write_report(path: str | Path, output: str | Path | None = None) -> Path:
 
 
 def write_page(root: Path, items: list[Item]) -> str:
-    """The HTML of `items`; one unreadable part of several becomes a line, the only one raises."""
+    """The HTML of `items`. An unreadable item becomes a warning; if it is the only one, Unreadable is raised."""
     from pipelines.report import dataset, generation, generator, html, machine, runs, study, tokenizer
     from pipelines.status.inventory import UNREADABLE
 

@@ -1,7 +1,7 @@
-"""Line and point plots as inline SVG: small (a few KB each), readable on a phone, with a title that a screen reader reads.
+"""Line and point plots as inline SVG: a few KB each, readable on a phone, with a title for screen readers.
 
-How: one viewBox of about a phone's width, so text stays legible where it is narrow; colours of Okabe and Ito, which colour-blind
-readers tell apart; lines are thinned to MAX_POINTS. Scales are linear or logarithmic. Points may carry the source of their value.
+How: one viewBox of about a phone's width, so that text stays legible on narrow screens; the colours of Okabe and Ito, which colour-blind
+readers can distinguish; lines are thinned to MAX_POINTS. Scales are linear or logarithmic. Points may have the source of their value.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Series:
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    high: Sequence[float] | None = None  # with it, a band from y to high
+    high: Sequence[float] | None = None  # if given, the series is a band from y to high
     style: Literal["line", "dashed", "points", "both"] = "line"
     colour: int = 0
-    values: Sequence[Markup] = field(default_factory=tuple)  # the numbers written at the points
+    values: Sequence[Markup] = field(default_factory=tuple)  # numbers shown at the points
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def plot(
     log_x: bool = False,
     y_range: tuple[float, float] | None = None,
 ) -> Markup:
-    """A figure: title, SVG, legend. Nothing if no series has a finite point."""
+    """A figure with title, SVG and legend; empty if no series has a finite point."""
     series = [kept for kept in (_finite(s, log, log_x or log) for s in series) if len(kept.x)]
     if not series:
         return Markup("")
@@ -100,7 +100,7 @@ def plot(
 
 
 def _finite(s: Series, log_y: bool, log_x: bool) -> Series:
-    """The series without what can't be drawn, thinned evenly; its last point stays."""
+    """The series without points that cannot be drawn, thinned evenly; the last point is kept."""
 
     def drawable(value: float, log: bool) -> bool:
         return isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or not log)
@@ -204,7 +204,7 @@ def _legend(series: Sequence[Series]) -> Markup:
 
 
 def short(value: float) -> str:
-    """A tick's number: 12000 as 12k, 1500000 as 1.5M."""
+    """The label of a tick: 12k for 12000, 1.5M for 1500000."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"

@@ -1,6 +1,6 @@
-"""The figures of a tokenizer's evaluation as plot and tables: by number of scales, each metric, what it is compared with, categories.
+"""The plot and tables of a tokenizer's evaluation: by number of scales, metrics, comparisons, categories.
 
-A figure that an older evaluation lacks has no row.
+Metrics that an older evaluation lacks have no row.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ COMPARED_NAMES = ("iou_volume", "iou_near", "chamfer", "f_score_0.02")
 
 
 def num_scales(metrics: Source) -> int:
-    """How many scales the tokenizer has."""
+    """Number of scales of the tokenizer."""
     return sum(name.startswith("iou_first_") for name in metrics.value or {})
 
 
 def scales_plot(metrics: Source) -> Markup:
-    """Volume IoU against the number of scales."""
+    """Plot of volume IoU by number of scales."""
     ks = list(range(1, num_scales(metrics) + 1))
     first = Series(
         label="decoding the first k scales", x=ks, y=[metrics.get(f"iou_first_{k}_scales") for k in ks], style="both"
@@ -57,7 +57,7 @@ def scales_plot(metrics: Source) -> Markup:
 
 
 def scales_table(metrics: Source) -> Markup:
-    """What each further scale brings."""
+    """Table of metrics by number of scales."""
     heads = ["k", "IoU, first k scales", "IoU lost, scale k shuffled"]
     with_chamfer = metrics.get("num_chamfer_by_scale")
     if with_chamfer:
@@ -70,7 +70,7 @@ def scales_table(metrics: Source) -> Markup:
 
 
 def figures_table(metrics: Source) -> Markup:
-    """Each metric: mean, its interval, median and bad tail; counts and bits."""
+    """Table of metrics: mean with interval, median, bad tail; also counts and bits."""
     rows: list[tuple[object, ...]] = []
     for name, label in LABELS.items():
         if name in (metrics.value or {}):
@@ -85,12 +85,12 @@ def figures_table(metrics: Source) -> Markup:
     rows.append(("Objects / without a mesh", counts, "", "", ""))
     if "bits" in (metrics.value or {}):
         bits = Markup("{} / {}").format(metrics.number("bits", spec=",.0f"), metrics.number("bits_coded", spec=",.0f"))
-        rows.append(("Bits an object / entropy-coded", bits, "", "", ""))
+        rows.append(("Bits per object / entropy-coded", bits, "", "", ""))
     return table(("metric", "mean", "95 % interval", "median", "worst 5 %"), rows, "Reconstruction metrics")
 
 
 def compared_table(metrics: Source) -> Markup:
-    """The codes beside the continuous latents, a grid of equal bits, and themselves without near-duplicates."""
+    """Table that compares the codes with continuous latents, a grid of equal bits, and the codes without near-duplicates."""
     rows = []
     for prefix, label in COMPARED.items():
         if f"{prefix}chamfer" in (metrics.value or {}) and not (prefix == "detailed_" and surfaces_of_all(metrics)):
@@ -102,7 +102,7 @@ def compared_table(metrics: Source) -> Markup:
 
 
 def surfaces_of_all(metrics: Source) -> bool:
-    """Whether the continuous latents of every object were meshed."""
+    """Whether the continuous latents of all objects were meshed."""
     return metrics.get("num_detailed") == metrics.get("num_objects")
 
 
@@ -115,7 +115,7 @@ def _compared_label(metrics: Source, prefix: str, label: str) -> Markup | str:
 
 
 def categories(metrics: Source) -> Markup:
-    """Means of each category, to open."""
+    """Table of means per category, folded."""
     found = metrics.get("by_category", default={})
     if not found:
         return Markup("")

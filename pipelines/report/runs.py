@@ -21,7 +21,7 @@ SAMPLES = "samples seen"
 
 
 def run(page: Page, folder: Path) -> None:
-    """One training run: how far, with what, its curves; alone, also its evaluations."""
+    """Add the sections about a training run: state, settings, curves; if it is the report's folder, also its evaluations."""
     spec = read_json(folder / "config.json", page.root)
     ledger = read_ledger(folder / "metrics.jsonl", page.root)
     stage = spec.get("stage")
@@ -32,7 +32,7 @@ def run(page: Page, folder: Path) -> None:
     if stage == "cvq":
         body.append(
             paragraph(
-                "The loss jumps where a training phase begins and adds its terms. Validation reads unseen objects: the occupancy term, and IoU.",
+                "The loss jumps where a training phase begins, because phases add terms. Validation uses unseen objects: the occupancy term, and IoU.",
                 "soft",
             )
         )
@@ -49,7 +49,7 @@ def _state(folder: Path, spec: Source, ledger: Source) -> Markup:
         ledger.at(len(ledger.value) - 1) if ledger.value else Source(ledger.name, {}),
     )
     finished = (folder / "_SUCCESS").is_file()
-    lines = [] if finished else [warning("Not finished: the same command goes on from the last checkpoint.")]
+    lines = [] if finished else [warning("Not finished: the same command resumes from the last checkpoint.")]
     lines += _alarm(ledger.value, finished)
     failure = failure_line(folder)
     pairs = [
@@ -68,7 +68,7 @@ def _state(folder: Path, spec: Source, ledger: Source) -> Markup:
 
 
 def _alarm(records: list[dict[str, float]], finished: bool) -> list[Markup]:
-    """What the collapse alarm says; if it is silent, how many records had a fault that passed."""
+    """The alarm; without one, how many records were temporarily below a limit."""
     words, judged = sounding(records, finished), [record["alarm"] for record in records if "alarm" in record]
     if words:
         return [warning(f"Alarm: {words}.")]
@@ -76,7 +76,7 @@ def _alarm(records: list[dict[str, float]], finished: bool) -> list[Markup]:
     return (
         [
             paragraph(
-                f"In {past} of {len(judged)} records the codes of a scale were below a floor of the collapse alarm; it did not last.",
+                f"In {past} of {len(judged)} records the codes of a scale were below a limit of the collapse alarm, but not for long.",
                 "soft",
             )
         ]
@@ -86,10 +86,10 @@ def _alarm(records: list[dict[str, float]], finished: bool) -> list[Markup]:
 
 
 def _curves(stage: str, ledger: Source) -> list[Markup]:
-    """Training and validation on one plot, against samples seen; then what the stage adds."""
+    """Plots over samples seen: training and validation together, then those of the stage."""
     records = ledger.value
     if not records:
-        return [paragraph("The ledger holds no record yet.")]
+        return [paragraph("The ledger has no record yet.")]
     num_scales = sum(
         f"val_{'iou' if stage == 'cvq' else 'ce'}_scale_{k}" in found
         for k in range(1, 100)
@@ -126,13 +126,13 @@ def _curves(stage: str, ledger: Source) -> list[Markup]:
                 curve(records, "val_ce_unconditional", "validation, no prompt", 6, "dashed"),
             ],
             x_label=SAMPLES,
-            y_label="nats a token",
+            y_label="nats per token",
         ),
         plot(
             "Validation cross-entropy by scale",
             [curve(records, f"val_ce_scale_{k}", f"scale {k}", k - 1) for k in range(1, num_scales + 1)],
             x_label=SAMPLES,
-            y_label="nats a token",
+            y_label="nats per token",
         ),
     ]
 
@@ -148,7 +148,7 @@ DIAGNOSTICS = {
 
 
 def _by_scale(ledger: Source, scales: list[int]) -> list[Markup]:
-    """What each scale adds and how stable its codes are, of the newest record that validated them: a plot against tokens, and a table."""
+    """Quality and stability of each scale's codes in the newest record with validation: a plot by tokens, and a table."""
     newest = next((k for k in reversed(range(len(ledger.value))) if "val_iou_scale_1" in ledger.value[k]), None)
     if newest is None or not scales:
         return []
@@ -166,7 +166,7 @@ def _by_scale(ledger: Source, scales: list[int]) -> list[Markup]:
         for k in range(1, len(scales) + 1)
     ]
     heads = ("k", "tokens of k scales", *(head for head, _ in DIAGNOSTICS.values()))
-    words = "Of validation objects. What two samplings of one surface disagree on is noise to a generator; reachable are the codes that as many uniform draws would show."
+    words = "For validation objects. Codes that differ between two samplings of one surface are noise to a generator. Reachable codes: as many as the same number of uniform draws would show."
     shown = plot(
         "Quality by tokens", lines, x_label="tokens of the first 1 to k scales", y_label="volume IoU", log_x=True
     )
@@ -182,7 +182,7 @@ def _keys(records: list[dict[str, float]]) -> set[str]:
 
 
 def curve(records: list[dict[str, float]], key: str, label: str, colour: int, style: Any = "line") -> Series:
-    """A ledger's value against samples seen, where it was recorded."""
+    """A key of the ledger over samples seen, where it was recorded."""
     rows = [record for record in records if key in record]
     return Series(
         label=label, x=[row["step"] for row in rows], y=[row[key] for row in rows], style=style, colour=colour
@@ -190,7 +190,7 @@ def curve(records: list[dict[str, float]], key: str, label: str, colour: int, st
 
 
 def _last_record(ledger: Source) -> Markup:
-    """Every number of the ledger's last record, by name."""
+    """All numbers of the ledger's last record, by name."""
     if not ledger.value:
         return paragraph("No record yet.")
     last = ledger.at(len(ledger.value) - 1)
@@ -202,7 +202,7 @@ def _last_record(ledger: Source) -> Markup:
 
 
 def _evaluations(page: Page, folder: Path, spec: Source) -> None:
-    """The evaluations of these weights that lie near the run, or the command that makes one."""
+    """Add the evaluations of these weights near the run, or the command that makes one."""
     from pipelines.report.generator import generator
     from pipelines.report.tokenizer import tokenizer
 
@@ -227,7 +227,7 @@ def _evaluations(page: Page, folder: Path, spec: Source) -> None:
         page.add(
             "Evaluation",
             paragraph(
-                "No evaluation of these weights lies near this run. "
+                "There is no evaluation of these weights near this run. "
                 + ("This makes one:" if finished else "Once the run is finished, this makes one:")
             ),
             command(line),

@@ -1,4 +1,4 @@
-"""The section about a scaling study: its points, the laws through them with their bootstrap intervals, and how far it is."""
+"""The section about a scaling study: its points, the fitted laws with their bootstrap intervals, and its progress."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.report.values import Source, Unreadable, read_csv, read_json, rea
 
 
 def study(page: Page, folder: Path) -> None:
-    """Sizes, their test losses, and the laws through them."""
+    """Add the section: sizes, their test losses, the fitted laws."""
     note_command(page, folder, "the study")
     body: list[Markup] = []
     failure = failure_line(folder)
@@ -29,7 +29,7 @@ def study(page: Page, folder: Path) -> None:
         body.append(failure)
     changed = planned.get("flags", "set", default=None)
     if changed:
-        body.append(paragraph(f"Every size's preset is changed: {changed}.", "soft"))
+        body.append(paragraph(f"Changes to every preset: {changed}.", "soft"))
     if points is None or fit is None:
         body.append(_unfinished_study(planned, folder))
     else:
@@ -41,12 +41,12 @@ def study(page: Page, folder: Path) -> None:
 def _unfinished_study(planned: Source, folder: Path) -> Markup:
     done = sum(1 for _ in folder.glob("runs/*/_SUCCESS"))
     return warning(
-        f"No fit yet: {done} of {len(planned.get('runs', default=[]))} runs are finished. The same command goes on."
+        f"No fit yet: {done} of {len(planned.get('runs', default=[]))} runs are finished. The same command resumes."
     )
 
 
 def _finished_study(page: Page, points: Source, fit: Source) -> list[Markup]:
-    """The plot with its intervals, the laws, the points."""
+    """The plot with its intervals, the laws and the points."""
     if not isinstance(points.value, list) or not all(
         {"params_no_embed", "test_ce"} <= set(row) for row in points.value
     ):
@@ -96,7 +96,7 @@ def _finished_study(page: Page, points: Source, fit: Source) -> list[Markup]:
             _scaling_plot(points.value, laws),
             table(("law", "α", "95 % interval", "E", "largest size from the rest"), rows, "Fits"),
         ),
-        table(heads, listed, "Points: parameters without embeddings and head; nats a token"),
+        table(heads, listed, "Points: parameters without embeddings and head; nats per token"),
     ]
 
 
@@ -109,7 +109,7 @@ def _held_out(law: Source) -> Markup:
 
 
 def _scaling_plot(rows: list[dict[str, Any]], laws: list[tuple[str, Source, int]]) -> Markup:
-    """Runs as points, each law as a line, its bootstrap interval as a band."""
+    """Runs as points, each law as a line with its bootstrap interval as a band."""
     from g3pt.scaling.law import PowerLaw
 
     series = []
@@ -146,13 +146,13 @@ def _scaling_plot(rows: list[dict[str, Any]], laws: list[tuple[str, Source, int]
         "Test cross-entropy against size",
         [*series, runs],
         x_label="parameters N, without embeddings and head",
-        y_label="nats a token",
+        y_label="nats per token",
         log=True,
     )
 
 
 def _validation_curves(page: Page, folder: Path) -> Markup:
-    """Validation loss of every run of the study on one plot."""
+    """The validation loss of every run of the study in one plot."""
     series = []
     for number, run_dir in enumerate(
         sorted((file.parent for file in folder.glob("runs/*/metrics.jsonl")), key=lambda path: path.name)
@@ -162,7 +162,7 @@ def _validation_curves(page: Page, folder: Path) -> Markup:
         label = f"{spec.get('preset', default=run_dir.name)}, seed {spec.get('seed', default='unknown')}"
         series.append(curve(records, "val_ce", label, number, "both" if len(records) < 5 else "line"))
     return (
-        columns(plot("Validation while training", series, x_label=SAMPLES, y_label="nats a token"))
+        columns(plot("Validation while training", series, x_label=SAMPLES, y_label="nats per token"))
         if series
         else Markup("")
     )

@@ -1,4 +1,4 @@
-"""The section about a tokenizer's evaluation: inputs beside reconstructions, the worst of them, figures with their protocol."""
+"""The section about a tokenizer's evaluation: inputs beside reconstructions, the worst ones, metrics with their protocol."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.report.values import Source, read_json
 
 
 def tokenizer(page: Page, file: Path) -> None:
-    """Reconstruction: pairs to turn, IoU by number of scales, metrics with protocol."""
+    """Add the section: pairs to turn, IoU by number of scales, metrics, protocol."""
     source = read_json(file, page.root)
     note_environment(page, source, "the tokenizer's evaluation")
     metrics = source.at("metrics")
@@ -41,19 +41,19 @@ def tokenizer(page: Page, file: Path) -> None:
 
 
 def _pictures(page: Page, file: Path, entries: list[Source]) -> list[Markup]:
-    """The objects spread evenly over the split, as they came; then those of the worst that are not among them."""
+    """The objects spread evenly over the split; then the worst ones that are not among them."""
     spread = [entry for entry in entries if entry.get("spread") or entry.get("worst") is None]
     worst = sorted((entry for entry in entries if entry not in spread), key=lambda entry: entry.get("worst"))
     shown = [
         paragraph(
-            f"Left the input's surface points with normals, right the reconstruction; both turn together. {HINT}",
+            f"Left: surface points of the input with normals. Right: the reconstruction. Both turn together. {HINT}",
             "soft",
         ),
         cards([_pair(page, file, entry) for entry in spread], "pairs"),
     ]
     if worst:
         shown += [
-            paragraph("The worst of the split by volume IoU that are not among the pictures above.", "soft"),
+            paragraph("The objects of the split with the lowest volume IoU that are not among those above.", "soft"),
             cards([_pair(page, file, entry) for entry in worst], "pairs"),
         ]
     return shown
@@ -66,7 +66,7 @@ def _objects(source: Source) -> Markup:
 
 
 def _pair(page: Page, file: Path, entry: Source) -> Markup:
-    """An input and what came back."""
+    """An input and its reconstruction."""
     page.credit(entry.value)
     words = str(entry.get("caption") or entry.get("id"))
     group, cloud, mesh = f"{file.stem}-{entry.get('id')}", None, None
@@ -79,7 +79,7 @@ def _pair(page: Page, file: Path, entry: Source) -> Markup:
     views = Markup(
         '<div class="pair"><div>{}<div class="which">input</div></div><div>{}<div class="which">reconstruction</div></div></div>'
     ).format(
-        page.view(cloud, f"Input: {words}", group, "input is not there"),
+        page.view(cloud, f"Input: {words}", group, "the input is missing"),
         page.view(mesh, f"Reconstruction: {words}", group, why_not),
     )
     return card(

@@ -1,9 +1,9 @@
-"""Numbers of a report: each is read from a file of the run, and the page says from where.
+"""Numbers of a report: each is read from a file of the run, and the page records from where.
 
-How: a `Source` is a parsed file (JSON, a ledger, a CSV table, a Parquet manifest) that knows its path below the report's folder.
-`source.number("metrics", "iou_volume", spec=".3f")` looks the value up and writes it as
+How: a `Source` is a parsed file (JSON, a ledger, a CSV table, a Parquet manifest) with its path below the report's folder.
+`source.number("metrics", "iou_volume", spec=".3f")` looks up the value and writes it as
 `<data data-source="tokenizer.json#/metrics/iou_volume" data-value="0.7861..." data-spec=".3f">0.786</data>`, so that a test can
-hold every number shown against its file. The part after # is a JSON pointer (RFC 6901). Nothing is computed here.
+compare every shown number with its file. The part after # is a JSON pointer (RFC 6901). Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_JSON_BYTES = 256 * 2**20
 
 
 class Unreadable(ValueError):
-    """A file that the report needs is not what its name says."""
+    """A file that the report needs is missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Source:
     value: Any
 
     def get(self, *keys: str | int, default: Any = None) -> Any:
-        """The value at a path of keys and indices; `default` where there is none."""
+        """The value at a path of keys and indices; `default` if there is none."""
         found = self.value
         for key in keys:
             try:
@@ -45,7 +45,7 @@ class Source:
         return found
 
     def at(self, *keys: str | int) -> Source:
-        """The part below `keys` as a source of its own, which remembers where it lies."""
+        """The part below `keys` as a Source that keeps its position in the file."""
         return Source(self.name + ("" if "#" in self.name else "#") + pointer(keys), self.get(*keys))
 
     def number(self, *keys: str | int, spec: str = ".3f", unit: str = "") -> Markup:
@@ -58,7 +58,7 @@ class Source:
         )
 
     def interval(self, *keys: str | int, spec: str = ".3f") -> Markup:
-        """`low to high` of a pair; nothing if there is none."""
+        """`low to high` of a pair; empty if there is none."""
         pair = self.get(*keys)
         if not isinstance(pair, Sequence) or len(pair) != 2:
             return Markup("")
@@ -73,7 +73,7 @@ def pointer(keys: Sequence[str | int]) -> str:
 
 
 def clock(seconds: Any) -> str:
-    """A moment in UTC, for people."""
+    """A time in UTC, readable."""
     if not isinstance(seconds, (int, float)):
         return "unknown"
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
@@ -83,12 +83,12 @@ def clock(seconds: Any) -> str:
 
 
 def name_of(file: Path, root: Path) -> str:
-    """The file as the report names it: relative to the report's folder."""
+    """The file's path relative to the report's folder."""
     return Path(os.path.relpath(file, root)).as_posix()
 
 
 def read_json(file: Path, root: Path) -> Source:
-    """A JSON object; `Unreadable` names the file otherwise."""
+    """The JSON object in a file. Unreadable for anything else."""
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise Unreadable(f"{file}: larger than {MAX_JSON_BYTES >> 20} MB")
@@ -101,7 +101,7 @@ def read_json(file: Path, root: Path) -> Source:
 
 
 def read_ledger(file: Path, root: Path) -> Source:
-    """The whole records of a metrics.jsonl; an empty list if there is none."""
+    """The complete records of a metrics.jsonl; empty if it is missing."""
     from pipelines.runs.identity import Ledger
 
     try:
@@ -111,7 +111,7 @@ def read_ledger(file: Path, root: Path) -> Source:
 
 
 def read_csv(file: Path, root: Path) -> Source:
-    """The rows of a CSV table with a header; what looks like a number is one."""
+    """The rows of a CSV table with a header. Values that look like numbers become numbers."""
     try:
         with open(file, newline="", encoding="utf-8") as lines:
             rows = [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(lines)]

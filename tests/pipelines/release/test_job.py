@@ -82,7 +82,7 @@ def test_a_release_loads_as_the_run_and_tells_what_it_is(tmp_path: Path) -> None
         "# g3pt-tiny-cvq",
         "| CC-BY-4.0 | 2 |",
         "| CC0-1.0 | 1 |",
-        "Left out by id: market\\*.",
+        "Excluded by id: market\\*.",
         "50 steps of 4 objects (200 samples)",
         "6 s without",
         "abc123",
@@ -155,7 +155,7 @@ def test_what_a_tokenizer_was_trained_on_binds_its_generator(tmp_path: Path) -> 
     with pytest.raises(UsageError, match=r"1 of 4 .*classic\*"):
         job.release(ReleaseFlags(run=str(run), output=str(tmp_path / "out")))
     write_json(run / "export" / "config.json", config | {"trained_on": []})
-    with pytest.raises(UsageError, match="lists no object"):
+    with pytest.raises(UsageError, match="lists no training objects"):
         job.release(ReleaseFlags(run=str(run), output=str(tmp_path / "out")))
 
 
@@ -167,7 +167,7 @@ def test_an_evaluation_of_other_weights_is_refused_and_its_own_is_told(tmp_path:
     }  # fmt: skip
     write_json(tmp_path / "e.json", found)
     flags = ReleaseFlags(run=str(run), output=str(tmp_path / "out"), evaluation=str(tmp_path / "e.json"))
-    with pytest.raises(UsageError, match="evaluates other weights"):
+    with pytest.raises(UsageError, match="is an evaluation of other weights"):
         job.release(flags)
     write_json(tmp_path / "e.json", found | {"model": {"export_sha256": export_hash(run)}})
     job.release(flags)
@@ -253,7 +253,7 @@ def test_a_contact_sheet_s_credits_are_of_its_objects_in_its_order() -> None:
 
 def test_more_objects_than_there_are_is_one_line(tmp_path: Path) -> None:
     file = evaluation(tmp_path, ["kit__a", "market_x__b"])
-    with pytest.raises(ValueError, match="1 objects of confirmed licence, --num asks for 2"):
+    with pytest.raises(ValueError, match="1 objects with confirmed licences, fewer than --num 2"):
         pictures.chosen([*json.loads(file.read_text())["gallery"], {"id": "kit__worst", "worst": 1}], 2, file)
     (tmp_path / "x.json").write_text("[]")
     for name, says in (("x.json", "not an evaluation"), ("y.json", "no such")):

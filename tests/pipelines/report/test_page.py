@@ -166,13 +166,13 @@ def test_half_finished_work_says_so(tmp_path: Path) -> None:
     text = page(run)
     assert "Not finished" in text and "loss is nan at step 80" in text and "Once the run is finished" in text
     text = page(make_study(tmp_path / "study", fitted=False))
-    assert "No fit yet: 1 of 4 runs" in text and "preset is changed" not in text
-    assert "preset is changed: head=bits&lt;b&gt;." in page(make_study(tmp_path / "changed", set="head=bits<b>"))
+    assert "No fit yet: 1 of 4 runs" in text and "Changes to every preset" not in text
+    assert "Changes to every preset: head=bits&lt;b&gt;." in page(make_study(tmp_path / "changed", set="head=bits<b>"))
     data = make_dataset(tmp_path / "data")
     (data / "dataset.json").unlink()
     (data / "command.json").write_text('{"command": "python jobs/preprocess.py --output data"}')
     text = page(data)
-    assert "Not finished: 2 shards" in text and "python jobs/preprocess.py --output data" in text
+    assert "Not finished: 2 shards so far" in text and "python jobs/preprocess.py --output data" in text
     empty = make_run(tmp_path / "none", num_records=0, finished=False)
     assert "no record yet" in page(empty)
 

@@ -118,4 +118,4 @@ def test_the_report_warns(tmp_path: Path) -> None:
     _, good = run_folder(tmp_path / "good", COLLAPSED, HEALTHY)
     assert f"Alarm: {WORDS}" in write_report(bad).read_text()
     page = write_report(good).read_text()
-    assert "Alarm: " not in page and "In 1 of 2 records the codes of a scale were below a floor" in page
+    assert "Alarm: " not in page and "In 1 of 2 records the codes of a scale were below a limit" in page
