@@ -1,8 +1,9 @@
 """What a command does without flags: its embedded defaults, or its table of `g3pt.toml` in the working directory.
 
-How: both become command-line words that are placed before what was typed, unless the same flag was typed. A table of g3pt.toml applies
-to every call of its command; the embedded defaults only where nothing was typed but flags that say how the work is run (--dry-run,
---num-workers, --ray-address, ...). `--save-config` writes the flags of a call into the table and does nothing else.
+How: both become command-line words that are placed before what was typed, unless the same flag was typed. A table of
+g3pt.toml applies to every call of its command; the embedded defaults only where nothing was typed but flags that say
+how the work is run (--dry-run, --num-workers, --ray-address, ...). `--save-config` writes the flags of a call into the
+table and does nothing else.
 Ours: a table's name is the job's file name, its keys are the flags with underscores:
 
     [preprocess]
@@ -51,10 +52,11 @@ class Call:
 
 
 def complete(flags_class: type, command: str, given: Sequence[str], defaults: Defaults | None) -> Call:
-    """The words of `given` with those of g3pt.toml's table `command`, else with the embedded defaults if nothing was asked for.
+    """The words of `given` with those of g3pt.toml's table `command`, else with the embedded defaults if nothing was
+    asked for.
 
-    ValueError names the file and the key for a g3pt.toml that can't be read, an unknown key or a value of another kind than TOML's
-    text, number or truth value.
+    ValueError names the file and the key for a g3pt.toml that can't be read, an unknown key or a value of another kind
+    than TOML's text, number or truth value.
     """
     table = read_table(flags_class, command)
     if table:
@@ -90,7 +92,8 @@ def read_table(flags_class: type, command: str) -> dict[str, Value]:
 
 
 def save(flags_class: type, command: str, words: Sequence[str], flags: Any) -> Path:
-    """Write the flags named by `words` (parsed: `flags`) into the command's table of ./g3pt.toml; other tables and comments stay.
+    """Write the flags named by `words` (parsed: `flags`) into the command's table of ./g3pt.toml; other tables and
+    comments stay.
 
     Returns the file's absolute path.
     """
@@ -122,7 +125,9 @@ def _words(flags_class: type, values: Mapping[str, Value]) -> list[str]:
 
 
 def _is_typed(flags_class: type, name: str, words: Sequence[str]) -> bool:
-    """Whether a field's flag is among the words of a command line; a positional field counts where the first word is no flag."""
+    """Whether a field's flag is among the words of a command line; a positional field counts where the first word is no
+    flag.
+    """
     if name in _positional(flags_class):
         return bool(words) and not words[0].startswith("-")
     return any(word.partition("=")[0].replace("_", "-") == _flag(name) for word in words)

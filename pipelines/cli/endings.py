@@ -1,7 +1,9 @@
-"""What a command does at its end for the parts of the pipeline that it used: they register it here, so that `cli` imports none of them.
+"""What a command does at its end for the parts of the pipeline that it used: they register it here, so that `cli`
+imports none of them.
 
-How: `pipelines.cli.main` opens `endings()` around the work. Ray's session registers its shutdown and the place of its logs, MLflow's client
-the line that says how to look at what was logged. Outside a command (a notebook, a worker) registering does nothing.
+How: `pipelines.cli.main` opens `endings()` around the work. Ray's session registers its shutdown and the place of its
+logs, MLflow's client the line that says how to look at what was logged. Outside a command (a notebook, a worker)
+registering does nothing.
 """
 
 import contextlib

@@ -1,7 +1,8 @@
 """UsageError, the exception for bad flags and bad input: exit code 2 with one clear line.
 
-How: pipelines raise `UsageError`; `pipelines.cli.main.main` prints its message on one line and exits 2. `bad_input` turns a
-ValueError or a missing file, as raised by `g3pt` for a dataset of another schema or an unfinished run, into a `UsageError`.
+How: pipelines raise `UsageError`; `pipelines.cli.main.main` prints its message on one line and exits 2. `bad_input`
+turns a ValueError or a missing file, as raised by `g3pt` for a dataset of another schema or an unfinished run, into a
+`UsageError`.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ class UsageError(Exception):
 
 
 class NotWell(Exception):
-    """The thing that a command inspected has a problem, which the command has already printed: exit code 1, no further message."""
+    """The thing that a command inspected has a problem, which the command has already printed: exit code 1, no further
+    message.
+    """
 
 
 @contextmanager

@@ -1,8 +1,10 @@
-"""Errors as a person wants to read them: what went wrong, with which object, where in this code, what is safe, how to resume.
+"""Errors as a person wants to read them: what went wrong, with which object, where in this code, what is safe, how to
+resume.
 
-How: Ray returns a worker's exception inside up to four wrappers; `root_cause` removes them. On its way up an exception collects what
-only the frames it passes know: `doing(...)` adds the object, shard or run at hand (in the worker; it travels with the exception),
-`on_disk(...)` adds what a stage has finished (in the driver). `Failure` holds all of it as plain data.
+How: Ray returns a worker's exception inside up to four wrappers; `root_cause` removes them. On its way up an exception
+collects what only the frames it passes know: `doing(...)` adds the object, shard or run at hand (in the worker; it
+travels with the exception), `on_disk(...)` adds what a stage has finished (in the driver). `Failure` holds all of it as
+plain data.
 """
 
 import contextlib
@@ -50,7 +52,7 @@ def doing(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         error.add_note(f"while {what}")
-        # Ray Data adds advice to `args` on the way and overwrites the file name of an OSError: keep the original message.
+        # Ray Data adds advice to `args` and overwrites the file name of an OSError: keep the original message.
         error.__dict__.setdefault("first_said", one_line(error))
         raise
 
@@ -119,7 +121,10 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def _unwrapped(error: BaseException) -> BaseException | None:
-    """The exception inside the outermost wrapper; None without a wrapper. Wrappers are known by attributes, since this module must not import Ray."""
+    """The exception inside the outermost wrapper; None without a wrapper.
+
+    Wrappers are known by attributes, since this module must not import Ray.
+    """
     failures = getattr(error, "worker_failures", None)
     if isinstance(failures, dict) and failures:
         return min(failures.values(), key=_rank)

@@ -1,6 +1,7 @@
 """Flags that mean the same in several commands: one place for their names, defaults and wording.
 
-How: a command's flag class inherits the classes below that apply to it. `--help` lists the optional ones last, under their own heading.
+How: a command's flag class inherits the classes below that apply to it. `--help` lists the optional ones last, under
+their own heading.
 """
 
 from dataclasses import dataclass

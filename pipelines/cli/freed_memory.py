@@ -1,4 +1,6 @@
-"""Keep freed memory in the process: memory that glibc returns to the kernel comes back page by page, with one page fault each."""
+"""Keep freed memory in the process: memory that glibc returns to the kernel comes back page by page, with one page
+fault each.
+"""
 
 import contextlib
 import ctypes

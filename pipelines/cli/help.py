@@ -1,7 +1,8 @@
-"""`--help` on one screen, and suggestions for misspelled flags, from a flag class's fields and the docstrings below them.
+"""`--help` on one screen, and suggestions for misspelled flags, from a flag class's fields and the docstrings below
+them.
 
-How: tyro parses, but its own help takes twice the lines. Here each field has its name, kind of value, docstring and [default].
-A default of None is not shown: the docstring must say what happens instead ("default the preset's").
+How: tyro parses, but its own help takes twice the lines. Here each field has its name, kind of value, docstring and
+[default]. A default of None is not shown: the docstring must say what happens instead ("default the preset's").
 """
 
 import ast
@@ -42,7 +43,10 @@ Field = dataclasses.Field[Any]
 
 
 def help_text(flags_class: type, example: str, columns: int | None = None) -> str:
-    """The help page for a terminal of `columns` (default: this one). The example is never wrapped, so that it can be copied."""
+    """The help page for a terminal of `columns` (default: this one).
+
+    The example is never wrapped, so that it can be copied.
+    """
     width = max(NARROWEST, min(WIDEST, columns or shutil.get_terminal_size((100, 24)).columns))
     groups = _grouped(flags_class)
     usage = [f"usage: {program(example)}", *(_flag(field, flags_class) for field in groups["required"])]
@@ -66,7 +70,9 @@ def program(example: str) -> str:
 
 
 def complaint(flags_class: type, args: Sequence[str]) -> str | None:
-    """What is wrong with the flags' names: the first unknown flag and the closest known one, or the missing ones; None if nothing is."""
+    """What is wrong with the flags' names: the first unknown flag and the closest known one, or the missing ones; None
+    if nothing is.
+    """
     given = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
     known = ["--help", SAVE_CONFIG, *(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(flags_class))]
     for flag in given:

@@ -1,8 +1,9 @@
 """Ctrl-C and SIGTERM: the first asks the work to stop cleanly, the second ends the process at once.
 
-How: inside `stoppable()` the first signal raises `Stopped` in the main thread, so that stages unwind as for any error. Work that
-has not ended after GRACE_S seconds is cut off. No finished work is lost, because finished files are renamed into place. Ray installs its
-own handlers when it starts (call `rearm` afterwards) and when Train runs in the main thread (use `in_thread`).
+How: inside `stoppable()` the first signal raises `Stopped` in the main thread, so that stages unwind as for any error.
+Work that has not ended after GRACE_S seconds is cut off. No finished work is lost, because finished files are renamed
+into place. Ray installs its own handlers when it starts (call `rearm` afterwards) and when Train runs in the main
+thread (use `in_thread`).
 """
 
 import contextlib
@@ -51,7 +52,10 @@ def stoppable() -> Iterator[None]:
 
 
 def rearm() -> None:
-    """Install our handlers again after a library replaced them. Does nothing outside `stoppable` or in another thread."""
+    """Install our handlers again after a library replaced them.
+
+    Does nothing outside `stoppable` or in another thread.
+    """
     if _armed and threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _stop)
@@ -91,7 +95,9 @@ def _end(number: int, _: FrameType | None) -> None:
 
 
 def in_thread(work: Callable[[], Result]) -> Result:
-    """Run `work()` in another thread and wait for it, so that a library does not take over the signals of the main thread."""
+    """Run `work()` in another thread and wait for it, so that a library does not take over the signals of the main
+    thread.
+    """
     results: list[Result] = []
     errors: list[BaseException] = []
 

@@ -1,11 +1,12 @@
 """The frame around every command: typed flags from a frozen dataclass, exit codes, and the last line `result: PATH`.
 
-How: `main(flags_class, run, example=...)` parses kebab-case flags with tyro, calls `run(flags)` and exits:
-0 done / 1 failed / 2 bad usage or bad input (one line on stderr) / 130 interrupted (143 by SIGTERM). While `run` works, stdout
-points at stderr, so that no print can follow the result line, and messages of libraries go to a file (pipelines.cli.quiet). With
-`--dry-run` stdout is left alone, because the plan is printed there. A failure or an interruption is reported in one block: cause, place,
-what is safe, how to resume. If the reader of stdout leaves early (`| head -1`), the command exits quietly with 141, like other programs.
-A flag class may check itself in `__post_init__`; its ValueError counts as bad usage.
+How: `main(flags_class, run, example=...)` parses kebab-case flags with tyro, calls `run(flags)` and exits: 0 done / 1
+failed / 2 bad usage or bad input (one line on stderr) / 130 interrupted (143 by SIGTERM). While `run` works, stdout
+points at stderr, so that no print can follow the result line, and messages of libraries go to a file
+(pipelines.cli.quiet). With `--dry-run` stdout is left alone, because the plan is printed there. A failure or an
+interruption is reported in one block: cause, place, what is safe, how to resume. If the reader of stdout leaves early
+(`| head -1`), the command exits quietly with 141, like other programs. A flag class may check itself in
+`__post_init__`; its ValueError counts as bad usage.
 """
 
 import contextlib
@@ -46,8 +47,9 @@ def main(
 ) -> NoReturn:
     """Parse `args` (default sys.argv), call `run(flags)`, print `result: PATH` when it returns one, exit with the code.
 
-    `defaults` is what the command does without flags (pipelines.cli.defaults).
-    `example` is a command line that --help shows; `keep_stdout` is for commands whose product is what they print. The docstring of `flags_class` is the command's description.
+    `defaults` is what the command does without flags (pipelines.cli.defaults). `example` is a command line that --help
+    shows; `keep_stdout` is for commands whose product is what they print. The docstring of `flags_class` is the
+    command's description.
     """
     call = completed(flags_class, example, sys.argv[1:] if args is None else args, defaults)
     flags = parse(flags_class, example=example, args=call.words)
@@ -129,7 +131,9 @@ def reader_left() -> bool:
 
 
 def completed(flags_class: type, example: str, given: Sequence[str], defaults: Defaults | None) -> Call:
-    """The words of a call with its defaults, announced in one line on stderr; exits after --save-config, and with 2 for a bad g3pt.toml."""
+    """The words of a call with its defaults, announced in one line on stderr; exits after --save-config, and with 2 for
+    a bad g3pt.toml.
+    """
     if not program(example).endswith(".py") or {"-h", "--help"} & set(given):
         return Call(words=list(given))
     command = Path(program(example).split()[-1]).stem

@@ -1,7 +1,7 @@
 """`--set name=value,...`: changes fields of a preset that have no flag of their own.
 
-How: a value is parsed by its field's type (`scales=1:4:16:64` for a tuple), and the configuration checks it as it checks a preset.
-The changed value is part of the configuration, and so of the run's name.
+How: a value is parsed by its field's type (`scales=1:4:16:64` for a tuple), and the configuration checks it as it
+checks a preset. The changed value is part of the configuration, and so of the run's name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def overridden(text: str | None, *configs: Any, seed_flag: str = "--seed") -> tu
             raise UsageError(f"--set {part!r} is not name=value")
         if name in OWN_FLAGS:
             raise UsageError(
-                f"--set {name}: it has a flag of its own, {seed_flag if name == 'seed' else '--' + name.replace('_', '-')}"
+                f"--set {name}: it has a flag of its own, "
+                f"{seed_flag if name == 'seed' else '--' + name.replace('_', '-')}"
             )
         owner = next((k for k, known in enumerate(hints) if name in known), None)
         if owner is None:

@@ -21,7 +21,10 @@ UNSAFE = {
 
 
 def plain(text: object) -> str:
-    """The text on one line. Characters that could move the cursor or change colours or the reading direction become escapes."""
+    """The text on one line.
+
+    Characters that could move the cursor or change colours or the reading direction become escapes.
+    """
     return "".join(escaped(c) if unicodedata.category(c) in UNSAFE else c for c in str(text))
 
 
@@ -55,7 +58,7 @@ def duration(seconds: float) -> str:
 
 
 def console(widest: int, narrowest: int = 60, file: TextIO | None = None) -> Console:
-    """A console for tables: as wide as the terminal within these limits, without escape sequences if NO_COLOR is set."""
+    """A console for tables: as wide as the terminal within these limits, without escape sequences under NO_COLOR."""
     from rich.console import Console
 
     found = Console(

@@ -1,22 +1,22 @@
-"""Progress of long work: one rewritten line on a terminal, occasional `key=value` lines anywhere else, always on stderr.
+"""Progress of long work: one rewritten line on a terminal, occasional `key=value` lines anywhere else, always on
+stderr.
 
-How: a stage wraps its work in `with Progress(stage, total, unit) as progress` and calls `progress.show(done, ...)` as often as it
-likes. On a terminal tqdm draws one line per active Progress, so the runs of a sweep stay readable; each leaves one line with its result.
-Elsewhere (a file, a pipe, `ray job submit`, TERM=dumb) a line is printed at the start, then at most every EVERY_S seconds, and at the
-end, without colour, carriage return or cursor movement:
+How: a stage wraps its work in `with Progress(stage, total, unit) as progress` and calls `progress.show(done, ...)` as
+often as it likes. On a terminal tqdm draws one line per active Progress, so the runs of a sweep stay readable; each
+leaves one line with its result. Elsewhere (a file, a pipe, `ray job submit`, TERM=dumb) a line is printed at the start,
+then at most every EVERY_S seconds, and at the end, without colour, carriage return or cursor movement:
 
-    progress stage=train state=running run=cvq-nano-s0-1a2b3c4d done=9600 total=19200 unit=samples rate=112.3 loss=0.41 left_s=85
+    progress stage=train state=running run=cvq-nano-s0-1a2b3c4d done=9600 total=19200 unit=samples rate=112.3 loss=0.41
+    left_s=85
 
 The prefix `progress ` and these keys are stable. Unknown values are left out. No value contains a space.
 
-    stage       annotations (of --source objaverse), preprocess, train, tokens, features, generate, evaluate
-    state       running; at the end done, or stopped (failed or interrupted)
-    run         training run, or part of an evaluation
-    done total  whole numbers of `unit`; work finished by an earlier start of the command counts as done in training only
-    rate        units per second since the first unit was done, which leaves out the start of the workers; in training, of the last steps
-    failed      units that failed so far
-    left_s      estimated seconds left; at the end `seconds` instead, since this command began this work
-    tokens_per_s, loss, val_iou, val_ce: generation and training only
+    stage       annotations (of --source objaverse), preprocess, train, tokens, features, generate, evaluate state
+    running; at the end done, or stopped (failed or interrupted) run         training run, or part of an evaluation done
+    total  whole numbers of `unit`; work finished by an earlier start of the command counts as done in training only
+    rate        units per second since the first unit was done, which leaves out the start of the workers; in training,
+    of the last steps failed      units that failed so far left_s      estimated seconds left; at the end `seconds`
+    instead, since this command began this work tokens_per_s, loss, val_iou, val_ce: generation and training only
 
 Ours: no colour at all, which is what NO_COLOR asks for.
 """
@@ -28,7 +28,8 @@ from typing import Any, TextIO
 
 EVERY_S = 10.0  # least time between two lines of one Progress where there is no terminal
 MEASURED_S = 2.0  # least time over which a rate is measured: the first results of several workers come in a burst
-BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} {unit}{postfix}"  # a fixed bar width, so that a narrow terminal cuts the line at its right end
+# A fixed bar width, so that a narrow terminal cuts the line at its right end.
+BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} {unit}{postfix}"
 _active: list["Progress"] = []
 
 
@@ -71,7 +72,10 @@ class Progress:
         self._print("done" if kind is None and self.done >= self.total else "stopped")
 
     def show(self, done: int, *, failed: int | None = None, rate: float | None = None, **numbers: float) -> None:
-        """Record that `done` units are finished, `failed` of them unsuccessfully, and print if it is time. `rate` overrides the measured rate."""
+        """Record that `done` units are finished, `failed` of them unsuccessfully, and print if it is time.
+
+        `rate` overrides the measured rate.
+        """
         now = time.monotonic()
         if rate is None and self._first is not None and now - self._first[1] >= MEASURED_S:
             rate = (done - self._first[0]) / (now - self._first[1])
@@ -97,7 +101,8 @@ class Progress:
             self._draw()
         else:
             say(
-                f"  {self.title}: {self.done}/{self.total} {self.unit}{self._told(ended=True)}, {clock(time.monotonic() - self.started)}",
+                f"  {self.title}: {self.done}/{self.total} {self.unit}{self._told(ended=True)}, "
+                f"{clock(time.monotonic() - self.started)}",
                 self.stream,
             )
 

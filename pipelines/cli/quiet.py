@@ -1,8 +1,10 @@
-"""Messages of libraries and of Ray's core go to a log file of the command, so that the terminal shows only what this project prints.
+"""Messages of libraries and of Ray's core go to a log file of the command, so that the terminal shows only what this
+project prints.
 
-How: file descriptor 2, to which native code and child processes write, points at the file; `sys.stderr` keeps writing to the terminal.
-Python's warnings and every log record meant for the console go to the file too. It is deleted when the command succeeds. A failure
-names it and appends the full traceback. With G3PT_TRACEBACK=1 everything is printed as it comes.
+How: file descriptor 2, to which native code and child processes write, points at the file; `sys.stderr` keeps writing
+to the terminal. Python's warnings and every log record meant for the console go to the file too. It is deleted when the
+command succeeds. A failure names it and appends the full traceback. With G3PT_TRACEBACK=1 everything is printed as it
+comes.
 """
 
 import contextlib
@@ -77,7 +79,9 @@ def _is_real_stderr() -> bool:
 
 @contextlib.contextmanager
 def _native_stderr_to(handle: int) -> Iterator[None]:
-    """Inside the block descriptor 2 is `handle`; sys.stderr stays the terminal, where crashes of the interpreter are reported too."""
+    """Inside the block descriptor 2 is `handle`; sys.stderr stays the terminal, where crashes of the interpreter are
+    reported too.
+    """
     old, crashes = sys.stderr, faulthandler.is_enabled()
     old.flush()
     kept = os.dup(2)

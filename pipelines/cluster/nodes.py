@@ -57,7 +57,9 @@ class Nodes:
     def on_each(
         self, function: Callable[..., Any], *args: Any, timeout_s: float = NODE_TIMEOUT_S
     ) -> list[tuple[Node, Any]]:
-        """(node, result) of the function on each node; the result is the exception if it failed or did not answer in time."""
+        """(node, result) of the function on each node; the result is the exception if it failed or did not answer in
+        time.
+        """
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -1,7 +1,8 @@
 """One pool of actors that hold a model: an item goes in, its result comes out, on Ray Data or in this process.
 
-How: a worker is a plain class; `worker(*arguments)` loads a model once and `run(item)` does the work of one item. On Ray each actor holds
-one worker. Items and results travel pickled, one block each. An actor that dies is replaced, and its item is tried again, MAX_RETRIES times.
+How: a worker is a plain class; `worker(*arguments)` loads a model once and `run(item)` does the work of one item. On
+Ray each actor holds one worker. Items and results travel pickled, one block each. An actor that dies is replaced, and
+its item is tried again, MAX_RETRIES times.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Pool:
     device: str = "auto"
 
     def num_actors(self, num_items: int) -> int:
-        """How many actors so many items get on the cluster as it is now; connects to it. 0 if this process does the work."""
+        """How many actors so many items get on the cluster as it is now; connects to it. 0 if this process does the
+        work.
+        """
         if self.num_workers == 0 or num_items == 0:
             return 0
         session.connect(self.ray_address)

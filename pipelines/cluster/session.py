@@ -32,9 +32,12 @@ WORKER_ENV = {
 
 
 def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_slots: float | None = None) -> None:
-    """Connect this process to Ray once; a second call keeps the first connection. A connection made by a command ends with it.
+    """Connect this process to Ray once; a second call keeps the first connection.
 
-    num_cpus and sweep_slots (a logical resource that admits Tune trials) size a local cluster and are ignored otherwise.
+    A connection made by a command ends with it.
+
+    num_cpus and sweep_slots (a logical resource that admits Tune trials) size a local cluster and are ignored
+    otherwise.
     """
     quiet_environment()
     import ray
@@ -79,7 +82,7 @@ def wants_gpu(device: str = "auto") -> bool:
 
 
 def actor_resources(device: str = "auto") -> tuple[dict[str, float], int]:
-    """The resources of an actor that holds a model (one GPU or one CPU), and how many such actors fit the cluster now."""
+    """The resources of an actor with a model (one GPU or one CPU), and how many such actors fit the cluster now."""
     import ray
 
     name, request = ("GPU", "num_gpus") if wants_gpu(device) else ("CPU", "num_cpus")
@@ -89,7 +92,8 @@ def actor_resources(device: str = "auto") -> tuple[dict[str, float], int]:
 def torch_device() -> str:
     """`cuda` in a worker that was given a GPU, and without Ray on a machine that has one; otherwise `cpu`.
 
-    Every process on a node sees all its GPUs (RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0), so one that asked for none must use none.
+    Every process on a node sees all its GPUs (RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0), so one that asked for none must
+    use none.
     """
     import ray
     import torch

@@ -1,4 +1,5 @@
-"""Ray Train's torch backend, which also catches SIGTERM in each worker's main thread: training itself runs in another thread.
+"""Ray Train's torch backend, which also catches SIGTERM in each worker's main thread: training itself runs in another
+thread.
 
 Imports Ray at the top: `pipelines.train.run` imports this module where it starts Ray Train.
 """

@@ -1,7 +1,7 @@
 """Condition features of a whole dataset, computed once: training with `--features stored` calls `store_features` first.
 
-Each worker of a pool loads the encoders once and writes shard after shard (`pipelines.derive.tables`); finished shards are skipped.
-`g3pt.models.features` describes the tables and where they are.
+Each worker of a pool loads the encoders once and writes shard after shard (`pipelines.derive.tables`); finished shards
+are skipped. `g3pt.models.features` describes the tables and where they are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Derived tables of a whole dataset, shard by shard, by a pool of workers that each hold a model (`pipelines.cluster.pool`).
+"""Derived tables of a whole dataset, shard by shard, by a pool of workers that each hold a model
+(`pipelines.cluster.pool`).
 
-A shard whose tables exist and were made from the shard as it is now is skipped, so the same call resumes. A worker's `run(index)` writes
-the tables of one shard and returns the number of objects in it.
+A shard whose tables exist and were made from the shard as it is now is skipped, so the same call resumes. A worker's
+`run(index)` writes the tables of one shard and returns the number of objects in it.
 """
 
 from __future__ import annotations

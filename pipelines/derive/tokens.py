@@ -1,9 +1,11 @@
-"""Codes of a whole dataset, computed once by a frozen tokenizer: `DATASET/derived/tokens-<export hash>/shard-*.parquet`.
+"""Codes of a whole dataset, computed once by a frozen tokenizer: `DATASET/derived/tokens-<export
+hash>/shard-*.parquet`.
 
-Each shard is one item of a pool of workers that hold the tokenizer (`pipelines.derive.tables`). The work itself, `encode_shard`, is a plain function.
+Each shard is one item of a pool of workers that hold the tokenizer (`pipelines.derive.tables`). The work itself,
+`encode_shard`, is a plain function.
 
-Ours: objects are encoded in batches of one fixed size (the last one padded), from their first stored points, so that codes depend
-neither on the number of workers nor on other objects.
+Ours: objects are encoded in batches of one fixed size (the last one padded), from their first stored points, so that
+codes depend neither on the number of workers nor on other objects.
 Shapes: B batch, P surface points, S tokens of all scales.
 """
 
@@ -44,7 +46,9 @@ def encode_dataset(
     device: str = "auto",
     use_ray: bool = True,
 ) -> str:
-    """Encode every ok object of a dataset; return the derived kind. Without Ray the shards are encoded in this process, in turn.
+    """Encode every ok object of a dataset; return the derived kind.
+
+    Without Ray the shards are encoded in this process, in turn.
 
     `num_workers` actors share the CPUs. If `device` selects GPUs there is one actor per GPU instead.
     """

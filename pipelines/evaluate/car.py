@@ -1,12 +1,15 @@
-"""Evaluation of a generator: does a sample match its prompt, is it a whole object, and is it more than a copy of a training object?
+"""Evaluation of a generator: does a sample match its prompt, is it a whole object, and is it more than a copy of a
+training object?
 
-How: samples with consecutive seeds, none left out, are made from text alone and, as a second protocol, from one picture of a held-out
-object alone. Half of the texts are captions of the training split, half are absent from it (`generator_prompts`). For each sample the
-nearest training object by Chamfer distance is searched: its family is compared with the prompted one, and its distance with the same
-distance of the evaluated split's own objects. For captions of the procedural shapes every stated attribute is measured on the mesh
-(`g3pt.shapes.measure`), and also on held-out objects and their reconstructions, which shows the limits of the measurement and of the
-tokenizer. Samples and held-out objects are compared as sets (`generator_sets`). A guidance grid repeats the first prompts at other
-strengths. `generator_samples` has the workers, `generator_figures` the summary, `generator_protocol` the description of each number.
+How: samples with consecutive seeds, none left out, are made from text alone and, as a second protocol, from one picture
+of a held-out object alone. Half of the texts are captions of the training split, half are absent from it
+(`generator_prompts`). For each sample the nearest training object by Chamfer distance is searched: its family is
+compared with the prompted one, and its distance with the same distance of the evaluated split's own objects. For
+captions of the procedural shapes every stated attribute is measured on the mesh (`g3pt.shapes.measure`), and also on
+held-out objects and their reconstructions, which shows the limits of the measurement and of the tokenizer. Samples and
+held-out objects are compared as sets (`generator_sets`). A guidance grid repeats the first prompts at other strengths.
+`generator_samples` has the workers, `generator_figures` the summary, `generator_protocol` the description of each
+number.
 Ours: the protocol, stated in every report. Legend: N objects or samples.
 """
 
@@ -186,7 +189,9 @@ def rebuilt_batches(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any
 
 
 def ceilings(rows: list[dict[str, Any]], rebuilt: Samples, info: DatasetInfo, train: dict[str, Any]) -> dict[str, Any]:
-    """Upper limits: attributes measured on held-out objects' reconstructions and, where they can be made again, on their own solids."""
+    """Upper limits: attributes measured on held-out objects' reconstructions and, where they can be made again, on
+    their own solids.
+    """
     solids = [solid for row in rows if (solid := solid_of(row, info)) is not None]
     found = figures.attribute_scores(rebuilt, train["caption"], prefix="rebuilt_") | figures.validity(
         rebuilt, "rebuilt_"
@@ -195,7 +200,9 @@ def ceilings(rows: list[dict[str, Any]], rebuilt: Samples, info: DatasetInfo, tr
 
 
 def solid_of(row: dict[str, Any], info: DatasetInfo) -> dict[str, Any] | None:
-    """Attributes measured on a procedural object's own solid; None if id and seed of the dataset do not give an object with that caption."""
+    """Attributes measured on a procedural object's own solid; None if id and seed of the dataset do not give an object
+    with that caption.
+    """
     from g3pt.geometry.watertight import watertight
 
     try:
@@ -214,7 +221,10 @@ def solid_of(row: dict[str, Any], info: DatasetInfo) -> dict[str, Any] | None:
 
 
 def gallery(prompted: Samples, pictured: Samples) -> list[dict[str, Any]]:
-    """The samples to show. `object` (or `image_object`) is the index in `objects` (or `image_objects`) of the row with prompt, seed and result."""
+    """The samples to show.
+
+    `object` (or `image_object`) is the index in `objects` (or `image_objects`) of the row with prompt, seed and result.
+    """
     shown = [
         {"id": f"sample-s{sample['seed']}", "object": k, "status": sample["status"], "mesh": sample["mesh"]}
         for k, sample in enumerate(prompted)
@@ -235,7 +245,7 @@ def gallery(prompted: Samples, pictured: Samples) -> list[dict[str, Any]]:
 
 
 def copy_distance(info: DatasetInfo, ids: list[str], count: int = 16) -> float:
-    """The Chamfer distance of an exact copy: the median over pairs of independent samples of the same training surface."""
+    """The Chamfer distance of an exact copy: the median over pairs of independent samples of one training surface."""
     wanted, found = set(ids[:count]), []
     for row in reading.read_rows(info, ["id", "surface", "eval_surface"], "train"):
         if row["id"] in wanted:

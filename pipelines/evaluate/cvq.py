@@ -1,8 +1,9 @@
-"""Evaluation of a tokenizer: each object's surface -> codes -> occupancy and mesh, compared with labels and an independent surface.
+"""Evaluation of a tokenizer: each object's surface -> codes -> occupancy and mesh, compared with labels and an
+independent surface.
 
-How: `pipelines.evaluate.reconstruct` scores one object, `pipelines.evaluate.reconstruction_figures` has the summary and the protocol, and
-`pipelines.evaluate.near_duplicates` finds objects with a near-copy in the training split. The worst objects are decoded once more for
-their pictures. Ours: the protocol, stated in every evaluation.
+How: `pipelines.evaluate.reconstruct` scores one object, `pipelines.evaluate.reconstruction_figures` has the summary and
+the protocol, and `pipelines.evaluate.near_duplicates` finds objects with a near-copy in the training split. The worst
+objects are decoded once more for their pictures. Ours: the protocol, stated in every evaluation.
 Shapes: N objects, S tokens of all scales, C digits of a code.
 """
 
@@ -86,7 +87,10 @@ def load(info: DatasetInfo, split: str, columns: tuple[str, ...], limit: int) ->
 
 
 def work_items(arrays: dict[str, Any], codes_NS: np.ndarray, flags: Any) -> list[dict[str, Any]]:
-    """The items of `Reconstructor.run`, one per object. Pictured and detailed objects are spread evenly over the split."""
+    """The items of `Reconstructor.run`, one per object.
+
+    Pictured and detailed objects are spread evenly over the split.
+    """
     count = len(codes_NS)
     partner = np.random.default_rng(flags.seed).permutation(count)
     partner = partner[

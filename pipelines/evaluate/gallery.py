@@ -1,8 +1,9 @@
 """The pictured objects of an evaluation as files: STEM.meshes/ beside STEM.json, for reports and any mesh viewer.
 
-How: meshes are .glb. A cloud (the input of a reconstruction: surface points with normals) is a binary little-endian .ply with float
-x y z nx ny nz. A picture that was a prompt is a .png. The folder is written under another name and renamed, so it is complete or absent.
-The evaluation's JSON is written after it and lists its files under "gallery". Names consist of a counter and the safe letters of the id.
+How: meshes are .glb. A cloud (the input of a reconstruction: surface points with normals) is a binary little-endian
+.ply with float x y z nx ny nz. A picture that was a prompt is a .png. The folder is written under another name and
+renamed, so it is complete or absent. The evaluation's JSON is written after it and lists its files under "gallery".
+Names consist of a counter and the safe letters of the id.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def folder_of(output: Path) -> Path:
 
 
 def write_gallery(items: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Write each item's `cloud` (P, 6), `mesh` (vertices, faces) and `view` (an encoded picture); return the items with file names instead.
+    """Write each item's `cloud` (P, 6), `mesh` (vertices, faces) and `view` (an encoded picture); return the items with
+    file names instead.
 
     An existing `folder` is replaced. Without items there is no folder.
     """

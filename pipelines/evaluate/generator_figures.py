@@ -1,8 +1,8 @@
 """The metrics of a generator's evaluation: families, attributes, validity, copies, distances, guidance.
 
-How: metrics are functions of the samples' rows (`objects` in the JSON). A prefix says of what (none: samples of texts; `image_`: of
-pictures; `held_out_`: held-out objects; `rebuilt_`: the tokenizer's reconstructions of them; `solid_`: their own solids). A suffix says for
-which prompts (`_seen`, `_unseen`), or marks the interval (`_interval_95`).
+How: metrics are functions of the samples' rows (`objects` in the JSON). A prefix says of what (none: samples of texts;
+`image_`: of pictures; `held_out_`: held-out objects; `rebuilt_`: the tokenizer's reconstructions of them; `solid_`:
+their own solids). A suffix says for which prompts (`_seen`, `_unseen`), or marks the interval (`_interval_95`).
 Ours: all of it.
 """
 
@@ -34,7 +34,9 @@ def share(name: str, verdicts: Sequence[bool]) -> dict[str, Any]:
 
 
 def average(name: str, values: Sequence[float | None], statistic: Any = np.mean) -> dict[str, Any]:
-    """The mean (or another statistic) of the values that are not None, and its bootstrap interval; both None without values."""
+    """The mean (or another statistic) of the values that are not None, and its bootstrap interval; both None without
+    values.
+    """
     there = np.array([value for value in values if value is not None], dtype=np.float64)
     interval = list(pairwise.bootstrap_interval(there, statistic)) if len(there) else None
     return {name: float(statistic(there)) if len(there) else None, f"{name}_interval_95": interval}
@@ -58,7 +60,7 @@ def summarise(objects: Objects, train: dict[str, Any]) -> dict[str, Any]:
 
 
 def summarise_images(pictured: Objects, train: dict[str, Any]) -> dict[str, Any]:
-    """The same metrics for samples made from pictures, with prefix `image_`; only their number, 0, if there are none."""
+    """The same metrics for samples made from pictures, with prefix `image_`; without samples only their number, 0."""
     if not pictured:
         return {"image_num_samples": 0}
     return {
@@ -93,7 +95,9 @@ def agreement(o: dict[str, Any]) -> list[bool]:
 def attribute_scores(
     part: Objects, train_captions: Sequence[str], prefix: str = "", suffix: str = ""
 ) -> dict[str, Any]:
-    """Mean over samples of the share of the prompt's attributes found on the mesh; the share of samples with all of them; chance."""
+    """Mean over samples of the share of the prompt's attributes found on the mesh; the share of samples with all of
+    them; chance.
+    """
     stated = [o for o in part if o.get("attributes")]
     chances = value_shares(train_captions)
     chance = [
@@ -146,7 +150,9 @@ def validity(objects: Objects, prefix: str = "") -> dict[str, Any]:
 
 
 def is_copy(chamfer: float | None, floor: float | None) -> bool:
-    """Whether a surface equals a training object's as far as points can show: its distance minus that of two samples of itself is small."""
+    """Whether a surface equals a training object's as far as points can show: its distance minus that of two samples of
+    itself is small.
+    """
     return chamfer is not None and floor is not None and chamfer - floor < THRESHOLD
 
 

@@ -1,4 +1,5 @@
-"""The prompts of a generator's evaluation: texts, half of them absent from training, pictures of held-out objects, and settings.
+"""The prompts of a generator's evaluation: texts, half of them absent from training, pictures of held-out objects, and
+settings.
 
 Ours: all of it, stated in the evaluation's protocol (`pipelines.evaluate.generator_protocol`).
 """
@@ -24,7 +25,9 @@ GRID_SAMPLES = 64
 
 
 def choose_prompts(train: dict[str, Any], held: dict[str, Any], count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` prompts {text, family, unseen, attributes}, alternately seen in training and absent from it; all seen if none can be absent."""
+    """`count` prompts {text, family, unseen, attributes}, alternately seen in training and absent from it; all seen if
+    none can be absent.
+    """
     family_of = {
         caption: category
         for part in (train, held)
@@ -58,7 +61,9 @@ def attributes_of(caption: str | None) -> dict[str, str] | None:
 
 
 def choose_images(info: DatasetInfo, export: Path, held: dict[str, Any], flags: Any) -> list[dict[str, Any]]:
-    """Up to `num_image_samples` held-out objects in random order, each once, as prompts {text: None, image, family, attributes, pictured, credit}."""
+    """Up to `num_image_samples` held-out objects in random order, each once, as prompts {text: None, image, family,
+    attributes, pictured, credit}.
+    """
     refusal = image_refusal(info, export)
     if not flags.num_image_samples or refusal:
         print(f"evaluate: no samples from pictures: {refusal or '--num-image-samples 0'}", file=sys.stderr)

@@ -22,8 +22,10 @@ def protocol(
     images = "no samples from pictures"
     if pictured:
         images = (
-            f"image_*: {len(pictured)} samples, each from the first view of another object of split {flags.split!r}, no text, "
-            f"seeds {pictured[0]['seed']} to {pictured[-1]['seed']}, verdicts as for text; attributes are those of the pictured object's caption"
+            f"image_*: {len(pictured)} samples, each from the first view of another object of split {flags.split!r}, "
+            "no text, "
+            f"seeds {pictured[0]['seed']} to {pictured[-1]['seed']}, verdicts as for text; attributes are those of "
+            "the pictured object's caption"
         )
     return {
         **{name: pairwise.PROTOCOL[name] for name in ("box", "chamfer")},
@@ -57,14 +59,16 @@ def attribute_protocol(flags: Any, found: dict[str, Any]) -> dict[str, str]:
         return {"attributes": "prompts are not captions of the procedural shapes: no attributes to read off a mesh"}
     words = {
         "attributes": "each attribute that the prompt states is read off the mesh by the prompted family's ruler (g3pt/shapes/measure.py), which knows extents, slices and counts "
-        "and nothing of the prompt; attribute_agreement: share that agrees, mean over samples; all_attributes: samples of which all agree; no mesh agrees in none, "
+        "and nothing of the prompt; attribute_agreement: share that agrees, mean over samples; all_attributes: "
+        "samples of which all agree; no mesh agrees in none, "
         "and a mesh of another family is read all the same",
         "attribute_chance": "share of the family's training objects with the prompted value, mean (a training object of the right family drawn at random)",
     }
     if found.get("rebuilt_num_with_attributes"):
         num = found["rebuilt_num_with_attributes"]
         words["rebuilt"] = (
-            f"rebuilt_*: {num} objects of split {flags.split!r} through the tokenizer, read in the same way: what its codes can say"
+            f"rebuilt_*: {num} objects of split {flags.split!r} through the tokenizer, read in the same way: what its "
+            "codes can say"
         )
     if found.get("solid_num_with_attributes"):
         words["solid"] = "solid_*: the same objects' own solids, made again from their ids: what the ruler can read"
@@ -77,7 +81,8 @@ def guidance_protocol(flags: Any) -> dict[str, str]:
         return {}
     return {
         "guidance": f"the first {min(GRID_SAMPLES, flags.num_samples)} prompts with their seeds at each strength; ramp: from 0 at the first scale to the strength at the last; "
-        "constant: the same at all scales; 0 is no guidance. Cross-entropy (nats) is measured without guidance and no part of this"
+        "constant: the same at all scales; 0 is no guidance. Cross-entropy (nats) is measured without guidance and no "
+        "part of this"
     }
 
 
@@ -115,7 +120,8 @@ def table(found: dict[str, Any], seconds: dict[str, Any]) -> list[tuple[str, str
         *attribute_rows(found),
         (
             "nearest training Chamfer, median",
-            f"{median}; held-out objects {found['held_out_nearest_chamfer_median']:.4f}; a copy {found['nearest_chamfer_of_a_copy']:.4f}",
+            f"{median}; held-out objects {found['held_out_nearest_chamfer_median']:.4f}; a copy "
+            f"{found['nearest_chamfer_of_a_copy']:.4f}",
         ),
         (
             "copies of training objects",
@@ -172,7 +178,8 @@ def guidance_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             f"guidance {point['cfg']:g} {point['cfg_schedule'] if point['cfg'] else ''}".rstrip(),
-            f"family {interval(point, 'family_accuracy')}, attributes {interval(point, 'attribute_agreement')}, Chamfer {interval(point, 'nearest_chamfer_median', '.4f')}",
+            f"family {interval(point, 'family_accuracy')}, attributes {interval(point, 'attribute_agreement')}, "
+            f"Chamfer {interval(point, 'nearest_chamfer_median', '.4f')}",
         )
         for point in found.get("guidance", [])
     ]

@@ -1,7 +1,8 @@
-"""The workers of a generator's evaluation: Sampler makes samples (or reconstructions), Searcher finds the nearest training objects.
+"""The workers of a generator's evaluation: Sampler makes samples (or reconstructions), Searcher finds the nearest
+training objects.
 
-A sample contains everything that is reported about it: status, surface points and the distance to a second sample of them (the resolution
-limit of any search), checks of its mesh, measured attributes, and the seconds of each stage.
+A sample contains everything that is reported about it: status, surface points and the distance to a second sample of
+them (the resolution limit of any search), checks of its mesh, measured attributes, and the seconds of each stage.
 Shapes: B batch, S tokens of all scales, P points.
 """
 
@@ -30,7 +31,8 @@ class Sampler:
         self.resolution, self.coarse, self.num_points = resolution, coarse, num_points
 
     def run(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """One dict per sample: prompt, seed, status, points (P, 3), checks, attributes, seconds, and the mesh if it is to be shown.
+        """One dict per sample: prompt, seed, status, points (P, 3), checks, attributes, seconds, and the mesh if it is
+        to be shown.
 
         If the batch has `rows` (objects of a dataset), their own codes are decoded: reconstructions instead of samples.
         """
@@ -79,7 +81,9 @@ class Sampler:
 
 
 def mesh_figures(vertices: np.ndarray, faces: np.ndarray) -> dict[str, Any]:
-    """What printing and simulation need: numbers of faces and separate bodies, and whether the mesh is watertight (closed, facing outward)."""
+    """What printing and simulation need: numbers of faces and separate bodies, and whether the mesh is watertight
+    (closed, facing outward).
+    """
     from g3pt.geometry._mesh_kernels import component_labels
     from g3pt.geometry.quality import is_watertight, signed_volume
 
@@ -106,7 +110,9 @@ def clouds(vertices: np.ndarray, faces: np.ndarray, num_points: int, seed: int) 
 
 
 def sampling_floor(first_P3: np.ndarray, second_P3: np.ndarray) -> float:
-    """Chamfer distance between two samples of one surface, from fewer points than the distance to a training object: its spread is small."""
+    """Chamfer distance between two samples of one surface, from fewer points than the distance to a training object:
+    its spread is small.
+    """
     return float(pairwise.nearest_objects([first_P3], [second_P3], num_queries=FLOOR_QUERIES)[1][0])
 
 

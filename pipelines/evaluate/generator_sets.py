@@ -1,7 +1,9 @@
-"""Compares samples with held-out objects as two sets, and training objects in the samples' place: the result of a perfect sampler.
+"""Compares samples with held-out objects as two sets, and training objects in the samples' place: the result of a
+perfect sampler.
 
-How: `g3pt.metrics.sets` on equal numbers of samples and held-out objects: the first samples with a mesh, prompted by text alone, and
-held-out objects in random order. Computed in this process, at 0.2 ms per pair with 1024 points and 2.5 N^2 pairs for both comparisons.
+How: `g3pt.metrics.sets` on equal numbers of samples and held-out objects: the first samples with a mesh, prompted by
+text alone, and held-out objects in random order. Computed in this process, at 0.2 ms per pair with 1024 points and 2.5
+N^2 pairs for both comparisons.
 Ours: the sizes, and that prompts are not the reference objects' own captions: half are captions of the training split.
 """
 
@@ -20,7 +22,8 @@ NUM_POINTS = 1024
 def compare_sets(
     samples: Sequence[np.ndarray], held: Sequence[np.ndarray], train: Sequence[np.ndarray], wanted: int, seed: int
 ) -> dict[str, Any]:
-    """COV, MMD and 1-NNA of at most `wanted` samples and as many held-out objects, and of training objects instead (train_*).
+    """COV, MMD and 1-NNA of at most `wanted` samples and as many held-out objects, and of training objects instead
+    (train_*).
 
     Clouds are positions (P, 3). With too few objects the result is only the number of compared objects, 0.
     """

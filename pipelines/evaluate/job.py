@@ -1,9 +1,10 @@
 """Evaluation of a finished run: a tokenizer by its reconstructions, a generator by its samples of prompts.
 
 How: the export's kind decides. The work per object or per batch of samples is a plain class with one method
-(`pipelines.evaluate.reconstruct`, `pipelines.evaluate.generator_samples`), called in this process or, with `--num-workers`, in Ray actors,
-with the same results. The JSON contains the numbers with their protocol (box, points, thresholds, mean or sum, seeds). Pictures are
-beside it, and the pictured objects in STEM.meshes (`pipelines.evaluate.gallery`).
+(`pipelines.evaluate.reconstruct`, `pipelines.evaluate.generator_samples`), called in this process or, with
+`--num-workers`, in Ray actors, with the same results. The JSON contains the numbers with their protocol (box, points,
+thresholds, mean or sum, seeds). Pictures are beside it, and the pictured objects in STEM.meshes
+(`pipelines.evaluate.gallery`).
 """
 
 import json
@@ -146,7 +147,7 @@ def _stage(kind: str) -> Callable[..., dict[str, Any]]:
 
 
 def draw_pictures(items: list[tuple[Any, Any, str]], path: Path, wanted: int, columns: int) -> list[Path]:
-    """Draw a contact sheet of (vertices, faces, title); return its path in a list, which is empty if nothing is drawn."""
+    """Draw a contact sheet of (vertices, faces, title); return its path in a list, empty if nothing is drawn."""
     if not wanted or not items:
         return []
     from g3pt.geometry.render import contact_sheet

@@ -1,9 +1,9 @@
 """Finds evaluated objects with a near-copy in the training split; metrics are also given without them.
 
-How: an object is a near-duplicate if the Chamfer distance to its nearest training object is below THRESHOLD. Two samples of one surface
-have a distance by sampling alone (0.012 to 0.027 at 4096 points). This distance, between the object's own two stored samples, is
-subtracted first; otherwise no copy would count. Clouds are cut to NUM_POINTS. A training split of more than MAX_TRAINING objects is not
-searched, and the protocol says so.
+How: an object is a near-duplicate if the Chamfer distance to its nearest training object is below THRESHOLD. Two
+samples of one surface have a distance by sampling alone (0.012 to 0.027 at 4096 points). This distance, between the
+object's own two stored samples, is subtracted first; otherwise no copy would count. Clouds are cut to NUM_POINTS. A
+training split of more than MAX_TRAINING objects is not searched, and the protocol says so.
 
 Ours: all of it.
 """
@@ -21,13 +21,17 @@ THRESHOLD = 0.01
 NUM_POINTS, NUM_QUERIES = 4096, 1024
 MAX_TRAINING = 20_000
 RULE = (
-    f"near-duplicate: Chamfer to the nearest training object below {THRESHOLD:g}, after the Chamfer between the object's own two samples is taken off; "
-    f"{NUM_QUERIES} points a side look among {NUM_POINTS}; 64 points a side rank all training objects, the first 4 are compared"
+    f"near-duplicate: Chamfer to the nearest training object below {THRESHOLD:g}, after the Chamfer between the "
+    "object's own two samples is taken off; "
+    f"{NUM_QUERIES} points a side look among {NUM_POINTS}; 64 points a side rank all training objects, the first 4 "
+    "are compared"
 )
 
 
 def mark_near_duplicates(objects: list[dict[str, Any]], arrays: dict[str, Any], info: DatasetInfo, split: str) -> str:
-    """Write `nearest_train`, `nearest_train_chamfer` (the excess) and `near_duplicate` into each object's scores; return the rule, or why none was applied."""
+    """Write `nearest_train`, `nearest_train_chamfer` (the excess) and `near_duplicate` into each object's scores;
+    return the rule, or why none was applied.
+    """
     if split == "train":
         return "not searched: the training split itself is evaluated"
     num_training = info.splits.get("train", 0)

@@ -1,10 +1,11 @@
 """Reconstructor, the worker of `pipelines.evaluate.cvq`: scores one object's reconstruction and its baselines.
 
-How: the logits decoded from the codes give IoU at the stored query points; the extracted and sampled surface is compared with
-`eval_surface`. The same two scores are computed for the continuous latents (no quantiser) and for a cube of occupancy bits of equal size
-(`g3pt.metrics.baselines`). IoU is also computed with only the first k scales decoded, and with one scale's codes taken from another object
-(a scale without information would not lower it). Meshes of the continuous latents and of the first k scales cost as much as the main
-mesh each, so only objects marked `detailed` have them. They are decoded in one batch with the main mesh.
+How: the logits decoded from the codes give IoU at the stored query points; the extracted and sampled surface is
+compared with `eval_surface`. The same two scores are computed for the continuous latents (no quantiser) and for a cube
+of occupancy bits of equal size (`g3pt.metrics.baselines`). IoU is also computed with only the first k scales decoded,
+and with one scale's codes taken from another object (a scale without information would not lower it). Meshes of the
+continuous latents and of the first k scales cost as much as the main mesh each, so only objects marked `detailed` have
+them. They are decoded in one batch with the main mesh.
 
 Shapes: B batch, Q query points, S tokens of all scales, K scales.
 """
@@ -147,7 +148,10 @@ def empty_mesh() -> Mesh:
 
 
 def surface_scores(mesh: Mesh, row: dict[str, Any], random: np.random.Generator) -> dict[str, float | None]:
-    """The metrics SURFACE_NAMES of a mesh against the object's second surface sample. Without a mesh F-scores are 0 and distances None."""
+    """The metrics SURFACE_NAMES of a mesh against the object's second surface sample.
+
+    Without a mesh F-scores are 0 and distances None.
+    """
     from g3pt.geometry.surface import sample_surface
 
     true = row["eval_surface"].astype(np.float64)

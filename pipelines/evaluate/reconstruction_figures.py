@@ -1,9 +1,9 @@
 """The metrics of a tokenizer's evaluation (means, medians, tails, categories, baselines), its protocol and its table.
 
-How: `summarise` turns the objects' scores into one flat record (and `by_category`). A name is the metric with a prefix for what it is of
-(`continuous_`: the same latents without the quantiser; `grid_`: a cube of occupancy bits of equal size; `distinct_`: without
-near-duplicates of training objects) and a suffix for the statistic (none: mean; `_median`; `_p05` or `_p95`: the bad tail;
-`_interval_95`: interval of the mean).
+How: `summarise` turns the objects' scores into one flat record (and `by_category`). A name is the metric with a prefix
+for what it is of (`continuous_`: the same latents without the quantiser; `grid_`: a cube of occupancy bits of equal
+size; `distinct_`: without near-duplicates of training objects) and a suffix for the statistic (none: mean; `_median`;
+`_p05` or `_p95`: the bad tail; `_interval_95`: interval of the mean).
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +54,9 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 
 def statistics(name: str, values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and interval over the existing values; median and bad tail over all, where a missing distance counts as infinite."""
+    """Mean and interval over the existing values; median and bad tail over all, where a missing distance counts as
+    infinite.
+    """
     there = np.array([value for value in values if value is not None])
     worse = name in LESS_IS_BETTER
     everything = np.array([(np.inf if worse else 0.0) if value is None else value for value in values])
@@ -72,7 +74,9 @@ def statistics(name: str, values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def by_scale(objects: Objects) -> dict[str, float | None]:
-    """IoU of the first k scales and IoU lost by shuffling scale k, over all objects; Chamfer of the first k over detailed objects with a mesh at every k."""
+    """IoU of the first k scales and IoU lost by shuffling scale k, over all objects; Chamfer of the first k over
+    detailed objects with a mesh at every k.
+    """
     first = np.mean([o["iou_first_scales"] for o in objects], axis=0)
     shuffled = np.mean([o["iou_shuffled_scale"] for o in objects], axis=0)
     whole = [o["chamfer_first_scales"] for o in objects if None not in o.get("chamfer_first_scales", [None])]

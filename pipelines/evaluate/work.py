@@ -1,4 +1,4 @@
-"""Runs an evaluation's worker on a list of items, with progress: in this process or, with --num-workers, in Ray actors."""
+"""Runs an evaluation's worker on a list of items, with progress: in this process or in Ray actors (--num-workers)."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -32,7 +32,8 @@ class GenerateConfig(DryRun, OnRay):
     image: str | None = None
     """picture of the object (transparency or a plain border is the background); default none"""
     prompts: str | None = None
-    """file of prompts, .jsonl or .parquet, with id, text, image (a path in its folder, or bytes), seed, n, cfg, cfg_text, cfg_image; default none"""
+    """file of prompts, .jsonl or .parquet, with id, text, image (a path in its folder, or bytes), seed, n, cfg,
+    cfg_text, cfg_image; default none"""
     num: int = 1
     """samples per prompt, with consecutive seeds"""
     seed: int = 0
@@ -44,7 +45,8 @@ class GenerateConfig(DryRun, OnRay):
     cfg_image: Numbers | None = None
     """strength for the image; default --cfg"""
     cfg_schedule: Literal["constant", "ramp"] = "constant"
-    """same strength at all scales, or rising from 0 at the coarsest; each number here can be a list, one per scale: 0,1,2,2"""
+    """same strength at all scales, or rising from 0 at the coarsest; each number here can be a list, one per scale:
+    0,1,2,2"""
     top_k: Integers = Integers(str(SampleConfig.top_k))
     """use the K likeliest values of each digit; 0: all"""
     top_p: Numbers = Numbers(str(SampleConfig.top_p))
@@ -108,7 +110,10 @@ def naming_flags() -> Iterator[None]:
 
 
 def per_scale(name: str, value: Any, kind: type[Any] = float) -> Any:
-    """A number, or a tuple with one number per scale, from a number, a list or comma-separated text; None for None. `name` is for the ValueError."""
+    """A number, or a tuple with one number per scale, from a number, a list or comma-separated text; None for None.
+
+    `name` is for the ValueError.
+    """
     parts = list(value) if isinstance(value, (list, tuple)) else str(value).split(",")
     try:
         numbers = tuple(kind(part) for part in parts)

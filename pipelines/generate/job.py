@@ -1,7 +1,8 @@
-"""Generation, prompts to meshes: a batch job that writes one mesh and one small record per sample, and a manifest at the end.
+"""Generation, prompts to meshes: a batch job that writes one mesh and one small record per sample, and a manifest at
+the end.
 
-Batches of samples go to a pool of actors that hold the model. A job that is started again skips finished samples. An invalid prompt is
-recorded as failed in `manifest.parquet`, and the job continues.
+Batches of samples go to a pool of actors that hold the model. A job that is started again skips finished samples. An
+invalid prompt is recorded as failed in `manifest.parquet`, and the job continues.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ MANIFEST = pa.schema(
 
 
 def generate(config: GenerateConfig, *, use_ray: bool = True, page: WritePage | None = None) -> str | None:
-    """Run the job; return the output folder, or None for a dry run. Without Ray the batches are made in this process, in turn."""
+    """Run the job; return the output folder, or None for a dry run.
+
+    Without Ray the batches are made in this process, in turn.
+    """
     if "://" in config.output:
         raise UsageError(f"{config.output}: object stores are not supported yet, give a local path")
     if config.dry_run:
@@ -106,7 +110,8 @@ def _say_plan(config: GenerateConfig, samples: list[Sample]) -> None:
     bad = sum(sample.error is not None for sample in samples)
     print(f"plan: {len(samples) - bad} samples of {len({s.id for s in samples})} prompts ({bad} bad rows)")
     print(
-        f"      model {config.model}, {config.sampling}, resolution {config.resolution}, {config.format} meshes to {config.output}"
+        f"      model {config.model}, {config.sampling}, resolution {config.resolution}, {config.format} meshes to "
+        f"{config.output}"
     )
 
 
@@ -169,7 +174,9 @@ def manifest_rows(
 
 
 def _settings_columns(settings: SampleConfig) -> dict[str, Any]:
-    """The settings as columns of the manifest: with the guidance of text and of image, and null if there is one number per scale."""
+    """The settings as columns of the manifest: with the guidance of text and of image, and null if there is one number
+    per scale.
+    """
     values = dataclasses.asdict(settings)
     values |= {name: settings.cfg for name in ("cfg_text", "cfg_image") if values[name] is None}
     return {name: None if isinstance(value, tuple) else value for name, value in values.items()} | {

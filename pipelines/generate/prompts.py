@@ -1,8 +1,8 @@
 """Prompts to samples: the flags or a prompts file, read and checked before any model is loaded.
 
-A sample is a prompt with a seed and its guidance. An invalid row of a prompts file becomes a sample with an `error`; it is recorded as
-failed in the manifest and the job continues. Pictures stored in a .parquet file are written to the output folder under their sha256,
-where workers and readers of the manifest find them.
+A sample is a prompt with a seed and its guidance. An invalid row of a prompts file becomes a sample with an `error`; it
+is recorded as failed in the manifest and the job continues. Pictures stored in a .parquet file are written to the
+output folder under their sha256, where workers and readers of the manifest find them.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ class Sample:
 
 
 def plan(config: GenerateConfig, num_scales: int | None = None) -> list[Sample]:
-    """All samples in order. Invalid rows of a prompts file become samples with an `error`. `num_scales` is the model's, if known."""
+    """All samples in order.
+
+    Invalid rows of a prompts file become samples with an `error`. `num_scales` is the model's, if known.
+    """
     if config.prompts is None:
         with bad_input():
             path = None if config.image is None else Path(config.image).expanduser().resolve(strict=True)
@@ -85,7 +88,9 @@ def plan(config: GenerateConfig, num_scales: int | None = None) -> list[Sample]:
 
 
 def keep_pictures(config: GenerateConfig, samples: Iterable[Sample]) -> None:
-    """Write the pictures that these samples need from a prompts file to the output folder, unless they are there already."""
+    """Write the pictures that these samples need from a prompts file to the output folder, unless they are there
+    already.
+    """
     wanted = {
         sample.image_path
         for sample in samples

@@ -1,7 +1,7 @@
 """SampleMaker, the worker that makes meshes from samples with a generator.
 
-Batches are consecutive samples; a sample's codes do not depend on its batch (`G3PT.sample_codes`). Finished samples are not made again,
-because the whole batch of a worker that died goes to the next one.
+Batches are consecutive samples; a sample's codes do not depend on its batch (`G3PT.sample_codes`). Finished samples are
+not made again, because the whole batch of a worker that died goes to the next one.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python -m pipelines.generate.sample_sheet out/samples --output docs/images/samples.png [--num 64]
 
-How: shows the first `--num` rows of manifest.parquet in order, none left out. A sample without a mesh is a blank tile with its status.
+How: shows the first `--num` rows of manifest.parquet in order, none left out. A sample without a mesh is a blank tile
+with its status.
 """
 
 from __future__ import annotations

@@ -22,23 +22,27 @@ class PreprocessConfig(DryRun, OnRay):
     """
 
     source: Literal["shapes", "dir", "objaverse"]
-    """procedural shapes, a folder of meshes (dir), or Objaverse 1.0 from the Hugging Face hub (HF_ENDPOINT, HF_TOKEN)"""
+    """procedural shapes, a folder of meshes (dir), or Objaverse 1.0 from the Hugging Face hub (HF_ENDPOINT, HF_TOKEN)
+    """
     output: str
     """folder of the dataset: local, s3://bucket/path or gs://bucket/path"""
     input: str | None = None
-    """dir: folder of .glb .gltf .obj .ply .stl .off files (if it has a manifest.csv, that lists the objects); objaverse: folder of downloads, default $HF_HOME/objaverse"""
+    """dir: folder of .glb .gltf .obj .ply .stl .off files (if it has a manifest.csv, that lists the objects);
+    objaverse: folder of downloads, default $HF_HOME/objaverse"""
     ids: str | None = None
     """file of ids, one per line: take only these objects; default all"""
     categories: str | None = None
     """take only objects of these categories, comma-separated (objaverse: LVIS categories); default all"""
     licenses: str | None = None
-    """take only objects with one of these licences, comma-separated; open: CC0, public domain, CC-BY, MIT, BSD, Apache; default all"""
+    """take only objects with one of these licences, comma-separated; open: CC0, public domain, CC-BY, MIT, BSD, Apache;
+    default all"""
     captions: str | None = None
     """CSV file of rows id,caption without a header, as in Cap3D; default none"""
     limit: int | None = None
     """take the N objects with the smallest sha256(id); default all"""
     num_shards: int | None = None
-    """shards (files) of the dataset; default as before in this folder, else one per 16 objects up to 1024 shards, then 128 objects per shard"""
+    """shards (files) of the dataset; default as before in this folder, else one per 16 objects up to 1024 shards, then
+    128 objects per shard"""
     resolution: int = 256
     """cells per side of the grid on which the solid is made"""
     watertight: Literal["narrowband", "mesh2sdf"] = "narrowband"

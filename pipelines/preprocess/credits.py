@@ -1,8 +1,9 @@
 """Credits for objects of the data, as Markdown: beside every picture of them, and with released weights.
 
-How: `write_credits` writes PICTURE.credits.md beside PICTURE.png, one line per object: id, title, author, licence, address. Text of the
-data is escaped, so a name cannot become markup; only http(s) addresses become links. Rows come from datasets and exports: `id`,
-`license`, `author`, `url` (or `attribution_url`, `source_url`), and a title as `name` (or `caption`), all strings.
+How: `write_credits` writes PICTURE.credits.md beside PICTURE.png, one line per object: id, title, author, licence,
+address. Text of the data is escaped, so a name cannot become markup; only http(s) addresses become links. Rows come
+from datasets and exports: `id`, `license`, `author`, `url` (or `attribution_url`, `source_url`), and a title as `name`
+(or `caption`), all strings.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def write_credits(picture: Path, rows: Sequence[Row]) -> Path:
     lines = [
         f"# Objects in {plain(picture.name)}",
         "",
-        "From left to right, top to bottom. The objects keep their own licences; the picture shows them and a model's reconstructions.",
+        "From left to right, top to bottom. The objects keep their own licences; the picture shows them and a model's "
+        "reconstructions.",
         "",
         "| | object | title | author | licence | source |",
         "|---|---|---|---|---|---|",

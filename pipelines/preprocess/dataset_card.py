@@ -1,8 +1,10 @@
-"""A dataset's summary, written beside it: card.json (counts, histograms, slowest and failed objects), contact_sheet.png and its credits.
+"""A dataset's summary, written beside it: card.json (counts, histograms, slowest and failed objects), contact_sheet.png
+and its credits.
 
-How: one pass over the shards, one at a time, which reads only small columns. It keeps bins, counts of a bounded number of names, the few
-largest values and the chosen ids, so memory does not grow with the dataset. Pictured are the ok objects with the smallest sha256(id),
-whatever the order. The dataset's report shows the card, and preprocessing logs all of it to MLflow.
+How: one pass over the shards, one at a time, which reads only small columns. It keeps bins, counts of a bounded number
+of names, the few largest values and the chosen ids, so memory does not grow with the dataset. Pictured are the ok
+objects with the smallest sha256(id), whatever the order. The dataset's report shows the card, and preprocessing logs
+all of it to MLflow.
 """
 
 from __future__ import annotations
@@ -57,7 +59,10 @@ LIGHT = (
 
 @dataclass
 class Histogram:
-    """Counts between edges. The first count is of values below the first edge, the last of values above the last edge."""
+    """Counts between edges.
+
+    The first count is of values below the first edge, the last of values above the last edge.
+    """
 
     edges: list[float]
     counts: list[int] = field(init=False)
@@ -181,7 +186,9 @@ def _view(data: bytes) -> Image.Image:
 def cloud_picture(
     surface_P6: np.ndarray, azimuth_degrees: float = 35.0, elevation_degrees: float = 20.0
 ) -> Image.Image:
-    """Points with normals drawn as 2 x 2 pixels on white, lit from the camera, near ones over far ones; RGBA, TILE x TILE."""
+    """Points with normals drawn as 2 x 2 pixels on white, lit from the camera, near ones over far ones; RGBA, TILE x
+    TILE.
+    """
     from PIL import Image
 
     azimuth, elevation = np.radians([azimuth_degrees, elevation_degrees])

@@ -1,7 +1,8 @@
-"""Preprocessing, meshes to a dataset of sharded Parquet: plan which shards are stale, convert them in Ray tasks, write dataset.json last.
+"""Preprocessing, meshes to a dataset of sharded Parquet: plan which shards are stale, convert them in Ray tasks, write
+dataset.json last.
 
-How: `plan` finds the stale shards, `shards` converts them. Starting the command again after a kill redoes only unfinished shards.
-`preprocess(config, run_shards=map_here)` does the same without Ray.
+How: `plan` finds the stale shards, `shards` converts them. Starting the command again after a kill redoes only
+unfinished shards. `preprocess(config, run_shards=map_here)` does the same without Ray.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ def _preprocess(config: PreprocessConfig, run_shards: Runner, page: WritePage | 
 
 
 def _absolute(config: PreprocessConfig) -> PreprocessConfig:
-    """The config with absolute local paths: Ray changes the working directory of workers, and their environment may name another cache."""
+    """The config with absolute local paths: Ray changes the working directory of workers, and their environment may
+    name another cache.
+    """
     if config.source == "objaverse" and not config.input:
         config = replace(config, input=default_folder())
     paths = {name: getattr(config, name) for name in ("output", "input", "ids", "captions")}
@@ -105,7 +108,10 @@ def _input_exists(config: PreprocessConfig) -> bool:
 
 
 def _is_whole(config: PreprocessConfig, plan: Plan) -> bool:
-    """Whether an earlier start finished the dataset. A start killed after its last shard did not: the next one still has to report it."""
+    """Whether an earlier start finished the dataset.
+
+    A start killed after its last shard did not: the next one still has to report it.
+    """
     return not plan.tasks and not plan.extra and (location(config.output) / "dataset.json").exists()
 
 

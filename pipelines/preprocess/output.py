@@ -1,8 +1,11 @@
-"""Checks of the folder that preprocessing writes: a dataset of this schema (or empty), writable, and not in use by another run.
+"""Checks of the folder that preprocessing writes: a dataset of this schema (or empty), writable, and not in use by
+another run.
 
-How: `check_output` runs before anything is planned. `alone_in` holds the folder's lock (`pipelines.runs.locks`) during the work.
-Ours: buckets and some network mounts have no locks. Two runs with the same flags are safe there (both write whole files with equal
-      bytes). Two runs with different flags overwrite each other's shards, and the later dataset.json may name replaced ones.
+How: `check_output` runs before anything is planned. `alone_in` holds the folder's lock (`pipelines.runs.locks`) during
+the work.
+Ours: buckets and some network mounts have no locks. Two runs with the same flags are safe there (both write whole files
+      with equal bytes). Two runs with different flags overwrite each other's shards, and the later dataset.json may
+      name replaced ones.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ def _check_unfinished(folder: Location) -> None:
     version = _schema_version(folder / sidecar) if sidecar else None
     if version not in (None, SCHEMA_VERSION):
         raise ValueError(
-            f"{folder} contains shards of schema version {version!r}, this program writes version {SCHEMA_VERSION}: choose another folder"
+            f"{folder} contains shards of schema version {version!r}, this program writes version {SCHEMA_VERSION}: "
+            "choose another folder"
         )
     if isinstance(folder, Path):
         names += [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.exists() else []
@@ -66,7 +70,9 @@ def _schema_version(sidecar: Location) -> object:
 
 @contextlib.contextmanager
 def alone_in(output: str) -> Iterator[None]:
-    """Make a local folder and hold its lock inside the block. UsageError if another run works there or it cannot be written.
+    """Make a local folder and hold its lock inside the block.
+
+    UsageError if another run works there or it cannot be written.
 
     Folders made here that stay empty, because the input was bad, are removed.
     """
@@ -93,7 +99,8 @@ def _locked(folder: Path) -> Iterator[None]:
             stack.enter_context(locked(folder / LOCK_FILE, needed=False))
         except Held:
             raise UsageError(
-                f"--output {folder}: another run is working there{_who(folder)}; wait until it ends, or choose another folder"
+                f"--output {folder}: another run is working there{_who(folder)}; wait until it ends, or choose "
+                "another folder"
             ) from None
         except OSError as error:
             raise UsageError(f"--output {folder} cannot be written: {error.strerror}") from error

@@ -1,9 +1,10 @@
 """Which shards of a dataset are stale: the objects are compared with the sidecars in the output folder.
 
-How: an object's shard follows from its id, so the plan needs no state. A shard is current if its sidecar contains the hash of this
-configuration and of these inputs. Objects are kept in a `PlanStore`, and sidecars are read one at a time and only added up (`Tally`), so
-memory grows with the number of shards, not of objects. A shard without sidecar is stale and its worker hashes its files. For the others
-a file is read again only if its stamp in the sidecar has changed (`pipelines.preprocess.sources.content`).
+How: an object's shard follows from its id, so the plan needs no state. A shard is current if its sidecar contains the
+hash of this configuration and of these inputs. Objects are kept in a `PlanStore`, and sidecars are read one at a time
+and only added up (`Tally`), so memory grows with the number of shards, not of objects. A shard without sidecar is stale
+and its worker hashes its files. For the others a file is read again only if its stamp in the sidecar has changed
+(`pipelines.preprocess.sources.content`).
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def default_num_shards(num_objects: int) -> int:
 def _with_sidecars(
     folder: Location, indices: Iterable[int], found: dict[int, Found]
 ) -> Iterator[tuple[int, Sidecar | None]]:
-    """Each shard with its sidecar, or None if the sidecar is missing or truncated: such a shard counts as unfinished."""
+    """Each shard with its sidecar, or None if the sidecar is missing or truncated: such shards count as unfinished."""
     there = [index for index in indices if found.get(index, NOT_THERE).has_sidecar]
     contents = read_many([folder / f"{records.shard_name(index)}.json" for index in there])
     has_sidecar = set(there)
@@ -152,7 +153,10 @@ def _parsed(content: bytes) -> Sidecar | None:
 
 
 def _num_shards_before(folder: Location, found: dict[int, Found]) -> int | None:
-    """The number of shards in the first readable sidecar. Shards made for another number are stale anyway, since their objects differ."""
+    """The number of shards in the first readable sidecar.
+
+    Shards made for another number are stale anyway, since their objects differ.
+    """
     sidecars = (
         _parsed((folder / f"{records.shard_name(index)}.json").read_bytes())
         for index, what in found.items()
@@ -173,7 +177,10 @@ def _stale_reason(found: Found, sidecar: Sidecar | None, config_sha256: str) -> 
 
 
 def _changed(config: PreprocessConfig, objects: list[SourceObject], sidecar: Sidecar) -> str | None:
-    """Why a complete shard must be written again: its objects changed, or failed ones are retried. None if it is current."""
+    """Why a complete shard must be written again: its objects changed, or failed ones are retried.
+
+    None if it is current.
+    """
     same = {item.id for item in objects} == sidecar["content"].keys()  # if not, no file has to be read
     if not same or inputs_hash(known_content(config, objects, sidecar)) != sidecar.get("inputs_sha256"):
         return "stale: inputs changed"

@@ -1,8 +1,9 @@
-"""The objects of a plan, grouped by shard in a temporary SQLite database, so that ten million objects need little memory.
+"""The objects of a plan, grouped by shard in a temporary SQLite database, so that ten million objects need little
+memory.
 
-How: `add` takes objects in any order, `limit` keeps those with the smallest hash of their id, `group` sorts once by shard and id and finds
-duplicate ids. SQLite sorts on disk. Its file (in SQLITE_TMPDIR, TMPDIR or /var/tmp, 0.6 kB per object of a manifest) disappears with
-the connection.
+How: `add` takes objects in any order, `limit` keeps those with the smallest hash of their id, `group` sorts once by
+shard and id and finds duplicate ids. SQLite sorts on disk. Its file (in SQLITE_TMPDIR, TMPDIR or /var/tmp, 0.6 kB per
+object of a manifest) disappears with the connection.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class PlanStore:
             ).rowcount
 
     def limit(self, number: int, where: str) -> None:
-        """Keep the `number` objects with the smallest sha256(id). UsageError for duplicate ids, also among the dropped objects."""
+        """Keep the `number` objects with the smallest sha256(id).
+
+        UsageError for duplicate ids, also among the dropped objects.
+        """
         self._check_ids(where)
         with _room():
             self._db.execute(
@@ -57,7 +61,8 @@ class PlanStore:
 
     def group(self, num_shards: int, where: str) -> None:
         """Sort the objects by shard and id. UsageError for duplicate ids."""
-        shard = f"((hash % {num_shards} + {SIGN % num_shards} + {num_shards}) % {num_shards})"  # % of a negative number is negative in SQLite
+        # In SQLite % of a negative number is negative.
+        shard = f"((hash % {num_shards} + {SIGN % num_shards} + {num_shards}) % {num_shards})"
         self._db.execute(f"CREATE TABLE grouped (shard INTEGER, {NAMES}, PRIMARY KEY (shard, id)) WITHOUT ROWID")
         with _room():
             taken = self._db.execute(

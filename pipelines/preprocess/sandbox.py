@@ -1,15 +1,16 @@
 """A killable child process for work that may hang, crash or exhaust memory: each of the three costs one call.
 
-How: `Sandbox.call("module:function", arguments)` sends one JSON frame to a child started with `python -m pipelines.preprocess.sandbox`
-and reads one Arrow IPC frame back (never a pickle: a mesh file must not be able to run code here). The child serves many calls, has a
-limit on its address space, and is killed by its pid at the time limit; the next call starts another. It ends with its parent: the kernel
-kills it (PR_SET_PDEATHSIG), and elsewhere the end of its input stops it. Ray has no time limit per row, and Ray Data retries a crashing
-row for ever.
+How: `Sandbox.call("module:function", arguments)` sends one JSON frame to a child started with `python -m
+pipelines.preprocess.sandbox` and reads one Arrow IPC frame back (never a pickle: a mesh file must not be able to run
+code here). The child serves many calls, has a limit on its address space, and is killed by its pid at the time limit;
+the next call starts another. It ends with its parent: the kernel kills it (PR_SET_PDEATHSIG), and elsewhere the end of
+its input stops it. Ray has no time limit per row, and Ray Data retries a crashing row for ever.
 
-Ours: the time limit starts when the child reports that it is ready, so imports and compilation never count against a mesh.
-      A call is blamed for a death only if nothing else can have caused it. A child that answered other calls before may have been damaged
-      by them, and a SIGKILL comes from outside (a person, a kernel short of memory). In these cases the call is tried again in a fresh
-      child, at most three times. No call suffers from an earlier one, and killing children changes no result.
+Ours: the time limit starts when the child reports that it is ready, so imports and compilation never count against a
+      mesh. A call is blamed for a death only if nothing else can have caused it. A child that answered other calls
+      before may have been damaged by them, and a SIGKILL comes from outside (a person, a kernel short of memory). In
+      these cases the call is tried again in a fresh child, at most three times. No call suffers from an earlier one,
+      and killing children changes no result.
 
 A frame is an 8-byte big-endian length and that many bytes.
 """
@@ -68,7 +69,10 @@ class Result:
 
 @dataclass(kw_only=True)
 class Sandbox:
-    """Runs calls in one child process at a time. Not for use by several threads. `warm_up` names a function that each child runs once."""
+    """Runs calls in one child process at a time.
+
+    Not for use by several threads. `warm_up` names a function that each child runs once.
+    """
 
     timeout_s: float = 60.0
     memory_limit_gb: float = 8.0
@@ -209,7 +213,7 @@ class Sandbox:
 
 
 def _child_environment() -> dict[str, str]:
-    """The child's environment variables: ours, one thread, and this repository importable from any working directory."""
+    """The child's environment variables: ours, one thread, and the repository importable from any working directory."""
     path = os.pathsep.join(part for part in (str(REPOSITORY), os.environ.get("PYTHONPATH", "")) if part)
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     return {**os.environ, **one_thread, "PYTHONPATH": path}
@@ -225,7 +229,10 @@ def write_frame(stream: IO[bytes], data: bytes) -> None:
 
 
 def read_frame(stream: IO[bytes], deadline: float | None = None) -> bytes:
-    """Receive one frame. EOFError if the other side has closed the pipe, TimeoutError past the deadline (time.monotonic)."""
+    """Receive one frame.
+
+    EOFError if the other side has closed the pipe, TimeoutError past the deadline (time.monotonic).
+    """
     (length,) = _LENGTH.unpack(_read_exactly(stream, _LENGTH.size, deadline))
     if length > MAX_FRAME_BYTES:
         raise EOFError(f"a frame of {length} bytes is no frame")
@@ -262,7 +269,10 @@ def answer(request: bytes) -> bytes:
 
 
 def describe(error: Exception) -> tuple[str, str]:
-    """(status, "reason: text" on one line, safe to print). An exception may have its own `status` and `reason` as strings."""
+    """(status, "reason: text" on one line, safe to print).
+
+    An exception may have its own `status` and `reason` as strings.
+    """
     own = {
         name: value for name in ("status", "reason") if isinstance(value := getattr(error, name, None), str) and value
     }

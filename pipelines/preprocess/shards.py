@@ -1,8 +1,9 @@
-"""Converts shards: each mesh in a killable child (pipelines.preprocess.sandbox), each shard in one Ray task, completed by one rename.
+"""Converts shards: each mesh in a killable child (pipelines.preprocess.sandbox), each shard in one Ray task, completed
+by one rename.
 
-Ours: status `failed` means that reading or converting went wrong. `rejected` means that the file was read but is not an object we
-      accept (no faces, no extent, not finite, too large, refers to files outside its folder), or that its solid is outside a bound of
-      g3pt.geometry.quality; such a row keeps its measurements but has no tensors.
+Ours: status `failed` means that reading or converting went wrong. `rejected` means that the file was read but is not an
+      object we accept (no faces, no extent, not finite, too large, refers to files outside its folder), or that its
+      solid is outside a bound of g3pt.geometry.quality; such a row keeps its measurements but has no tensors.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def object_seed(object_id: str, seed: int) -> int:
 
 
 def warm_up() -> None:
-    """Import and compile what a conversion needs, on a small mesh, so that it does not count against the first object."""
+    """Import and compile what a conversion needs, on a small mesh, so that this does not count against the first."""
     from g3pt.geometry.convert import convert_mesh
 
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float64)
@@ -195,7 +196,9 @@ def map_here(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[d
 
 
 def map_on_ray(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict[str, Any]]:
-    """Convert shards as Ray tasks, in the order in which they finish. At most twice as many are submitted as the cluster has CPUs.
+    """Convert shards as Ray tasks, in the order in which they finish.
+
+    At most twice as many are submitted as the cluster has CPUs.
 
     Not Ray Data: it needs all tasks at once, and a hundred thousand of them are gigabytes in the driver.
     """

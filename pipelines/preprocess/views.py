@@ -1,7 +1,9 @@
-"""Renders the views of one object: the original mesh with its colours, at the place of its solid. Runs in the sandbox's child.
+"""Renders the views of one object: the original mesh with its colours, at the place of its solid.
 
-How: `solid = input * scale + offset`, so views and points share coordinates, and cameras follow from the solid alone. Procedural
-shapes, formats without colours and files with unreadable materials are drawn as clay.
+Runs in the sandbox's child.
+
+How: `solid = input * scale + offset`, so views and points share coordinates, and cameras follow from the solid alone.
+Procedural shapes, formats without colours and files with unreadable materials are drawn as clay.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import pyarrow as pa
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.sources import SourceObject
 
-VIEW_SECONDS = "g3pt.view_seconds"  # in the metadata of a row's table; not part of the dataset, whose bytes must not depend on time
+# In the metadata of a row's table; not part of the dataset, whose bytes must not depend on time.
+VIEW_SECONDS = "g3pt.view_seconds"
 
 
 def rendered(

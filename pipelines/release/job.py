@@ -2,9 +2,10 @@
 
     python -m pipelines.release RUN --output weights/g3pt-nano-cvq [--evaluation FILE.json] [--weights fp16]
 
-How: the folder contains model.safetensors, config.json, the model card README.md and CREDITS.md; `from_pretrained` loads it. It is made
-under another name and renamed. Every training object of the model (and of a generator's tokenizer) must have an open licence
-(`g3pt.data.licenses`) and an id that matches no pattern of UNCONFIRMED: the licences of those sources are not confirmed object by object.
+How: the folder contains model.safetensors, config.json, the model card README.md and CREDITS.md; `from_pretrained`
+loads it. It is made under another name and renamed. Every training object of the model (and of a generator's tokenizer)
+must have an open licence (`g3pt.data.licenses`) and an id that matches no pattern of UNCONFIRMED: the licences of those
+sources are not confirmed object by object.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ def check_sources(rows: Sequence[Mapping[str, str]], where: Path) -> None:
     if wrong:
         told = "; ".join(f"{reason}: {count}, such as {example[reason]}" for reason, count in wrong.most_common())
         raise ValueError(
-            f"{where} may not be released: {wrong.total()} of {len(rows)} training objects are not cleared ({told}); train with --licenses and --exclude-ids"
+            f"{where} may not be released: {wrong.total()} of {len(rows)} training objects are not cleared ({told}); "
+            "train with --licenses and --exclude-ids"
         )
 
 

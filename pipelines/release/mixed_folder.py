@@ -2,8 +2,8 @@
 
     python -m pipelines.release.mixed_folder --meshes MESHES --shapes 1000 --output FOLDER
 
-The released tokenizer was trained on such a folder. It contains only objects that `pipelines.release.job` accepts. Files are copied; shapes
-are written as .ply, with licence CC0-1.0 and author g3pt.
+The released tokenizer was trained on such a folder. It contains only objects that `pipelines.release.job` accepts.
+Files are copied; shapes are written as .ply, with licence CC0-1.0 and author g3pt.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def real_rows(meshes: Path) -> list[dict[str, str]]:
 
 
 def shape_rows(count: int, output: Path) -> list[dict[str, str]]:
-    """Write the first `count` shapes by sha256 of their id, as jobs/preprocess.py selects them, and return their rows."""
+    """Write the first `count` shapes by sha256 of their id, as jobs/preprocess.py does, and return their rows."""
     import trimesh
 
     from g3pt.data.records import id_hash
@@ -60,7 +60,10 @@ def shape_rows(count: int, output: Path) -> list[dict[str, str]]:
 
 
 def build(meshes: Path, shapes: int, output: Path) -> int:
-    """Fill `output` and return the number of objects. Whole folders are copied because of buffers and textures; links stay links, which the loader checks."""
+    """Fill `output` and return the number of objects.
+
+    Whole folders are copied because of buffers and textures; links stay links, which the loader checks.
+    """
     if (output / "manifest.csv").exists():
         raise ValueError(f"{output} has a manifest already; choose an empty folder")
     rows = real_rows(meshes)
@@ -68,7 +71,8 @@ def build(meshes: Path, shapes: int, output: Path) -> int:
         source = (meshes / folder).resolve()
         if source.parent != meshes.resolve():
             raise ValueError(
-                f"{meshes / 'manifest.csv'}: a path begins with {folder!r}, which is not a file or folder of {meshes}; correct it"
+                f"{meshes / 'manifest.csv'}: a path begins with {folder!r}, which is not a file or folder of "
+                f"{meshes}; correct it"
             )
         if source.is_dir():
             shutil.copytree(source, output / folder, symlinks=True, dirs_exist_ok=True)

@@ -1,7 +1,7 @@
 """The model card of released weights: README.md with metadata for the Hugging Face hub, and CREDITS.md.
 
-How: everything is read from files: the run's config.json, ledger and command.json, the export's list of training objects, an evaluation's
-JSON. Text of the data is escaped.
+How: everything is read from files: the run's config.json, ledger and command.json, the export's list of training
+objects, an evaluation's JSON. Text of the data is escaped.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def title(made: Made) -> list[str]:
     return [
         *lines,
         "",
-        f"Weights in {made.weights}. Trained from scratch by this project; the paper's authors have not released weights (arXiv 2409.06322).",
+        f"Weights in {made.weights}. Trained from scratch by this project; the paper's authors have not released "
+        "weights (arXiv 2409.06322).",
     ]
 
 
@@ -126,7 +127,8 @@ def data(made: Made) -> list[str]:
     lines = [
         "## Data",
         "",
-        f"Trained on {len(made.trained_on)} objects of the dataset {plain(Path(made.run['paths']['data']).name)} (fingerprint {selection['dataset'][:16]}).",
+        f"Trained on {len(made.trained_on)} objects of the dataset {plain(Path(made.run['paths']['data']).name)} "
+        f"(fingerprint {selection['dataset'][:16]}).",
     ]
     for name, words in (("licenses", "Restricted to these licences"), ("exclude_ids", "Excluded by id")):
         lines += [f"{words}: {', '.join(plain(value) for value in selection[name])}."] if selection.get(name) else []
@@ -138,7 +140,8 @@ def data(made: Made) -> list[str]:
     ]
     lines += [
         "",
-        "Id, licence, author and address of every object: `trained_on` in config.json. All authors by licence: CREDITS.md.",
+        "Id, licence, author and address of every object: `trained_on` in config.json. All authors by licence: "
+        "CREDITS.md.",
     ]
     credited = [row for row in made.trained_on if row["license"].startswith("CC-BY")]
     return [
@@ -167,9 +170,11 @@ def budget(made: Made) -> list[str]:
     hardware = f"{about.get('cores', '?')} x {about.get('cpu', 'unknown processor')}, {', '.join(about.get('gpus') or []) or 'no GPU'}"
     return [
         "## Training", "",
-        f"{train['steps']:,} steps of {train['batch_size']} objects ({train['steps'] * train['batch_size']:,} samples), seed {made.run['seed']}, {train['precision']}; "
+        f"{train['steps']:,} steps of {train['batch_size']} objects ({train['steps'] * train['batch_size']:,} "
+        f"samples), seed {made.run['seed']}, {train['precision']}; "
         f"{seconds(made.records):,.0f} s without validation on {plain(hardware)}.",
-        f"Run `{made.run['name']}`, code at commit {about.get('git_commit', 'unknown')}, torch {(about.get('packages') or {}).get('torch', 'unknown')}.",
+        f"Run `{made.run['name']}`, code at commit {about.get('git_commit', 'unknown')}, torch "
+        f"{(about.get('packages') or {}).get('torch', 'unknown')}.",
     ]  # fmt: skip
 
 
@@ -184,7 +189,9 @@ def seconds(records: Sequence[Record]) -> float:
 
 
 def metrics(made: Made) -> list[str]:
-    """Section: metrics on held-out objects, from the evaluation with its protocol or, without one, from the run's own test record."""
+    """Section: metrics on held-out objects, from the evaluation with its protocol or, without one, from the run's own
+    test record.
+    """
     lines = ["## Held-out objects", ""]
     if made.evaluation is None:
         return [
@@ -225,7 +232,7 @@ def metrics(made: Made) -> list[str]:
 
 
 def own_metrics(record: Record) -> list[str]:
-    """The test metrics of a ledger's last record: overall ones, then one row per diagnostic with one column per scale."""
+    """The test metrics of a ledger's last record: overall ones, then a row per diagnostic with a column per scale."""
     found = {name.removeprefix("test_"): value for name, value in sorted(record.items()) if name.startswith("test_")}
     whole = [f"| {plain(name)} | {value:.4g} |" for name, value in found.items() if "_scale_" not in name]
     by_scale = [name.removesuffix("_scale_1") for name in found if name.endswith("_scale_1")]

@@ -1,10 +1,13 @@
-"""Draws held-out objects beside their reconstructions with IoU, for a page, and writes the credits of the objects beside the picture.
+"""Draws held-out objects beside their reconstructions with IoU, for a page, and writes the credits of the objects
+beside the picture.
 
-    python -m pipelines.release.pictures out/cvq.json --output docs/images/reconstructions.png [--num 24] [--meshes FOLDER]
+    python -m pipelines.release.pictures out/cvq.json --output docs/images/reconstructions.png [--num 24] [--meshes
+    FOLDER]
 
-How: the picture is drawn from an evaluation's gallery (`jobs/evaluate.py --num-pictures N`), so its numbers are the evaluation's own and no
-model is loaded. If --meshes names the folder from which the dataset was made, inputs are shown as source meshes, otherwise as the surface
-points that the model read. Objects without an individually confirmed licence are left out.
+How: the picture is drawn from an evaluation's gallery (`jobs/evaluate.py --num-pictures N`), so its numbers are the
+evaluation's own and no model is loaded. If --meshes names the folder from which the dataset was made, inputs are shown
+as source meshes, otherwise as the surface points that the model read. Objects without an individually confirmed licence
+are left out.
 """
 
 from __future__ import annotations
@@ -102,7 +105,8 @@ def chosen(gallery: Sequence[dict[str, Any]], num: int, file: Path) -> list[dict
     clear = [entry for entry in spread if not any(fnmatchcase(entry["id"], pattern) for pattern in UNCONFIRMED)]
     if len(clear) < num:
         raise ValueError(
-            f"{file}: its gallery has {len(clear)} objects with confirmed licences, fewer than --num {num}; evaluate with more --num-pictures"
+            f"{file}: its gallery has {len(clear)} objects with confirmed licences, fewer than --num {num}; evaluate "
+            "with more --num-pictures"
         )
     return [clear[k] for k in np.linspace(0, len(clear) - 1, num).round().astype(int)]
 

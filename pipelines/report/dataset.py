@@ -179,7 +179,7 @@ def _counts(source: Source, key: str, title: str, total: int) -> Markup:
 
 
 def _kinds(info: Any) -> Iterator[Markup]:
-    """Categories and licences of the ok objects of a dataset without a card, counted in at most COUNTED_SHARDS shards."""
+    """Categories and licences of the ok objects of a dataset without a card, from at most COUNTED_SHARDS shards."""
     chosen = spread(sorted(info.shards), COUNTED_SHARDS)
     found: dict[str, Counter[str]] = {name: Counter() for name in KINDS}
     for index in chosen:
@@ -262,7 +262,9 @@ def _objects(page: Page, info: Any) -> Markup:
 
 
 def sample_objects(info: Any, count: int) -> list[dict[str, Any]]:
-    """Up to `count` ok rows with a `shape` for the viewer, from a few row groups of a few shards, spread over the categories."""
+    """Up to `count` ok rows with a `shape` for the viewer, from a few row groups of a few shards, spread over the
+    categories.
+    """
     per_group = -(-count // min(SAMPLED_SHARDS, max(1, len(info.shards))))
     seen: Counter[str] = Counter()
     found: list[dict[str, Any]] = []

@@ -38,7 +38,8 @@ def task(source: Source) -> Markup:
 
 def no_gallery() -> Markup:
     return paragraph(
-        "This evaluation kept no meshes (made with --num-pictures 0, or by an older version). Run its command again with another --output to keep some.",
+        "This evaluation kept no meshes (made with --num-pictures 0, or by an older version). Run its command again "
+        "with another --output to keep some.",
         "soft",
     )
 

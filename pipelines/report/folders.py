@@ -1,7 +1,8 @@
 """Finds the datasets, runs, studies, generations and evaluations of a folder, in the order of the report.
 
-How: `pipelines.status.inventory` recognises things by their files. Here things inside another thing (a study's runs) are left to that
-thing, and runs and evaluations are distinguished by stage. A run's evaluations are found by the hash of its weights.
+How: `pipelines.status.inventory` recognises things by their files. Here things inside another thing (a study's runs)
+are left to that thing, and runs and evaluations are distinguished by stage. A run's evaluations are found by the hash
+of its weights.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ def find(root: Path) -> list[Item]:
 
 
 def run_kind(folder: Path) -> str | None:
-    """`cvq run` or `car run`, by the stage in config.json. A damaged config counts as `cvq run`, whose section reports the damage."""
+    """`cvq run` or `car run`, by the stage in config.json.
+
+    A damaged config counts as `cvq run`, whose section reports the damage.
+    """
     try:
         stage = json.loads((folder / "config.json").read_bytes())["stage"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

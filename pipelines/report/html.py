@@ -1,8 +1,8 @@
 """The HTML parts of a report: tables, objects to turn, links, and the page around them.
 
-How: markupsafe's `Markup.format` escapes its arguments, so text of data (captions, ids, errors) never becomes markup. The page is one
-file that makes no requests: style, viewer and three.js (only if there is something to turn) are embedded, and its content security policy
-forbids the network.
+How: markupsafe's `Markup.format` escapes its arguments, so text of data (captions, ids, errors) never becomes markup.
+The page is one file that makes no requests: style, viewer and three.js (only if there is something to turn) are
+embedded, and its content security policy forbids the network.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ LICENCES_WITH_PAGES = {
 class Page:
     """Collects the content of a page.
 
-    `objects` are for the viewer, `tiles` are the numbers at the top, `sections` are (id, title, body). `credits` maps an object's id to its
-    author, licence and links. `environments` maps an environment's canonical text to (Source, names of what was made there).
+    `objects` are for the viewer, `tiles` are the numbers at the top, `sections` are (id, title, body). `credits` maps
+    an object's id to its author, licence and links. `environments` maps an environment's canonical text to (Source,
+    names of what was made there).
     """
 
     root: Path
@@ -71,7 +72,10 @@ class Page:
         self.credits[str(row["id"])] = {name: str(row.get(name) or "") for name in names}
 
     def view(self, shape: dict[str, Any] | None, label: str, group: str = "", why_not: str = "no mesh") -> Markup:
-        """A canvas with an object to turn, or an empty frame with the reason `why_not`. Canvases of one group turn together."""
+        """A canvas with an object to turn, or an empty frame with the reason `why_not`.
+
+        Canvases of one group turn together.
+        """
         if shape is None:
             return Markup('<div class="empty"><span>{}</span></div>').format(why_not)
         self.objects.append(shape)

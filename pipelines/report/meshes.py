@@ -1,8 +1,9 @@
 """Meshes and point clouds small enough to be embedded in a page: few faces, 16-bit positions, base64.
 
-How: VTK decimates a mesh (by quadric errors; a very large one first by clusters) and doubles the vertices along creases, so that the
-page's averaged normals are smooth on curved parts and sharp at edges. Positions are int16 steps of 1/32767 of the object's half extent
-around its centre, indices are uint16. A cloud has int8 normals and is drawn as discs whose radius follows from the points' spacing.
+How: VTK decimates a mesh (by quadric errors; a very large one first by clusters) and doubles the vertices along
+creases, so that the page's averaged normals are smooth on curved parts and sharp at edges. Positions are int16 steps of
+1/32767 of the object's half extent around its centre, indices are uint16. A cloud has int8 normals and is drawn as
+discs whose radius follows from the points' spacing.
 Shapes: V vertices, F faces, P points.
 """
 
@@ -30,7 +31,10 @@ def mesh_object(
 
 
 def cloud_object(points_P6: np.ndarray, role: Role, max_points: int = MAX_POINTS) -> dict[str, Any]:
-    """Surface points with normals in the format of the page's viewer. Points are unordered, so the first ones are a fair sample."""
+    """Surface points with normals in the format of the page's viewer.
+
+    Points are unordered, so the first ones are a fair sample.
+    """
     if not len(points_P6) or not np.isfinite(points_P6).all():
         raise ValueError(f"a cloud of {len(points_P6)} points that is empty or not finite")
     chosen_P6 = points_P6[:max_points].astype(np.float64)
@@ -74,7 +78,7 @@ def _simplified(vertices_V3: np.ndarray, faces_F3: np.ndarray, max_faces: int) -
 
 
 def _clustered(mesh: Any) -> Any:
-    """A very large mesh with its vertices merged in the cells of a fine grid, which is ten times as fast as decimation."""
+    """A very large mesh with its vertices merged in the cells of a fine grid, ten times as fast as decimation."""
     import pyvista
     from vtkmodules.vtkFiltersCore import vtkQuadricClustering
 

@@ -1,8 +1,8 @@
 """The report: one HTML file about everything g3pt made in a folder, to mail or to open from disk without a network.
 
-How: `folders` finds what the folder contains, one function per kind writes its section (`dataset`, `runs`, `study`, `generation`,
-`tokenizer`, `generator`), and `html` puts them into a page with the viewer inside. A report is a view: every number is read from the
-files of the runs (`values`), none is computed here.
+How: `folders` finds what the folder contains, one function per kind writes its section (`dataset`, `runs`, `study`,
+`generation`, `tokenizer`, `generator`), and `html` puts them into a page with the viewer inside. A report is a view:
+every number is read from the files of the runs (`values`), none is computed here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ if TYPE_CHECKING:  # the parts are imported when a report is written: they need 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFlags:
-    """Write one HTML file about a dataset, run, study, generated meshes, an evaluation, or a folder with several of them."""
+    """Write one HTML file about a dataset, run, study, generated meshes, an evaluation, or a folder with several of
+    them.
+    """
 
     path: tyro.conf.Positional[str]
     """output folder of a command, or an evaluation's .json"""
@@ -106,5 +108,6 @@ def write_page(root: Path, items: list[Item]) -> str:
     machine.credits(page)
     return html.render(
         page,
-        f"Made {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())} by python -m pipelines.report from the files in {root}. Every number is read from them.",
+        f"Made {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())} by python -m pipelines.report from the files in "
+        f"{root}. Every number is read from them.",
     )

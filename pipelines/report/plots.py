@@ -1,7 +1,8 @@
 """Line and point plots as inline SVG: a few KB each, readable on a phone, with a title for screen readers.
 
-How: one viewBox of about a phone's width, so that text stays legible on narrow screens; the colours of Okabe and Ito, which colour-blind
-readers can distinguish; lines are thinned to MAX_POINTS. Scales are linear or logarithmic. Points may have the source of their value.
+How: one viewBox of about a phone's width, so that text stays legible on narrow screens; the colours of Okabe and Ito,
+which colour-blind readers can distinguish; lines are thinned to MAX_POINTS. Scales are linear or logarithmic. Points
+may have the source of their value.
 """
 
 from __future__ import annotations

@@ -90,7 +90,9 @@ def figures_table(metrics: Source) -> Markup:
 
 
 def compared_table(metrics: Source) -> Markup:
-    """Table that compares the codes with continuous latents, a grid of equal bits, and the codes without near-duplicates."""
+    """Table that compares the codes with continuous latents, a grid of equal bits, and the codes without
+    near-duplicates.
+    """
     rows = []
     for prefix, label in COMPARED.items():
         if f"{prefix}chamfer" in (metrics.value or {}) and not (prefix == "detailed_" and surfaces_of_all(metrics)):

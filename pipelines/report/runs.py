@@ -21,7 +21,9 @@ SAMPLES = "samples seen"
 
 
 def run(page: Page, folder: Path) -> None:
-    """Add the sections about a training run: state, settings, curves; if it is the report's folder, also its evaluations."""
+    """Add the sections about a training run: state, settings, curves; if it is the report's folder, also its
+    evaluations.
+    """
     spec = read_json(folder / "config.json", page.root)
     ledger = read_ledger(folder / "metrics.jsonl", page.root)
     stage = spec.get("stage")
@@ -32,7 +34,8 @@ def run(page: Page, folder: Path) -> None:
     if stage == "cvq":
         body.append(
             paragraph(
-                "The loss jumps where a training phase begins, because phases add terms. Validation uses unseen objects: the occupancy term, and IoU.",
+                "The loss jumps where a training phase begins, because phases add terms. Validation uses unseen "
+                "objects: the occupancy term, and IoU.",
                 "soft",
             )
         )
@@ -76,7 +79,8 @@ def _alarm(records: list[dict[str, float]], finished: bool) -> list[Markup]:
     return (
         [
             paragraph(
-                f"In {past} of {len(judged)} records the codes of a scale were below a limit of the collapse alarm, but not for long.",
+                f"In {past} of {len(judged)} records the codes of a scale were below a limit of the collapse alarm, "
+                "but not for long.",
                 "soft",
             )
         ]
@@ -148,7 +152,7 @@ DIAGNOSTICS = {
 
 
 def _by_scale(ledger: Source, scales: list[int]) -> list[Markup]:
-    """Quality and stability of each scale's codes in the newest record with validation: a plot by tokens, and a table."""
+    """Quality and stability of each scale's codes in the newest validated record: a plot by tokens, and a table."""
     newest = next((k for k in reversed(range(len(ledger.value))) if "val_iou_scale_1" in ledger.value[k]), None)
     if newest is None or not scales:
         return []

@@ -1,4 +1,6 @@
-"""The section about a tokenizer's evaluation: inputs beside reconstructions, the worst ones, metrics with their protocol."""
+"""The section about a tokenizer's evaluation: inputs beside reconstructions, the worst ones, metrics with their
+protocol.
+"""
 
 from __future__ import annotations
 

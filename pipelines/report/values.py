@@ -1,9 +1,9 @@
 """Numbers of a report: each is read from a file of the run, and the page records from where.
 
-How: a `Source` is a parsed file (JSON, a ledger, a CSV table, a Parquet manifest) with its path below the report's folder.
-`source.number("metrics", "iou_volume", spec=".3f")` looks up the value and writes it as
-`<data data-source="tokenizer.json#/metrics/iou_volume" data-value="0.7861..." data-spec=".3f">0.786</data>`, so that a test can
-compare every shown number with its file. The part after # is a JSON pointer (RFC 6901). Nothing is computed here.
+How: a `Source` is a parsed file (JSON, a ledger, a CSV table, a Parquet manifest) with its path below the report's
+folder. `source.number("metrics", "iou_volume", spec=".3f")` looks up the value and writes it as `<data
+data-source="tokenizer.json#/metrics/iou_volume" data-value="0.7861..." data-spec=".3f">0.786</data>`, so that a test
+can compare every shown number with its file. The part after # is a JSON pointer (RFC 6901). Nothing is computed here.
 """
 
 from __future__ import annotations

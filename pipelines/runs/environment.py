@@ -1,7 +1,7 @@
 """The environment of a stage, written beside its output: Python, packages, this code's commit, the machine.
 
-How: `environment()` reads package metadata, /proc and nvidia-smi, once per process. It imports neither torch nor Ray and takes
-milliseconds. It describes the driver's machine; the workers of a cluster may differ.
+How: `environment()` reads package metadata, /proc and nvidia-smi, once per process. It imports neither torch nor Ray
+and takes milliseconds. It describes the driver's machine; the workers of a cluster may differ.
 """
 
 import functools

@@ -1,7 +1,8 @@
 """A training run's identity (`RunSpec`) and its ledger on disk (`Ledger`).
 
-How: a `RunSpec` hashes everything that changes the weights; the hash is part of the folder's name. The `Ledger` (metrics.jsonl) is the
-source of truth and contains each step once; MLflow is a view of it (`pipelines.tracking.client`).
+How: a `RunSpec` hashes everything that changes the weights; the hash is part of the folder's name. The `Ledger`
+(metrics.jsonl) is the source of truth and contains each step once; MLflow is a view of it
+(`pipelines.tracking.client`).
 """
 
 import contextlib
@@ -58,7 +59,8 @@ class RunSpec:
         return f"{self.stage}-{self.preset}-s{self.seed}-{self.hash8}"
 
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
-        """What changes the weights and is another value in `stored`, the config.json of a run of the same name: "model.width 64, not 32".
+        """What changes the weights and is another value in `stored`, the config.json of a run of the same name:
+        "model.width 64, not 32".
 
         That happens if a field's default was changed in the code. A field that one of the two lacks is no difference.
         """
@@ -101,8 +103,9 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 class Ledger:
     """A JSON-lines file of flat records. A torn last line, left by a kill, is ignored.
 
-    A record's key `step` is the number of samples seen, which increases from record to record: MLflow and other readers of the file
-    call the horizontal axis "step". Everywhere else a step is an optimiser step, and objects seen are "samples".
+    A record's key `step` is the number of samples seen, which increases from record to record: MLflow and other readers
+    of the file call the horizontal axis "step". Everywhere else a step is an optimiser step, and objects seen are
+    "samples".
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -167,7 +170,9 @@ class Ledger:
 
 
 def git_commit() -> str:
-    """Commit of the repository that contains this code, with `-dirty` if tracked files differ; `unknown` outside a repository."""
+    """Commit of the repository that contains this code, with `-dirty` if tracked files differ; `unknown` outside a
+    repository.
+    """
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()

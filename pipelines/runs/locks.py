@@ -1,7 +1,9 @@
-"""One way to be alone with a file or folder: a lock of the kernel (flock) that ends with its process, so a kill leaves nothing to clean up.
+"""One way to be alone with a file or folder: a lock of the kernel (flock) that ends with its process, so a kill leaves
+nothing to clean up.
 
-How: the lock is held on a file of its own, which is removed with it. Whoever gets a lock on a file that has been removed or replaced
-meanwhile tries again with the file of that name. A bucket has no such lock, nor has every network mount.
+How: the lock is held on a file of its own, which is removed with it. Whoever gets a lock on a file that has been
+removed or replaced meanwhile tries again with the file of that name. A bucket has no such lock, nor has every network
+mount.
 """
 
 import contextlib
@@ -24,7 +26,9 @@ class Held(Exception):
 
 @contextlib.contextmanager
 def locked(file: Path, *, wait_s: float | None = 0.0, needed: bool = True) -> Iterator[None]:
-    """Hold the lock `file` inside the block. Held if another process has it for more than `wait_s` seconds (None: wait without end).
+    """Hold the lock `file` inside the block.
+
+    Held if another process has it for more than `wait_s` seconds (None: wait without end).
 
     Where the file system has no locks: OSError, or without `needed` a block without a lock.
     """

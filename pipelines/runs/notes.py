@@ -1,8 +1,9 @@
 """Notes that a command writes beside its output: how it was started (command.json) and why it failed (failure.json).
 
-How: a stage wraps its work in `working_in(folder)`. At the start it writes `command.json` with the command line, the amount of work, the
-versions and the hardware (`pipelines.runs.environment`). `failure.json` is written when the work raises, and removed when it starts again.
-No result depends on these notes and no hash covers them. `jobs/status.py` and the reports read them.
+How: a stage wraps its work in `working_in(folder)`. At the start it writes `command.json` with the command line, the
+amount of work, the versions and the hardware (`pipelines.runs.environment`). `failure.json` is written when the work
+raises, and removed when it starts again. No result depends on these notes and no hash covers them. `jobs/status.py` and
+the reports read them.
 Ours: an interrupted command (Ctrl-C, a kill) leaves no failure.json: its output is merely unfinished.
 """
 
@@ -27,7 +28,10 @@ COMMAND_FILE, FAILURE_FILE = "command.json", "failure.json"
 def working_in(
     folder: str | Location, *, total: int | None = None, unit: str = "objects", flags: Mapping[str, Any] | None = None
 ) -> Iterator[None]:
-    """Around a stage's work in `folder`, which is made if missing. `total` is all the work in `unit`s, including what is finished already."""
+    """Around a stage's work in `folder`, which is made if missing.
+
+    `total` is all the work in `unit`s, including what is finished already.
+    """
     from g3pt.data.storage import location
     from g3pt.training.exports import write_json
     from pipelines.cli.errors import UsageError
@@ -58,7 +62,9 @@ def working_in(
 
 
 def note_failure(folder: str | Location, error: BaseException) -> None:
-    """Write `failure.json`: the root cause on one line as `error`, and `step`, `doing`, `where` and `traceback` if known."""
+    """Write `failure.json`: the root cause on one line as `error`, and `step`, `doing`, `where` and `traceback` if
+    known.
+    """
     from g3pt.data.storage import location
     from g3pt.training.exports import write_json
     from pipelines.cli.failures import Failure

@@ -1,8 +1,8 @@
 """The state of a dataset and of its derived tables, from dataset.json or, until that exists, from some of the sidecars.
 
-A finished dataset is stale if its input changed. By default only the newest files of its input folder, or the content hash of one shape,
-are checked, for at most SCAN_SECONDS. `verify` plans the same command again, which reads every source mesh. A derived shard is current if
-it names the parquet from which it was made.
+A finished dataset is stale if its input changed. By default only the newest files of its input folder, or the content
+hash of one shape, are checked, for at most SCAN_SECONDS. `verify` plans the same command again, which reads every
+source mesh. A derived shard is current if it names the parquet from which it was made.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def changed_folder(folder: Path, started: float, flags: dict[str, Any], total: o
 
 
 def scanned(folder: Path, since: float) -> tuple[int, Path | None, bool]:
-    """(number of mesh files seen, one that is newer than `since` or None, whether all were seen), within SCAN_SECONDS."""
+    """(number of mesh files seen, one newer than `since` or None, whether all were seen), within SCAN_SECONDS."""
     from g3pt.geometry.reading import MESH_ENDINGS
 
     count, deadline = 0, time.monotonic() + SCAN_SECONDS
@@ -248,7 +248,9 @@ def scanned(folder: Path, since: float) -> tuple[int, Path | None, bool]:
 
 
 def describe_derived(place: Place, inputs: Inputs) -> Item:
-    """The state of a derived table: done if all shards exist, were made from the dataset's present shards, and by a known export."""
+    """The state of a derived table: done if all shards exist, were made from the dataset's present shards, and by a
+    known export.
+    """
     dataset, hash8 = place.path.parents[1], place.path.name.rpartition("-")[2]
     there = {name for name in place.names if name.startswith("shard-") and name.endswith(".parquet")}
     commands = [command for command in map(inputs.command, inputs.users(hash8)) if command]

@@ -1,8 +1,10 @@
-"""`jobs/doctor.py`: checks whether this machine and the cluster can run the pipeline. One line per check, with the remedy.
+"""`jobs/doctor.py`: checks whether this machine and the cluster can run the pipeline.
 
-How: checks are plain functions (`doctor_machine`, `doctor_cluster`) that return a `Found`. Each has its own time limit: a check that
-hangs counts as failed, and the others continue. Exit code 0 if none failed; warnings are allowed.
-With --json: `{"ok", "checks": [{"name", "state", "found", "remedy"}]}`.
+One line per check, with the remedy.
+
+How: checks are plain functions (`doctor_machine`, `doctor_cluster`) that return a `Found`. Each has its own time limit:
+a check that hangs counts as failed, and the others continue. Exit code 0 if none failed; warnings are allowed. With
+--json: `{"ok", "checks": [{"name", "state", "found", "remedy"}]}`.
 """
 
 import json
@@ -28,7 +30,9 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorFlags(OnRay):
-    """Check this machine and the Ray cluster: versions, GPUs, storage, MLflow, disks, clocks. Each problem comes with its remedy.
+    """Check this machine and the Ray cluster: versions, GPUs, storage, MLflow, disks, clocks.
+
+    Each problem comes with its remedy.
 
     Exit code 0 if nothing failed (warnings are allowed), else 1.
     """
@@ -106,8 +110,8 @@ def storage_folder(given: str | None) -> str:
 class Runner:
     """Runs checks one after another in one long-lived thread.
 
-    Ray's processes end with the thread that started them: with one thread per check a local cluster would end right after its start. A
-    check that hangs keeps its thread, and the next checks get a new one.
+    Ray's processes end with the thread that started them: with one thread per check a local cluster would end right
+    after its start. A check that hangs keeps its thread, and the next checks get a new one.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,9 @@
-"""The checks of `jobs/doctor.py` that use Ray: the cluster, its authentication, each node, shared storage, MLflow from a worker.
+"""The checks of `jobs/doctor.py` that use Ray: the cluster, its authentication, each node, shared storage, MLflow from
+a worker.
 
-How: each check runs a plain function on every living node at once (`pipelines.cluster.nodes`); a node that does not answer in time is
-a finding. Without Ray the same functions run in this process alone.
-Tokens and passwords are never printed.
+How: each check runs a plain function on every living node at once (`pipelines.cluster.nodes`); a node that does not
+answer in time is a finding. Without Ray the same functions run in this process alone. Tokens and passwords are never
+printed.
 """
 
 from __future__ import annotations
@@ -98,7 +99,10 @@ def token_source() -> str | None:
 
 
 def check_auth() -> Found:
-    """Check what `ray start --head` will require and `ray job submit` will send. Runs before Ray starts, since Ray writes a token itself."""
+    """Check what `ray start --head` will require and `ray job submit` will send.
+
+    Runs before Ray starts, since Ray writes a token itself.
+    """
     mode, token = os.environ.get("RAY_AUTH_MODE", "").lower(), token_source()
     if mode == "token":
         return (
@@ -110,7 +114,8 @@ def check_auth() -> Found:
         return warning(f"RAY_AUTH_MODE={mode}: anyone who can reach a head's ports can run code there", NO_TOKEN)
     if token:
         return warning(
-            f"a token ({token}) but no RAY_AUTH_MODE: heads require the token, `ray job submit` does not send it and fails",
+            f"a token ({token}) but no RAY_AUTH_MODE: heads require the token, `ray job submit` does not send it and "
+            "fails",
             "export RAY_AUTH_MODE=token",
         )
     return warning(
@@ -154,7 +159,9 @@ def check_nodes(nodes: Nodes, storage: str) -> list[Found]:
 
 
 def clock_skews(nodes: Nodes) -> dict[str, float]:
-    """Node id -> seconds by which its clock is certainly ahead (or, negative, behind), apart from the time of the answer."""
+    """Node id -> seconds by which its clock is certainly ahead (or, negative, behind), apart from the time of the
+    answer.
+    """
     before = time.time()
     answers = nodes.on_each(clock_of_node, timeout_s=NODE_TIMEOUT_S)
     after = time.time()
@@ -281,7 +288,10 @@ def open_store(uri: str) -> str:
 
 
 def check_mlflow(nodes: Nodes, storage: str) -> Found:
-    """Check the store that runs below the storage would use, from here and from each node. A new SQLite store is tested and removed."""
+    """Check the store that runs below the storage would use, from here and from each node.
+
+    A new SQLite store is tested and removed.
+    """
     wanted = tracking_uri(Path(storage) / "runs")
     name = f".g3pt-doctor-{uuid.uuid4().hex}"
     fresh = wanted.startswith("sqlite:///") and not Path(wanted.removeprefix("sqlite:///")).exists()

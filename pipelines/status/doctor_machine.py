@@ -108,7 +108,8 @@ def check_packages() -> Found:
         names = [f"{name}=={wanted[name]}" for name in wanted if wanted[name] not in ("", here[name])]
         return warning(", ".join(other), f"pip install -c constraints.txt {' '.join(names)}")
     return ok(
-        f"{len(wanted)} direct dependencies as in constraints.txt (torch {here['torch']}, ray {here['ray']}, mlflow {here['mlflow']})"
+        f"{len(wanted)} direct dependencies as in constraints.txt (torch {here['torch']}, ray {here['ray']}, mlflow "
+        f"{here['mlflow']})"
     )
 
 
@@ -147,7 +148,10 @@ def child_error(code: str, timeout_s: float = CHILD_TIMEOUT_S) -> str | None:
 
 
 def gpus(timeout_s: float = CHILD_TIMEOUT_S) -> tuple[list[str], str]:
-    """(name and memory of each GPU that torch can use here, problem or ""). Runs in a child process, since a driver may hang or crash."""
+    """(name and memory of each GPU that torch can use here, problem or "").
+
+    Runs in a child process, since a driver may hang or crash.
+    """
     has_driver = shutil.which("nvidia-smi") is not None or Path("/dev/nvidiactl").exists()
     if not has_driver:
         return [], ""

@@ -1,7 +1,8 @@
 """The present state of inputs: dataset fingerprints and export hashes, and the command recorded in each folder.
 
-Each answer is looked up once. An input that moved together with the rest is found by its content. A missing input makes nothing stale,
-since the result is unchanged: it becomes a note. Weights are hashed up to a budget, or all of them with `verify`.
+Each answer is looked up once. An input that moved together with the rest is found by its content. A missing input makes
+nothing stale, since the result is unchanged: it becomes a note. Weights are hashed up to a budget, or all of them with
+`verify`.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ class Inputs:
         ]
 
     def command(self, folder: Path) -> str | None:
-        """The command that continues a folder's work, from its command.json or that of the study around a run; None if unknown."""
+        """The command that continues a folder's work, from its command.json or that of the study around a run; None if
+        unknown.
+        """
         for place in (folder, folder.parent.parent):
             note = note_of(place) if place == folder or (place / "study.json").exists() else {}
             if isinstance(note.get("command"), str):

@@ -1,9 +1,10 @@
-"""Finds what the pipeline made below a folder and its state: datasets, derived tables, runs, studies, generations, evaluations.
+"""Finds what the pipeline made below a folder and its state: datasets, derived tables, runs, studies, generations,
+evaluations.
 
-How: `find(root)` walks the folder, recognises each thing by the files it always has, and calls one function per kind for its state
-(`datasets`, `runs`, `outputs`). `Inputs` compares the recorded inputs with their present state. Only files are read, and reading is
-bounded: of many shards or samples an evenly spaced sample is opened, and MLflow's, Ray's and hidden folders are skipped. An unreadable file
-makes its thing `failed`; it raises nothing.
+How: `find(root)` walks the folder, recognises each thing by the files it always has, and calls one function per kind
+for its state (`datasets`, `runs`, `outputs`). `Inputs` compares the recorded inputs with their present state. Only
+files are read, and reading is bounded: of many shards or samples an evenly spaced sample is opened, and MLflow's, Ray's
+and hidden folders are skipped. An unreadable file makes its thing `failed`; it raises nothing.
 
 `verify` compares the contents of every source mesh, export and derived shard instead of names and times.
 """
@@ -55,7 +56,10 @@ UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexErr
 
 
 def find(root: str | Path, *, verify: bool = False) -> list[Item]:
-    """Everything at or below `root` in the order of the pipeline. Derived tables follow their dataset, and runs of a study the study."""
+    """Everything at or below `root` in the order of the pipeline.
+
+    Derived tables follow their dataset, and runs of a study the study.
+    """
     places = list(walk(Path(os.path.abspath(root))))
     inputs = Inputs(places, verify=verify)
     found = {place.path: described(place, inputs) for place in places if place.kind in DESCRIBE}

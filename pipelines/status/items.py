@@ -25,9 +25,10 @@ LONGEST_PAUSE_S = 86400.0  # no running command leaves its folder unchanged for 
 class Item:
     """A dataset, derived table, run, study, generation, evaluation or demo.
 
-    `done` of `total` are counted in `unit`s. `reason` says why it is stale or failed; `notes` apply to any state. `alarm` reports collapsing
-    codes in a tokenizer's run. `failures` counts rows that are not ok by reason; a finished thing may have some. `next` is the command that
-    continues it, None if there is none. `working` says whether a command is running; it is None for finished things.
+    `done` of `total` are counted in `unit`s. `reason` says why it is stale or failed; `notes` apply to any state.
+    `alarm` reports collapsing codes in a tokenizer's run. `failures` counts rows that are not ok by reason; a finished
+    thing may have some. `next` is the command that continues it, None if there is none. `working` says whether a
+    command is running; it is None for finished things.
     """
 
     kind: str
@@ -106,8 +107,8 @@ def started_at(note: Mapping[str, Any]) -> float:
 def activity(folder: Path, note: Mapping[str, Any], *files: Path, interval_s: float = 0.0) -> dict[str, Any]:
     """`working` and `idle_seconds` of an unfinished thing.
 
-    It is certainly idle if its command ran on this machine, the process has ended and the lock is free. Otherwise recent changes decide;
-    `interval_s` is the usual time between changes.
+    It is certainly idle if its command ran on this machine, the process has ended and the lock is free. Otherwise
+    recent changes decide; `interval_s` is the usual time between changes.
     """
     idle_s = max(0.0, time.time() - changed_at(folder, folder / COMMAND_FILE, *files))
     if is_held(folder / LOCK_FILE):
@@ -138,7 +139,9 @@ def counted(counts: Mapping[str, int], shown: int = 3) -> str:
 
 
 def rate_since(times: Sequence[float], total: int, started: float, last: float) -> float:
-    """Files per second since `started`, estimated from the times of an evenly spaced sample of `total` files; 0 without new files."""
+    """Files per second since `started`, estimated from the times of an evenly spaced sample of `total` files; 0 without
+    new files.
+    """
     new = sum(time_ >= started for time_ in times)
     if not new or not started or last <= started:
         return 0.0

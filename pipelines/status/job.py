@@ -1,8 +1,8 @@
 """`jobs/status.py DIR`: one table of everything that the pipeline made below a folder, and the commands to type next.
 
-How: `pipelines.status.inventory.find` reads the folder, and this module prints it. On a terminal it prints a table of at most 100 columns,
-followed by each command once. In a pipe each thing is one line with its command at the end. With --json it prints
-`{"root", "done", "items": [...]}`; an item's keys are the fields of `pipelines.status.items.Item`.
+How: `pipelines.status.inventory.find` reads the folder, and this module prints it. On a terminal it prints a table of
+at most 100 columns, followed by each command once. In a pipe each thing is one line with its command at the end. With
+--json it prints `{"root", "done", "items": [...]}`; an item's keys are the fields of `pipelines.status.items.Item`.
 """
 
 import dataclasses

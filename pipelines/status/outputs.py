@@ -1,4 +1,6 @@
-"""The state of generated meshes and of evaluations: how many are done, which failed, and whether their model is unchanged."""
+"""The state of generated meshes and of evaluations: how many are done, which failed, and whether their model is
+unchanged.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The state of a training run, a study and the demo, from `_SUCCESS`, the tail of the ledger, and the run's inputs.
 
-A run is stale if its dataset or tokenizer has changed. The same command then makes a new run beside it, since the run's name contains a
-hash of its inputs. The stale run is left as it is.
+A run is stale if its dataset or tokenizer has changed. The same command then makes a new run beside it, since the run's
+name contains a hash of its inputs. The stale run is left as it is.
 """
 
 from __future__ import annotations
@@ -129,7 +129,10 @@ def describe_study(place: Place, inputs: Inputs, found: Mapping[Path, Item]) -> 
 
 
 def study_seconds_left(runs: list[Item], planned: int) -> float | None:
-    """Estimated seconds left: the rest of the running runs, and their mean duration for each waiting run. None while no speed is known."""
+    """Estimated seconds left: the rest of the running runs, and their mean duration for each waiting run.
+
+    None while no speed is known.
+    """
     under_way = [run for run in runs if run.state == "partial" and run.seconds_left is not None and run.done]
     if not under_way:
         return None

@@ -1,9 +1,9 @@
 """A scaling study: one CAR run per size and seed, Ray Tune over Ray Train, then a law fitted to their test losses.
 
-How: every run is an ordinary run of `pipelines.train.run` below STUDY/runs, so a killed study resumes and keeps finished runs. Tune only
-schedules. A trial reserves no CPU or GPU, because Train reserves them for its workers and both would wait for each other for ever; it
-reserves one `sweep_slot` per worker if the cluster has them. No trial is stopped early: every point of the fit is a finished run. The
-driver copies every run to MLflow as a child of the study's run.
+How: every run is an ordinary run of `pipelines.train.run` below STUDY/runs, so a killed study resumes and keeps
+finished runs. Tune only schedules. A trial reserves no CPU or GPU, because Train reserves them for its workers and both
+would wait for each other for ever; it reserves one `sweep_slot` per worker if the cluster has them. No trial is stopped
+early: every point of the fit is a finished run. The driver copies every run to MLflow as a child of the study's run.
 """
 
 import contextlib
@@ -60,9 +60,11 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithFeatures, WithTokenizer, OnData):
     batch_size: int | None = None
     """objects per step, over all workers; default each preset's"""
     num_workers: int = 1
-    """Ray Train workers of each run, one process and one CPU or GPU each; 0 trains inside the trial's own process (least start-up, CPU only)"""
+    """Ray Train workers of each run, one process and one CPU or GPU each; 0 trains inside the trial's own process
+    (least start-up, CPU only)"""
     set: str | None = None
-    """change fields of every size's preset, name=value,... (drop_phrases=0.5,head=bits); train_car.py --dry-run prints all fields; default none"""
+    """change fields of every size's preset, name=value,... (drop_phrases=0.5,head=bits); train_car.py --dry-run prints
+    all fields; default none"""
     max_concurrent: int | None = None
     """runs at once; default as many as the cluster has CPUs (or GPUs) for"""
 
@@ -75,7 +77,8 @@ def scaling_sweep(flags: SweepFlags, page: WritePage | None = None) -> str | Non
             print(f"every preset with {flags.set}")
         for size, model, config in rows:
             print(
-                f"{size} seed {config.seed}: {count_car(model)['parameters_no_embed']:,} parameters, {config.steps * config.batch_size:,} samples"
+                f"{size} seed {config.seed}: {count_car(model)['parameters_no_embed']:,} parameters, "
+                f"{config.steps * config.batch_size:,} samples"
             )
         return None
     if "://" in flags.output:
@@ -102,7 +105,8 @@ def plan(flags: SweepFlags) -> list[tuple[str, Any, Any]]:
     for one, other in itertools.combinations(sizes, 2):
         if sizes[one][0] == sizes[other][0]:
             raise UsageError(
-                f"--set {flags.set}: it makes {one} and {other} the same model; set other fields, or remove one of them from --sizes"
+                f"--set {flags.set}: it makes {one} and {other} the same model; set other fields, or remove one of "
+                "them from --sizes"
             )
     rows = [
         (size, model, dataclasses.replace(config, seed=seed))
@@ -211,7 +215,10 @@ def train_all(
 
 
 def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str, str]:
-    """Run one Tune trial per item; return the error of each failed run by its name. Ray's own files are deleted unless a trial failed."""
+    """Run one Tune trial per item; return the error of each failed run by its name.
+
+    Ray's own files are deleted unless a trial failed.
+    """
     for name in (
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS",
         "TUNE_DISABLE_SIGINT_HANDLER",
@@ -267,7 +274,9 @@ def trial_resources(flags: SweepFlags) -> tuple[dict[str, float], int]:
 
 
 def trial(config: dict[str, int], *, todo: list[dict[str, Any]], num_workers: int, device: str) -> dict[str, float]:
-    """Train one run inside a Tune trial: on its own Ray Train workers, or without workers in Train's local mode in this process."""
+    """Train one run inside a Tune trial: on its own Ray Train workers, or without workers in Train's local mode in this
+    process.
+    """
     import torch
 
     from g3pt.training.fit import AskedToStop
@@ -287,7 +296,7 @@ def trial(config: dict[str, int], *, todo: list[dict[str, Any]], num_workers: in
     return {"done": 1.0}
 
 
-# --- points, fit, curve -------------------------------------------------------------------------------------------------
+# --- points, fit, curve -----------------------------------------------------------------------------------------------
 
 
 def collect(specs: Sequence[RunSpec], study: Path) -> list[dict[str, Any]]:
@@ -297,7 +306,9 @@ def collect(specs: Sequence[RunSpec], study: Path) -> list[dict[str, Any]]:
 
 
 def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
-    """The run's row of points.csv. flops counts the transformer as trained (with image tokens), forward and backward (twice the forward)."""
+    """The run's row of points.csv. flops counts the transformer as trained (with image tokens), forward and backward
+    (twice the forward).
+    """
     from g3pt.config import CARConfig, from_dict
     from g3pt.training.exports import read_export_config
 
@@ -372,11 +383,14 @@ def draw(points: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) ->
     figure.savefig(path, dpi=120)
 
 
-# --- the study in MLflow -------------------------------------------------------------------------------------------------
+# --- the study in MLflow ----------------------------------------------------------------------------------------------
 
 
 def card(flags: SweepFlags, specs: Sequence[RunSpec], folder: Path) -> Card:
-    """What MLflow shows of a study. What grows with it (sizes, seeds) are tags: MLflow's parameters cannot be changed later."""
+    """What MLflow shows of a study.
+
+    What grows with it (sizes, seeds) are tags: MLflow's parameters cannot be changed later.
+    """
     sizes = list(dict.fromkeys(spec.preset for spec in specs))[::-1]
     dataset = cards.dataset_input(specs[0].paths.get("data"), specs[0].config.get("dataset"))
     params = {"tokenizer": cards.model_name(flags.tokenizer)} | ({"dataset": cards.label(dataset)} if dataset else {})

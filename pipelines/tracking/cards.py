@@ -1,9 +1,10 @@
-"""Card: what MLflow shows of a piece of work: the run's name, the few parameters worth filtering by, tags, a short description.
+"""Card: what MLflow shows of a piece of work: the run's name, the few parameters worth filtering by, tags, a short
+description.
 
-How: each stage makes a `Card` from its own flags (its function `card`), and `pipelines.tracking.tracked` turns it into an MLflow run.
-Nothing here calls MLflow. The output's own files hold everything; a card holds what a person compares runs by. Every key of a ledger's
-record becomes an MLflow metric, with a section in front (`val_iou` becomes `val/iou`), because MLflow groups charts by the part before
-the slash.
+How: each stage makes a `Card` from its own flags (its function `card`), and `pipelines.tracking.tracked` turns it into
+an MLflow run. Nothing here calls MLflow. The output's own files hold everything; a card holds what a person compares
+runs by. Every key of a ledger's record becomes an MLflow metric, with a section in front (`val_iou` becomes `val/iou`),
+because MLflow groups charts by the part before the slash.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Card:
 def metric_name(name: str) -> str:
     """MLflow's name of a ledger's key: val_iou -> val/iou, ce_scale_1 -> train by scale/ce_scale_1.
 
-    MLflow sorts sections by name. Details of the test are single points; the section `within test` puts them below all curves.
+    MLflow sorts sections by name. Details of the test are single points; the section `within test` puts them below all
+    curves.
     """
     section, rest = next(
         ((s, name[len(s) + 1 :]) for s in ("val", "test") if name.startswith(f"{s}_")), ("train", name)
@@ -147,7 +149,10 @@ def file_hash(path: Path) -> str:
 
 
 def note(card: Card, command: str, results: Mapping[str, str], links: Mapping[str, str], failure: str = "") -> str:
-    """The run's description in Markdown: what it is, results, links, where it is, how it was started. MLflow shows four lines, more on a click."""
+    """The run's description in Markdown: what it is, results, links, where it is, how it was started.
+
+    MLflow shows four lines, more on a click.
+    """
     parts = [card.title]
     if failure:
         parts.append(f"**Failed:** {code(failure)}")

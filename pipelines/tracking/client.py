@@ -1,10 +1,10 @@
 """MLflow's client for one store: experiments, runs, records in batches, and how a person opens the store.
 
-How: methods raise; `best_effort` around a call turns a failure into one warning, so that tracking never stops the work. A `Mirror`
-thread in the driver copies a ledger's new records to the run, and skips steps that MLflow has. `pipelines.tracking.cards` decides what
-a run shows.
-Ours: a lock around the first use of a local store, because several processes that open a fresh SQLite store at once all fail, and
-concurrent creation of an experiment puts runs into experiment 0.
+How: methods raise; `best_effort` around a call turns a failure into one warning, so that tracking never stops the work.
+A `Mirror` thread in the driver copies a ledger's new records to the run, and skips steps that MLflow has.
+`pipelines.tracking.cards` decides what a run shows.
+Ours: a lock around the first use of a local store, because several processes that open a fresh SQLite store at once all
+fail, and concurrent creation of an experiment puts runs into experiment 0.
 """
 
 import contextlib
@@ -52,7 +52,10 @@ def group_folder(output: str | Path) -> Path:
 
 
 def how_to_open(uri: str) -> str:
-    """How to see the store in a browser: a command or an address, without a login. MLflow 3 opens on its pages for language-model apps; this address chooses those for training runs."""
+    """How to see the store in a browser: a command or an address, without a login.
+
+    MLflow 3 opens on its pages for language-model apps; this address chooses those for training runs.
+    """
     page = "#/experiments?workflowType=machine_learning"
     if uri.startswith(("http://", "https://")):
         return f"{without_login(uri).rstrip('/')}/{page}"
@@ -118,7 +121,9 @@ class Tracking:
         resume_id: str | None = None,
         started: float | None = None,
     ) -> str:
-        """Open a run with these tags and return its id: the run `resume_id` if the store has it, else a new one with these parameters."""
+        """Open a run with these tags and return its id: the run `resume_id` if the store has it, else a new one with
+        these parameters.
+        """
         tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
         at_end(self.uri, Ending(say=lambda: f"MLflow: {how_to_open(self.uri)}"))
         if resume_id is not None and self.has_run(resume_id):
@@ -200,7 +205,10 @@ class Tracking:
         )
 
     def log_artifacts(self, run_id: str, paths: Iterable[Location]) -> None:
-        """Log files under their own names, those of an export in a folder `export`. Remote files are fetched first: MLflow takes local ones only."""
+        """Log files under their own names, those of an export in a folder `export`.
+
+        Remote files are fetched first: MLflow takes local ones only.
+        """
         with tempfile.TemporaryDirectory() as folder:
             for path in paths:
                 local = path if isinstance(path, Path) else Path(folder, path.name)
@@ -226,7 +234,10 @@ def _store_lock(uri: str) -> Iterator[None]:
 
 
 def _artifact_location(uri: str, experiment: str) -> str | None:
-    """Where artifacts go: beside a local store; None for a server, which decides itself. MLflow's default would be the working directory."""
+    """Where artifacts go: beside a local store; None for a server, which decides itself.
+
+    MLflow's default would be the working directory.
+    """
     return location(Path(uri.removeprefix(SQLITE)), experiment) if uri.startswith(SQLITE) else None
 
 
@@ -234,14 +245,19 @@ _warned: set[str] = set()
 
 
 def best_effort(what: str, work: Callable[[], Result]) -> Result | None:
-    """The result of `work()`; None after a failure, with one warning per `what`. For MLflow and reports, which must not stop the work."""
+    """The result of `work()`; None after a failure, with one warning per `what`.
+
+    For MLflow and reports, which must not stop the work.
+    """
     try:
         return work()
-    except Exception as error:  # MLflow raises errors of its own, of SQLAlchemy, requests and the OS; a report whatever a half-written file causes
+    except Exception as error:
+        # MLflow raises errors of its own, of SQLAlchemy, requests and the OS; a report whatever a half-written file causes.
         if what not in _warned:
             _warned.add(what)
             say(
-                f"warning: {what} failed; continuing without it: {type(error).__name__}: {without_login(one_line(error))[:200]}"
+                f"warning: {what} failed; continuing without it: {type(error).__name__}: "
+                f"{without_login(one_line(error))[:200]}"
             )
         return None
 

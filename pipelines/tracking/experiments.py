@@ -1,7 +1,8 @@
 """MLflow's six experiments: the description of each, and the columns of its table of runs.
 
-How: MLflow's table shows no parameters and metrics until columns are selected. A saved view selects them. It is an experiment tag
-(`mlflow.sharedViewState.<key>`: JSON with a deflated state), listed under "Views" and linked from the description.
+How: MLflow's table shows no parameters and metrics until columns are selected. A saved view selects them. It is an
+experiment tag (`mlflow.sharedViewState.<key>`: JSON with a deflated state), listed under "Views" and linked from the
+description.
 Ours: the tag's format is that of MLflow 3.17 and undocumented. Another version would merely lack the view.
 """
 
@@ -30,12 +31,14 @@ EXPERIMENTS = {
         ("source", "resolution", "limit", "seed"),
     ),
     "g3pt/cvq": Experiment(
-        "Tokenizers. Curves over samples seen: `train/`, `val/`, `test/`, then the same per scale; `codes` are diagnostics of the codebook.",
+        "Tokenizers. Curves over samples seen: `train/`, `val/`, `test/`, then the same per scale; `codes` are "
+        "diagnostics of the codebook.",
         ("test/iou", "test/iou_continuous", "val/iou", "train/loss"),
         ("preset", "parameters", "seed", "steps", "batch_size", "learning_rate", "dataset"),
     ),
     "g3pt/car": Experiment(
-        "Generators. Curves over samples seen: cross-entropy in nats per token, given the text, nothing (`_unconditional`) or an image.",
+        "Generators. Curves over samples seen: cross-entropy in nats per token, given the text, nothing "
+        "(`_unconditional`) or an image.",
         ("test/ce", "test/ce_unconditional", "val/ce", "train/ce"),
         ("preset", "parameters", "seed", "steps", "batch_size", "learning_rate", "dataset", "tokenizer"),
     ),
@@ -50,7 +53,8 @@ EXPERIMENTS = {
         ("model", "prompts", "cfg", "temperature", "resolution"),
     ),
     "g3pt/evaluate": Experiment(
-        "Evaluations: reconstructions by tokenizers, samples of prompts by generators. The JSON explains each number under `protocol`.",
+        "Evaluations: reconstructions by tokenizers, samples of prompts by generators. The JSON explains each number "
+        "under `protocol`.",
         ("iou_volume", "chamfer", "f_score_0.02", "family_accuracy", "family_accuracy_unseen", "family_chance", "attribute_agreement", "valid_share"),
         ("model", "split", "resolution", "dataset"),
     ),

@@ -1,9 +1,10 @@
 """Repairs a local MLflow store that was moved or copied, so that the artifacts of its runs are found.
 
-How: MLflow keeps an absolute path per experiment and run. In a moved folder its page says "No Artifacts Recorded", and new artifacts
-are written to the old place. Each time a store is opened, the paths of artifacts beside it are rewritten in its tables;
-`python -m pipelines.tracking.moved_store out/demo/mlflow.db` does only that.
-Ours: relies on two columns of MLflow's schema (experiments.artifact_location, runs.artifact_uri), unchanged since version 1.
+How: MLflow keeps an absolute path per experiment and run. In a moved folder its page says "No Artifacts Recorded", and
+new artifacts are written to the old place. Each time a store is opened, the paths of artifacts beside it are rewritten
+in its tables; `python -m pipelines.tracking.moved_store out/demo/mlflow.db` does only that.
+Ours: relies on two columns of MLflow's schema (experiments.artifact_location, runs.artifact_uri), unchanged since
+version 1.
 """
 
 import contextlib
@@ -20,7 +21,9 @@ def location(store: Path, experiment: str) -> str:
 
 
 def follow_move(store: Path) -> int:
-    """Rewrite the paths of artifacts; return how many experiments had moved: 0 for a store that does not exist or has no tables."""
+    """Rewrite the paths of artifacts; return how many experiments had moved: 0 for a store that does not exist or has
+    no tables.
+    """
     if not store.exists():
         return 0
     moved = 0
@@ -39,7 +42,8 @@ def follow_move(store: Path) -> int:
             tables.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, number))
             cut = len(old) + 1  # SQLite counts from 1
             tables.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ? AND "
+                "substr(artifact_uri, 1, ?) = ?",
                 (new, cut, number, len(old), old),
             )
     return moved

@@ -1,8 +1,9 @@
 """One MLflow run around a piece of work, whether it succeeds, fails or is killed.
 
-How: `logged(card, output)` writes the run when the work is over, with the work's start and end times: for stages whose result is a folder
-or a file. `followed(card, output, ...)` opens the run at the start, copies the ledger during the work, and continues the same run when
-killed work starts again (OUTPUT/mlflow.json names it): for training runs and studies. Both yield an `Outcome` for the work to fill.
+How: `logged(card, output)` writes the run when the work is over, with the work's start and end times: for stages whose
+result is a folder or a file. `followed(card, output, ...)` opens the run at the start, copies the ledger during the
+work, and continues the same run when killed work starts again (OUTPUT/mlflow.json names it): for training runs and
+studies. Both yield an `Outcome` for the work to fill.
 Ours: interrupted work and bad input leave no run, unless the run existed before.
 """
 
@@ -85,7 +86,10 @@ def log_run(card: Card, output: str | Path, outcome: Outcome, started: float, en
 
 
 def write_page(card: Card, page: WritePage | None) -> Path | None:
-    """Write the HTML report about the card's folder. None for a bucket (reports read local folders), and after a failure, with one warning."""
+    """Write the HTML report about the card's folder.
+
+    None for a bucket (reports read local folders), and after a failure, with one warning.
+    """
     if page is None or is_remote(card.folder):
         return None
     return best_effort(f"the report about {card.name}", lambda: page(card.folder))
@@ -101,7 +105,10 @@ def followed(
     parent: str | None = None,
     page: WritePage | None = None,
 ) -> Iterator[Outcome]:
-    """Keep a run open inside the block. `finished` returns afterwards whether the work is complete. If MLflow fails the block runs without it."""
+    """Keep a run open inside the block.
+
+    `finished` returns afterwards whether the work is complete. If MLflow fails the block runs without it.
+    """
     outcome = Outcome()
     tracking = best_effort("opening MLflow's store", lambda: Tracking(tracking_uri(output)))
     outcome.run_id = tracking and best_effort("opening the MLflow run", lambda: _open(tracking, card, output, parent))
@@ -140,7 +147,9 @@ def _close(tracking: Tracking, folder: Path, run_id: str, status: str, ended: fl
 
 
 def is_told(folder: Path) -> bool:
-    """Whether the run of the finished work in `folder` was closed: its driver may have been killed while a worker finished the work."""
+    """Whether the run of the finished work in `folder` was closed: its driver may have been killed while a worker
+    finished the work.
+    """
     try:
         return json.loads((folder / RUN_FILE).read_text()).get("closed") is True
     except (OSError, ValueError, AttributeError):
@@ -239,7 +248,10 @@ def _user() -> str:
 
 
 def upstream(tracking: Tracking, models: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, str]]:
-    """(Markdown links to the runs that made these models, tags with their ids). A model that no run of this store made is named by its path."""
+    """(Markdown links to the runs that made these models, tags with their ids).
+
+    A model that no run of this store made is named by its path.
+    """
     links, tags = {}, {}
     for role, path in models.items():
         run_id = known_run(path.parent if path.name == "export" else path)

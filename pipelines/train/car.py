@@ -1,7 +1,8 @@
-"""The generator's training run: batches of stored codes with their conditions (`pipelines.train.car_batches`), cross-entropies, an export.
+"""The generator's training run: batches of stored codes with their conditions (`pipelines.train.car_batches`),
+cross-entropies, an export.
 
-Ours: validation and test give the text and no image, so that datasets with and without views are comparable. The cross-entropies
-given only an image, and given nothing, are recorded beside them.
+Ours: validation and test give the text and no image, so that datasets with and without views are comparable. The
+cross-entropies given only an image, and given nothing, are recorded beside them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ TEST_OBJECTS = 4096  # test objects at the end: the first by id, loaded into mem
 
 
 class CARStage:
-    """CAR over one dataset and one tokenizer; see `pipelines.train.stages.Stage`. `spec.config` has model, train, dataset, tokenizer.
+    """CAR over one dataset and one tokenizer; see `pipelines.train.stages.Stage`.
+
+    `spec.config` has model, train, dataset, tokenizer.
 
     `spec.paths` may have `text_features` and `image_features`, derived tables that replace the pretrained encoders.
     """
@@ -141,7 +144,9 @@ class CARStage:
 
 @torch.no_grad()
 def cross_entropies(model: nn.Module, data: ConditionedCodes, count: int, text: bool, image: bool) -> dict[str, float]:
-    """Mean cross-entropies over the first `count` objects, given their text and image as far as these are enabled and exist."""
+    """Mean cross-entropies over the first `count` objects, given their text and image as far as these are enabled and
+    exist.
+    """
     device, sums = next(model.parameters()).device, {}
     for start in range(0, count, EVAL_BATCH):
         indices = list(range(start, min(start + EVAL_BATCH, count)))

@@ -1,11 +1,13 @@
 """The generator's batches: codes, captions and views of objects, in memory or streamed shard by shard.
 
-An object is a row with `id`, `codes`, `caption` and `views`; with stored encoder features (`g3pt.models.features`) it has `text` and
-`num_views` instead. The order, and the view of an object, follow from (seed, sample number) alone (`g3pt.data.batches`;
-`g3pt.data.streaming` if the train split is larger than its IN_MEMORY_BYTES), so a resumed run gets the same batches.
+An object is a row with `id`, `codes`, `caption` and `views`; with stored encoder features (`g3pt.models.features`) it
+has `text` and `num_views` instead. The order, and the view of an object, follow from (seed, sample number) alone
+(`g3pt.data.batches`; `g3pt.data.streaming` if the train split is larger than its IN_MEMORY_BYTES), so a resumed run
+gets the same batches.
 
 In memory, the inputs of teacher forcing and the prepared views are kept between epochs, within CACHE_BYTES each.
-Shapes: B batch, N objects of the split, S tokens of all scales, T tokens of scales 2, 3, ..., A width of the tokenizer's aligned tokens, M words of a text.
+Shapes: B batch, N objects of the split, S tokens of all scales, T tokens of scales 2, 3, ..., A width of the
+tokenizer's aligned tokens, M words of a text.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def columns(info: DatasetInfo, stored: StoredFeatures | None = None) -> list[str
 def joined_codes(info: DatasetInfo, kind: str, num_tokens: int, stored: StoredFeatures | None = None) -> Joined:
     """The derived codes as one more column, uint16 (N, S), and stored condition features.
 
-    Features do not count for the size, so that streaming and order do not depend on whether they are stored or computed.
+    Features do not count for the size, so that streaming and order do not depend on whether they are stored or
+    computed.
     """
 
     def join(arrays: dict[str, Any], shards: Sequence[int]) -> dict[str, Any]:
@@ -76,8 +79,8 @@ class Collate:
     ) -> dict[str, Tensor]:
         """The batch of these rows.
 
-        `choices` has a number per row that selects one of its views, `shortened` the random generator that shortens its caption, `images` the
-        selected views if they are prepared already.
+        `choices` has a number per row that selects one of its views, `shortened` the random generator that shortens its
+        caption, `images` the selected views if they are prepared already.
         """
         texts = [row["caption"] or "" for row in rows]
         if shortened is not None:
@@ -199,7 +202,9 @@ class TrainBatches:
         return [int(np.random.default_rng([self.train.seed, int(sample)]).integers(2**31)) for sample in samples]
 
     def _shortened(self, samples: np.ndarray) -> Shortened | None:
-        """A random generator for each sample whose caption loses attributes; None for the others, or if no caption does."""
+        """A random generator for each sample whose caption loses attributes; None for the others, or if no caption
+        does.
+        """
         if not self.drop_phrases:
             return None
         streams = [

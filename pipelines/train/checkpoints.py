@@ -1,11 +1,14 @@
-"""Checkpoints of a run, complete or not at all. A run resumes from the newest readable one, with any number of DDP or FSDP workers.
+"""Checkpoints of a run, complete or not at all.
 
-`samples-<n>.pt` is one file of whole tensors, written by rank 0: one process, and DDP, whose workers all hold the whole. A sharded
-run (FSDP) leaves a folder `samples-<n>.dcp`, to which each worker writes its own slices (g3pt/training/optimizer_state.py). Both appear by a rename
-once all is on disk.
+A run resumes from the newest readable one, with any number of DDP or FSDP workers.
 
-Ours: our own files instead of Ray's, so that a run has one format with and without Ray, and a resumed run needs only its folder.
-Nothing is unpickled: `.pt` is torch's own format, read with `weights_only`; the folder holds safetensors and JSON.
+`samples-<n>.pt` is one file of whole tensors, written by rank 0: one process, and DDP, whose workers all hold the
+whole. A sharded run (FSDP) leaves a folder `samples-<n>.dcp`, to which each worker writes its own slices
+(g3pt/training/optimizer_state.py). Both appear by a rename once all is on disk.
+
+Ours: our own files instead of Ray's, so that a run has one format with and without Ray, and a resumed run needs only
+its folder. Nothing is unpickled: `.pt` is torch's own format, read with `weights_only`; the folder holds safetensors
+and JSON.
 """
 
 import functools
@@ -19,7 +22,9 @@ PATTERNS = ("samples-*.pt", "samples-*.dcp")
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int) -> Path:
-    """Write `samples-<n>.pt` (temporary name, fsync, rename), keep the newest `num_to_keep` checkpoints, and return its path."""
+    """Write `samples-<n>.pt` (temporary name, fsync, rename), keep the newest `num_to_keep` checkpoints, and return its
+    path.
+    """
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,9 +78,12 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def agreed_checkpoint(folder: Path, rank: int, world_size: int, device: Any = "cpu") -> dict[str, Any] | None:
-    """The state from which all workers resume. Rank 0, which holds the run's lock, chooses it; the others wait for its choice.
+    """The state from which all workers resume.
 
-    If each worker chose for itself they could choose different files, while a worker of a killed start still writes one.
+    Rank 0, which holds the run's lock, chooses it; the others wait for its choice.
+
+    If each worker chose for itself they could choose different files, while a worker of a killed start still writes
+    one.
     """
     if world_size == 1:
         return newest_checkpoint(folder)[1]
@@ -91,7 +99,10 @@ def agreed_checkpoint(folder: Path, rank: int, world_size: int, device: Any = "c
 
 
 def newest_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
-    """(name, state) of the newest readable checkpoint. An unreadable one (after a full disk, for example) is skipped with a warning."""
+    """(name, state) of the newest readable checkpoint.
+
+    An unreadable one (after a full disk, for example) is skipped with a warning.
+    """
     for path in checkpoints(folder):
         try:
             return path.name, read_checkpoint(path)
@@ -103,7 +114,9 @@ def newest_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """One checkpoint: `samples` and `held` as saved, and `fit` for `g3pt.training.fit.fit`, which reads a folder's tensors in place."""
+    """One checkpoint: `samples` and `held` as saved, and `fit` for `g3pt.training.fit.fit`, which reads a folder's
+    tensors in place.
+    """
     if path.suffix == ".dcp":
         from g3pt.training.optimizer_state import ShardedState
 
@@ -134,7 +147,10 @@ def _stem(state: dict[str, Any]) -> str:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file or folder. A folder is renamed first, so that a partly deleted one is not taken for a checkpoint."""
+    """Delete a file or folder.
+
+    A folder is renamed first, so that a partly deleted one is not taken for a checkpoint.
+    """
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return

@@ -1,4 +1,6 @@
-"""Pictures of a training run, drawn from its ledger: learning curves over samples seen, and a tokenizer's quality by number of tokens."""
+"""Pictures of a training run, drawn from its ledger: learning curves over samples seen, and a tokenizer's quality by
+number of tokens.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ FEW = 9  # points up to which markers are drawn
 
 
 def draw_run(run_dir: Path, target: Path) -> Path:
-    """Draw a tokenizer's validation IoU by number of scales, or a generator's cross-entropies; return the picture's file."""
+    """Draw a tokenizer's validation IoU by number of scales, or a generator's cross-entropies; return the picture's
+    file.
+    """
     records = Ledger.of(run_dir).read()
     figure, axes = _figure()
     draw = draw_cvq if any("val_iou_continuous" in row for row in records) else draw_car
@@ -30,7 +34,9 @@ def draw_run(run_dir: Path, target: Path) -> Path:
 
 
 def draw_tokens(run_dir: Path, scales: Sequence[int], target: Path) -> Path | None:
-    """Draw a tokenizer's volume IoU of validation and test objects by the tokens of the first 1..k scales; None without data."""
+    """Draw a tokenizer's volume IoU of validation and test objects by the tokens of the first 1..k scales; None without
+    data.
+    """
     records = Ledger.of(run_dir).read()
     curves = [(split, *quality_by_tokens(records, scales, split)) for split in ("val", "test")]
     if not any(tokens for _, tokens, _ in curves):

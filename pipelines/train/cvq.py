@@ -1,4 +1,6 @@
-"""The tokenizer's training run: surfaces and occupancies of a dataset, diagnostics per scale, an export with its training objects."""
+"""The tokenizer's training run: surfaces and occupancies of a dataset, diagnostics per scale, an export with its
+training objects.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ TEST_OBJECTS = 4096  # test objects at the end: the first by id, loaded into mem
 
 
 class CVQStage:
-    """CVQ over one dataset; see `pipelines.train.stages.Stage`. `spec.config` has model, train, dataset and the selection."""
+    """CVQ over one dataset; see `pipelines.train.stages.Stage`.
+
+    `spec.config` has model, train, dataset and the selection.
+    """
 
     def __init__(self, spec: RunSpec, rank: int, world_size: int) -> None:
         self.spec = spec

@@ -21,7 +21,10 @@ def is_finished(run_dir: Path) -> bool:
 
 
 class Follower(Periodic):
-    """Shows the newest record of a run's ledger and each new alarm. Runs in the driver, because prints of workers stay in Ray's logs."""
+    """Shows the newest record of a run's ledger and each new alarm.
+
+    Runs in the driver, because prints of workers stay in Ray's logs.
+    """
 
     def __init__(self, spec: RunSpec, run_dir: Path) -> None:
         super().__init__(self.show)
@@ -74,7 +77,10 @@ def tokens_per_sample(spec: RunSpec) -> int:
 def tracked(
     spec: RunSpec, run_dir: Path, output: str | Path, parent: str | None = None, page: WritePage | None = None
 ) -> Iterator[Outcome]:
-    """Inside the block the run's ledger is shown as progress and copied to its MLflow run. Yields the Outcome that MLflow shows."""
+    """Inside the block the run's ledger is shown as progress and copied to its MLflow run.
+
+    Yields the Outcome that MLflow shows.
+    """
     if checkpointed(run_dir):
         say(f"  {spec.name}: resumes from its checkpoint at {checkpointed(run_dir)} samples")
     ledger, shown = Ledger.of(run_dir), card(spec, run_dir, "scaling" if parent else "")

@@ -1,7 +1,8 @@
 """The two training commands: flags to a checked `RunSpec`, then `pipelines.train.run.train_run`.
 
-Everything that can be wrong with a command is found here, before Ray starts: an unknown preset, a dataset of another schema or with
-too few points, an unfinished tokenizer run. `--dry-run` prints the plan and needs neither data nor tokenizer.
+Everything that can be wrong with a command is found here, before Ray starts: an unknown preset, a dataset of another
+schema or with too few points, an unfinished tokenizer run. `--dry-run` prints the plan and needs neither data nor
+tokenizer.
 """
 
 import dataclasses
@@ -38,9 +39,11 @@ class TrainFlags(DryRun, OnRay, OnDevice, OnData):
     seed: int = 0
     """seed of initial weights, order of objects, and noise"""
     licenses: str | None = None
-    """train only on objects with one of these licences, comma-separated, spelled as in the dataset; open: CC0, public domain, CC-BY, MIT, BSD, Apache; default all"""
+    """train only on objects with one of these licences, comma-separated, spelled as in the dataset; open: CC0, public
+    domain, CC-BY, MIT, BSD, Apache; default all"""
     exclude_ids: str | None = None
-    """leave out objects whose id matches one of these shell patterns, comma-separated (market*,classic*); default none"""
+    """leave out objects whose id matches one of these shell patterns, comma-separated (market*,classic*); default none
+    """
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """with several workers: the whole model on each (ddp), or sharded among them (fsdp)"""
     micro_batch: int | None = None
@@ -48,7 +51,8 @@ class TrainFlags(DryRun, OnRay, OnDevice, OnData):
     num_to_keep: int = 2
     """number of newest checkpoints to keep"""
     set: str | None = None
-    """change fields of the preset, name=value,... (drop_phrases=0.5,head=bits); --dry-run prints all fields; default none"""
+    """change fields of the preset, name=value,... (drop_phrases=0.5,head=bits); --dry-run prints all fields; default
+    none"""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "num_workers", "micro_batch", "num_to_keep"):
@@ -149,7 +153,9 @@ def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, devi
 
 
 def pinned(model: Any) -> Any:
-    """The configuration with the commits of its pretrained encoders: the hub's main branch may move before a run is resumed."""
+    """The configuration with the commits of its pretrained encoders: the hub's main branch may move before a run is
+    resumed.
+    """
     from g3pt.models.encoders import NONE, SMALL, commit_of
 
     commits = {}
@@ -179,7 +185,8 @@ def with_features(specs: Sequence[RunSpec], flags: Any) -> list[RunSpec]:
     if not any(wanted):
         presets = ", ".join(dict.fromkeys(spec.preset for spec in specs))
         raise UsageError(
-            f"--features stored: {presets} trains its encoders, so there is nothing to store; leave out the flag, or use a preset from 0.1B on"
+            f"--features stored: {presets} trains its encoders, so there is nothing to store; leave out the flag, or "
+            "use a preset from 0.1B on"
         )
     made = {some: store_features(specs[0].paths["data"], some, pool) for some in dict.fromkeys(wanted) if some}
     told = [{f"{condition}_features": kind for condition, kind in made.get(some, {}).items()} for some in wanted]
@@ -197,7 +204,8 @@ def open_data(data: str, selection: Selection = ALL) -> Any:
             raise ValueError(f"{info.path}: its train split has no object with status ok")
         if selection != ALL:
             say(
-                f"  {info.path.name}: the selection {choose(selection, read_rows(info, ['id', 'license'], split='train'), str(info.path))}"
+                f"  {info.path.name}: the selection "
+                f"{choose(selection, read_rows(info, ['id', 'license'], split='train'), str(info.path))}"
             )
     return info
 
@@ -235,7 +243,9 @@ def _varied(train: Any, flags: TrainFlags) -> Any:
 
 
 def check_workers(train: Any, num_workers: int, micro_batch: int | None = None) -> None:
-    """UsageError unless the workers get equal shares of the global batch, in equal micro-batches. 0 workers means this process."""
+    """UsageError unless the workers get equal shares of the global batch, in equal micro-batches. 0 workers means this
+    process.
+    """
     from g3pt.training.fit import count_parts
 
     share, left = divmod(train.batch_size, max(1, num_workers))
@@ -246,9 +256,11 @@ def check_workers(train: Any, num_workers: int, micro_batch: int | None = None) 
 
 
 def named_by_micro_batch(spec: RunSpec, flags: TrainFlags) -> RunSpec:
-    """The run's identity with the number of objects computed at once by all workers together, if that changes its weights.
+    """The run's identity with the number of objects computed at once by all workers together, if that changes its
+    weights.
 
-    A tokenizer's quantised phases normalise over these objects (`g3pt.training.fit`). Generators and undivided batches are not affected.
+    A tokenizer's quantised phases normalise over these objects (`g3pt.training.fit`). Generators and undivided batches
+    are not affected.
     """
     at_once = (flags.micro_batch or spec.config["train"]["batch_size"]) * flags.num_workers
     if spec.stage != "cvq" or at_once >= spec.config["train"]["batch_size"]:

@@ -1,6 +1,8 @@
-"""The plan that `--dry-run` of the training commands prints: parameters, operations and memory, from the configuration alone.
+"""The plan that `--dry-run` of the training commands prints: parameters, operations and memory, from the configuration
+alone.
 
-Operations are exact counts (`g3pt.training.flops`). Activations are an estimate, within 15 % of what autograd saves (a test checks it).
+Operations are exact counts (`g3pt.training.flops`). Activations are an estimate, within 15 % of what autograd saves (a
+test checks it).
 """
 
 import functools
@@ -51,14 +53,18 @@ def cvq_lines(model: Any, train: Any, flags: Any) -> list[str]:
 
 
 def car_lines(model: Any, train: Any, flags: Any) -> list[str]:
-    """Lines of a generator's plan: operations of its transformer, and a worker's memory, which includes the frozen tokenizer and encoders."""
+    """Lines of a generator's plan: operations of its transformer, and a worker's memory, which includes the frozen
+    tokenizer and encoders.
+    """
     codec, which = _codec(flags)
     car = meta_car(model, codec)
     training = flops.car_training(car.flops_per_object, model)
     objects = _at_once(train, flags)
     return [
-        f"operations of an object: forward {with_flop(car.flops_per_object)}, with its backward pass {with_flop(training)}, "
-        f"the run {with_flop(training * train.steps * train.batch_size)} ({codec.num_tokens} tokens of {which}, {car.num_prefix} of the image)",
+        f"operations of an object: forward {with_flop(car.flops_per_object)}, with its backward pass "
+        f"{with_flop(training)}, "
+        f"the run {with_flop(training * train.steps * train.batch_size)} ({codec.num_tokens} tokens of {which}, "
+        f"{car.num_prefix} of the image)",
         _memory_line(
             car_memory(car, codec, train.precision, objects, _shards(flags), encoders=flags.features == "live"),
             objects,
@@ -108,7 +114,9 @@ def tokenizer_parameters(codec: Any) -> int:
 
 
 def _codec(flags: Any) -> tuple[Any, str]:
-    """(the tokenizer's configuration, its name in words): of the given run, else of the preset with the same name, else of the paper's."""
+    """(the tokenizer's configuration, its name in words): of the given run, else of the preset with the same name, else
+    of the paper's.
+    """
     from g3pt.config import CVQ_PRESETS, CVQConfig, from_dict
     from g3pt.training.exports import read_export_config
 

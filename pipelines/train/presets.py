@@ -1,8 +1,10 @@
-"""The table of generator presets, as Markdown, counted from the code: `python -m pipelines.train.presets`; docs/reference/presets.md has it.
+"""The table of generator presets, as Markdown, counted from the code: `python -m pipelines.train.presets`;
+docs/reference/presets.md has it.
 
-Parameters, operations and the K/V cache are exact: each model is built without memory for its weights. Activations are an estimate (`g3pt.training.flops`).
-Memory includes float32 weights with their gradient, AdamW's two moments and the average, the bf16 copy of the trained weights, and the
-frozen tokenizer and encoders. The operations of the frozen parts, and the small encoders of the sizes below 0.1B, are not counted.
+Parameters, operations and the K/V cache are exact: each model is built without memory for its weights. Activations are
+an estimate (`g3pt.training.flops`). Memory includes float32 weights with their gradient, AdamW's two moments and the
+average, the bf16 copy of the trained weights, and the frozen tokenizer and encoders. The operations of the frozen
+parts, and the small encoders of the sizes below 0.1B, are not counted.
 """
 
 from dataclasses import dataclass
@@ -64,7 +66,9 @@ def row(name: str, codec: Any) -> tuple[str, ...]:
 
 
 def cache_bytes(car: Any) -> int:
-    """Bytes of the K/V cache for sampling one object with guidance, which computes it twice: with and without its prompt."""
+    """Bytes of the K/V cache for sampling one object with guidance, which computes it twice: with and without its
+    prompt.
+    """
     return sum(tensor.nbytes for cache in car.new_caches(2) for tensor in (cache.keys, cache.values))
 
 

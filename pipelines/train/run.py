@@ -1,9 +1,10 @@
 """Training runs under Ray Train: start, stop and resume with the same resulting weights.
 
-How: `train_run` makes RUNS/<name>/, opens its MLflow run (`pipelines.train.follow`), and hands the work to Ray Train, whose workers call
-`pipelines.train.worker.work`. A killed run continues from its newest readable checkpoint (`pipelines.train.checkpoints`) when the same
-command starts again. A run stopped by a signal, to the driver or to a worker, has saved its last step (`pipelines.cluster.stopping`).
-`_SUCCESS` is written last, and a run that has it is left alone.
+How: `train_run` makes RUNS/<name>/, opens its MLflow run (`pipelines.train.follow`), and hands the work to Ray Train,
+whose workers call `pipelines.train.worker.work`. A killed run continues from its newest readable checkpoint
+(`pipelines.train.checkpoints`) when the same command starts again. A run stopped by a signal, to the driver or to a
+worker, has saved its last step (`pipelines.cluster.stopping`). `_SUCCESS` is written last, and a run that has it is
+left alone.
 """
 
 import contextlib
@@ -142,10 +143,12 @@ def ray_train(
     build: str = BUILD_STAGE,
     speed: Speed | None = None,
 ) -> None:
-    """Run `work` on Ray Train workers. A lost worker restarts the group from the newest checkpoint, at most MAX_FAILURES times.
+    """Run `work` on Ray Train workers.
 
-    num_workers 0 is Train's local mode: in this process, on the CPU. Deterministic errors are raised at once, while Train's own
-    `max_failures` would retry every error. AskedToStop is raised unchanged.
+    A lost worker restarts the group from the newest checkpoint, at most MAX_FAILURES times.
+
+    num_workers 0 is Train's local mode: in this process, on the CPU. Deterministic errors are raised at once, while
+    Train's own `max_failures` would retry every error. AskedToStop is raised unchanged.
     """
     from ray.train import TrainingFailedError
 
@@ -163,7 +166,8 @@ def ray_train(
             if is_deterministic(error) or failures > MAX_FAILURES:
                 raise
             say(
-                f"  {spec.name}: {Failure.of(error).error[:160]}; restarting from {checkpointed(run_dir)} samples ({failures} of {MAX_FAILURES})"
+                f"  {spec.name}: {Failure.of(error).error[:160]}; restarting from {checkpointed(run_dir)} samples "
+                f"({failures} of {MAX_FAILURES})"
             )
 
 

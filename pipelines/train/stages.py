@@ -1,4 +1,6 @@
-"""Stage, everything a training run needs beside the loop (model, data, evaluation, export), and `build_stage`, which makes it."""
+"""Stage, everything a training run needs beside the loop (model, data, evaluation, export), and `build_stage`, which
+makes it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class Stage(Protocol):
-    """A model with its data: `batches` to train on, `evaluate` on the validation split, `final` on the test split, `export`."""
+    """A model with its data: `batches` to train on, `evaluate` on the validation split, `final` on the test split,
+    `export`.
+    """
 
     model: nn.Module
     train_config: TrainConfig

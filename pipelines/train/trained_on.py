@@ -1,8 +1,8 @@
 """The training objects that an export lists: id, licence, author and address of each.
 
-How: `note` returns the value of `trained_on` in config.json: the rows themselves or, for more than MAX_INLINE objects, the name, size and
-sha256 of a file of JSON lines beside it (with 800,000 rows every reader of config.json would parse 100 MB). `read` returns the rows in
-both cases.
+How: `note` returns the value of `trained_on` in config.json: the rows themselves or, for more than MAX_INLINE objects,
+the name, size and sha256 of a file of JSON lines beside it (with 800,000 rows every reader of config.json would parse
+100 MB). `read` returns the rows in both cases.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def note(rows: Sequence[Row], folder: Path, name: str = "trained_on") -> Any:
 
 
 def read(export: str | Path, name: str = "trained_on") -> list[Row]:
-    """The rows that an export (or finished run) lists under `name`. ValueError if their file is missing or was changed."""
+    """The rows that an export (or finished run) lists under `name`.
+
+    ValueError if their file is missing or was changed.
+    """
     folder = find_export(export)
     found = read_export_config(folder).get(name) or []
     if isinstance(found, list):

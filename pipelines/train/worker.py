@@ -1,8 +1,8 @@
 """One worker of a training run: `work`, a plain function around `g3pt.training.fit.fit` that runs with and without Ray.
 
-How: rank 0 writes the ledger, checkpoints (for a sharded run all workers do), the export, and finally `_SUCCESS`. The last record of the
-ledger is held back until the test metrics can be added, so that each step occurs once. When a run resumes, records after its checkpoint
-are dropped first.
+How: rank 0 writes the ledger, checkpoints (for a sharded run all workers do), the export, and finally `_SUCCESS`. The
+last record of the ledger is held back until the test metrics can be added, so that each step occurs once. When a run
+resumes, records after its checkpoint are dropped first.
 """
 
 import contextlib
@@ -29,7 +29,10 @@ LOCK_WAIT_S = 60.0  # time for a worker of a killed run to disappear
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How a run is computed. Not part of its identity, except for a tokenizer's micro-batches (`pipelines.train.jobs.named_by_micro_batch`)."""
+    """How a run is computed.
+
+    Not part of its identity, except for a tokenizer's micro-batches (`pipelines.train.jobs.named_by_micro_batch`).
+    """
 
     parallel: str = "ddp"  # or fsdp: how several workers share the model
     micro_batch: int | None = None  # objects per forward pass of a worker; None: its share of the global batch
@@ -93,7 +96,10 @@ def _ignore(_: Record) -> None:
 def make_save(
     folder: Path, journal: "Journal | None", parallel: Any, num_to_keep: int
 ) -> Callable[[dict[str, Any], int], None] | None:
-    """The function that saves a state of `fit` on this worker; None if it saves nothing. All workers save a sharded state, else only rank 0."""
+    """The function that saves a state of `fit` on this worker; None if it saves nothing.
+
+    All workers save a sharded state, else only rank 0.
+    """
 
     def save(state: dict[str, Any], samples: int) -> None:
         whole = {"samples": samples, "held": journal.held if journal else None, "fit": state}
@@ -154,7 +160,10 @@ def resolve(name: str) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
-    """Hold the run's lock: two processes on one run would write each step twice. Waits for a predecessor that is ending."""
+    """Hold the run's lock: two processes on one run would write each step twice.
+
+    Waits for a predecessor that is ending.
+    """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(run_dir / LOCK_FILE, wait_s=LOCK_WAIT_S))

@@ -1,7 +1,9 @@
-"""Where objects come from: `shapes` (procedural), `dir` (a folder of meshes), `objaverse`. An object has an id and a content hash.
+"""Where objects come from: `shapes` (procedural), `dir` (a folder of meshes), `objaverse`.
 
-How: a `Listing` streams the requested objects of a source, with the columns about their origin. Nothing is converted and no mesh is
-opened here. Shapes have a content hash at once; files get theirs where they are converted (`content`).
+An object has an id and a content hash.
+
+How: a `Listing` streams the requested objects of a source, with the columns about their origin. Nothing is converted
+and no mesh is opened here. Shapes have a content hash at once; files get theirs where they are converted (`content`).
 """
 
 from pipelines.preprocess.sources.listing import Listing

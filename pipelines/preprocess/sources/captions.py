@@ -1,7 +1,7 @@
 """Captions from a file in Cap3D's format: rows `uid,caption` without a header, quoted where a caption has a comma.
 
-How: the file is copied to a temporary SQLite table, so that millions of captions need no memory. Rows that are not such a pair are counted
-and left out. The last of several captions of one object is used.
+How: the file is copied to a temporary SQLite table, so that millions of captions need no memory. Rows that are not such
+a pair are counted and left out. The last of several captions of one object is used.
 """
 
 from __future__ import annotations

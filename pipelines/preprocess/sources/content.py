@@ -1,7 +1,9 @@
-"""The content of an object's files: one hash over a mesh and the buffers it names, and stamps that show whether they have changed.
+"""The content of an object's files: one hash over a mesh and the buffers it names, and stamps that show whether they
+have changed.
 
-How: beside each content hash a shard's sidecar keeps the size and modification time of every file that went into it (stamps). While they
-are unchanged the next start takes the hash from the sidecar, so a second start of a job over 10 TB reads none of it. `--rehash` reads all.
+How: beside each content hash a shard's sidecar keeps the size and modification time of every file that went into it
+(stamps). While they are unchanged the next start takes the hash from the sidecar, so a second start of a job over 10 TB
+reads none of it. `--rehash` reads all.
 
 Ours: the hash of a glTF also covers the buffers it names (their bytes are its vertices), but not its textures.
       A file modified in the last seconds gets no stamp: another change could leave its modification time the same.
@@ -29,7 +31,10 @@ Stamp = list[str | int]  # path below the root, size (-1: missing), modification
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """The content of an object's files. No sha256 if its mesh file cannot be read, no stamps if they cannot be trusted."""
+    """The content of an object's files.
+
+    No sha256 if its mesh file cannot be read, no stamps if they cannot be trusted.
+    """
 
     sha256: str = ""
     size: int = 0
@@ -37,7 +42,9 @@ class Content:
 
 
 def read_content(root: Path, path: str, *, is_ours: bool = False) -> Content:
-    """Hash a mesh file together with the buffers it names. Files outside `root` are never read; the row will say why it failed.
+    """Hash a mesh file together with the buffers it names.
+
+    Files outside `root` are never read; the row will say why it failed.
 
     A file that this program wrote (`is_ours`) gets its stamp at once, since nobody else modifies it.
     """

@@ -1,7 +1,8 @@
-"""The files of objects: their content hash is taken from sidecars if nothing changed; they are read where they are converted.
+"""The files of objects: their content hash is taken from sidecars if nothing changed; they are read where they are
+converted.
 
-How: meshes of --source objaverse are downloaded a few ahead of the conversion. Once a mesh is in a shard it may be deleted, or be on
-another node: its sidecar's entry is valid as long as no other file is in its place.
+How: meshes of --source objaverse are downloaded a few ahead of the conversion. Once a mesh is in a shard it may be
+deleted, or be on another node: its sidecar's entry is valid as long as no other file is in its place.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ READERS = 8  # threads: hashing and reading both release the interpreter
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """An object with its content hash and size, the stamps of its files, why it is missing (`problem`), and whether it was just downloaded."""
+    """An object with its content hash and size, the stamps of its files, why it is missing (`problem`), and whether it
+    was just downloaded.
+    """
 
     item: SourceObject
     stamps: tuple[Stamp, ...] = ()
@@ -66,7 +69,9 @@ def drop_downloads(objects: Iterable[Fetched], config: PreprocessConfig) -> None
 
 
 def known_content(config: PreprocessConfig, objects: list[SourceObject], sidecar: dict[str, Any]) -> list[SourceObject]:
-    """A shard's objects with the present content of their files: from its sidecar if the stamps are unchanged, else read."""
+    """A shard's objects with the present content of their files: from its sidecar if the stamps are unchanged, else
+    read.
+    """
     root = Path(config.input or "")  # once: for each of ten million objects it would take minutes
     found = [item if item.content_sha256 else _recorded(root, config.rehash, item, sidecar) for item in objects]
     unread = [item for item, content in zip(objects, found, strict=True) if content is None]

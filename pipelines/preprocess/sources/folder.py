@@ -1,4 +1,7 @@
-"""Source `dir`: a folder of meshes, listed by its manifest.csv, or without one every mesh file below it. Streams and opens no mesh."""
+"""Source `dir`: a folder of meshes, listed by its manifest.csv, or without one every mesh file below it.
+
+Streams and opens no mesh.
+"""
 
 from __future__ import annotations
 

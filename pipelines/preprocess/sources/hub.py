@@ -1,13 +1,15 @@
-"""Downloads one file of the hub's dataset allenai/objaverse to a folder: resumed, retried, verified, and limited in time.
+"""Downloads one file of the hub's dataset allenai/objaverse to a folder: resumed, retried, verified, and limited in
+time.
 
-How: a `Download` works in its own thread. It asks the hub for a file's address, length and hash (huggingface_hub's HEAD request, which
-also honours HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE), reads it into a hidden part file, compares length and hash, and renames it. A file
-under its final name is complete and is never requested again.
+How: a `Download` works in its own thread. It asks the hub for a file's address, length and hash (huggingface_hub's HEAD
+request, which also honours HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE), reads it into a hidden part file, compares length
+and hash, and renames it. A file under its final name is complete and is never requested again.
 
-Ours: not `hf_hub_download` (2.4): it verifies no hash when it reads over HTTP, has no limit on the total time, and after a failed HEAD
-      waits up to 60 s for each of six more. Not the `objaverse` package (0.1.7): one urlretrieve without time limit, retry or hash, from
-      a fixed address. The folder has the layout of that package, so its downloads are used.
-      Nobody waits for a download beyond its limit, not even if a server sends a byte every few seconds: the thread is abandoned.
+Ours: not `hf_hub_download` (2.4): it verifies no hash when it reads over HTTP, has no limit on the total time, and
+      after a failed HEAD waits up to 60 s for each of six more. Not the `objaverse` package (0.1.7): one urlretrieve
+      without time limit, retry or hash, from a fixed address. The folder has the layout of that package, so its
+      downloads are used. Nobody waits for a download beyond its limit, not even if a server sends a byte every few
+      seconds: the thread is abandoned.
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ Started = TypeVar("Started")
 
 
 class DownloadError(Exception):
-    """A failed download; the message is the row's error, `download-<reason>: text`. `again`: another try may help, after `wait_s` if set."""
+    """A failed download; the message is the row's error, `download-<reason>: text`.
+
+    `again`: another try may help, after `wait_s` if set.
+    """
 
     def __init__(self, reason: str, text: str, *, again: bool = False, wait_s: float | None = None) -> None:
         super().__init__(f"download-{reason}: {text}")
@@ -208,7 +213,9 @@ def _refusal(answer: Any, name: str) -> DownloadError:
 
 
 def _told_to_wait(answer: Any) -> float | None:
-    """Seconds that the server asks to wait, or a default if it only says that there were too many requests; None for other errors."""
+    """Seconds that the server asks to wait, or a default if it only says that there were too many requests; None for
+    other errors.
+    """
     from huggingface_hub.utils import parse_ratelimit_headers
 
     wait, limit = answer.headers.get("Retry-After", ""), parse_ratelimit_headers(answer.headers)

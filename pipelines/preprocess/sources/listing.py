@@ -1,8 +1,8 @@
 """The requested objects of a source: selected by id, category and licence, with captions added.
 
-How: objects are streamed; memory contains the ids of --ids and one count per category and licence. At the end of the stream a category
-or licence that no object has is refused, because a misspelling would silently leave objects out. `--limit` is applied by the plan, since
-it needs all ids.
+How: objects are streamed; memory contains the ids of --ids and one count per category and licence. At the end of the
+stream a category or licence that no object has is refused, because a misspelling would silently leave objects out.
+`--limit` is applied by the plan, since it needs all ids.
 """
 
 from __future__ import annotations

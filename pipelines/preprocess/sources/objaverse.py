@@ -1,13 +1,17 @@
-"""Source `objaverse`: the 800,000 annotated objects of Objaverse 1.0, listed from the annotation files of its dataset on the hub.
+"""Source `objaverse`: the 800,000 annotated objects of Objaverse 1.0, listed from the annotation files of its dataset
+on the hub.
 
-How: object-paths.json.gz contains the folder (one of 160) of each object, lvis-annotations.json.gz a category for 47,000 of them, and
-metadata/000-XXX.json.gz the name, tags, licence and author of a folder's objects. The requested paths go into a temporary SQLite table.
-Only the metadata files of the remaining folders are fetched, and read one at a time. Meshes are fetched where they are converted
-(`pipelines.preprocess.sources.fetch`). Downloads are stored below --input by `pipelines.preprocess.sources.hub`.
+How: object-paths.json.gz contains the folder (one of 160) of each object, lvis-annotations.json.gz a category for
+47,000 of them, and metadata/000-XXX.json.gz the name, tags, licence and author of a folder's objects. The requested
+paths go into a temporary SQLite table. Only the metadata files of the remaining folders are fetched, and read one at a
+time. Meshes are fetched where they are converted (`pipelines.preprocess.sources.fetch`). Downloads are stored below
+--input by `pipelines.preprocess.sources.hub`.
 
-Ours: an object's category is its LVIS category: the alphabetically first if it has several, empty if it has none. Sketchfab's own
-      categories are too coarse (18 in all). An object without annotation has no licence, and no list of licences accepts it.
-Source: Deitke et al., Objaverse: A Universe of Annotated 3D Objects (arXiv:2212.08051); the files as objaverse 0.1.7 reads them.
+Ours: an object's category is its LVIS category: the alphabetically first if it has several, empty if it has none.
+      Sketchfab's own categories are too coarse (18 in all). An object without annotation has no licence, and no list of
+      licences accepts it.
+Source: Deitke et al., Objaverse: A Universe of Annotated 3D Objects (arXiv:2212.08051); the files as objaverse 0.1.7
+reads them.
 """
 
 from __future__ import annotations
@@ -71,7 +75,10 @@ def list_objaverse(config: PreprocessConfig, ids: frozenset[str] | None) -> Iter
 
 
 def _chosen(config: PreprocessConfig, ids: frozenset[str] | None, category_of: dict[str, str]) -> Chosen:
-    """A predicate: whether an object is read at all. If ids are given, `Listing` selects by category and counts what it leaves out."""
+    """A predicate: whether an object is read at all.
+
+    If ids are given, `Listing` selects by category and counts what it leaves out.
+    """
     if ids is not None:
         return ids.__contains__
     wanted = config.wanted_categories

@@ -1,7 +1,7 @@
 """SourceObject, one input object as every source lists it, and the hash of a shard's objects.
 
-How: a source lists objects in any order. Objects from files have no content hash yet, because reading ten million files would take
-days: a file is hashed where it is converted (`pipelines.preprocess.sources.content`).
+How: a source lists objects in any order. Objects from files have no content hash yet, because reading ten million files
+would take days: a file is hashed where it is converted (`pipelines.preprocess.sources.content`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,10 @@ def list_shapes(seed: int) -> Iterator[SourceObject]:
 
 
 def shape_object(name: str, seed: int) -> SourceObject:
-    """One shape by its id. Its content hash is that of its recipe: building 100,000 shapes to hash them takes ten minutes."""
+    """One shape by its id.
+
+    Its content hash is that of its recipe: building 100,000 shapes to hash them takes ten minutes.
+    """
     from g3pt.shapes import GENERATOR_VERSION
 
     made_of = canonical_json({"generator": GENERATOR_VERSION, "id": name, "seed": seed})
