@@ -162,9 +162,9 @@ def narrow_band(triangles: np.ndarray, shape: tuple[int, int, int], band: float)
 
 @njit(cache=True, nogil=True)
 def outside_field(distance: np.ndarray, offset: float, snap: float) -> None:
-    """Unsigned distance to a field, in place: less the offset, at least `snap` from zero, negative where outside air can't reach.
+    """Turn an unsigned distance into a field in place: minus the offset, at least `snap` from zero, negative inside.
 
-    Outside air is what 6-connected positive steps from corner (0, 0, 0) reach: a scanline flood fill along z. Afterwards
+    Outside is what 6-connected positive steps from corner (0, 0, 0) reach, by a scanline flood fill along z. Afterwards
     the positive points are one connected region.
     """
     n0, n1, n2 = distance.shape
@@ -319,7 +319,7 @@ def ray_parity(
 
 @njit(cache=True, nogil=True)
 def _height(px: float, py: float, t: np.ndarray) -> float:
-    """z of the triangle's plane at (px, py), held within the triangle's own range."""
+    """z of the triangle's plane at (px, py), clamped to the triangle's own range."""
     ux, uy, uz = t[1, 0] - t[0, 0], t[1, 1] - t[0, 1], t[1, 2] - t[0, 2]
     vx, vy, vz = t[2, 0] - t[0, 0], t[2, 1] - t[0, 1], t[2, 2] - t[0, 2]
     area = ux * vy - uy * vx

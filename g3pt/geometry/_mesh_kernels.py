@@ -40,7 +40,7 @@ def first_equal(bits: np.ndarray) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _bucket(a: int, b: int, num_vertices: int) -> int:
-    """Where an edge is filed: by the sum of its ends, so that the many edges of one corner (a fan's) lie apart."""
+    """The bucket of an edge: by the sum of its ends, so that the many edges of one corner (a fan's) are in different ones."""
     total = a + b
     return total - num_vertices if total >= num_vertices else total
 
@@ -55,9 +55,7 @@ def closed(faces: np.ndarray, num_vertices: int) -> bool:
     for i in range(num_vertices):
         starts[i + 1] += starts[i]
     cursor = starts[:-1].copy()
-    far = np.empty(
-        3 * faces.shape[0], dtype=np.int64
-    )  # the edge's larger end, below zero where the face runs towards it
+    far = np.empty(3 * faces.shape[0], dtype=np.int64)  # the edge's larger end, negative if the face runs towards it
     for f in range(faces.shape[0]):
         for k in range(3):
             a, b = faces[f, k], faces[f, (k + 1) % 3]
@@ -136,7 +134,7 @@ def component_labels(faces: np.ndarray, num_vertices: int) -> np.ndarray:
 def column_crossings(corners: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """Signed crossings of the vertical lines through a grid's columns by triangles (F, 3, 3) in cells, int32 (X, Y + 1, Z).
 
-    Cell centres lie at whole numbers. An entry is counted at the number of centres below the crossing: +1 for a face that looks up.
+    Cell centres are at whole numbers. A crossing is counted at the number of centres below it: +1 for a face that looks up.
     """
     num_x, num_y, num_z = shape
     crossings = np.zeros((num_x, num_y + 1, num_z), dtype=np.int32)

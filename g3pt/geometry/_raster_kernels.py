@@ -1,11 +1,11 @@
 """Compiled rasteriser: triangles with textures, vertex colours and transparency to linear light, without a graphics driver.
 
-How: a depth buffer over sample points finds the opaque triangle that each sample sees; those are shaded once; what is transparent
-is laid over them from back to front. All colours are linear and premultiplied by alpha until the samples of a pixel
-are averaged and encoded, so edges have no fringe and textures keep their brightness. Sequential, hence the same bytes everywhere.
-Textures are sampled bilinearly from the mip level that fits a triangle. An edge shared by two triangles belongs to one of them.
+How: a depth buffer over sample points finds the opaque triangle that each sample sees; those are shaded once; transparent triangles
+are then blended over them from back to front. Colours are linear and premultiplied by alpha until the samples of a pixel are averaged
+and encoded, so edges have no fringe and textures keep their brightness. Sequential, hence the same bytes everywhere. Textures
+are sampled bilinearly from the mip level that fits a triangle. An edge shared by two triangles belongs to one of them.
 
-Shapes: V vertices, F faces, M materials, S samples a side. Screen points are (x right, y down, 1 / distance) in samples.
+Shapes: V vertices, F faces, M materials, S samples per side. Screen points are (x right, y down, 1 / distance) in samples.
 Source: perspective-correct interpolation and the top-left rule as in any rasteriser; glTF 2.0, 3.9.4 (alpha modes).
 """
 
@@ -16,7 +16,7 @@ from numba import njit
 
 from g3pt.geometry.scene import BLEND, CLAMP, MASK, MIRROR, OPAQUE, Scene
 
-_WHOLE = 254.5 / 255  # alpha from which a texel of a blended material hides what lies behind it
+_WHOLE = 254.5 / 255  # alpha from which a texel of a blended material hides what is behind it
 
 
 @njit(cache=True, nogil=True)
@@ -92,7 +92,7 @@ def _albedo(scene: Scene, f: int, level: int, p: float, q: float, s: float) -> t
 def _light(
     scene: Scene, f: int, p: float, q: float, s: float, eye: np.ndarray, lights: np.ndarray, ambient: float
 ) -> float:
-    """Light that the point reflects towards any eye (Lambert); faces seen from behind are lit as from the front."""
+    """Light that the point reflects (Lambert); faces seen from behind are lit as from the front."""
     if scene.unlit[scene.material[f]]:
         return 1.0
     i, j, k = scene.faces[f]
@@ -148,8 +148,8 @@ def rasterise(
 ) -> None:  # fmt: skip
     """Draw the faces of `order` (indices, back to front where `over`).
 
-    Without `over`: what hides the rest goes into `nearest` (S, S; 1 / distance) and `owner` (S, S; face). With it: what lets light
-    through and is not hidden is laid over `picture` (S, S, 4; linear, premultiplied).
+    Without `over` the visible opaque faces go into `nearest` (S, S; 1 / distance) and `owner` (S, S; face). With it transparent
+    faces that are not hidden are blended over `picture` (S, S, 4; linear, premultiplied).
     """
     size = len(nearest)
     for f in order:
@@ -212,7 +212,7 @@ def rasterise(
 
 @njit(cache=True, nogil=True)
 def _owns(x0: float, y0: float, x1: float, y1: float) -> bool:
-    """Whether samples exactly on this edge belong to the triangle: true for one of the two directions."""
+    """Whether samples exactly on this edge belong to the triangle: true for one of the edge's two directions."""
     return y1 > y0 or (y1 == y0 and x1 < x0)
 
 
@@ -221,7 +221,7 @@ def shade(
     scene: Scene, screen: np.ndarray, level: np.ndarray, eye: np.ndarray, lights: np.ndarray, ambient: float, owner: np.ndarray,
     picture: np.ndarray, each: int,
 ) -> None:  # fmt: skip
-    """Colour every sample that an opaque face owns: a face once in each pixel of `each` x `each` samples, in its middle if it can be."""
+    """Colour every sample owned by an opaque face. A face is shaded once per pixel of `each` x `each` samples, near the middle."""
     for top in range(0, len(owner), each):
         for left in range(0, len(owner), each):
             shaded = -1

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-MAX_TEXTURE = 1024  # pixels a side that are kept: more than a view shows
+MAX_TEXTURE = 1024  # pixels per side that are kept, which is more than a view shows
 MAX_IMAGE_PIXELS = 1 << 26
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 CLAY = (0.571, 0.571, 0.604, 1.0)  # linear
@@ -19,7 +19,7 @@ KINDS = ("texture", "texture-missing", "vertex-colours", "material", "none")
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Linear base colour, an sRGB picture over it (H, W, 4 uint8), and how alpha counts. `wrap` is of u and v."""
+    """Linear base colour, an sRGB picture over it (H, W, 4 uint8), alpha mode, and how u and v `wrap`."""
 
     colour: tuple[float, float, float, float] = CLAY
     image: np.ndarray | None = None
@@ -32,7 +32,7 @@ class Material:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Triangles of one material; normals (V, 3), uvs (V, 2; origin upper left) and linear RGBA colours (V, 4) where the file has them."""
+    """Triangles of one material; normals (V, 3), uvs (V, 2; origin upper left), linear RGBA colours (V, 4) if the file has them."""
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -44,13 +44,13 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Appearance:
-    """What is drawn, and of which of KINDS it is."""
+    """The parts of an object, and which of KINDS they are."""
 
     parts: list[Part]
     kind: str
 
     def placed(self, scale: float, offset: np.ndarray) -> "Appearance":
-        """The same where its solid stands: vertices * scale + offset."""
+        """The appearance in its solid's coordinates: vertices * scale + offset."""
         return Appearance(
             parts=[replace(part, vertices=part.vertices * scale + offset) for part in self.parts], kind=self.kind
         )
@@ -62,7 +62,7 @@ def clay(vertices: np.ndarray, faces: np.ndarray) -> Appearance:
 
 
 def decode_image(content: bytes) -> np.ndarray:
-    """(H, W, 4) uint8 sRGB of a PNG, JPEG or WebP, at most MAX_TEXTURE a side. ValueError for anything else."""
+    """(H, W, 4) uint8 sRGB of a PNG, JPEG or WebP, at most MAX_TEXTURE per side. ValueError for anything else."""
     from PIL import Image
 
     try:
@@ -70,7 +70,7 @@ def decode_image(content: bytes) -> np.ndarray:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
             image.draft(None, (2 * MAX_TEXTURE, 2 * MAX_TEXTURE))
-            if image.mode.startswith("I"):  # 16 bits a grey: Pillow would clip them
+            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
                 image = image.point(lambda value: value / 256).convert("L")
             found = image.convert("RGBA")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow calls a broken PNG a SyntaxError
@@ -80,7 +80,7 @@ def decode_image(content: bytes) -> np.ndarray:
 
 
 def smooth_normals(vertices: np.ndarray, faces: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Normals (V, 3), not of unit length: the mean over the faces around, of vertices whose rows of `same` (V, any) are equal."""
+    """Normals (V, 3), not of unit length: means over the faces around all vertices with equal rows of `same` (V, any)."""
     from g3pt.geometry.cleanup import unique_rows
 
     rows, group = unique_rows(np.ascontiguousarray(same, dtype=np.float32))

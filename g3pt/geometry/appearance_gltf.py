@@ -1,12 +1,12 @@
-"""What the triangles of a glTF asset look like: base colour, vertex colours, alpha, for `appearance.py`.
+"""What the triangles of a glTF asset look like: base colour, vertex colours, alpha, as parts of `appearance.py`.
 
-The parts are those of `gltf.read_parts`, so they lie where the solid's triangles do. Of materials only what a matt picture needs is
-read. A normal is never moved: vertices that share place and normal in the file are smooth together, the rest of the edges stay
-hard, and normals are computed from the placed triangles; so skins, mirrors and uneven scales need no rule of their own.
+The parts are those of `gltf.read_parts`, so they are where the solid's triangles are. Of materials only what a matt picture needs is
+read. Normals are never transformed: vertices with the same position and normal in the file are smooth together, other edges stay
+hard, and normals are computed from the placed triangles. So skins, mirrors and uneven scales need no rules of their own.
 
 Source: Khronos glTF 2.0, 3.9 (materials); KHR_texture_transform, KHR_materials_unlit, KHR_materials_pbrSpecularGlossiness,
 KHR_materials_transmission, EXT_texture_webp.
-Ours: transmission counts as transparency (GLASS of it lets light through); what is drawn in several ways is drawn opaque.
+Ours: transmission counts as transparency (a share GLASS of it); a primitive that is drawn in several ways is drawn opaque.
 """
 
 from typing import Any
@@ -52,14 +52,14 @@ def _part(placed: Placed, materials: "_Materials") -> Part:
 
 
 def _attribute(values: np.ndarray | None, primitive: Any, widths: tuple[int, ...]) -> np.ndarray | None:
-    """An attribute of one row a vertex; one of another shape does not count."""
+    """An attribute with one row per vertex; None for one of another shape."""
     if values is None or len(values) != len(primitive.vertices) or values.shape[1] not in widths:
         return None
     return values
 
 
 def _rgba(colours: np.ndarray) -> np.ndarray:
-    """COLOR_0 is linear; bytes that a decoder did not normalise are."""
+    """Linear RGBA (V, 4) of COLOR_0, which is linear; bytes are normalised."""
     if colours.dtype.kind in "iu":
         colours = colours / np.iinfo(colours.dtype).max
     rgba = np.ones((len(colours), 4), dtype=np.float32)
@@ -68,7 +68,7 @@ def _rgba(colours: np.ndarray) -> np.ndarray:
 
 
 def _uvs(primitive: Any, texture: dict) -> np.ndarray | None:
-    """Texture coordinates (V, 2) as the texture reads them."""
+    """Texture coordinates (V, 2) with the texture's transform applied."""
     transform = _extension(texture, "KHR_texture_transform")
     number = transform.get("texCoord", texture.get("texCoord", 0))
     uvs = _attribute(primitive.attribute(f"TEXCOORD_{number}"), primitive, (2,))
@@ -130,7 +130,7 @@ class _Materials:
         sampler = self.document.item("samplers", texture["sampler"]) if "sampler" in texture else {}
         wrap = tuple(_WRAPS.get(sampler.get(name, 10497), "repeat") for name in ("wrapS", "wrapT"))
         source = _extension(texture, "EXT_texture_webp").get("source", texture.get("source"))
-        if source is None:  # only a kind of picture that is not read
+        if source is None:  # only a format that is not read
             self.missing.add(-1 - index)
             return None, wrap
         if source not in self._images:

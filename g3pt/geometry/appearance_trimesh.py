@@ -1,6 +1,6 @@
 """What the triangles of OBJ and PLY files look like, read by trimesh: materials and pictures of OBJ, colours of PLY.
 
-What an OBJ names (.mtl, pictures) is read only by the reader that is handed in, never by trimesh itself. Colours in these formats are
+Files that an OBJ names (.mtl, pictures) are read by the reader passed in, never by trimesh itself. Colours in these formats are
 sRGB.
 """
 
@@ -18,7 +18,7 @@ _PICTURE_KEY = "picture"  # an unknown word in a .mtl: trimesh keeps its value a
 
 
 class _MaterialFiles:
-    """trimesh's resolver over the safe reader. It hands on .mtl files only, without the word that makes trimesh open pictures."""
+    """trimesh's resolver on the safe reader: it returns .mtl files only, without the word that makes trimesh open pictures."""
 
     file_name = None
 
@@ -26,7 +26,7 @@ class _MaterialFiles:
         self.read_file = read_file
 
     def get(self, name: str) -> bytes:
-        """A .mtl file; FileNotFoundError for what the safe reader refuses, and then trimesh goes on without materials."""
+        """A .mtl file; FileNotFoundError if the safe reader refuses it, upon which trimesh continues without materials."""
         try:
             content = as_utf8(self.read_file(name.strip()))
         except MeshError as error:
@@ -37,7 +37,7 @@ class _MaterialFiles:
 
 
 def obj_parts(content: bytes, read_file: ReadFile) -> tuple[list[Part], int]:
-    """A part for each material, and how many of the pictures that they name could not be used."""
+    """One part per material, and how many of the pictures that they name could not be used."""
     import trimesh
 
     content = as_utf8(content)
@@ -64,7 +64,7 @@ def _obj_part(mesh: Any, has_normals: bool, pictures: dict[str, np.ndarray | Non
 def _obj_material(found: Any, pictures: dict[str, np.ndarray | None], read_file: ReadFile) -> Material:
     """Kd, d or Tr, and map_Kd, whose alpha counts only where there is a map_d.
 
-    Who writes an invisible object means a visible one: exporters disagree about whether 0 or 1 is opaque.
+    An invisible object is taken for a visible one: exporters disagree about whether 0 or 1 is opaque.
     """
     words = {str(name).lower(): value for name, value in found.kwargs.items()}
     image = None
@@ -86,7 +86,7 @@ def _number(words: Any, default: float) -> float:
 
 
 def _picture(line: str, pictures: dict[str, np.ndarray | None], read_file: ReadFile) -> np.ndarray | None:
-    """The picture of a map_Kd line, its options (-s 1 1 1, -o ..., -clamp on) passed over."""
+    """The picture's name in a map_Kd line, without options (-s 1 1 1, -o ..., -clamp on)."""
     name = re.sub(r"^(?:-\w+(?:\s+(?:-?[\d.]+|on|off))*\s+)+", "", line.strip())
     if name not in pictures:
         try:
@@ -97,7 +97,7 @@ def _picture(line: str, pictures: dict[str, np.ndarray | None], read_file: ReadF
 
 
 def ply_parts(content: bytes) -> list[Part]:
-    """One part with vertex or face colours, in clay without; nothing for a file without faces."""
+    """One part with vertex or face colours, or clay without any; no part for a file without faces."""
     import trimesh
 
     mesh = trimesh.load(io.BytesIO(content), file_type="ply", process=False, resolver=None)

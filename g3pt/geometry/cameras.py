@@ -26,8 +26,8 @@ _AXES = (
 def place_cameras(preset: str, num_views: int, vertices: np.ndarray, seed: int) -> np.ndarray:
     """Cameras (N, 4, 4) float32 at which all vertices just fit.
 
-    `random`: evenly spaced around from a drawn start, elevations drawn; `ring`: evenly spaced from the front, one elevation;
-    `axes`: front, right, back, left, top, bottom, again from the start after six.
+    `random`: evenly spaced around from a random start, random elevations; `ring`: evenly spaced from the front, one elevation;
+    `axes`: front, right, back, left, top, bottom, repeated after six.
     """
     if preset not in PRESETS:
         raise ValueError(f"cameras must be one of {', '.join(PRESETS)}, not {preset!r}")
@@ -52,7 +52,7 @@ def fitting_distance(vertices: np.ndarray) -> float:
 
 
 def look_at_origin(azimuth_degrees: float, elevation_degrees: float, distance: float) -> np.ndarray:
-    """Camera-to-world matrix (4, 4) float32; azimuth 0 looks from +z, 90 from +x; y is up, seen from the poles -z or +z is."""
+    """Camera-to-world matrix (4, 4) float32; azimuth 0 looks from +z, 90 from +x. y is up; from the poles -z or +z is."""
     azimuth, elevation = np.radians([azimuth_degrees, elevation_degrees])
     back = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
     right = np.array([np.cos(azimuth), 0.0, -np.sin(azimuth)])

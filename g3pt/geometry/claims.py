@@ -1,7 +1,7 @@
-"""What a mesh file claims against what it holds: refused by arithmetic on its header, before anything is allocated or parsed.
+"""Whether a mesh file contains what its header claims: checked by arithmetic, before anything is allocated or parsed.
 
-A parser that believes a header allocates what it says (353 billion vertices in 309 bytes), and one that doesn't count takes
-a file that was cut off for a smaller mesh. Containers and pages that only bear a mesh's name are refused by what they are.
+A parser that trusts a header allocates what it says (353 billion vertices in 309 bytes), and one that doesn't count takes a truncated
+file for a smaller mesh. Archives and web pages with a mesh's name are refused by their content.
 """
 
 import re
@@ -20,7 +20,7 @@ _PLY_SIZES = {
 
 
 def check_content(content: bytes, suffix: str) -> None:
-    """Raise MeshError where the content is no file of this kind, or too short for what its header says."""
+    """MeshError if the content is not a file of this kind, or is shorter than its header says."""
     _refuse_foreign(content, suffix)
     check = {".stl": _check_stl, ".off": _check_off, ".ply": _check_ply}.get(suffix)
     if check is not None:
@@ -43,7 +43,7 @@ def _refuse_foreign(content: bytes, suffix: str) -> None:
 
 
 def _check_stl(content: bytes) -> None:
-    """A binary STL says its number of faces; a text one closes each facet and itself."""
+    """Check an STL: a binary one states its number of faces; a text one closes each facet and itself."""
     text = content.lower() if content[:5].lower() == b"solid" else b""
     if b"facet" in text[:2000]:
         if text.count(b"facet") != 2 * text.count(b"endfacet") or b"endsolid" not in text:
@@ -59,7 +59,7 @@ def _check_stl(content: bytes) -> None:
 
 
 def _check_off(content: bytes) -> None:
-    """Each vertex and each face has a line of its own."""
+    """Check an OFF, in which each vertex and each face has its own line."""
     numbers = re.match(rb"\s*(?:[A-Za-z0-9]*OFF)?(?:\s|#[^\n]*\n)*(\d{1,30})\s+(\d{1,30})", content)
     if numbers is None:
         return
@@ -74,7 +74,7 @@ def _check_off(content: bytes) -> None:
 
 
 def _check_ply(content: bytes) -> None:
-    """Each element takes at least its scalars and the lengths of its lists; as text, a line."""
+    """Check a PLY: each element takes at least its scalars and the lengths of its lists, or one line of text."""
     header, end, body = content.partition(b"end_header")
     if not content.startswith(b"ply") or not end:
         raise MeshError("corrupt", "PLY header is cut off or is none")
@@ -97,7 +97,7 @@ def _check_ply(content: bytes) -> None:
 
 
 def _check_whole_face(line: bytes) -> None:
-    """The last line of a text file that was cut off may lack a corner."""
+    """Refuse a text file whose last line, cut off, lacks a corner."""
     words = line.split()
     if words[0].isdigit() and len(words) <= int(words[0]):
         raise MeshError(
@@ -106,5 +106,5 @@ def _check_whole_face(line: bytes) -> None:
 
 
 def _lines(text: bytes) -> list[bytes]:
-    """The lines that hold something."""
+    """The lines that are not blank."""
     return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(b"#")]

@@ -1,18 +1,18 @@
-"""What is done to a decoded mesh before it is given away: cleaning, and fewer faces where they are asked for.
+"""Cleaning of decoded meshes, and reduction of their faces on request.
 
 Shapes: V vertices, F faces.
 """
 
 import numpy as np
 
-MIN_SHARE = 0.01  # of the whole area: a component below it is a floater
+MIN_SHARE = 0.01  # share of the total area below which a component is a floater
 
 
 def clean(vertices: np.ndarray, faces: np.ndarray, min_share: float = MIN_SHARE) -> tuple[np.ndarray, np.ndarray]:
     """Mesh with equal vertices merged and without degenerate faces, inner shells and floaters, facing outward.
 
     A floater is a component with less than `min_share` of the total area; an inner shell encloses negative volume.
-    The largest component always stays. An empty mesh comes back empty.
+    The largest component is always kept. An empty mesh is returned empty.
     """
     from g3pt.geometry._mesh_kernels import component_labels
     from g3pt.geometry.surface import face_normals
@@ -34,7 +34,7 @@ def clean(vertices: np.ndarray, faces: np.ndarray, min_share: float = MIN_SHARE)
 
 
 def _merged(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Equal vertices made one, collapsed faces dropped."""
+    """Merge equal vertices and drop collapsed faces."""
     unique, index = unique_rows(vertices)
     faces = index[faces]
     whole = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
@@ -42,7 +42,7 @@ def _merged(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def unique_rows(rows_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct rows in lexical order, and for each row its place among them: np.unique(axis=0), several times as fast."""
+    """Distinct rows in lexical order, and each row's index among them: np.unique(axis=0), several times as fast."""
     order = np.lexsort(rows_N3.T[::-1])
     sorted_rows = rows_N3[order]
     first = np.ones(len(rows_N3), dtype=bool)
@@ -53,16 +53,16 @@ def unique_rows(rows_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _compact(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Without unused vertices."""
+    """The mesh without unused vertices."""
     used, index = np.unique(faces, return_inverse=True)
     return vertices[used], index.reshape(faces.shape)
 
 
 def simplify(vertices: np.ndarray, faces: np.ndarray, max_faces: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """At most `max_faces` faces of a closed mesh, and ""; or the mesh as it was, and why it could not be simplified.
+    """A closed mesh reduced to at most `max_faces` faces, and ""; or the mesh unchanged, and why it could not be reduced.
 
-    How: VTK's quadric decimation. It does not promise a closed surface, so the result is looked at: watertight, facing outward,
-    few enough, or the mesh stays. On 25 decoded meshes at 5000, 1000 and 200 faces 75 of 75 were closed; of fast-simplification
+    How: VTK's quadric decimation. It does not guarantee a closed surface, so a result that is not watertight, not facing outward or
+    too large is discarded. On 25 decoded meshes at 5000, 1000 and 200 faces 75 of 75 were closed; of fast-simplification
     74, of VTK's topology-preserving decimation 51 (and three times its error).
     """
     import pyvista

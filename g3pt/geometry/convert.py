@@ -16,7 +16,7 @@ from g3pt.geometry.watertight import METHODS, Solid
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """What a mesh becomes: grid resolution, method, and how many points of each kind."""
+    """Parameters of the conversion: grid resolution, method, and how many points of each kind."""
 
     resolution: int = 256
     watertight: str = "narrowband"
@@ -83,7 +83,7 @@ def convert_mesh(
 
 
 def near_points(solid: Solid, config: ConvertConfig, rng: np.random.Generator) -> np.ndarray:
-    """Points (Q, 3) scattered about the surface, an equal share for each sigma, held in [-1, 1]^3."""
+    """Surface points (Q, 3) with Gaussian noise, an equal share for each sigma, clipped to [-1, 1]^3."""
     from g3pt.geometry.surface import sample_surface
 
     points = sample_surface(solid.vertices, solid.faces, config.num_queries, rng)[:, :3]

@@ -37,7 +37,7 @@ def write_mesh(path: str | Path, vertices: np.ndarray, faces: np.ndarray) -> Non
 def read_mesh(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Vertices (V, 3) and faces (F, 3) of a file that `write_mesh` wrote. ValueError if it does not open.
 
-    Other people's files go through `g3pt.geometry.load`.
+    Files of other programs are read by `g3pt.geometry.load`.
     """
     import trimesh
 
@@ -45,6 +45,6 @@ def read_mesh(file: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{file.name}: larger than {MAX_FILE_BYTES >> 20} MB")
     try:
         mesh = trimesh.load(file, force="mesh", process=False)
-    except Exception as error:  # readers of foreign formats raise anything
+    except Exception as error:  # parsers raise anything
         raise ValueError(f"{file.name}: not a mesh ({type(error).__name__})") from error
     return np.asarray(mesh.vertices), np.asarray(mesh.faces)

@@ -27,7 +27,7 @@ _NOT_DECODED = {"WEB3D_quantized_attributes"}  # geometry that would be read wro
 class Part:
     """One triangle primitive where the scene places it: vertices (V, 3) float64 in the scene's coordinates, faces (F, 3).
 
-    Its vertices stand in the order of `primitive`'s, so `primitive.attribute("TEXCOORD_0")` belongs to them.
+    Its vertices are in the order of `primitive`'s, so `primitive.attribute("TEXCOORD_0")` belongs to them.
     """
 
     vertices: np.ndarray
@@ -58,7 +58,7 @@ def read_parts(content: bytes, read_file: ReadFile) -> tuple[Document, list[Part
 
 
 def _refuse_empty(document: Document) -> NoReturn:
-    """A fault in what the scene leaves out (a missing buffer, a node that is its own ancestor) says more than `no-faces`."""
+    """Raise the fault of what the scene leaves out (a missing buffer, a node that is its own ancestor), else `no-faces`."""
     document.check_buffers()
     check_nodes(document)
     for mesh in range(len(document.root.get("meshes", []))):
@@ -69,7 +69,7 @@ def _refuse_empty(document: Document) -> NoReturn:
 
 def _scene_parts(document: Document) -> Iterator[Part]:
     scene = default_scene(document)
-    primitives: dict[int, list[Primitive]] = {}  # a mesh that several nodes place is decoded once
+    primitives: dict[int, list[Primitive]] = {}  # a mesh placed by several nodes is decoded once
     num_faces = num_vertices = 0
     for placement in scene.placements:
         mesh = placement.node["mesh"]

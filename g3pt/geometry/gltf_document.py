@@ -98,7 +98,7 @@ class Document:
         return memoryview(data)[start : start + length], stride
 
     def _without_fallback(self, extension: str, buffer: Any) -> bool:
-        """Whether a compressed view's own buffer holds no plain copy of its data."""
+        """Whether a compressed view's own buffer has no uncompressed copy of its data."""
         required = extension in self.root.get("extensionsRequired", [])
         return required or ("uri" not in self.item("buffers", buffer) and (buffer != 0 or self._chunk is None))
 
@@ -120,7 +120,7 @@ class Document:
         return self.resource(str(uri))
 
     def resource(self, uri: str) -> bytes:
-        """What a URI of the asset names: data within the URI, or a file below the root."""
+        """The content of an asset's URI: data within it, or a file below the root."""
         if not uri.startswith("data:"):
             return self.read_file(unquote(uri))
         try:

@@ -19,7 +19,7 @@ _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 class Primitive:
     """A triangle primitive as its mesh stores it: vertices (V, 3) float64, faces (F, 3) int64, and its material's index.
 
-    `attribute(name)` reads a vertex attribute (V, width), None where there is none; `json` is the primitive's own object.
+    `attribute(name)` returns a vertex attribute (V, width), or None; `json` is the primitive's own object.
     """
 
     vertices: np.ndarray
@@ -107,7 +107,7 @@ def _triangulated(order: np.ndarray, mode: int) -> np.ndarray:
 
 
 def morphed(document: Document, primitive: Primitive, weights: list) -> np.ndarray:
-    """Vertices with the morph targets added by their weights: the rest pose is that of the default weights."""
+    """Vertices with the morph targets added by their weights; the default weights give the rest pose."""
     vertices = primitive.vertices
     for weight, target in zip(weights, primitive.json.get("targets", []), strict=False):
         if float(weight) == 0.0 or "POSITION" not in target:

@@ -17,7 +17,7 @@ _MAX_DEPTH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """A node that has a mesh, and where it stands: matrices (K, 4, 4) from the mesh to the scene, one for each instance."""
+    """A node with a mesh, and matrices (K, 4, 4) from the mesh to the scene, one for each instance."""
 
     node: dict
     matrices: np.ndarray
@@ -42,14 +42,14 @@ def default_scene(document: Document) -> Scene:
 
 
 def check_nodes(document: Document) -> None:
-    """Raise MeshError for a node that is its own ancestor or names what isn't there, whether a scene holds it or not."""
+    """MeshError for a node that is its own ancestor or names something missing, whether a scene contains it or not."""
     walk = _Walk(document)
     for index in range(len(document.root.get("nodes", []))):
         walk.below(index, np.eye(4), ())
 
 
 class _Walk:
-    """Collects what stands at and below a node; a node placed by several parents is drawn for each."""
+    """Collects the placements at and below a node; a node with several parents is placed by each."""
 
     def __init__(self, document: Document) -> None:
         self.document, self.scene = document, Scene()

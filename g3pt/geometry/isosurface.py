@@ -1,9 +1,9 @@
 """From a field to a surface: the search for the cells that the surface crosses, then marching cubes block by block.
 
-A search (`g3pt.geometry.search`) is a generator that yields points and is sent the field's values there: one driver asks one field
-(`extract`), another asks a whole batch of searches together (`extract_many`). The vertices are those of dense decoding, except
-for parts that lie wholly between the points of the coarse grid. Memory: the search's, stated there, and one block of marching
-cubes (132^3 * 5 B = 12 MB) and the mesh.
+A search (`g3pt.geometry.search`) is a generator that yields points and receives the field's values there: `extract` runs one search on
+one field, `extract_many` runs a batch of searches together. The vertices are those of dense decoding, except for parts that are
+entirely between the points of the coarse grid. Memory: that of the search, stated there, one block of marching cubes
+(132^3 * 5 B = 12 MB) and the mesh.
 
 Shapes: N points or cells, V vertices, F faces.
 """
@@ -26,8 +26,8 @@ __all__ = [
     "marching_cubes",
 ]
 
-MIN_COARSE = 32  # a part apart from the rest and thinner than 2 / 32 can hide between the first grid's points
-BLOCK = 130  # cells a side of a block of marching cubes: 128 cells and the two beyond the box are one block
+MIN_COARSE = 32  # a separate part thinner than 2 / 32 can be missed between the first grid's points
+BLOCK = 130  # cells per side of a block of marching cubes: 128 cells and the two beyond the box are one block
 
 Field = Callable[[np.ndarray], np.ndarray]
 
@@ -38,7 +38,7 @@ def extract(
     """Surface where `field` equals `level`: vertices (V, 3) float32 in [-1, 1]^3, faces (F, 3) int64, facing outward.
 
     field: points (N, 3) float32 -> values (N,), above `level` inside; called on at most `chunk` points at a time.
-    coarse: cells a side of the first grid; resolution must be coarse * 2^k (coarse = resolution decodes densely). By
+    coarse: cells per side of the first grid; resolution must be coarse * 2^k (coarse = resolution decodes densely). By
     default the smallest such of at least MIN_COARSE.
     Raises EmptyField, FullField, TooComplexField; ValueError for non-finite values.
     """
@@ -61,10 +61,10 @@ def extract_many(
     coarse: int | None = None,
     level: float = 0.0,
 ) -> list[tuple[np.ndarray, np.ndarray] | NoSurface]:
-    """The surfaces of `count` fields, as `extract` gives them, or why one has none; the fields are asked together.
+    """The surface of each of `count` fields, as `extract` returns it, or why it has none. The fields are evaluated together.
 
-    answer: {number of the field: points (N, 3)} -> {number: values (N,)}, once a round for all fields that still search; a field
-    that has few cells near its surface ends no later than one that has many. Memory: the sum of what each needs.
+    answer: {index of the field: points (N, 3)} -> {index: values (N,)}, once per round for all unfinished searches. A field with few
+    cells near its surface takes no more rounds than one with many. Memory: the sum of what each needs.
     """
     coarse = default_coarse(resolution) if coarse is None else coarse
     searches = {number: search(resolution, coarse, level) for number in range(count)}
@@ -94,8 +94,8 @@ def default_coarse(resolution: int) -> int:
 def marching_cubes(crossed: Crossed) -> tuple[np.ndarray, np.ndarray]:
     """The surface in the crossed cells, (V, 3) float32 and (F, 3) int64: Lewiner's marching cubes, one block of cells at a time.
 
-    A vertex on the border of two blocks has the same coordinates in both, to the last bit (along the border both count from
-    the same corner), so equal vertices are one.
+    A vertex on the border of two blocks has bitwise the same coordinates in both (along the border both count from the same
+    corner), so equal vertices can be merged.
     """
     block_N3 = (crossed.cells_N3 + 1) // BLOCK
     key_N = block_N3 @ np.array([1 << 40, 1 << 20, 1])
@@ -119,7 +119,7 @@ def marching_cubes(crossed: Crossed) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _block_surface(cells_N3: np.ndarray, values_N8: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices and faces in units of cells; points that are no corner of a given cell are never looked at."""
+    """Vertices and faces in units of cells; only corners of the given cells are read."""
     from skimage import measure
 
     shape = tuple(cells_N3.max(axis=0) + 2)

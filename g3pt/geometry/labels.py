@@ -1,4 +1,4 @@
-"""Inside or outside a solid, exactly: ray parity against its triangles, not a grid.
+"""Whether points are inside a solid: exact, by ray parity against its triangles, not by a grid.
 
 Shapes: V vertices, F faces, N points.
 """
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def inside(solid_vertices: np.ndarray, solid_faces: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Whether each point (N, 3) lies inside the closed surface (V, 3), (F, 3): bool (N,).
+    """Whether each point (N, 3) is inside the closed surface (V, 3), (F, 3): bool (N,).
 
     The surface must be watertight; each point counts the crossings of its ray along +z.
     """

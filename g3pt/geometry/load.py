@@ -1,9 +1,9 @@
-"""Read one mesh file into plain arrays, safely: .glb .gltf .obj .ply .stl .off.
+"""Read one mesh file into plain arrays, safely: .glb .gltf .obj .ply .stl .off. Which endings are meshes: reading.py.
 
-Node transforms (and rest-pose skins) are applied, polygons triangulated, points and lines ignored, textures never
-read. What an asset names is read only if it lies below `root`; the rest is refused with a reason. MemoryError passes
-through: whether a mesh fits is the machine's doing (pipelines.preprocess.sandbox makes it a row), what a file claims without
-holding it is refused before (g3pt.geometry.claims).
+Node transforms (and rest-pose skins) are applied, polygons triangulated, points and lines ignored, textures never read. Files that
+an asset names are read only below `root`; others are refused with a reason. A MemoryError passes through: whether a mesh fits depends
+on the machine (pipelines.preprocess.sandbox turns it into a failed row). A file that claims more than it contains is refused
+before (g3pt.geometry.claims).
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def load_mesh(path: str | Path, root: str | Path | None = None) -> LoadedMesh:
         vertices, faces = _parse(content, suffix, path, root)
     except (MeshError, MemoryError):
         raise
-    except Exception as error:  # a parser may answer a broken file with any exception: name it, don't hide it
+    except Exception as error:  # parsers may raise any exception for a broken file
         raise MeshError("corrupt", f"{path.name}: {type(error).__name__}: {error}") from error
     return _checked(vertices, faces, "y" if suffix in (".glb", ".gltf") else "unspecified")
 

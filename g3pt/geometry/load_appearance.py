@@ -25,7 +25,7 @@ def load_appearance(path: str | Path, root: str | Path) -> Appearance | None:
         parts, missing = reader(content, sibling_reader(path, root))
     except (MeshError, MemoryError):
         raise
-    except Exception as error:  # as in load_mesh: a parser may answer a broken file with any exception
+    except Exception as error:  # as in load_mesh: parsers may raise any exception
         raise MeshError("corrupt", f"{path.name}: {type(error).__name__}: {error}") from error
     return Appearance(parts=parts, kind=_kind(parts, missing)) if parts else None
 

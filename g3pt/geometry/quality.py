@@ -1,9 +1,9 @@
-"""How good a solid is: the figures of a dataset row, and the bounds that a row must keep.
+"""How good a solid is: the figures of a dataset row, and the bounds that a good row must keep.
 
-By construction a solid is watertight, points outward and has one surface for each of its components, because its field is
-negative everywhere but in one connected region, the outside air; the figures check that, they don't assume it.
+By construction a solid is watertight, faces outward and has one surface per component, because its field is negative everywhere but
+in one connected region, the outside air. The figures check that instead of assuming it.
 Chamfer: mean of both directed mean nearest distances between 4096 samples of the input and of the solid, in the solid's box.
-Two samplings of one surface are .01 to .03 apart already, and what the input has inside the solid counts as far away.
+Two samplings of one surface are .01 to .03 apart, and what the input has inside the solid counts as far away.
 
 Shapes: V vertices, F faces, C components, N points.
 """
@@ -15,22 +15,22 @@ import numpy as np
 from g3pt.geometry.watertight import Solid
 
 _CHAMFER_POINTS = 4096
-_STEP_UP = 1e-9  # above a component's topmost corner: far below a voxel, far above rounding
+_STEP_UP = 1e-9  # distance above a component's topmost corner: far below a voxel, far above rounding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What a row must keep to be `ok`: far outside what real objects have (LOG.md, 2026-11-25), so that only failures break it."""
+    """Bounds of an `ok` row, far outside what real objects have (LOG.md, 2026-11-25), so that only failures violate them."""
 
     min_volume: float = 8e-4  # of the box [-1, 1]^3, that is 3 of 32,768 volume points: a wire a voxel thin
     max_chamfer: float = 0.25
     max_share_sigmas: float = (
-        6.0  # how far the share of volume points inside may be from volume / 8, in standard deviations
+        6.0  # largest distance of the share of volume points inside from volume / 8, in standard deviations
     )
 
 
 def quality_faults(figures: dict, num_queries: int, bounds: Bounds = Bounds()) -> list[tuple[str, str]]:
-    """(reason class, what was found) of every bound that a row's figures break; empty for a good row."""
+    """(reason class, what was found) of every bound that a row's figures violate; empty for a good row."""
     volume, shells, share, chamfer = (
         figures[k] for k in ("volume", "num_inner_shells", "volume_share", "chamfer_to_input")
     )
@@ -50,7 +50,7 @@ def quality_faults(figures: dict, num_queries: int, bounds: Bounds = Bounds()) -
 
 
 def solid_figures(solid: Solid) -> dict:
-    """Numbers of a solid: components, inner shells, watertightness, volume, area, thickness (of a slab of that volume and area)."""
+    """Figures of a solid: components, inner shells, watertightness, volume, area, thickness (of a slab of that volume and area)."""
     from g3pt.geometry.surface import face_normals
 
     components, count = _components(solid)
@@ -84,7 +84,7 @@ def _component_volumes(solid: Solid, component_F: np.ndarray, count: int) -> np.
 
 
 def _enclosed(solid: Solid, components: np.ndarray, count: int) -> np.ndarray:
-    """Whether the solid is just above each component's topmost corner (C,): then it lies in another, or is a cavity's wall."""
+    """Whether it is solid just above each component's topmost corner (C,): then the component is inside another, or a cavity's wall."""
     from g3pt.geometry.labels import inside
 
     height = solid.vertices[:, 2]

@@ -1,7 +1,7 @@
 """Pictures of meshes: RGBA, transparent background, without a display or a graphics driver (`_raster_kernels`, compiled by numba).
 
 Each pixel is the mean of SAMPLES x SAMPLES samples in linear light, encoded as sRGB, with straight alpha. Three lights move with
-the camera (key from the upper left, fill from the right, rim from behind) over an even ambience; a surface that faces the
+the camera (key from the upper left, fill from the right, rim from behind), with a constant ambient term; a surface that faces the
 camera keeps about its own brightness. Cameras are `cameras.py`'s. The same arguments give the same bytes.
 
 Shapes: V vertices, F faces, N views.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from g3pt.geometry.scene import Scene
 
-SAMPLES = 3  # a side of each pixel
+SAMPLES = 3  # per side of each pixel
 AMBIENT = 0.36
 LIGHTS = (
     (-0.5, 0.7, 0.75, 0.55),
@@ -77,7 +77,7 @@ def _image(scene: "Scene", camera: np.ndarray, size: int) -> np.ndarray:
 
 
 def _lights(camera: np.ndarray) -> np.ndarray:
-    """World directions towards the lights, as long as they are strong (3, 3)."""
+    """World directions towards the lights, scaled by their strength, (3, 3)."""
     local = np.array([light[:3] for light in LIGHTS])
     strength = np.array([light[3] for light in LIGHTS])
     return (local / np.linalg.norm(local, axis=1, keepdims=True) * strength[:, None]) @ camera[:3, :3].T
@@ -95,7 +95,7 @@ def encode(image: np.ndarray) -> bytes:
 def picture(
     vertices: np.ndarray, faces: np.ndarray, size: int, azimuth_degrees: float = 35.0, elevation_degrees: float = 20.0
 ) -> "Image.Image":
-    """One view (RGBA, size x size) in clay that the object just fits."""
+    """One view of a mesh in clay, RGBA, size x size."""
     from PIL import Image
 
     camera = look_at_origin(azimuth_degrees, elevation_degrees, fitting_distance(np.asarray(vertices)))
@@ -110,7 +110,7 @@ def contact_sheet(
     azimuth_degrees: float = 35.0,
     elevation_degrees: float = 20.0,
 ) -> None:
-    """One PNG with a picture of each (vertices, faces, title), in rows of `columns`; a mesh without faces stays blank."""
+    """A PNG with a picture of each (vertices, faces, title), in rows of `columns`; a mesh without faces is left blank."""
     views = (
         picture(vertices, faces, size, azimuth_degrees, elevation_degrees) if len(faces) else None
         for vertices, faces, _ in items
@@ -121,9 +121,9 @@ def contact_sheet(
 def picture_sheet(
     path: str | Path, titles: Sequence[str], pictures: Iterable["Image.Image | None"], columns: int, size: int
 ) -> None:
-    """One PNG of pictures (RGBA, size x size; None stays blank) below their titles, in rows of `columns`; narrower if there are fewer.
+    """A PNG of pictures (RGBA, size x size; None is blank) below their titles, in rows of `columns`, fewer if there are fewer.
 
-    A title gets two lines; what can't be printed in it is a question mark.
+    A title has two lines; characters that can't be printed become question marks.
     """
     import textwrap
 

@@ -78,7 +78,7 @@ def _colours(part: Part) -> np.ndarray:
 
 
 def _mode(part: Part) -> int:
-    """A blended material that is opaque everywhere is drawn as one: it is faster."""
+    """The material's alpha mode; a blended material that is opaque everywhere is drawn as opaque, which is faster."""
     mode = MODES[part.material.alpha_mode]
     image = part.material.image
     whole = _colours(part)[:, 3].min(initial=1.0) >= 1.0 and (image is None or image[..., 3].min() == 255)
@@ -86,7 +86,7 @@ def _mode(part: Part) -> int:
 
 
 def _textures(parts: list[Part]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each material its levels (M, 2), the levels (L, 3), the texels (T, 4)."""
+    """Levels of each material (M, 2), the levels (L, 3), the texels (T, 4)."""
     known: dict[tuple[int, bool], tuple[int, int]] = {}
     level, pictures, used = [], [], 0
     levels = np.zeros((len(parts), 2), dtype=np.int32)

@@ -1,17 +1,17 @@
 """Which cells of a fine grid a field's surface crosses, found from a coarse one: only cells near the surface are evaluated.
 
-A coarse grid over the whole box is evaluated. At each doubling the cells that the surface crosses (the first time their
-neighbours too) are split in eight and the corners not known yet evaluated; where the surface leaves them through a face, the cell
-behind that face is evaluated too, until it leaves none. The crossed cells are those of dense evaluation, except for parts of the
-surface that lie wholly between the points of the coarse grid. Grid point i of R cells sits at 2 i / R - 1; beyond the box the field counts
-as outside, so that a solid that touches the box is closed there.
+A coarse grid over the whole box is evaluated. At each doubling, the cells that the surface crosses (the first time with their
+neighbours) are split into eight, and their unknown corners are evaluated. Where the surface leaves them through a face, the cell behind
+that face is evaluated too, until it leaves none. The crossed cells are those of dense evaluation, except for parts of the surface
+that are entirely between the points of the coarse grid. Grid point i of R cells is at 2 i / R - 1; beyond the box the field counts as
+outside, so that a solid that touches the box is closed there.
 
-Cells and points are sorted arrays of integer keys: nothing of R^3 is ever held. Memory for N cells crossed on the last grid but one
-(about 4 N on the last), in bytes: keys and corner values of 8 N children (320 N), keys and values of about 11 N corners (130 N), and
-once more as much while sorted sets are joined and sides compared: at most BYTES_A_CELL N beside the first grid and _SLAB_POINTS
-points asked for at a time (measured: 1250 N). N is about 1.5 area / (4 / R)^2: 110,000 for a sphere of radius 0.6 at R = 512,
-144 MB, where one dense float32 grid has 540 MB. More than MAX_CELLS is refused (`TooComplexField`), so that even noise stays
-below MAX_CELLS * BYTES_A_CELL = 2 GB.
+Cells and points are sorted arrays of integer keys: nothing of size R^3 is ever allocated. Memory for N cells crossed on the last grid
+but one (about 4 N on the last), in bytes: keys and corner values of 8 N children (320 N), keys and values of about 11 N corners (130 N),
+and as much again while sorted sets are merged and sides compared: at most BYTES_PER_CELL N, besides the first grid and _SLAB_POINTS
+points evaluated at a time (measured: 1250 N). N is about 1.5 area / (4 / R)^2: 110,000 for a sphere of radius 0.6 at R = 512, which
+takes 144 MB, where one dense float32 grid takes 540 MB. More than MAX_CELLS is refused (`TooComplexField`), so that even noise stays
+below MAX_CELLS * BYTES_PER_CELL = 2 GB.
 
 Shapes: N points or cells, 8 corners of a cell in the order of CORNERS.
 """
@@ -22,36 +22,36 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_CELLS = 1_500_000
-BYTES_A_CELL = 1300
+BYTES_PER_CELL = 1300
 CORNERS = tuple((x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1))
 _FACES = tuple(
     (axis, end, [k for k, corner in enumerate(CORNERS) if corner[axis] == end]) for axis in range(3) for end in (0, 1)
 )
-_SLAB_POINTS = 2**18  # asked for at a time
+_SLAB_POINTS = 2**18  # points evaluated at a time
 
 Search = Generator[np.ndarray, np.ndarray, "Crossed"]
 
 
 class NoSurface(ValueError):
-    """The field has no surface that can be given; `status` names why in manifests and evaluations."""
+    """The field has no usable surface; `status` is the reason in manifests and evaluations."""
 
     status = "no-surface"
 
 
 class EmptyField(NoSurface):
-    """The field is nowhere inside."""
+    """No point of the field is inside."""
 
     status = "empty-field"
 
 
 class FullField(NoSurface):
-    """The field is nowhere outside."""
+    """No point of the field is outside."""
 
     status = "full-field"
 
 
 class TooComplexField(NoSurface):
-    """The surface crosses more cells than memory is promised for: noise, not a shape."""
+    """The surface crosses more cells than the memory limit allows: noise, not a shape."""
 
     status = "too-complex-field"
 
@@ -66,7 +66,7 @@ class Crossed:
 
 
 def search(resolution: int, coarse: int, level: float) -> Search:
-    """Yields points (N, 3), is sent the field's values there, and returns the cells of the finest grid that the surface crosses."""
+    """Generator: yields points (N, 3), receives the field's values there, returns the crossed cells of the finest grid."""
     doublings = (resolution // coarse).bit_length() - 1 if coarse > 0 else -1
     if coarse < 2 or doublings < 0 or coarse << doublings != resolution:
         raise ValueError(f"resolution must be coarse * 2^k, not {resolution} with coarse {coarse}")
@@ -109,7 +109,7 @@ def _first_grid(coarse: int, level: float) -> Generator[np.ndarray, np.ndarray, 
 
 
 def _ask(index_N3: np.ndarray, size: int, level: float) -> Generator[np.ndarray, np.ndarray, np.ndarray]:
-    """The field less level at grid points of `size` cells a side, float32."""
+    """The field minus the level at points of a grid of `size` cells per side, float32."""
     values = np.asarray((yield (index_N3 * (2.0 / size) - 1.0).astype(np.float32)), dtype=np.float32) - np.float32(
         level
     )
@@ -119,7 +119,7 @@ def _ask(index_N3: np.ndarray, size: int, level: float) -> Generator[np.ndarray,
 
 
 class _Near:
-    """What is known near the surface on a grid of `size` cells a side: keys of cells, sorted, and the values at their corners.
+    """The cells near the surface on a grid of `size` cells per side: their sorted keys, and the values at their corners.
 
     A key is ((x + 2) side + y + 2) side + z + 2: room for two layers beyond the box, and keys sort as (x, y, z) do.
     """
@@ -130,12 +130,12 @@ class _Near:
 
     @property
     def side(self) -> int:
-        """Keys along an axis."""
+        """Number of keys along an axis."""
         return self.size + 5
 
     @property
     def steps(self) -> tuple[int, int, int]:
-        """What a step along x, y, z adds to a key."""
+        """Difference in key of a step along x, y and z."""
         return self.side**2, self.side, 1
 
     def pack(self, index_N3: np.ndarray) -> np.ndarray:
@@ -149,15 +149,15 @@ class _Near:
         return np.stack([x, y, z], axis=1) - 2
 
     def set_cells(self, cells: np.ndarray, values_N8: np.ndarray) -> None:
-        """These cells, and no others, are near the surface."""
+        """Keep these cells and no others."""
         self.cells, self.values_N8 = cells, values_N8
 
     def refine(self) -> Generator[np.ndarray, np.ndarray, None]:
-        """Twice the cells a side: children of the cells, and what the surface leads to from there; those that it crosses stay."""
+        """The next grid: the cells' children and the cells that the surface leads to from them, of which the crossed ones are kept."""
         points, values = self._corners()
         index, cells = self.unpack(points), self.unpack(self.cells)
         self.size *= 2
-        points = self.pack(2 * index)  # the order is kept
+        points = self.pack(2 * index)  # keeps the order
         frontier = np.sort(np.concatenate([self.pack(2 * cells + corner) for corner in CORNERS]))
         done, kept_cells, kept_values = frontier, [], []
         while len(frontier):
@@ -188,7 +188,7 @@ class _Near:
         return points
 
     def _places(self, cells: np.ndarray, points: np.ndarray) -> Iterable[np.ndarray]:
-        """Where in the sorted `points` each of the eight corners of the cells stands, corner by corner; z + 1 follows z."""
+        """Index in the sorted `points` of each of the eight corners of the cells, corner by corner; z + 1 follows z."""
         step_x, step_y, _ = self.steps
         for x in (0, 1):
             for y in (0, 1):
@@ -199,7 +199,7 @@ class _Near:
     def _evaluated(
         self, cells: np.ndarray, points: np.ndarray, values: np.ndarray
     ) -> Generator[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-        """Points and values with all corners of the cells among them; only those that were missing are asked for."""
+        """Points and values that include all corners of the cells; only missing ones are evaluated."""
         wanted = _without(self._corner_keys(cells), points)
         fresh = np.full(len(wanted), self.beyond, dtype=np.float32)
         for start in range(0, len(wanted), _SLAB_POINTS):
@@ -236,7 +236,7 @@ def _joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _without(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """What of `a` is not in the sorted `b`."""
+    """The elements of `a` that are not in the sorted `b`."""
     if not len(b):
         return a
     place = np.searchsorted(b, a)

@@ -1,12 +1,12 @@
 """Turn any triangle soup into one solid: watertight, a single outer surface, no inner shell.
 
-The mesh is scaled into a grid no larger than its own box and a margin; in a narrow band around each face the distance to the nearest face is exact;
-grid points further than the offset that outside air can't reach count as inside; marching cubes takes the
-surface at the offset. A closed cube and a hollow double shell both become a solid cube, an open sheet becomes a
-thin slab, and disjoint parts stay. The result is centred by its box and scaled into [-BOX, BOX]^3.
+The mesh is scaled into a grid no larger than its own box and a margin. In a narrow band around each face the distance to the nearest
+face is exact. Grid points that are further than the offset and that outside air can't reach count as inside. Marching cubes takes
+the surface at the offset. A closed cube and a hollow double shell both become a solid cube, an open sheet becomes a thin slab, and
+disjoint parts stay. The result is centred by its box and scaled into [-BOX, BOX]^3.
 
-Ours: mesh2sdf's fix option keeps one component and sweeps the whole grid; here its unsigned distance goes
-through the same fill and marching cubes, so both methods differ in the distance alone.
+Ours: mesh2sdf's fix option keeps one component and sweeps the whole grid; here its unsigned distance goes through the same fill and
+marching cubes, so that the two methods differ in the distance alone.
 
 Shapes: V vertices, F faces, (X, Y, Z) grid points along the axes.
 """
@@ -19,9 +19,7 @@ from g3pt.geometry.reading import MeshError
 
 BOX = 0.95  # half side of the final solid's box
 OFFSET_VOXELS = 1.0
-_MARGIN_VOXELS = (
-    2  # grid points beyond the mesh's box: the outermost layer is further than the offset, in the outside air
-)
+_MARGIN_VOXELS = 2  # grid points beyond the mesh's box, so that the outermost layer is outside air
 _SNAP_VOXELS = 1e-3  # a surface closer than this to a grid point is moved off it, so that no face collapses
 METHODS = ("narrowband", "mesh2sdf")
 
@@ -56,7 +54,7 @@ def watertight(vertices: np.ndarray, faces: np.ndarray, resolution: int = 256, m
 
 
 def _into_grid(vertices: np.ndarray, faces: np.ndarray, resolution: int) -> tuple[np.ndarray, float, np.ndarray]:
-    """Triangles (F, 3, 3) in grid units, their box beginning behind the margin, and the transform grid = input * scale + offset."""
+    """Triangles (F, 3, 3) in grid units, their box inside the margin, and the transform grid = input * scale + offset."""
     vertices = np.asarray(vertices, dtype=np.float64)
     if len(faces) == 0:
         raise MeshError("no-faces", "the mesh has no faces")
@@ -96,7 +94,7 @@ def _mesh2sdf(triangles: np.ndarray, shape: tuple[int, ...], resolution: int) ->
     signed = mesh2sdf.compute(corners, np.arange(len(corners)).reshape(-1, 3), resolution)
     common = tuple(
         slice(min(count, resolution)) for count in shape
-    )  # its grid has `resolution` points a side, ours may have more
+    )  # its grid has `resolution` points per side, ours may have more
     distance = np.full(shape, 1e3, dtype=np.float32)
     distance[common] = np.abs(signed[common]) * (resolution / 2)
     return distance

@@ -1,4 +1,4 @@
-"""Procedural captioned objects: a universe of 100,000 ids whose geometry and caption follow from the id alone.
+"""Procedural captioned objects: 100,000 ids, each of which determines an object's geometry and caption.
 
 How: an id `shapes/<family>-<index>` and a seed give the random stream; the family draws its attributes, builds overlapping closed
 parts and names the visible attributes in a caption of a closed vocabulary. NumPy only.
@@ -16,8 +16,8 @@ import numpy as np
 from g3pt.shapes.families import ALL
 from g3pt.shapes.primitives import Part, join
 
-# Part of what identifies a shape's content, beside its id and seed. Raise it whenever an id gives another mesh or caption, so that
-# datasets of before are seen to be of other shapes; tests/g3pt/shapes/golden.txt holds what this version gives.
+# Identifies a shape's content together with its id and seed. Raise it whenever an id gives another mesh or caption, so that older
+# datasets are recognised as different; tests/g3pt/shapes/golden.txt contains what this version gives.
 GENERATOR_VERSION = 1
 FAMILIES: tuple[str, ...] = tuple(ALL)
 NUM_SHAPES = 100_000
@@ -37,7 +37,7 @@ class Shape:
 
 
 def shape_ids() -> list[str]:
-    """All ids, the same number in each family but for a remainder."""
+    """All ids, equally many per family but for a remainder."""
     counts = [NUM_SHAPES // len(FAMILIES) + (k < NUM_SHAPES % len(FAMILIES)) for k in range(len(FAMILIES))]
     return [
         f"shapes/{family}-{index:05d}" for family, count in zip(FAMILIES, counts, strict=True) for index in range(count)
@@ -83,12 +83,12 @@ def all_captions() -> dict[str, tuple[str, dict[str, str]]]:
 
 @cache
 def caption_vocabulary() -> tuple[str, ...]:
-    """The closed vocabulary: every word that a caption can hold, sorted."""
+    """The closed vocabulary: every word that a caption can contain, sorted."""
     return tuple(sorted({word for caption in all_captions() for word in caption.split()}))
 
 
 def caption_family(caption: str) -> str | None:
-    """The family that a caption names, or None; free text counts when exactly one family's name is a word of it."""
+    """The family that a caption names, or None. Free text names a family if exactly one family's name is a word of it."""
     if caption in all_captions():
         return all_captions()[caption][0]
     named = [family for family in FAMILIES if family in caption.lower().replace(",", " ").replace(".", " ").split()]
@@ -106,9 +106,9 @@ def caption_attributes(caption: str) -> dict[str, str]:
 
 
 def unseen_captions(train_captions: Iterable[str], count: int, seed: int = 0) -> list[str]:
-    """`count` captions absent from training, families in turn, repeated only when all were used; every word of them is in the vocabulary.
+    """`count` captions absent from training, alternating between families, repeated only after all were used.
 
-    A caption is eligible only if its family occurs in training: an unseen combination, not an unseen family.
+    A caption is eligible only if its family occurs in training: an unseen combination of known words, not an unseen family.
     """
     train = set(train_captions)
     families = {caption_family(caption) for caption in train}

@@ -1,7 +1,7 @@
 """What a family of procedural objects is: its attributes, its caption and the function that builds it.
 
 How: a slot is a visible discrete attribute whose values are the caption's words; a range is a continuous attribute, uniform in
-(low, high), where the bounds may depend on a slot's value (`By`), so that "tall" and "low" leave a gap that a ruler can see.
+(low, high). The bounds may depend on a slot's value (`By`), so that between "tall" and "low" there is a gap that can be measured.
 Ours: all of it.
 """
 
@@ -25,7 +25,7 @@ class By:
     ranges: dict[str, Range]
 
     def pick(self, values: dict[str, str]) -> Range:
-        """The range that holds for these slot values."""
+        """The range for these slot values."""
         return self.ranges[values[self.slot]]
 
 

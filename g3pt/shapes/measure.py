@@ -1,10 +1,10 @@
-"""Reads the visible attributes off a mesh with a ruler: what a caption says is checked on geometry, not on the generator's parameters.
+"""Measures the visible attributes of a mesh: a caption is checked against geometry, not against the generator's parameters.
 
-How: the mesh becomes occupancy on a grid by counting signed crossings of vertical rays (right for overlapping closed parts), and
-each family's ruler looks at extents, slices, runs and counts. The rulers also work on generated solids. NumPy; SciPy and numba inside.
-Ours: all of it; the thresholds lie in the gaps that the families' ranges leave, on the shapes and on their solids at 64 cells and finer,
+How: the mesh becomes occupancy on a grid by counting signed crossings of vertical rays (right for overlapping closed parts), and each
+family's measurement uses extents, slices, runs and counts. It also works on generated solids. NumPy; SciPy and numba inside.
+Ours: all of it. The thresholds are in the gaps between the families' ranges, on the shapes and on their solids at 64 cells and finer,
 which are a voxel thicker on every side (LOG.md, 2026-11-28).
-Legend: n grid cells a side; the grid spans the mesh's own bounding box with cubic cells.
+Legend: n grid cells per side; the grid covers the mesh's own bounding box with cubic cells.
 """
 
 import warnings
@@ -92,16 +92,16 @@ def occupancy(vertices: np.ndarray, faces: np.ndarray, cells: int = _CELLS) -> R
 
 
 def measure(family: str, vertices: np.ndarray, faces: np.ndarray) -> dict[str, str]:
-    """The slot values of a family as read off a mesh; ValueError for an unknown family."""
+    """The slot values of a family measured on a mesh; ValueError for an unknown family."""
     if family not in RULERS:
         raise ValueError(f"unknown family: {family!r}")
     return RULERS[family](occupancy(vertices, faces))
 
 
 def measure_any(family: str, vertices: np.ndarray, faces: np.ndarray) -> dict[str, str]:
-    """`measure` for a mesh that may be no object of the family at all: nothing where its ruler finds nothing to hold on to."""
+    """`measure` for a mesh that may not be of the family at all: empty if the measurement fails."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # means of nothing, shares of nothing
+        warnings.simplefilter("ignore", RuntimeWarning)  # means and shares of empty arrays
         try:
             return measure(family, vertices, faces)
         except (IndexError, ValueError):

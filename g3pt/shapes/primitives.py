@@ -84,7 +84,7 @@ def prism(outline: Sequence[tuple[float, float]], axis: str, low: float, high: f
 
 
 def tube(path: Sequence[Point], radii: Sequence[float] | float, segments: int = 16) -> Part:
-    """A round tube along a path with flat ends, its frame carried along without twist; radii one a point or one for all."""
+    """A round tube along a path with flat ends and a frame without twist; one radius per point, or one for all."""
     points = np.asarray(path, dtype=np.float64)
     radius = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(points))
     tangents = np.gradient(points, axis=0) if len(points) > 2 else np.repeat(points[1:] - points[:1], 2, axis=0)

@@ -17,7 +17,7 @@ def _wheels(places: list[float], radius: float, width: float, track: float) -> l
 
 
 def _car(a: SimpleNamespace) -> list[Part]:
-    half, side = a.extent / 2, a.width * 0.43  # the wheels stand a little out of the body
+    half, side = a.extent / 2, a.width * 0.43  # the wheels protrude a little from the body
     low = a.wheel
     body = block((-half, low, -side), (half, low + a.body, side))
     place = {"front": 0.22, "middle": 0.0, "rear": -0.22}[a.cabin] * a.extent

@@ -169,7 +169,7 @@ def test_memory_and_evaluations_stay_near_the_surface() -> None:
         tracemalloc.stop()
     expected_cells = 1.5 * 4 * np.pi * 0.6**2 / (4 / 256) ** 2
     first_grid_and_a_slab = 35**3 * 8 + 2**18 * 60
-    assert peak < search.BYTES_A_CELL * expected_cells + first_grid_and_a_slab
+    assert peak < search.BYTES_PER_CELL * expected_cells + first_grid_and_a_slab
     assert counted[0] < 0.03 * 257**3 and len(vertices) == pytest.approx(4 * expected_cells, rel=0.1)
 
 
