@@ -1,7 +1,11 @@
-"""Model and training configurations, and the presets as one table each.
+"""Model and training configurations, and the presets: one table for tokenizers, one for generators.
 
-A configuration is a frozen dataclass that refuses values it cannot mean. Derived values are properties; the presets
-are rows, so that two sizes can be compared by eye. What the paper gives and what is ours is said beside each field.
+A configuration is a frozen dataclass that refuses invalid values. Derived values are properties; presets are rows of a table, so
+that two sizes can be compared. Comments beside fields say what is the paper's and what is ours. The commands' flags are in
+pipelines/ (each stage's config or jobs module).
+
+Scales: code names a scale by its index in `CVQConfig.scales`, so 0 is the coarsest. Keys of records (`ce_scale_1`), messages and
+prose number them from 1.
 
 Source: G3PT (arXiv 2409.06322); CVQ's L = 2304, C = 512, 12 + 16 layers and 8192 codes are the paper's.
 Ours: every other number, the presets below `paper`, and all schedules of scales (the paper gives the first scale, 1,
@@ -16,8 +20,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-# Of the config.json of runs and exports. Raise it when a file of before can no longer be read as it is; a new field with
-# a default is no such change.
+# Format of config.json of runs and exports. Raise it when older files can no longer be read; a new field with a default is no such
+# change.
 FORMAT_VERSION = 1
 
 
@@ -88,7 +92,7 @@ class CVQConfig:
 
     @property
     def num_scales(self) -> int:
-        """How many scales."""
+        """Number of scales."""
         return len(self.scales)
 
     @property
@@ -98,7 +102,7 @@ class CVQConfig:
 
     @property
     def num_codes(self) -> int:
-        """V, values of one token."""
+        """V, the number of values of a token."""
         return math.prod(self.fsq_levels) if self.quantizer == "fsq" else 2**self.lfq_bits
 
     @property
@@ -168,7 +172,7 @@ class TrainConfig:
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """Build the configuration `cls` from parsed JSON; an unknown key is a ValueError that names it."""
+    """The configuration `cls` from parsed JSON. ValueError that names unknown keys."""
     known = {f.name for f in fields(cls)}
     unknown = sorted(set(values) - known)
     _require(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
@@ -231,7 +235,7 @@ PRETRAINED: dict[str, Any] = {
     "text_encoder": "openai/clip-vit-large-patch14",
     "image_encoder": "facebook/dinov2-large",
     "image_size": 224,
-    "image_text_weight": 0.0,  # DINOv2 knows pictures already; not measured
+    "image_text_weight": 0.0,  # DINOv2 is trained on pictures already; not measured
 }
 CAR_PRESETS: dict[str, tuple[CARConfig, TrainConfig]] = {
     "5k":    (CARConfig(depth=1, width=16, num_heads=1),   TrainConfig(steps=1200, batch_size=16, learning_rate=6e-3, ema_decay=0.99)),
@@ -261,12 +265,12 @@ CAR_PRESETS: dict[str, tuple[CARConfig, TrainConfig]] = {
 
 
 def cvq_preset(name: str) -> tuple[CVQConfig, TrainConfig]:
-    """The tokenizer preset `name`; an unknown one is a ValueError that lists the known."""
+    """The tokenizer preset `name`. ValueError, with the known names, for an unknown one."""
     return _lookup(CVQ_PRESETS, name)
 
 
 def car_preset(name: str) -> tuple[CARConfig, TrainConfig]:
-    """The generator preset `name`; an unknown one is a ValueError that lists the known."""
+    """The generator preset `name`. ValueError, with the known names, for an unknown one."""
     return _lookup(CAR_PRESETS, name)
 
 
