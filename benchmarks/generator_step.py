@@ -33,7 +33,7 @@ from benchmarks.tokenizer import Timer, begin, commit, hardware, matrix_rate
 from g3pt.config import CVQ_PRESETS, CARConfig, CVQConfig, TrainConfig, car_preset, cvq_preset
 from g3pt.models.transformer import CAR
 from g3pt.training import fit, flops
-from g3pt.training.parallel import Alone
+from g3pt.training.parallel import SingleProcess
 from pipelines.train.plan import condition_widths
 
 LARGE = 0.1e9  # parameters from which one object at a time is the default
@@ -70,7 +70,7 @@ class Trainer:
         self.model, self.train, self.parts = model.train(), train, parts
         self.optimizer = fit.make_optimizer(model, train)
         self.average = fit.WeightAverage(model, train.ema_decay)
-        self.alone = Alone()
+        self.alone = SingleProcess()
 
     def step(self, batch: dict[str, Tensor]) -> None:
         self.optimizer.zero_grad(set_to_none=True)

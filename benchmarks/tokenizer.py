@@ -148,7 +148,7 @@ class Trainer:
         self.called = torch.compile(self.model) if compiled else self.model
         self.optimizer = fit.make_optimizer(self.model, train)
         self.average = fit.WeightAverage(self.model, train.ema_decay)
-        self.alone = fit.Alone()
+        self.alone = fit.SingleProcess()
 
     def gradients(self, batch: Batch) -> None:
         """Forward and backward."""

@@ -58,14 +58,14 @@ def faults(record: Mapping[str, float]) -> list[Fault]:
     return found
 
 
-class Bell:
+class Alarm:
     """Follows a ledger: reports a fault once when it has lasted PATIENCE records, and again only after it was gone."""
 
     def __init__(self) -> None:
         self.newest: list[Fault] = []  # of the last record with code figures
         self.lasting: dict[tuple[int, str], int] = {}  # records in a row
 
-    def hear(self, record: Mapping[str, float]) -> list[Fault]:
+    def update(self, record: Mapping[str, float]) -> list[Fault]:
         """The faults that become an alarm with this record; a record without code figures changes nothing."""
         if "alarm" not in record:
             return []
@@ -73,17 +73,17 @@ class Bell:
         self.lasting = {fault.key: self.lasting.get(fault.key, 0) + 1 for fault in self.newest}
         return [fault for fault in self.newest if self.lasting[fault.key] == PATIENCE]
 
-    def sounding(self, finished: bool = False) -> list[Fault]:
+    def active(self, finished: bool = False) -> list[Fault]:
         """The faults that are an alarm now; of a finished run, all of its last record."""
         return [fault for fault in self.newest if finished or self.lasting[fault.key] >= PATIENCE]
 
 
-def sounding(records: Iterable[Mapping[str, float]], finished: bool = False) -> str:
+def alarm_line(records: Iterable[Mapping[str, float]], finished: bool = False) -> str:
     """A run's alarm as one line; empty if there is none."""
-    bell = Bell()
+    alarm = Alarm()
     for record in records:
-        bell.hear(record)
-    return in_words(bell.sounding(finished))
+        alarm.update(record)
+    return in_words(alarm.active(finished))
 
 
 def in_words(found: Iterable[Fault]) -> str:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from g3pt.config import TrainConfig
 from g3pt.data.batches import prefetched, rows_of
 from g3pt.training.optimizer_state import Like
-from g3pt.training.parallel import Alone, bf16_where, local, mean_over_workers, shard_like, whole
+from g3pt.training.parallel import SingleProcess, bf16_where, local, mean_over_workers, shard_like, whole
 
 Record = dict[str, float]
 Resume = (
@@ -77,7 +77,7 @@ def fit(
     resume: Resume | None = None,
     evaluate: Callable[[nn.Module], Record] | None = None,
     device: str | torch.device = "cpu",
-    parallel: Alone | None = None,
+    parallel: SingleProcess | None = None,
     micro_batch: int | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> nn.Module:
@@ -92,7 +92,7 @@ def fit(
     `stop` is asked on every worker after each step: if any says yes, all save and raise AskedToStop.
     Raises NonFiniteLoss with its step; nothing is saved after one.
     """
-    parallel, device = parallel or Alone(), torch.device(device)
+    parallel, device = parallel or SingleProcess(), torch.device(device)
     share = config.batch_size // parallel.world_size
     parts = count_parts(share, micro_batch)
     model.to(device).train()
@@ -175,7 +175,13 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def backward(
-    wrapped: nn.Module, model: nn.Module, batch: Batch, step: int, parts: int, config: TrainConfig, parallel: Alone
+    wrapped: nn.Module,
+    model: nn.Module,
+    batch: Batch,
+    step: int,
+    parts: int,
+    config: TrainConfig,
+    parallel: SingleProcess,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradients of the mean loss over `parts` micro-batches; that loss and its logs, detached."""
     autocast = bf16_where(config.precision == "bf16", batch["row_B"].device)

@@ -35,7 +35,7 @@ class ShardUnit:
     gathered_in_bf16: ClassVar[bool] = False  # in a bf16 run: half the traffic and memory of float32
 
 
-class Alone:
+class SingleProcess:
     """One process. `rank` and `world_size` say which share of a global batch it takes."""
 
     is_sharded = False
@@ -74,7 +74,7 @@ class Alone:
         return model.eval()
 
 
-class Several(Alone):
+class ProcessGroup(SingleProcess):
     """Workers of one process group."""
 
     def __init__(self, rank: int, world_size: int) -> None:
@@ -88,7 +88,7 @@ class Several(Alone):
         return bool(yes)
 
 
-class DataParallel(Several):
+class DataParallel(ProcessGroup):
     """DDP. Every tensor that requires a gradient must get one in each step. Models reduce their own buffers."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -107,7 +107,7 @@ class DataParallel(Several):
         return wrapped.no_sync()
 
 
-class FullyShard(Several):
+class FullyShard(ProcessGroup):
     """FSDP2: one transformer block at a time is gathered, computed and freed; what is in no block belongs to the root."""
 
     is_sharded = True
@@ -195,12 +195,12 @@ def gathered(model: nn.Module) -> Gathered:
     )
 
 
-def make_parallel(kind: str, rank: int, world_size: int) -> Alone:
+def make_parallel(kind: str, rank: int, world_size: int) -> SingleProcess:
     """The parallelism `kind` (ddp or fsdp) over the existing process group; one worker needs neither."""
     if kind not in PARALLEL:
         raise ValueError(f"unknown parallelism {kind!r}; choose one of {', '.join(PARALLEL)}")
     if world_size == 1:
-        return Alone()
+        return SingleProcess()
     return (DataParallel if kind == "ddp" else FullyShard)(rank, world_size)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from g3pt.training.alarm import sounding
+from g3pt.training.alarm import alarm_line
 from pipelines.report.folders import evaluations_of
 from pipelines.report.html import Page, columns, command, facts, folded, join, paragraph, table, text, warning
 from pipelines.report.machine import failure_line, note_command
@@ -72,7 +72,7 @@ def _state(folder: Path, spec: Source, ledger: Source) -> Markup:
 
 def _alarm(records: list[dict[str, float]], finished: bool) -> list[Markup]:
     """The alarm; without one, how many records were temporarily below a limit."""
-    words, judged = sounding(records, finished), [record["alarm"] for record in records if "alarm" in record]
+    words, judged = alarm_line(records, finished), [record["alarm"] for record in records if "alarm" in record]
     if words:
         return [warning(f"Alarm: {words}.")]
     past = sum(value > 0 for value in judged)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from g3pt.training.alarm import sounding
+from g3pt.training.alarm import alarm_line
 from pipelines.runs.identity import LEDGER_FILE, Ledger
 from pipelines.runs.notes import FAILURE_FILE, read_note
 from pipelines.status.inputs import Inputs, Verdict, export_folder
@@ -35,7 +35,7 @@ def describe_run(place: Place, inputs: Inputs) -> Item:
         "path": place.path,
         "total": total,
         "unit": "samples",
-        "alarm": sounding(records, "_SUCCESS" in place.names),
+        "alarm": alarm_line(records, "_SUCCESS" in place.names),
     }
     if "_SUCCESS" in place.names:
         if export_folder(place.path / "export") is None:

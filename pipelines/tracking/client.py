@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from g3pt.data.storage import Location, is_remote
-from g3pt.training.alarm import Bell, in_words
+from g3pt.training.alarm import Alarm, in_words
 from pipelines.cli.endings import Ending, at_end
 from pipelines.cli.errors import one_line
 from pipelines.cli.plain_text import without_login
@@ -269,7 +269,7 @@ class Mirror(Periodic):
         super().__init__(lambda: best_effort("copying metrics to MLflow", self.copy), interval_s)
         self.tracking, self.run_id, self.ledger = tracking, run_id, ledger
         self._copied_to: float | None = None
-        self._heard, self._bell = -1.0, Bell()
+        self._heard, self._alarm = -1.0, Alarm()
         self._tagged: str | None = None
 
     def copy(self) -> None:
@@ -287,8 +287,8 @@ class Mirror(Periodic):
         """Set the tag g3pt.alarm to the active alarms; remove it when there is none."""
         for record in [r for r in records if r["step"] > self._heard]:
             self._heard = record["step"]
-            self._bell.hear(record)
-        words = in_words(self._bell.sounding())
+            self._alarm.update(record)
+        words = in_words(self._alarm.active())
         if words != self._tagged:
             self.tracking.set_tags(self.run_id, {"g3pt.alarm": words}) if words else self.tracking.clear_tag(
                 self.run_id, "g3pt.alarm"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from g3pt.training.alarm import Bell, in_words, sounding
+from g3pt.training.alarm import Alarm, alarm_line, in_words
 from pipelines.cli.progress import Progress, say
 from pipelines.runs.identity import Ledger, Periodic, Record, RunSpec
 from pipelines.tracking import cards
@@ -32,7 +32,7 @@ class Follower(Periodic):
         train, self.ledger = spec.config["train"], Ledger.of(run_dir)
         state = {"run": spec.name, "done": checkpointed(run_dir), "tokens_per_unit": tokens_per_sample(spec)}
         self.progress = Progress("train", train["steps"] * train["batch_size"], "samples", **state)
-        self.shown, self.heard, self.bell = self.ledger.last_samples(), 0.0, Bell()
+        self.shown, self.heard, self.alarm = self.ledger.last_samples(), 0.0, Alarm()
         self.alarms(self.ledger.read())  # an earlier start has reported these
 
     def __enter__(self) -> "Follower":
@@ -43,8 +43,8 @@ class Follower(Periodic):
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
         self.progress.__exit__(*raised)
-        told = {fault.key for fault in self.bell.sounding()}
-        last = [fault for fault in self.bell.sounding(is_finished(self.run_dir)) if fault.key not in told]
+        told = {fault.key for fault in self.alarm.active()}
+        last = [fault for fault in self.alarm.active(is_finished(self.run_dir)) if fault.key not in told]
         if last:
             say(f"  {self.name}: alarm at its end: {in_words(last)}")
 
@@ -62,7 +62,7 @@ class Follower(Periodic):
         """Lines about alarms that begin in records not seen before."""
         new = [record for record in records if record["step"] > self.heard]
         self.heard = new[-1]["step"] if new else self.heard
-        found = [(record["step"], self.bell.hear(record)) for record in new]
+        found = [(record["step"], self.alarm.update(record)) for record in new]
         return [f"alarm at {step:.0f} samples: {in_words(faults)}" for step, faults in found if faults]
 
 
@@ -144,7 +144,7 @@ def describe_finished(spec: RunSpec, run_dir: Path, outcome: Outcome) -> None:
     )
     outcome.artifacts += [tokens] if tokens else []
     outcome.tags["g3pt.export_hash"] = export_hash(run_dir)
-    outcome.tags["g3pt.alarm"] = sounding(
+    outcome.tags["g3pt.alarm"] = alarm_line(
         Ledger.of(run_dir).read(), finished=True
     )  # empty, so no tag, without an alarm
     outcome.params["parameters"] = count_parameters(spec)

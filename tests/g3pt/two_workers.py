@@ -22,7 +22,7 @@ from g3pt.data.batches import SurfaceBatches
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.fit import fit
 from g3pt.training.optimizer_state import ShardedState, write_sharded
-from g3pt.training.parallel import Alone, gathered, make_parallel, whole
+from g3pt.training.parallel import SingleProcess, gathered, make_parallel, whole
 from tests.g3pt.models.test_tokenizer import TINY, spheres
 from tests.g3pt.tiny import random_batch, tiny_g3pt
 
@@ -45,7 +45,7 @@ def train_config(case: str) -> TrainConfig:
 
 
 def train_cvq(
-    case: str, parallel: Alone, micro_batch: int | None = None, resume: Any = None, folder: Path | None = None
+    case: str, parallel: SingleProcess, micro_batch: int | None = None, resume: Any = None, folder: Path | None = None
 ) -> dict[str, Any]:
     """Records, weights and the checkpoint half-way of one training of a tokenizer; a sharded one's goes to `folder`."""
     config = dataclasses.replace(TINY, **PHASES, **CASES[case])
@@ -53,7 +53,7 @@ def train_cvq(
     return _trained(CVQ(config), batches, train_config(case), parallel, micro_batch, resume, folder)
 
 
-def train_car(parallel: Alone, micro_batch: int | None = None, precision: Any = "fp32") -> dict[str, Any]:
+def train_car(parallel: SingleProcess, micro_batch: int | None = None, precision: Any = "fp32") -> dict[str, Any]:
     """The same of a generator whose conditions are dropped at random."""
     model = tiny_g3pt(image_encoder="none", drop_text=0.5)
     held = []
@@ -78,7 +78,7 @@ def _trained(
     model: nn.Module,
     batches: Any,
     config: TrainConfig,
-    parallel: Alone,
+    parallel: SingleProcess,
     micro_batch: int | None,
     resume: Any,
     folder: Path | None = None,
@@ -133,7 +133,7 @@ def main(folder: Path, rank: int) -> None:
             torch.save(found, folder / f"{name}.pt")
         return found
 
-    def both(kind: str) -> Alone:
+    def both(kind: str) -> SingleProcess:
         return make_parallel(kind, rank, 2)
 
     if rank == 0:

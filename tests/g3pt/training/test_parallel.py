@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from g3pt.training.fit import count_parts
-from g3pt.training.parallel import Alone, make_parallel
+from g3pt.training.parallel import SingleProcess, make_parallel
 from tests.g3pt.two_workers import BATCH, CASES, KINDS, STEPS, stored, train_car, train_cvq
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone() -> dict[str, dict[str, Any]]:
     """The same trainings by one process."""
-    return {**{case: train_cvq(case, Alone()) for case in CASES}, "car": train_car(Alone())}
+    return {**{case: train_cvq(case, SingleProcess()) for case in CASES}, "car": train_car(SingleProcess())}
 
 
 def load(folder: Path, name: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def test_bf16_clipping_averaged_weights_and_recomputed_layers_work_under_both(
 
 
 def test_a_generator_gathered_in_bf16_learns_as_one_that_computes_in_bf16(folder: Path) -> None:
-    found, alone = load(folder, "car-bf16-fsdp"), train_car(Alone(), precision="bf16")
+    found, alone = load(folder, "car-bf16-fsdp"), train_car(SingleProcess(), precision="bf16")
     same_curve(found, alone, rel=0.02)
     assert found["records"][3]["val_norm"] == pytest.approx(alone["records"][3]["val_norm"], rel=1e-3)
     assert all(value.dtype == torch.float32 for name, value in found["weights"].items() if value.is_floating_point()), (
@@ -112,19 +112,19 @@ def test_a_checkpoint_of_two_workers_goes_on_alone(folder: Path) -> None:
     for kind in KINDS:
         whole = load(folder, f"fsq-{kind}")
         assert (whole["state"] is None) == (kind == "fsdp"), "a sharded state is not gathered"
-        resumed = train_cvq("fsq", Alone(), resume=whole["state"] or stored(folder))
+        resumed = train_cvq("fsq", SingleProcess(), resume=whole["state"] or stored(folder))
         same_curve({"records": whole["records"][: STEPS // 2] + resumed["records"]}, whole)
 
 
 def test_micro_batches_change_a_generator_by_float_noise(alone: dict[str, dict[str, Any]]) -> None:
-    same_curve(train_car(Alone(), micro_batch=2), alone["car"])
+    same_curve(train_car(SingleProcess(), micro_batch=2), alone["car"])
 
 
 def test_micro_batches_change_a_tokenizer_only_where_its_statistics_are_a_batch_s(
     alone: dict[str, dict[str, Any]],
 ) -> None:
     """Exact while continuous, and in the latents' running mean; near in the quantised phases, whose norms see a micro-batch at a time."""
-    found, whole = train_cvq("fsq", Alone(), micro_batch=4), alone["fsq"]
+    found, whole = train_cvq("fsq", SingleProcess(), micro_batch=4), alone["fsq"]
     first = {"records": found["records"][:3] + whole["records"][3:]}
     same_curve(first, whole)
     assert torch.allclose(found["weights"]["latent_mean_LD"], whole["weights"]["latent_mean_LD"], atol=1e-5)

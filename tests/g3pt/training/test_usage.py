@@ -11,7 +11,7 @@ from g3pt.config import TrainConfig
 from g3pt.metrics.entropy import digit_entropies, entropy_bits, expected_distinct, expected_entropy
 from g3pt.models.quantizer import LFQ, build_quantizer
 from g3pt.models.tokenizer import CVQ
-from g3pt.training.alarm import Bell, faults, in_words, sounding
+from g3pt.training.alarm import Alarm, alarm_line, faults, in_words
 from g3pt.training.fit import fit
 from g3pt.training.usage import CodeUsage, hashed
 from tests.g3pt.models.test_tokenizer import TINY, SurfaceBatches, dataclasses, spheres
@@ -56,7 +56,7 @@ def kinds(record: dict[str, float]) -> set[str]:
 @pytest.mark.parametrize("samples", [64, 320, 2000])
 def test_free_codes_are_at_the_top_of_every_measure(kind: str, samples: int) -> None:
     record = window(random_codes(samples, math.prod(LEVELS[kind])), LEVELS[kind])
-    assert record["alarm"] == 0 and faults(record) == [] and sounding([record], finished=True) == ""
+    assert record["alarm"] == 0 and faults(record) == [] and alarm_line([record], finished=True) == ""
     for scale in (1, 2, 3):
         assert record[f"utilisation_scale_{scale}"] == pytest.approx(1.0, abs=0.05)
         assert record[f"information_scale_{scale}"] == pytest.approx(1.0, abs=0.05)
@@ -210,20 +210,20 @@ def test_a_resumed_run_reports_the_windows_of_an_uninterrupted_one() -> None:
     assert "entropy_gap_scale_4" in whole[-1] and "entropy_gap_scale_4" not in whole[0]
 
 
-# ------------------------------------------------------------------------------------------------------------- the bell
+# ------------------------------------------------------------------------------------------------------------- the alarm
 
 
 def test_an_alarm_is_told_once_when_it_has_lasted() -> None:
     free, stuck = random_codes(320, 8192), random_codes(320, 8192) & ~1
     good, bad = window(free, LEVELS["lfq"]), window(stuck, LEVELS["lfq"])
-    bell, loss = Bell(), {"loss": 1.0}
-    heard = [len(bell.hear(record)) for record in [*[bad] * 9, good, *[bad] * 9, loss, bad, bad, good, *[bad] * 10]]
+    alarm, loss = Alarm(), {"loss": 1.0}
+    heard = [len(alarm.update(record)) for record in [*[bad] * 9, good, *[bad] * 9, loss, bad, bad, good, *[bad] * 10]]
     assert [k for k, count in enumerate(heard) if count] == [20, 32] and heard[20] == 3
     words = "codes collapse at scales 1, 2, 3: a digit's entropy is 0.00, 0.00, 0.00 of its maximum (floor 0.25)"
-    assert sounding([bad] * 10 + [loss]) == words and sounding([bad] * 9) == "" == sounding(
+    assert alarm_line([bad] * 10 + [loss]) == words and alarm_line([bad] * 9) == "" == alarm_line(
         [bad] * 20 + [good], finished=True
     )
-    assert sounding([good, bad], finished=True) == words, "what a run ends with is not passing"
+    assert alarm_line([good, bad], finished=True) == words, "what a run ends with is not passing"
 
 
 def test_not_a_number_is_a_fault() -> None:
