@@ -31,7 +31,7 @@ from g3pt.config import car_preset, cvq_preset
 from g3pt.data import datasets, reading, records
 from g3pt.metrics import pairwise
 from g3pt.training.exports import read_export_config
-from pipelines.runs.identity import Ledger
+from pipelines.runs.ledger import Ledger
 from pipelines.train import run
 from pipelines.train.jobs import car_spec, cvq_spec
 

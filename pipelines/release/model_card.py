@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.preprocess.credits import by_author, plain
-from pipelines.runs.identity import Ledger, Record
+from pipelines.runs.ledger import Ledger, Record
 
 LICENSE = "apache-2.0"  # of the weights and of the code
 KINDS = {

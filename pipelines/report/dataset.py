@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
+from pipelines.report.common import note_command, unfinished
 from pipelines.report.html import (
     Page,
     bar,
@@ -25,7 +26,6 @@ from pipelines.report.html import (
     table,
     text,
 )
-from pipelines.report.machine import note_command, unfinished
 from pipelines.report.meshes import cloud_object, mesh_object
 from pipelines.report.values import Source, Unreadable, read_json
 

@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from g3pt.geometry.files import read_mesh
 from pipelines.cli.paths import file_below
+from pipelines.report.common import failure_line, note_command, unfinished
 from pipelines.report.html import Page, caption, card, cards, facts, paragraph, table, text
-from pipelines.report.machine import failure_line, note_command, unfinished
 from pipelines.report.meshes import mesh_object
 from pipelines.report.values import Source, read_parquet
 

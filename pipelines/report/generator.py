@@ -9,10 +9,10 @@ from markupsafe import Markup
 
 from pipelines.cli.paths import file_below
 from pipelines.evaluate.gallery import folder_of
+from pipelines.report.common import note_environment
 from pipelines.report.evaluations import HINT, mesh_of, no_gallery, protocol, task
 from pipelines.report.generator_figures import figures
 from pipelines.report.html import Page, caption, card, cards, paragraph, text
-from pipelines.report.machine import note_environment
 from pipelines.report.values import Source, read_json
 
 MAX_PICTURE_BYTES = 2**20

@@ -73,7 +73,7 @@ def write_report(path: str | Path, output: str | Path | None = None) -> Path:
 
 def write_page(root: Path, items: list[Item]) -> str:
     """The HTML of `items`. An unreadable item becomes a warning; if it is the only one, Unreadable is raised."""
-    from pipelines.report import dataset, generation, generator, html, machine, runs, study, tokenizer
+    from pipelines.report import common, dataset, generation, generator, html, runs, study, tokenizer
     from pipelines.status.inventory import UNREADABLE
 
     sections = {
@@ -103,9 +103,9 @@ def write_page(root: Path, items: list[Item]) -> str:
                 raise wrong from error
             page.add(item.path.name, html.warning(wrong))
     if root.is_dir():
-        machine.times(page)
-    machine.environments(page)
-    machine.credits(page)
+        common.times(page)
+    common.environments(page)
+    common.credits(page)
     return html.render(
         page,
         f"Made {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())} by python -m pipelines.report from the files in "

@@ -9,9 +9,9 @@ from typing import Any
 from markupsafe import Markup
 
 from g3pt.training.alarm import alarm_line
+from pipelines.report.common import failure_line, note_command
 from pipelines.report.folders import evaluations_of
 from pipelines.report.html import Page, columns, command, facts, folded, join, paragraph, table, text, warning
-from pipelines.report.machine import failure_line, note_command
 from pipelines.report.plots import Series, plot
 from pipelines.report.values import Source, Unreadable, clock, read_json, read_ledger
 from pipelines.train.curves import quality_by_tokens

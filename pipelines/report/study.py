@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pipelines.report.common import failure_line, note_command
 from pipelines.report.html import Page, columns, paragraph, table, text, warning
-from pipelines.report.machine import failure_line, note_command
 from pipelines.report.plots import Series, plot
 from pipelines.report.runs import SAMPLES, curve
 from pipelines.report.values import Source, Unreadable, read_csv, read_json, read_ledger

@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from pipelines.cli.paths import file_below
 from pipelines.evaluate.gallery import decode_cloud, folder_of
+from pipelines.report.common import note_environment
 from pipelines.report.evaluations import HINT, mesh_of, no_gallery, protocol, task
 from pipelines.report.html import Page, caption, card, cards, columns, paragraph
-from pipelines.report.machine import note_environment
 from pipelines.report.meshes import cloud_object
 from pipelines.report.reconstruction import categories, compared_table, figures_table, scales_plot, scales_table
 from pipelines.report.values import Source, read_json

@@ -102,7 +102,7 @@ def read_json(file: Path, root: Path) -> Source:
 
 def read_ledger(file: Path, root: Path) -> Source:
     """The complete records of a metrics.jsonl; empty if it is missing."""
-    from pipelines.runs.identity import Ledger
+    from pipelines.runs.ledger import Ledger
 
     try:
         return Source(name_of(file, root), Ledger(file).read())

@@ -13,14 +13,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from pipelines.cli.paths import REPOSITORY
+
 PACKAGES = ("torch", "ray", "mlflow", "numpy", "pyarrow", "g3pt")
 
 
 @functools.cache
 def environment() -> dict[str, Any]:
     """Versions, git commit and hardware, ready for JSON."""
-    from pipelines.runs.identity import git_commit
-
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -31,6 +31,17 @@ def environment() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": _gpus(),
     }
+
+
+def git_commit() -> str:
+    """Commit of the repository that contains this code, with `-dirty` if tracked files differ; `unknown` outside a
+    repository.
+    """
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 def _version(package: str) -> str | None:

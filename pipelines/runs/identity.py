@@ -1,27 +1,17 @@
-"""A training run's identity (`RunSpec`) and its ledger on disk (`Ledger`).
+"""RunSpec, the identity of a training run.
 
-How: a `RunSpec` hashes everything that changes the weights; the hash is part of the folder's name. The `Ledger`
-(metrics.jsonl) is the source of truth and contains each step once; MLflow is a view of it
-(`pipelines.tracking.client`).
+How: it hashes everything that changes the weights. The hash is part of the name of the run's folder.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import subprocess
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from g3pt.config import FORMAT_VERSION, MODEL_CONFIGS, TrainConfig, without_defaults
-from pipelines.cli.paths import REPOSITORY
 
-Record = dict[str, float]
-LEDGER_FILE = "metrics.jsonl"
 NO_WEIGHTS = {
     "log_every",
     "eval_every",
@@ -98,105 +88,3 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": json.dumps(inner)}
         )
     return found
-
-
-class Ledger:
-    """A JSON-lines file of flat records. A torn last line, left by a kill, is ignored.
-
-    A record's key `step` is the number of samples seen, which increases from record to record: MLflow and other readers
-    of the file call the horizontal axis "step". Everywhere else a step is an optimiser step, and objects seen are
-    "samples".
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._last: float | None = None  # the last step that was written; read from the file at the first append
-
-    @classmethod
-    def of(cls, run_dir: Path) -> "Ledger":
-        """The ledger of a run's folder."""
-        return cls(run_dir / LEDGER_FILE)
-
-    def read(self) -> list[Record]:
-        """All complete records, in order."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_bytes().split(b"\n")[:-1]  # the rest after the last newline is torn or empty
-        return [json.loads(line) for line in lines if line]
-
-    def tail(self, max_bytes: int) -> list[Record]:
-        """The complete records in the last `max_bytes`, in order; unreadable lines are left out."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(max(0, self.path.stat().st_size - max_bytes))
-                lines = file.read().split(b"\n")[:-1]
-        except FileNotFoundError:
-            return []
-        found = []
-        for line in lines:
-            with contextlib.suppress(ValueError):  # the first of the tail, or damaged
-                record = json.loads(line)
-                if isinstance(record, dict) and isinstance(record.get("step"), (int, float)):
-                    found.append(record)
-        return found
-
-    def append(self, records: Iterable[Record]) -> None:
-        """Append records and wait until they are on disk. A record that does not advance is a bug in the caller."""
-        records = list(records)
-        last = self._last if self._last is not None else self.last_samples()
-        for record in records:
-            assert last is None or record["step"] > last, f"{record['step']} samples after {last} in {self.path}"
-            last = record["step"]
-        with open(self.path, "ab") as file:
-            file.write("".join(json.dumps(r, sort_keys=True) + "\n" for r in records).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        self._last = last
-
-    def truncate_after(self, samples: float) -> int:
-        """Drop the records after `samples` and a torn line; return how many complete records were dropped."""
-        records = self.read()
-        kept = [r for r in records if r["step"] <= samples]
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in kept))
-        os.replace(temporary, self.path)
-        self._last = None
-        return len(records) - len(kept)
-
-    def last_samples(self) -> float | None:
-        """Samples seen at the last record; None if there is none."""
-        records = self.read()
-        return records[-1]["step"] if records else None
-
-
-def git_commit() -> str:
-    """Commit of the repository that contains this code, with `-dirty` if tracked files differ; `unknown` outside a
-    repository.
-    """
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-class Periodic:
-    """Calls `work` every `interval_s` seconds in its own thread until the block ends, and once more at the end."""
-
-    def __init__(self, work: Callable[[], None], interval_s: float = 2.0) -> None:
-        self.work, self.interval_s = work, interval_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-
-    def __enter__(self) -> "Periodic":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=60)
-        self.work()
-
-    def _loop(self) -> None:
-        while not self._stop.wait(self.interval_s):
-            self.work()

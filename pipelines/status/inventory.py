@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from pipelines.runs.identity import LEDGER_FILE
+from pipelines.runs.ledger import LEDGER_FILE
 from pipelines.runs.notes import COMMAND_FILE, read_note
 from pipelines.status.datasets import describe_dataset, describe_derived
 from pipelines.status.inputs import Inputs

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from g3pt.training.alarm import alarm_line
-from pipelines.runs.identity import LEDGER_FILE, Ledger
+from pipelines.runs.ledger import LEDGER_FILE, Ledger
 from pipelines.runs.notes import FAILURE_FILE, read_note
 from pipelines.status.inputs import Inputs, Verdict, export_folder
 from pipelines.status.items import Item, Place, activity, note_of, read_object

@@ -28,7 +28,8 @@ from pipelines.cli.progress import say
 from pipelines.cli.quiet import prints_aside
 from pipelines.cluster import session
 from pipelines.cluster.stopping import asking
-from pipelines.runs.identity import Ledger, RunSpec
+from pipelines.runs.identity import RunSpec
+from pipelines.runs.ledger import Ledger
 from pipelines.runs.notes import FAILURE_FILE, note_failure, read_note, working_in
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, code

@@ -25,7 +25,7 @@ from pipelines.cli.endings import Ending, at_end
 from pipelines.cli.errors import one_line
 from pipelines.cli.plain_text import without_login
 from pipelines.cli.progress import say
-from pipelines.runs.identity import Ledger, Periodic, Record
+from pipelines.runs.ledger import Ledger, Periodic, Record
 from pipelines.runs.locks import locked
 from pipelines.tracking.cards import SHORT, DatasetInput, shown_record
 from pipelines.tracking.experiments import experiment_tags

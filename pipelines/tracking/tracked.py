@@ -25,7 +25,7 @@ from pipelines.cli.failures import Failure
 from pipelines.cli.main import this_command
 from pipelines.cli.plain_text import without_login
 from pipelines.runs.environment import environment
-from pipelines.runs.identity import Ledger, Record
+from pipelines.runs.ledger import Ledger, Record
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card
 from pipelines.tracking.client import Mirror, Tracking, best_effort, group_folder, tracking_uri

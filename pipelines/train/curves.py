@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.runs.identity import Ledger, Record
+from pipelines.runs.ledger import Ledger, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

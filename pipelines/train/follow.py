@@ -7,7 +7,8 @@ from typing import Any
 
 from g3pt.training.alarm import Alarm, alarm_line, in_words
 from pipelines.cli.progress import Progress, say
-from pipelines.runs.identity import Ledger, Periodic, Record, RunSpec
+from pipelines.runs.identity import RunSpec
+from pipelines.runs.ledger import Ledger, Periodic, Record
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, code
 from pipelines.tracking.client import best_effort

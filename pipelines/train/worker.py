@@ -19,7 +19,8 @@ from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import doing
 from pipelines.cli.freed_memory import keep_freed_memory
 from pipelines.cluster.stopping import stoppable
-from pipelines.runs.identity import Ledger, Record, RunSpec
+from pipelines.runs.identity import RunSpec
+from pipelines.runs.ledger import Ledger, Record
 from pipelines.runs.locks import LOCK_FILE, Held, locked
 from pipelines.train.checkpoints import agreed_checkpoint, remove_unfinished, save_checkpoint, save_sharded
 

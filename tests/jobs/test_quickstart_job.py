@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.runs.identity import Ledger
+from pipelines.runs.ledger import Ledger
 from pipelines.status import inventory
 from pipelines.tracking.client import Tracking
 from tests.jobs import kills

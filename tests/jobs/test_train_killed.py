@@ -12,7 +12,8 @@ from g3pt.training.exports import export_hash
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.job import preprocess
 from pipelines.preprocess.shards import map_here
-from pipelines.runs.identity import Ledger, RunSpec
+from pipelines.runs.identity import RunSpec
+from pipelines.runs.ledger import Ledger
 from pipelines.tracking import tracked
 from pipelines.tracking.client import Tracking
 from pipelines.train import checkpoints

@@ -14,7 +14,7 @@ from pipelines.evaluate.gallery import folder_of, write_gallery
 from pipelines.preprocess import credits
 from pipelines.release import job, pictures
 from pipelines.release.job import ReleaseFlags
-from pipelines.runs.identity import Ledger
+from pipelines.runs.ledger import Ledger
 from tests.g3pt.tiny import tiny_tokenizer
 
 ROWS = [

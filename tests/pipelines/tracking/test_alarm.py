@@ -6,7 +6,8 @@ import pytest
 
 from g3pt.training.exports import write_json
 from pipelines.cli.errors import NotWell
-from pipelines.runs.identity import Ledger, RunSpec
+from pipelines.runs.identity import RunSpec
+from pipelines.runs.ledger import Ledger
 from pipelines.status import job
 from pipelines.tracking.client import Mirror
 from pipelines.train import follow

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.cli.paths import REPOSITORY
 from pipelines.cli.plain_text import without_login
-from pipelines.runs.identity import Ledger
+from pipelines.runs.ledger import Ledger
 from pipelines.tracking import client as tracking
 from pipelines.tracking import moved_store
 from pipelines.tracking.client import Mirror, Tracking

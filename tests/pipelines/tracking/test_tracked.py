@@ -11,7 +11,7 @@ from mlflow.entities import Run
 
 from pipelines.cli.endings import endings
 from pipelines.cli.errors import UsageError
-from pipelines.runs.identity import Ledger
+from pipelines.runs.ledger import Ledger
 from pipelines.tracking import cards, experiments
 from pipelines.tracking import client as tracking
 from pipelines.tracking.cards import Card, DatasetInput

@@ -8,7 +8,8 @@ import pytest
 from g3pt.training.exports import write_json
 from pipelines.report.page import write_report
 from pipelines.report.runs import DIAGNOSTICS
-from pipelines.runs.identity import Ledger, RunSpec
+from pipelines.runs.identity import RunSpec
+from pipelines.runs.ledger import Ledger
 from pipelines.tracking.tracked import Outcome
 from pipelines.train import follow
 from pipelines.train.curves import draw_tokens, quality_by_tokens

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.runs.identity import Ledger, RunSpec
+from pipelines.runs.identity import RunSpec
+from pipelines.runs.ledger import Ledger
 from pipelines.train import checkpoints
 from pipelines.train import run as train
 from tests.g3pt.models.test_tokenizer import TINY

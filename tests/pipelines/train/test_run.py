@@ -16,7 +16,8 @@ from pipelines.cli.errors import UsageError
 from pipelines.cli.interrupt import Stopped
 from pipelines.cli.paths import REPOSITORY
 from pipelines.cluster.stopping import STOP_FILE
-from pipelines.runs.identity import Ledger, RunSpec
+from pipelines.runs.identity import RunSpec
+from pipelines.runs.ledger import Ledger
 from pipelines.tracking import client as tracking
 from pipelines.tracking import tracked
 from pipelines.tracking.client import Tracking
