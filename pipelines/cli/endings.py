@@ -1,8 +1,7 @@
-"""What a command does at its end for the parts of the pipeline that it used: they register it here, so that `cli`
-imports none of them.
+"""Endings: what other rooms want done when a command ends. They register it, so that `cli` imports none of them.
 
 How: `pipelines.cli.main` opens `endings()` around the work. Ray's session registers its shutdown and the place of its
-logs, MLflow's client the line that says how to look at what was logged. Outside a command (a notebook, a worker)
+logs, MLflow's client the line that says how to open its store. Outside a command (in a notebook or a worker)
 registering does nothing.
 """
 
@@ -16,7 +15,7 @@ Rows = list[tuple[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """What one part wants done."""
+    """What one part wants done at the end."""
 
     say: Callable[[], str | None] = lambda: None  # a line for stderr once the work is over, whether it succeeded or not
     failure_rows: Callable[[], Rows] = list  # (label, text) that a failure's report shows

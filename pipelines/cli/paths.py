@@ -1,4 +1,4 @@
-"""Where this code lies, and files that a name from data may point to."""
+"""The repository's root, and files below a folder that are named by data."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def file_below(folder: Path, name: str) -> Path | None:
-    """The file `name` below `folder`; None if it is missing or lies outside, links followed."""
+    """The file `name` below `folder`; None if it is missing or outside, links followed."""
     if not name or "\0" in name:
         return None
     file = (folder / name).resolve()

@@ -1,8 +1,8 @@
-"""One pool of actors that hold a model: an item goes in, its result comes out, on Ray Data or in this process.
+"""The pool of actors: runs a worker that holds a model on many items, on Ray Data or in this process.
 
-How: a worker is a plain class; `worker(*arguments)` loads a model once and `run(item)` does the work of one item. On
-Ray each actor holds one worker. Items and results travel pickled, one block each. An actor that dies is replaced, and
-its item is tried again, MAX_RETRIES times.
+How: a worker is a plain class. `worker(*arguments)` loads a model once, and `run(item)` does the work of one item. On
+Ray each actor has one worker. Items and results travel pickled, one block each. An actor that dies is replaced, and its
+item is tried again at most MAX_RETRIES times.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Worker(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Who works. Where `device` means GPUs each actor has a GPU of its own, and there are no more actors than GPUs."""
+    """The workers. If `device` selects GPUs each actor has its own GPU, and there are no more actors than GPUs."""
 
     num_workers: int | None = None  # actors; 0: this process; None: as many as the cluster has CPUs (or GPUs) for
-    all_gpus: bool = False  # num_workers counts CPU actors only: GPUs are all used
+    all_gpus: bool = False  # use all GPUs; num_workers then counts CPU actors only
     ray_address: str | None = None
     device: str = "auto"
 

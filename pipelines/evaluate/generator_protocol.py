@@ -22,32 +22,42 @@ def protocol(
     images = "no samples from pictures"
     if pictured:
         images = (
-            f"image_*: {len(pictured)} samples, each from the first view of another object of split {flags.split!r}, "
-            "no text, "
-            f"seeds {pictured[0]['seed']} to {pictured[-1]['seed']}, verdicts as for text; attributes are those of "
-            "the pictured object's caption"
+            f"image_*: {len(pictured)} samples, each from the first view of a different object of split "
+            f"{flags.split!r}, "
+            f"without text, seeds {pictured[0]['seed']} to {pictured[-1]['seed']}; scored like samples of texts, with "
+            "the "
+            "attributes of the pictured object's caption"
         )
+    num_unseen = sum(sample["unseen"] for sample in samples)
     return {
         **{name: pairwise.PROTOCOL[name] for name in ("box", "chamfer")},
-        "task": "generation from text; samples uncurated, none left out, not moved or scaled before comparison",
-        "prompts": f"{sum(not s['unseen'] for s in samples)} captions of the training split, {sum(s['unseen'] for s in samples)} absent from it, in turn",
+        "task": "generation from text; samples uncurated, none left out, neither moved nor scaled before comparison",
+        "prompts": f"{len(samples) - num_unseen} captions of the training split and {num_unseen} absent from it, "
+        "alternating",
         "seeds": [samples[0]["seed"], samples[-1]["seed"]],
         "images": images,
         "sampling": settings(flags) or "the sampler's defaults",
-        "iso_surface": f"logit 0 on a grid of {flags.resolution} cells a side, from {flags.coarse} refined near the surface, floaters below 1 % of the area removed",
-        "surface_points": f"{NUM_QUERIES} of a side look for their nearest among all {info.config.num_surface} of the other",
-        "family_accuracy": "share of samples whose nearest training object by Chamfer is of the prompted family; no mesh counts as wrong",
-        "chance": "the training split's share of the prompted family, mean over prompts (a nearest object drawn at random)",
-        "interval": "shares: Wilson, 95 %; means and medians: 95 % percentile bootstrap over objects, 1000 resamples, seed 0",
-        "nearest_search": "192 points a side rank all training objects, the first 8 are compared in full",
-        "held_out": f"objects of split {flags.split!r}, searched among training objects in the same way; nearest_chamfer_of_a_copy is the floor",
+        "iso_surface": f"logit 0 on a grid of {flags.resolution} cells per side, refined near the surface from "
+        f"{flags.coarse}; floaters below 1 % of the area removed",
+        "surface_points": f"for {NUM_QUERIES} points of each surface the nearest among all {info.config.num_surface} of "
+        "the other is searched",
+        "family_accuracy": "share of samples whose nearest training object by Chamfer is of the prompted family; a "
+        "sample without a mesh counts as wrong",
+        "chance": "share of the prompted family in the training split, mean over prompts (a random training object)",
+        "interval": "shares: Wilson, 95 %; means and medians: 95 % percentile bootstrap over objects, 1000 resamples, "
+        "seed 0",
+        "nearest_search": "all training objects are ranked by 192 points per surface; the first 8 are compared in full",
+        "held_out": f"objects of split {flags.split!r}, searched among training objects in the same way; "
+        "nearest_chamfer_of_a_copy is the lower limit",
         **attribute_protocol(flags, found),
-        "validity": "shares of all samples; watertight: every edge has two faces that run along it in opposite ways, volume positive; one body: one connected "
-        "component; valid: both; num_faces: mean over samples with a mesh; all after the removal of floaters",
-        "copies": f"Chamfer to the nearest training object, less that between two samples of the sample's own surface, is below {THRESHOLD:g}; "
-        "held_out_copy_share: the same of the split's own objects",
+        "validity": "shares of all samples, after removal of floaters; watertight: every edge has two faces that run "
+        "along it in opposite directions, and the volume is positive; one body: one connected component; valid: both; "
+        "num_faces: mean over samples with a mesh",
+        "copies": "the Chamfer distance to the nearest training object, minus that between two samples of the sample's "
+        f"own surface, is below {THRESHOLD:g}; held_out_copy_share: the same for the split's own objects",
         **generator_sets.protocol(found, flags.split),
-        "seconds_per_object": f"wall seconds on one worker: codes (a batch of {BATCH} shared out), mesh (decoding and extraction), checks (surface points, validity, attributes)",
+        "seconds_per_object": f"wall seconds on one worker: codes (share of a batch of {BATCH}), mesh (decoding and "
+        "extraction), checks (surface points, validity, attributes)",
         **guidance_protocol(flags),
         "dataset_settings": info.settings,
     }
@@ -56,22 +66,23 @@ def protocol(
 def attribute_protocol(flags: Any, found: dict[str, Any]) -> dict[str, str]:
     """The protocol of the attributes, if prompts state any."""
     if not found["num_with_attributes"]:
-        return {"attributes": "prompts are not captions of the procedural shapes: no attributes to read off a mesh"}
+        return {"attributes": "prompts are not captions of the procedural shapes: no attributes to measure on a mesh"}
     words = {
-        "attributes": "each attribute that the prompt states is read off the mesh by the prompted family's ruler (g3pt/shapes/measure.py), which knows extents, slices and counts "
-        "and nothing of the prompt; attribute_agreement: share that agrees, mean over samples; all_attributes: "
-        "samples of which all agree; no mesh agrees in none, "
-        "and a mesh of another family is read all the same",
-        "attribute_chance": "share of the family's training objects with the prompted value, mean (a training object of the right family drawn at random)",
+        "attributes": "each attribute stated by the prompt is measured on the mesh by the rules of the prompted family "
+        "(g3pt/shapes/measure.py), which know extents, slices and counts but not the prompt; attribute_agreement: "
+        "share "
+        "of attributes that agree, mean over samples; all_attributes: share of samples whose attributes all agree; for "
+        "a sample without a mesh none agrees; meshes of another family are measured in the same way",
+        "attribute_chance": "share of the prompted value among the family's training objects, mean (a random training "
+        "object of the right family)",
     }
     if found.get("rebuilt_num_with_attributes"):
-        num = found["rebuilt_num_with_attributes"]
         words["rebuilt"] = (
-            f"rebuilt_*: {num} objects of split {flags.split!r} through the tokenizer, read in the same way: what its "
-            "codes can say"
+            f"rebuilt_*: {found['rebuilt_num_with_attributes']} objects of split {flags.split!r} reconstructed by the "
+            "tokenizer and measured in the same way: the limit of its codes"
         )
     if found.get("solid_num_with_attributes"):
-        words["solid"] = "solid_*: the same objects' own solids, made again from their ids: what the ruler can read"
+        words["solid"] = "solid_*: the same objects' own solids, made again from their ids: the limit of the rules"
     return words
 
 
@@ -80,9 +91,9 @@ def guidance_protocol(flags: Any) -> dict[str, str]:
     if flags.guidance_grid is None:
         return {}
     return {
-        "guidance": f"the first {min(GRID_SAMPLES, flags.num_samples)} prompts with their seeds at each strength; ramp: from 0 at the first scale to the strength at the last; "
-        "constant: the same at all scales; 0 is no guidance. Cross-entropy (nats) is measured without guidance and no "
-        "part of this"
+        "guidance": f"the first {min(GRID_SAMPLES, flags.num_samples)} prompts with their seeds at each strength; ramp: "
+        "from 0 at the first scale to the strength at the last; constant: the same at all scales; 0: no guidance. "
+        "Cross-entropy is measured without guidance and is not part of this"
     }
 
 

@@ -61,13 +61,13 @@ def _within(clouds_N3P: np.ndarray, progress: Progress) -> np.ndarray:
 def protocol(found: dict[str, Any], split: str) -> dict[str, str]:
     """The protocol of these numbers, by name."""
     if not found["num_compared"]:
-        return {
-            "sets": "not compared as sets: --num-compared, samples with a mesh or held-out objects are fewer than 2"
-        }
+        return {"sets": "not compared: --num-compared, samples with a mesh or held-out objects are fewer than 2"}
     size = found["num_compared"]
     return {
-        "sets": f"the first {size} samples of texts that have a mesh against {size} objects of split {split!r} drawn at random; prompts are not these objects' captions; "
-        f"train_*: {size} training objects drawn at random in the samples' place, what a perfect sampler would get",
-        "sets_points": f"{found['num_compared_points']} points a surface, in the dataset's box, neither moved nor scaled",
+        "sets": f"the first {size} samples of texts with a mesh, and {size} random objects of split {split!r}; prompts are "
+        f"not these objects' captions; train_*: {size} random training objects in the samples' place, the result of a "
+        "perfect sampler",
+        "sets_points": f"{found['num_compared_points']} points per surface, in the dataset's box, neither moved nor "
+        "scaled",
         **{f"sets_{name}": words for name, words in sets.PROTOCOL.items()},
     }

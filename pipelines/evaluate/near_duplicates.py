@@ -21,10 +21,10 @@ THRESHOLD = 0.01
 NUM_POINTS, NUM_QUERIES = 4096, 1024
 MAX_TRAINING = 20_000
 RULE = (
-    f"near-duplicate: Chamfer to the nearest training object below {THRESHOLD:g}, after the Chamfer between the "
-    "object's own two samples is taken off; "
-    f"{NUM_QUERIES} points a side look among {NUM_POINTS}; 64 points a side rank all training objects, the first 4 "
-    "are compared"
+    f"near-duplicate: the Chamfer distance to the nearest training object, minus that between the object's own two "
+    f"samples, is below {THRESHOLD:g}; for {NUM_QUERIES} points per surface the nearest among {NUM_POINTS} is "
+    "searched; "
+    "all training objects are ranked by 64 points per surface, and the first 4 are compared"
 )
 
 

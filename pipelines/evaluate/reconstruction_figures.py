@@ -120,19 +120,29 @@ def protocol(flags: Any, info: DatasetInfo, config: Any, duplicates: str) -> dic
     side = baselines.grid_side(bits)
     return {
         **pairwise.PROTOCOL,
-        "task": "reconstruction: the model reads `surface`, is compared with `eval_surface`, an independent sample of the same solid",
-        "query_points": f"{queries} volume points uniform in [-1, 1]^3 and {queries} near-surface points per object, labels exact",
-        "surface_points": f"{info.config.num_surface} on each side, uniform over the area",
-        "iso_surface": f"logit 0 on a grid of {flags.resolution} cells per side, from {flags.coarse} refined near the surface, floaters below 1 % of the area removed",
-        "aggregation": "mean over objects; objects without a mesh count 0 in F-scores and are left out of mean distances (num_without_mesh)",
-        "tails": "median, and the bad tail: 5th percentile where more is better, 95th where less is; a missing mesh counts as infinitely far",
+        "task": "reconstruction: the model reads `surface`; its output is compared with `eval_surface`, an independent "
+        "sample of the same solid",
+        "query_points": f"{queries} volume points uniform in [-1, 1]^3 and {queries} near-surface points per object, with "
+        "exact labels",
+        "surface_points": f"{info.config.num_surface} per surface, uniform over the area",
+        "iso_surface": f"logit 0 on a grid of {flags.resolution} cells per side, refined near the surface from "
+        f"{flags.coarse}; floaters below 1 % of the area removed",
+        "aggregation": "mean over objects; objects without a mesh count 0 in F-scores and are left out of mean distances "
+        "(num_without_mesh)",
+        "tails": "median, and the bad tail: 5th percentile where more is better, 95th where less is; a missing mesh "
+        "counts as infinitely far",
         "intervals": "95 % percentile bootstrap over objects, 1000 resamples, seed 0",
         "by_category": "means over the objects of a category",
-        "shuffled": "codes of one scale replaced by those of another object of the split (one cycle through all objects)",
-        "first_scales": f"IoU of the first k scales over all objects; Chamfer over at most {flags.num_detailed} objects spread evenly over the split, those with a mesh at every k",
-        "continuous": f"the same latents without the quantiser; IoU over all objects, surface figures over the same {flags.num_detailed} at most (detailed_*: the codes' figures on these)",
-        "bits": f"{config.num_tokens} tokens of {config.num_codes} codes: {bits:.0f} bits per object; bits_coded: mean after an adaptive coder with one table per position and digit, fitted to the other objects",
-        "grid": f"grid_*: {side}^3 = {side**3} occupancy bits at the centres of equal cells of [-1, 1]^3, trilinear, threshold 1/2; a bit is the side of the nearest stored surface point",
+        "shuffled": "the codes of one scale are replaced by those of another object of the split (one cycle through all "
+        "objects)",
+        "first_scales": "IoU of the first k scales over all objects; Chamfer over at most "
+        f"{flags.num_detailed} objects spread evenly over the split, those with a mesh at every k",
+        "continuous": "the same latents without the quantiser; IoU over all objects, surface metrics over the same "
+        f"{flags.num_detailed} objects at most (detailed_*: the codes' metrics on these)",
+        "bits": f"{config.num_tokens} tokens of {config.num_codes} codes: {bits:.0f} bits per object; bits_coded: mean "
+        "after an adaptive coder with one table per position and digit, fitted to the other objects",
+        "grid": f"grid_*: {side}^3 = {side**3} occupancy bits at the centres of equal cells of [-1, 1]^3, trilinear, "
+        "threshold 1/2; a bit is the side of the nearest stored surface point",
         "distinct": f"distinct_*: without near-duplicates of training objects; {duplicates}",
         "scales": list(config.scales),
         "seed": flags.seed,

@@ -101,7 +101,7 @@ def object_seed(object_id: str, seed: int) -> int:
 
 
 def warm_up() -> None:
-    """Import and compile what a conversion needs, on a small mesh, so that this does not count against the first."""
+    """Import and compile what a conversion needs, on a small mesh, to save the first object that time."""
     from g3pt.geometry.convert import convert_mesh
 
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float64)

@@ -63,7 +63,7 @@ def _state(folder: Path, spec: Source, ledger: Source) -> Markup:
             Markup("{} / {}").format(train.number("steps", spec=",d"), train.number("batch_size", spec=",d")),
         ),
         ("Learning rate", train.number("learning_rate", spec="g")),
-        ("Samples a second, last record", last.number("samples_per_second", spec=".0f")),
+        ("Samples per second, last record", last.number("samples_per_second", spec=".0f")),
         ("First record", text(clock(ledger.get(0, "time")))),
         ("Last record", text(clock(last.get("time")))),
     ]
