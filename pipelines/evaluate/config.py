@@ -43,7 +43,7 @@ class EvaluateFlags(DryRun, OnRay, OnData):
     top_k: int | None = None
     """generator: use the K likeliest values of each digit; 0: all; default the sampler's"""
     top_p: float | None = None
-    """generator: use values of this total probability; default the sampler's"""
+    """generator: use the likeliest values with this total probability; default the sampler's"""
     temperature: float | None = None
     """generator: below 1 sharpens, above 1 flattens; default the sampler's"""
     num_pictures: int = 12

@@ -50,7 +50,7 @@ class GenerateConfig(DryRun, OnRay):
     top_k: Integers = Integers(str(SampleConfig.top_k))
     """use the K likeliest values of each digit; 0: all"""
     top_p: Numbers = Numbers(str(SampleConfig.top_p))
-    """use values of this total probability"""
+    """use the likeliest values with this total probability"""
     temperature: Numbers = Numbers(str(SampleConfig.temperature))
     """below 1 sharpens, above 1 flattens"""
     resolution: int = 128
