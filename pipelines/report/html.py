@@ -64,7 +64,7 @@ class Page:
     def heading(self, name: str, path: Path) -> str:
         """A section's title, with the folder's name if another section has the same title."""
         taken = any(title == name for _, title, _ in self.sections)
-        return f"{name} {path.name}" if taken else name
+        return f"{name}: {path.name}" if taken else name
 
     def credit(self, row: dict[str, Any]) -> None:
         """Record the credits of an object that is shown."""
