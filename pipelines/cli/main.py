@@ -26,7 +26,7 @@ from pipelines.cli.errors import NotWell, UsageError, one_line
 from pipelines.cli.failures import Failure, root_cause, safe_on_disk
 from pipelines.cli.help import complaint, help_text, program
 from pipelines.cli.interrupt import stoppable
-from pipelines.cli.quiet import VERBOSE, Noise, noise_aside
+from pipelines.cli.quiet import VERBOSE, Noise, noise_aside, writes_to
 
 Flags = TypeVar("Flags")
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_NO_READER = 1, 2, 130, 141
@@ -218,20 +218,13 @@ def stdout_to_stderr(enabled: bool = True) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as stack:
-        if _is_real_stdout():
+        if writes_to(sys.stdout, 1):
             sys.stdout.flush()
             saved = os.dup(1)
             os.dup2(2, 1)
             stack.callback(_restore_stdout, saved)
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         yield
-
-
-def _is_real_stdout() -> bool:
-    try:
-        return sys.stdout.fileno() == 1
-    except (OSError, ValueError, AttributeError):  # a test's capture, or a closed stream
-        return False
 
 
 def _restore_stdout(saved: int) -> None:

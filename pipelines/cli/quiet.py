@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 VERBOSE = "G3PT_TRACEBACK"
 
@@ -54,7 +55,7 @@ def noise_aside() -> Iterator[Noise]:
     try:
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, handle)
-            if _is_real_stderr():
+            if writes_to(sys.stderr, 2):
                 stack.enter_context(_native_stderr_to(handle))
             stack.enter_context(_console_logs_to(name))
             yield noise
@@ -70,10 +71,11 @@ def prints_aside() -> Iterator[None]:
         yield
 
 
-def _is_real_stderr() -> bool:
+def writes_to(stream: TextIO, descriptor: int) -> bool:
+    """Whether the stream writes to this file descriptor; not so for a test's capture or a closed stream."""
     try:
-        return sys.stderr.fileno() == 2
-    except (OSError, ValueError, AttributeError):  # a test's capture, or a closed stream
+        return stream.fileno() == descriptor
+    except (OSError, ValueError, AttributeError):
         return False
 
 
