@@ -1,6 +1,7 @@
 """What the pages say is true of the code: commands parse and their dry runs pass, flags, links, modules and messages exist."""
 
 import ast
+import dataclasses
 import importlib
 import re
 import tomllib
@@ -11,6 +12,7 @@ import pytest
 
 import g3pt
 from docs.make import overview, reference
+from g3pt.config import CARConfig, CVQConfig, TrainConfig
 from pipelines.cli import defaults, main
 from tests import pages
 from tests.test_layering import PIPELINES
@@ -157,6 +159,16 @@ def known_flags() -> set[str]:
 def test_flags_it_names_exist(page: Path) -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
     assert named - known_flags() - ELSEWHERE == set()
+
+
+def test_fields_that_set_changes_exist() -> None:
+    """Names in `--set name=value,...`; `name=value` itself is how a page says what to give."""
+    known = {field.name for config in (CVQConfig, CARConfig, TrainConfig) for field in dataclasses.fields(config)} | {
+        "name"
+    }
+    given = [text for page in pages.pages() for text in re.findall(r"--set ([a-z_]+=[^ `]+)", page.read_text())]
+    named = {part.partition("=")[0] for text in given for part in text.split(",") if "=" in part}
+    assert "drop_phrases" in named and named - known == set()
 
 
 @pytest.mark.parametrize("page", pages.pages(), ids=pages.name)
