@@ -194,13 +194,8 @@ def _column(values: list[Any], field: pa.Field, config: RecordConfig) -> pa.Arra
     return pa.ExtensionArray.from_storage(field.type, storage)
 
 
-def pack_occupancy(inside: np.ndarray) -> np.ndarray:
-    """(..., Q) bool -> (..., Q/8) uint8, little bit order."""
-    return np.packbits(inside, axis=-1, bitorder="little")
-
-
 def unpack_occupancy(packed: np.ndarray) -> np.ndarray:
-    """(..., Q/8) uint8 -> (..., Q) bool: True inside."""
+    """(..., Q/8) uint8 in little bit order -> (..., Q) bool: True inside."""
     return np.unpackbits(packed, axis=-1, bitorder="little").astype(bool)
 
 

@@ -99,7 +99,7 @@ class SampleConfig:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
-class Generator(Protocol):
+class NextScaleModel(Protocol):
     """What sampling needs of `car.G3PT`."""
 
     car: CAR
@@ -163,7 +163,9 @@ def row_settings(settings: SampleConfig | Sequence[SampleConfig], num_rows: int)
     return rows
 
 
-def row_weights(model: Generator, text_BC: Tensor, image_BMC: Tensor | None, rows: Sequence[SampleConfig]) -> Tensor:
+def row_weights(
+    model: NextScaleModel, text_BC: Tensor, image_BMC: Tensor | None, rows: Sequence[SampleConfig]
+) -> Tensor:
     """Weights (B, K, 3) of the passes of rows with these encoded conditions; a condition equal to its null embedding is absent."""
     num_scales = len(model.scales)
     has_text_B = (text_BC != model.car.null_text).any(-1).tolist()
@@ -182,7 +184,7 @@ def row_weights(model: Generator, text_BC: Tensor, image_BMC: Tensor | None, row
 
 
 def choose_codes(
-    model: Generator,
+    model: NextScaleModel,
     hidden_BTD: Tensor,
     uniform_BTF: Tensor,
     weights_BW: Tensor,
@@ -206,7 +208,7 @@ def choose_codes(
 
 @torch.inference_mode()
 def sample_codes(
-    model: Generator,
+    model: NextScaleModel,
     text_BC: Tensor,
     image_BMC: Tensor | None,
     seeds: Sequence[int],

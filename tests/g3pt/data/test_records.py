@@ -163,7 +163,7 @@ def test_shard_and_split_are_those_of_the_contract() -> None:
 
 def test_occupancy_packs_in_little_bit_order() -> None:
     inside = np.array([True] + [False] * 8 + [True] * 7)
-    packed = records.pack_occupancy(inside)
+    packed = np.packbits(inside, bitorder="little")
     assert packed.tolist() == [1, 254]
     np.testing.assert_array_equal(records.unpack_occupancy(packed), inside)
 
