@@ -1,7 +1,7 @@
 """Read one mesh file into plain arrays, safely: .glb .gltf .obj .ply .stl .off. Which endings are meshes: reading.py.
 
-Node transforms (and rest-pose skins) are applied, polygons triangulated, points and lines ignored, textures never read. Files that
-an asset names are read only below `root`; others are refused with a reason. A MemoryError passes through: whether a mesh fits depends
+Node transforms (and rest-pose skins) are applied, polygons triangulated, points and lines ignored, textures never read. Faces without
+an area and vertices without a face are left out. Files that an asset names are read only below `root`; others are refused with a reason. A MemoryError passes through: whether a mesh fits depends
 on the machine (pipelines.preprocess.sandbox turns it into a failed row). A file that claims more than it contains is refused
 before (g3pt.geometry.claims).
 """
@@ -13,7 +13,9 @@ import numpy as np
 
 from g3pt.geometry.claims import check_content
 from g3pt.geometry.gltf import read_gltf
+from g3pt.geometry.obj import read_obj
 from g3pt.geometry.reading import MAX_FACES, MESH_ENDINGS, MeshError, as_utf8, read_below, sibling_reader
+from g3pt.geometry.surface import has_area
 
 MAX_COORDINATE = 1e100  # squares of lengths must not overflow
 
@@ -55,6 +57,8 @@ def _parse(content: bytes, suffix: str, path: Path, root: Path) -> tuple[np.ndar
     check_content(content, suffix)
     if suffix in (".glb", ".gltf"):
         return read_gltf(content, sibling_reader(path, root))
+    if suffix == ".obj":
+        return read_obj(content)
     return _through_trimesh(content, suffix)
 
 
@@ -63,8 +67,7 @@ def _through_trimesh(content: bytes, suffix: str) -> tuple[np.ndarray, np.ndarra
 
     import trimesh
 
-    options = {"split_object": False, "group_material": False, "skip_materials": True} if suffix == ".obj" else {}
-    loaded = trimesh.load(io.BytesIO(content), file_type=suffix[1:], process=False, resolver=None, **options)
+    loaded = trimesh.load(io.BytesIO(content), file_type=suffix[1:], process=False, resolver=None)
     scene = loaded if isinstance(loaded, trimesh.Scene) else trimesh.Scene(loaded)
     meshes = [mesh for mesh in scene.dump() if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces)]
     if not meshes:
@@ -86,14 +89,21 @@ def _checked(vertices: np.ndarray, faces: np.ndarray, up_axis: str) -> LoadedMes
         raise MeshError("too-large", f"{len(faces)} faces, the limit is {MAX_FACES}")
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise MeshError("corrupt", f"face index {faces.max()} is out of range for {len(vertices)} vertices")
-    is_used = np.zeros(len(vertices), dtype=bool)
-    is_used[faces] = True
-    used = vertices[is_used]
-    if not np.isfinite(used).all():
+    corners = vertices[faces]
+    if not np.isfinite(corners).all():
         raise MeshError("non-finite", "vertex positions are not finite")
-    largest = np.abs(used).max()
+    largest = np.abs(corners).max()
     if largest > MAX_COORDINATE:
         raise MeshError("too-large", f"coordinates up to {largest:.1e}, the limit is {MAX_COORDINATE:.0e}")
-    if not np.ptp(used, axis=0).max() > 0.0:
-        raise MeshError("zero-extent", "all vertices are at one place")
+    with_area = has_area(corners)
+    if not with_area.any():
+        raise MeshError("zero-extent", "no face has an area")
+    vertices, faces = _used(vertices, faces[with_area])
     return LoadedMesh(vertices=vertices, faces=faces, up_axis=up_axis)
+
+
+def _used(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mesh without the vertices that no face has."""
+    is_used = np.zeros(len(vertices), dtype=bool)
+    is_used[faces] = True
+    return (vertices, faces) if is_used.all() else (vertices[is_used], (np.cumsum(is_used) - 1)[faces])

@@ -8,6 +8,7 @@ import numpy as np
 
 SHARP_ANGLE_DEGREES = 15.0
 GOLDEN = (5**0.5 - 1) / 2
+_ROUNDING = 1e-15  # of coordinates and of their products, as a share of the largest coordinate
 
 
 def face_normals(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -16,6 +17,16 @@ def face_normals(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, n
     cross = np.cross(b - a, c - a)
     length = np.linalg.norm(cross, axis=1)
     return cross / np.where(length > 0.0, length, 1.0)[:, None], length / 2
+
+
+def has_area(triangles: np.ndarray) -> np.ndarray:
+    """Whether each of the triangles (F, 3, 3) has an area beyond the rounding of its coordinates (F,)."""
+    reach = np.abs(triangles).max(axis=(1, 2), initial=0.0)[:, None]
+    reach = np.where(reach > 0.0, reach, 1.0)
+    a, b, c = (triangles[:, k] / reach for k in range(3))  # neither overflows nor underflows when multiplied
+    side, other = b - a, c - a
+    longest = np.maximum(np.abs(side).max(axis=1, initial=0.0), np.abs(other).max(axis=1, initial=0.0))
+    return np.abs(np.cross(side, other)).max(axis=1, initial=0.0) > _ROUNDING * longest
 
 
 def sample_surface(vertices: np.ndarray, faces: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

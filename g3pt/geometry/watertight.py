@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from g3pt.geometry.reading import MeshError
+from g3pt.geometry.surface import has_area
 
 BOX = 0.95  # half side of the final solid's box
 OFFSET_VOXELS = 1.0
@@ -61,6 +62,9 @@ def _into_grid(vertices: np.ndarray, faces: np.ndarray, resolution: int) -> tupl
     triangles = vertices[np.asarray(faces, dtype=np.int64)]
     if not np.isfinite(triangles).all():
         raise MeshError("non-finite", "vertex positions are not finite")
+    triangles = triangles[has_area(triangles)]  # before the box: a face without an area takes no room
+    if len(triangles) == 0:
+        raise MeshError("zero-extent", "every face has zero area")
     low, high = triangles.min(axis=(0, 1)), triangles.max(axis=(0, 1))
     with np.errstate(over="ignore"):  # refused just below
         extent = float((high - low).max())
@@ -72,12 +76,7 @@ def _into_grid(vertices: np.ndarray, faces: np.ndarray, resolution: int) -> tupl
     offset -= np.floor(scale * low + offset) - _MARGIN_VOXELS
     if not np.isfinite(scale):
         raise MeshError("zero-extent", f"the mesh's largest extent is {extent}")
-    triangles = triangles * scale + offset
-    sides = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
-    solid_sides = np.einsum("fd,fd->f", sides, sides) > 0.0
-    if not solid_sides.any():
-        raise MeshError("zero-extent", "every face has zero area")
-    return np.ascontiguousarray(triangles[solid_sides]), scale, offset
+    return np.ascontiguousarray(triangles * scale + offset), scale, offset
 
 
 def _narrowband(triangles: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,7 +11,7 @@ from g3pt.geometry.convert import ConvertConfig
 from pipelines.cli.flags import DryRun, OnRay, listed
 
 RENDERER = 2  # increase it when a change draws the same meshes differently
-CODE_VERSION = 2  # increase it when geometry or sampling changes a row's bytes: finished shards become stale
+CODE_VERSION = 3  # increase it when geometry or sampling changes a row's bytes: finished shards become stale
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,6 +178,16 @@ def test_broken_files_are_refused(tmp_path: Path, name: str, content: bytes, rea
     assert reason_of(tmp_path / name) == reason
 
 
+@pytest.mark.parametrize("size", [1e-200, 1.0, 1e90])
+def test_faces_without_area_and_vertices_without_faces_are_left_out(tmp_path: Path, size: float) -> None:
+    rows = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [5, 5, 5], [6, 7, 8], [7, 9, 11], [-9, 0, 0]]) * size
+    text = "".join(f"v {x!r} {y!r} {z!r}\n" for x, y, z in rows.tolist())
+    (tmp_path / "a.obj").write_text(text + "f 4 4 4\nf 1 2 3\nf 4 5 6\nf 1 2 1\n")
+    mesh = load_mesh(tmp_path / "a.obj")
+    np.testing.assert_array_equal(mesh.vertices, rows[:3])
+    assert mesh.faces.tolist() == [[0, 1, 2]]
+
+
 def test_missing_file_and_path_outside_the_root(tmp_path: Path) -> None:
     assert reason_of(tmp_path / "none.obj") == "missing-file"
     (tmp_path / "in").mkdir()

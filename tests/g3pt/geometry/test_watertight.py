@@ -60,6 +60,17 @@ def test_duplicate_degenerate_and_flipped_faces_and_stray_vertices_change_nothin
     np.testing.assert_array_equal(watertight(vertices, messy, R).vertices, watertight(cube.vertices, faces, R).vertices)
 
 
+@pytest.mark.parametrize(
+    "far", [[[20, 0, 0]] * 3, [[20, 0, 0], [21, 1, 2], [22, 2, 4]], [[9, 9, 9], [9, 9, 9], [30, 0, 1]]]
+)
+def test_faces_without_area_take_no_room_in_the_box(far: list) -> None:
+    box = trimesh.creation.box((1, 2, 3))
+    vertices, faces = np.concatenate([box.vertices, far]), np.concatenate([box.faces, [[8, 9, 10]]])
+    alone, beside = watertight(box.vertices, box.faces, 32), watertight(vertices, faces, 32)
+    np.testing.assert_array_equal(alone.vertices, beside.vertices)
+    assert alone.scale == beside.scale and (alone.offset == beside.offset).all()
+
+
 def test_soup_of_long_slanted_triangles_matches_brute_force_distance() -> None:
     from g3pt.geometry._kernels import narrow_band
 
