@@ -18,6 +18,7 @@ from g3pt.config import TrainConfig
 from g3pt.data import datasets, derived, reading, records, streaming
 from g3pt.data.storage import Location, RemotePath, listing, location, read_many, remove_temporaries, write_atomic
 from pipelines.cli.errors import UsageError
+from pipelines.cli.failures import safe_on_disk
 from pipelines.derive import tokens
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.job import preprocess
@@ -299,7 +300,7 @@ def test_preprocessing_resumes_in_a_bucket_and_removes_what_is_extra(
     assert preprocess(PreprocessConfig(limit=12, dry_run=True, **remote), write_shards) is None and not target.exists()
     with pytest.raises(RuntimeError, match="died") as died:
         preprocess(PreprocessConfig(limit=12, **remote), dies_after(2))
-    assert died.value.__dict__["safe_on_disk"] == [f"2 of 4 shards are finished ({target})"]
+    assert safe_on_disk(died.value) == [f"2 of 4 shards are finished ({target})"]
     left = contents(target)
     assert (
         len(left) == 5

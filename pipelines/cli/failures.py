@@ -59,18 +59,24 @@ def doing(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_disk(safe: Callable[[], str]) -> Iterator[None]:
-    """Add `safe()`, called at that moment, to an error or interruption that leaves the block: what is safe on disk."""
+    """Add `safe` to an error or interruption that leaves the block: it says what is safe on disk when the message is written.
+
+    By then Ray is gone, so that nothing is finished after it was counted.
+    """
     try:
         yield
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            error.__dict__.setdefault("safe_on_disk", []).append(safe())
+        error.__dict__.setdefault("safe_on_disk", []).append(safe)
         raise
 
 
 def safe_on_disk(error: BaseException) -> list[str]:
-    """What the stages added by `on_disk`, innermost first."""
-    return list(error.__dict__.get("safe_on_disk", []))
+    """What is safe now, by the stages that added to the error with `on_disk`, innermost first."""
+    said = []
+    for safe in error.__dict__.get("safe_on_disk", []):
+        with contextlib.suppress(OSError):
+            said.append(safe())
+    return said
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import pytest
 
 from g3pt.data import datasets, records
 from pipelines.cli.errors import UsageError
+from pipelines.cli.failures import safe_on_disk
 from pipelines.preprocess import shards as stage
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.job import preprocess
@@ -95,7 +96,7 @@ def test_a_full_disk_leaves_whole_shards_and_the_same_command_goes_on(
     with pytest.raises(OSError, match="No space left on device") as caught:
         run(config(meshes, target))
     assert caught.value.errno == errno.ENOSPC and any(
-        "shards are finished" in line for line in caught.value.safe_on_disk
+        "shards are finished" in line for line in safe_on_disk(caught.value)
     )
     left = {file.name for file in target.iterdir()}
     assert not [name for name in left if name.startswith(".")] and "dataset.json" not in left

@@ -13,6 +13,7 @@ import pytest
 
 from pipelines.cli import interrupt
 from pipelines.cli.errors import UsageError
+from pipelines.cli.failures import safe_on_disk
 from pipelines.cli.interrupt import Stopped
 from pipelines.cli.paths import REPOSITORY
 from pipelines.cluster.stopping import STOP_FILE
@@ -163,7 +164,7 @@ def test_a_signal_to_the_driver_saves_the_step_at_hand(
     run_dir = tmp_path / "runs" / spec.name
     with pytest.raises(Stopped) as stopped, interrupt.stoppable():
         train.train_run(spec, tmp_path / "runs", num_workers=0, build=TOY)
-    assert stopped.value.exit_code == 143 and stopped.value.safe_on_disk == [
+    assert stopped.value.exit_code == 143 and safe_on_disk(stopped.value) == [
         f"its checkpoint at 20 of 80 samples ({run_dir})"
     ]
     assert "saving after the current step" in capsys.readouterr().err
