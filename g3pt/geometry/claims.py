@@ -4,9 +4,6 @@ A parser that trusts a header allocates what it says (353 billion vertices in 30
 file for a smaller mesh. Archives and web pages with a mesh's name are refused by their content.
 """
 
-import re
-import struct
-
 from g3pt.geometry.reading import MeshError
 
 _CONTAINERS = {
@@ -22,7 +19,7 @@ _PLY_SIZES = {
 def check_content(content: bytes, suffix: str) -> None:
     """MeshError if the content is not a file of this kind, or is shorter than its header says."""
     _refuse_foreign(content, suffix)
-    check = {".stl": _check_stl, ".off": _check_off, ".ply": _check_ply}.get(suffix)
+    check = {".ply": _check_ply}.get(suffix)
     if check is not None:
         check(content)
 
@@ -40,37 +37,6 @@ def _refuse_foreign(content: bytes, suffix: str) -> None:
         raise MeshError("corrupt", "GLB has a wrong magic number")
     if suffix != ".glb" and suffix != ".gltf" and content.startswith(b"glTF"):
         raise MeshError("corrupt", f"GLB content in a {suffix} file")
-
-
-def _check_stl(content: bytes) -> None:
-    """Check an STL: a binary one states its number of faces; a text one closes each facet and itself."""
-    text = content.lower() if content[:5].lower() == b"solid" else b""
-    if b"facet" in text[:2000]:
-        if text.count(b"facet") != 2 * text.count(b"endfacet") or b"endsolid" not in text:
-            raise MeshError("corrupt", "text STL is cut off: a facet or the solid isn't closed")
-        return
-    if len(content) < 84:
-        if b"endsolid" in text:
-            raise MeshError("no-faces", "text STL without a facet")
-        raise MeshError("corrupt", "STL header is cut off")
-    count = struct.unpack_from("<I", content, 80)[0]
-    if 84 + 50 * count > len(content):
-        raise MeshError("corrupt", f"STL says {count} faces but holds {(len(content) - 84) // 50}")
-
-
-def _check_off(content: bytes) -> None:
-    """Check an OFF, in which each vertex and each face has its own line."""
-    numbers = re.match(rb"\s*(?:[A-Za-z0-9]*OFF)?(?:\s|#[^\n]*\n)*(\d{1,30})\s+(\d{1,30})", content)
-    if numbers is None:
-        return
-    vertices, faces = map(int, numbers.groups())
-    lines = _lines(content[numbers.end() :].partition(b"\n")[2])
-    if vertices + faces > len(lines):
-        raise MeshError(
-            "corrupt", f"OFF header claims {vertices} vertices and {faces} faces, {len(lines)} lines follow"
-        )
-    if faces:
-        _check_whole_face(lines[vertices + faces - 1])
 
 
 def _check_ply(content: bytes) -> None:

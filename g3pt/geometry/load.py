@@ -14,7 +14,9 @@ import numpy as np
 from g3pt.geometry.claims import check_content
 from g3pt.geometry.gltf import read_gltf
 from g3pt.geometry.obj import read_obj
+from g3pt.geometry.off import read_off
 from g3pt.geometry.reading import MAX_FACES, MESH_ENDINGS, MeshError, as_utf8, read_below, sibling_reader
+from g3pt.geometry.stl import read_stl
 from g3pt.geometry.surface import has_area
 
 MAX_COORDINATE = 1e100  # squares of lengths must not overflow
@@ -57,8 +59,9 @@ def _parse(content: bytes, suffix: str, path: Path, root: Path) -> tuple[np.ndar
     check_content(content, suffix)
     if suffix in (".glb", ".gltf"):
         return read_gltf(content, sibling_reader(path, root))
-    if suffix == ".obj":
-        return read_obj(content)
+    readers = {".obj": read_obj, ".off": read_off, ".stl": read_stl}
+    if suffix in readers:
+        return readers[suffix](content)
     return _through_trimesh(content, suffix)
 
 
