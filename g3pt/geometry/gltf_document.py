@@ -9,7 +9,7 @@ import base64
 import json
 import struct
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 
@@ -68,6 +68,20 @@ def _parse_json(content: bytes) -> dict:
     return table(document, "document")
 
 
+def _data_uri_content(uri: str) -> bytes:
+    """The bytes of a data URI: base64, without blanks and with its padding, or percent-encoded (RFC 2397)."""
+    head, comma, data = uri.partition(",")
+    if not comma:
+        raise MeshError("corrupt", "a data URI has no comma before its data")
+    content = unquote_to_bytes(data)
+    if not head.lower().endswith(";base64"):
+        return content
+    try:
+        return base64.b64decode(content, validate=True)
+    except ValueError as error:
+        raise MeshError("corrupt", f"a data URI is not base64 ({error})") from error
+
+
 class Document:
     """Parsed JSON (`root`) with its buffers, which are read when first needed."""
 
@@ -121,12 +135,9 @@ class Document:
 
     def resource(self, uri: str) -> bytes:
         """The content of an asset's URI: data within it, or a file below the root."""
-        if not uri.startswith("data:"):
+        if uri[:5].lower() != "data:":
             return self.read_file(unquote(uri))
-        try:
-            return base64.b64decode(uri.partition(",")[2])
-        except ValueError as error:
-            raise MeshError("corrupt", f"a data URI is not base64 ({error})") from error
+        return _data_uri_content(uri)
 
     def accessor(self, index: Any) -> np.ndarray:
         """Values (count, width) of an accessor; normalised integers become float."""

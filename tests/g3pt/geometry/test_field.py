@@ -13,7 +13,7 @@ from g3pt.geometry.load import LoadedMesh, load_mesh
 from g3pt.geometry.reading import MeshError
 
 FIELD = Path(__file__).parent / "field"
-READ = (".obj", ".off", ".stl")
+READ = (".gltf", ".obj", ".off", ".stl")
 ROWS = [row for row in csv.DictReader((FIELD / "expected.csv").open(encoding="utf-8")) if row["file"].endswith(READ)]
 
 

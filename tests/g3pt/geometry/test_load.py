@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import os
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,20 @@ def test_skinned_vertices_follow_their_joints(tmp_path: Path) -> None:
     np.testing.assert_allclose(mesh.vertices, QUAD + [0, 3, 0])
 
 
+@pytest.mark.parametrize("kind", ["base64", "percent", "escaped", "capitals"])
+def test_data_uris_are_read_as_they_are_written(tmp_path: Path, kind: str) -> None:
+    content = QUAD.tobytes() + np.array([0, 1, 2, 0, 2, 3], dtype="<u2").tobytes()
+    text = base64.b64encode(content).decode()
+    uri = {
+        "base64": "data:application/octet-stream;base64," + text,
+        "percent": "data:," + urllib.parse.quote(content),
+        "escaped": "data:;base64," + urllib.parse.quote(text, safe=""),
+        "capitals": "DATA:;BASE64," + text,
+    }[kind]
+    mesh = load_mesh(saved(tmp_path, quad_gltf([0, 1, 2, 0, 2, 3], buffers=[{"byteLength": 60, "uri": uri}])), tmp_path)
+    np.testing.assert_array_equal(mesh.vertices, QUAD)
+
+
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
@@ -112,6 +127,9 @@ def test_skinned_vertices_follow_their_joints(tmp_path: Path) -> None:
         ("link.bin", "external-uri"),
         ("absent.bin", "missing-file"),
         ("data:;base64,!", "corrupt"),
+        ("data:;base64,AAA", "corrupt"),
+        ("data:;base64," + "A" * 40 + "\n" + "A" * 40, "corrupt"),
+        ("data:;base64", "corrupt"),
     ],
 )
 def test_files_named_by_an_asset_never_leave_the_root(tmp_path: Path, uri: str, reason: str) -> None:
