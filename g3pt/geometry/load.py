@@ -2,8 +2,8 @@
 
 Node transforms (and rest-pose skins) are applied, polygons triangulated, points and lines ignored, textures never read. Faces without
 an area and vertices without a face are left out. Files that an asset names are read only below `root`; others are refused with a reason. A MemoryError passes through: whether a mesh fits depends
-on the machine (pipelines.preprocess.sandbox turns it into a failed row). A file that claims more than it contains is refused
-before (g3pt.geometry.claims).
+on the machine (pipelines.preprocess.sandbox turns it into a failed row). Each reader refuses a file that claims
+more than it contains before it allocates anything.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from g3pt.geometry.claims import check_content
+from g3pt.geometry.claims import refuse_foreign
 from g3pt.geometry.gltf import read_gltf
 from g3pt.geometry.obj import read_obj
 from g3pt.geometry.off import read_off
+from g3pt.geometry.ply import read_ply
 from g3pt.geometry.reading import MAX_FACES, MESH_ENDINGS, MeshError, as_utf8, read_below, sibling_reader
 from g3pt.geometry.stl import read_stl
 from g3pt.geometry.surface import has_area
@@ -56,30 +57,10 @@ def load_mesh(path: str | Path, root: str | Path | None = None) -> LoadedMesh:
 def _parse(content: bytes, suffix: str, path: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
     if suffix in (".obj", ".off"):
         content = as_utf8(content)
-    check_content(content, suffix)
+    refuse_foreign(content, suffix)
     if suffix in (".glb", ".gltf"):
         return read_gltf(content, sibling_reader(path, root))
-    readers = {".obj": read_obj, ".off": read_off, ".stl": read_stl}
-    if suffix in readers:
-        return readers[suffix](content)
-    return _through_trimesh(content, suffix)
-
-
-def _through_trimesh(content: bytes, suffix: str) -> tuple[np.ndarray, np.ndarray]:
-    import io
-
-    import trimesh
-
-    loaded = trimesh.load(io.BytesIO(content), file_type=suffix[1:], process=False, resolver=None)
-    scene = loaded if isinstance(loaded, trimesh.Scene) else trimesh.Scene(loaded)
-    meshes = [mesh for mesh in scene.dump() if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces)]
-    if not meshes:
-        raise MeshError("no-faces", "the file has no faces")
-    starts = np.cumsum([0] + [len(mesh.vertices) for mesh in meshes])
-    return (
-        np.concatenate([np.asarray(mesh.vertices, dtype=np.float64) for mesh in meshes]),
-        np.concatenate([np.asarray(mesh.faces) + start for mesh, start in zip(meshes, starts, strict=False)]),
-    )
+    return {".obj": read_obj, ".off": read_off, ".stl": read_stl, ".ply": read_ply}[suffix](content)
 
 
 def _checked(vertices: np.ndarray, faces: np.ndarray, up_axis: str) -> LoadedMesh:
