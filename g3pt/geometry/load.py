@@ -1,7 +1,7 @@
 """Read one mesh file into plain arrays, safely: .glb .gltf .obj .ply .stl .off. Which endings are meshes: reading.py.
 
 Node transforms (and rest-pose skins) are applied, polygons triangulated, points and lines ignored, textures never read. Faces without
-an area and vertices without a face are left out. Files that an asset names are read only below `root`; others are refused with a reason. A MemoryError passes through: whether a mesh fits depends
+an area and vertices without a face are left out, except such faces that close a seam. Files that an asset names are read only below `root`; others are refused with a reason. A MemoryError passes through: whether a mesh fits depends
 on the machine (pipelines.preprocess.sandbox turns it into a failed row). Each reader refuses a file that claims
 more than it contains before it allocates anything.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from g3pt.geometry.claims import refuse_foreign
+from g3pt.geometry.cleanup import unique_rows
 from g3pt.geometry.gltf import read_gltf
 from g3pt.geometry.obj import read_obj
 from g3pt.geometry.off import read_off
@@ -82,8 +83,27 @@ def _checked(vertices: np.ndarray, faces: np.ndarray, up_axis: str) -> LoadedMes
     with_area = has_area(corners)
     if not with_area.any():
         raise MeshError("zero-extent", "no face has an area")
-    vertices, faces = _used(vertices, faces[with_area])
+    vertices, faces = _used(vertices, faces[with_area | _on_seam(vertices, faces, with_area)])
     return LoadedMesh(vertices=vertices, faces=faces, up_axis=up_axis)
+
+
+def _on_seam(vertices: np.ndarray, faces: np.ndarray, with_area: np.ndarray) -> np.ndarray:
+    """Whether a face without an area joins others (F,): its corners are three different ones, each of a face with an area.
+
+    Exporters close the seam at a corner in the middle of another face's side by such a face. It adds nothing to the box.
+    """
+    on_seam = np.zeros(len(faces), dtype=bool)
+    candidates = np.flatnonzero(~with_area)
+    if len(candidates) == 0:
+        return on_seam
+    solid_vertices = np.unique(faces[with_area])
+    places = np.concatenate([vertices[solid_vertices], vertices[faces[candidates]].reshape(-1, 3)]) + 0.0  # no -0.0
+    _, place = unique_rows(places)
+    is_solid = np.zeros(len(places), dtype=bool)
+    is_solid[place[: len(solid_vertices)]] = True
+    a, b, c = place[len(solid_vertices) :].reshape(-1, 3).T
+    on_seam[candidates] = is_solid[a] & is_solid[b] & is_solid[c] & (a != b) & (b != c) & (c != a)
+    return on_seam
 
 
 def _used(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import pytest
 import trimesh
 
 from g3pt.geometry.load import load_mesh
+from g3pt.geometry.quality import is_watertight
 from g3pt.geometry.reading import MeshError
 
 DATA = os.environ.get("G3PT_MESHES")
@@ -204,6 +205,22 @@ def test_faces_without_area_and_vertices_without_faces_are_left_out(tmp_path: Pa
     mesh = load_mesh(tmp_path / "a.obj")
     np.testing.assert_array_equal(mesh.vertices, rows[:3])
     assert mesh.faces.tolist() == [[0, 1, 2]]
+
+
+def test_a_face_without_area_stays_where_it_closes_a_seam(tmp_path: Path) -> None:
+    """A tetrahedron with a corner in the middle of one face's side: that face's own side doesn't have it."""
+    rows = "v 0 0 0\nv 2 0 0\nv 0 2 0\nv 0 0 2\nv 1 0 0\n"
+    faces = "f 1 3 5\nf 5 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
+    (tmp_path / "open.obj").write_text(rows + faces)
+    (tmp_path / "closed.obj").write_text(rows + faces + "f 1 5 2\nv 4 0 0\nv 3 0 0\nf 2 7 6\nf 1 5 1\n")
+    assert not is_watertight(*found(tmp_path / "open.obj"))
+    vertices, kept = found(tmp_path / "closed.obj")
+    assert is_watertight(vertices, kept) and len(kept) == 6 and len(vertices) == 5
+
+
+def found(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    mesh = load_mesh(path)
+    return mesh.vertices, mesh.faces
 
 
 def test_missing_file_and_path_outside_the_root(tmp_path: Path) -> None:
