@@ -12,6 +12,7 @@ Shapes: R rows of an element, L values of all its lists.
 """
 
 import re
+import struct
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,7 @@ _TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4", "double": "f8",
     "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4", "float32": "f4", "float64": "f8",
 }  # fmt: skip
+_CODES = {"i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "f4": "f", "f8": "d"}  # of struct
 _FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 _END = re.compile(rb"(?:^|[\r\n])[ \t]*end_header[ \t]*(\r\n|\n|\r)")
 _INDEX_LISTS = ("vertex_indices", "vertex_index")
@@ -161,25 +163,45 @@ def _store(element: Element, p: Property, values: np.ndarray, length: int | None
 
 def _binary_walk(element: Element, byte_order: str, data: memoryview) -> int:
     """As `_binary_rows`, row by row, for lists of different lengths."""
-    found: dict[str, list[np.ndarray]] = {p.name: [] for p in element.properties}
+    spans: dict[str, list[int]] = {p.name: [] for p in element.properties}  # start and length, in turn
+    plan = [
+        (
+            spans[p.name],
+            np.dtype(p.type).itemsize,
+            struct.Struct(byte_order + _CODES[p.length_type]) if p.length_type else None,
+        )
+        for p in element.properties
+    ]
     at = 0
     for _ in range(element.count):
-        for p in element.properties:
+        for span, size, length_of in plan:
             length = 1
-            if p.length_type is not None:
-                length, at = _length(byte_order + p.length_type, data, at)
-            end = at + np.dtype(p.type).itemsize * length
-            if end > len(data):
-                raise MeshError("corrupt", f"PLY is cut off within its {element.name} rows")
-            found[p.name].append(np.frombuffer(data[at:end], byte_order + p.type))
-            at = end
+            if length_of is not None:
+                if at + length_of.size > len(data):
+                    break
+                length = length_of.unpack_from(data, at)[0]
+                at += length_of.size
+                if not 0 <= length <= len(data) or length != int(length):
+                    raise MeshError("corrupt", f"PLY has a list of length {length}")
+            span += (at, int(length))
+            at += size * int(length)
+    if at > len(data) or any(len(span) != 2 * element.count for span in spans.values()):
+        raise MeshError("corrupt", f"PLY is cut off within its {element.name} rows")
     for p in element.properties:
-        values = np.concatenate(found[p.name])
+        starts, lengths = np.array(spans[p.name], dtype=np.int64).reshape(-1, 2).T
+        values = _gathered(data, starts, lengths, np.dtype(byte_order + p.type))
         if p.length_type is None:
             element.scalars[p.name] = values
         else:
-            element.lists[p.name] = (values, np.array([len(part) for part in found[p.name]]))
+            element.lists[p.name] = (values, lengths)
     return at
+
+
+def _gathered(data: memoryview, starts: np.ndarray, lengths: np.ndarray, kind: np.dtype) -> np.ndarray:
+    """The values (L,) of lists that begin at these bytes."""
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    places = np.repeat(starts, lengths) + within * kind.itemsize
+    return np.frombuffer(data, np.uint8)[places[:, None] + np.arange(kind.itemsize)].view(kind)[:, 0]
 
 
 # --------------------------------------------------------------------------------------------------------------- text
