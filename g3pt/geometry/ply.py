@@ -5,7 +5,7 @@ vertex_index) and of `tristrips` (where -1 begins a new strip) are used. Text is
 several lines; rows longer than declared are refused. What follows the last element is ignored, and header comments may be in any encoding.
 
 Ours: trimesh 5.2 refuses binary files of mixed polygons or with bytes after the end, and cuts polygons as fans. VTK 9.7 reads no
-strips, takes a truncated file for a smaller mesh, and reads from a path only.
+strips, and reads from a path only.
 Source: G. Turk, "The PLY Polygon File Format" (1994).
 
 Shapes: R rows of an element, L values of all its lists.
