@@ -266,11 +266,9 @@ def check_storage(nodes: Nodes, storage: str) -> Found:
 def appears(file: Path, text: str) -> bool:
     """Whether the file has this text within SEEN_WITHIN_S, as a network file system may show it late."""
     deadline = time.monotonic() + SEEN_WITHIN_S
-    while time.monotonic() < deadline:
-        if file.exists() and file.read_text() == text:
-            return True
+    while not (found := file.exists() and file.read_text() == text) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return False
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- MLflow

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli import main
-from pipelines.cluster.nodes import Node, Nodes
+from pipelines.cluster.nodes import Node, Nodes, node_id
 from pipelines.status import doctor, doctor_cluster, doctor_machine
 from pipelines.status.doctor import Check, DoctorFlags, run_all
 from pipelines.status.doctor_machine import GIB, Found, failed, ok, warning
@@ -260,7 +260,7 @@ class LocalNodes(Nodes):
 
     def __init__(self, storage: Path, elsewhere: Path | None = None, ahead_s: float = 0.0) -> None:
         self.found, self.storage, self.elsewhere, self.ahead_s = (
-            [Node(**{**vars(NODE), "id": socket.gethostname()})],
+            [Node(**{**vars(NODE), "id": node_id()})],
             storage,
             elsewhere,
             ahead_s,
