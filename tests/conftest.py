@@ -33,10 +33,14 @@ os.environ.update(
 )
 
 
+# Each takes minutes: with two processes each has one of them.
+LONGEST = ("test_quickstart_job.py", "test_documented_commands.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, whole commands (tests/jobs) before the others: of several processes none ends long after the rest."""
+    """Files with slow tests first, of these the longest, then whole commands (tests/jobs): no process ends long after the others."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in slow, item.path.parent.name != "jobs"))
+    items.sort(key=lambda item: (item.path not in slow, item.path.name not in LONGEST, item.path.parent.name != "jobs"))
 
 
 @pytest.fixture(scope="session", autouse=True)
