@@ -1,16 +1,16 @@
-"""What each choice in the tokenizer is worth, by itself and to a small generator trained on its codes.
+"""Ablations of the tokenizer: each choice's effect on reconstruction and on a small generator trained on its codes.
 
     python benchmarks/ablations.py --data DATASET --output FOLDER --rows nano,lfq,single [--seeds 0,1,2] [--steps 900] [--car-steps 900]
-    python benchmarks/ablations.py --output FOLDER          # the table of what is there
+    python benchmarks/ablations.py --output FOLDER          # print the table of finished rows
     python benchmarks/ablations.py --list                   # the rows and what they change
 
-Each row is preset nano with the changes listed in ROWS, trained on the same data with the same number of optimiser steps; the two
-phases before the quantised one are counted. Figures are of the dataset's test split. CPU seconds are those of this process, one thread.
-With --car-steps a CAR of preset nano (text only) is trained on the codes, and gives:
-  nats        cross-entropy of a test object's codes given its caption, summed over its tokens: what the generator can't predict
-  completion  IoU when the first k scales are the object's own and CAR draws the rest (k = 0: from the caption alone)
-  family      share of samples whose nearest training object is of the prompted family; Chamfer: median distance to that object
-A row that is done is skipped, so the command resumes. Runs land in FOLDER/runs, one JSON a row and seed in FOLDER.
+Each row is preset nano with the changes listed in ROWS, trained on the same data for the same number of optimiser steps, which
+include the two phases before the quantised one. Figures are of the test split. CPU seconds are those of this process, one thread.
+With --car-steps, a text-only CAR of preset nano is trained on the codes and gives:
+  nats        cross-entropy of a test object's codes given its caption, summed over its tokens
+  completion  IoU if the first k scales are the object's own and CAR samples the rest (k = 0: from the caption alone)
+  family      share of samples whose nearest training object has the prompted family; Chamfer: median distance to that object
+Finished rows are skipped, so the same command resumes. Runs are in FOLDER/runs; FOLDER has one JSON file per row and seed.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from pipelines.train.jobs import car_spec, cvq_spec
 FEW = (1, 2, 3, 79)
 ROWS: dict[str, dict[str, Any]] = {
     "nano": {},
-    # schedules of (nearly) equal totals
+    # schedules with (nearly) the same number of tokens
     "scales-96%": {"scales": FEW},  # the paper's shape: nearly all tokens in one parallel guess
     "scales-ratio2": {"scales": (1, 2, 5, 10, 21, 46)},  # geometric, ratio about 2
     "scales-6": {"scales": (1, 4, 9, 16, 32, 64)},
@@ -66,16 +66,16 @@ ROWS: dict[str, dict[str, Any]] = {
     "late": {"continuous_share": 0.2, "pyramid_share": 0.5},
     "no-phase-a": {"continuous_share": 0.0, "pyramid_share": 0.0},
     "continuous": {"continuous_share": 1.0, "pyramid_share": 0.0, "stat_freeze_share": 0.0},
-    # how codes are read once it is trained
+    # how a trained tokenizer encodes
     "encode-1024": {"num_encode_points": 1024},
     "encode-16384": {"num_encode_points": 16384},
 }
-READS = {"num_encode_points"}  # changes that leave the weights as they are
+READS = {"num_encode_points"}  # changes that need no training
 KNOWN = 64  # test objects whose codes are completed
 
 
 def run_row(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
-    """Train and measure one row; a dict of figures."""
+    """Train one row and return its figures."""
     model, config = cvq_preset(flags.preset)
     model = dataclasses.replace(model, **ROWS[name])
     started = time.process_time()
@@ -100,7 +100,7 @@ def run_row(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def reread(run_dir: Path, model: Any, target: Path) -> Path:
-    """The same weights under a configuration that only reads clouds in another way."""
+    """The figures of trained weights under a configuration that only encodes differently."""
     from g3pt.models.tokenizer import CVQ
 
     tokenizer = CVQ.from_pretrained(run_dir)
@@ -110,7 +110,7 @@ def reread(run_dir: Path, model: Any, target: Path) -> Path:
 
 
 def diagnosed(export: Path, data: str) -> dict[str, float]:
-    """Test figures of an export, as a run's ledger has them."""
+    """Test figures of an export, under the names that a run's ledger uses."""
     from g3pt.models.diagnostics import diagnose
     from g3pt.models.tokenizer import CVQ
     from pipelines.train.cvq import EVAL_COLUMNS
@@ -132,7 +132,7 @@ def varied(config: Any, steps: int | None, seed: int) -> Any:
 
 
 def last_record(run_dir: Path) -> dict[str, float]:
-    """The ledger's test figures."""
+    """The test figures in the last record of a run's ledger."""
     record = Ledger.of(run_dir).read()[-1]
     return {key: value for key, value in record.items() if key.startswith(("test_", "val_"))}
 
@@ -144,7 +144,7 @@ def val_curve(run_dir: Path) -> list[tuple[float, float]]:
 
 
 def generator(tokenizer: Path, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
-    """A small CAR on this tokenizer's codes."""
+    """Train a small CAR on this tokenizer's codes and return its figures."""
     from pipelines.derive.tokens import encode_dataset
     from pipelines.evaluate.config import EvaluateFlags
     from pipelines.evaluate.job import evaluate
@@ -183,7 +183,7 @@ def generator(tokenizer: Path, seed: int, flags: argparse.Namespace) -> dict[str
 
 @torch.inference_mode()
 def completion(run_dir: Path, data: str) -> list[float]:
-    """Mean IoU over the first test objects when their first k scales are known, k = 0 to all."""
+    """Mean IoU over the first test objects if their first k scales are given, for k = 0 to all."""
     from g3pt.models.car import G3PT
     from g3pt.models.sampling import SampleConfig, sample_codes
     from g3pt.training.exports import find_export
@@ -222,7 +222,7 @@ def completion(run_dir: Path, data: str) -> list[float]:
 
 
 def table(folder: Path) -> str:
-    """Markdown of all rows found; several seeds as mean and half of their range."""
+    """Markdown table of all finished rows; several seeds give the mean and half the range."""
     rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*-s*.json")):
         row = json.loads(path.read_text())

@@ -1,9 +1,10 @@
-"""Decoding: seconds, field evaluations and peak memory of coarse-to-fine extraction beside dense, at 64 to 512 cells a side.
+"""Decoding a mesh: seconds, field evaluations and peak memory, coarse-to-fine and dense, at 64 to 512 cells per side.
 
     python benchmarks/decoding.py --output decoding.json [--model RUN --data DATASET] [--resolutions 64,128,256,512] [--dense 256]
 
-Each case runs in a process of its own, because peak resident memory is the process's. The field is a sphere's, or with --model and --data
-the first test object's of that dataset as that tokenizer decodes it. Dense decoding is measured up to --dense cells.
+Each case runs in its own process, because peak resident memory is counted per process. The field is that of a sphere.
+With --model and --data it is that of the dataset's first test object, decoded by the tokenizer. Dense decoding is
+measured up to --dense cells.
 """
 
 import argparse
@@ -28,12 +29,12 @@ Field = Callable[[np.ndarray], np.ndarray]
 
 
 def sphere(points: np.ndarray) -> np.ndarray:
-    """Radius 0.6, off the middle."""
+    """Field of a sphere of radius 0.6, off centre."""
     return np.float32(0.6) - np.linalg.norm(points - np.array([0.1, 0.0, -0.2], np.float32), axis=1)
 
 
 def decoded_object(model: str, data: str) -> tuple[Field, int]:
-    """The field of the first test object, and the chunk its device likes."""
+    """The field of the first test object, and the number of points per call that suits its device."""
     import torch
 
     from g3pt.data import datasets, reading
@@ -54,7 +55,7 @@ def decoded_object(model: str, data: str) -> tuple[Field, int]:
 
 
 def measure(flags: argparse.Namespace, resolution: int, coarse: int) -> dict[str, Any]:
-    """One case, in this process."""
+    """Measure one case in this process."""
     field, chunk = decoded_object(flags.model, flags.data) if flags.model else (sphere, 65536)
     evaluations, field_seconds = 0, 0.0
 
@@ -65,7 +66,7 @@ def measure(flags: argparse.Namespace, resolution: int, coarse: int) -> dict[str
         evaluations, field_seconds = evaluations + len(points), field_seconds + time.perf_counter() - begun
         return values
 
-    clean(*extract(counted, 32, 32, chunk=chunk))  # imports and compiles
+    clean(*extract(counted, 32, 32, chunk=chunk))  # a first call imports and compiles
     evaluations, field_seconds = 0, 0.0
     before, begun, cpu = _peak_mb(), time.perf_counter(), time.process_time()
     vertices, faces = extract(counted, resolution, coarse, chunk=chunk)
@@ -92,7 +93,7 @@ def _peak_mb() -> float:
 
 
 def hardware() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The hardware that the figures were measured on."""
     import torch
 
     names = [
@@ -111,7 +112,7 @@ def hardware() -> dict[str, Any]:
 
 
 def main() -> None:
-    """All cases, a table and a JSON."""
+    """Measure all cases; print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="")
     parser.add_argument("--model", default="")

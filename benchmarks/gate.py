@@ -1,10 +1,11 @@
-"""The gate: can a small CAR learn this tokenizer's codes at all? It overfits a few objects and regenerates each from its caption.
+"""Gate for a tokenizer: a small CAR overfits a few objects and regenerates each from its caption.
 
     python benchmarks/gate.py --data DATASET --tokenizer RUN [--num 16] [--steps 600] [--output gate.json]
 
-Objects are spread evenly over the training split (by id), with different captions. For each, Chamfer of the generated mesh to the object's own surface is
-set against Chamfer of the tokenizer's reconstruction from the true codes, both by the evaluator's protocol. A tokenizer passes when the
-mean of the first is at most 1.5 times the mean of the second. The picture shows input, reconstruction and sample of each.
+The objects are spread evenly over the training split, ordered by id, and have different captions. Two Chamfer distances
+to the object's surface are compared, by the evaluator's protocol: that of the generated mesh and that of the
+tokenizer's reconstruction from the true codes. The tokenizer passes if the mean of the first is at most 1.5 times the
+mean of the second. The picture shows the input, the reconstruction and the sample of each object.
 """
 
 import argparse
@@ -37,7 +38,7 @@ BOUND = 1.5
 
 
 def objects(data: str, tokenizer: CVQ, num: int) -> dict[str, Any]:
-    """`num` training objects with captions of their own, and their codes."""
+    """`num` training objects with different captions, and their codes."""
     columns = ("id", "caption", "surface", "eval_surface", *encoded_columns(tokenizer.config))
     arrays = reading.load_arrays(data, "train", tuple(dict.fromkeys(columns)))
     first = {caption: k for k, caption in reversed(list(enumerate(arrays["caption"]))) if caption}
@@ -49,7 +50,7 @@ def objects(data: str, tokenizer: CVQ, num: int) -> dict[str, Any]:
 
 
 def overfit(tokenizer: CVQ, arrays: dict[str, Any], preset: str, steps: int) -> G3PT:
-    """A generator that has seen nothing but these objects; no condition is dropped."""
+    """Train a generator on these objects alone, without dropping conditions."""
     model_config, train = car_preset(preset)
     torch.manual_seed(0)
     model = G3PT(dataclasses.replace(model_config, image_encoder="none", drop_text=0.0), tokenizer)
@@ -72,7 +73,7 @@ def overfit(tokenizer: CVQ, arrays: dict[str, Any], preset: str, steps: int) -> 
 
 @torch.inference_mode()
 def measure(model: G3PT, arrays: dict[str, Any], resolution: int) -> tuple[list[dict[str, Any]], list[Any]]:
-    """A row and three pictures an object."""
+    """Measure each object: a row of figures and three pictures."""
     from g3pt.models.sampling import SampleConfig
 
     drawn_BS = model.sample_codes(

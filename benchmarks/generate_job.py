@@ -1,15 +1,15 @@
-"""A batch job of many prompts, as a person starts it: objects/s, CPU seconds, memory, start-up; killed in the middle and started again; the scan of 10^5 records.
+"""A batch job of many prompts: rates, CPU seconds, memory, start-up; a kill and restart; the scan of 10^5 records.
 
     python benchmarks/generate_job.py --work FOLDER [--model RUN] [--prompts 1000] [--num-workers 2] [--resolution 32] [--kill-at 500]
                                       [--scan 100000] [--output generate_job.json]
 
-FOLDER is scratch; what an earlier call left there is used again, so a call that was killed goes on (its rates are then those of the rest).
-Without --model, 64 shapes are preprocessed and a nano generator is trained on the released tokenizer's codes for 100 steps: its meshes are bad,
-their cost is like a good one's. The job killed with SIGKILL has a folder of its own, made anew, and is compared with the one that ran through.
-Times are the clock's, of commands in processes of their own: on a shared machine they are upper bounds; CPU seconds and memory are those of the
-command and of its Ray.
-The scan is what a started job does before any work: the plan, every sample's identity, record and mesh hash; in this process, in CPU
-seconds, with meshes of 1 kB (hashing real ones comes on top, at the machine's rate of sha256).
+FOLDER is scratch space. Output of an earlier call is reused, so a killed benchmark goes on; its rates are then those of
+the rest. Without --model, 64 shapes are preprocessed and a nano generator is trained on the released tokenizer's codes
+for 100 steps. Its meshes are bad but cost as much as good ones. The job that is killed with SIGKILL has its own new
+folder and is compared with the uninterrupted one. Commands run in their own processes. Their wall times are upper
+bounds on a shared machine; CPU seconds and memory include their Ray. The scan is what a job does before any work: the
+plan, and each sample's identity, record and mesh hash. It is measured in this process in CPU seconds, with meshes of 1
+kB; hashing real meshes takes longer by their size over the rate of sha256.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ WORDS = (
     ("chair", "table", "car", "boat", "lamp", "cup", "plane", "bed"),
 )
 MESH_BYTES = 1024
-ORPHANS_S = 20  # in which workers of a killed job end what they have in hand, and themselves
+ORPHANS_S = 20  # workers of a killed job finish their item and exit within this time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A command that ran to its end."""
+    """A finished command."""
 
-    path: str  # what it printed last
+    path: str  # the last line on stdout
     said: str  # on stderr
     seconds: float
-    cpu_s: float  # of its Ray too
+    cpu_s: float  # with those of its Ray
     peak_mb: float
 
 
@@ -65,7 +65,7 @@ def command(name: str, flags: dict[str, object]) -> list[str]:
 
 
 def job(name: str, **flags: object) -> Done:
-    """Run a command to its end, which must be a success."""
+    """Run a command to its end; it must succeed."""
     began = time.time()
     process = subprocess.Popen(command(name, flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     watch = machine.Watch(process.pid)
@@ -82,13 +82,13 @@ def job(name: str, **flags: object) -> Done:
 
 
 def small_model(work: Path) -> str:
-    """A nano generator that has hardly been trained."""
+    """Train a nano generator for a few steps and return its export."""
     data = job("preprocess", source="shapes", limit=64, resolution=32, num_shards=2, output=work / "shapes").path
     return job("train_car", data=data, tokenizer=TOKENIZER, output=work / "runs", preset="nano", steps=100).path
 
 
 def write_prompts(file: Path, count: int) -> Path:
-    """Texts that a demo could have."""
+    """Write prompts from the captions of procedural shapes."""
     adjectives, nouns = WORDS
     rows = (
         {"id": f"p{k:06d}", "text": f"{adjectives[k % 5]} {nouns[k // 5 % 8]}, number {k}", "seed": k}
@@ -99,7 +99,7 @@ def write_prompts(file: Path, count: int) -> Path:
 
 
 def whole_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, Any]:
-    """The job, then the same command on what it has finished."""
+    """Run the job, then the same command on the finished folder."""
     given = job_flags(flags, model, work, f"job-{flags.prompts}")
     output, began = given["output"], time.time()
     first = job("generate", **given)
@@ -122,7 +122,7 @@ def whole_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, An
 
 
 def job_flags(flags: argparse.Namespace, model: str, work: Path, folder: str) -> dict[str, Any]:
-    """What the job is started with, for an output folder below `work`."""
+    """Flags of the job for an output folder below `work`."""
     prompts = write_prompts(work / "prompts.jsonl", flags.prompts)
     return {
         "model": model,
@@ -134,7 +134,7 @@ def job_flags(flags: argparse.Namespace, model: str, work: Path, folder: str) ->
 
 
 def killed_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, Any]:
-    """The same job, killed with SIGKILL once `--kill-at` samples have a record, and started again: what was made twice, and which files differ."""
+    """Kill the job with SIGKILL after `--kill-at` samples and start it again: samples made twice and files that differ."""
     given = job_flags(flags, model, work, f"killed-{flags.prompts}")
     output, whole = given["output"], work / f"job-{flags.prompts}"
     shutil.rmtree(output, ignore_errors=True)
@@ -166,7 +166,7 @@ def killed_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, A
 
 
 def scan(count: int, model: str, work: Path) -> dict[str, Any]:
-    """A finished folder of so many tiny meshes, made here, and what a started job and its manifest read of it."""
+    """Write a finished folder of this many tiny meshes, and measure what a restart and the manifest read of it."""
     config = GenerateConfig(
         model=model,
         output=str(work / f"scan-{count}"),
@@ -203,7 +203,7 @@ def scan(count: int, model: str, work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The job, the scan, a table of each, and a JSON."""
+    """Measure the job and the scan; print a table of each and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", required=True)
     parser.add_argument("--model", default="")

@@ -1,19 +1,22 @@
-"""What each choice in the generator is worth on small data: head, attention, embeddings, AdaLN, loss weights, guidance.
+"""Ablations of the generator on small data: head, attention, embeddings, AdaLN, loss weights, guidance.
 
     python benchmarks/generator.py --data DATASET --tokenizer RUN --output FOLDER --rows default,bits,power0 [--steps 600]
-    python benchmarks/generator.py --output FOLDER          # the table of what is there
+    python benchmarks/generator.py --output FOLDER          # print the table of finished rows
     python benchmarks/generator.py --list                   # the rows and what they change
 
-Each row is a CAR of one preset, text only but for the rows of pictures, with the changes listed in ROWS, trained on the same codes of the same tokenizer in the same order
-for the same number of steps. Changes that no user would want as an option are made here (CONTROLS). Figures:
-  nats     cross-entropy of a test object's codes given its caption, summed over its tokens
-  family   share of samples whose nearest training object is of the prompted family, with Wilson's 95 % interval; half of the captions are absent
-           from training. Nearest: by IoU of occupancies at fixed points in the box, both decoded by the tokenizer from codes (no meshes: cheap)
-  short    the same for prompts with attributes left out (`g3pt.data.captions.shorten`), one in four with none left
-  attributes  share of the stated attributes found on the first samples' meshes at 64 cells, of seen and of unseen captions (procedural shapes only)
-  pictures share of samples of the family of a test object whose first view alone was given, and share of its attributes (rows of pictures)
-  Chamfer  median distance of the first samples' surfaces, at 32 cells, to that nearest object's stored surface
-Samples are drawn under each of GUIDANCE with the same seeds. CPU seconds are those of this process, one thread. A row that is done is skipped.
+Each row is a CAR of one preset with the changes listed in ROWS. All rows train on the same codes of the same tokenizer in the same
+order for the same number of steps, with text alone except in the rows about pictures. Changes that are no option of the package
+are made here (CONTROLS). Figures:
+  nats        cross-entropy of a test object's codes given its caption, summed over its tokens
+  family      share of samples whose nearest training object has the prompted family, with Wilson's 95 % interval; half of the
+              captions are absent from training. Nearest is by IoU of occupancies at fixed points, decoded from codes
+  short       the same for prompts with attributes left out (`g3pt.data.captions.shorten`), a quarter of them with all left out
+  attributes  share of the stated attributes found on the first samples' meshes at 64 cells, for captions in training and not
+              (procedural shapes only)
+  pictures    share of samples with the family of the test object whose first view was given, and share of its attributes
+  Chamfer     median distance of the first samples' surfaces, at 32 cells, to the stored surface of the nearest object
+Samples are drawn with each value of GUIDANCE and the same seeds. CPU seconds are those of this process, one thread. Finished rows
+are skipped.
 """
 
 import argparse
@@ -74,15 +77,15 @@ GUIDANCE = {
     "constant 2": SampleConfig(cfg=2.0, cfg_schedule="constant"),
     "constant 1": SampleConfig(cfg=1.0, cfg_schedule="constant"),
 }
-SHORT = ("ramp 2", "constant 2")  # guidance of shortened prompts
-NUM_POINTS = 1024  # at which occupancies are compared
+SHORT = ("ramp 2", "constant 2")  # guidance for shortened prompts
+NUM_POINTS = 1024  # points at which occupancies are compared
 NUM_MESHES = 32  # samples whose surface is compared
-NUM_MEASURED = 64  # and whose attributes are measured
-JUDGES: dict[str, Any] = {}  # made once a process
+NUM_MEASURED = 64  # samples whose attributes are measured
+JUDGES: dict[str, Any] = {}  # filled once per process
 
 
 def plain_attention(model: G3PT) -> None:
-    """Dot products over the root of the head's width, as GPT-2, in place of unit vectors with a learned scale."""
+    """Scale dot products by the root of the head width, as GPT-2 does, instead of using unit vectors and a learned scale."""
     for block in model.car.blocks:
         block.attention.log_scale_H.requires_grad_(False)
         width = block.attention.to_out.in_features // block.attention.num_heads
@@ -102,12 +105,12 @@ def dot_product_attention(
 
 
 def without(name: str, model: G3PT) -> None:
-    """An embedding that is zero and stays so."""
+    """An embedding that is always zero."""
     getattr(model.car, name).requires_grad_(False).zero_()
 
 
 def added_text(model: G3PT) -> None:
-    """The text's vector added to every input token, in place of AdaLN: layer norms are the same for all prompts."""
+    """Add the text vector to every input token instead of using AdaLN."""
     car, known = model.car, []
     embed, condition = car.embed, car.condition
 
@@ -127,7 +130,7 @@ CONTROLS: dict[str, Callable[[G3PT], None]] = {
 
 
 class Judge:
-    """The training objects as the tokenizer decodes them, to find each sample's nearest one."""
+    """Finds the training object nearest to a sample, both decoded by the tokenizer."""
 
     def __init__(self, stage: CARStage, data: str, tokenizer: str) -> None:
         info = open_dataset(data)
@@ -161,21 +164,21 @@ class Judge:
         return (torch.cat(parts) > 0).float()
 
     def nearest(self, codes_BS: Tensor) -> list[int]:
-        """Index of the training object with the largest IoU, for each row."""
+        """Index of the training object with the largest IoU for each row."""
         inside_BQ = self.occupancies(codes_BS)
         common_BN = inside_BQ @ self.inside_NQ.T
         union_BN = inside_BQ.sum(1)[:, None] + self.inside_NQ.sum(1) - common_BN
         return (common_BN / union_BN.clamp_min(1)).argmax(1).tolist()
 
     def family(self, codes_BS: Tensor, families: list[str]) -> dict[str, Any]:
-        """Share of rows of the right family, with its interval."""
+        """Share of rows with the prompted family, with its interval."""
         right = [
             self.train["category"][k] == family for k, family in zip(self.nearest(codes_BS), families, strict=True)
         ]
         return {"share": float(np.mean(right)), "interval": list(pairwise.wilson_interval(sum(right), len(right)))}
 
     def chamfer(self, codes_BS: Tensor) -> float | None:
-        """Median distance of the first rows' surfaces to their nearest object; None where none has a surface."""
+        """Median distance of the first rows' surfaces to their nearest object; None if none has a surface."""
         meshes = decode_meshes(self.tokenizer, self.tokenizer.decode_latents(codes_BS[:NUM_MESHES]), 32, 16)
         found = []
         for mesh, k in zip(meshes, self.nearest(codes_BS[:NUM_MESHES]), strict=True):
@@ -185,7 +188,7 @@ class Judge:
         return float(np.median(found)) if found else None
 
     def attributes(self, codes_BS: Tensor, prompts: list[dict[str, Any]]) -> dict[str, float]:
-        """Share of the stated attributes that the first rows' meshes show, by whether the caption was trained on."""
+        """Share of the stated attributes found on the first rows' meshes, for captions in training and not."""
         found: dict[str, list[bool]] = {"seen": [], "unseen": []}
         meshes = decode_meshes(self.tokenizer, self.tokenizer.decode_latents(codes_BS[:NUM_MEASURED]), 64, 16)
         for mesh, prompt in zip(meshes, prompts, strict=False):
@@ -197,7 +200,7 @@ class Judge:
 
 
 def short_prompts(prompts: list[str]) -> list[str]:
-    """Each prompt with attributes left out; every fourth with all of them left out."""
+    """Each prompt with some attributes left out, every fourth with all left out."""
     found = []
     for k, text in enumerate(prompts):
         short = shorten(text, np.random.default_rng([0, k]) if k % 4 else None)
@@ -206,7 +209,7 @@ def short_prompts(prompts: list[str]) -> list[str]:
 
 
 def run_row(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
-    """Train and measure one row; a dict of figures."""
+    """Train one row and return its figures."""
     model, train = car_preset(flags.preset)
     model = dataclasses.replace(model, **{"image_encoder": "none"} | ROWS[name])
     train = dataclasses.replace(train, steps=flags.steps, seed=seed, log_every=50, eval_every=flags.steps)
@@ -242,7 +245,7 @@ def run_row(name: str, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def judged(stage: CARStage, flags: argparse.Namespace) -> dict[str, Any]:
-    """Samples of the trained model and what they are."""
+    """Draw samples from the trained model and return their figures."""
     started, judge = time.process_time(), JUDGES.get(flags.tokenizer) or Judge(stage, flags.data, flags.tokenizer)
     JUDGES[flags.tokenizer] = judge
     prompts = choose_prompts(judge.train, judge.held, flags.samples, 0)
@@ -271,7 +274,7 @@ def judged(stage: CARStage, flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(folder: Path) -> str:
-    """Markdown of all rows found."""
+    """Markdown table of all finished rows."""
     rows = [json.loads(path.read_text()) for path in folder.glob("*-s*.json")]
     rows.sort(key=lambda row: (list(ROWS).index(row["row"]), row["steps"], row["seed"]))
     names = [
@@ -324,7 +327,7 @@ def main() -> None:
     flags = parser.parse_args()
     for name, seed, path in rows_asked(flags, ROWS):
         if not path.exists():
-            encode_dataset(flags.data, flags.tokenizer, use_ray=False)  # what is there already is skipped
+            encode_dataset(flags.data, flags.tokenizer, use_ray=False)  # finished rows are skipped
             path.write_text(json.dumps(run_row(name, seed, flags), indent=1))
             print(
                 table(flags.output).splitlines()[0],

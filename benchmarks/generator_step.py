@@ -1,17 +1,19 @@
-"""Speed of a generator's training step by preset: samples/s, tokens/s, share of the peak and of a measured matrix product, memory.
+"""Speed of a generator's training step by preset: samples/s, tokens/s, utilisation, memory.
 
     python benchmarks/generator_step.py [--presets nano,micro] [--scales paper] [--device auto] [--micro-batch N] [--batch-size N] [--steps 5]
                                         [--precision fp32|bf16] [--peak-tflops 989] [--count-only] [--output generator_step.json]
 
-Needs torch and numpy alone: the transformer reads random aligned tokens, text vectors and image tokens of the sizes that the preset
-names, so that neither a dataset nor pretrained encoders are there, nor counted. `--scales` is the tokenizer preset whose scales it predicts;
-default the one of the same name, else the paper's 2408 tokens. A step is `fit`'s: forward, backward, clipping, AdamW, averaged weights, over
-`--batch-size` objects (default: one micro-batch) in micro-batches of `--micro-batch` (default 1 above 0.1B, else the preset's batch).
+Needs only torch and numpy. The transformer reads random aligned tokens, text vectors and image tokens of the preset's
+sizes, so no dataset and no encoders are needed or measured. `--scales` names the tokenizer preset whose scales are
+predicted: by default the preset of the same name, otherwise the paper's 2408 tokens. A step is that of `fit`: forward,
+backward, clipping, AdamW and averaged weights over `--batch-size` objects (default: one micro-batch), in micro-batches
+of `--micro-batch` objects (default: 1 above 0.1B, otherwise the preset's batch).
 
-Utilisation is model operations (three times the forward pass of g3pt/training/flops.py; what checkpointing computes again is time, not work)
-a second, over one large matrix product measured here in the same precision, and over --peak-tflops (an H100 or H200's dense bf16: 989).
-`--count-only` times nothing: it counts the step of torch's meta device, operator by operator, beside the formulas.
-Timed by wall time on a GPU, by CPU seconds with one thread on a CPU (benchmarks/tokenizer.py says why).
+Utilisation is model operations per second, divided by the rate of one large matrix product in the same precision and by
+--peak-tflops (989 for dense bf16 on an H100 or H200). Model operations are three times the forward pass of
+g3pt/training/flops.py; operations that checkpointing repeats are not counted. `--count-only` measures no time: it
+counts the operators of a step on torch's meta device and compares them with the formulas. Times are wall time on a GPU
+and CPU seconds of one thread on a CPU.
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ from g3pt.training import fit, flops
 from g3pt.training.parallel import SingleProcess
 from pipelines.train.plan import condition_widths
 
-LARGE = 0.1e9  # parameters from which one object at a time is the default
+LARGE = 0.1e9  # from this number of parameters on, the default micro-batch is 1
 
 
 class Generator(nn.Module):
-    """CAR and its loss, on inputs that are there: what `fit` calls."""
+    """CAR with its loss on ready inputs, as `fit` calls it."""
 
     def __init__(self, config: CARConfig, codec: CVQConfig) -> None:
         super().__init__()
@@ -81,14 +83,14 @@ class Trainer:
 
 
 def count(name: str, config: CARConfig, codec: CVQConfig) -> dict[str, Any]:
-    """One object's step on the meta device, beside the formulas; bytes of the state, and of what the backward pass keeps."""
+    """Operations of a step of one object, counted and by formula; bytes of the state and of saved activations."""
     with torch.device("meta"):
         model = Generator(config, codec).train()
     batch, counter = model.batch(1, "meta"), FlopCounterMode(display=False)
     with counter, flops.SavedBytes(model) as saved:
         loss, _ = model(batch)
     forward = counter.get_total_flops()
-    with counter:  # a second time it begins at zero
+    with counter:  # the second step starts with gradients of zero
         loss.backward()
     parameters = sum(p.numel() for p in model.parameters())
     memory = flops.training_memory(
@@ -136,7 +138,7 @@ def measure(
 
 
 def show_count(row: dict[str, Any]) -> None:
-    """What was counted, in words."""
+    """Print what was counted."""
     gib = {
         key: value / 2**30
         for key, value in row.items()
@@ -153,7 +155,7 @@ def show_count(row: dict[str, Any]) -> None:
 
 
 def show(row: dict[str, Any]) -> None:
-    """One preset's line."""
+    """Print the figures of one preset."""
     peak = f", {row['utilisation_of_peak']:.0%} of the peak" if row["utilisation_of_peak"] else ""
     memory = f"peak {row['peak_bytes'] / 2**30:.2f} GiB, " if row["peak_bytes"] else ""
     print(

@@ -7,8 +7,9 @@
     python jobs/evaluate.py --model out/runs/car-... --data out/shapes4000 --resolution 64 --coarse 16 --num-detailed 8 --num-compared 64 --num-image-samples 128 --guidance-grid 0,1,2,4 --output out/car.json
     python -m pipelines.release out/runs/car-... --evaluation out/car.json --output out/g3pt-nano-car
 
-The universe has 404 captions: a few thousand shapes drawn at random show them all, and a prompt that never occurred in training is not to be had.
-A caption is held out when sha256 of it is a multiple of 4 (111 of the 404); of the others the shapes with the smallest sha256(id) are taken.
+The universe has 404 captions: a few thousand random shapes use them all, and no prompt would be absent from training. A
+caption is held out if its sha256 is a multiple of 4 (111 of the 404); of the others the shapes with the smallest
+sha256(id) are taken.
 """
 
 import argparse
@@ -23,12 +24,12 @@ from g3pt.shapes import make_shape, shape_ids
 
 
 def held_out(caption: str) -> bool:
-    """Whether no training object may have this caption."""
+    """True if no training object may have this caption."""
     return int(hashlib.sha256(caption.encode()).hexdigest(), 16) % 4 == 0
 
 
 def kept_ids(count: int, seed: int = 0) -> list[str]:
-    """The first `count` ids by sha256 whose shape of this seed has a caption that is not held out."""
+    """The first `count` ids by sha256 whose caption, with this seed, is not held out."""
     found: list[str] = []
     for shape_id in sorted(shape_ids(), key=id_hash):
         if len(found) == count:

@@ -1,7 +1,7 @@
-"""What a benchmark's figures were measured on, and how: CPU seconds of this process and its peak resident memory.
+"""The hardware of a benchmark, and its clocks: CPU seconds and peak resident memory of processes.
 
-`python benchmarks/machine.py` prints the hardware, the load and the rate of a matrix product on one core, by which times of other
-machines are compared.
+`python benchmarks/machine.py` prints the hardware, the load, and the rate of a matrix product on one core. Use that
+rate to compare times of different machines.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ MB = 1024.0
 
 
 def about(*packages: str) -> dict[str, Any]:
-    """Hardware, load, commit and versions, for a benchmark's JSON."""
+    """Hardware, load, commit and package versions for the JSON of a benchmark."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -36,7 +36,7 @@ def about(*packages: str) -> dict[str, Any]:
 
 
 def matrix_gflops(size: int = 1024, tries: int = 7) -> float:
-    """GFLOP/s of a float32 matrix product (size, size) x (size, size) on one thread: the fastest of some tries."""
+    """GFLOP/s of a float32 matrix product (size, size) x (size, size) on one thread: the fastest of several tries."""
     import torch
 
     threads = torch.get_num_threads()
@@ -74,7 +74,7 @@ def _commit() -> str:
 
 @dataclass
 class Cost:
-    """CPU seconds of the process, and by how many MB its peak exceeded what it held before; filled when the block ends."""
+    """CPU seconds of a block, and the MB by which its peak memory exceeded the memory before it."""
 
     seconds: float = 0.0
     peak_mb: float = 0.0
@@ -82,7 +82,7 @@ class Cost:
 
 @contextlib.contextmanager
 def cost() -> Iterator[Cost]:
-    """Measure a block. Process time, not wall time: the machine may be shared."""
+    """Measure a block in CPU seconds, which hold on a shared machine."""
     found, before = Cost(), reset_peak()
     started = time.process_time()
     try:
@@ -93,7 +93,7 @@ def cost() -> Iterator[Cost]:
 
 
 def reset_peak() -> float:
-    """Forget the peak resident memory (Linux), return what is resident now, in MB."""
+    """Reset the peak resident memory (Linux) and return the resident memory in MB."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
@@ -105,7 +105,7 @@ def peak_mb() -> float:
 
 
 def family(pid: int) -> dict[int, float]:
-    """Ids of a process and of all below it -> CPU seconds of each, its ended children's included if it waited for them (Linux)."""
+    """CPU seconds by id of a process and its descendants, with those of ended children that were waited for (Linux)."""
     seconds, children = dict[int, float](), dict[int, list[int]]()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -121,9 +121,9 @@ def family(pid: int) -> dict[int, float]:
 
 
 class Watch:
-    """What a process and all below it used, looked at every `every_s` until the process ends: CPU seconds and the peak of their memory in MB.
+    """CPU seconds and peak memory in MB of a process and its descendants, sampled every `every_s` seconds until it ends.
 
-    Pages that several share count once (PSS). What ends between two looks, or unwaited for, is missed: the largest sum is kept.
+    Shared pages count once (PSS). A process that ends between two samples is missed.
     """
 
     def __init__(self, pid: int, every_s: float = 1.0) -> None:
@@ -139,7 +139,7 @@ class Watch:
 
 
 def proportional_mb(pid: int) -> float:
-    """A process's memory, its share of what it shares included; 0 once it has ended."""
+    """Memory of a process in MB, with its share of shared pages (PSS); 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -148,7 +148,7 @@ def proportional_mb(pid: int) -> float:
 
 
 def command_line(pid: int) -> bytes:
-    """A process's arguments, each ended by a zero byte; empty if it has ended."""
+    """Arguments of a process, each followed by a zero byte; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -156,7 +156,7 @@ def command_line(pid: int) -> bytes:
 
 
 def busy_seconds() -> float:
-    """CPU seconds that the whole machine has worked since it started (Linux)."""
+    """CPU seconds used by the whole machine since it started (Linux)."""
     user, nice, system, _, _, irq, soft, *_ = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:])
     return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
 

@@ -1,13 +1,15 @@
-"""Preprocessing's plan at scale: CPU seconds and peak memory of planning 10^5 to 10^7 objects, and of starting again on 100,000 finished shards.
+"""Planning at scale: CPU seconds and peak memory for 10^5 to 10^7 objects, and for a restart on 100,000 finished
+shards.
 
     python benchmarks/planning.py --output planning.json
     python benchmarks/planning.py --objects 10000000 --shards 0 --folder /scratch     (2 GB of manifest there and 6 GB of temporary files; removed at the end)
     python benchmarks/planning.py --objects "" --shards 0 --bucket-shards 1000,10000   (the same start on a bucket of moto's S3 server, a process of its own)
 
-Each case has a process of its own: peak memory is what that process held beyond its imports, seconds are process time. The manifest is written and read
-as a stream; its meshes do not exist, which a plan does not ask. Finished shards are fabricated: sidecars as `write_shard` makes them for objects
-whose files are missing, beside a few bytes in place of each Parquet; the start compares every object with them as it would at any time. Of a bucket
-the requests count, by kind as the server logs them: their number holds for any store; the seconds and what was tried again do not.
+Each case has its own process; peak memory is what that process used beyond its imports, and seconds are CPU time. The
+manifest is written and read as a stream. Its meshes do not exist, because a plan does not open them. Finished shards
+are fabricated: sidecars as `write_shard` writes them, each with a few bytes instead of a Parquet file. A restart
+compares every object with them as usual. For a bucket the table has the number of requests by kind, from the server's
+log; that number is the same on any store, the seconds are not.
 """
 
 import argparse
@@ -36,7 +38,7 @@ from g3pt.data.storage import is_remote, location  # noqa: E402
 
 CATEGORIES = ("chair", "table", "lamp", "car", "plant", "tool", "house", "animal")
 LICENCES = ("CC0-1.0", "CC-BY-4.0", "MIT")
-PARQUET = b"PAR1"  # in place of a shard: a plan looks at its size
+PARQUET = b"PAR1"  # instead of a shard, of which a plan reads only the size
 SHOWN = {
     "plan": "plan",
     "fingerprint": "fingerprint",
@@ -51,7 +53,7 @@ SHOWN = {
 
 
 def write_manifest(folder: Path, num_objects: int) -> int:
-    """manifest.csv of made-up objects, written as a stream; its bytes."""
+    """Write manifest.csv of made-up objects as a stream and return its size in bytes."""
     with open(folder / "manifest.csv", "w", encoding="utf-8") as file:
         file.write("id,path,license,author,source_url,name,category\n")
         for number in range(num_objects):
@@ -64,12 +66,12 @@ def write_manifest(folder: Path, num_objects: int) -> int:
 
 
 def id_of(number: int) -> str:
-    """An id as Objaverse's look."""
+    """An id that looks like those of Objaverse."""
     return hashlib.md5(number.to_bytes(8, "big")).hexdigest()
 
 
 def config_of(folder: Path, num_shards: int | None = None, output: str | None = None) -> Any:
-    """The flags of the command that is planned."""
+    """The configuration of the planned command."""
     from pipelines.preprocess.config import PreprocessConfig
 
     return PreprocessConfig(
@@ -78,7 +80,7 @@ def config_of(folder: Path, num_shards: int | None = None, output: str | None = 
 
 
 def fabricate(config: Any) -> None:
-    """Sidecars of every shard as if all had been converted, each beside a file of the size it names."""
+    """Write the sidecar of every shard as if it had been converted, and a file of the size that it names."""
     from pipelines.preprocess.plan import make_plan
     from pipelines.preprocess.sources import Listing, inputs_hash
     from pipelines.preprocess.sources.fetch import fetched
@@ -104,7 +106,7 @@ def fabricate(config: Any) -> None:
 
 
 def known(config: Any, found: list[Any], sidecar: dict[str, Any]) -> list[Any]:
-    """The objects with the content that the sidecar names, as the next start will know them."""
+    """The objects with the content hashes of the sidecars, as a restart reads them."""
     from pipelines.preprocess.sources.fetch import known_content
 
     return known_content(config, [one.item for one in found], sidecar)
@@ -114,7 +116,7 @@ def known(config: Any, found: list[Any], sidecar: dict[str, Any]) -> list[Any]:
 
 
 def sum_up(num_objects: int) -> dict[str, Any]:
-    """The fingerprint of a dataset of so many objects, from sidecars made on the way: what writing dataset.json takes beside its shards' names."""
+    """The fingerprint of a dataset of this many objects, computed from generated sidecars as dataset.json needs it."""
     from g3pt.data.tally import Tally
     from pipelines.preprocess.plan import default_num_shards
 
@@ -139,7 +141,7 @@ def sum_up(num_objects: int) -> dict[str, Any]:
 
 
 def run_case(case: dict[str, Any]) -> dict[str, Any]:
-    """One case: its cost and what came out."""
+    """Run one case and return its cost and result."""
     if case["what"] == "fingerprint":
         return sum_up(case["objects"])
     from g3pt.data import datasets
@@ -170,7 +172,7 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def child(**case: Any) -> dict[str, Any]:
-    """`run_case` in a process of its own."""
+    """Run `run_case` in its own process."""
     done = subprocess.run(
         [sys.executable, __file__, "--case", json.dumps(case, default=str)], capture_output=True, text=True
     )
@@ -181,7 +183,7 @@ def child(**case: Any) -> dict[str, Any]:
 
 @contextmanager
 def scratch(folder: Path | None) -> Iterator[Path]:
-    """A folder that goes at the end."""
+    """A folder that is removed at the end."""
     place = Path(tempfile.mkdtemp(prefix="planning-", dir=folder))
     try:
         yield place
@@ -190,7 +192,7 @@ def scratch(folder: Path | None) -> Iterator[Path]:
 
 
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """Plans of new datasets, then starts on one that is finished."""
+    """Plan new datasets, then restart on a finished one."""
     rows = []
     for num_objects in flags.objects:
         with scratch(flags.folder) as folder:
@@ -217,7 +219,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def on_buckets(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """Starts on finished datasets in a bucket, with the requests of each."""
+    """Restart on finished datasets in a bucket and count the requests."""
     from tests.s3_server import s3_server
 
     rows = []
@@ -243,12 +245,12 @@ HEAD = "| case | objects | shards | stale | CPU s | peak MB |\n|---|---|---|---|
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table."""
+    """One row of the table."""
     return f"| {SHOWN[row['what']]} | {row['objects']:,d} | {row['num_shards']:,d} | {row['stale']:,d} | {row['seconds']:.1f} | {row['peak_mb']:.0f} |"
 
 
 def main() -> None:
-    """Measure, print a Markdown table row by row, write JSON."""
+    """Measure all cases; print a Markdown table row by row and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--objects",

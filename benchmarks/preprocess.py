@@ -1,12 +1,12 @@
-"""Preprocessing, measured: CPU seconds and peak memory of each stage on real meshes, and of other libraries on the same meshes.
+"""Cost of preprocessing: CPU seconds and peak memory per stage, and those of other libraries on the same meshes.
 
     python benchmarks/preprocess.py --meshes FOLDER --output preprocess.json          (or G3PT_MESHES=FOLDER; without: made meshes)
     python benchmarks/preprocess.py --meshes FOLDER --resolutions 512 --only g3pt     (a large grid)
     python benchmarks/preprocess.py --resolutions 256 --only g3pt                     (made meshes: the last has 1,310,720 faces)
 
-One core. Seconds are process time, so a shared machine delays this but adds little; each is the least of --repeat runs. Every mesh and
-method has a process of its own: peak memory is what that process held beyond its imports. A method that passes --limit-s CPU seconds
-is killed and said. --sample objects (the smallest sha256(id), not spread over face counts) give the core-hours of a million.
+Runs on one core. Seconds are CPU time, the least of --repeat runs. Each mesh and method has its own process; peak
+memory is what that process used beyond its imports. A method that exceeds --limit-s CPU seconds is killed and reported.
+The --sample objects with the smallest sha256(id), not chosen by face count, give the core-hours of a million objects.
 """
 
 import argparse
@@ -30,15 +30,15 @@ from benchmarks.preprocess_rivals import METHODS, SLOW  # noqa: E402
 from benchmarks.preprocess_stages import traced  # noqa: E402
 
 PACKAGES = ("numpy", "numba", "scipy", "scikit-image", "pyarrow", "mesh2sdf", "point-cloud-utils", "trimesh")
-SLOW_FROM = 256  # at this resolution and above the slow methods see --slow-meshes meshes only
-NUM_POINTS = 32768  # labelled in the whole box, and as many near the surface
+SLOW_FROM = 256  # from this resolution on, slow methods run on --slow-meshes meshes only
+NUM_POINTS = 32768  # points labelled in the box, and as many near the surface
 
 
 # -------------------------------------------------------------------------------------------------------- in the child
 
 
 def convert(folder: Path, paths: list[str], resolution: int, views: int, repeat: int) -> list[dict[str, Any]]:
-    """What the pipeline's own conversion of each file costs, by stage: the cheapest of `repeat` runs."""
+    """Cost of converting each file, by stage: the cheapest of `repeat` runs."""
     from g3pt.data import datasets
     from pipelines.preprocess.config import PreprocessConfig
     from pipelines.preprocess.shards import convert_object, warm_up, warm_up_with_views
@@ -77,13 +77,13 @@ def convert(folder: Path, paths: list[str], resolution: int, views: int, repeat:
 
 
 def label(folder: Path, path: str, resolution: int, method: str, repeat: int, output: Path) -> dict[str, Any]:
-    """What one method's solid and labels of one file cost; the labels go to `output`."""
+    """Cost of one method's solid and labels for one file; writes the labels to `output`."""
     from g3pt.geometry.load import load_mesh
 
     mesh = load_mesh(folder / path, folder)
     vertices, faces, points, far = _common(mesh.vertices, mesh.faces, resolution)
     function = METHODS[method]
-    function(*_common(*_tetrahedron(), 32)[:2], 32, points[:64])  # imports and compiles
+    function(*_common(*_tetrahedron(), 32)[:2], 32, points[:64])  # a first call imports and compiles
     seconds, peaks = [], []
     for _ in range(repeat):
         with machine.cost() as found:
@@ -101,7 +101,7 @@ def _tetrahedron() -> tuple[np.ndarray, np.ndarray]:
 def _common(
     vertices: np.ndarray, faces: np.ndarray, resolution: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The mesh in [-0.95, 0.95]^3, the points, and which are further than two voxels from it."""
+    """The mesh scaled into [-0.95, 0.95]^3, the points, and a mask of points further than two voxels from it."""
     from scipy.spatial import cKDTree
 
     from g3pt.geometry.surface import sample_surface
@@ -121,7 +121,7 @@ def _common(
 
 
 def child(flags: argparse.Namespace, **case: Any) -> Any:
-    """What one case in a process of its own found; {"error": ...} where it failed or passed its CPU seconds."""
+    """Figures of one case, run in its own process; {"error": ...} if it failed or exceeded its CPU seconds."""
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     command = [sys.executable, __file__, "--case", json.dumps(case | {"limit_s": flags.limit_s})]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | one_thread)
@@ -139,7 +139,7 @@ def child(flags: argparse.Namespace, **case: Any) -> Any:
 
 
 def run_case(case: dict[str, Any]) -> None:
-    """The child's side: one JSON line."""
+    """Run in the child process: print one JSON line."""
     limit = int(case.pop("limit_s"))
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
     kind, folder = case.pop("kind"), Path(case.pop("folder"))
@@ -148,7 +148,7 @@ def run_case(case: dict[str, Any]) -> None:
 
 
 def compare(flags: argparse.Namespace, folder: Path, paths: list[str], resolution: int) -> list[dict[str, Any]]:
-    """All methods on the same meshes; each with its agreement with the first (ours)."""
+    """Run all methods on the same meshes, each with its agreement with the first one (ours)."""
     few = np.linspace(0, len(paths) - 1, min(flags.slow_meshes, len(paths))).round().astype(int)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -181,7 +181,7 @@ def compare(flags: argparse.Namespace, folder: Path, paths: list[str], resolutio
 
 
 def agreement(labels: np.ndarray, first: np.ndarray, far: np.ndarray) -> dict[str, float]:
-    """IoU of what is inside, and the share of equal labels further than two voxels from the mesh."""
+    """IoU of two sets of labels, and the share of equal labels further than two voxels from the mesh."""
     union = (labels | first).sum()
     return {
         "iou": float((labels & first).sum() / union) if union else 1.0,
@@ -190,7 +190,7 @@ def agreement(labels: np.ndarray, first: np.ndarray, far: np.ndarray) -> dict[st
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    """All cases, one after another."""
+    """Run all cases in turn."""
     folder = Path(flags.meshes).resolve() if flags.meshes else preprocess_meshes.made()
     chosen = preprocess_meshes.chosen(folder, flags.count)
     paths = [path for path, _ in chosen]
@@ -217,7 +217,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print Markdown tables, write JSON."""
+    """Measure all cases; print Markdown tables and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--meshes", type=Path, default=os.environ.get("G3PT_MESHES"), help="folder of meshes; default made ones"

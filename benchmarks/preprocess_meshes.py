@@ -1,4 +1,4 @@
-"""The meshes that preprocessing is measured on: real ones over the range of face counts, or made ones where none are given."""
+"""The meshes that preprocessing is measured on: real ones over the range of face counts, or generated ones."""
 
 import csv
 import hashlib
@@ -11,11 +11,11 @@ import numpy as np
 from g3pt.geometry.load import load_mesh
 from g3pt.geometry.reading import MESH_ENDINGS, MeshError
 
-LOOKED_AT = 96  # the smallest sha256(id), of which the meshes are chosen: loading them all would take a minute
+LOOKED_AT = 96  # meshes are chosen among those with the smallest sha256(id); loading all takes a minute
 
 
 def chosen(folder: Path, count: int) -> list[tuple[str, int]]:
-    """(path, faces) of `count` files: one from each equal step of the logarithm of the face count, by sha256(id) within a step."""
+    """(path, faces) of `count` files, spread evenly over the logarithm of the face count."""
     found = []
     for path in smallest(folder, LOOKED_AT):
         try:
@@ -36,7 +36,7 @@ def smallest(folder: Path, count: int) -> list[str]:
 
 
 def _ids(folder: Path) -> Iterator[tuple[str, str]]:
-    """(id, path) of a manifest's rows, else of all mesh files."""
+    """(id, path) of the rows of manifest.csv, or of all mesh files without one."""
     manifest = folder / "manifest.csv"
     if manifest.is_file():
         with open(manifest, newline="", encoding="utf-8-sig") as file:
@@ -48,7 +48,7 @@ def _ids(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def made(folder: Path | None = None) -> Path:
-    """A folder of seven PLY files of 12 to 1,310,720 faces."""
+    """Write seven PLY files of 12 to 1,310,720 faces and return their folder."""
     import trimesh
 
     folder = folder or Path(tempfile.mkdtemp(prefix="g3pt-bench-"))

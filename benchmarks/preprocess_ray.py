@@ -1,16 +1,18 @@
-"""What Ray costs preprocessing: the same meshes by a bare loop, by the job with one worker and with two.
+"""The cost of Ray in preprocessing: the same meshes converted by a bare loop and by the job with one and two workers.
 
     python benchmarks/preprocess_ray.py --meshes FOLDER --output preprocess_ray.json      (or G3PT_MESHES=FOLDER; without: made meshes)
 
-Five ways, each a process of its own, the round after turned about: `loop` calls the pipeline's plain functions in one process; `child` adds the killable
-child (`pipelines.preprocess.sandbox`); `ray-1` and `ray-2` are jobs/preprocess.py with that many workers; `loops-2` is two bare loops side by side
-that share the shards, which is what the machine itself allows. Every way writes the same shards, whose hashes must be equal.
+There are five ways, each in its own process; every second round runs them in reverse order. `loop` calls the pipeline's
+plain functions in one process. `child` adds the killable child process (`pipelines.preprocess.sandbox`). `ray-1` and
+`ray-2` are jobs/preprocess.py with one and two workers. `loops-2` is two bare loops that share the shards: the most
+that the machine allows. All ways must write shards with the same hashes.
 
-Start-up (imports, planning, Ray, workers, compiled kernels) ends when every worker has converted one small object; the end (dataset.json, card,
-MLflow) begins with the last shard. `convert` lies between. CPU seconds are of all processes of a way. `servers`: those of Ray's own processes, idle or
-not, which grow with the wall seconds; all else holds on a shared machine too. Wall seconds don't: `others` says how much of all cores something else
-took meanwhile. `at work` is the share of the workers' wall seconds that they spent on objects: what is missing was Ray's, the shard's file, or
-the wait for the last shard.
+Start-up (phases `plan`, `ray`, `workers`: imports, planning, Ray, compiled kernels) ends when every worker has
+converted one small object. `end` (dataset.json, card, MLflow) begins when the last shard is written. `convert` is the
+time between. CPU seconds are those of all processes of a way; `servers` are those of Ray's own processes, which grow
+with wall time. All other CPU seconds are valid on a shared machine too. Wall seconds are not: `others` is the share of
+all cores that other programs used. `at work` is the share of the workers' wall seconds spent on objects; the rest is
+Ray, writing shards, and waiting for the last one.
 """
 
 import argparse
@@ -40,14 +42,14 @@ MAX_WARM_UPS = 10  # of workers that Ray does not start at once
 
 
 class Clock:
-    """Wall seconds, CPU seconds of this process's family and of the whole machine, between marks."""
+    """Between marks: wall seconds, and CPU seconds of this process and its descendants and of the whole machine."""
 
     def __init__(self) -> None:
         self.phases: dict[str, dict[str, float]] = {}
         self._last = self._now()
 
     def mark(self, phase: str) -> None:
-        """End a phase, which began at the mark before."""
+        """End the phase that began at the previous mark."""
         now = self._now()
         wall, cpu, ray, whole = (new - old for new, old in zip(now, self._last, strict=True))
         self.phases[phase] = {
@@ -66,7 +68,7 @@ class Clock:
 
 
 class InThisProcess:
-    """In the sandbox's place: the function is called right here."""
+    """Replaces the sandbox: calls the function in this process."""
 
     def call(self, function: str, arguments: dict[str, Any]) -> Any:
         from pipelines.preprocess.sandbox import Result, describe, resolve
@@ -74,14 +76,14 @@ class InThisProcess:
         started = time.monotonic()
         try:
             table = resolve(function)(**arguments)
-        except Exception as error:  # as in the child: one object's failure is one row
+        except Exception as error:  # as in the child, a failed object is one row
             status, text = describe(error)
             return Result(status=status, error=text, seconds=time.monotonic() - started)
         return Result(status="ok", table=table, seconds=time.monotonic() - started)
 
 
 def run_case(way: str, config: Any) -> dict[str, Any]:
-    """One way's phases, the hash of each shard, and the objects' seconds."""
+    """Run one way: its phases, the hash of each shard, and the seconds of each object."""
     from pipelines.preprocess import shards as stage
 
     clock = Clock()
@@ -118,7 +120,7 @@ def _found(clock: Clock, sidecars: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _small_task(config: Any, index: int) -> tuple[Any, Any]:
-    """A shard of one made shape beside the output, and its configuration: it makes a worker ready."""
+    """A shard of one procedural shape, which makes a worker import and compile, and its configuration."""
     from pipelines.preprocess.plan import ShardTask
     from pipelines.preprocess.sources import SourceObject
 
@@ -136,7 +138,7 @@ def _convert_one(config: Any, index: int) -> None:
 
 
 def _job(clock: Clock, config: Any) -> dict[str, Any]:
-    """jobs/preprocess.py's own work, with marks where Ray is there, where the workers are ready, and where the last shard is."""
+    """The work of jobs/preprocess.py, with marks when Ray has started, workers are ready, and the last shard is written."""
     from pipelines.cluster import session
     from pipelines.preprocess.job import preprocess
     from pipelines.preprocess.shards import map_on_ray
@@ -162,7 +164,7 @@ def _job(clock: Clock, config: Any) -> dict[str, Any]:
 
 
 def _make_workers_ready(config: Any) -> None:
-    """Small shards until as many workers as the job may use have a sandbox child."""
+    """Convert small shards until every worker of the job has a sandbox child."""
     from pipelines.preprocess.shards import map_on_ray
 
     for _ in range(MAX_WARM_UPS):
@@ -182,7 +184,7 @@ def _sandbox_children() -> list[int]:
 
 
 def _side_by_side(clock: Clock, tasks: list[Any], config: Any) -> dict[str, Any]:
-    """Two processes, each with the bare loop, which take the next shard from a common counter."""
+    """Two processes with the bare loop; each takes the next shard from a shared counter."""
     context = multiprocessing.get_context("spawn")
     taken, ready, done = context.Value("i", 0), context.Barrier(3), context.Queue()
     loops = [
@@ -217,7 +219,7 @@ def _bare_loop(number: int, tasks: list[Any], config: Any, taken: Any, ready: An
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    """Every way, --repeat times, forth and back."""
+    """Run every way --repeat times, in alternating order."""
     folder = Path(flags.meshes).resolve() if flags.meshes else preprocess_meshes.made()
     report: dict[str, Any] = {
         "meshes": str(flags.meshes or "made"),
@@ -243,7 +245,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def child(way: str, case: dict[str, Any], folder: str) -> dict[str, Any]:
-    """What a process of its own found."""
+    """The figures of a case that ran in its own process."""
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     started = time.monotonic()
     done = subprocess.run(
@@ -259,7 +261,7 @@ def child(way: str, case: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table of the cheapest convert phases, and what follows from them."""
+    """Markdown table of each way's cheapest convert phase, and the ratios between them."""
     about, runs = report["machine"], report["runs"]
     best = {
         way: min((run for run in runs if run["way"] == way), key=lambda run: run["phases"]["convert"]["wall_s"])
@@ -310,7 +312,7 @@ def _ratios(best: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Measure, print a Markdown table, write JSON."""
+    """Measure all ways; print a Markdown table and write JSON."""
     if sys.argv[1:2] == ["--case"]:
         from pipelines.preprocess.config import PreprocessConfig
 

@@ -1,8 +1,8 @@
-"""From a triangle soup to a solid and its labels: our way, and what other libraries offer for it.
+"""From a triangle soup to a solid and its labels: our method and those of other libraries.
 
-Each takes vertices (V, 3) that lie in [-0.95, 0.95]^3, faces (F, 3), the grid cells along [-1, 1], and points (N, 3), and returns
-whether each point is inside, bool (N,). What they call inside differs by up to a voxel: ours and mesh2sdf's surface lies a voxel
-outside the mesh, Manifold's and the voxels' within a voxel of it.
+Each function takes vertices (V, 3) in [-0.95, 0.95]^3, faces (F, 3), the number of grid cells along [-1, 1], and points
+(N, 3), and returns bool (N,): whether each point is inside. The solids differ by up to a voxel: the surface of ours and
+of mesh2sdf is one voxel outside the mesh, that of Manifold and of trimesh's voxels within a voxel of it.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ def ours(vertices: np.ndarray, faces: np.ndarray, resolution: int, points: np.nd
 
 
 def mesh2sdf_raw(vertices: np.ndarray, faces: np.ndarray, resolution: int, points: np.ndarray) -> np.ndarray:
-    """mesh2sdf, fix off: signs are right for closed meshes only; inside is what lies below one voxel. No mesh is made."""
+    """mesh2sdf without fix: inside is a distance below one voxel; signs are right only for closed meshes. Makes no mesh."""
     import mesh2sdf
 
     return _trilinear(mesh2sdf.compute(vertices, faces, resolution), points) < 2.0 / resolution
 
 
 def mesh2sdf_fixed(vertices: np.ndarray, faces: np.ndarray, resolution: int, points: np.ndarray) -> np.ndarray:
-    """mesh2sdf, fix on, at the level that its documentation recommends; keeps the largest component."""
+    """mesh2sdf with fix, at the level that its documentation recommends. Keeps the largest component."""
     import mesh2sdf
 
     field, _ = mesh2sdf.compute(vertices, faces, resolution, fix=True, level=2.0 / resolution, return_mesh=True)
@@ -47,7 +47,7 @@ def manifold(vertices: np.ndarray, faces: np.ndarray, resolution: int, points: n
 
 
 def voxels(vertices: np.ndarray, faces: np.ndarray, resolution: int, points: np.ndarray) -> np.ndarray:
-    """trimesh: voxels that the surface touches, holes filled. No mesh is made."""
+    """trimesh: voxels that the surface touches, with holes filled. Makes no mesh."""
     import trimesh
 
     return trimesh.Trimesh(vertices, faces, process=False).voxelized(2.0 / resolution).fill().is_filled(points)
@@ -60,11 +60,11 @@ METHODS: dict[str, Method] = {
     "point-cloud-utils": manifold,
     "trimesh": voxels,
 }
-SLOW = ("mesh2sdf", "mesh2sdf-fix")  # minutes at 256 cells
+SLOW = ("mesh2sdf", "mesh2sdf-fix")  # takes minutes at 256 cells
 
 
 def _trilinear(field: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Values of a grid whose point i lies at 2 i / n - 1."""
+    """Trilinear interpolation in a grid with coordinates 2 i / n - 1."""
     from scipy.ndimage import map_coordinates
 
     return map_coordinates(field, (points.T + 1.0) * (len(field) / 2.0), order=1, mode="nearest")

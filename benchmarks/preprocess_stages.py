@@ -1,7 +1,8 @@
-"""Where the time of converting one object goes: the pipeline's own functions, timed as it calls them.
+"""Time of each stage of converting an object: the pipeline's own functions, timed where it calls them.
 
-How: each function named in STAGES is replaced by one that adds its CPU seconds and peak memory to its stage. A stage within a stage
-counts as the outer one (the samples that Chamfer draws are Chamfer's), so the stages never overlap and `rest` is what no stage names.
+Each function named in STAGES is replaced by one that adds its CPU seconds and peak memory to its stage. A stage called
+within another counts as the outer one: the samples that Chamfer draws belong to Chamfer. So stages never overlap, and
+`rest` is the time outside all of them.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ from typing import Any
 
 from benchmarks.machine import Cost, cost
 
-STAGES = {  # stage -> the functions, each where it is looked up when it is called
+STAGES = {  # stage -> its functions, by the module in which a call looks them up
     "load": ("g3pt.geometry.load:load_mesh",),
     "grid": ("g3pt.geometry.watertight:_into_grid", "g3pt.geometry.watertight:_normalised"),
     "narrow band": ("g3pt.geometry.watertight:_narrowband",),
@@ -32,7 +33,7 @@ STAGES = {  # stage -> the functions, each where it is looked up when it is call
 
 @contextlib.contextmanager
 def traced() -> Iterator[dict[str, Cost]]:
-    """Costs by stage of what is converted inside the block."""
+    """Costs by stage of the objects converted inside the block."""
     costs = {stage: Cost() for stage in STAGES}
     inside = [False]
     with contextlib.ExitStack() as stack:

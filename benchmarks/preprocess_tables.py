@@ -9,7 +9,7 @@ MILLION = 1_000_000
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """All tables of a report that have rows."""
+    """All tables of a report that have at least one row."""
     about = report["machine"]
     head = f"{about['cpu']}, commit {about['commit']}, meshes {report['meshes']}, load {about['load_average'][0]:.1f} to {about['load_average_after'][0]:.1f}"
     parts = [head, stages(report["stages"]), meshes(report["stages"])]
@@ -71,7 +71,7 @@ def meshes(rows: list[dict[str, Any]]) -> str:
 
 
 def methods(rows: list[dict[str, Any]]) -> str:
-    """Each method beside ours on the same meshes: the ratio of their sums of seconds, never of different meshes."""
+    """Each method compared with ours on the same meshes: the ratio of the sums of seconds."""
     lines = []
     for resolution in sorted({row["resolution"] for row in rows}):
         here = [row for row in rows if row["resolution"] == resolution]
@@ -105,7 +105,7 @@ def methods(rows: list[dict[str, Any]]) -> str:
 
 
 def core_hours(rows: list[dict[str, Any]]) -> str:
-    """What a million objects of the sample's kind take, with the arithmetic."""
+    """Core-hours of a million objects like those of the sample, with the arithmetic."""
     lines = []
     for resolution in sorted({row["resolution"] for row in rows}):
         here = [row for row in rows if row["resolution"] == resolution]

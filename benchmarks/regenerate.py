@@ -1,12 +1,13 @@
-"""Does a generator that was overfit to a few real objects give each back, from its caption and from its picture?
+"""Regeneration of a few real objects by a generator that was overfit to them, from captions and from pictures.
 
     python jobs/preprocess.py --source dir --input MESHES --ids FIFTY.txt --output out/fifty --resolution 128 --views 4
     python jobs/train_car.py --data out/fifty --tokenizer weights/g3pt-nano-cvq --output out/runs --preset nano --steps 3000
     python benchmarks/regenerate.py --data out/fifty --model out/runs/car-nano-s0-XXXXXXXX [--output regenerate.json]
 
-Chamfer of each sample to its object's own surface (an independent sample of 16,384 points) is set against that of the tokenizer's
-reconstruction from the true codes: the bound that no generator over this tokenizer can pass. The aim is a mean of at most 1.5 times the
-bound. The picture is one of the training views. Nothing is left out; a sample without a mesh counts as missed and is named.
+Two Chamfer distances to the object's surface (an independent sample of 16,384 points) are compared: that of the sample
+and that of the tokenizer's reconstruction from the true codes, which no generator over this tokenizer can improve on.
+The aim is a mean of at most 1.5 times that bound. The picture is one of the training views. All objects count; a sample
+without a mesh is a miss and is named.
 """
 
 import argparse
@@ -36,7 +37,7 @@ WAYS = ("caption", "picture", "both")
 
 
 def objects(data: str, model_export: str) -> dict[str, Any]:
-    """The training objects, and the codes that the generator was trained on (of its own tokenizer, whose hash names them)."""
+    """The training objects and the codes that the generator was trained on."""
     info = datasets.open_dataset(data)
     arrays = reading.load_arrays(info, "train", ("id", "caption", "eval_surface", "views"))
     config = json.loads((find_export(model_export) / "config.json").read_text())
@@ -46,7 +47,7 @@ def objects(data: str, model_export: str) -> dict[str, Any]:
 
 @torch.inference_mode()
 def samples(model: G3PT, arrays: dict[str, Any], settings: SampleConfig) -> dict[str, torch.Tensor]:
-    """Codes by way of prompting, each (N, S)."""
+    """Sampled codes (N, S) by kind of prompt."""
     pictures = [bytes(views[0]) for views in arrays["views"]]
     absent = [None] * len(pictures)
     prompts = {
@@ -61,14 +62,14 @@ def samples(model: G3PT, arrays: dict[str, Any], settings: SampleConfig) -> dict
 def measured(
     model: G3PT, codes_S: torch.Tensor, surface_P6: np.ndarray, resolution: int
 ) -> tuple[float | None, tuple[np.ndarray, np.ndarray]]:
-    """Chamfer to the object's surface (None without a mesh), and the mesh."""
+    """Chamfer distance to the object's surface, and the mesh; None for both without a surface."""
     (mesh,) = decode_meshes(model.tokenizer, model.tokenizer.decode_latents(codes_S[None]), resolution)
     shape = (mesh.vertices, mesh.faces)
     return (distance(*shape, surface_P6) if mesh.status == "ok" else None), shape
 
 
 def summary(rows: list[dict[str, Any]], way: str) -> dict[str, Any]:
-    """Ratio of the means, and how many objects are within the aim; a sample without a mesh is not."""
+    """Ratio of the means, and the number of objects within the aim; a sample without a mesh is not."""
     both = [row for row in rows if row[way] is not None and row["bound"] is not None]
     ratios = np.array([row[way] / row["bound"] for row in both])
     return {

@@ -1,4 +1,4 @@
-"""What benchmarks that train one row of a table at a time share: their flags, and which rows and seeds are asked for."""
+"""Flags, rows and seeds of the benchmarks that train one row of a table at a time."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ import torch
 
 
 def row_parser(doc: str | None, output: str) -> argparse.ArgumentParser:
-    """Flags of all of them."""
+    """A parser with the flags that these benchmarks share."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", help="dataset of jobs/preprocess.py")
     made.add_argument("--output", type=Path, default=Path(output))
@@ -20,7 +20,7 @@ def row_parser(doc: str | None, output: str) -> argparse.ArgumentParser:
 
 
 def rows_asked(flags: argparse.Namespace, rows: Mapping[str, Any]) -> Iterator[tuple[str, int, Path]]:
-    """Name, seed and file of each row to make, one thread from here on; with --list the rows are printed and the program ends."""
+    """Name, seed and file of each row to train. Sets one torch thread. With --list, prints the rows and exits."""
     if flags.list:
         print("\n".join(f"{name:15} {changes}" for name, changes in rows.items()))
         raise SystemExit

@@ -1,12 +1,14 @@
-"""Speed of sampling by preset: tokens/s and objects/s by batch, cached beside uncached; where an object's time goes; memory; counted operations.
+"""Speed of sampling by preset and batch size, with and without the cache; the parts of an object's time; memory;
+operations.
 
     python benchmarks/sampling.py [--presets nano,micro] [--model RUN] [--batches 1,8] [--cfg 2] [--resolution 64] [--device auto]
                                   [--precision fp32|bf16] [--repeats 3] [--output sampling.json]
 
-Needs torch and numpy; scikit-image for meshes, numba to clean them, trimesh to write them (what is missing is said and left out).
-Untrained weights, unless --model names a run: then the decoder answers at every point, but a ball is drawn, as noise has no shape.
-Conditions are random vectors: encoders run once a prompt and are not measured. CPU seconds of one thread, or wall time on a GPU.
-The schedule allows a cache to save what uncached sampling computes again: at each scale all tokens up to it, instead of its own.
+Needs torch and numpy, and for meshes scikit-image, numba and trimesh; a part whose package is missing is skipped and
+named. Without --model the weights are untrained. The decoder is evaluated as usual, but its answer is replaced by a
+ball, because noise has no surface. Conditions are random vectors: an encoder runs once per prompt and is not measured.
+Times are CPU seconds of one thread, or wall time on a GPU. Without a cache each scale recomputes the tokens of all
+scales before it; "allowed" is the speed-up that follows from the token counts alone.
 """
 
 from __future__ import annotations
@@ -44,13 +46,13 @@ CODECS = {
     "micro": "micro",
     "small": "small",
     "base": "base",
-}  # the tokenizer of a generator's preset: of its name, else
+}  # tokenizer presets of generator presets without a tokenizer of the same name
 SMALL_CODEC, LARGE_CODEC = "nano", "paper"
 RADIUS = 0.6
 
 
 class Bare(G3PT):
-    """A generator without encoders, which need transformers: what `sample_codes` and `decode_mesh` use of it."""
+    """A generator without its encoders: the parts that `sample_codes` and `decode_mesh` use."""
 
     def __init__(self, config: CARConfig, codec: CVQConfig) -> None:
         nn.Module.__init__(self)
@@ -60,7 +62,7 @@ class Bare(G3PT):
 
 
 def build(preset: str, model: str | None) -> G3PT:
-    """A trained run, or the preset with fresh weights."""
+    """The run that --model names, or the preset with untrained weights."""
     if model:
         return G3PT.from_pretrained(model).eval()
     torch.manual_seed(0)
@@ -69,7 +71,7 @@ def build(preset: str, model: str | None) -> G3PT:
 
 
 def conditions(model: G3PT, batch: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Random texts and images."""
+    """Random text and image vectors."""
     generator = torch.Generator().manual_seed(batch)
     text_BC = torch.randn(batch, model.car.text.in_features, generator=generator).to(device)
     if not model.car.num_prefix:
@@ -88,7 +90,7 @@ class Bench:
         self.timer, self.settings = Timer(self.device, 1), SampleConfig(cfg=flags.cfg)
 
     def sample(self, batch: int, cached: bool = True, settings: SampleConfig | None = None) -> Tensor:
-        """Codes (B, S)."""
+        """Sample codes (B, S)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.flags.precision == "bf16"):
             return sample_codes(
                 self.model,
@@ -113,7 +115,7 @@ class Bench:
         }
 
     def _peak(self, work: Callable[[], Any]) -> float:
-        """MB that a call needs beyond what is there before it."""
+        """Peak memory of a call in MB, beyond what was allocated before it."""
         if self.device.type == "cuda":
             before = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -124,14 +126,14 @@ class Bench:
         return machine.peak_mb() - before
 
     def first_mesh(self) -> float:
-        """Seconds from a prompt's vectors to a mesh file, alone."""
+        """Seconds from the condition vectors of one prompt to a mesh file."""
         with tempfile.TemporaryDirectory() as folder:
             return self.timer.seconds(
                 lambda: self.mesh(self.sample(1)[0], Path(folder) / "mesh.glb"), self.flags.repeats
             )
 
     def mesh(self, codes_S: Tensor, file: Path) -> None:
-        """Codes to a file, as far as the packages that are here go."""
+        """Decode codes to a mesh file, as far as the installed packages allow."""
         if missing("skimage") or missing("numba"):
             return
         vertices, faces = self.model.decode_mesh(codes_S, self.flags.resolution)
@@ -141,7 +143,7 @@ class Bench:
             write_mesh(file, vertices, faces)
 
     def parts(self, batch: int) -> dict[str, float]:
-        """Seconds of each part, an object, of a batch from conditions to mesh files."""
+        """Seconds per object of each part, from conditions to mesh files."""
         parts = Parts(self.timer)
         with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
             for owner, names in self._watched().items():
@@ -160,7 +162,7 @@ class Bench:
         }
 
     def _watched(self) -> dict[Any, dict[str, str]]:
-        """Functions by the part of the work that they do; the rest is what none of them does."""
+        """Part -> the functions that are timed for it."""
         model = self.model
         found: dict[Any, dict[str, str]] = {
             model.car: dict.fromkeys(("condition", "run_prefix", "run_scale"), "transformer"),
@@ -179,7 +181,7 @@ class Bench:
         return found
 
     def operations(self) -> dict[str, float]:
-        """Counted operations of the transformer, an object without guidance: cached, uncached, and one teacher-forced pass."""
+        """Transformer operations per object without guidance: with cache, without, and of one teacher-forced pass."""
         plain, found = dataclasses.replace(self.settings, cfg=0.0), {}
         for name, cached in (("cached", True), ("uncached", False)):
             found[name] = counted(lambda cached=cached: self.sample(1, cached, plain))
@@ -199,25 +201,25 @@ class Bench:
 
 
 def counted(work: Callable[[], Any]) -> int:
-    """Operations of the matrix products of a call, multiply-adds counted as two."""
+    """Operations in the matrix products of a call; a multiply-add counts as two."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
 def allowed(model: G3PT) -> float:
-    """Tokens that pass the transformer uncached over cached: the sum over scales of all tokens up to each, over all tokens."""
+    """Ratio of the tokens computed without a cache to those computed with one."""
     ends = np.cumsum(model.scales) + model.car.num_prefix
     return float(ends.sum() / ends[-1])
 
 
 def missing(package: str) -> bool:
-    """Whether a package is not installed."""
+    """True if the package is not installed."""
     return importlib.util.find_spec(package) is None
 
 
 def draw_a_ball() -> None:
-    """The decoder is asked as always; what it answers is replaced by a ball's field."""
+    """Make the decoder return the field of a ball after computing its own answer."""
     asked = decoding.packed_logits
 
     def ball(tokenizer: CVQ, latents_BLD: Tensor, wanted: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
@@ -230,7 +232,7 @@ def draw_a_ball() -> None:
 
 
 def measure(preset: str, flags: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one model, printed as they come."""
+    """Measure one model and print each figure when it is known."""
     bench = Bench(build(preset, flags.model), flags)
     model = bench.model
     print(
@@ -272,7 +274,7 @@ def measure(preset: str, flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """All presets, a table each, and a JSON."""
+    """Measure all presets; print a table for each and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", default="nano")
     parser.add_argument("--model", default="")

@@ -1,12 +1,14 @@
-"""Speed of the tokenizer by preset: data, encode, decode, train; where a training step's time goes; memory; share of the machine's matrix rate.
+"""Speed of the tokenizer by preset: data, encoding, decoding, training; the parts of a training step; memory;
+utilisation.
 
     python benchmarks/tokenizer.py [--presets nano,micro] [--data DATASET] [--device auto] [--batch-size N] [--steps 10]
                                    [--precision fp32|bf16] [--compile] [--output tokenizer.json]
 
-Needs torch, numpy and pyarrow alone, and no dataset: without --data, balls take the place of objects. Each call is timed after a
-warm-up: by wall time on a GPU, or on a CPU with several --threads; by CPU seconds with one thread, as other work on a shared
-machine makes its wall time mean little. "Utilisation" is the counted operations of a joint training step (g3pt/training/flops.py) a second over what one large
-matrix product reaches here in the same precision. Parts are timed in steps of their own, with the device idle between them.
+Needs only torch, numpy and pyarrow. Without --data the objects are balls, so no dataset is needed. Each call is timed
+after a warm-up. The clock is wall time on a GPU, or on a CPU with several --threads, and CPU seconds with one thread,
+because wall time says little on a shared machine. Utilisation is the operations per second of a joint training step, as
+g3pt/training/flops.py counts them, divided by the rate of one large matrix product in the same precision. The parts of
+a step are timed in separate steps that wait for the device after each part.
 """
 
 from __future__ import annotations
@@ -36,13 +38,13 @@ from g3pt.training import fit, flops
 
 Batch = dict[str, Any]
 REPOSITORY = Path(__file__).resolve().parents[1]
-STEPS = 10**6  # of the run whose last phase is measured, in which everything is trained
+STEPS = 10**6  # length of the run: the last phase, which trains everything, is measured
 COLUMNS = ("surface", "near_points", "volume_points", "near_occupancy", "volume_occupancy")
-QUERIES = 65536  # of a decoded object at a time
+QUERIES = 65536  # query points decoded in one call
 
 
 def balls(config: CVQConfig, count: int = 32, num_queries: int = 32768) -> dict[str, np.ndarray]:
-    """Objects as a dataset stores them, of its default sizes."""
+    """Balls in the arrays and sizes that a dataset has by default."""
     rng = np.random.default_rng(0)
     num_points = max(16384, config.num_points, config.num_encode_points)
     normal = rng.normal(size=(count, num_points, 3))
@@ -58,7 +60,7 @@ def balls(config: CVQConfig, count: int = 32, num_queries: int = 32768) -> dict[
 
 
 def hardware(device: torch.device, threads: int) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The hardware that the figures were measured on."""
     info, cpu = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
     if info.exists():
         cpu = next(
@@ -77,7 +79,7 @@ def hardware(device: torch.device, threads: int) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """HEAD, or what G3PT_COMMIT says where the code came without its history."""
+    """The checked-out commit, or the value of G3PT_COMMIT outside a checkout."""
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--exclude=*", "--dirty"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
@@ -85,7 +87,7 @@ def commit() -> str:
 
 
 class Timer:
-    """Seconds of a call, the device waited for."""
+    """Times a call until the device has finished."""
 
     def __init__(self, device: torch.device, threads: int) -> None:
         self.device = device
@@ -96,7 +98,7 @@ class Timer:
             torch.cuda.synchronize(self.device)
 
     def seconds(self, work: Callable[[], Any], repeats: int) -> float:
-        """Of one call: the mean of `repeats` after one more."""
+        """Mean seconds per call over `repeats` calls, after one warm-up call."""
         work()
         self.wait()
         began = self.now()
@@ -107,13 +109,13 @@ class Timer:
 
 
 class Parts:
-    """Own seconds of named calls, those of calls inside them taken off."""
+    """Seconds of named calls, without those of named calls inside them."""
 
     def __init__(self, timer: Timer) -> None:
         self.timer, self.seconds, self._inner = timer, dict[str, float](), [0.0]
 
     def watch(self, owner: Any, method: str, name: str) -> None:
-        """Time `owner.method` under `name` from now on."""
+        """Replace `owner.method` by a version that is timed under `name`."""
         call = getattr(owner, method)
 
         def timed(*args: Any, **given: Any) -> Any:
@@ -124,7 +126,7 @@ class Parts:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time a block."""
+        """Time the block under `name`."""
         self.timer.wait()
         began = self.timer.now()
         self._inner.append(0.0)
@@ -138,7 +140,7 @@ class Parts:
 
 
 class Trainer:
-    """The parts of `fit`'s step, so that each can be timed; its arithmetic is `fit`'s."""
+    """One step of `fit`, cut into parts that can be timed; the arithmetic is the same."""
 
     def __init__(self, config: CVQConfig, train: TrainConfig, device: torch.device, compiled: bool) -> None:
         self.train, self.device = train, device
@@ -151,12 +153,12 @@ class Trainer:
         self.alone = fit.SingleProcess()
 
     def gradients(self, batch: Batch) -> None:
-        """Forward and backward."""
+        """Forward and backward pass."""
         self.optimizer.zero_grad(set_to_none=True)
         fit.backward(self.called, self.model, batch, 0, 1, self.train, self.alone)
 
     def update(self) -> None:
-        """Clipping, AdamW, averaged weights."""
+        """Clip the gradients, take an AdamW step, update the averaged weights."""
         torch.nn.utils.clip_grad_norm_(fit.trained_parameters(self.model), self.train.clip_norm)
         self.optimizer.step()
         self.average.update(self.model)
@@ -167,7 +169,7 @@ class Trainer:
 
 
 def matrix_rate(device: torch.device, precision: str, timer: Timer) -> float:
-    """Operations a second of a large matrix product."""
+    """Operations per second of a large matrix product."""
     size = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -207,7 +209,7 @@ def measure(preset: str, flags: argparse.Namespace, device: torch.device) -> dic
 
 
 def parts(trainer: Trainer, make: SurfaceBatches, timer: Timer, steps: int) -> dict[str, float]:
-    """Milliseconds of a step by part; never compiled, as compiling melts the parts together."""
+    """Milliseconds of each part of a step, uncompiled: a compiled step has no separate parts."""
     clock, model, stream = Parts(timer), trainer.model, make(0)
     trainer.called = model
     watched = [
@@ -238,7 +240,7 @@ def parts(trainer: Trainer, make: SurfaceBatches, timer: Timer, steps: int) -> d
 def decoding(
     model: CVQ, batch: Batch, config: CVQConfig, train: TrainConfig, timer: Timer, steps: int
 ) -> dict[str, float]:
-    """Rates of encoding for good and of decoding: latents, then queries of one object."""
+    """Rates of encoding objects, decoding latents, and answering queries of one object."""
     count = min(8, train.batch_size)
     device = batch["surface_BP6"].device
     cloud = batch["surface_BP6"][:count].repeat(1, -(-config.num_encode_points // config.num_points), 1)[
@@ -260,14 +262,14 @@ def decoding(
 
 
 def preset_of(name: str, flags: argparse.Namespace) -> tuple[CVQConfig, TrainConfig]:
-    """The preset with the flags' batch and precision."""
+    """The preset with the batch size and precision of the flags."""
     config, train = cvq_preset(name)
     changes = {"batch_size": flags.batch_size, "precision": flags.precision}
     return config, dataclasses.replace(train, **{key: value for key, value in changes.items() if value is not None})
 
 
 def training_objects(data: str | None, config: CVQConfig) -> Any:
-    """The train split of a dataset, in memory or streamed as training reads it; or balls."""
+    """The training split, in memory or streamed as training reads it; balls without --data."""
     if data is None:
         return balls(config)
     from g3pt.data import datasets, streaming
@@ -278,7 +280,7 @@ def training_objects(data: str | None, config: CVQConfig) -> Any:
 
 
 def estimate(config: CVQConfig, train: TrainConfig, model: CVQ) -> int:
-    """What `--dry-run` would say."""
+    """The memory estimate that `--dry-run` prints."""
     activations = flops.cvq_activations(config, train.batch_size, train.precision)
     return flops.training_memory(
         sum(p.numel() for p in model.parameters()), activations, precision=train.precision
@@ -286,13 +288,13 @@ def estimate(config: CVQConfig, train: TrainConfig, model: CVQ) -> int:
 
 
 def begin(device: str, threads: int = 1) -> torch.device:
-    """Torch's threads set, and the device that `--device` means."""
+    """Set the number of torch threads and return the device that `--device` names."""
     torch.set_num_threads(threads)
     return torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def show(row: dict[str, Any]) -> None:
-    """One preset's lines."""
+    """Print the figures of one preset."""
     peak = f", peak {row['peak_bytes'] / 2**30:.2f} GiB" if row["peak_bytes"] else ""
     print(
         f"{row['preset']} {row['precision']} batch {row['batch_size']}: train {row['train_samples_per_s']:.1f} samples/s "
