@@ -1,5 +1,4 @@
-"""Planning at scale: CPU seconds and peak memory for 10^5 to 10^7 objects, and for a restart on 100,000 finished
-shards.
+"""Planning at scale: CPU seconds and memory for 10^5 to 10^7 objects, and of a restart on 100,000 finished shards.
 
     python benchmarks/planning.py --output planning.json
     python benchmarks/planning.py --objects 10000000 --shards 0 --folder /scratch     (2 GB of manifest there and 6 GB of temporary files; removed at the end)

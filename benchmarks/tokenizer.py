@@ -1,5 +1,4 @@
-"""Speed of the tokenizer by preset: data, encoding, decoding, training; the parts of a training step; memory;
-utilisation.
+"""Speed of the tokenizer by preset: data, encoding, decoding, training; parts of a step; memory; utilisation.
 
     python benchmarks/tokenizer.py [--presets nano,micro] [--data DATASET] [--device auto] [--batch-size N] [--steps 10]
                                    [--precision fp32|bf16] [--compile] [--output tokenizer.json]

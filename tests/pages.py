@@ -1,4 +1,4 @@
-"""The pages people read: README.md, CONTRIBUTING.md, CHANGELOG.md, tests/README.md and docs/, and what is written on them: blocks, commands, links."""
+"""The documentation pages (README.md, CONTRIBUTING.md, CHANGELOG.md, tests/README.md, docs/): their blocks, commands and links."""
 
 import re
 import shlex
@@ -24,7 +24,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """`python PROGRAM ARGS`, with what stands before it; `program` is jobs/x.py or `-m package.module`."""
+    """A line `python PROGRAM ARGS` and what precedes it; `program` is jobs/x.py or `-m package.module`."""
 
     line: str
     submit: tuple[str, ...]  # `ray job submit ...` before `--`; empty for a command that is typed by itself
@@ -33,7 +33,7 @@ class Command:
 
 
 def pages() -> list[Path]:
-    """All pages, README.md first; the lists of credits beside pictures are no pages."""
+    """All pages, README.md first, without the credits of pictures."""
     return [REPOSITORY / name for name in TOP] + sorted(
         path for path in (REPOSITORY / "docs").rglob("*.md") if not path.name.endswith(".credits.md")
     )
@@ -45,7 +45,7 @@ def name(page: Path) -> str:
 
 @cache
 def blocks(page: Path) -> tuple[Block, ...]:
-    """The fenced blocks of a page, also those inside lists."""
+    """The fenced blocks of a page, including those in lists."""
     found, fence = [], None
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
         mark = re.match(r"\s*```(\w*)$", line)
@@ -66,7 +66,7 @@ def prose(page: Path) -> str:
 
 
 def shell_lines() -> list[str]:
-    """Every line to type of every page, in reading order, each once, comments cut."""
+    """All shell lines of all pages in reading order, without comments and duplicates."""
     lines = [
         COMMENT.sub("", line).strip()
         for page in pages()
@@ -78,7 +78,7 @@ def shell_lines() -> list[str]:
 
 
 def command(line: str) -> Command | None:
-    """The Python program that a line starts; None for another line."""
+    """The Python program that a line starts, or None."""
     words = shlex.split(line)
     submit = tuple(words[: words.index("--")]) if words[:3] == ["ray", "job", "submit"] else ()
     words = words[len(submit) + 1 :] if submit else words
@@ -89,14 +89,14 @@ def command(line: str) -> Command | None:
 
 
 def commands() -> list[Command]:
-    """Every Python program of the pages, from blocks and (where flags or paths follow it) from sentences, each line once."""
+    """All commands that start a Python program, from blocks and, if flags or paths follow, from sentences; no duplicates."""
     inline = [found for page in pages() for found in INLINE.findall(prose(page)) if len(found.split()) > 3]
     found = [command(line) for line in dict.fromkeys([*shell_lines(), *inline])]
     return [one for one in found if one is not None]
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """The anchors that GitHub gives the headings of a page."""
     heads = re.findall(r"^#+ +(.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.strip().lower()).replace(" ", "-") for head in heads}
 

@@ -42,7 +42,7 @@ names = itertools.count()
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """One server for all, which this process and its children find by the usual variables."""
+    """One server for all tests; this process and its children find it by the usual environment variables."""
     with s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"):
             patch.delenv(name, raising=False)
@@ -59,7 +59,7 @@ def bucket(store: S3Server) -> str:
 
 @pytest.fixture(params=["local", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    """A folder that nobody has written to, on each kind of storage."""
+    """An empty folder on each kind of storage."""
     return location(
         tmp_path / "local" if request.param == "local" else f"{request.getfixturevalue('bucket')}/a folder/ä"
     )
@@ -69,7 +69,7 @@ CARD_FILES = ("card.json", "contact_sheet.png", "contact_sheet.credits.md", "rep
 
 
 def contents(place: Location) -> dict[str, bytes]:
-    """All files of a folder, without the notes that name a host and a time."""
+    """All files of a folder except notes that contain a host and a time."""
     found = sorted(name for name in listing(place) if name not in ("command.json", *CARD_FILES))
     return dict(zip(found, read_many([place / name for name in found]), strict=True))
 
@@ -256,7 +256,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 
 
 def test_a_forked_process_reads_too(bucket: str) -> None:
-    """As the workers of a DataLoader do, after their parent talked with the store; the parent is not this process, which may hold a Ray."""
+    """As a DataLoader worker does after its parent used the store. The parent is a new process, since this one may run Ray."""
     info = write_rows(location(bucket) / "data", [ok_row(name) for name in "abc"])
     done = subprocess.run([sys.executable, "-c", FORKS, str(info.path)], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == " ".join([str(list("abc"))] * 4), done.stderr[-2000:]
@@ -266,7 +266,7 @@ def test_a_forked_process_reads_too(bucket: str) -> None:
 
 
 def write_shards(tasks: list[ShardTask], config: PreprocessConfig) -> Iterator[dict]:
-    """Rows without geometry: planned, written and resumed as ever."""
+    """Plan, write and resume rows without geometry."""
     for task in tasks:
         rows = [records.empty_row(item.id, config.record) | item.columns() | {"status": "ok"} for item in task.objects]
         hashes = {
@@ -281,7 +281,7 @@ def write_shards(tasks: list[ShardTask], config: PreprocessConfig) -> Iterator[d
 
 
 def dies_after(count: int) -> Callable[[list[ShardTask], PreprocessConfig], Iterator[dict]]:
-    """As `write_shards`, until so many are written."""
+    """Run `write_shards`, which fails after this many shards."""
 
     def run(tasks: list[ShardTask], config: PreprocessConfig) -> Iterator[dict]:
         yield from itertools.islice(write_shards(tasks, config), count)

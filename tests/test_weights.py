@@ -1,4 +1,4 @@
-"""The released weights: they load, rebuild shapes and follow prompts that they never saw, and owe nothing that may not be given away."""
+"""The released weights load, reconstruct shapes, follow unseen prompts, and were trained on redistributable data only."""
 
 import json
 import re
@@ -29,7 +29,7 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "g3pt-nano-cvq"
 
 
 def unseen_shapes(count: int) -> Iterator[dict[str, np.ndarray]]:
-    """Shapes of the test split, as a dataset's rows hold them."""
+    """Shapes of the test split, as rows of a dataset."""
     ids = [i for i in shape_ids() if split_of(i) == "test"]
     for k in np.linspace(0, len(ids) - 1, count).astype(int):
         shape = make_shape(ids[k])
@@ -73,7 +73,7 @@ def test_the_generator_answers_a_short_prompt() -> None:
 
 
 def test_the_generator_sees_what_a_picture_shows() -> None:
-    """Among one held-out object of each of 16 families a sample is nearest to the pictured one (the release before: .375)."""
+    """A sample is nearest to the pictured object among held-out objects of 16 families (previous release: .375)."""
     ids = {
         family: next(i for i in shape_ids() if i.startswith(f"shapes/{family}-") and split_of(i) == "test")
         for family in FAMILIES

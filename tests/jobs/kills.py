@@ -1,4 +1,4 @@
-"""Commands started as a person starts them, interrupted or killed with SIGKILL, and started again."""
+"""Start commands as a user does, interrupt or kill them, and start them again."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ def command(job: str, *more: str, **flags: object) -> list[str]:
 
 
 def start(args: Sequence[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
-    """The command, running in `folder`; what it prints goes to files there, so that no full pipe stops it."""
+    """Start the command in `folder`, with stdout and stderr in files there."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "stdout.txt", "w") as out, open(folder / "stderr.txt", "w") as err:
         env = {**os.environ, **environment}
@@ -39,12 +39,12 @@ def start(args: Sequence[str], folder: Path, **environment: str) -> subprocess.P
 
 
 def printed(folder: Path) -> tuple[str, str]:
-    """What the last command printed: (stdout, stderr)."""
+    """(stdout, stderr) of the last command."""
     return (folder / "stdout.txt").read_text(), (folder / "stderr.txt").read_text()
 
 
 def finish(args: Sequence[str], folder: Path, timeout_s: float = 300, **environment: str) -> str:
-    """Run the command to its end, which must be a success; its `result: ` path. Once more if Ray itself did not start."""
+    """Run the command, which must succeed, and return its `result: ` path. Tries again once if Ray did not start."""
     code = start(args, folder, **environment).wait(timeout=timeout_s)
     if code and ray_did_not_start(folder):
         code = start(args, folder, **environment).wait(timeout=timeout_s)
@@ -55,7 +55,7 @@ def finish(args: Sequence[str], folder: Path, timeout_s: float = 300, **environm
 
 
 def ray_did_not_start(folder: Path) -> bool:
-    """Whether that ended the last command, which is the machine's doing; said on stderr if so."""
+    """True if the last command failed because Ray did not start; reported on stderr."""
     found = NO_RAY in printed(folder)[1]
     if found:
         print(
@@ -65,14 +65,14 @@ def ray_did_not_start(folder: Path) -> bool:
 
 
 def kill_when(args: Sequence[str], folder: Path, ready: Callable[[], bool], wait_s: float, **environment: str) -> float:
-    """Start the command, SIGKILL it `wait_s` after `ready()` first holds; the clock's time of the kill."""
+    """Start the command and SIGKILL it `wait_s` seconds after `ready()` is first true; returns the time of the kill."""
     process = start(args, folder, **environment)
     wait_until(process, folder, ready)
     return kill_driver(process, wait_s)
 
 
 def wait_until(process: subprocess.Popen[str], folder: Path, ready: Callable[[], bool], timeout_s: float = 200) -> None:
-    """Until `ready()` holds of a command that must go on meanwhile."""
+    """Wait until `ready()` is true; the command must still run."""
     deadline = time.monotonic() + timeout_s
     while not ready():
         assert process.poll() is None and time.monotonic() < deadline, printed(folder)[1][-4000:]
@@ -80,7 +80,7 @@ def wait_until(process: subprocess.Popen[str], folder: Path, ready: Callable[[],
 
 
 def kill_driver(process: subprocess.Popen[str], wait_s: float) -> float:
-    """SIGKILL the command itself after `wait_s`; the clock's time of the kill."""
+    """SIGKILL the command after `wait_s` seconds; returns the time of the kill."""
     time.sleep(wait_s)
     assert process.poll() is None, "it ended before the kill"
     process.send_signal(signal.SIGKILL)
@@ -89,9 +89,9 @@ def kill_driver(process: subprocess.Popen[str], wait_s: float) -> float:
 
 
 def kill_below(process: subprocess.Popen[str], kind: str, rng: random.Random) -> bool:
-    """SIGKILL a sandbox child ("child") of a command, or the Ray worker of one ("worker"), whose child must end with it.
+    """SIGKILL a sandbox child of a command ("child"), or the Ray worker of one ("worker"), whose child must end too.
 
-    False if there is none just now.
+    Returns False if there is none at the moment.
     """
     found = sandbox_children(process.pid)
     if not found:
@@ -109,7 +109,7 @@ def kill_below(process: subprocess.Popen[str], kind: str, rng: random.Random) ->
 
 
 def sandbox_children(pid: int) -> dict[int, int]:
-    """Process id of each sandbox child below a process -> that of its parent, a Ray worker."""
+    """Process id of each sandbox child of a process -> the id of its parent, a Ray worker."""
     found = {}
     for number in descendants(pid):
         with contextlib.suppress(OSError, IndexError):
@@ -119,7 +119,7 @@ def sandbox_children(pid: int) -> dict[int, int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs: one that ended and was not waited for does not."""
+    """True if a process is running; a zombie is not."""
     try:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -129,8 +129,8 @@ def is_alive(pid: int) -> bool:
 def interrupt_when(
     args: Sequence[str], folder: Path, ready: Callable[[], bool], number: int = signal.SIGINT, **environment: str
 ) -> str:
-    """Start the command, signal it once `ready()` holds: it must end within 20 s as its signal says, without a traceback or a
-    process left behind, and name the command that resumes; what it printed on stderr."""
+    """Start the command and signal it once `ready()` is true. It must end within 20 s with the signal's exit code, without a
+    traceback, leave no process behind and name the command that resumes. Returns its stderr."""
     process = start(args, folder, **environment)
     wait_until(process, folder, ready)
     family = descendants(process.pid)
@@ -147,7 +147,7 @@ def interrupt_when(
 
 
 def descendants(pid: int) -> set[int]:
-    """Process ids of children, their children, and so on."""
+    """Process ids of all descendants."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -164,11 +164,11 @@ def kill_often(
     args_for: Callable[[Path], Sequence[str]], root: Path, check: Callable[[Path], None], kills: int, progress: Callable[[Path], int], total: int,
     **environment: str,
 ) -> None:  # fmt: skip
-    """SIGKILL `kills` starts of a command, then let it come through; `check` each folder in which it did.
+    """SIGKILL `kills` starts of a command, then let it finish; call `check` on each folder in which it finished.
 
-    A start is killed at a random point of the work that it finds left (`progress(folder)`, of `total`) or after it, while the command
-    comes to its end; every fourth before there is any. A start that comes through ends the folder's turn, and the next begins a fresh one.
-    Where each was killed goes to stderr.
+    A start is killed at a random point of its remaining work (`progress(folder)` of `total`) or while it ends; every fourth start
+    is killed before any work. After a start that finishes, the next begins in a new folder. The point of each kill is printed on
+    stderr.
     """
     rng, done, turn, start_s = random.Random(time.time_ns()), 0, 0, 5.0
     while done < kills:
@@ -204,10 +204,10 @@ def kill_below_often(
     args_for: Callable[[Path], Sequence[str]], root: Path, check: Callable[[Path], None], kind: str, kills: int, pause_s: tuple[float, float],
     progress: Callable[[Path], int],
 ) -> None:  # fmt: skip
-    """Kill `kills` sandbox children or workers of a command, at random pauses; each start must come through, and `check` its folder.
+    """Kill `kills` sandbox children or workers of a command at random intervals; each start must finish, then `check` its folder.
 
-    After IN_A_ROW kills the next one waits until `progress(folder)` has grown: a command gives up where nothing comes up between kills
-    (sandbox.MAX_STARTS), and on a machine that is busy enough no pause is long enough for a child to start.
+    After IN_A_ROW kills the next one waits until `progress(folder)` has grown: a command gives up if no child starts between kills
+    (sandbox.MAX_STARTS), and on a busy machine no interval is long enough for a child to start.
     """
     rng, done, turn, missed = random.Random(time.time_ns()), 0, 0, 0
     while done < kills:

@@ -72,7 +72,7 @@ class Head:
         self.address = f"127.0.0.1:{ports['port']}"
 
     def wait(self) -> None:
-        """Until the job server answers."""
+        """Wait until the job server answers."""
         deadline = time.monotonic() + 120
         while not _listens(
             self.environment["RAY_API_SERVER_ADDRESS"]
@@ -106,7 +106,7 @@ class Head:
 
 
 def _listens(address: str) -> bool:
-    """Whether a server answers there, whatever it says."""
+    """True if a server answers, with any status."""
     try:
         with urllib.request.urlopen(address, timeout=5):
             return True

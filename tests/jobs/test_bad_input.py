@@ -29,13 +29,13 @@ READ_RUN = [name for name, row in COMMANDS.items() if "RUN" in row[2]]
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A dataset and a tokenizer that are as they should be."""
+    """A valid dataset and tokenizer."""
     folder = tmp_path_factory.mktemp("good")
     return {"DATA": write_toy_dataset(folder / "data").path, "RUN": write_toy_tokenizer(folder / "tokenizer")}
 
 
 def complaint(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], **paths: Path) -> str:
-    """The one line on stderr of a command that must exit 2 and leave nothing behind."""
+    """Run a command that must exit 2 and write nothing; returns its one line on stderr."""
     flags_class, run, line = COMMANDS[command]
     output = tmp_path / "out"
     for name, path in {"OUT": output, **paths}.items():

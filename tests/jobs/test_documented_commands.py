@@ -1,10 +1,9 @@
 """The commands and the Python of all pages, typed in reading order on one Ray head with one tiny dataset, tokenizer and generator.
 
-Of all lines as few are typed as show every program, every flag, both kinds of model, every source and way to submit. A line that
-shows nothing else is left to tests/test_docs.py, which reads every line and makes its dry run. `ray job submit` and servers are typed in a
-shell; other lines are run by a copy of a process that has everything imported (tests/jobs/typist.py).
-The laptop's commands join the head through RAY_ADDRESS, which saves each its own start of Ray; other tests run them without.
-Only sizes, ports and numbers of workers differ from the pages.
+A smallest set of lines is run that covers every program, every flag, both kinds of model, every source and every way to submit.
+tests/test_docs.py parses all lines and makes their dry runs. `ray job submit` and servers run in a shell; other lines run in a fork
+of a process that has imported everything (tests/jobs/typist.py). Commands join the head through RAY_ADDRESS, so that none starts a
+Ray of its own; other tests run them without. Only sizes, ports and numbers of workers differ from the pages.
 """
 
 import json
@@ -74,14 +73,14 @@ MANIFEST = "path,id,caption,license,author\nball.ply,ball,a ball,CC0-1.0,Ann\nbo
 
 
 def submitted(command: pages.Command) -> set[tuple[str, ...]]:
-    """How a command is submitted, and its program; nothing for one that is typed by itself."""
+    """The way a command is submitted with its program; empty if it is not submitted."""
     return (
         {(*(word for word in command.submit if not word.startswith("/")), command.program)} if command.submit else set()
     )
 
 
 def shows(command: pages.Command) -> set[tuple[str, ...]]:
-    """What there is to see in a command: the way it is submitted, its program, its flags (or that it has none), the kinds of model and source."""
+    """The features that a command covers: way to submit, program, flags (or none), kinds of model and source."""
     found: set[tuple[str, ...]] = {(command.program,), *submitted(command)}
     if command.submit and not command.args:
         found.add((command.line,))
@@ -93,7 +92,7 @@ def shows(command: pages.Command) -> set[tuple[str, ...]]:
 
 
 def typed() -> list[str]:
-    """The fewest lines that together show all there is to see, in reading order; a dataset and its status before all else."""
+    """A smallest set of lines that covers all features, in reading order; a dataset and its status come first."""
     lines = [
         line
         for line in pages.shell_lines()
@@ -108,7 +107,7 @@ def typed() -> list[str]:
 
 
 class Shell:
-    """Types lines on a head, or gives them to the typist."""
+    """Runs lines in a shell beside the head, or through the typist."""
 
     def __init__(self, head: Head) -> None:
         self.head = head
@@ -119,7 +118,7 @@ class Shell:
         )  # fmt: skip
 
     def type(self, line: str) -> str:
-        """What a line printed; it must succeed."""
+        """Run a line, which must succeed; returns what it printed."""
         command = pages.command(line)
         if command is None or command.submit:
             done = self.head.shell(line)
@@ -128,7 +127,7 @@ class Shell:
         return self._ask({"program": command.program, "args": command.args}, line)
 
     def run(self, code: str) -> str:
-        """What Python code printed; it must succeed."""
+        """Run Python code, which must succeed; returns what it printed."""
         return self._ask({"code": code}, code)
 
     def _ask(self, request: dict[str, object], shown: str) -> str:
@@ -148,7 +147,7 @@ class Shell:
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """A head in a copy of the repository, with the reader's own files."""
+    """A head in a copy of the repository that has the files a reader is assumed to have."""
     import PIL.Image
     import trimesh
 
@@ -199,7 +198,7 @@ def filled_in(line: str, folder: Path) -> str:
 
 @pytest.mark.slow
 def test_what_the_pages_say_can_be_typed(shell: Shell) -> None:
-    """Each line succeeds; a command prints its result, which exists."""
+    """Each line succeeds, and the result that a command prints exists."""
     lines, folder = typed(), shell.head.folder
     assert len(lines) >= 20 and sum(line.startswith("ray job submit") for line in lines) >= 3
     for line in lines:
@@ -220,7 +219,7 @@ def test_what_the_pages_say_can_be_typed(shell: Shell) -> None:
 
 
 def answers(head: Head, command: str) -> None:
-    """A server that is started with this command answers on loopback; it is ended by its process."""
+    """The server that this command starts answers on loopback."""
     port = free_port()
     server = subprocess.Popen(
         [*command.split(), "--port", str(port), "--workers", "1"],
@@ -237,7 +236,7 @@ def answers(head: Head, command: str) -> None:
 
 
 def page_status(address: str, alive: Callable[[], bool], timeout_s: float = 60) -> int:
-    """The HTTP status of a page, as soon as its server listens."""
+    """The HTTP status of a page, once its server listens."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -250,7 +249,7 @@ def page_status(address: str, alive: Callable[[], bool], timeout_s: float = 60) 
 
 @pytest.mark.slow
 def test_the_pages_python_runs(shell: Shell) -> None:
-    """Each block of Python, on the dataset and the weights that the pages name."""
+    """Each block of Python runs on the dataset and weights that the pages name."""
     found = [block for page in pages.pages() for block in pages.blocks(page) if block.language == "python"]
     assert len(found) >= 5
     for block in found:

@@ -1,4 +1,4 @@
-"""jobs/generate.py killed with SIGKILL: the same command goes on, makes nothing twice, and ends with the files of an uninterrupted job."""
+"""jobs/generate.py killed with SIGKILL: started again, it makes nothing twice and ends with the files of an uninterrupted job."""
 
 import json
 import random
@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts of two samples each, every fourth of them bad."""
+    """Prompts with two samples each; every fourth is invalid."""
     rows = [{"id": f"p{i}", "text": f"a chair of {i} legs" if i % 4 else "x" * 300, "n": 2} for i in range(PROMPTS)]
     file = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -34,7 +34,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """The manifest of the same job in this process, without Ray and without a kill."""
+    """The manifest of the same job, run in this process without Ray and without a kill."""
     output = tmp_path_factory.mktemp("whole") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracked, "tell", lambda *_: None)
@@ -58,7 +58,7 @@ def command(model: Path, prompts: Path, folder: Path) -> list[str]:
 
 
 def records(folder: Path) -> dict[Path, int]:
-    """Records of good samples and when they were written."""
+    """Records of successful samples and the times at which they were written."""
     found = {}
     for file in (folder / "out" / "samples").glob("*.json"):
         if not file.name.startswith(".") and json.loads(file.read_bytes())["status"] == "ok":

@@ -1,4 +1,4 @@
-"""jobs/preprocess.py as a person runs it: exit codes, the result line, real Ray, Ctrl-C, and kill -9 at a random moment."""
+"""jobs/preprocess.py as a command on a real Ray: exit codes, the result line, Ctrl-C, and SIGKILL at a random moment."""
 
 import json
 import random
@@ -43,7 +43,7 @@ def test_bad_usage_is_exit_2_and_one_line(tmp_path: Path, flags: dict, message: 
 
 
 def run(tmp_path: Path, *more: str, **flags: object) -> tuple[int, str, str]:
-    """The command to its end: exit code, stdout, stderr."""
+    """Run the command to its end: exit code, stdout, stderr."""
     code = kills.start(kills.command("preprocess", *more, **flags), tmp_path).wait(timeout=300)
     return code, *kills.printed(tmp_path)
 
@@ -65,7 +65,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> datasets.DatasetInfo:
 
 
 def is_the_same(target: Path, whole: datasets.DatasetInfo) -> None:
-    """Byte for byte, the hashes in the sidecars being those of the files."""
+    """Check that two datasets are equal byte for byte, and that sidecars have the hashes of their files."""
     assert (target / "dataset.json").read_bytes() == (whole.path / "dataset.json").read_bytes()
     for index in whole.shards:
         name = whole.shard_path(index).name
@@ -111,12 +111,12 @@ def test_interrupted_and_killed_then_finished_equals_an_uninterrupted_run(
 
 
 def finished(target: Path) -> list[Path]:
-    """The sidecars that are there."""
+    """The sidecars that exist."""
     return list(target.glob("shard-*.json"))
 
 
 def reads_back_from_mlflow(tmp_path: Path) -> None:
-    """One run of the two starts, with its counts, parameters and the dataset's summary."""
+    """MLflow has one run for both starts, with counts, parameters and the summary of the dataset."""
     client = Tracking(f"sqlite:///{tmp_path}/mlflow.db").client
     (found,) = client.search_runs([client.get_experiment_by_name("g3pt/preprocess").experiment_id])
     assert found.data.metrics["objects_ok"] == 80 and found.info.status == "FINISHED"
@@ -128,7 +128,7 @@ def reads_back_from_mlflow(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_is_chosen_of_objaverse_becomes_a_dataset_with_its_card(tmp_path: Path, empty_store: EmptyStore) -> None:
-    """Two Ray workers download what categories and licences leave, from a hub that fails at first."""
+    """Two Ray workers download the objects of the chosen categories and licences from a hub that fails at first."""
     empty_store.lay(tmp_path / "mlflow.db")
     (tmp_path / "cap3d.csv").write_text('uid0,"a tall box, closed"\nuid1,never used\n')
     choice = {"categories": "chair,armchair,sofa", "licenses": "open,CC-BY-SA-4.0", "limit": 2, "captions": "cap3d.csv"}
@@ -171,7 +171,7 @@ def test_what_is_chosen_of_objaverse_becomes_a_dataset_with_its_card(tmp_path: P
 
 
 def args(folder: Path) -> list[str]:
-    """The command that fills a folder with `whole`."""
+    """The command that writes the dataset `whole`."""
     return kills.command("preprocess", output=folder / "data", **SHAPES)
 
 

@@ -1,4 +1,4 @@
-"""The whole demo at its smallest: every stage for real, what it leaves opens, and a second start changes nothing."""
+"""The whole demo at its smallest: every stage runs, its files open, and a second start changes nothing."""
 
 import hashlib
 import json
@@ -176,7 +176,7 @@ def test_its_report_tells_all_of_it(demo: Path) -> None:
 
 
 def opens(file: Path) -> None:
-    """An artefact is not empty, and is what its name says."""
+    """Check that an artefact is not empty and has the format that its name says."""
     from PIL import Image
 
     if file.suffix == ".json":

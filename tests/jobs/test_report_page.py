@@ -1,4 +1,4 @@
-"""Reports in a real browser: Chromium without a network turns the meshes, by hand and by key, and has nothing to complain about."""
+"""Reports in Chromium without a network: meshes turn by mouse, touch and key, and the console has no errors."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def chromium() -> str | None:
 
 
 class Browser:
-    """Chromium with a list of all that went wrong in it."""
+    """Chromium with a list of its errors."""
 
     def __init__(self, playwright: Any, flags: list[str]) -> None:
         self.chromium = playwright.chromium.launch(executable_path=chromium(), args=[*QUIET, *flags])
         self.wrong: list[str] = []
 
     def open(self, file: Path, width: int = 1280, **options: Any) -> Any:
-        """A page of its own, offline, loaded from disk."""
+        """A new page, offline, loaded from disk."""
         context = self.chromium.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
         page = context.new_page()
         page.on(
@@ -89,7 +89,7 @@ def browser(playwright: Any) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page about one of each kind, with hostile words in it."""
+    """A report about a folder of each kind, with hostile text in it."""
     folder = tmp_path_factory.mktemp("report") / "all"
     make_dataset(
         folder / "data",
@@ -109,7 +109,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def look_through(page: Any) -> None:
-    """Bring every canvas into view until all are drawn."""
+    """Scroll every canvas into view until all are drawn."""
     for canvas in page.locator("canvas[data-object]").all():
         canvas.scroll_into_view_if_needed()
         page.wait_for_function("canvas => canvas.dataset.drawn", arg=canvas.element_handle(), timeout=20_000)
@@ -142,7 +142,7 @@ def test_every_canvas_shows_something_and_turns(browser: Browser, report: Path) 
 
 
 def settled(page: Any, canvas: Any, before: int) -> int:
-    """The canvas's picture once it differs from `before` and was the same for two looks."""
+    """The canvas's picture, once it differs from `before` and two readings in a row are equal."""
     last = before
     for _ in range(60):
         page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
@@ -166,7 +166,7 @@ def test_input_and_reconstruction_turn_together(browser: Browser, report: Path) 
 
 
 def test_every_number_equals_the_files(browser: Browser, report: Path) -> None:
-    """As the browser shows it, not as the file spells it."""
+    """The numbers that the browser shows equal those of the files."""
     page = browser.open(report)
     assert check_numbers(page.content(), report.parent) > 80
     shown = page.evaluate(

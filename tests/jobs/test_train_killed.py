@@ -1,4 +1,4 @@
-"""jobs/train_cvq.py interrupted, then killed with SIGKILL: the same command goes on, and export, ledger and MLflow are those of an uninterrupted run."""
+"""jobs/train_cvq.py interrupted and killed: started again, its export, ledger and MLflow run are those of an uninterrupted run."""
 
 import json
 import random
@@ -42,7 +42,7 @@ def command(data: str, folder: Path) -> list[str]:
 
 
 def uninterrupted(run_dir: Path, output: Path) -> Path:
-    """The same run once more, in this process, without Ray and without a kill."""
+    """The same run in this process, without Ray and without a kill."""
     return train.train_run(RunSpec.from_dict(json.loads((run_dir / "config.json").read_text())), output, num_workers=0)
 
 
@@ -61,7 +61,7 @@ def is_the_same(run_dir: Path, whole: Path) -> None:
 def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(
     data: str, tmp_path: Path, empty_store: EmptyStore
 ) -> None:
-    """Ctrl-C once a checkpoint is there, kill -9 at a random moment after the next one, then to the end."""
+    """Ctrl-C after the first checkpoint, SIGKILL at a random moment after the next, then an uninterrupted start."""
     empty_store.lay(tmp_path / "mlflow.db")
     number = random.Random(time.time_ns()).choice([signal.SIGINT, signal.SIGTERM])
     first = kills.interrupt_when(
@@ -85,7 +85,7 @@ def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(
 
 
 def reads_back_from_mlflow(tmp_path: Path, run_dir: Path) -> None:
-    """One run, its parameters, steps that rise without repeats although it was killed, artefacts that open."""
+    """MLflow has one run with its parameters, rising steps without repeats, and artefacts that open."""
     client = Tracking(f"sqlite:///{tmp_path}/mlflow.db").client
     experiment = client.get_experiment_by_name("g3pt/cvq")
     (run,) = client.search_runs([experiment.experiment_id])

@@ -1,8 +1,8 @@
-"""Runs the lines that it reads on stdin, each in a process of its own that starts with everything imported.
+"""Runs lines from stdin, each in a fork of this process, which has imported everything.
 
 A line is JSON: {"program": "jobs/x.py" or "-m package.module", "args": [...], "output": FILE} or {"code": ..., "output": FILE}; it is
-run as `python PROGRAM ARGS` or as `python -c CODE` would be, with stdout and stderr in FILE, and answered by its exit code.
-Importing torch, Ray and MLflow takes longer than most of the lines; a forked copy of this process has done that already.
+run like `python PROGRAM ARGS` or `python -c CODE`, with stdout and stderr in FILE. The answer is its exit code.
+Importing torch, Ray and MLflow would take longer than most of the lines.
 """
 
 import json
@@ -23,7 +23,7 @@ import trimesh  # noqa: E402, F401
 
 
 def run(line: dict[str, Any]) -> int:
-    """Run one line here; its exit code."""
+    """Run one line in this process and return its exit code."""
     try:
         if "code" in line:
             exec(compile(line["code"], "<page>", "exec"), {"__name__": "__main__"})
@@ -43,7 +43,7 @@ def run(line: dict[str, Any]) -> int:
 
 
 def in_a_copy(line: dict[str, Any]) -> int:
-    """Run one line in a fork of this process; its exit code."""
+    """Run one line in a fork of this process and return its exit code."""
     child = os.fork()
     if child == 0:
         file = os.open(line["output"], os.O_CREAT | os.O_TRUNC | os.O_WRONLY)

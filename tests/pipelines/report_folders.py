@@ -1,4 +1,4 @@
-"""Small hand-made folders of every kind that a report is written about; numbers and texts as the stages would leave them."""
+"""Small hand-made folders of every kind that has a report, with numbers and texts as the stages write them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ENVIRONMENT = {
 
 
 def make_dataset(folder: Path, caption: str = "a ball", count: int = 21, **credit: str) -> Path:
-    """A finished dataset of boxes and balls, some failed, all with the same caption and credit."""
+    """A finished dataset of boxes and balls, some of them failed, all with the same caption and credit."""
     rows = [toy_row(number) for number in range(count)]
     rows = [row | {"caption": caption, "category": "round", **credit} if row["status"] == "ok" else row for row in rows]
     shards = {}
@@ -113,7 +113,7 @@ def make_generation(folder: Path, text: str = "a chair", error: str = "empty-fie
 
 
 def make_study(folder: Path, fitted: bool = True, **flags: str) -> Path:
-    """Four sizes and their laws; without a fit, as a study stands half-way."""
+    """A study of four sizes and its laws; without a fit, an unfinished study."""
     from g3pt.scaling.law import report
 
     folder.mkdir(parents=True)
@@ -134,7 +134,7 @@ def make_study(folder: Path, fitted: bool = True, **flags: str) -> Path:
 def make_evaluation(
     file: Path, kind: str = "cvq", export_sha256: str = "ab", caption: str = "a ball", **credit: str
 ) -> Path:
-    """An evaluation's JSON with its gallery: one object that came out, one that did not."""
+    """The JSON of an evaluation and its gallery: one object with a mesh and one without."""
     file.parent.mkdir(parents=True, exist_ok=True)
     cloud = toy_row(0)["surface"]
     if kind == "cvq":

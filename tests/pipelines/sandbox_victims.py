@@ -39,13 +39,13 @@ _leak: list[mmap.mmap] = []
 
 
 def leak_memory(gigabytes: float) -> pa.Table:
-    """Succeeds in a fresh child, and leaves it with too little for the next one."""
+    """Succeeds in a new child and leaves too little memory for the next call."""
     _leak.append(mmap.mmap(-1, int(gigabytes * 2**30)))  # address space only: no page is touched
     return pa.table({"value": [len(_leak)]})
 
 
 def killed_by(number: int, times: int, marks: str) -> pa.Table:
-    """The child gets a signal on the first `times` calls, counted by files in the folder `marks`."""
+    """Send the child a signal on the first `times` calls, which are counted by files in the folder `marks`."""
     done = len(list(Path(marks).iterdir()))
     if done < times:
         (Path(marks) / str(done)).touch()
@@ -55,13 +55,13 @@ def killed_by(number: int, times: int, marks: str) -> pa.Table:
 
 
 def hang_up() -> pa.Table:
-    """Closes every pipe and goes on."""
+    """Close every pipe and continue."""
     os.closerange(3, 64)
     return hang()
 
 
 def raise_status() -> pa.Table:
-    """As urllib's HTTPError, whose status is a number."""
+    """Raise an error like urllib's HTTPError, whose status is a number."""
     error = OSError("caf\udce9 \x1b[31mred")
     error.status, error.reason = 404, None
     raise error
@@ -84,7 +84,7 @@ def cannot_start() -> None:
 
 
 def use_and_free(num_bytes: int) -> pa.Table:
-    """How many pages were faulted in by a block that is written and freed."""
+    """The number of page faults of a block that is written and freed."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     bytearray(b"x") * num_bytes
     return pa.table({"faults": [resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]})

@@ -14,7 +14,7 @@ TOY = records.RecordConfig(num_surface=128, num_sharp=8, num_queries=64, num_vie
 
 
 def toy_row(number: int, config: records.RecordConfig = TOY) -> dict:
-    """A ball or a box; every seventh object failed."""
+    """The row of a ball or a box; every seventh object failed."""
     object_id = f"toy/{number:03d}"
     row = records.empty_row(object_id, config)
     if number % 7 == 6:

@@ -1,4 +1,4 @@
-"""A folder with one finished thing of each kind, made by hand in milliseconds: what jobs/status.py tells apart."""
+"""A folder with one finished output of each kind that jobs/status.py distinguishes, written in milliseconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CAR_STEPS = {"steps": STEPS, "batch_size": BATCH}
 
 
 def write_everything(root: Path, export: Path) -> Path:
-    """root/{data, runs/cvq-.., runs/car-.., study, meshes, car.json}; `export` is a toy tokenizer's export, which all models share."""
+    """Write root/{data, runs/cvq-.., runs/car-.., study, meshes, car.json}; all models share the toy tokenizer `export`."""
     data = write_toy_dataset(root / "data", count=14, num_shards=2)
     note(root / "data", f"python jobs/preprocess.py --output {root}/data", total=14, unit="objects")
     cvq = write_run(root / "runs" / "cvq-toy-s0-11111111", data, export)
@@ -60,7 +60,7 @@ def write_run(run: Path, data: datasets.DatasetInfo, export: Path, tokenizer: Pa
 
 
 def write_ledger(run: Path, steps: int, interval_s: float = 1.0) -> None:
-    """A record every ten steps, the last one now; 40 samples a second."""
+    """Write a ledger with a record every ten steps, 40 samples per second, the last one now."""
     made = [
         {
             "step": step * BATCH,
@@ -113,7 +113,7 @@ def write_generation(folder: Path, model: Path, failed: int = 1) -> Path:
 
 
 def write_evaluation(file: Path, model: Path, data: datasets.DatasetInfo) -> Path:
-    """The report of an evaluation, its keys in the order in which pipelines.evaluate.job writes them."""
+    """Write the report of an evaluation, with keys in the order of pipelines.evaluate.job."""
     dataset = {
         "path": str(data.path),
         "fingerprint": data.fingerprint,
@@ -140,12 +140,12 @@ def write_evaluation(file: Path, model: Path, data: datasets.DatasetInfo) -> Pat
 
 
 def another_dataset(data: Path) -> datasets.DatasetInfo:
-    """The same folder with other objects in it."""
+    """Replace the dataset by one of other objects."""
     return write_toy_dataset(data, count=15, num_shards=2)
 
 
 def other_bytes(data: Path) -> None:
-    """The first shard written again: the same objects, another parquet."""
+    """Write the first shard again with the same objects and other bytes."""
     info = datasets.open_dataset(data)
     rows = {
         i: sorted(
@@ -159,13 +159,13 @@ def other_bytes(data: Path) -> None:
 
 
 def change_export(run: Path) -> None:
-    """Another model in the run's place: its weights' file has another hash."""
+    """Replace the run's model by one whose weights have another hash."""
     with open(run / "export" / "model.safetensors", "ab") as file:
         file.write(b" ")
 
 
 def note(folder: Path, command: str, **more: Any) -> None:
-    """command.json as of a process on another machine, a second ago."""
+    """Write command.json as a process on another machine would have a second ago."""
     known = {
         "command": command,
         "working_dir": "/nowhere",

@@ -8,7 +8,7 @@ from tests.g3pt.tiny import tiny_g3pt
 
 
 def write_toy_generator(folder: Path) -> Path:
-    """Its export. The decoder's level is set to the middle of one sample's field, so that something is inside and something outside."""
+    """Write its export. The decoder's level is the median of one sample's field, so that every mesh has a surface."""
     made = tiny_g3pt().eval()
     head = made.tokenizer.decoder.head
     with torch.no_grad():

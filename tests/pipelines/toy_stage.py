@@ -1,4 +1,4 @@
-"""A stage of a few numbers that trains in milliseconds: for tests of the machinery around `fit`."""
+"""A stage of a few parameters that trains in milliseconds, for tests of the code around `fit`."""
 
 import json
 import os
@@ -31,9 +31,9 @@ class ToyModel(nn.Module):
 
 
 class ToyStage:
-    """config["toy"]: width, and optional dropout (0 where numbers of workers are compared: it draws by worker), sleep_s a step, fail_at (a
-    sample with an error), and samples at which the process gets a
-    signal, once each: term_at SIGTERM, kill_at SIGKILL."""
+    """config["toy"] has width and, optionally: dropout (0 if numbers of workers are compared, since each worker draws its own),
+    sleep_s per step, fail_at (the sample that raises an error), and term_at and kill_at (samples at which the process gets
+    SIGTERM or SIGKILL, once each)."""
 
     def __init__(self, spec: RunSpec, rank: int, world_size: int) -> None:
         self.toy, self.rank, self.world_size = spec.config["toy"], rank, world_size

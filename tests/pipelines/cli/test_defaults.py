@@ -1,4 +1,4 @@
-"""Where a command's flags come from: the command line, g3pt.toml, or the embedded defaults."""
+"""Flags come from the command line, g3pt.toml, or the embedded defaults."""
 
 import dataclasses
 import subprocess
@@ -118,7 +118,7 @@ def test_a_positional_argument_has_a_default_too(folder: Path) -> None:
 
 @pytest.mark.parametrize("job", ["preprocess", "train_cvq", "train_car", "scaling_sweep", "generate", "evaluate"])
 def test_every_job_prints_a_plan_without_flags(job: str, repository: Path, folder: Path) -> None:
-    """The defaults name fields that exist and values that pass; a dry run writes nothing."""
+    """The defaults have existing fields and valid values; a dry run writes nothing."""
     done = subprocess.run(
         [sys.executable, str(repository / "jobs" / f"{job}.py"), "--dry-run"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What parts of the pipeline register for the end of a command."""
+"""Functions that parts of the pipeline register for the end of a command."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a person reads of an error: the worker's own, where, at what, and what is safe; in one block, whatever Ray wraps around it."""
+"""The block that a failed command prints: the worker's own error, place, item and what is safe, without Ray's wrappers."""
 
 import errno
 import json
@@ -20,12 +20,12 @@ from tests.pipelines.cli.test_main import ToyFlags
 
 @pytest.fixture(autouse=True)
 def logs_go_with_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure keeps its log file: not in the machine's /tmp."""
+    """Failures keep their log file; keep it out of the machine's /tmp."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def caught(error: BaseException) -> BaseException:
-    """The error as a worker's frames leave it: raised inside `doing` at a step, then pickled, as Ray sends it."""
+    """The error as the driver gets it: raised inside `doing` at a step, then pickled as Ray does."""
     with pytest.raises(type(error)) as raised, doing("training cvq-toy"), naming_step(7):
         raise error
     return pickle.loads(pickle.dumps(raised.value))
@@ -131,7 +131,7 @@ def test_a_full_disk_is_told_without_a_place_in_the_code(
 
 
 def test_ray_data_s_advice_does_not_hide_the_file(tmp_path: Path) -> None:
-    """What Ray 2.60's `_annotate_exception_with_retry_context` does between the worker and the driver."""
+    """Ray 2.60's `_annotate_exception_with_retry_context` adds it between worker and driver."""
     with pytest.raises(OSError) as raised, doing("converting shard-00002"):
         raise OSError(errno.ENOSPC, "No space left on device", "/out/shard")
     raised.value.args = (*raised.value.args, "Failed to apply UDF transform after 1/1 attempts")
@@ -145,7 +145,7 @@ def test_usage_errors_of_workers_exit_2_with_one_line(tmp_path: Path, capsys: py
 
 
 def test_library_noise_goes_to_the_file_and_our_words_stay(tmp_path: Path, repository: Path) -> None:
-    """In a process of its own, whose descriptor 2 is real: native output, console loggers made before and after, warnings."""
+    """Runs in its own process with a real descriptor 2: native output, console loggers made before and after, warnings."""
     import subprocess
 
     program = (

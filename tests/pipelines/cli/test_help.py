@@ -1,4 +1,4 @@
-"""--help of every job: on one screen, each flag with its default, an example that parses; a mistyped flag finds its name."""
+"""--help of every job fits a screen, has each flag with its default and an example that parses; a mistyped flag gets a suggestion."""
 
 import dataclasses
 import re
@@ -30,7 +30,7 @@ SAME_WORDS = (
 
 
 def entry(job: str, monkeypatch: pytest.MonkeyPatch) -> tuple[type, str]:
-    """The flags and the example that a job hands to `pipelines.cli.main.main`."""
+    """The flags and the example that a job passes to `pipelines.cli.main.main`."""
     given: list[tuple[type, str]] = []
     monkeypatch.setattr("pipelines.cli.main.main", lambda flags, run, example, **more: given.append((flags, example)))
     runpy.run_path(str(REPOSITORY / "jobs" / job), run_name="__main__")

@@ -1,4 +1,4 @@
-"""Signals stop the work in the main thread; other threads leave them alone."""
+"""Signals stop work in the main thread; other threads do not change their handlers."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def test_a_signal_stops_the_work_and_handlers_come_back(monkeypatch: pytest.Monk
 
 
 def test_a_thread_that_starts_ray_leaves_the_signals_alone() -> None:
-    """As doctor's checks do, which run in a thread: signals can be set in the main one only."""
+    """Doctor's checks start Ray in a thread, and signal handlers can be set only in the main thread."""
     with interrupt.stoppable():
         armed = signal.getsignal(signal.SIGTERM)
         interrupt.in_thread(interrupt.rearm)

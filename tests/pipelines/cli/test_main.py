@@ -16,7 +16,7 @@ from pipelines.cli.errors import bad_input
 
 @pytest.fixture(autouse=True)
 def logs_go_with_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure keeps its log file: not in the machine's /tmp."""
+    """Failures keep their log file; keep it out of the machine's /tmp."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
@@ -104,7 +104,7 @@ def test_failure_is_1_and_interruption_130(capsys: pytest.CaptureFixture[str]) -
 def test_a_reader_that_leaves_ends_the_command_quietly(
     args: tuple[str, ...], unbuffered: str, repository: Path
 ) -> None:
-    """As `| head -0` does: the pipe's other end is closed before the first line."""
+    """With `| head -0` the other end of the pipe is closed before the first line."""
     program = "import sys; sys.stdin.read(); from tests.pipelines.cli.test_main import *; main.main(ToyFlags, run, example='', args=sys.argv[1:])"
     pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}

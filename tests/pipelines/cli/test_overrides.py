@@ -1,4 +1,4 @@
-"""Fields of a preset set by name: read by their type, checked like a preset, refused by name."""
+"""`--set`: fields of a preset are parsed by type, checked like a preset, and refused by name."""
 
 import pytest
 

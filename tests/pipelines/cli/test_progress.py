@@ -1,4 +1,4 @@
-"""Progress: sparse lines for machines, one rewritten line for each piece of work on a terminal, a rate without the start."""
+"""Progress: few lines in a log, one rewritten line per task on a terminal, and a rate that leaves out the start-up."""
 
 import io
 import re
@@ -79,7 +79,7 @@ def test_a_resumed_run_starts_where_it_stands_and_its_own_rate_wins(at: Callable
 
 
 def screen(text: str) -> list[str]:
-    """What a terminal shows of the text: carriage return, line feed, cursor up, and overwriting."""
+    """The text as a terminal shows it, with carriage return, line feed, cursor up and overwriting."""
     rows, row, column = [""], 0, 0
     for part in re.findall(r"\r|\n|\x1b\[A|\x1b\[[0-9;]*[A-Za-z]|[^\r\n\x1b]+", text):
         if part == "\r":

@@ -1,4 +1,4 @@
-"""A pool's results are those of the plain loop, whoever did the work and whoever died meanwhile."""
+"""A pool returns the results of a plain loop, even if actors die."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.pipelines.cluster.test_session import pretend
 
 
 class Squarer:
-    """Squares numbers; what its item asks for may happen first, once, as the file `marks` remembers."""
+    """Squares numbers. An item can ask for a fault, which happens once, as the file `marks` records."""
 
     def __init__(self, marks: str, offset: int) -> None:
         self.marks, self.offset = Path(marks), offset

@@ -1,4 +1,4 @@
-"""Where models run: a GPU for each actor where the cluster has GPUs, and none for an actor that was given none."""
+"""Devices: a GPU for each actor if the cluster has GPUs, and none for an actor that was assigned none."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from pipelines.cluster import session
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, given: list[int], **resources: float) -> None:
-    """A connected cluster of these resources, seen from a worker that was given these GPUs on a machine with CUDA."""
+    """Pretend that a cluster with these resources is connected and that this worker was assigned these GPUs."""
     import ray
     import torch
 

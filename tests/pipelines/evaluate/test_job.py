@@ -1,4 +1,4 @@
-"""Evaluation: an oracle scores perfectly, copies and wrong families are seen, untrained models run through, refusals are one line."""
+"""Evaluation: an oracle scores perfectly, copies and wrong families are detected, untrained models run, refusals are one line."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def _flags(data: Path, model: Path, output: Path, **changes: Any) -> EvaluateFla
 
 @pytest.fixture(autouse=True)
 def no_tracking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh MLflow store takes seconds: one test, marked slow, looks at it."""
+    """Without MLflow, whose new store takes seconds; a slow test covers it."""
     if "slow" not in request.keywords:
         monkeypatch.setattr("pipelines.tracking.tracked.tell", lambda *arguments: None)
 
@@ -77,7 +77,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_an_oracle_tokenizer_is_perfect(
     dataset: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logits of the true solid give IoU 1 and a mesh within a grid cell; the scores are computed from the logits, not from labels."""
+    """Logits of the true solid give IoU 1 and a mesh within one grid cell: scores come from the logits, not from labels."""
     from g3pt.geometry.labels import inside
     from g3pt.geometry.watertight import watertight
 
@@ -181,7 +181,7 @@ def test_a_shuffled_scale_takes_only_that_scale_from_another_object() -> None:
 def test_training_objects_in_the_test_split_are_found_and_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another sampling of a training object is a near-duplicate, although its Chamfer is over the threshold; a moved one is not."""
+    """A second sample of a training object is a near-duplicate, although its Chamfer is above the threshold; a moved object is not."""
     random = np.random.default_rng(0)
 
     def box(size: np.ndarray, count: int = 1024) -> np.ndarray:
@@ -208,7 +208,7 @@ def test_training_objects_in_the_test_split_are_found_and_left_out(
 
 
 def _scores(iou: float, chamfer: float | None, category: str = "cup", duplicate: bool = False) -> dict[str, Any]:
-    """What `Reconstructor.run` and the rest give for one object."""
+    """The scores of one object, from `Reconstructor.run` on."""
     surface = {
         name: (0.0 if name.startswith("f_score") else None) if chamfer is None else chamfer for name in SURFACE_NAMES
     }
@@ -275,7 +275,7 @@ class _Oracle:
         self.data = arguments
 
     def run(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """Samples as `evaluate_car.Sampler` gives them."""
+        """Samples in the form of `Sampler.run`."""
         samples = []
         for prompt, seed in zip(batch["prompts"], batch["seeds"], strict=True):
             family = FAMILIES[(FAMILIES.index(prompt["family"]) + self.turn) % 3]
@@ -286,7 +286,7 @@ class _Oracle:
 
 
 def _sample(prompt: dict[str, Any], seed: int, points: np.ndarray) -> dict[str, Any]:
-    """A whole object with these points, none of its attributes right."""
+    """A valid sample with these points and no correct attribute."""
     checks = {"num_faces": 12, "num_bodies": 1, "watertight": True, "sampling_floor": 0.06, "measured": {}}
     return {
         **prompt,
@@ -343,7 +343,7 @@ def test_copies_and_wrong_families_are_seen(
 
 @pytest.fixture(scope="module")
 def dataset_with_views(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same objects, each with two pictures: the first of its family's grey, the second black."""
+    """The same objects with two views each: the first in the grey of its family, the second black."""
     import dataclasses
     import io
 
@@ -363,7 +363,7 @@ def dataset_with_views(dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 class _Looker:
-    """A sampler that knows a family by its picture's grey."""
+    """A sampler that recognises a family by the grey of its picture."""
 
     clouds: dict[str, np.ndarray]
 
@@ -371,7 +371,7 @@ class _Looker:
         self.data = arguments
 
     def run(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """Samples as `evaluate_car.Sampler` gives them; those from text are all benches."""
+        """Samples in the form of `Sampler.run`; those from text are all benches."""
         import io
 
         from PIL import Image
@@ -500,7 +500,7 @@ def test_meshes_are_checked_for_what_makes_them_whole() -> None:
 
 
 def test_held_out_objects_tell_what_ruler_and_tokenizer_allow(dataset: Path) -> None:
-    """The solid of an object that the dataset holds shows what its caption states; one of another seed is left out."""
+    """The solid of a dataset object has the attributes of its caption; one of another seed is skipped."""
     info = datasets.open_dataset(dataset)
     rows = list(reading.read_rows(info, ["id", "caption", "category"], "test"))
     solids = [car.solid_of(row, info) for row in rows]
@@ -510,7 +510,7 @@ def test_held_out_objects_tell_what_ruler_and_tokenizer_allow(dataset: Path) -> 
 
 
 class _Guided:
-    """A sampler that listens to its prompt only when it is guided, and only on the constant schedule."""
+    """A sampler that follows its prompt only with guidance on the constant schedule."""
 
     clouds: dict[str, np.ndarray]
 
@@ -518,7 +518,7 @@ class _Guided:
         self.data = arguments
 
     def run(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """Samples as `Sampler` gives them."""
+        """Samples in the form of `Sampler.run`."""
         listens = batch["settings"].get("cfg", 0) > 0 and batch["settings"]["cfg_schedule"] == "constant"
         return [
             _sample(prompt, seed, self.clouds[prompt["family"] if listens else FAMILIES[0]])
@@ -627,7 +627,7 @@ def test_pictures_and_tracking(dataset: Path, exports: dict[str, Path], tmp_path
 def test_pictured_objects_lie_beside_the_json(
     kind: str, dataset_with_views: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gallery holds what was pictured, as files that open; a gallery that lost one is made again, with the JSON."""
+    """The gallery has the pictured objects as files that open; if one is missing, gallery and JSON are made again."""
     import trimesh
     from PIL import Image
 

@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """No renderer and no MLflow where a test isn't about them: both take seconds to start."""
+    """Without renderer and MLflow, which take seconds to start."""
     monkeypatch.setattr(job, "_picture", lambda output, ok: None)
     if "mlflow" not in request.node.name:
         monkeypatch.setattr(tracked, "tell", lambda *arguments: None)
@@ -288,7 +288,7 @@ def test_a_folder_that_began_flat_stays_so(model: Path, tmp_path: Path, monkeypa
 def test_actors_ask_for_the_gpus_that_the_cluster_has(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A GPU each where there are some: actors that ask for CPUs would all share the first GPU of their node."""
+    """Each actor asks for one GPU if there are any: actors that ask for CPUs would all share the first GPU of their node."""
     import ray
 
     from pipelines.cluster import session
@@ -393,7 +393,7 @@ job.generate(GenerateConfig(model=sys.argv[1], output=sys.argv[2], text="a chair
 
 @pytest.mark.slow
 def test_killed_anywhere_it_ends_with_the_files_of_an_uninterrupted_job(model: Path, tmp_path: Path) -> None:
-    """SIGKILL once some samples have their record."""
+    """SIGKILL after some samples have their record."""
     out, records = (
         tmp_path / "out",
         lambda: {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "samples").glob("[!.]*.json")},

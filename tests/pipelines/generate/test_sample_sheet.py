@@ -1,4 +1,4 @@
-"""A folder of generated meshes as one picture: all of them, in order, failed ones blank."""
+"""A folder of generated meshes as one picture: all samples in order, failed ones blank."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ BOX = (
 
 
 def generated(folder: Path, statuses: list[str]) -> Path:
-    """A folder as jobs/generate.py leaves it, as far as the picture reads it."""
+    """The parts of a generation's folder that the picture reads."""
     rows = [
         {"id": f"p{k}", "text": f"prompt {k}", "image": None, "seed": k, "file": f"p{k}.glb", "status": s}
         for k, s in enumerate(statuses)

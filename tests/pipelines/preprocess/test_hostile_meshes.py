@@ -1,4 +1,4 @@
-"""The collection of difficult files (G3PT_MESHES/hostile) through preprocessing: each ends as its manifest says, none touches a neighbour."""
+"""Preprocessing of difficult files (G3PT_MESHES/hostile): each ends as its manifest says and none changes another."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""Preprocessing without Ray: what is stale is redone, what is finished is kept, bad input is one clear line or one row."""
+"""Preprocessing without Ray: stale shards are redone, finished ones kept; bad input is one clear line or one row."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ CUBE_FACES = [(1, 2, 3, 4), (8, 7, 6, 5), (1, 5, 6, 2), (2, 6, 7, 3), (3, 7, 8, 
 
 
 def run_kept(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict]:
-    """As map_here, but the child lives on to the next test."""
+    """Like map_here, but keeps the child for the next test."""
     for task in tasks:
         yield stage.process_shard(task, config)
 
@@ -46,7 +46,7 @@ def one_child() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def logged(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """MLflow has its own tests: here only what would be logged is kept."""
+    """Collects what would be logged to MLflow."""
     from pipelines.tracking import tracked
 
     calls: list[dict] = []
@@ -185,7 +185,7 @@ def test_bytes_do_not_depend_on_the_order_of_work(tmp_path: Path, meshes: Path) 
 def test_four_workers_and_files_in_another_order_give_the_bytes_of_one(
     tmp_path: Path, meshes: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On Ray, each of the four with a shard in hand while the others have theirs; the folder is listed backwards."""
+    """On Ray, with all four workers converting at the same time and the folder listed backwards."""
     import ray
 
     for number in range(6, 24):
@@ -241,7 +241,7 @@ def test_a_run_that_dies_keeps_what_is_finished_and_is_no_dataset_until_it_is(
 def test_a_start_that_only_finishes_the_dataset_tells_of_it_once(
     tmp_path: Path, meshes: Path, logged: list[dict]
 ) -> None:
-    """Killed between the last shard and dataset.json: nothing is left to convert, but nothing was logged and there is no card yet."""
+    """After a kill between the last shard and dataset.json nothing is left to convert, but there is no card and no MLflow run yet."""
     first = run(config(tmp_path))
     whole = (first.path / "dataset.json").read_bytes()
     for name in MADE_BESIDE:

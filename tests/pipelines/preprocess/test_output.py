@@ -1,4 +1,4 @@
-"""Preprocessing and the folder it writes: a full or read-only disk, other people's files, two runs at once, what an edit redoes."""
+"""Preprocessing and its output folder: a full or read-only disk, foreign files, two runs at once, and what an edit redoes."""
 
 import errno
 import multiprocessing
@@ -26,7 +26,7 @@ NUM_SHARDS = 4
 
 
 class FakeBox:
-    """A sandbox whose rows hold no geometry: what is tested here is where they go."""
+    """A sandbox that returns rows without geometry."""
 
     def call(self, _function: str, arguments: dict) -> Result:
         config, item = PreprocessConfig(**arguments["config"]), arguments["item"]
@@ -65,7 +65,7 @@ def here(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator[dic
 
 
 def run(settings: PreprocessConfig) -> dict[str, tuple[bytes, int]]:
-    """Content and time of change of each shard afterwards."""
+    """Run it; returns content and modification time of each shard."""
     preprocess(settings, here)
     return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in Path(settings.output).glob("*.parquet")}
 
@@ -75,7 +75,7 @@ def run(settings: PreprocessConfig) -> dict[str, tuple[bytes, int]]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 60 kB; skipped where one can't be mounted."""
+    """A file system of 60 kB; skips the test if it cannot be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60k", "tmpfs", folder], capture_output=True).returncode:

@@ -1,4 +1,4 @@
-"""Planning: what is chosen, what is read again, and that a plan is the same in any order and holds little in memory."""
+"""Planning: which objects are chosen and read again; a plan does not depend on order and needs little memory."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def plan(settings: PreprocessConfig) -> Plan:
 
 
 def make(settings: PreprocessConfig) -> Plan:
-    """Write what is stale, unconverted, as the stage writes it."""
+    """Write the stale shards as the stage does, without converting."""
     todo = plan(settings)
     for task in todo.tasks:
         found = list(fetched(task.objects, settings))
@@ -66,7 +66,7 @@ def make(settings: PreprocessConfig) -> Plan:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files whose content was read."""
+    """Names of the files that were read."""
     names: list[str] = []
     whole = content._inside_file
     monkeypatch.setattr(content, "_inside_file", lambda root, path: names.append(path) or whole(root, path))
@@ -98,7 +98,7 @@ def test_a_touched_file_is_read_and_only_a_changed_one_is_stale(tmp_path: Path, 
 
 
 def test_a_file_that_changed_a_moment_ago_gets_no_stamp(tmp_path: Path, meshes: Path, read: list[str]) -> None:
-    """Another change could leave its time as it is, as on file systems that count in seconds."""
+    """Another change within the resolution of the file system's clock would not change its time."""
     now = time.time()
     write_mesh(meshes / "m1.off", when=now)
     make(config(tmp_path))
@@ -307,7 +307,7 @@ def test_the_number_of_shards_stays_as_it_was(tmp_path: Path, meshes: Path) -> N
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "no sidecar", "extra"])
 def test_the_remedy_that_an_inspection_names_redoes_the_shard(tmp_path: Path, meshes: Path, damage: str) -> None:
-    """What --verify finds is what the next start makes anew, once the named files are removed."""
+    """After the files that --verify names are removed, the next start makes exactly these shards again."""
     done = make(settings := config(tmp_path))
     datasets.write_dataset(Path(settings.output), settings.record, settings.settings, done.num_shards, done.current)
     index = min(done.current.shards)

@@ -1,4 +1,4 @@
-"""The sandbox: a hang, a crash, an error and an out-of-memory each cost one call, and no child outlives its parent."""
+"""The sandbox: a hang, a crash, an error or running out of memory costs one call, and no child outlives its parent."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Views of one object: the mesh as given in its colours, placed where its solid is; clay where there are none."""
+"""Views of one object: the mesh in its colours, at the place of its solid; clay without colours."""
 
 import io
 from pathlib import Path

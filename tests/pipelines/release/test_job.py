@@ -1,4 +1,4 @@
-"""Released weights: the same codes, a card made from the run's files, refusals by licence; credits beside pictures."""
+"""Releases: equal codes, a card from the run's files, refusals by licence, credits beside pictures."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ ROWS = [
 
 
 def finished_run(folder: Path, rows: list[dict[str, str]], **changes: object) -> Path:
-    """A run's folder as training leaves it, with random weights."""
+    """The folder of a finished run with random weights."""
     run = folder / "cvq-tiny-s0-12345678"
     tiny_tokenizer(**changes).save_pretrained(run / "export", extra={"trained_on": rows, "run": {}})
     train = {"steps": 50, "batch_size": 4, "precision": "fp32"}

@@ -1,4 +1,4 @@
-"""Real meshes and shapes under one manifest: only what may be given away, and readable by `jobs/preprocess.py --source dir`."""
+"""Real meshes and shapes in one manifest: only redistributable ones, readable by `jobs/preprocess.py --source dir`."""
 
 import csv
 from pathlib import Path

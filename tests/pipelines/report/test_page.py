@@ -1,4 +1,4 @@
-"""Reports of every kind of folder: whole, half-finished, damaged, hostile. What a browser makes of them: tests/jobs/test_report_page.py."""
+"""Reports of every kind of folder: whole, unfinished, damaged, hostile. In a browser: tests/jobs/test_report_page.py."""
 
 import hashlib
 import html.parser
@@ -50,7 +50,7 @@ def page(path: Path) -> str:
 
 
 def shapes_in(text: str) -> list[dict[str, Any]]:
-    """The objects that the viewer of a page gets."""
+    """The objects in the viewer of a page."""
     return json.loads(re.search(r'<script type="application/json" id="objects">(.*?)</script>', text)[1])
 
 
@@ -102,7 +102,7 @@ def test_a_folder_of_several_tells_them_all(tmp_path: Path) -> None:
 
 
 def test_a_wrong_number_is_noticed(tmp_path: Path) -> None:
-    """The check of all others: a page whose file changed after it was written does not pass."""
+    """The check itself works: a page whose file changed after it was written does not pass."""
     make_evaluation(tmp_path / "tokenizer.json")
     text = page(tmp_path / "tokenizer.json")
     file = tmp_path / "tokenizer.json"

@@ -1,4 +1,4 @@
-"""One process at a time, and a lock that no death leaves behind."""
+"""One process at a time; a lock ends with its process."""
 
 import errno
 import fcntl
@@ -24,7 +24,7 @@ with locked(Path(sys.argv[1])):
 
 
 def holder(file: Path, seconds: float) -> subprocess.Popen[str]:
-    """Another process that holds the lock."""
+    """Another process that has the lock."""
     command = [sys.executable, "-c", HOLDER, str(file), str(seconds)]
     found = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
     assert found.stdout.readline() == "locked\n"

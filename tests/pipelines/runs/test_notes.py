@@ -1,4 +1,4 @@
-"""Notes beside an output: the command at the start, the failure at the end, nothing of an interruption."""
+"""Notes beside an output: the command at the start and the failure at the end; none for an interruption."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""jobs/doctor.py: what each check says of a machine that is well and of one that is not; none hangs, none tells a secret."""
+"""jobs/doctor.py: each check on a working and on a broken machine; none hangs, none prints a secret."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ NODE = Node(id="a" * 56, address="10.0.0.5", cpus=2, gpus=0, is_driver=False)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, found: list[Found], *args: str) -> int:
-    """The exit code of a doctor whose checks find this."""
+    """The exit code of the doctor if its checks have this result."""
     checks = [Check(name=f"check{number}", timeout_s=5, run=lambda one=one: one) for number, one in enumerate(found)]
     monkeypatch.setattr(doctor, "all_checks", lambda flags: checks)
     with pytest.raises(SystemExit) as stop:
@@ -214,7 +214,7 @@ def test_nothing_at_the_address_is_said_at_once(monkeypatch: pytest.MonkeyPatch)
 
 
 def about(**changes: Any) -> dict[str, Any]:
-    """What a node like the driver tells."""
+    """The answer of a node like the driver."""
     disks = {"/tmp": ("/tmp", 100 * GIB)}
     return {
         "time": 0.0,
@@ -256,7 +256,7 @@ def test_a_node_that_gives_no_answer_or_no_gpu() -> None:
 
 
 class LocalNodes(Nodes):
-    """One node that is this process; `elsewhere` is what it sees at the storage's path."""
+    """One node, this process; `elsewhere` is the folder that it sees at the storage's path."""
 
     def __init__(self, storage: Path, elsewhere: Path | None = None, ahead_s: float = 0.0) -> None:
         self.found, self.storage, self.elsewhere, self.ahead_s = (

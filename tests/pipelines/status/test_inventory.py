@@ -1,4 +1,4 @@
-"""Every state of every kind of thing, from folders made by hand."""
+"""Every state of every kind of output, from hand-made folders."""
 
 import fcntl
 import json
@@ -40,7 +40,7 @@ def look(root: Path, verify: bool = False) -> dict[str, Item]:
 
 
 def states(root: Path) -> dict[str, str]:
-    """Path -> state of all that is not done."""
+    """Path -> state of every output that is not done."""
     return {path: item.state for path, item in look(root).items() if item.state != "done"}
 
 
@@ -290,7 +290,7 @@ def test_a_lost_shard_is_named(root: Path) -> None:
 
 
 def mesh_dataset(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A dataset of the two meshes in root/in, planned and written as ever but not converted; the folder of meshes."""
+    """A dataset of the two meshes in root/in, planned and written without conversion; returns the folder of meshes."""
     from g3pt.data import datasets, records
     from pipelines.preprocess import job
     from pipelines.preprocess.sources import inputs_hash

@@ -1,4 +1,4 @@
-"""jobs/status.py: exit codes, the table on a terminal and through a pipe, JSON, and text that must not reach the terminal as it is."""
+"""jobs/status.py: exit codes, the table on a terminal and in a pipe, JSON, and escaping of hostile text."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(finished: Path, tmp_path: Path) -> Path:
-    """A copy to change; its inputs are those of the original."""
+    """A copy to change, with the inputs of the original."""
     return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
@@ -68,7 +68,7 @@ def test_through_a_pipe_a_thing_is_one_line(root: Path, capsys: pytest.CaptureFi
 
 
 def run_of(root: Path) -> str:
-    """--output of the runs' commands, which the copy kept."""
+    """The --output in the runs' commands, which the copy keeps."""
     return json.loads((root / "runs/car-toy-s0-22222222/command.json").read_text())["command"].split()[-1]
 
 
@@ -113,14 +113,14 @@ def test_a_missing_folder_with_a_hostile_name(tmp_path: Path, capsys: pytest.Cap
 
 
 class Terminal(io.StringIO):
-    """What looks like one to the command."""
+    """A stream that looks like a terminal to the command."""
 
     def isatty(self) -> bool:
         return True
 
 
 def on_a_terminal(root: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the command writes to a terminal of so many columns."""
+    """The output of the command on a terminal of this many columns."""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", str(columns))
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Where a person meets the collapse alarm: a line when it sets in, a tag in MLflow, status and the report."""
+"""The collapse alarm as a user sees it: a line when it is raised, a tag in MLflow, status and the report."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ WORDS = "codes collapse at scale 1: 0.12 of the reachable codes are used (floor 
 
 
 def run_folder(folder: Path, *windows: dict[str, float]) -> tuple[RunSpec, Path]:
-    """A run's folder with these windows in its ledger, ten samples apart."""
+    """A run's folder whose ledger has these windows, ten samples apart."""
     spec = toy_spec()
     run_dir = folder / spec.name
     run_dir.mkdir(parents=True)
@@ -66,7 +66,7 @@ def test_a_run_that_ends_so_says_it_once(
 
 
 class Store:
-    """As much of `Tracking` as a Mirror needs."""
+    """The part of `Tracking` that a Mirror uses."""
 
     def __init__(self) -> None:
         self.tags: dict[str, str] = {}

@@ -78,7 +78,7 @@ for _ in range(4):
 
 @pytest.mark.slow
 def test_four_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
-    """Forks of one that has imported MLflow and opened no store."""
+    """Forks of a process that has imported MLflow and opened no store."""
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     uri = tracking.tracking_uri(tmp_path / "runs")
     done = subprocess.run([sys.executable, "-c", IN_FORKS, uri], env=env, capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""What a person finds in MLflow after work that succeeded, failed, or was killed and resumed, read back through its client."""
+"""MLflow after work that succeeded, failed, or was killed and resumed, read through its client."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from pipelines.tracking.tracked import followed, logged
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for the tests of this file: a fresh one takes a second."""
+    """One store for the tests of this file; a new one takes a second."""
     return tmp_path_factory.mktemp("tracked")
 
 
@@ -176,7 +176,7 @@ def test_a_child_stands_below_its_study(folder: Path) -> None:
 
 
 def test_experiments_introduce_themselves_with_a_table_of_results(folder: Path) -> None:
-    """The view's format was read off what MLflow 3.17's own page saves."""
+    """The format of the view is what MLflow 3.17's own page saves."""
     import base64
     import zlib
 

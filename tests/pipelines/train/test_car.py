@@ -78,7 +78,7 @@ def test_workers_share_the_global_batch(paths: dict[str, str]) -> None:
 
 @pytest.fixture
 def streamed(paths: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., CARStage]:
-    """The train split held to be too large: shard by shard, two at a time."""
+    """The training split, streamed shard by shard as if it were too large."""
     original = car_batches.training_objects
     monkeypatch.setattr(
         car_batches,

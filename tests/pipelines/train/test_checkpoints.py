@@ -1,4 +1,4 @@
-"""Checkpoints of sharded runs: written by all workers, read by any number of either kind, whole or passed over."""
+"""Checkpoints of sharded runs: written by all workers, read by any number, and skipped if incomplete."""
 
 import os
 import subprocess
@@ -81,7 +81,7 @@ def test_files_and_folders_are_kept_and_removed_alike(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_sharded_workers_then_one_then_two_give_the_run_of_one(tmp_path: Path) -> None:
-    """The toy run fails at sample 40 under two workers, at 60 alone, and comes to its end under two."""
+    """The toy run fails at sample 40 with two workers and at 60 with one, and finishes with two."""
     whole = run.train_run(toy_spec(dropout=0.0), tmp_path / "whole", num_workers=0, build=TOY)
     program = (
         "import datetime, sys; import torch.distributed as dist\n"

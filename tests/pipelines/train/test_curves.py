@@ -1,4 +1,4 @@
-"""A tokenizer's quality against the tokens it takes: the picture in MLflow, and the plot and table of the report."""
+"""A tokenizer's quality by number of tokens: the picture in MLflow, and the plot and table of the report."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a training command checks before Ray starts, and what makes two runs different."""
+"""Checks of a training command before Ray starts, and what gives two runs different names."""
 
 import dataclasses
 import re
@@ -126,7 +126,7 @@ def test_another_caption_makes_another_run(paths: dict, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [1, 7, 60, 250, 470, 1199])
 def test_a_short_run_saves_only_where_it_reports(steps: int) -> None:
-    """Otherwise the first mean after a resumption covers fewer steps than an uninterrupted run's."""
+    """Otherwise the first mean after resuming would cover fewer steps than that of an uninterrupted run."""
     flags = TrainCVQFlags(data="data", output="runs", steps=steps)
     config = jobs._varied(dataclasses.replace(car_preset("nano")[1], steps=1200), flags)
     assert config.checkpoint_every % config.log_every == 0
@@ -134,7 +134,7 @@ def test_a_short_run_saves_only_where_it_reports(steps: int) -> None:
 
 
 def test_micro_batches_are_part_of_a_tokenizer_s_name_only_where_they_change_it() -> None:
-    """It is the objects of all workers at once that are normalised together; a generator normalises nothing."""
+    """A tokenizer normalises over the objects of one micro-batch of all workers; a generator does not."""
 
     def name(stage: str, **given: int) -> str:
         spec = RunSpec(stage=stage, preset="nano", seed=0, config={"train": {"batch_size": 16}})

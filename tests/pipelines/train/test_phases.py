@@ -1,4 +1,4 @@
-"""kill -9 in each phase of a tokenizer's training and at the switches: the weights and the ledger of an uninterrupted run, to the bit."""
+"""SIGKILL in and between the phases of a tokenizer's training: weights and ledger are bitwise those of an uninterrupted run."""
 
 import dataclasses
 import multiprocessing
@@ -32,7 +32,7 @@ KILLED = {
 
 
 def run(run_dir: Path, **paths: str) -> int:
-    """One start of the run in a process of its own; its exit code, negative for a signal."""
+    """Start the run in its own process; returns the exit code, negative for a signal."""
     model = dataclasses.asdict(dataclasses.replace(TINY, **SHARES))
     spec = RunSpec(stage="cvq", preset="tiny", seed=0, config={"model": model, "train": LOOP}, paths=paths)
     config: dict[str, Any] = train.work_config(spec, run_dir, BUILD)

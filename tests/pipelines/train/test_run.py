@@ -1,4 +1,4 @@
-"""Runs that stop and start again: one ledger, one export, whatever happened between. A killed command: tests/jobs/test_train_killed.py."""
+"""Runs that stop and resume have one ledger and one export. Killed commands: tests/jobs/test_train_killed.py."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def weights_hash(run_dir: Path) -> str:
 
 
 def records_of(run_dir: Path) -> list[dict[str, float]]:
-    """All but what differs from run to run."""
+    """Records without the fields that differ between runs."""
     return [
         {k: v for k, v in row.items() if k not in ("time", "samples_per_second")}
         for row in Ledger(run_dir / "metrics.jsonl").read()
@@ -140,7 +140,7 @@ for kill_at in (4, 40):
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
-    """Each start is a process of its own, a fork of one that has imported everything and trained nothing."""
+    """Each start is its own process, forked from one that has imported everything."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
         [sys.executable, "-c", IN_FORKS, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
@@ -158,7 +158,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) ->
 def test_a_signal_to_the_driver_saves_the_step_at_hand(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Between two records and two checkpoints; the next start goes on from there, and ledger and weights are an uninterrupted run's."""
+    """The signal comes between two records and two checkpoints; the next start resumes there, with the ledger and weights of an uninterrupted run."""
     monkeypatch.setattr(interrupt, "GRACE_S", 1e6)  # what would cut this process off
     spec = toy_spec(term_at=16, paths={"mark": str(tmp_path / "mark")})
     run_dir = tmp_path / "runs" / spec.name
@@ -206,7 +206,7 @@ def test_an_unreadable_newest_checkpoint_is_passed_over(
 
 @pytest.mark.slow
 def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(whole: Path, tmp_path: Path) -> None:
-    """A worker of the killed start still holds the run and writes one more checkpoint, while the new start's second worker is there already."""
+    """A worker of the killed start still has the run and writes a checkpoint after the new start's second worker has begun."""
     program = (
         "import datetime, sys; from pathlib import Path; import torch.distributed as dist; import g3pt.training.fit\n"
         "from tests.pipelines.train.test_run import *\n"
@@ -263,8 +263,8 @@ def test_object_store_is_refused_clearly() -> None:
 def test_under_ray_a_lost_worker_costs_nothing(
     whole: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The worker gets SIGTERM: the step at hand is saved, between two records and two checkpoints, and the run ends as the signal says.
-    Started again the worker kills itself, and Train restarts it; the export is that of an uninterrupted run without Ray."""
+    """After SIGTERM the worker saves the current step, between two records and two checkpoints, and the run ends with the signal's code.
+    Started again, the worker kills itself and Train restarts it; the export is that of an uninterrupted run without Ray."""
     spec = toy_spec(term_at=16, kill_at=40, paths={"mark": str(tmp_path / "mark")})
     with pytest.raises(Stopped) as stopped:
         train.train_run(spec, tmp_path / "runs", num_workers=1, build=TOY)
@@ -280,7 +280,7 @@ def test_under_ray_a_lost_worker_costs_nothing(
 
 @pytest.mark.slow
 def test_two_workers_see_each_sample_once(whole: Path, tmp_path: Path, ray_cluster: None) -> None:
-    """Fully sharded, an object at a time: what a run computes at once is no part of its name. Equal curves: tests/g3pt/training/test_parallel.py."""
+    """Fully sharded, with micro-batches of one, which are no part of a run's name. Equal curves: tests/g3pt/training/test_parallel.py."""
     speed = train.Speed(parallel="fsdp", micro_batch=1, num_to_keep=1)
     run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=2, build=TOY, speed=speed)
     assert run_dir.name == whole.name and len(checkpoints.checkpoints(run_dir / "checkpoints")) == 1

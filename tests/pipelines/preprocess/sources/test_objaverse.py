@@ -1,4 +1,4 @@
-"""`--source objaverse` against a hub on the loopback: what is chosen, what is read, what rows say, and what a bad server costs."""
+"""`--source objaverse` with a hub on loopback: selection, downloads, rows, and the cost of a bad server."""
 
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ def server() -> Iterator[HubServer]:
 
 @pytest.fixture
 def hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    """The toy objects; MLflow is not told."""
+    """The toy objects, without MLflow."""
     use(server, monkeypatch)
     monkeypatch.setattr(tracked, "tell", lambda *_: None)
     server.files, server.faults, server.for_ever, server.seen = {}, {}, False, []
@@ -66,14 +66,14 @@ def listed(tmp_path: Path, **change: object) -> dict[str, SourceObject]:
 
 
 def run(settings: PreprocessConfig) -> dict[str, dict[str, Any]]:
-    """The dataset's rows; the sandbox's child lives on."""
+    """Run the command and return the rows; the sandbox's child is kept for the next call."""
     assert preprocess(settings, run_kept) == settings.output
     info = datasets.open_dataset(settings.output)
     return {row["id"]: row for row in reading.read_rows(info, info.columns, status=None)}
 
 
 def run_kept(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator[dict]:
-    """What a Ray task does, called here: from text to text."""
+    """The work of a Ray task, in this process, from text to text."""
     for task in tasks:
         yield json.loads(stage._process_text(task.to_json(), json.dumps(dataclasses.asdict(settings))))
 
