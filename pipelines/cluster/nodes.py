@@ -34,17 +34,16 @@ class Nodes:
     def __init__(self) -> None:
         self.found: list[Node] = []
 
-    def connect(self, ray_address: str | None) -> None:
-        """Join or start the cluster and list its nodes."""
-        logging.getLogger("ray._private.worker").setLevel(logging.ERROR)  # it warns that this is not the main thread
-        session.connect(ray_address)
+    @classmethod
+    def living(cls) -> Nodes:
+        """The living nodes of the connected cluster."""
         import ray
 
-        own = ray.get_runtime_context().get_node_id()
+        own, nodes = ray.get_runtime_context().get_node_id(), cls()
         for node in ray.nodes():
             if node["Alive"]:
                 cpus, gpus_ = (float(node["Resources"].get(name, 0)) for name in ("CPU", "GPU"))
-                self.found.append(
+                nodes.found.append(
                     Node(
                         id=node["NodeID"],
                         address=node["NodeManagerAddress"],
@@ -53,6 +52,13 @@ class Nodes:
                         is_driver=node["NodeID"] == own,
                     )
                 )
+        return nodes
+
+    def connect(self, ray_address: str | None) -> None:
+        """Join or start the cluster and list its nodes."""
+        logging.getLogger("ray._private.worker").setLevel(logging.ERROR)  # it warns that this is not the main thread
+        session.connect(ray_address)
+        self.found = self.living().found
 
     def on_each(
         self, function: Callable[..., Any], *args: Any, timeout_s: float = NODE_TIMEOUT_S
@@ -91,3 +97,12 @@ def node_id() -> str:
     import ray
 
     return ray.get_runtime_context().get_node_id() if ray.is_initialized() else socket.gethostname()
+
+
+def node_name() -> str:
+    """This node's address inside Ray, else the host's name."""
+    if not session.is_connected():
+        return socket.gethostname()
+    import ray
+
+    return ray.util.get_node_ip_address()

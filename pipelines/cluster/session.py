@@ -10,11 +10,14 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from pipelines.cli import interrupt
 from pipelines.cli.endings import Ending, at_end
 from pipelines.cli.errors import UsageError
 from pipelines.cli.paths import REPOSITORY
+from pipelines.cli.progress import say
+from pipelines.cluster import start
 
 OBJECT_STORE_BYTES = 512 * 2**20  # shared memory of a local cluster; datasets pass through it shard by shard
 PASSED_ON = (
@@ -44,32 +47,45 @@ def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_s
 
     if ray.is_initialized():
         return
-    address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, object] = {}
+    address, source = start.address_and_source(ray_address)
+
+    def init(**options: object) -> Any:
+        # Prints of workers stay in Ray's logs (below /tmp/ray): the driver reports progress.
+        return ray.init(
+            address=address,
+            runtime_env={"env_vars": worker_env()},
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            **options,
+        )
+
     if address == "local":
-        cpus = num_cpus or available_cpus()
-        options = {
-            "num_cpus": cpus,
-            "include_dashboard": False,
-            "object_store_memory": OBJECT_STORE_BYTES,
-            "resources": {"sweep_slot": sweep_slots or float(cpus)},
-        }
-        # Ray announces at every start that a local cluster asks for a token; docs/guide/cluster.md says so once.
-        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    # Prints of workers stay in Ray's logs (below /tmp/ray): the driver reports progress.
-    session = ray.init(
-        address=address,
-        runtime_env={"env_vars": worker_env()},
-        logging_level=logging.WARNING,
-        log_to_driver=False,
-        **options,
-    )
+        options = _local_options(num_cpus or available_cpus(), sweep_slots)
+        session = start.started(lambda: init(**options))
+    else:
+        session = start.joined(init, address, source)
     logs = Path(session.address_info["session_dir"]) / "logs"  # on the node that this process runs on
     at_end("Ray", Ending(close=disconnect, failure_rows=lambda: [("Ray", f"its logs are in {logs}")]))
     interrupt.rearm()  # Ray has replaced our handler of SIGTERM
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False  # pipelines.cli.progress shows it
     data.raise_original_map_exception = True
+
+
+def _local_options(num_cpus: int, sweep_slots: float | None) -> dict[str, object]:
+    """Ray's options for a small private cluster."""
+    # Ray announces at every start that a local cluster asks for a token; docs/guide/cluster.md says so once.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    folder = start.short_folder()
+    if folder:
+        say(f"  Ray's sockets and logs go to {folder}: TMPDIR is too long for them")
+    return {
+        "num_cpus": num_cpus,
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "resources": {"sweep_slot": sweep_slots or float(num_cpus)},
+        **({"_temp_dir": folder} if folder else {}),
+    }
 
 
 def wants_gpu(device: str = "auto") -> bool:
@@ -131,6 +147,7 @@ def quiet_environment() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TQDM_PATCH_PRINT": "0",
+        "RAY_agent_register_timeout_ms": "60000",  # for a raylet's agents; Ray's 15 s are too few on a busy machine
     }
     for key, value in defaults.items():
         os.environ.setdefault(key, value)

@@ -88,7 +88,7 @@ def all_checks(flags: DoctorFlags) -> list[Check]:
         Check(name="ray-auth", timeout_s=10, run=on_cluster.check_auth),
         Check(
             name="ray",
-            timeout_s=90,
+            timeout_s=240,  # a busy machine: three tries
             run=lambda: on_cluster.check_ray(nodes, flags.ray_address),
             remedy=on_cluster.NO_ANSWER,
         ),

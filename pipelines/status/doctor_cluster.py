@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.cli.errors import one_line
 from pipelines.cli.paths import REPOSITORY
 from pipelines.cli.plain_text import duration, without_login
-from pipelines.cluster.nodes import NODE_TIMEOUT_S, Node, Nodes, node_id
+from pipelines.cluster import start
+from pipelines.cluster.nodes import NODE_TIMEOUT_S, Node, Nodes
+from pipelines.cluster.start import said
+from pipelines.cluster.storage import probe, remove_own
 from pipelines.status.doctor_machine import (
     Found,
     disk_space,
@@ -35,7 +37,6 @@ from pipelines.status.doctor_machine import (
 from pipelines.tracking.client import Tracking, tracking_uri
 
 SKEW_S = 5.0  # largest accepted difference of clocks between driver and worker, beyond the time of the answer
-SEEN_WITHIN_S = 10.0  # time in which a network file system must show another machine's file
 NO_ANSWER = "a head that has ended leaves its address in /tmp/ray/ray_current_cluster: start it again, or leave out --ray-address and RAY_ADDRESS"
 RAY_FIRST = "fix `ray` first"
 NO_TOKEN = "export RAY_AUTH_MODE=token; ray get-auth-token --generate"
@@ -46,42 +47,23 @@ def counted(nodes: Nodes) -> str:
     return f"{len(nodes.found)} node{'s' * (len(nodes.found) != 1)}"
 
 
-def said(error: BaseException) -> str:
-    """The error's type and first 200 characters, without passwords."""
-    return without_login(f"{type(error).__name__}: {one_line(error)[:200]}")
-
-
 # ---------------------------------------------------------------------------------------------------------------- Ray
 
 
 def check_ray(nodes: Nodes, ray_address: str | None) -> Found:
-    """Check that the cluster can be joined, or that a local one starts."""
-    address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
-    source = (
-        "--ray-address"
-        if ray_address
-        else "RAY_ADDRESS"
-        if os.environ.get("RAY_ADDRESS")
-        else "neither --ray-address nor RAY_ADDRESS"
-    )
+    """Check that the cluster can be joined, or that a local one starts, as the commands do it."""
+    address, source = start.address_and_source(ray_address)
     try:
-        answers(address)
         nodes.connect(ray_address)
-    except Exception as error:  # Ray raises its own errors, ConnectionError, ValueError, RuntimeError
-        remedy = "is a head running there (`ray start --head` in the repository), with the same RAY_AUTH_MODE and token? For a local cluster: unset RAY_ADDRESS"
-        if address == "local":
-            remedy = "`ray start --head --block` shows the cause; Ray's logs are below /tmp/ray/session_latest/logs"
-        return failed(f"{address} ({source}): {said(error)}", remedy)
+    except start.NoRay as error:
+        return failed(error.cause, error.remedy)
     cpus, gpus_ = sum(node.cpus for node in nodes.found), sum(node.gpus for node in nodes.found)
     what = "a local cluster starts" if address == "local" else f"joined {address}"
+    if address == "local" and (folder := start.short_folder()):
+        return warning(
+            f"{what}, with its sockets and logs in {folder}: TMPDIR is too long for them", "export TMPDIR=/tmp"
+        )
     return ok(f"{what} ({source}): {counted(nodes)}, {cpus:g} CPUs, {gpus_:g} GPUs")
-
-
-def answers(address: str, timeout_s: float = 5.0) -> None:
-    """OSError unless something listens at host:port. Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout_s).close()
 
 
 def token_source() -> str | None:
@@ -207,52 +189,25 @@ def judge_node(node: Node, about: Any, here: dict[str, Any], skew_s: float | Non
 # ------------------------------------------------------------------------------------------------------------ storage
 
 
-def read_and_write(folder: str, name: str, expected: str) -> str:
-    """Read the driver's file and write this node's own beside it; return "" or what went wrong. Runs on a node."""
-    if not Path(folder).is_dir():
-        return "no such folder there"
-    file, deadline = Path(folder, name), time.monotonic() + SEEN_WITHIN_S
-    while not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    try:
-        if not file.exists() or file.read_text() != expected:
-            return "it does not see the driver's file: not shared"
-        Path(folder, f"{name}-{node_id()}").write_text(expected)
-    except OSError as error:
-        return f"cannot write: {type(error).__name__}: {error.strerror}"
-    return ""
-
-
-def remove_own(folder: str, name: str) -> None:
-    """Remove what `read_and_write` left on this node, shared or not."""
-    for file in Path(folder).glob(f"*{name}*"):
-        file.unlink(missing_ok=True)
-
-
 def check_storage(nodes: Nodes, storage: str) -> Found:
     """Check that files written here can be read on each node and the reverse, so that it is really one folder."""
-    folder, name, text = Path(storage), f".g3pt-doctor-{uuid.uuid4().hex}", uuid.uuid4().hex
+    folder = Path(storage)
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        answers = probe(nodes, storage)
     except OSError as error:
         return failed(
             f"{storage}: {type(error).__name__}: {error.strerror}", "set --storage to a folder that you can write to"
         )
-    try:
-        problems = []
-        for node, answer in nodes.on_each(read_and_write, storage, name, text):
-            problem = said(answer) if isinstance(answer, BaseException) else answer
-            if not problem and not appears(folder / f"{name}-{node.id}", text):
-                problem = "its file does not arrive here: not shared"
-            if problem:
-                problems.append(f"{node.address}: {problem}")
     finally:
-        nodes.on_each(remove_own, storage, name)
-        remove_own(storage, name)
-        if made and not any(folder.iterdir()):
+        if made and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+    problems = [
+        f"{node.address}: {said(problem) if isinstance(problem, BaseException) else problem}"
+        for node, problem in answers
+        if problem
+    ]
     if problems:
         return failed(
             f"{storage}: {'; '.join(problems)}",
@@ -261,14 +216,6 @@ def check_storage(nodes: Nodes, storage: str) -> Found:
     if not nodes.found:
         return warning(f"{storage}: written here, not tried from a worker", RAY_FIRST)
     return ok(f"{storage}: written and read both ways between driver and {counted(nodes)}")
-
-
-def appears(file: Path, text: str) -> bool:
-    """Whether the file has this text within SEEN_WITHIN_S, as a network file system may show it late."""
-    deadline = time.monotonic() + SEEN_WITHIN_S
-    while not (found := file.exists() and file.read_text() == text) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- MLflow

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli import main
+from pipelines.cluster import storage as cluster_storage
 from pipelines.cluster.nodes import Node, Nodes, node_id
 from pipelines.status import doctor, doctor_cluster, doctor_machine
 from pipelines.status.doctor import Check, DoctorFlags, run_all
@@ -280,18 +281,18 @@ def test_shared_storage_is_tried_both_ways_and_left_as_it_was(tmp_path: Path) ->
 
 
 def test_storage_that_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_cluster, "SEEN_WITHIN_S", 0.3)
+    monkeypatch.setattr(cluster_storage, "SEEN_WITHIN_S", 0.3)
     storage, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     assert "no such folder there" in doctor_cluster.check_storage(LocalNodes(storage, elsewhere), str(storage)).found
     elsewhere.mkdir()
     found = doctor_cluster.check_storage(LocalNodes(storage, elsewhere), str(storage))
     assert (found.state, "does not see the driver's file" in found.found) == ("failed", True)
-    monkeypatch.setattr(doctor_cluster, "read_and_write", lambda *_: "")
+    monkeypatch.setattr(cluster_storage, "read_and_write", lambda *_: "")
     assert (
         "its file does not arrive here"
         in doctor_cluster.check_storage(LocalNodes(storage, elsewhere), str(storage)).found
     )
-    assert list(tmp_path.rglob("*doctor*")) == []
+    assert list(tmp_path.rglob("*probe*")) == []
 
 
 def test_storage_that_is_a_file(tmp_path: Path) -> None:
