@@ -3,25 +3,22 @@ another run.
 
 How: `check_output` runs before anything is planned. `alone_in` holds the folder's lock (`pipelines.runs.locks`) during
 the work.
-Ours: buckets and some network mounts have no locks. Two runs with the same flags are safe there (both write whole files
-      with equal bytes). Two runs with different flags overwrite each other's shards, and the later dataset.json may
-      name replaced ones.
+Ours: buckets have no locks. Two runs with the same flags are safe there (both write whole files with equal bytes). Two
+      runs with different flags overwrite each other's shards, and the later dataset.json may name replaced ones.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from g3pt.data import datasets
 from g3pt.data.datasets import SHARD_FILE
 from g3pt.data.records import SCHEMA_VERSION
 from g3pt.data.storage import Location, RemotePath, listing, location
-from pipelines.cli.errors import UsageError, bad_input
-from pipelines.runs.locks import LOCK_FILE, Held, locked
+from pipelines.cli.errors import bad_input
+from pipelines.runs import locks
 from pipelines.runs.notes import COMMAND_FILE, read_note
 
 
@@ -68,47 +65,7 @@ def _schema_version(sidecar: Location) -> object:
     return found.get("schema_version") if isinstance(found, dict) else None
 
 
-@contextlib.contextmanager
-def alone_in(output: str) -> Iterator[None]:
-    """Make a local folder and hold its lock inside the block.
-
-    UsageError if another run works there or it cannot be written.
-
-    Folders made here that stay empty, because the input was bad, are removed.
-    """
+def alone_in(output: str) -> AbstractContextManager[None]:
+    """The lock of a local folder (`pipelines.runs.locks`); a bucket has none."""
     folder = location(output)
-    if isinstance(folder, RemotePath):
-        yield
-        return
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with _locked(folder):
-            yield
-    finally:
-        with contextlib.suppress(OSError):  # not empty
-            for path in made:
-                path.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. It is not required where the file system has no locks: see Ours."""
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(folder / LOCK_FILE, needed=False))
-        except Held:
-            raise UsageError(
-                f"--output {folder}: another run is working there{_who(folder)}; wait until it ends, or choose "
-                "another folder"
-            ) from None
-        except OSError as error:
-            raise UsageError(f"--output {folder} cannot be written: {error.strerror}") from error
-        yield
-
-
-def _who(folder: Path) -> str:
-    note = read_note(folder, COMMAND_FILE) or {}
-    if not {"pid", "host", "started"} <= note.keys():
-        return ""
-    return f" (process {note['pid']} on {note['host']}, since {time.strftime('%H:%M:%S', time.localtime(note['started']))})"
+    return nullcontext() if isinstance(folder, RemotePath) else locks.alone_in(folder)

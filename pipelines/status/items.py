@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.runs.locks import LOCK_FILE, is_held
+from pipelines.runs.locks import LOCK_FILE, is_held, process_lives
 from pipelines.runs.notes import COMMAND_FILE, read_note
 
 STATES = ("done", "partial", "stale", "failed")
@@ -118,17 +117,6 @@ def activity(folder: Path, note: Mapping[str, Any], *files: Path, interval_s: fl
     else:
         working = idle_s < max(QUIET_S, 3 * interval_s)
     return {"working": working, "idle_seconds": round(idle_s, 1)}
-
-
-def process_lives(pid: int) -> bool:
-    """Whether this machine has a process with this id."""
-    try:
-        os.kill(pid, 0) if pid > 0 else None
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return pid > 0
 
 
 def counted(counts: Mapping[str, int], shown: int = 3) -> str:

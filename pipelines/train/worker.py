@@ -18,14 +18,17 @@ from typing import Any
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import doing
 from pipelines.cli.freed_memory import keep_freed_memory
+from pipelines.cluster.nodes import node_name
 from pipelines.cluster.stopping import stoppable
+from pipelines.cluster.storage import sizes_of
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger, Record
-from pipelines.runs.locks import LOCK_FILE, Held, locked
+from pipelines.runs.locks import STALE_S, Held, locked
 from pipelines.train.checkpoints import agreed_checkpoint, remove_unfinished, save_checkpoint, save_sharded
 
 BUILD_STAGE = "pipelines.train.stages:build_stage"
-LOCK_WAIT_S = 60.0  # time for a worker of a killed run to disappear
+WORKER_LOCK = ".worker.lock"  # rank 0's, beside the driver's: a killed driver's worker may live for some seconds
+LOCK_WAIT_S = STALE_S + 30.0  # time for a worker of a killed driver to disappear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ def work_config(spec: RunSpec, run_dir: Path, build: str = BUILD_STAGE, speed: S
     return {"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build, "speed": asdict(speed or Speed())}
 
 
-def ray_work(config: dict[str, Any]) -> None:
+def ray_work(config: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's entry point on each worker: calls `work` with this worker's rank and device."""
     import ray.train
     import torch
@@ -55,17 +58,20 @@ def ray_work(config: dict[str, Any]) -> None:
     context, device = ray.train.get_context(), get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    work(config, rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
+    return work(config, rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
 
 
-def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: Any = "cpu") -> None:
-    """Train as one worker of a run, from its newest checkpoint to the end. Only rank 0 writes."""
+def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: Any = "cpu") -> dict[str, Any]:
+    """Train as one worker of a run, from its newest checkpoint to the end. Only rank 0 writes.
+
+    Returns this node and the files (path -> bytes) of the finished run, for `pipelines.cluster.storage.check_arrived`.
+    """
     from g3pt.training.fit import fit
     from g3pt.training.parallel import make_parallel
 
     keep_freed_memory(2**30, 2**31 - 1)  # activations of some MB are freed in every step
     spec, run_dir, speed = RunSpec.from_dict(config["spec"]), Path(config["run_dir"]), Speed(**config.get("speed", {}))
-    with doing(f"training {spec.name}"), run_lock(run_dir) if rank == 0 else contextlib.nullcontext():
+    with doing(f"training {spec.name}"), worker_lock(run_dir) if rank == 0 else contextlib.nullcontext():
         state = agreed_checkpoint(run_dir / "checkpoints", rank, world_size, device)
         stage = resolve(config["build"])(spec, rank, world_size)
         ledger = Ledger.of(run_dir)
@@ -88,6 +94,10 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
         if journal:
             journal.finish(stage.final(model))
             export(stage, model, run_dir)
+    return {
+        "node": node_name(),
+        "files": sizes_of([*(run_dir / "export").iterdir(), run_dir / "_SUCCESS"]) if journal else {},
+    }
 
 
 def _ignore(_: Record) -> None:
@@ -160,14 +170,14 @@ def resolve(name: str) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def run_lock(run_dir: Path) -> Iterator[None]:
-    """Hold the run's lock: two processes on one run would write each step twice.
+def worker_lock(run_dir: Path) -> Iterator[None]:
+    """Hold rank 0's lock: two processes on one run would write each step twice.
 
     Waits for a predecessor that is ending.
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(run_dir / LOCK_FILE, wait_s=LOCK_WAIT_S))
-        except Held:
-            raise UsageError(f"{run_dir}: another process is working on this run") from None
+            stack.enter_context(locked(run_dir / WORKER_LOCK, wait_s=LOCK_WAIT_S))
+        except Held as held:
+            raise UsageError(f"{run_dir}: another worker ({held.holder or 'unknown'}) is training this run") from None
         yield

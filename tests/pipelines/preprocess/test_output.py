@@ -12,6 +12,7 @@ import pytest
 from g3pt.data import datasets, records
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import safe_on_disk
+from pipelines.cluster import storage
 from pipelines.preprocess import shards as stage
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.job import preprocess
@@ -158,7 +159,7 @@ def test_an_unfinished_run_of_ones_own_is_taken_up(tmp_path: Path, meshes: Path)
 def test_a_second_run_on_the_same_output_is_one_line_and_changes_nothing(tmp_path: Path, meshes: Path) -> None:
     def while_another_starts(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator[dict]:
         with pytest.raises(
-            UsageError, match=rf"another run is working there \(process {os.getpid()} on .*\); wait until it ends"
+            UsageError, match=rf"another command is working there \(process {os.getpid()} on .*\); wait until it ends"
         ):
             run(config(meshes, tmp_path / "data", seed=1))
         yield from here(tasks, settings)
@@ -166,6 +167,39 @@ def test_a_second_run_on_the_same_output_is_one_line_and_changes_nothing(tmp_pat
     preprocess(config(meshes, tmp_path / "data"), while_another_starts)
     assert datasets.open_dataset(tmp_path / "data").counts == {"ok": 12}
     assert not (tmp_path / "data" / LOCK_FILE).exists()
+
+
+def test_a_shard_that_does_not_arrive_ends_the_run(
+    tmp_path: Path, meshes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker on another machine wrote it into a folder of its own: no dataset without its shards."""
+    monkeypatch.setattr(storage, "SEEN_WITHIN_S", 0.1)
+
+    def elsewhere(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator[dict]:
+        for task in tasks:
+            found = stage.process_shard(task, settings)
+            for file in (tmp_path / "data").glob("shard-*"):
+                file.unlink()
+            yield found | {"node": "10.0.0.2"}
+
+    with pytest.raises(
+        storage.NotShared, match=r"shard-0000\d.parquet: worker 10.0.0.2 wrote it, this machine does not see it"
+    ):
+        preprocess(config(meshes, tmp_path / "data"), elsewhere)
+    assert not (tmp_path / "data" / "dataset.json").exists()
+
+
+def test_a_cluster_that_cannot_be_used_leaves_a_finished_dataset_as_it_is(tmp_path: Path, meshes: Path) -> None:
+    run(config(meshes, tmp_path / "data"))
+    (meshes / "3.obj").write_text("v 9 9 9\n")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()}
+
+    def no_ray(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator[dict]:
+        raise UsageError("Ray did not start in 3 tries")
+
+    with pytest.raises(UsageError, match="Ray did not start"):
+        preprocess(config(meshes, tmp_path / "data"), no_ray)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()} == before
 
 
 def hold(folder: str, ready: "multiprocessing.synchronize.Event") -> None:
@@ -180,7 +214,7 @@ def test_the_lock_of_a_killed_run_holds_nobody_off(tmp_path: Path, meshes: Path)
     other = spawn.Process(target=hold, args=(str(tmp_path / "data"), ready))
     other.start()
     assert ready.wait(60)
-    with pytest.raises(UsageError, match="another run is working there"):
+    with pytest.raises(UsageError, match="another command is working there"):
         run(config(meshes, tmp_path / "data"))
     other.kill()
     other.join()
