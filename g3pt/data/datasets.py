@@ -44,6 +44,7 @@ def write_shard(
     config: RecordConfig,
     *,
     config_sha256: str = "",
+    settings: Mapping[str, Any] | None = None,
     inputs_sha256: str = "",
     num_shards: int = 1,
     seconds: Mapping[str, float] | None = None,
@@ -52,7 +53,7 @@ def write_shard(
 ) -> dict[str, Any]:
     """Write one shard, parquet first and sidecar second, each whole or not at all. Returns the sidecar.
 
-    `files`: id -> stamps by which a later run recognises that the object's files are unchanged.
+    `settings` is what config_sha256 covers. `files`: id -> stamps by which a later run recognises that the object's files are unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = sorted(rows, key=lambda row: row["id"])
@@ -63,6 +64,7 @@ def write_shard(
     sidecar = {
         "schema_version": SCHEMA_VERSION,
         "config_sha256": config_sha256,
+        "config": dict(settings or {}),
         "inputs_sha256": inputs_sha256,
         "num_shards": num_shards,
         "rows": len(rows),

@@ -2,8 +2,8 @@
 
 How: both become command-line words that are placed before what was typed, unless the same flag was typed. A table of
 g3pt.toml applies to every call of its command; the embedded defaults only where nothing was typed but flags that say
-how the work is run (--dry-run, --num-workers, --ray-address, ...). `--save-config` writes the flags of a call into the
-table and does nothing else.
+how the work is run (--dry-run, --replace, --num-workers, --ray-address, ...). `--save-config` writes the flags of a
+call into the table and does nothing else.
 Ours: a table's name is the job's file name, its keys are the flags with underscores:
 
     [preprocess]
@@ -24,7 +24,7 @@ import tyro
 
 CONFIG_FILE = "g3pt.toml"
 SAVE_CONFIG = "--save-config"
-HOW_IT_RUNS = ("dry_run", "num_workers", "ray_address", "device")  # flags that leave open what the work is
+HOW_IT_RUNS = ("dry_run", "replace", "num_workers", "ray_address", "device")  # flags that leave open what the work is
 Value = str | int | float | bool
 
 

@@ -57,6 +57,14 @@ class OnRay:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replace:
+    """A command whose output may exist with other settings."""
+
+    replace: bool = False
+    """make output of other settings anew; without it that is refused"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DryRun:
     """A command that can print its plan."""
 

@@ -19,8 +19,10 @@ from typing import Any
 from g3pt.training.exports import write_json
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import on_disk
+from pipelines.cli.flags import Replace
 from pipelines.cli.main import absolute
 from pipelines.report.page import write_report
+from pipelines.runs.locks import alone_in
 
 PROMPTS = (  # captions of the shapes' own grammar: the text encoder trained here is lost outside it (LOG.md, 2026-11-25)
     "a tall wide chair with a solid back and four legs",
@@ -36,7 +38,7 @@ RESOLUTION = 64  # cells a side, of the solids and of the generated meshes
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartFlags:
+class QuickstartFlags(Replace):
     """Run the whole pipeline on procedural shapes: about 15 minutes on 2 cores, no network, no GPU."""
 
     output: str = "out/demo"
@@ -93,10 +95,16 @@ class Demo:
 
 def quickstart(flags: QuickstartFlags) -> str:
     """All stages in turn; the folder of the results."""
+    demo = Demo(flags, Path(absolute(flags.output)))
+    with alone_in(demo.root):
+        _all_stages(demo)
+    return str(demo.root)
+
+
+def _all_stages(demo: Demo) -> None:
+    """The stages, each with its progress and seconds, and the report."""
     from pipelines.cluster import session
 
-    demo = Demo(flags, Path(absolute(flags.output)))
-    demo.root.mkdir(parents=True, exist_ok=True)
     write_json(demo.root / "stages.json", {"stages": [title for title, _ in STAGES]})  # for status and the report
     print(f"g3pt demo in {demo.root}: {len(STAGES)} stages; Ctrl-C is safe, the same command goes on", file=sys.stderr)
     session.connect("local")  # the demo never joins a cluster that happens to be about
@@ -117,7 +125,6 @@ def quickstart(flags: QuickstartFlags) -> str:
     print("\n" + write_summary(demo), file=sys.stderr)
     page = write_report(demo.root)  # again, now that the summary and all seconds are there
     print(f"open {page} in a browser: {page.stat().st_size / 1e6:.1f} MB, no network needed", file=sys.stderr)
-    return str(demo.root)
 
 
 # ------------------------------------------------------------------------------------------------------------- stages
@@ -131,6 +138,7 @@ def make_shapes(demo: Demo) -> str | None:
     config = PreprocessConfig(
         source="shapes", output=demo.data, limit=demo.flags.num_shapes, num_shards=max(2, demo.flags.num_shapes // 32), resolution=RESOLUTION,
         views=4, view_size=64, num_surface=4096, num_sharp=512, num_queries=8192, seed=demo.flags.seed,
+        replace=demo.flags.replace,
     )  # fmt: skip
     return preprocess(config, page=write_report)
 
@@ -141,7 +149,12 @@ def train_tokenizer(demo: Demo) -> str | None:
 
     return train_cvq(
         TrainCVQFlags(
-            data=demo.data, output=demo.runs, preset="nano", steps=demo.flags.cvq_steps, seed=demo.flags.seed
+            data=demo.data,
+            output=demo.runs,
+            preset="nano",
+            steps=demo.flags.cvq_steps,
+            seed=demo.flags.seed,
+            replace=demo.flags.replace,
         ),
         page=write_report,
     )
@@ -162,7 +175,13 @@ def train_generator(demo: Demo) -> str | None:
     tokenizer, seed = demo.results["train_tokenizer"], demo.flags.seed
     return train_car(
         TrainCARFlags(
-            data=demo.data, tokenizer=tokenizer, output=demo.runs, preset="nano", steps=demo.flags.car_steps, seed=seed
+            data=demo.data,
+            tokenizer=tokenizer,
+            output=demo.runs,
+            preset="nano",
+            steps=demo.flags.car_steps,
+            seed=seed,
+            replace=demo.flags.replace,
         ),
         page=write_report,
     )
@@ -187,7 +206,13 @@ def _generate(demo: Demo, model: str | None, name: str) -> str | None:
         "".join(json.dumps({"id": f"prompt-{i}", "text": text, "seed": i}) + "\n" for i, text in enumerate(PROMPTS))
     )
     return generate(
-        GenerateConfig(model=model, output=str(demo.root / name), prompts=str(prompts), resolution=RESOLUTION),
+        GenerateConfig(
+            model=model,
+            output=str(demo.root / name),
+            prompts=str(prompts),
+            resolution=RESOLUTION,
+            replace=demo.flags.replace,
+        ),
         page=write_report,
     )
 
@@ -217,6 +242,7 @@ def _evaluate(demo: Demo, model: str, name: str) -> str | None:
         num_detailed=8,
         num_compared=64,
         num_workers=2,
+        replace=demo.flags.replace,
     )
     return evaluate(flags, page=write_report)
 
@@ -235,6 +261,7 @@ def sweep_sizes(demo: Demo) -> str | None:
             steps=steps,
             num_workers=0,
             set="image_encoder=none",
+            replace=demo.flags.replace,
         ),
         page=write_report,
     )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from g3pt.data import datasets
+from g3pt.data.derived import derived_path
 from g3pt.data.records import shard_name
 from g3pt.models import features
 from g3pt.models.features import Encoding
@@ -17,7 +18,7 @@ from pipelines.cli.errors import bad_input
 from pipelines.cli.failures import doing
 from pipelines.cluster import session
 from pipelines.cluster.pool import Pool
-from pipelines.derive.tables import derive, is_done
+from pipelines.derive.tables import derive, is_done, made
 
 
 def store_features(data: str, encodings: Sequence[Encoding], pool: Pool) -> dict[str, str]:
@@ -40,8 +41,8 @@ class FeatureWorker:
         self.info = datasets.open_dataset(data)
         self.encoders: list[tuple[Encoding, Any]] = [(one, one.load().to(session.torch_device())) for one in encodings]
 
-    def run(self, index: int) -> int:
-        """Write the missing tables of one shard; return its number of objects."""
+    def run(self, index: int) -> dict[str, Any]:
+        """Write the missing tables of one shard; return `made`."""
         count = 0
         for encoding, encoder in self.encoders:
             with doing(
@@ -49,4 +50,4 @@ class FeatureWorker:
             ):
                 if not is_done(self.info, [encoding.kind], index):
                     count = features.write_shard(encoding, encoder, self.info, index)
-        return count
+        return made(count, [derived_path(self.info, encoding.kind, index) for encoding, _ in self.encoders])

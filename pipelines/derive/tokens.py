@@ -26,7 +26,7 @@ from pipelines.cli.errors import bad_input
 from pipelines.cli.failures import doing
 from pipelines.cluster import session
 from pipelines.cluster.pool import Pool
-from pipelines.derive.tables import derive
+from pipelines.derive.tables import derive, made
 
 ENCODE_BATCH = 16
 READS = ("num_encode_points", "num_sharp_points")  # how many points of an object are encoded
@@ -87,12 +87,12 @@ class ShardEncoder:
         self.info, self.kind = datasets.open_dataset(data), tokens_kind(tokenizer)
         self.model = CVQ.from_pretrained(tokenizer).to(session.torch_device())
 
-    def run(self, index: int) -> int:
-        """Write one shard's codes; return its number of objects."""
+    def run(self, index: int) -> dict[str, Any]:
+        """Write one shard's codes; return `made`."""
         with doing(f"encoding {records.shard_name(index)} of {self.info.path}"):
             ids, codes_NS = encode_shard(self.model, self.info, index)
-            derived.write_derived(self.info, self.kind, index, codes_table(ids, codes_NS))
-        return len(ids)
+            table = derived.write_derived(self.info, self.kind, index, codes_table(ids, codes_NS))
+        return made(len(ids), [table])
 
 
 def encode_shard(model: Any, info: DatasetInfo, index: int) -> tuple[list[str], np.ndarray]:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.cli.flags import DryRun, Numbers, OnData, OnRay
+from pipelines.cli.flags import DryRun, Numbers, OnData, OnRay, Replace
 from pipelines.tracking.cards import given
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateFlags(DryRun, OnRay, OnData):
+class EvaluateFlags(DryRun, OnRay, OnData, Replace):
     """Evaluate a finished tokenizer (by reconstruction) or generator (by samples of prompts) on a dataset."""
 
     model: str

@@ -7,22 +7,30 @@ thresholds, mean or sum, seeds). Pictures are beside it, and the pictured object
 (`pipelines.evaluate.gallery`).
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cli.failures import on_disk
 from pipelines.cli.main import absolute
+from pipelines.cluster.storage import join
 from pipelines.evaluate.config import EvaluateFlags
 from pipelines.runs.identity import stable_hash
+from pipelines.runs.locks import alone_in
+from pipelines.runs.settings import changes, check_unchanged, flag
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, DatasetInput, code
 from pipelines.tracking.tracked import Outcome, WritePage, logged
+
+if TYPE_CHECKING:
+    from g3pt.data.datasets import DatasetInfo
 
 
 def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
@@ -32,9 +40,6 @@ def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
         return None
     from g3pt.data.datasets import open_dataset
     from g3pt.training.exports import check_weights, export_hash, find_export, read_export_config
-    from pipelines.evaluate.gallery import folder_of, write_gallery
-    from pipelines.preprocess.credits import write_credits
-    from pipelines.runs.environment import environment
 
     output = Path(absolute(flags.output))
     if "://" in flags.output:
@@ -46,7 +51,7 @@ def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
         info = open_dataset(flags.data)
         if not info.splits.get(flags.split):
             raise ValueError(f"dataset {info.path} has no object in split {flags.split!r}")
-    run = _stage(kind)
+    _stage(kind)
     identity = {
         "kind": kind,
         "model": {"path": str(export), "export_sha256": export_hash(export)},
@@ -59,12 +64,34 @@ def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
         "flags": {
             name: value
             for name, value in asdict(flags).items()
-            if name not in ("num_workers", "ray_address", "dry_run")
+            if name not in ("num_workers", "ray_address", "dry_run", "replace")
         },
     }
     if is_current(output, identity):
         print(f"{output}: finished already", file=sys.stderr)
         return str(output)
+    check_settings(output, identity, replace=flags.replace)
+    with alone_in(output, is_file=True):
+        if flags.num_workers:
+            join(flags.ray_address, reads=[export / "config.json", info.path / "dataset.json"])
+        _evaluate(flags, output, export, info, identity, page)
+    return str(output)
+
+
+def _evaluate(
+    flags: EvaluateFlags,
+    output: Path,
+    export: Path,
+    info: DatasetInfo,
+    identity: dict[str, Any],
+    page: WritePage | None,
+) -> None:
+    """The body of `evaluate`, once its input and output were checked."""
+    from pipelines.evaluate.gallery import folder_of, write_gallery
+    from pipelines.preprocess.credits import write_credits
+    from pipelines.runs.environment import environment
+
+    kind, run = identity["kind"], _stage(identity["kind"])
     started = time.monotonic()
     data = DatasetInput(name=info.path.name, fingerprint=info.fingerprint, path=str(info.path), context=flags.split)
     with logged(card(flags, output, kind, data, identity["model"]["export_sha256"]), output, page) as outcome:
@@ -92,7 +119,6 @@ def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
         print_table(found["table"])
         print_protocol(found["protocol"])
         _describe(report, [output, *pictures], outcome)
-    return str(output)
 
 
 def card(flags: EvaluateFlags, output: Path, kind: str, dataset: DatasetInput, model_hash: str) -> Card:
@@ -132,6 +158,30 @@ def is_current(output: Path, identity: dict[str, Any]) -> bool:
         return False
     same = isinstance(found, dict) and all(found.get(name) == value for name, value in identity.items())
     return same and is_whole(output, found.get("gallery") or [])
+
+
+def check_settings(output: Path, identity: dict[str, Any], *, replace: bool) -> None:
+    """UsageError if `output` is the evaluation with other flags, or another file, unless --replace is given.
+
+    Changed weights or data at the same path are changed inputs: the evaluation is made again.
+    """
+    if not output.exists():
+        return
+    try:
+        known = json.loads(output.read_text())
+        found = changes(_named(known), _named(identity))
+        for name, content in (("model", "export_sha256"), ("dataset", "fingerprint")):
+            if known[name][content] != identity[name][content]:
+                shown = flag("data" if name == "dataset" else name)
+                found += changes({shown: known[name]["path"]}, {shown: identity[name]["path"]})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        found = ["something else than this command"]
+    check_unchanged(f"--output {output}", found, replace=replace)
+
+
+def _named(identity: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an evaluation by their flags."""
+    return {flag(name): value for name, value in identity["flags"].items() if name not in ("model", "data", "output")}
 
 
 def _stage(kind: str) -> Callable[..., dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from g3pt.models.sampling import LISTED, SampleConfig
-from pipelines.cli.flags import DryRun, Integers, Numbers, OnRay
+from pipelines.cli.flags import DryRun, Integers, Numbers, OnRay, Replace
 from pipelines.cli.paths import REPOSITORY
 
 COARSE_CELLS = 32  # cells of the first grid of the iso-surface; the resolution is this times a power of two
@@ -20,7 +20,7 @@ RELEASED = REPOSITORY / "weights" / "g3pt-nano-car"  # part of the repository
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(DryRun, OnRay):
+class GenerateConfig(DryRun, OnRay, Replace):
     """Generate meshes from a text, an image, or a file of prompts; what exists is not made again."""
 
     output: str

@@ -21,16 +21,19 @@ from g3pt.data.datasets import parquet_bytes
 from g3pt.data.storage import write_atomic
 from g3pt.models.encoders import NONE
 from g3pt.models.sampling import SampleConfig
-from g3pt.training.exports import check_weights, export_hash, read_export_config
+from g3pt.training.exports import check_weights, export_hash, find_export, read_export_config
 from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cli.failures import on_disk
 from pipelines.cli.progress import Progress
 from pipelines.cluster.pool import Pool, run_items
+from pipelines.cluster.storage import check_arrived, join
 from pipelines.generate.config import GenerateConfig, naming_flags
 from pipelines.generate.prompts import Sample, keep_pictures, output_folder, plan
 from pipelines.generate.sample_maker import BATCH, SampleMaker, batches
-from pipelines.generate.sample_records import SampleFolder, identity
+from pipelines.generate.sample_records import SampleFolder, identity, job_settings
+from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import working_in
+from pipelines.runs.settings import changes, check_unchanged
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, DatasetInput, code
 from pipelines.tracking.tracked import Outcome, WritePage, logged
@@ -84,7 +87,22 @@ def generate(config: GenerateConfig, *, use_ray: bool = True, page: WritePage | 
     good = {sample: identity(config, sample, model_hash) for sample in samples if sample.error is None}
     if not good:
         raise UsageError(f"no usable prompt: {samples[0].error}" if samples else f"{config.prompts}: no prompts in it")
-    folder = SampleFolder.begin(output, len(samples))
+    with alone_in(output):
+        return _generate(config, output, samples, good, model_hash, use_ray, page)
+
+
+def _generate(
+    config: GenerateConfig,
+    output: Path,
+    samples: list[Sample],
+    good: dict[Sample, str],
+    model_hash: str,
+    use_ray: bool,
+    page: WritePage | None,
+) -> str:
+    """The body of `generate`; `good` are the samples with valid prompts, with their identities."""
+    folder = SampleFolder.of(output)
+    check_settings(config, folder, good)
     todo = [sample for sample, wanted in good.items() if not folder.is_done(sample, wanted)]
     print(
         f"generate: {len(good)} samples, {len(good) - len(todo)} made before, {len(samples) - len(good)} bad rows",
@@ -96,6 +114,9 @@ def generate(config: GenerateConfig, *, use_ray: bool = True, page: WritePage | 
         done = sum(folder.read_of(sample, wanted) is not None for sample, wanted in good.items())
         return f"{done} of {len(good)} samples are made ({output})"
 
+    if use_ray and todo:
+        join(config.ray_address, writes=[output], reads=[find_export(config.model) / "config.json"])
+    folder = SampleFolder.begin(output, len(samples))
     note = working_in(output, total=len(samples), unit="samples", flags=dataclasses.asdict(config))
     with note, on_disk(made), logged(card(config, output, model_hash), output, page) as outcome:
         keep_pictures(config, todo)
@@ -104,6 +125,22 @@ def generate(config: GenerateConfig, *, use_ray: bool = True, page: WritePage | 
         write_atomic(output / "manifest.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST)))
         _finish(output, rows, len(todo), time.perf_counter() - started, outcome)
     return str(output)
+
+
+def check_settings(config: GenerateConfig, folder: SampleFolder, good: dict[Sample, str]) -> None:
+    """UsageError if samples were made with other settings, unless --replace is given.
+
+    A sample whose prompt alone has changed is made again, as is one of a job that did not record its settings.
+    """
+    wanted = job_settings(config)
+    for sample, identity_ in good.items():
+        found = folder.read(sample) or {}
+        if found.get("identity") != identity_ and folder.is_done(sample, found.get("identity", "")):
+            check_unchanged(
+                f"--output {folder.output}: {sample.name}",
+                changes(found.get("settings", {}), wanted),
+                replace=config.replace,
+            )
 
 
 def _say_plan(config: GenerateConfig, samples: list[Sample]) -> None:
@@ -141,6 +178,7 @@ def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: 
         size = max(1, min(BATCH, -(-len(todo) // max(1, pool.num_actors(len(todo))))))
         done = failed = 0
         for _, counts in run_items(SampleMaker, arguments, list(batches(todo, size)), pool):
+            check_arrived(counts["files"], counts["node"])
             done, failed = done + counts["made"], failed + counts["failed"]
             progress.show(done, failed=failed)
 

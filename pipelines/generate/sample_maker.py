@@ -14,10 +14,12 @@ from typing import Any
 
 from pipelines.cli.errors import one_line
 from pipelines.cli.failures import doing
+from pipelines.cluster.nodes import node_name
 from pipelines.cluster.session import torch_device
+from pipelines.cluster.storage import sizes_of
 from pipelines.generate.config import GenerateConfig
 from pipelines.generate.prompts import BAD_PROMPT, Sample
-from pipelines.generate.sample_records import SampleFolder, identity
+from pipelines.generate.sample_records import SampleFolder, identity, job_settings
 
 BATCH = 8  # samples per batch
 
@@ -40,12 +42,21 @@ class SampleMaker:
         self.folder = SampleFolder.of(Path(self.config.output))
         self.model = G3PT.from_pretrained(self.config.model).to(torch_device())
 
-    def run(self, samples: list[Sample]) -> dict[str, int]:
-        """Make one batch; return how many samples have a record now (made), and how many of them failed."""
+    def run(self, samples: list[Sample]) -> dict[str, Any]:
+        """Make one batch; return how many samples have a record now (made), how many of them failed, this node, and the
+        files (path -> bytes) of the batch.
+        """
         with doing(f"making {samples[0].name}" + (f" to {samples[-1].name}" if len(samples) > 1 else "")):
             self._make([s for s in samples if not self.folder.is_done(s, self._identity(s))])
-            failed = [s for s in samples if (self.folder.read(s) or {}).get("status") != "ok"]
-        return {"made": len(samples), "failed": len(failed)}
+            records = {sample: self.folder.read(sample) or {} for sample in samples}
+        ok = [record for record in records.values() if record.get("status") == "ok"]
+        files = [self.folder.record_file(s) for s in samples] + [self.folder.output / each["file"] for each in ok]
+        return {
+            "made": len(samples),
+            "failed": len(samples) - len(ok),
+            "node": node_name(),
+            "files": sizes_of(files),
+        }
 
     def _make(self, samples: list[Sample]) -> None:
         import torch
@@ -111,4 +122,5 @@ class SampleMaker:
 
     def _record(self, sample: Sample, **found: Any) -> None:
         seconds = {"seconds": sum(value for name, value in found.items() if name.startswith("seconds_"))}
-        self.folder.write(sample, self._identity(sample), **seconds, **found)
+        settings = job_settings(self.config)
+        self.folder.write(sample, self._identity(sample), settings=settings, **seconds, **found)

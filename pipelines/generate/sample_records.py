@@ -1,7 +1,7 @@
 """The output folder of a generation job: where meshes are, and a small record per sample of its input and result.
 
 A sample's identity is the hash of its prompt, seed, settings and model. Its mesh is renamed into place, then its
-record. A sample is done if its record has its identity and its mesh the recorded sha256. A sample without a surface is
+record, which also has the job's settings in words. A sample is done if its record has its identity and its mesh the recorded sha256. A sample without a surface is
 also done: another try would give none either. Up to FLAT samples are kept flat, meshes in the output folder and records
 in samples/. A folder begun for more samples keeps both in 256 subfolders, chosen by a hash of the sample's name,
 whatever later jobs add to it.
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from g3pt.training.exports import write_json
+from g3pt.training.exports import find_export, write_json
 from pipelines.generate.config import GenerateConfig
 from pipelines.generate.prompts import BAD_PROMPT, Sample
+from pipelines.runs.settings import flag
 
 FLAT = 1000  # samples up to which no subfolders are made: folders with tens of thousands of files are slow to list
 SUBFOLDERS = [f"{number:02x}" for number in range(256)]
@@ -30,6 +31,19 @@ def identity(config: GenerateConfig, sample: Sample, model_hash: str) -> str:
     if config.max_faces:  # otherwise the identity is as before this flag existed
         values["max_faces"] = config.max_faces
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def job_settings(config: GenerateConfig) -> dict[str, Any]:
+    """The settings of a job by the flags that set them; prompts, with what they set for themselves, are its input, and
+    so are the weights found at --model.
+    """
+    sampling = {flag(name): value for name, value in asdict(config.sampling).items()}
+    return sampling | {
+        "--model": str(find_export(config.model).resolve()),
+        "--resolution": config.resolution,
+        "--format": config.format,
+        "--max-faces": config.max_faces,
+    }
 
 
 @dataclass(frozen=True)
@@ -79,8 +93,11 @@ class SampleFolder:
         return found if found is not None and found.get("identity") == wanted else None
 
     def write(self, sample: Sample, wanted: str, **found: Any) -> None:
-        """Write the record of a sample, whose mesh must be in place."""
+        """Write the record of a sample, whose mesh must be in place. A mesh of another name that it had is removed."""
+        before = (self.read(sample) or {}).get("file")
         write_json(self.record_file(sample), {"identity": wanted, **found})
+        if before and before != found.get("file"):
+            (self.output / before).unlink(missing_ok=True)
 
     def is_done(self, sample: Sample, wanted: str) -> bool:
         """Whether the sample with this identity is done."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from g3pt.data import records
 from g3pt.geometry.convert import ConvertConfig
-from pipelines.cli.flags import DryRun, OnRay, listed
+from pipelines.cli.flags import DryRun, OnRay, Replace, listed
+from pipelines.runs.settings import flag
 
 RENDERER = 2  # increase it when a change draws the same meshes differently
-CODE_VERSION = 3  # increase it when geometry or sampling changes a row's bytes: finished shards become stale
+CODE_VERSION = 3  # increase it when geometry or sampling changes a row's bytes: finished shards need --replace
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessConfig(DryRun, OnRay):
+class PreprocessConfig(DryRun, OnRay, Replace):
     """Turn meshes into a dataset: watertight solids, surface points, occupancy labels and views in sharded Parquet.
 
     Starting the same command again skips finished shards.
@@ -134,3 +136,24 @@ class PreprocessConfig(DryRun, OnRay):
     def time_limit_s(self) -> float:
         """Seconds per object."""
         return self.timeout_s or (900.0 if self.watertight == "mesh2sdf" else 60.0)
+
+
+NOT_FLAGS = {
+    "schema_version": "the schema's version",
+    "code_version": "the conversion's version",
+    "renderer": "the renderer's version",
+    "num_views": "--views",
+    "size": "--view-size",
+}
+
+
+def named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `PreprocessConfig.settings` by the flags that set them."""
+    found: dict[str, Any] = {}
+    known = {field.name for field in fields(PreprocessConfig)}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= named(value)
+        elif name != "views":  # None without views; --views is the record's num_views
+            found[NOT_FLAGS.get(name) or (flag(name) if name in known else name)] = value
+    return found

@@ -20,7 +20,8 @@ from g3pt.data.storage import Location, location
 from pipelines.cli.failures import on_disk
 from pipelines.cli.main import absolute
 from pipelines.cli.progress import Progress
-from pipelines.preprocess.config import PreprocessConfig
+from pipelines.cluster.storage import check_arrived
+from pipelines.preprocess.config import PreprocessConfig, named
 from pipelines.preprocess.output import alone_in, check_output
 from pipelines.preprocess.plan import Plan, make_plan
 from pipelines.preprocess.shards import Runner, map_on_ray
@@ -28,6 +29,7 @@ from pipelines.preprocess.sources import Listing
 from pipelines.preprocess.sources.hub import default_folder
 from pipelines.preprocess.sources.objaverse import NotDownloaded
 from pipelines.runs.notes import working_in
+from pipelines.runs.settings import changes, check_unchanged
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, DatasetInput, code
 from pipelines.tracking.client import best_effort
@@ -73,8 +75,10 @@ def _preprocess(config: PreprocessConfig, run_shards: Runner, page: WritePage | 
     )
     for line in [*listing.lines(), *plan.lines()]:
         print(f"  {line}", flush=True)
+    check_settings(config, plan)
     if config.dry_run:
         return None
+    finished = run_shards(plan.tasks, config) if plan.tasks else []  # on Ray: joins it, and converts nothing yet
     started = time.monotonic()
     note = working_in(config.output, total=plan.num_objects, flags=asdict(config))
     with (
@@ -83,7 +87,7 @@ def _preprocess(config: PreprocessConfig, run_shards: Runner, page: WritePage | 
         logged(card(config), config.output) as outcome,
     ):
         outcome.nothing_done = _is_whole(config, plan)
-        seconds = _bring_up_to_date(config, plan, run_shards)
+        seconds = _bring_up_to_date(config, plan, finished)
         summary = datasets.write_dataset(
             location(config.output), config.record, config.settings, plan.num_shards, plan.current
         )
@@ -115,8 +119,34 @@ def _is_whole(config: PreprocessConfig, plan: Plan) -> bool:
     return not plan.tasks and not plan.extra and (location(config.output) / "dataset.json").exists()
 
 
-def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) -> Seconds:
-    """Write stale shards, add them to the current ones, remove extra ones. Returns the seconds of the objects."""
+def check_settings(config: PreprocessConfig, plan: Plan) -> None:
+    """UsageError if finished shards were made with other settings, unless --replace is given."""
+    if plan.other is None:
+        return
+    wanted, stored = config.settings, plan.other.get("config") or _settings_of_dataset(config, plan.other)
+    found = changes(
+        named(stored) | {"--num-shards": plan.other.get("num_shards")},
+        named(wanted) | {"--num-shards": plan.num_shards},
+    )
+    check_unchanged(
+        f"--output {config.output}", found or ["other settings, which it does not name"], replace=config.replace
+    )
+
+
+def _settings_of_dataset(config: PreprocessConfig, sidecar: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a shard whose sidecar has their hash only, from dataset.json; empty if they are unknown."""
+    try:
+        info = datasets.open_dataset(config.output)
+    except ValueError:
+        return {}
+    return info.settings if records.config_hash(info.settings) == sidecar["config_sha256"] else {}
+
+
+def _bring_up_to_date(config: PreprocessConfig, plan: Plan, results: Iterable[dict[str, Any]]) -> Seconds:
+    """Write stale shards, add them to the current ones, remove extra ones. Returns the seconds of the objects.
+
+    `results` are those of the plan's tasks; the first one that is asked for starts the work.
+    """
     folder = location(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     if plan.tasks or plan.extra:
@@ -130,8 +160,10 @@ def _bring_up_to_date(config: PreprocessConfig, plan: Plan, run_shards: Runner) 
         return seconds
     with Progress("preprocess", plan.tasks.num_objects, "objects") as progress:
         failed = 0
-        for finished in run_shards(plan.tasks, config):
+        for finished in results:
             sidecar = finished["sidecar"]
+            parquet = folder / f"{records.shard_name(finished['index'])}.parquet"
+            check_arrived({str(parquet): sidecar["bytes"]}, finished.get("node", "unknown"))
             plan.current.add(finished["index"], sidecar)
             seconds.add(sidecar["seconds"].values())
             failed += sum(sidecar["failures"].values())

@@ -77,6 +77,7 @@ class Plan:
     tasks: Tasks
     current: Tally
     extra: list[int]
+    other: Sidecar | None = None  # of the first finished shard that was made with other settings
 
     def lines(self) -> list[str]:
         """The plan in words."""
@@ -104,9 +105,14 @@ def make_plan(config: PreprocessConfig, objects: Iterable[SourceObject]) -> Plan
     store.group(num_shards, where)
     sizes = store.sizes()
     reasons: dict[int, str] = {}
-    current = Tally()
+    current, other = Tally(), None
     config_sha256 = records.config_hash(config.settings)
-    for index, sidecar in _with_sidecars(folder, sizes, found):
+    extra = sorted(found.keys() - sizes.keys())
+    for index, sidecar in _with_sidecars(folder, [*sizes, *extra], found):
+        if other is None and _is_other(found.get(index, NOT_THERE), sidecar, config_sha256, num_shards):
+            other = sidecar
+        if index not in sizes:
+            continue
         reason = _stale_reason(found.get(index, NOT_THERE), sidecar, config_sha256) or _changed(
             config, store.objects(index), sidecar
         )
@@ -120,7 +126,8 @@ def make_plan(config: PreprocessConfig, objects: Iterable[SourceObject]) -> Plan
         num_shards=num_shards,
         tasks=tasks,
         current=current,
-        extra=sorted(found.keys() - sizes.keys()),
+        extra=extra,
+        other=other,
     )
 
 
@@ -163,6 +170,13 @@ def _num_shards_before(folder: Location, found: dict[int, Found]) -> int | None:
         if what.has_sidecar
     )
     return next((sidecar.get("num_shards") for sidecar in sidecars if sidecar), None)
+
+
+def _is_other(found: Found, sidecar: Sidecar | None, config_sha256: str, num_shards: int) -> bool:
+    """Whether a shard is finished, with other settings or for another number of shards."""
+    if sidecar is None or found.parquet_bytes != sidecar.get("bytes"):
+        return False
+    return sidecar.get("config_sha256") != config_sha256 or sidecar.get("num_shards", num_shards) != num_shards
 
 
 def _stale_reason(found: Found, sidecar: Sidecar | None, config_sha256: str) -> str | None:

@@ -22,6 +22,8 @@ from g3pt.data import datasets, reading, records
 from g3pt.data.storage import location
 from g3pt.geometry.convert import ConvertConfig
 from pipelines.cli.failures import doing
+from pipelines.cluster.nodes import node_name
+from pipelines.cluster.storage import join
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.plan import ShardTask
 from pipelines.preprocess.sandbox import Result, Sandbox
@@ -140,7 +142,7 @@ def close_sandboxes() -> None:
 
 
 def process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
-    """Convert a shard's objects and write the shard. Returns its index and sidecar."""
+    """Convert a shard's objects and write the shard. Returns its index, its sidecar, and the name of this node."""
     with doing(f"converting {records.shard_name(task.index)} of {config.output}"):
         return _process_shard(task, config)
 
@@ -164,6 +166,7 @@ def _process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
         rows,
         config.record,
         config_sha256=records.config_hash(config.settings),
+        settings=config.settings,
         inputs_sha256=inputs_hash(found.item for found in inputs),
         num_shards=task.num_shards,
         seconds=seconds,
@@ -172,7 +175,7 @@ def _process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
     )
     if config.drop_downloads:
         drop_downloads(inputs, config)
-    return {"index": task.index, "sidecar": sidecar}
+    return {"index": task.index, "sidecar": sidecar, "node": node_name()}
 
 
 def _row(
@@ -198,13 +201,17 @@ def map_here(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[d
 def map_on_ray(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict[str, Any]]:
     """Convert shards as Ray tasks, in the order in which they finish.
 
-    At most twice as many are submitted as the cluster has CPUs.
+    The cluster is joined and its storage checked at the call; work begins when the first result is asked for. At most
+    twice as many tasks are submitted as the cluster has CPUs.
 
     Not Ray Data: it needs all tasks at once, and a hundred thousand of them are gigabytes in the driver.
     """
-    from pipelines.cluster.session import connect
+    read = [Path(config.input, item.path) for item in tasks[0].objects[:1] if config.source == "dir" and config.input]
+    join(config.ray_address, writes=[config.output], reads=read)
+    return _submit_all(tasks, config)
 
-    connect(config.ray_address)
+
+def _submit_all(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict[str, Any]]:
     import ray
 
     process = ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_process_text)

@@ -27,6 +27,7 @@ from g3pt.data.licenses import is_open
 from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cli.flags import DryRun
 from pipelines.release import model_card
+from pipelines.runs.locks import alone_in
 from pipelines.train import trained_on
 
 UNCONFIRMED = ("market*", "trimesh*", "odedstein*", "classic*")
@@ -59,6 +60,17 @@ def release(flags: ReleaseFlags) -> str | None:
         rows = sources(export)
         check_sources(rows, run_dir)
         evaluation = read_evaluation(Path(flags.evaluation), export) if flags.evaluation else None
+    if flags.dry_run:
+        return _release(flags, export, rows, evaluation)
+    with alone_in(output, is_file=True):
+        return _release(flags, export, rows, evaluation)
+
+
+def _release(
+    flags: ReleaseFlags, export: Path, rows: list[dict[str, str]], evaluation: dict[str, Any] | None
+) -> str | None:
+    """The body of `release`, once its input was checked."""
+    run_dir, output = Path(flags.run), Path(flags.output)
     if output.exists():
         raise UsageError(f"{output} exists already: remove it or name another --output")
     made = model_card.read_run(run_dir, output.name, rows, evaluation, flags.weights)

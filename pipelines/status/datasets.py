@@ -68,8 +68,12 @@ def finished_dataset(place: Place, note: dict[str, Any], inputs: Inputs) -> dict
         return common | {"state": "failed", "reason": reason, "next": inputs.command(place.path)}
     if not counts.get("ok"):
         return common | {"state": "failed", "done": 0, "reason": "no object is ok", "next": inputs.command(place.path)}
-    changed, unseen = changed_input(place, note, found, inputs.verify)
-    state = {"state": "stale", "reason": changed, "next": inputs.command(place.path)} if changed else {"state": "done"}
+    command, unseen = inputs.command(place.path), ""
+    if changed := changed_version(found):
+        command = command and f"{command.removesuffix(' --replace')} --replace"
+    else:
+        changed, unseen = changed_input(place, note, found, inputs.verify)
+    state = {"state": "stale", "reason": changed, "next": command} if changed else {"state": "done"}
     return common | state | {"notes": tuple(notes + [unseen] * bool(unseen))}
 
 
@@ -160,13 +164,16 @@ def expected_config(note: dict[str, Any]) -> str | None:
 # -------------------------------------------------------------------------------------------------------------- input
 
 
-def changed_input(place: Place, note: dict[str, Any], found: dict[str, Any], verify: bool) -> tuple[str, str]:
-    """(what changed since the dataset was made or "", what could not be checked or "")."""
+def changed_version(found: dict[str, Any]) -> str:
+    """How the conversion's version differs from that of the dataset; "" if it does not."""
     from pipelines.preprocess.config import CODE_VERSION
 
     made_by = found["config"].get("code_version", CODE_VERSION)
-    if made_by != CODE_VERSION:
-        return f"the conversion changed from version {made_by} to {CODE_VERSION}", ""
+    return f"the conversion changed from version {made_by} to {CODE_VERSION}" if made_by != CODE_VERSION else ""
+
+
+def changed_input(place: Place, note: dict[str, Any], found: dict[str, Any], verify: bool) -> tuple[str, str]:
+    """(what changed since the dataset was made or "", what could not be checked or "")."""
     flags = note.get("flags") or {}
     if "source" not in flags:
         return "", ""

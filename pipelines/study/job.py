@@ -14,23 +14,26 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cli.failures import is_deterministic, on_disk
-from pipelines.cli.flags import DryRun, OnData, OnDevice, OnRay, WithFeatures, WithTokenizer
+from pipelines.cli.flags import DryRun, OnData, OnDevice, OnRay, Replace, WithFeatures, WithTokenizer
 from pipelines.cli.main import absolute
 from pipelines.cli.overrides import overridden
 from pipelines.cli.progress import say
 from pipelines.cli.quiet import prints_aside
 from pipelines.cluster import session
 from pipelines.cluster.stopping import asking
+from pipelines.cluster.storage import check_arrived, join
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger
+from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import FAILURE_FILE, note_failure, read_note, working_in
+from pipelines.runs.settings import changes, check_unchanged, flag
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, code
 from pipelines.tracking.client import best_effort
@@ -47,7 +50,7 @@ NO_CPU_TRIAL_BYTES = 2**20  # memory that a trial reserves on a cluster without 
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepFlags(DryRun, OnRay, OnDevice, WithFeatures, WithTokenizer, OnData):
+class SweepFlags(DryRun, OnRay, OnDevice, WithFeatures, WithTokenizer, OnData, Replace):
     """Train CAR at several sizes on the same data and fit the scaling law of its test cross-entropy."""
 
     output: str
@@ -129,12 +132,43 @@ def _different(flag: str, values: list[Any]) -> list[Any]:
 
 def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, page: WritePage | None = None) -> Path:
     """Train unfinished runs, then write points, fit and curve. A complete study is left alone."""
-    from g3pt.training.exports import write_json
-
+    check_settings(specs, study, flags)
     if is_finished(specs, study) and all(map(is_told, [study, *(study / "runs" / spec.name for spec in specs)])):
         print(f"{study}: finished already", flush=True)
         return study
-    study.mkdir(parents=True, exist_ok=True)
+    with alone_in(study):
+        join(flags.ray_address, writes=[study], reads=train.inputs_of(specs[0]))
+        _run_study(specs, study, flags, page)
+    return study
+
+
+def check_settings(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> None:
+    """UsageError if a finished study would lose runs by other flags, or a run of it cannot go on, unless --replace is
+    given.
+
+    Further sizes and seeds are added to a study. Changed data or weights at the same paths are changed inputs.
+    """
+    for spec in specs:
+        train.check_run(spec, study / "runs" / spec.name, replace=flags.replace)
+    if not (study / "_SUCCESS").exists():
+        return
+    known = json.loads((study / "study.json").read_text())
+    if {run["name"] for run in known["runs"]} <= {spec.name for spec in specs}:
+        return
+    names = ("sizes", "seeds", "steps", "batch_size", "set")
+    stored = {flag(name): known["flags"].get(name) for name in names} | _paths(known["runs"][0]["paths"])
+    wanted = {flag(name): getattr(flags, name) for name in names} | _paths(specs[0].paths)
+    check_unchanged(f"--output {study}", changes(stored, wanted), replace=flags.replace)
+
+
+def _paths(paths: Mapping[str, str]) -> dict[str, str]:
+    return {flag(role): paths[role] for role in ("data", "tokenizer") if role in paths}
+
+
+def _run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, page: WritePage | None) -> None:
+    """The body of `run_study`, once no other process works on the study."""
+    from g3pt.training.exports import write_json
+
     (study / "_SUCCESS").unlink(missing_ok=True)  # of the same study with other runs
     write_json(study / "study.json", {"runs": [spec.to_dict() for spec in specs], "flags": dataclasses.asdict(flags)})
     note = working_in(study, total=len(specs), unit="runs", flags=dataclasses.asdict(flags))
@@ -151,7 +185,6 @@ def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, page: Wr
             fit_and_draw(points, study)
             best_effort("describing the study in MLflow", lambda: describe_study(study, parent))
             (study / "_SUCCESS").touch()
-    return study
 
 
 def check_finished(specs: Sequence[RunSpec], study: Path) -> None:
@@ -195,17 +228,19 @@ def train_all(
 ) -> None:
     """Train all unfinished runs by Tune, and copy them to MLflow meanwhile."""
     todo = []
-    for spec in specs:
-        run_dir = train.prepare_run(spec, study / "runs")
-        if follow.is_finished(run_dir):
-            train.say_finished(spec, run_dir, study, parent, page)
-        else:
-            (run_dir / FAILURE_FILE).unlink(missing_ok=True)
-            todo.append({"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build})
-    if not todo:
-        return
-    session.connect(flags.ray_address)
     with contextlib.ExitStack() as stack:
+        for spec in specs:
+            run_dir = train.run_folder(spec, study / "runs")
+            if train.is_done(spec, run_dir):
+                train.say_finished(spec, run_dir, study, parent, page)
+            else:
+                stack.enter_context(alone_in(run_dir))
+                train.prepare_run(spec, study / "runs", replace=flags.replace)
+                (run_dir / FAILURE_FILE).unlink(missing_ok=True)
+                todo.append({"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build})
+        if not todo:
+            return
+        session.connect(flags.ray_address)
         outcomes = {}
         for item in todo:
             spec, run_dir = RunSpec.from_dict(item["spec"]), Path(item["run_dir"])
@@ -247,6 +282,9 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
         results = tuner.fit()
     for result in results:
         run_dir = Path(todo[result.config["index"]]["run_dir"])
+        told = result.metrics or {}
+        if not result.error and told.get("done"):
+            check_arrived({str(run_dir / "_SUCCESS"): 0}, told.get("node_ip", "unknown"))
         if (
             result.error and read_note(run_dir, FAILURE_FILE) is None
         ):  # the trial's process died before it could write one

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from g3pt.data.selection import ALL, Selection, choose
 from pipelines.cli.errors import UsageError, bad_input
-from pipelines.cli.flags import DryRun, OnData, OnDevice, OnRay, WithFeatures, WithTokenizer, listed
+from pipelines.cli.flags import DryRun, OnData, OnDevice, OnRay, Replace, WithFeatures, WithTokenizer, listed
 from pipelines.cli.main import absolute
 from pipelines.cli.overrides import overridden
 from pipelines.cli.progress import say
@@ -23,7 +23,7 @@ from pipelines.train.counts import count_car, count_cvq
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainFlags(DryRun, OnRay, OnDevice, OnData):
+class TrainFlags(DryRun, OnRay, OnDevice, OnData, Replace):
     """Flags of both training commands."""
 
     output: str
@@ -68,7 +68,7 @@ class TrainCVQFlags(TrainFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCARFlags(WithFeatures, WithTokenizer, TrainFlags):
-    """Train the generator CAR on a tokenizer's codes. The dataset is encoded first, unless that has been done."""
+    """Train the generator CAR on a tokenizer's codes. The dataset is encoded first if needed."""
 
 
 def train_cvq(flags: TrainCVQFlags, page: WritePage | None = None) -> str | None:
@@ -104,12 +104,18 @@ def _train(
         return print_plan(stage, flags, model, config, count(model))
     run.check_output(flags.output)
     spec = named_by_micro_batch(make_spec(flags.preset, model, config, chosen(flags)), flags)
-    if stage == "car":
-        (spec,) = with_features([spec], flags)
-        encode(spec, flags.num_workers, flags.ray_address, flags.device)
+
+    def ready(spec: RunSpec) -> RunSpec:
+        if stage == "car":
+            (spec,) = with_features([spec], flags)
+            encode(spec, flags.num_workers, flags.ray_address, flags.device)
+        return spec
+
     speed = run.Speed(parallel=flags.parallel, micro_batch=flags.micro_batch, num_to_keep=flags.num_to_keep)
     workers = {"num_workers": flags.num_workers, "ray_address": flags.ray_address, "device": flags.device}
-    run_dir = run.train_run(spec, absolute(flags.output), speed=speed, page=page, **workers)
+    run_dir = run.train_run(
+        spec, absolute(flags.output), speed=speed, page=page, ready=ready, replace=flags.replace, **workers
+    )
     return str(run_dir)
 
 

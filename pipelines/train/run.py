@@ -12,18 +12,20 @@ import json
 import shutil
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.cli.errors import UsageError, bad_input
+from pipelines.cli.errors import UsageError, one_line
 from pipelines.cli.failures import Failure, is_deterministic, on_disk, root_cause
 from pipelines.cli.interrupt import Stopped, in_thread
 from pipelines.cli.progress import say
 from pipelines.cluster import session
 from pipelines.cluster.stopping import asking
+from pipelines.cluster.storage import check_arrived, join
 from pipelines.runs.identity import RunSpec
+from pipelines.runs.locks import LOCK_FILE, alone_in
 from pipelines.runs.notes import working_in
 from pipelines.tracking.tracked import WritePage, is_told
 from pipelines.train.checkpoints import checkpointed
@@ -44,30 +46,46 @@ def train_run(
     build: str = BUILD_STAGE,
     speed: Speed | None = None,
     page: WritePage | None = None,
+    ready: Callable[[RunSpec], RunSpec] = lambda spec: spec,
+    replace: bool = False,
 ) -> Path:
     """Start or resume the training of `spec` below `output`, unless it is finished; return the run's folder.
 
     num_workers 0 trains in this process without Ray (unit tests). `build` names the function that makes the stage.
+
+    `ready` makes what the run reads and returns the run with the paths of it. It is called once no other process works
+    on the run.
     """
-    run_dir = prepare_run(spec, output)
-    if is_finished(run_dir):
+    run_dir = run_folder(spec, output)
+    check_run(spec, run_dir, replace=replace)
+    if is_done(spec, run_dir):
         say_finished(spec, run_dir, output, parent, page)
         return run_dir
     train = spec.config["train"]
-    note = working_in(run_dir, total=train["steps"] * train["batch_size"], unit="samples")
-    with (
-        note,
-        on_disk(lambda: safe_state(spec, run_dir)),
-        tracked(spec, run_dir, output, parent, page),
-        asking([run_dir]),
-        asked_worker_ends_all(spec),
-    ):
-        if num_workers == 0:
-            in_thread(partial(work, work_config(spec, run_dir, build, speed)))
-        else:
-            session.connect(ray_address)
-            ray_train(spec, run_dir, num_workers, device, build, speed)
+    with alone_in(run_dir):
+        if num_workers:
+            join(ray_address, writes=[run_dir], reads=inputs_of(spec))
+        spec = ready(spec)
+        prepare_run(spec, output, replace=replace)
+        note = working_in(run_dir, total=train["steps"] * train["batch_size"], unit="samples")
+        with (
+            note,
+            on_disk(lambda: safe_state(spec, run_dir)),
+            tracked(spec, run_dir, output, parent, page),
+            asking([run_dir]),
+            asked_worker_ends_all(spec),
+        ):
+            if num_workers == 0:
+                in_thread(partial(work, work_config(spec, run_dir, build, speed)))
+            else:
+                ray_train(spec, run_dir, num_workers, device, build, speed)
     return run_dir
+
+
+def inputs_of(spec: RunSpec) -> list[str]:
+    """One file of each input that every worker of the run reads."""
+    names = {"data": "dataset.json", "tokenizer": "config.json"}
+    return [f"{spec.paths[role]}/{name}" for role, name in names.items() if role in spec.paths]
 
 
 @contextlib.contextmanager
@@ -90,28 +108,68 @@ def check_output(output: str | Path) -> None:
         raise UsageError(f"{output}: runs on an object store are not supported yet; use a local or shared folder")
 
 
-def prepare_run(spec: RunSpec, output: str | Path) -> Path:
+def run_folder(spec: RunSpec, output: str | Path) -> Path:
+    """The run's folder below `output`. UsageError for an output that runs cannot be written to."""
+    check_output(output)
+    return Path(output).absolute() / spec.name
+
+
+def check_run(spec: RunSpec, run_dir: Path, *, replace: bool = False) -> None:
+    """UsageError if the folder contains a run that cannot go on as this one, unless --replace is given."""
+    found = _other_run(spec, run_dir)
+    if found and not replace:
+        raise UsageError(f"{found}, or give --replace to make it anew")
+
+
+def is_done(spec: RunSpec, run_dir: Path) -> bool:
+    """Whether the folder contains this run, finished."""
+    return is_finished(run_dir) and not _other_run(spec, run_dir)
+
+
+def prepare_run(spec: RunSpec, output: str | Path, *, replace: bool = False) -> Path:
     """Make the run's folder with its config.json, if missing, and return it.
 
-    UsageError if the run that is there has another format, or was made when a field had another default.
+    UsageError if the run that is there has another format, or was made when a field had another default; with `replace`
+    that run is deleted.
     """
-    check_output(output)
-    from g3pt.config import check_format
     from g3pt.training.exports import write_json
 
-    run_dir = Path(output).absolute() / spec.name
+    run_dir = run_folder(spec, output)
+    check_run(spec, run_dir, replace=replace)
+    if _other_run(spec, run_dir):
+        _delete_content(run_dir)
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     if not (run_dir / "config.json").exists():
         write_json(run_dir / "config.json", spec.to_dict())
-    with bad_input():
+    return run_dir
+
+
+def _other_run(spec: RunSpec, run_dir: Path) -> str:
+    """Why the run in the folder cannot go on as `spec`; "" if it can, or if there is none."""
+    from g3pt.config import check_format
+
+    try:
         stored = json.loads((run_dir / "config.json").read_text())
         check_format(stored, run_dir / "config.json")
-    differences = spec.differences(stored)
-    if differences:
-        raise UsageError(
-            f"{run_dir} was made with {', '.join(sorted(differences))}, as defaults were then; choose another --output"
-        )
-    return run_dir
+    except FileNotFoundError:
+        return ""
+    except ValueError as error:
+        return one_line(error)
+    differences = ", ".join(sorted(spec.differences(stored)))
+    if not differences:
+        return ""
+    return f"{run_dir} was made with {differences}, as defaults were then: choose another --output"
+
+
+def _delete_content(run_dir: Path) -> None:
+    """Delete a run, but not the lock that is held on its folder."""
+    for path in run_dir.iterdir():
+        if path.name == LOCK_FILE:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def say_finished(
@@ -120,7 +178,7 @@ def say_finished(
     """Print that the run is finished, and close its MLflow run if a killed driver could not."""
     print(f"{spec.name}: finished already", flush=True)
     if not is_told(run_dir):
-        with tracked(spec, run_dir, output, parent, page):
+        with alone_in(run_dir), tracked(spec, run_dir, output, parent, page):
             pass
 
 
@@ -187,5 +245,6 @@ def _fit_once(config: dict[str, Any], num_workers: int, device: str) -> None:
         # A new name each time: Train would silently resume an old one.
         run_config=RunConfig(name=uuid.uuid4().hex, storage_path=str(scratch)),
     )
-    in_thread(trainer.fit)  # in the main thread Train would replace the handler of Ctrl-C
+    done = in_thread(trainer.fit)  # in the main thread Train would replace the handler of Ctrl-C
+    check_arrived(**done.return_value)
     shutil.rmtree(scratch, ignore_errors=True)

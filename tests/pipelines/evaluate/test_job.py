@@ -1,7 +1,9 @@
 """Evaluation: an oracle scores perfectly, copies and wrong families are detected, untrained models run, refusals are one line."""
 
+import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ from g3pt.metrics import pairwise
 from g3pt.models import decoding
 from pipelines.cli.errors import UsageError
 from pipelines.derive import tokens
-from pipelines.evaluate import car, cvq, near_duplicates, reconstruction_figures
+from pipelines.evaluate import car, cvq, job, near_duplicates, reconstruction_figures
 from pipelines.evaluate import generator_figures as figures
 from pipelines.evaluate.config import EvaluateFlags
 from pipelines.evaluate.generator_samples import mesh_figures
@@ -23,6 +25,7 @@ from pipelines.evaluate.job import evaluate
 from pipelines.evaluate.reconstruct import SURFACE_NAMES
 from pipelines.evaluate.reconstruction_figures import summarise
 from pipelines.report.page import write_report
+from pipelines.runs.locks import alone_in
 
 FAMILIES = ("bench", "hammer", "vase")
 COUNTS = {"train": 4, "test": 2}
@@ -579,6 +582,61 @@ def test_a_number_no_sampler_takes_is_refused_with_its_flag(name: str, value: fl
 def test_a_grid_that_is_no_list_of_strengths_is_refused(grid: str) -> None:
     with pytest.raises(ValueError, match="--guidance-grid"):
         EvaluateFlags(model="m", data="d", output="o.json", guidance_grid=grid)
+
+
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Evaluations that find nothing at once; their outputs are listed."""
+    ran: list[str] = []
+    found = {
+        "protocol": {},
+        "metrics": {},
+        "objects": [],
+        "gallery": [],
+        "pictures": [],
+        "columns": 1,
+        "table": [("a", "b")],
+    }
+    monkeypatch.setattr(job, "_stage", lambda _: lambda flags, *_: ran.append(flags.output) or found)
+    return ran
+
+
+def test_other_flags_of_a_finished_evaluation_need_replace(
+    dataset: Path, exports: dict[str, Path], tmp_path: Path, instant: list[str]
+) -> None:
+    flags = _flags(dataset, exports["cvq"], tmp_path / "it.json")
+    evaluate(flags)
+    before = (tmp_path / "it.json").read_bytes()
+    for change, said in (
+        ({"resolution": 64, "limit": 1}, "--limit 0, not 1; --resolution 32, not 64"),
+        ({"model": str(exports["car"])}, f"--model {exports['cvq']}, not {exports['car']}"),
+    ):
+        with pytest.raises(UsageError, match=f"--output {tmp_path}/it.json was made with {said}: choose another"):
+            evaluate(dataclasses.replace(flags, **change))
+        assert (tmp_path / "it.json").read_bytes() == before and len(instant) == 1
+    (tmp_path / "mine.json").write_text("{}")
+    with pytest.raises(UsageError, match="mine.json was made with something else than this command"):
+        evaluate(dataclasses.replace(flags, output=str(tmp_path / "mine.json")))
+    evaluate(dataclasses.replace(flags, replace=True))
+    assert len(instant) == 1, "nothing to replace"
+    evaluate(dataclasses.replace(flags, limit=1, replace=True))
+    assert len(instant) == 2 and json.loads((tmp_path / "it.json").read_text())["flags"]["limit"] == 1
+    moved = dict(json.loads((tmp_path / "it.json").read_text()))
+    moved["model"] |= {"export_sha256": "0"}  # trained again at the same place
+    (tmp_path / "it.json").write_text(json.dumps(moved))
+    evaluate(dataclasses.replace(flags, limit=1))
+    assert len(instant) == 3
+
+
+def test_a_second_start_of_an_evaluation_is_refused(
+    dataset: Path, exports: dict[str, Path], tmp_path: Path, instant: list[str]
+) -> None:
+    flags = _flags(dataset, exports["cvq"], tmp_path / "new" / "it.json")
+    with alone_in(tmp_path / "new" / "it.json", is_file=True):
+        with pytest.raises(UsageError, match=rf"it.json: another command is working there \(process {os.getpid()} on "):
+            evaluate(flags)
+        evaluate(dataclasses.replace(flags, output=str(tmp_path / "new" / "other.json")))
+    assert instant == [str(tmp_path / "new" / "other.json")]
 
 
 @pytest.mark.slow

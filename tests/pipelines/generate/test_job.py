@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
 import struct
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from g3pt.models.car import G3PT
 from pipelines.cli.errors import UsageError
+from pipelines.cluster import storage
 from pipelines.generate import job, sample_records
 from pipelines.generate.config import GenerateConfig
 from pipelines.generate.job import generate
@@ -119,7 +121,7 @@ def test_a_run_started_again_makes_only_what_is_missing(
     assert made == ["sample-s1", "sample-s2"]
     assert [r["sha256"] for r in manifest(tmp_path)] == [r["sha256"] for r in before]
     made.clear()
-    generate(dataclasses.replace(config, temperature=0.5), use_ray=False)
+    generate(dataclasses.replace(config, temperature=0.5, replace=True), use_ray=False)
     assert len(made) == 3
 
 
@@ -260,6 +262,65 @@ def test_a_picture_used_whole_is_said(model: Path, tmp_path: Path, capsys: pytes
     )
 
 
+def test_other_settings_of_finished_samples_need_replace(model: Path, tmp_path: Path) -> None:
+    config = settings(model, tmp_path, text="a chair", num=2)
+    generate(config, use_ray=False)
+    out = tmp_path / "out"
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    for change, said in (
+        ({"resolution": 64}, "--resolution 32, not 64"),
+        ({"cfg_text": "2", "format": "ply"}, "--cfg-text none, not 2.0; --format glb, not ply"),
+    ):
+        with pytest.raises(UsageError, match=f"out: sample-s0 was made with {said}: choose another --output"):
+            generate(dataclasses.replace(config, **change), use_ray=False)
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == files
+    other = shutil.copytree(model, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor * 0.5 for name, tensor in weights.items()}, other / "model.safetensors")
+    with pytest.raises(UsageError, match=f"--model {model}, not {other}: choose another"):
+        generate(dataclasses.replace(config, model=str(other)), use_ray=False)
+    generate(dataclasses.replace(config, text="a boat"), use_ray=False)
+    assert manifest(tmp_path)[0]["text"] == "a boat", "another prompt is another input"
+    generate(dataclasses.replace(config, format="ply", replace=True), use_ray=False)
+    assert {path.suffix for path in out.glob("sample-*")} == {".ply"}, "the old meshes are gone"
+
+
+def test_a_sample_that_does_not_arrive_ends_the_job(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker on another machine wrote it into a folder of its own."""
+    monkeypatch.setattr(storage, "SEEN_WITHIN_S", 0.1)
+    run = SampleMaker.run
+
+    def elsewhere(self: SampleMaker, samples: list) -> dict:
+        made = run(self, samples)
+        (tmp_path / "out" / "sample-s0.glb").unlink()
+        return made | {"node": "10.0.0.2"}
+
+    monkeypatch.setattr(SampleMaker, "run", elsewhere)
+    with pytest.raises(
+        storage.NotShared, match="sample-s0.glb: worker 10.0.0.2 wrote it, this machine does not see it"
+    ):
+        generate(settings(model, tmp_path, text="a chair"), use_ray=False)
+
+
+def test_a_second_start_is_refused_and_changes_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = settings(model, tmp_path, text="a chair"), SampleMaker.run
+
+    def while_another_starts(self: SampleMaker, samples: list) -> dict:
+        before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+        with pytest.raises(UsageError, match=rf"out: another command is working there \(process {os.getpid()} on "):
+            generate(dataclasses.replace(config, num=3), use_ray=False)
+        assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+        return run(self, samples)
+
+    monkeypatch.setattr(SampleMaker, "run", while_another_starts)
+    generate(config, use_ray=False)
+    assert [row["status"] for row in manifest(tmp_path)] == ["ok"]
+
+
 def test_a_large_job_has_subfolders_and_keeps_them(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,7 +411,7 @@ def test_fewer_faces_are_another_sample_and_no_flag_is_the_old_one(
     generate(settings(model, tmp_path, text="a chair"), use_ray=False)
     (whole,) = manifest(tmp_path)
     assert whole["faces"] == len(ring.faces) and whole["max_faces"] == 0
-    generate(settings(model, tmp_path, text="a chair", max_faces=500), use_ray=False)
+    generate(settings(model, tmp_path, text="a chair", max_faces=500, replace=True), use_ray=False)
     (row,) = manifest(tmp_path)
     assert row["max_faces"] == 500 and row["note"] == "" and 300 < row["faces"] <= 500, "made anew"
     assert trimesh.load(tmp_path / "out" / row["file"], force="mesh").is_watertight

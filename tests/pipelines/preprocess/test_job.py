@@ -13,6 +13,7 @@ import pytest
 
 from g3pt.data import datasets, reading, records
 from pipelines.cli.errors import UsageError
+from pipelines.preprocess import config as preprocess_config
 from pipelines.preprocess import shards as stage
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.job import preprocess
@@ -131,15 +132,42 @@ def test_finished_shards_are_skipped_and_nothing_is_logged_twice(
     assert len(logged) == 1
 
 
-def test_changed_settings_make_every_shard_stale(
-    tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str]
+def test_other_settings_of_a_finished_dataset_need_replace(
+    tmp_path: Path, meshes: Path, capsys: pytest.CaptureFixture[str], logged: list[dict]
 ) -> None:
     first = run(config(tmp_path))
-    second = run(config(tmp_path, seed=1))
+    before = {path: path.stat().st_mtime_ns for path in first.path.rglob("*")}
+    for change, said in (
+        ({"seed": 1}, "--seed 0, not 1"),
+        ({"resolution": 48, "keep_solid": True}, "--resolution 32, not 48; --keep-solid false, not true"),
+        ({"views": 2}, "--views 0, not 2"),
+        ({"num_shards": 2}, "--num-shards 3, not 2"),
+        ({"seed": 1, "dry_run": True}, "--seed 0, not 1"),
+    ):
+        with pytest.raises(UsageError, match=f"data was made with {said}: choose another --output, or give --replace"):
+            preprocess(config(tmp_path, **change), run_kept)
+        assert {path: path.stat().st_mtime_ns for path in first.path.rglob("*")} == before, change
+    assert len(logged) == 1
+    second = run(config(tmp_path, seed=1, replace=True))
     assert "6 objects in 3 shards to convert (3 stale: settings changed)" in capsys.readouterr().out
     assert not set(hashes(first).values()) & set(hashes(second).values())
     assert first.fingerprint != second.fingerprint
-    assert run(config(tmp_path)).fingerprint == first.fingerprint
+    assert run(config(tmp_path, replace=True)).fingerprint == first.fingerprint
+
+
+def test_finished_shards_of_an_older_version_need_replace_before_the_dataset_is_finished(
+    tmp_path: Path, meshes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(config(tmp_path))
+    (first.path / "dataset.json").unlink()
+    first.shard_path(max(first.shards)).unlink()
+    before = {path: path.stat().st_mtime_ns for path in first.path.iterdir()}
+    monkeypatch.setattr(preprocess_config, "CODE_VERSION", 99)
+    with pytest.raises(UsageError, match=r"was made with the conversion's version \d+, not 99: choose another"):
+        run(config(tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in first.path.iterdir()} == before
+    monkeypatch.undo()
+    assert run(config(tmp_path)).fingerprint == first.fingerprint, "the same settings go on"
 
 
 def test_a_changed_input_makes_only_its_shard_stale(

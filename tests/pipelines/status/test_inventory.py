@@ -353,6 +353,15 @@ def test_shapes_of_another_generator_are_stale(tmp_path: Path) -> None:
     assert look(tmp_path)["."].reason == "the generator of shapes (g3pt/shapes) changed"
 
 
+def test_a_dataset_of_an_older_version_names_the_command_with_replace(root: Path) -> None:
+    found = json.loads((root / "data" / "dataset.json").read_text())
+    found["config"] = {**found["config"], "code_version": 1}
+    toy.write(root / "data" / "dataset.json", found)
+    item = look(root)["data"]
+    assert item.state == "stale" and item.reason.startswith("the conversion changed from version 1 to ")
+    assert item.next.startswith("python jobs/preprocess.py ") and item.next.endswith(" --replace")
+
+
 def test_derived_tables_are_partial_until_all_shards_are_there(root: Path) -> None:
     kind = tokens(root)
     (root / kind / "shard-00001.parquet").unlink()

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import Failure
 from pipelines.runs.identity import RunSpec
+from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import FAILURE_FILE, read_note
 from pipelines.study import job
 from pipelines.tracking import client as tracking
@@ -45,6 +48,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "fit_and_draw", fit_and_draw)
     monkeypatch.setattr(job, "train_all", train_all)
     monkeypatch.setattr(job, "encode", lambda *_: None)
+    monkeypatch.setattr(job, "join", lambda *_, **__: None)
     monkeypatch.setattr(job, "collect", lambda specs, study: [{"size": s.preset} for s in specs])
 
 
@@ -62,6 +66,42 @@ def test_a_finished_study_is_left_alone_and_one_that_grew_is_fitted_again(
     assert logged_steps(study) == [0, 1]
     assert json.loads((study / "study.json").read_text())["flags"]["set"] == "head=bits"
     assert (study / "points.csv").read_text().count("\n") == 5
+
+
+def test_a_finished_study_loses_no_run_without_replace(instant: None, tmp_path: Path) -> None:
+    study, three = tmp_path / "study", [spec(size) for size in "abc"]
+    flags = dataclasses.replace(FLAGS, sizes="a,b,c")
+    job.run_study(three, study, flags)
+    before = {p: p.stat().st_mtime_ns for p in study.rglob("*") if p.is_file()}
+    fewer = dataclasses.replace(FLAGS, sizes="a,b", steps=7)
+    with pytest.raises(UsageError, match=r"was made with --sizes a,b,c, not a,b; --steps none, not 7: choose another"):
+        job.run_study(three[:2], study, fewer)
+    assert {p: p.stat().st_mtime_ns for p in study.rglob("*") if p.is_file()} == before
+    job.run_study(three[:2], study, dataclasses.replace(fewer, replace=True))
+    assert (study / "points.csv").read_text().count("\n") == 3
+
+
+def test_a_second_start_of_a_study_or_one_of_its_runs_is_refused(
+    instant: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, one = tmp_path / "study", [spec("a")]
+    train_all = job.train_all
+
+    def while_another_starts(*arguments: object, **named: object) -> None:
+        before = {p: p.read_bytes() for p in study.rglob("*") if p.is_file()}
+        with pytest.raises(UsageError, match=rf"{study}: another command is working there \(process {os.getpid()} on "):
+            job.run_study([*one, spec("b")], study, FLAGS)
+        assert {p: p.read_bytes() for p in study.rglob("*") if p.is_file()} == before
+        train_all(*arguments, **named)
+
+    monkeypatch.setattr(job, "train_all", while_another_starts)
+    job.run_study(one, study, FLAGS)
+    assert (study / "_SUCCESS").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(job, "tune", lambda *_: pytest.fail("a trial started"))
+    run_dir = train.run_folder(spec("c"), study / "runs")
+    with alone_in(run_dir), pytest.raises(UsageError, match=f"{run_dir}: another command is working there"):
+        job.train_all([spec("c")], study, FLAGS)
 
 
 def logged_steps(study: Path) -> list[int]:
@@ -96,7 +136,10 @@ def test_what_a_trial_died_of_is_told_and_its_files_are_kept(
 
         def fit(self) -> list[SimpleNamespace]:
             error = RuntimeError("the actor\ndied") if fails else None
-            return [SimpleNamespace(error=None, config={"index": 0}), SimpleNamespace(error=error, config={"index": 1})]
+            return [
+                SimpleNamespace(error=None, config={"index": 0}, metrics={"done": 1.0, "node_ip": "10.0.0.2"}),
+                SimpleNamespace(error=error, config={"index": 1}, metrics=None),
+            ]
 
     monkeypatch.setattr(tune, "Tuner", Tuner)
     monkeypatch.setattr(tune, "with_parameters", lambda trial, **_: trial)

@@ -111,6 +111,48 @@ def test_a_run_made_under_other_defaults_is_not_resumed(tmp_path: Path) -> None:
     assert train.prepare_run(spec, tmp_path) == run_dir
 
 
+def test_replace_makes_a_run_of_other_defaults_anew(tmp_path: Path) -> None:
+    spec = toy_spec()
+    run_dir = train.train_run(spec, tmp_path, num_workers=0, build=TOY)
+    stored = json.loads((run_dir / "config.json").read_text())
+    stored["config"]["train"]["learning_rate"] = 0.5
+    (run_dir / "config.json").write_text(json.dumps(stored))
+    (run_dir / "export" / "model.safetensors").write_text("old")
+    with pytest.raises(UsageError, match=r"was made with train.learning_rate 0.5, not 0.01, .* or give --replace"):
+        train.train_run(spec, tmp_path, num_workers=0, build=TOY)
+    assert (run_dir / "export" / "model.safetensors").read_text() == "old"
+    train.train_run(spec, tmp_path, num_workers=0, build=TOY, replace=True)
+    assert json.loads((run_dir / "config.json").read_text()) == spec.to_dict()
+    assert ledger_steps(run_dir) == [8 * i for i in range(1, 11)] and weights_hash(run_dir)
+    before = {p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if p.is_file()}
+    train.train_run(spec, tmp_path, num_workers=0, build=TOY, replace=True)
+    assert {p: p.stat().st_mtime_ns for p in before} == before, "a run of these settings is finished"
+
+
+def test_a_second_start_is_refused_before_it_touches_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the driver: not after it has taken a worker, and the living run stays RUNNING in MLflow."""
+    spec, seen = toy_spec(), []
+
+    def work_while_another_starts(config: dict) -> None:
+        run_dir = Path(config["run_dir"])
+        before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+        status = run_status(run_dir)
+        with pytest.raises(UsageError, match=rf"another command is working there \(process {os.getpid()} on "):
+            train.train_run(spec, tmp_path / "runs", num_workers=0, build=TOY, ready=lambda _: pytest.fail("it works"))
+        assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+        seen.append((status, run_status(run_dir)))
+        train_worker.work(config)
+
+    monkeypatch.setattr(train, "work", work_while_another_starts)
+    run_dir = train.train_run(spec, tmp_path / "runs", num_workers=0, build=TOY)
+    assert seen == [("RUNNING", "RUNNING")] and run_status(run_dir) == "FINISHED"
+
+
+def run_status(run_dir: Path) -> str:
+    note = json.loads((run_dir / "mlflow.json").read_text())
+    return Tracking(note["tracking_uri"]).client.get_run(note["run_id"]).info.status
+
+
 def test_mlflow_is_told_of_a_run_that_a_worker_ended_after_its_driver_was_killed(tmp_path: Path) -> None:
     run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
     note = json.loads((run_dir / "mlflow.json").read_text())
@@ -224,7 +266,7 @@ def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(whole: Path, tmp_pa
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / older.name).write_bytes(older.read_bytes())
-    with train_worker.run_lock(tmp_path / "run"):
+    with train_worker.worker_lock(tmp_path / "run"):
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         workers = [subprocess.Popen([sys.executable, "-c", program, str(rank)], env=environment) for rank in range(2)]
         deadline = time.monotonic() + 60
