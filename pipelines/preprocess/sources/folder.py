@@ -69,19 +69,35 @@ def _check_text(root: Path, name: str) -> None:
 
 
 def _manifest_rows(manifest: Path) -> Iterator[Row]:
+    """The rows by column. UsageError for a quote that is not closed or a row with too many values, which would give
+    other values silently.
+    """
+    begun = 0  # the last line of the row before
     try:
         with open(manifest, newline="", encoding="utf-8-sig") as file:
-            rows = filter(None, csv.reader(file))  # csv.DictReader takes twice as long
-            columns = next(rows, [])
+            reader = csv.reader(file, strict=True)  # csv.DictReader takes twice as long
+            columns = next(filter(None, reader), [])
             if "path" not in columns:
                 raise UsageError(f"{manifest} has no column 'path'; it has {', '.join(columns) or 'none'}")
-            for number, values in enumerate(rows, start=2):
-                row = dict(zip(columns, values, strict=False))  # a short row lacks its last columns
-                if not row.get("path"):
-                    raise UsageError(f"{manifest} line {number} has an empty path")
-                yield row
-    except (UnicodeDecodeError, csv.Error) as error:
+            begun = reader.line_num
+            for values in reader:
+                if values:
+                    yield _manifest_row(f"{manifest} line {begun + 1}", columns, values)
+                begun = reader.line_num
+    except UnicodeDecodeError as error:
         raise UsageError(f"{manifest} is not a readable CSV file: {error}") from error
+    except csv.Error as error:
+        told = "a quote is not closed" if "unexpected end" in str(error) else str(error)
+        raise UsageError(f"{manifest} is not a readable CSV file: {told} (in the row of line {begun + 1})") from error
+
+
+def _manifest_row(where: str, columns: list[str], values: list[str]) -> Row:
+    if any(values[len(columns) :]):
+        raise UsageError(f"{where} has {len(values)} values for {len(columns)} columns; quote values that have commas")
+    row = dict(zip(columns, values, strict=False))  # a short row lacks its last columns
+    if not row.get("path"):
+        raise UsageError(f"{where} has an empty path")
+    return row
 
 
 def _file_object(row: Row) -> SourceObject:

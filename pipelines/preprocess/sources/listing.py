@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from g3pt.data import licenses
 from pipelines.cli.errors import UsageError
 from pipelines.preprocess.sources.captions import Captions
 from pipelines.preprocess.sources.folder import input_folder, list_folder
-from pipelines.preprocess.sources.objaverse import list_objaverse
+from pipelines.preprocess.sources.objaverse import Objaverse
 from pipelines.preprocess.sources.objects import SourceObject
 from pipelines.preprocess.sources.shapes import list_shapes
 
@@ -35,6 +35,7 @@ class Listing:
         self.ids = read_ids(Path(config.ids)) if config.ids else None
         self.wanted_categories, self.wanted_licenses = config.wanted_categories, config.wanted_licenses
         self.captions = Captions(Path(config.captions)) if config.captions else None
+        self.categories_of: Callable[[SourceObject], tuple[str, ...]] = lambda item: (item.category,)
         self.listed = 0
         self.categories: Counter[str] = Counter()
         self.licenses: Counter[str] = Counter()  # of the objects selected by id and category
@@ -73,7 +74,9 @@ class Listing:
         if config.source == "shapes":
             return list_shapes(config.seed)
         if config.source == "objaverse":
-            return list_objaverse(config, self.ids)
+            source = Objaverse(config, self.ids)
+            self.categories_of = source.categories_of
+            return iter(source)
         if config.input is None:
             raise UsageError("--source dir needs --input, a folder of meshes")
         return list_folder(input_folder(config.input))
@@ -81,8 +84,9 @@ class Listing:
     def _reason(self, item: SourceObject) -> str | None:
         """Why an object is left out; None if it is kept."""
         if self.wanted_categories:  # only then: a source with one category per object would fill the memory
-            self.categories[item.category] += 1
-            if item.category not in self.wanted_categories:
+            categories = self.categories_of(item)
+            self.categories.update(categories)
+            if not set(self.wanted_categories).intersection(categories):
                 return "category"
         if not self.wanted_licenses:  # likewise
             return None

@@ -7,9 +7,9 @@ paths go into a temporary SQLite table. Only the metadata files of the remaining
 time. Meshes are fetched where they are converted (`pipelines.preprocess.sources.fetch`). Downloads are stored below
 --input by `pipelines.preprocess.sources.hub`.
 
-Ours: an object's category is its LVIS category: the alphabetically first if it has several, empty if it has none.
-      Sketchfab's own categories are too coarse (18 in all). An object without annotation has no licence, and no list of
-      licences accepts it.
+Ours: an object's category is its LVIS category: the alphabetically first if it has several, empty if it has none;
+      `--categories` selects it by each of them. Sketchfab's own categories are too coarse (18 in all). An object
+      without annotation has no licence, and no list of licences accepts it.
 Source: Deitke et al., Objaverse: A Universe of Annotated 3D Objects (arXiv:2212.08051); the files as objaverse 0.1.7
 reads them.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import gzip
+import itertools
 import json
 import re
 import sqlite3
@@ -61,28 +62,36 @@ class NotDownloaded(Exception):
     """A dry run needs a file that has not been downloaded yet."""
 
 
-def list_objaverse(config: PreprocessConfig, ids: frozenset[str] | None) -> Iterator[SourceObject]:
-    """The objects whose id is in `ids`, else those of the requested categories, else all."""
-    annotations = Annotations(config)
-    category_of = annotations.categories()
-    _check_categories(config.wanted_categories, set(category_of.values()))
-    with contextlib.closing(Paths(annotations.paths(), _chosen(config, ids, category_of))) as paths:
-        if config.limit is not None and _nothing_more_is_left_out(config, ids):
-            paths.limit(config.limit)  # already here, or the metadata of all objects would be read for a few
-        for folder, found in annotations.metadata(paths.folders()):
-            for uid, path in paths.of(folder):
-                yield _object(uid, path, found.get(uid), category_of.get(uid, ""))
+class Objaverse:
+    """Iterates over the objects whose id is in `ids`, else those of the requested categories, else all."""
 
+    def __init__(self, config: PreprocessConfig, ids: frozenset[str] | None) -> None:
+        self.config, self.ids = config, ids
+        self._categories: dict[str, tuple[str, ...]] = {}
 
-def _chosen(config: PreprocessConfig, ids: frozenset[str] | None, category_of: dict[str, str]) -> Chosen:
-    """A predicate: whether an object is read at all.
+    def categories_of(self, item: SourceObject) -> tuple[str, ...]:
+        """The object's LVIS categories, known from the first object on; ("",) if it has none."""
+        return self._categories.get(item.id, ("",))
 
-    If ids are given, `Listing` selects by category and counts what it leaves out.
-    """
-    if ids is not None:
-        return ids.__contains__
-    wanted = config.wanted_categories
-    return (lambda uid: category_of.get(uid, "") in wanted) if wanted else (lambda uid: True)
+    def __iter__(self) -> Iterator[SourceObject]:
+        annotations = Annotations(self.config)
+        self._categories = annotations.categories()
+        _check_categories(self.config.wanted_categories, set(itertools.chain(*self._categories.values())))
+        with contextlib.closing(Paths(annotations.paths(), self._is_chosen)) as paths:
+            if self.config.limit is not None and _nothing_more_is_left_out(self.config, self.ids):
+                paths.limit(self.config.limit)  # already here, or the metadata of all objects would be read for a few
+            for folder, found in annotations.metadata(paths.folders()):
+                for uid, path in paths.of(folder):
+                    yield _object(uid, path, found.get(uid), self._categories.get(uid, ("",))[0])
+
+    def _is_chosen(self, uid: str) -> bool:
+        """Whether an object is read at all. If ids are given, `Listing` selects by category and counts what it leaves
+        out.
+        """
+        if self.ids is not None:
+            return uid in self.ids
+        wanted = self.config.wanted_categories
+        return not wanted or not set(wanted).isdisjoint(self._categories.get(uid, ("",)))
 
 
 def _nothing_more_is_left_out(config: PreprocessConfig, ids: frozenset[str] | None) -> bool:
@@ -160,12 +169,12 @@ class Annotations:
         if self.may_fetch:
             remove_leftovers(self.folder)
 
-    def categories(self) -> dict[str, str]:
-        """Object -> LVIS category."""
-        found: dict[str, str] = {}
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        """Object -> its LVIS categories in alphabetical order."""
+        found: dict[str, tuple[str, ...]] = {}
         with self._opened(LVIS, self._start(LVIS)) as file:
-            for category, uids in sorted(json.load(file).items(), reverse=True):
-                found.update(dict.fromkeys(uids, category))
+            for category, uids in sorted(json.load(file).items()):
+                found.update((uid, (*found.get(uid, ()), category)) for uid in dict.fromkeys(uids))
         return found
 
     def paths(self) -> Iterator[tuple[str, str, str]]:

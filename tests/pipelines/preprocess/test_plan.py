@@ -18,6 +18,7 @@ from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.plan import Plan, make_plan
 from pipelines.preprocess.plan_store import PlanStore
 from pipelines.preprocess.sources import Listing, SourceObject, content, inputs_hash
+from pipelines.preprocess.sources.captions import Captions
 from pipelines.preprocess.sources.fetch import fetched
 
 SMALL = {"resolution": 16, "num_surface": 8, "num_sharp": 8, "num_queries": 8}
@@ -187,7 +188,10 @@ def test_ids_categories_and_licences_choose(
         ({"ids": "empty.txt"}, "empty.txt contains no id; write one per line"),
         ({"ids": "other.txt"}, "none of its 1 ids is in the source"),
         ({"captions": "none.csv"}, "none.csv: No such file"),
-        ({"captions": "other.txt"}, r"other.txt contains no row `id,caption` \(1 other rows\)"),
+        (
+            {"captions": "other.txt"},
+            "other.txt contains no row `id,caption`; 1 of its rows .* the first is line 1: it has 1 columns",
+        ),
     ],
 )
 def test_a_selection_that_can_only_be_a_mistake_is_refused(
@@ -216,19 +220,56 @@ def test_names_tags_and_captions_reach_the_row(tmp_path: Path, manifest: Path) -
     assert (found["b"]["caption"], found["b"]["caption_source"]) == ('a chair, green, seen "from behind"', "cap3d")
     assert (found["c"]["caption"], found["d"]["caption"]) == ("", "a thing")
     assert listing.lines() == [
-        "captions of cap3d.csv for 2 of 4 objects; 4 of its rows are not `id,caption` and were left out"
+        "captions of cap3d.csv for 2 of 4 objects; 4 of its rows are not `id,caption` and were left out, "
+        "the first is line 3: it has 1 columns"
     ]
 
 
-def test_a_manifest_may_have_short_long_and_empty_lines(tmp_path: Path, manifest: Path) -> None:
-    manifest.write_text('\ufeffpath,id,name\n\na.off\n"b,1.off",b,"two\nlines",too much\n,c\n', encoding="utf-8")
+@pytest.mark.parametrize(
+    ("text", "kept", "said"),
+    [
+        ('a,"a tall chair\nb,"a table, round"\n', {"b": "a table, round"}, "line 1: a quote is not closed"),
+        ('a,one\nb,"two\nc,three\n', {"a": "one", "c": "three"}, "line 2: a quote is not closed"),
+        ('a,one\nb,"two "inches" wide"\n', {"a": "one"}, "line 2: ',' expected after '\"'"),
+        ('a,a 5" pipe\n', {"a": 'a 5" pipe'}, ""),
+        ('a,one\rb,"two, three"\rc,"four', {"a": "one", "b": "two, three"}, "line 3: a quote is not closed"),
+        ("a,one\n\ufeffb,two\n", {"a": "one", "b": "two"}, ""),
+        ("a,one\nb,t\0wo\n", {"a": "one"}, "line 2: it is not UTF-8 text"),
+    ],
+)
+def test_a_bad_caption_costs_its_own_row_and_is_named(tmp_path: Path, text: str, kept: dict, said: str) -> None:
+    (tmp_path / "cap.csv").write_text(text, encoding="utf-8", newline="")
+    captions = Captions(tmp_path / "cap.csv")
+    assert {name: found for name in "abc" if (found := captions.of(name))} == kept
+    assert captions.line(3).partition("the first is ")[2] == said
+    assert captions.bad_rows == bool(said)
+
+
+def test_a_manifest_may_have_short_and_empty_lines(tmp_path: Path, manifest: Path) -> None:
+    manifest.write_text('\ufeffpath,id,name\n\na.off\n"b,1.off",b,"two\nlines",\n,c\n', encoding="utf-8")
     found = Listing(config(tmp_path))._source()
     assert [(item.id, item.path, item.name) for item in (next(found), next(found))] == [
         ("a.off", "a.off", ""),
         ("b", "b,1.off", "two\nlines"),
     ]
-    with pytest.raises(UsageError, match="manifest.csv line 4 has an empty path"):
+    with pytest.raises(UsageError, match="manifest.csv line 6 has an empty path"):
         next(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('path,caption\na.off,"a tall chair\nb.off,a table\n', r"a quote is not closed \(in the row of line 2\)"),
+        ('path,caption\na.off,x\nb.off,"tall\nc.off,"red, round"\n', r"',' expected .* \(in the row of line 3\)"),
+        ("path,caption\na.off,a tall, red chair\n", "line 2 has 3 values for 2 columns; quote values"),
+    ],
+)
+def test_a_manifest_whose_values_would_be_others_is_refused(
+    tmp_path: Path, manifest: Path, text: str, message: str
+) -> None:
+    manifest.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        list(Listing(config(tmp_path)))
 
 
 def test_another_caption_makes_its_shard_stale(tmp_path: Path, manifest: Path) -> None:

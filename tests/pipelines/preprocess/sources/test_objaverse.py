@@ -107,6 +107,10 @@ def test_an_object_brings_its_licence_author_and_address(hub: HubServer, tmp_pat
         ({}, "012345", "012"),
         ({"ids": [1, 4]}, "14", "1"),
         ({"categories": "sofa"}, "1", "1"),
+        ({"categories": "chair"}, "03", "0"),  # uid3 is an armchair too
+        ({"categories": "armchair"}, "3", "0"),
+        ({"categories": "armchair,chair"}, "03", "0"),
+        ({"ids": [3], "categories": "chair"}, "3", "0"),
         ({"categories": "chair,sofa", "licenses": "open"}, "0", "01"),
         ({"licenses": "open"}, "024", "012"),
         ({"licenses": "open,CC-BY-NC-4.0"}, "0124", "012"),
