@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from g3pt.data.pictures import ONE_COLOUR, WHOLE, cut_out, prepare_image
+from g3pt.data.pictures import FEW_TRANSPARENT, ONE_COLOUR, WHOLE, check_header, cut_out, prepare_image
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -80,7 +80,7 @@ def test_a_picture_without_alpha_and_even_background_is_used_whole_and_says_so()
 
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     assert cut_out(noise, 28)[1] == WHOLE and cut_out(square(), 28)[1] == ""
-    with pytest.warns(UserWarning, match="no alpha and no even background: used whole"):
+    with pytest.warns(UserWarning, match="no background that is transparent or of one colour: used whole"):
         assert torch.equal(prepare_image(noise, 28), cut_out(noise, 28)[0])
     assert cut_out(Image.new("RGB", (9, 9), (5, 200, 5)), 28)[1] == ONE_COLOUR
 
@@ -166,7 +166,7 @@ def test_an_invisible_image_is_refused() -> None:
 
 def test_formats_that_start_programs_are_not_opened(tmp_path: Path) -> None:
     square("RGB").save(tmp_path / "a.eps")
-    with pytest.raises(OSError, match="cannot identify"):
+    with pytest.raises(ValueError, match="image is none of PNG, JPEG"):
         prepare_image(tmp_path / "a.eps", 28)
 
 
@@ -184,5 +184,40 @@ def test_a_huge_or_broken_picture_is_a_value_error(tmp_path: Path, monkeypatch: 
     monkeypatch.undo()
     broken = bytearray(buffer.getvalue())
     broken[broken.index(b"IDAT") + 6] ^= 0xFF
-    with pytest.raises((ValueError, OSError)):
-        prepare_image(bytes(broken), 28)
+    for content in (bytes(broken), buffer.getvalue()[:-40]):
+        with pytest.raises(ValueError, match="image cannot be read: "):
+            prepare_image(content, 28)
+    check_header(buffer.getvalue()[:-40])
+
+
+def test_a_few_transparent_pixels_are_no_background() -> None:
+    """A photograph with rounded corners, a stray pixel in a drawing on white, and an object that fills its picture."""
+    import numpy as np
+    from PIL import ImageDraw
+
+    white = drawing((255, 255, 255, 255), (900, 700))
+    want, warning = cut_out(white, 28)
+    assert warning == ""
+    rounded = Image.new("RGBA", white.size, (0, 255, 0, 0))
+    mask = Image.new("L", white.size)
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, 899, 699), 60, fill=255)
+    rounded.paste(white, mask=mask)
+    stray = white.copy()
+    stray.putpixel((800, 600), (255, 0, 0, 0))
+    for picture in (rounded, stray):
+        got, warning = cut_out(picture, 28)
+        assert warning == FEW_TRANSPARENT and torch.equal(got, want)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8) | 128)
+    noise.putpixel((3, 3), (0, 0, 0, 0))
+    assert cut_out(noise, 28)[1] == f"{FEW_TRANSPARENT}; {WHOLE}"
+    margin = Image.new("RGBA", (500, 500))
+    margin.paste((255, 0, 0, 255), (1, 1, 499, 499))  # .8 % of the picture, all of its border
+    assert cut_out(margin, 28, 0.0)[1] == "" and (cut_out(margin, 28, 0.0)[0][1] < 0).all()
+
+
+def test_of_an_animation_the_first_picture_is_used() -> None:
+    buffer, frames = io.BytesIO(), [square(colour=colour).convert("P") for colour in ("red", "blue")]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    single = io.BytesIO()
+    frames[0].save(single, "GIF")
+    assert torch.equal(cut_out(buffer.getvalue(), 28)[0], cut_out(single.getvalue(), 28)[0])
