@@ -1,7 +1,7 @@
 """Ledger, the records of a training run on disk (metrics.jsonl): the source of truth, of which MLflow is a view.
 
-How: rank 0 appends records. The driver reads them again every few seconds (`Periodic`), to show progress and to copy
-them to MLflow (`pipelines.train.follow`, `pipelines.tracking.client`).
+How: rank 0 appends records. The driver reads the new ones every few seconds (`Periodic`, `NewRecords`), to show progress
+and to copy them to MLflow (`pipelines.train.follow`, `pipelines.tracking.client`).
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from pathlib import Path
 
 Record = dict[str, float]
 LEDGER_FILE = "metrics.jsonl"
+LAST_BYTES = 2**16  # in which the last record is looked for first
 
 
 class Ledger:
@@ -78,10 +79,42 @@ class Ledger:
         self._last = None
         return len(records) - len(kept)
 
+    def last(self) -> Record | None:
+        """The last complete record; None if there is none. Reads the end of the file only."""
+        records = self.tail(LAST_BYTES) or self.read()
+        return records[-1] if records else None
+
     def last_samples(self) -> float | None:
         """Samples seen at the last record; None if there is none."""
-        records = self.read()
-        return records[-1]["step"] if records else None
+        last = self.last()
+        return last["step"] if last else None
+
+
+class NewRecords:
+    """Follows a ledger that grows: each call of `read` returns the records that were appended since the call before.
+
+    A ledger that was replaced, as by `Ledger.truncate_after` when a run resumes, is read from its beginning again.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.path = ledger.path
+        self._offset, self._file_id = 0, 0
+
+    def read(self) -> list[Record]:
+        """The complete records that are new, in order."""
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115 (closed below)
+        except FileNotFoundError:
+            return []
+        with file:
+            about = os.fstat(file.fileno())
+            if about.st_ino != self._file_id or about.st_size < self._offset:
+                self._offset, self._file_id = 0, about.st_ino
+            file.seek(self._offset)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]  # what follows is torn or still being written
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.split(b"\n") if line]
 
 
 class Periodic:

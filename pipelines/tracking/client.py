@@ -1,6 +1,7 @@
 """MLflow's client for one store: experiments, runs, records in batches, and how a person opens the store.
 
 How: methods raise; `best_effort` around a call turns a failure into one warning, so that tracking never stops the work.
+`pipelines.tracking.breaker` ends all calls to a server that does not answer.
 A `Mirror` thread in the driver copies a ledger's new records to the run, and skips steps that MLflow has.
 `pipelines.tracking.cards` decides what a run shows.
 Ours: a lock around the first use of a local store, because several processes that open a fresh SQLite store at once all
@@ -25,8 +26,9 @@ from pipelines.cli.endings import Ending, at_end
 from pipelines.cli.errors import one_line
 from pipelines.cli.plain_text import without_login
 from pipelines.cli.progress import say
-from pipelines.runs.ledger import Ledger, Periodic, Record
+from pipelines.runs.ledger import Ledger, NewRecords, Periodic, Record
 from pipelines.runs.locks import locked
+from pipelines.tracking.breaker import LIMIT_S, Guarded, Unreachable, guarded, limit_http, within
 from pipelines.tracking.cards import SHORT, DatasetInput, shown_record
 from pipelines.tracking.experiments import experiment_tags
 from pipelines.tracking.moved_store import follow_move, location
@@ -66,6 +68,10 @@ def how_to_open(uri: str) -> str:
     return f"{command}\n        then open http://127.0.0.1:5000/{page}"
 
 
+class ExperimentDeleted(Exception):
+    """A run's experiment was deleted in MLflow; the message names the remedy."""
+
+
 class Tracking:
     """MLflow's client for one store. Methods raise; `best_effort` around a call turns a failure into one warning."""
 
@@ -80,13 +86,20 @@ class Tracking:
             logging.getLogger(noisy).setLevel(logging.WARNING)
 
         self.uri = uri
+        limit_http()
         with _store_lock(uri):
             local = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
             fresh = local is not None and not local.exists()
             if local is not None:
                 follow_move(local)
-            self.client = MlflowClient(tracking_uri=uri)
-            self.client.search_experiments(max_results=1)  # makes the tables of a fresh store
+
+            def opened() -> Any:
+                client = MlflowClient(tracking_uri=uri)
+                client.search_experiments(max_results=1)  # makes the tables of a fresh store
+                return client
+
+            client = opened() if local is not None else guarded(uri, within, LIMIT_S, opened)
+            self.client = Guarded(client, uri)
             if fresh:
                 self.client.set_experiment_tag(
                     "0", "mlflow.note.content", "Made by MLflow itself; g3pt logs nothing here."
@@ -99,17 +112,27 @@ class Tracking:
         with _store_lock(self.uri):
             found = self.client.get_experiment_by_name(name)
             if found is not None:
-                return str(found.experiment_id)
+                return self._active(found)
             try:
                 number = str(self.client.create_experiment(name, artifact_location=_artifact_location(self.uri, name)))
             except MlflowException:  # another machine was faster
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
                     raise
-                return str(found.experiment_id)
+                return self._active(found)
             for key, value in experiment_tags(name, number).items():
                 self.client.set_experiment_tag(number, key, value)
             return number
+
+    def _active(self, experiment: Any) -> str:
+        """The experiment's id. ExperimentDeleted if it was deleted: MLflow keeps its name and takes no run for it."""
+        if experiment.lifecycle_stage == "active":
+            return str(experiment.experiment_id)
+        uri = shlex.quote(without_login(self.uri))
+        raise ExperimentDeleted(
+            f"experiment {experiment.name} was deleted in MLflow; restore it: MLFLOW_TRACKING_URI={uri} mlflow "
+            f"experiments restore --experiment-id {experiment.experiment_id}"
+        )
 
     def open_run(
         self,
@@ -153,12 +176,23 @@ class Tracking:
 
     def has_run(self, run_id: str) -> bool:
         """Whether the store contains this run and it is not deleted."""
+        return self.status_of(run_id) is not None
+
+    def status_of(self, run_id: str) -> str | None:
+        """The run's status, such as RUNNING; None if the store does not contain it or it is deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return self.client.get_run(run_id).info.lifecycle_stage == "active"
+            info = self.client.get_run(run_id).info
         except MlflowException:
-            return False
+            return None
+        return str(info.status) if info.lifecycle_stage == "active" else None
+
+    def run_of(self, experiment: str, folder: Location) -> str | None:
+        """The newest run of the experiment whose output is this folder, by its tag g3pt.path; None without one."""
+        quote = '"' if "'" in str(folder) else "'"
+        found = self.client.search_runs([experiment], f"tags.`g3pt.path` = {quote}{folder}{quote}", max_results=1)
+        return str(found[0].info.run_id) if found else None
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Log parameters. MLflow refuses to change one later."""
@@ -242,6 +276,7 @@ def _artifact_location(uri: str, experiment: str) -> str | None:
 
 
 _warned: set[str] = set()
+MAX_SAID = 400  # characters of an error in a warning
 
 
 def best_effort(what: str, work: Callable[[], Result]) -> Result | None:
@@ -251,13 +286,20 @@ def best_effort(what: str, work: Callable[[], Result]) -> Result | None:
     """
     try:
         return work()
+    except Unreachable as error:
+        if error.is_new:
+            say(
+                f"warning: MLflow at {error}; continuing without it. `python -m pipelines.status.relog FOLDER` logs "
+                "runs again later"
+            )
+        return None
     except Exception as error:
         # MLflow raises errors of its own, of SQLAlchemy, requests and the OS; a report whatever a half-written file causes.
         if what not in _warned:
             _warned.add(what)
             say(
                 f"warning: {what} failed; continuing without it: {type(error).__name__}: "
-                f"{without_login(one_line(error))[:200]}"
+                f"{without_login(one_line(error))[:MAX_SAID]}"
             )
         return None
 
@@ -267,21 +309,23 @@ class Mirror(Periodic):
 
     def __init__(self, tracking: Tracking, run_id: str, ledger: Ledger, interval_s: float = 2.0) -> None:
         super().__init__(lambda: best_effort("copying metrics to MLflow", self.copy), interval_s)
-        self.tracking, self.run_id, self.ledger = tracking, run_id, ledger
+        self.tracking, self.run_id, self.new = tracking, run_id, NewRecords(ledger)
+        self._waiting: list[Record] = []  # read, and not yet logged
         self._copied_to: float | None = None
         self._heard, self._alarm = -1.0, Alarm()
         self._tagged: str | None = None
 
     def copy(self) -> None:
         """Log the records that MLflow does not have yet."""
+        self._waiting += self.new.read()
         if self._copied_to is None:
             self._copied_to = self.tracking.last_step(self.run_id)
-        records = self.ledger.read()
-        self._tag(records)
-        new = [r for r in records if r["step"] > self._copied_to]
+        self._tag(self._waiting)
+        new = [r for r in self._waiting if r["step"] > self._copied_to]
         if new:
             self.tracking.log_records(self.run_id, [shown_record(record) for record in new])
             self._copied_to = new[-1]["step"]
+        self._waiting.clear()
 
     def _tag(self, records: list[Record]) -> None:
         """Set the tag g3pt.alarm to the active alarms; remove it when there is none."""

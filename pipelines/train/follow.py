@@ -8,7 +8,7 @@ from typing import Any
 from g3pt.training.alarm import Alarm, alarm_line, in_words
 from pipelines.cli.progress import Progress, say
 from pipelines.runs.identity import RunSpec
-from pipelines.runs.ledger import Ledger, Periodic, Record
+from pipelines.runs.ledger import Ledger, NewRecords, Periodic, Record
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, code
 from pipelines.tracking.client import best_effort
@@ -30,11 +30,13 @@ class Follower(Periodic):
     def __init__(self, spec: RunSpec, run_dir: Path) -> None:
         super().__init__(self.show)
         self.name, self.run_dir = spec.name, run_dir
-        train, self.ledger = spec.config["train"], Ledger.of(run_dir)
+        train, self.new = spec.config["train"], NewRecords(Ledger.of(run_dir))
         state = {"run": spec.name, "done": checkpointed(run_dir), "tokens_per_unit": tokens_per_sample(spec)}
         self.progress = Progress("train", train["steps"] * train["batch_size"], "samples", **state)
-        self.shown, self.heard, self.alarm = self.ledger.last_samples(), 0.0, Alarm()
-        self.alarms(self.ledger.read())  # an earlier start has reported these
+        self.heard, self.alarm = 0.0, Alarm()
+        earlier = self.new.read()
+        self.shown = earlier[-1]["step"] if earlier else None
+        self.alarms(earlier)  # an earlier start has reported these
 
     def __enter__(self) -> "Follower":
         self.progress.__enter__()
@@ -51,7 +53,7 @@ class Follower(Periodic):
 
     def show(self) -> None:
         """Show the newest record once, and new alarms."""
-        records = self.ledger.read()
+        records = self.new.read()
         for record in [r for r in records[-1:] if r["step"] != self.shown]:
             self.shown = record["step"]
             numbers = {name: record[name] for name in ("loss", "val_iou", "val_ce") if name in record}

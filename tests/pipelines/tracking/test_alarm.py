@@ -42,7 +42,7 @@ def test_the_driver_says_it_once_and_not_again_after_a_resumption(
 ) -> None:
     spec, run_dir = run_folder(tmp_path, *[COLLAPSED] * LASTING)
     follower = follow.Follower(spec, run_dir)
-    ledger = follower.ledger
+    ledger = Ledger.of(run_dir)
     ledger.append([COLLAPSED | {"step": 110.0}])
     follower.show()
     assert "alarm" not in capsys.readouterr().err, "an earlier start told it"
@@ -58,8 +58,8 @@ def test_a_run_that_ends_so_says_it_once(
     finished: bool, lasted: int, says: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec, run_dir = run_folder(tmp_path, HEALTHY)
-    with follow.Follower(spec, run_dir) as follower:
-        follower.ledger.append([COLLAPSED | {"step": 20.0 + k} for k in range(lasted)])
+    with follow.Follower(spec, run_dir):
+        Ledger.of(run_dir).append([COLLAPSED | {"step": 20.0 + k} for k in range(lasted)])
         if finished:
             (run_dir / "_SUCCESS").touch()
     assert capsys.readouterr().err.count(WORDS) == says
