@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from g3pt.data.storage import Location
 
 COMMAND_FILE, FAILURE_FILE = "command.json", "failure.json"
+RUN_FILE = "mlflow.json"  # which run of MLflow shows the output (pipelines.tracking.killed)
 
 
 @contextlib.contextmanager
@@ -80,3 +81,16 @@ def read_note(folder: str | Path, name: str) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):  # RecursionError: a file of a thousand brackets
         return None
     return found if isinstance(found, dict) else None
+
+
+def driver_is_gone(folder: Path) -> bool:
+    """Whether the command that worked in `folder` ran on this machine and has ended, and no process holds the lock.
+
+    A run of a study has no command.json of its own: that of the study counts. False if the command ran elsewhere.
+    """
+    from pipelines.runs.locks import LOCK_FILE, is_held, process_lives
+
+    note = read_note(folder, COMMAND_FILE) or read_note(folder.parent.parent, COMMAND_FILE) or {}
+    if note.get("host") != socket.gethostname() or not isinstance(note.get("pid"), int):
+        return False
+    return not process_lives(note["pid"]) and not is_held(folder / LOCK_FILE)

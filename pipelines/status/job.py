@@ -3,6 +3,7 @@
 How: `pipelines.status.inventory.find` reads the folder, and this module prints it. On a terminal it prints a table of
 at most 100 columns, followed by each command once. In a pipe each thing is one line with its command at the end. With
 --json it prints `{"root", "done", "items": [...]}`; an item's keys are the fields of `pipelines.status.items.Item`.
+MLflow runs of killed commands are closed on the way (`pipelines.tracking.killed`).
 """
 
 import dataclasses
@@ -20,6 +21,8 @@ from pipelines.cli.errors import NotWell, UsageError
 from pipelines.cli.plain_text import console, duration, plain, shortened
 from pipelines.status.inventory import STATES, Item, find
 from pipelines.status.items import counted
+from pipelines.tracking.client import best_effort
+from pipelines.tracking.killed import close_killed
 
 WIDEST = 100  # columns of the table on a terminal
 COLOURS = {"done": "green", "partial": "yellow", "stale": "magenta", "failed": "bold red"}
@@ -46,6 +49,7 @@ def status(flags: StatusFlags) -> None:
     if not root.is_dir():
         raise UsageError(f"{plain(flags.dir)}: no such folder")
     items = find(root, verify=flags.verify)
+    close_runs(items)
     if flags.json:
         print(json.dumps(as_json(items, root), indent=1))
     elif not items:
@@ -56,6 +60,13 @@ def status(flags: StatusFlags) -> None:
         print("\n".join(lines(items, root)))
     if any(item.state != "done" for item in items):
         raise NotWell
+
+
+def close_runs(items: list[Item]) -> None:
+    """Close the MLflow runs of killed commands, and say so on stderr."""
+    folders = [item.path for item in items if item.kind in ("run", "study") and not item.working]
+    for folder in best_effort("closing MLflow runs of killed commands", lambda: close_killed(folders)) or ():
+        print(f"MLflow: closed the run of {plain(folder)}, whose command was killed", file=sys.stderr)
 
 
 def as_json(items: list[Item], root: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,15 +22,15 @@ from g3pt.data.storage import Location, is_remote
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import Failure
 from pipelines.cli.main import this_command
-from pipelines.cli.plain_text import without_login
 from pipelines.runs.environment import environment
 from pipelines.runs.ledger import Ledger, Record
+from pipelines.runs.notes import RUN_FILE, read_note
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card
 from pipelines.tracking.client import Mirror, Tracking, best_effort, group_folder, tracking_uri
 from pipelines.tracking.experiments import EXPERIMENTS
+from pipelines.tracking.killed import close_killed_beside, write_run_file
 
-RUN_FILE = "mlflow.json"
 WritePage = Callable[[Path], Path]  # writes the HTML report about a folder or file; returns the report's path
 
 
@@ -81,7 +80,7 @@ def log_run(card: Card, output: str | Path, outcome: Outcome, started: float, en
     """Write the whole run."""
     tracking = Tracking(tracking_uri(output))
     run_id = tracking.open_run(card.experiment_name, outcome.name or card.name, card.params, started=started)
-    _finish(tracking, run_id, card, output, outcome)
+    finish(tracking, run_id, card, output, outcome)
     tracking.close_run(run_id, "FAILED" if outcome.failure else "FINISHED", ended)
 
 
@@ -112,6 +111,8 @@ def followed(
     outcome = Outcome()
     tracking = best_effort("opening MLflow's store", lambda: Tracking(tracking_uri(output)))
     outcome.run_id = tracking and best_effort("opening the MLflow run", lambda: _open(tracking, card, output, parent))
+    if outcome.run_id:
+        best_effort("closing runs of killed commands", lambda: close_killed_beside(card.folder))
     status = "FAILED"
     try:
         with (
@@ -135,31 +136,22 @@ def followed(
             numbers = newest(ledger) if ledger else {}
             best_effort(
                 "describing the run in MLflow",
-                lambda: _finish(tracking, outcome.run_id, card, output, outcome, numbers),
+                lambda: finish(tracking, outcome.run_id, card, output, outcome, numbers),
             )
             best_effort("closing the MLflow run", lambda: _close(tracking, card.folder, outcome.run_id, status, ended))
 
 
 def _close(tracking: Tracking, folder: Path, run_id: str, status: str, ended: float) -> None:
     tracking.close_run(run_id, status, ended)
-    if status == "FINISHED":
-        _write_run_file(folder, tracking, run_id, closed=True)
+    write_run_file(folder, tracking.uri, run_id, status)
 
 
 def is_told(folder: Path) -> bool:
     """Whether the run of the finished work in `folder` was closed: its driver may have been killed while a worker
-    finished the work.
+    finished the work. True if no run was opened.
     """
-    try:
-        return json.loads((folder / RUN_FILE).read_text()).get("closed") is True
-    except (OSError, ValueError, AttributeError):
-        return True  # no run was opened
-
-
-def _write_run_file(folder: Path, tracking: Tracking, run_id: str, closed: bool) -> None:
-    from g3pt.training.exports import write_json
-
-    write_json(folder / RUN_FILE, {"run_id": run_id, "tracking_uri": without_login(tracking.uri), "closed": closed})
+    note = read_note(folder, RUN_FILE)
+    return note is None or note.get("closed") is True
 
 
 def _success_time(folder: Path) -> float:
@@ -175,7 +167,7 @@ def _open(tracking: Tracking, card: Card, output: str | Path, parent: str | None
     known = known_run(card.folder)
     tags = {**common_tags(card, output), **card.tags, "mlflow.note.content": cards.note(card, this_command(), {}, {})}
     run_id = tracking.open_run(card.experiment_name, card.name, card.params, tags, parent, known)
-    _write_run_file(card.folder, tracking, run_id, closed=False)
+    write_run_file(card.folder, tracking.uri, run_id, "RUNNING")
     if run_id == known:
         tracking.clear_tag(run_id, "g3pt.failure")
     elif card.dataset:
@@ -183,23 +175,27 @@ def _open(tracking: Tracking, card: Card, output: str | Path, parent: str | None
     return run_id
 
 
-def _finish(
+def finish(
     tracking: Tracking,
     run_id: str,
     card: Card,
     output: str | Path,
     outcome: Outcome,
     numbers: Mapping[str, float] | None = None,
+    note: Mapping[str, Any] | None = None,
 ) -> None:
-    """Log final numbers, files, tags and the description; `numbers` have been logged already."""
+    """Log final numbers, files, tags and the description; `numbers` have been logged already.
+
+    `note` is the command.json of the work, if it was another command's.
+    """
     if outcome.metrics:
         step = tracking.last_step(run_id) + 1  # 0, or the step after the last one of a resumed run
         tracking.log_records(run_id, [{"step": float(step), **outcome.metrics}])
     tracking.log_records(run_id, outcome.records)
     links, found = upstream(tracking, card.models)
-    tags = {**common_tags(card, output), **card.tags, **found, **outcome.tags, "g3pt.failure": outcome.failure}
+    tags = {**common_tags(card, output, note), **card.tags, **found, **outcome.tags, "g3pt.failure": outcome.failure}
     tags["mlflow.note.content"] = cards.note(
-        card, this_command(), results(card, {**(numbers or {}), **outcome.metrics}), links, outcome.failure
+        card, tags["g3pt.command"], results(card, {**(numbers or {}), **outcome.metrics}), links, outcome.failure
     )
     tracking.set_tags(run_id, {key: value for key, value in tags.items() if value})
     for dataset in filter(None, (outcome.dataset, None if outcome.run_id else card.dataset)):
@@ -227,15 +223,19 @@ def newest(ledger: Ledger) -> dict[str, float]:
     return {key: value for record in ledger.read() for key, value in cards.shown_record(record).items()}
 
 
-def common_tags(card: Card, output: str | Path) -> dict[str, str]:
-    """Tags of every run: where its output is, the command, the hardware and the versions."""
-    about = environment()
+def common_tags(card: Card, output: str | Path, note: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Tags of every run: where its output is, the command, the hardware and the versions.
+
+    The last three are those of `note`, a command.json, or of this command.
+    """
+    note = note or {"command": this_command(), "environment": environment()}
+    about, program = note["environment"], note["command"].split()
     commit, packages = about["git_commit"], about["packages"]
     hardware = f"{about['cores']} x {about['cpu']}, {about['memory_bytes'] / 2**30:.0f} GiB, {', '.join(about['gpus']) or 'no GPU'}"
     return {
-        "g3pt.stage": card.stage, "g3pt.group": str(group_folder(output)), "g3pt.path": str(card.folder), "g3pt.command": this_command(),
+        "g3pt.stage": card.stage, "g3pt.group": str(group_folder(output)), "g3pt.path": str(card.folder), "g3pt.command": note["command"],
         "g3pt.hardware": hardware, "g3pt.versions": f"python {about['python']}, torch {packages['torch']}, ray {packages['ray']}",
-        "g3pt.dirty": str(commit.endswith("-dirty")).lower(), "mlflow.source.git.commit": commit, "mlflow.source.name": Path(sys.argv[0]).name,
+        "g3pt.dirty": str(commit.endswith("-dirty")).lower(), "mlflow.source.git.commit": commit, "mlflow.source.name": Path(program[1] if len(program) > 1 else sys.argv[0]).name,
         "mlflow.source.type": "LOCAL", "mlflow.user": _user(),
     }  # fmt: skip
 
@@ -267,10 +267,7 @@ def upstream(tracking: Tracking, models: Mapping[str, Path]) -> tuple[dict[str, 
 
 def known_run(folder: Path) -> str | None:
     """The id of the MLflow run recorded in a training run's or study's folder; None without a record."""
-    try:
-        return json.loads((folder / RUN_FILE).read_text()).get("run_id")
-    except (OSError, ValueError, AttributeError):
-        return None
+    return (read_note(folder, RUN_FILE) or {}).get("run_id")
 
 
 def reason(error: BaseException) -> str:

@@ -292,8 +292,72 @@ def test_a_tracking_server_s_password_is_not_written_down(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "mlflow.json").read_text()) == {
         "run_id": "1234",
         "tracking_uri": "https://mlflow.example:5000/team",
+        "status": "RUNNING",
         "closed": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("checkpoints_at", "max_failures", "tries"),
+    [
+        ([0] * 9, 3, 4),
+        ([0] * 9, 0, 1),
+        ([24, 48, 72, 72, 72, 72, 72, 72, 72], 3, 7),  # three with progress, which do not count, and four without
+        ([0, 0, 0, 24, 24, 24, 24, 24, 24], 3, 8),
+    ],
+)
+def test_failures_count_since_the_newest_checkpoint(
+    checkpoints_at: list[int], max_failures: int, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.train import TrainingFailedError
+
+    class Lost(TrainingFailedError):
+        """A worker's node went away."""
+
+    reached = [0]
+
+    def fit_once(*_: object) -> None:
+        reached.append(checkpoints_at[len(reached) - 1])
+        raise Lost("lost")
+
+    monkeypatch.setattr(train, "_fit_once", fit_once)
+    monkeypatch.setattr(train, "checkpointed", lambda _: reached[-1])
+    with pytest.raises(Lost):
+        train.ray_train(toy_spec(), tmp_path, 1, max_failures=max_failures, key="somebody watches")
+    assert len(reached) - 1 == tries
+
+
+def test_a_lack_of_gpu_memory_is_one_try_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from pipelines.runs.notes import FAILURE_FILE, read_note
+
+    tried = []
+
+    def out_of_memory(**_: object) -> None:
+        tried.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("g3pt.training.fit.fit", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
+    (note,) = (read_note(folder, FAILURE_FILE) for folder in (tmp_path / "runs").iterdir())
+    assert tried == [1] and note["remedy"].startswith("--micro-batch 2: a worker computed 4 objects at once")
+    assert "rank" not in note, "this process is no worker of Ray"
+
+
+@pytest.mark.parametrize(
+    ("share", "micro_batch", "flag"),
+    [(16, None, "--micro-batch 8:"), (12, None, "--micro-batch 6:"), (12, 6, "--micro-batch 4:"), (12, 99, "--micro-batch 6:"),
+     (7, None, "--micro-batch 1:"), (16, 1, "--parallel fsdp"), (1, None, "--parallel fsdp")],
+)  # fmt: skip
+def test_the_remedy_is_the_next_smaller_micro_batch(share: int, micro_batch: int | None, flag: str) -> None:
+    from g3pt.training.fit import count_parts
+
+    remedy = train_worker.remedy(share, train.Speed(micro_batch=micro_batch))
+    assert remedy.startswith(flag)
+    if "micro" in flag:
+        count_parts(share, int(flag.split()[1].rstrip(":")))
 
 
 def test_object_store_is_refused_clearly() -> None:
