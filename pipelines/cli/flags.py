@@ -9,6 +9,7 @@ from typing import Literal, NewType
 
 Numbers = NewType("Numbers", str)  # comma-separated
 Integers = NewType("Integers", str)
+MAX_FAILURES = 3
 
 
 def listed(text: str | None) -> tuple[str, ...]:
@@ -46,6 +47,14 @@ class OnDevice:
 
     device: str = "auto"
     """auto (a GPU if the cluster has one), cpu or gpu"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithRetries:
+    """A command that trains on workers which may be lost."""
+
+    max_failures: int = MAX_FAILURES
+    """failures in a row, without a new checkpoint, that are tried again"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pipelines.cli.failures import placed
 from pipelines.cluster import session
+from pipelines.cluster.place import place
+from pipelines.cluster.waiting import Need, asked, begun
 
 MAX_RETRIES = 10  # of an item whose actor died
 
@@ -48,48 +51,61 @@ class Pool:
 
 
 def run_items(
-    worker: type[Worker], arguments: Sequence[Any], items: Sequence[Any], pool: Pool
+    worker: type[Worker], arguments: Sequence[Any], items: Sequence[Any], pool: Pool, stage: str = "work"
 ) -> Iterator[tuple[int, Any]]:
-    """(index, result) of each item, as they are done; in this process in their order."""
+    """(index, result) of each item, as they are done; in this process in their order.
+
+    `stage` names the work in lines about waiting. UsageError if the cluster can never run an actor.
+    """
     num_actors = pool.num_actors(len(items))
     if num_actors:
-        yield from _on_ray(worker, arguments, items, num_actors, pool.device)
+        yield from _on_ray(worker, arguments, items, num_actors, pool.device, stage)
     elif items:
         here = worker(*arguments)
         yield from enumerate(map(here.run, items))
 
 
 def _on_ray(
-    worker: type[Worker], arguments: Sequence[Any], items: Sequence[Any], num_actors: int, device: str
+    worker: type[Worker], arguments: Sequence[Any], items: Sequence[Any], num_actors: int, device: str, stage: str
 ) -> Iterator[tuple[int, Any]]:
     import ray
 
     request, _ = session.actor_resources(device)
     rows = [{"index": index, "item": pickle.dumps(item)} for index, item in enumerate(items)]
-    # One block each from the start: tasks that split them would wait for ever for a CPU that an actor holds.
-    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _Actor,
-        fn_constructor_args=(worker, ray.put(tuple(arguments))),  # put once: it may hold a library of point clouds
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=num_actors),
-        max_task_retries=MAX_RETRIES,
-        **request,
-    )
-    for row in results.iter_rows():
-        yield int(row["index"]), pickle.loads(row["result"])
+    with asked(stage, one_actor(request)) as key:
+        # One block each from the start: tasks that split them would wait for ever for a CPU that an actor holds.
+        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _Actor,
+            # Put once: it may hold a library of point clouds.
+            fn_constructor_args=(worker, ray.put(tuple(arguments)), key),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=num_actors),
+            max_task_retries=MAX_RETRIES,
+            **request,
+        )
+        for row in results.iter_rows():
+            yield int(row["index"]), pickle.loads(row["result"])
+
+
+def one_actor(request: dict[str, float]) -> Need:
+    """What the first actor of a pool needs: the work begins with it."""
+    if "num_gpus" in request:
+        return Need(count=1, each={"GPU": request["num_gpus"]}, remedy="use --device cpu, or a cluster with GPUs")
+    return Need(count=1, each={"CPU": request["num_cpus"]}, remedy="start a node that offers CPUs")
 
 
 class _Actor:
     """Ray Data's interface around a worker."""
 
-    def __init__(self, worker: type[Worker], arguments: Any) -> None:
+    def __init__(self, worker: type[Worker], arguments: Any, key: str) -> None:
         import ray
 
-        self.worker = worker(*ray.get(arguments))
+        begun(key)
+        with placed(place):
+            self.worker = worker(*ray.get(arguments))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """{'index': (1,), 'item': [bytes]} -> {'index', 'result'}."""
-        return {
-            "index": batch["index"],
-            "result": [pickle.dumps(self.worker.run(pickle.loads(item))) for item in batch["item"]],
-        }
+        with placed(place):
+            results = [pickle.dumps(self.worker.run(pickle.loads(item))) for item in batch["item"]]
+        return {"index": batch["index"], "result": results}

@@ -15,10 +15,10 @@ from g3pt.data.records import shard_name
 from g3pt.models import features
 from g3pt.models.features import Encoding
 from pipelines.cli.errors import bad_input
-from pipelines.cli.failures import doing
+from pipelines.cli.failures import doing, remedied
 from pipelines.cluster import session
 from pipelines.cluster.pool import Pool
-from pipelines.derive.tables import derive, is_done, made
+from pipelines.derive.tables import WITHOUT_GPU, derive, is_done, made
 
 
 def store_features(data: str, encodings: Sequence[Encoding], pool: Pool) -> dict[str, str]:
@@ -45,9 +45,8 @@ class FeatureWorker:
         """Write the missing tables of one shard; return `made`."""
         count = 0
         for encoding, encoder in self.encoders:
-            with doing(
-                f"encoding {encoding.condition}s of {shard_name(index)} of {self.info.path} with {encoding.encoder}"
-            ):
+            what = f"{encoding.condition}s of {shard_name(index)} of {self.info.path} with {encoding.encoder}"
+            with doing(f"encoding {what}"), remedied(lambda: WITHOUT_GPU):
                 if not is_done(self.info, [encoding.kind], index):
                     count = features.write_shard(encoding, encoder, self.info, index)
         return made(count, [derived_path(self.info, encoding.kind, index) for encoding, _ in self.encoders])

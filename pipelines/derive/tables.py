@@ -25,6 +25,8 @@ from pipelines.cluster.pool import Pool, Worker, run_items
 from pipelines.cluster.storage import check_arrived, join, sizes_of
 from pipelines.runs.locks import LOCK_FILE, Held, locked
 
+WITHOUT_GPU = "--device cpu: the command then encodes without a GPU, and what is encoded is kept for a start with one"
+
 
 def derive(
     info: DatasetInfo, kinds: Sequence[str], worker: type[Worker], arguments: Sequence[Any], stage: str, pool: Pool
@@ -42,7 +44,7 @@ def derive(
             on_disk(lambda: _safe(info, kinds)),
             Progress(stage, sum(_num_ok(info, index) for index in todo), "objects") as progress,
         ):
-            for _, made in run_items(worker, arguments, todo, pool):
+            for _, made in run_items(worker, arguments, todo, pool, stage):
                 check_arrived(made["files"], made["node"])
                 progress.show(progress.done + made["objects"])
 

@@ -23,10 +23,10 @@ from g3pt.data import datasets, derived, reading, records
 from g3pt.data.datasets import DatasetInfo
 from g3pt.training.exports import export_hash, read_export_config
 from pipelines.cli.errors import bad_input
-from pipelines.cli.failures import doing
+from pipelines.cli.failures import doing, remedied
 from pipelines.cluster import session
 from pipelines.cluster.pool import Pool
-from pipelines.derive.tables import derive, made
+from pipelines.derive.tables import WITHOUT_GPU, derive, made
 
 ENCODE_BATCH = 16
 READS = ("num_encode_points", "num_sharp_points")  # how many points of an object are encoded
@@ -89,7 +89,7 @@ class ShardEncoder:
 
     def run(self, index: int) -> dict[str, Any]:
         """Write one shard's codes; return `made`."""
-        with doing(f"encoding {records.shard_name(index)} of {self.info.path}"):
+        with doing(f"encoding {records.shard_name(index)} of {self.info.path}"), remedied(lambda: WITHOUT_GPU):
             ids, codes_NS = encode_shard(self.model, self.info, index)
             table = derived.write_derived(self.info, self.kind, index, codes_table(ids, codes_NS))
         return made(len(ids), [table])

@@ -7,13 +7,15 @@ Shapes: B batch, S tokens of all scales, P points.
 """
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from g3pt.metrics import pairwise
-from pipelines.cli.failures import doing
+from pipelines.cli.failures import doing, remedied
 from pipelines.evaluate.generator_prompts import BATCH
+from pipelines.generate.config import coarser
 
 NUM_QUERIES, FLOOR_QUERIES = 2048, 512
 STAGES = ("codes", "mesh", "checks")
@@ -39,7 +41,8 @@ class Sampler:
         import torch
 
         seeds = f"{batch['seeds'][0]} to {batch['seeds'][-1]}"
-        with doing(f"drawing the samples of seeds {seeds}"), torch.inference_mode():
+        remedy = partial(coarser, self.resolution)
+        with doing(f"drawing the samples of seeds {seeds}"), remedied(remedy), torch.inference_mode():
             started = time.perf_counter()
             codes_BS = self._encoded(batch["rows"]) if "rows" in batch else self._drawn(batch)
             seconds = (time.perf_counter() - started) / len(codes_BS)

@@ -17,8 +17,9 @@ import numpy as np
 from g3pt.data import records
 from g3pt.metrics import pairwise
 from g3pt.metrics.bits import plain_bits
-from pipelines.cli.failures import doing
+from pipelines.cli.failures import doing, remedied
 from pipelines.derive.tokens import encoder_inputs
+from pipelines.generate.config import coarser
 
 SURFACE_NAMES = (
     "chamfer",
@@ -46,15 +47,18 @@ class Reconstructor:
         """{"scores": the object's scores, "mesh": its mesh if the object is pictured, else None}."""
         import torch
 
-        with doing(f"reconstructing {item['row']['id']}"), torch.inference_mode():
+        with doing(f"reconstructing {item['row']['id']}"), remedied(self._remedy), torch.inference_mode():
             return self._run(item)
 
     def mesh(self, item: dict[str, Any]) -> Mesh:
         """Only the object's mesh, which may be empty."""
         import torch
 
-        with doing(f"decoding {item['row']['id']}"), torch.inference_mode():
+        with doing(f"decoding {item['row']['id']}"), remedied(self._remedy), torch.inference_mode():
             return self._meshes(self._latents(item["codes"]))[0][0]
+
+    def _remedy(self) -> str:
+        return coarser(self.resolution)
 
     def _run(self, item: dict[str, Any]) -> dict[str, Any]:
         row = item["row"]

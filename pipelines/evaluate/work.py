@@ -26,7 +26,7 @@ def map_work(
     pool = Pool(num_workers=flags.num_workers, ray_address=flags.ray_address, device=device)
     results: list[Any] = [None] * len(items)
     with Progress("evaluate", sum(sizes), unit, run=what) as progress:
-        for index, result in run_items(worker, arguments, items, pool):
+        for index, result in run_items(worker, arguments, items, pool, "evaluate"):
             results[index] = result
             progress.show(progress.done + sizes[index])
     return results

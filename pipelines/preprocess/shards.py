@@ -21,9 +21,11 @@ import pyarrow as pa
 from g3pt.data import datasets, reading, records
 from g3pt.data.storage import location
 from g3pt.geometry.convert import ConvertConfig
-from pipelines.cli.failures import doing
+from pipelines.cli.failures import doing, placed
 from pipelines.cluster.nodes import node_name
+from pipelines.cluster.place import place
 from pipelines.cluster.storage import join
+from pipelines.cluster.waiting import Need, asked, begun
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.plan import ShardTask
 from pipelines.preprocess.sandbox import Result, Sandbox
@@ -217,16 +219,18 @@ def _submit_all(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterato
     process = ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_process_text)
     arguments = ray.put(json.dumps(asdict(config)))
     pending: list[Any] = []
-    try:
-        for task in tasks:
-            while len(pending) >= (config.num_workers or 2 * int(ray.cluster_resources().get("CPU", 1))):
+    need = Need(count=1, each={"CPU": 1.0}, remedy="start a node that offers CPUs")
+    with asked("preprocess", need) as key:
+        try:
+            for task in tasks:
+                while len(pending) >= (config.num_workers or 2 * int(ray.cluster_resources().get("CPU", 1))):
+                    yield _first_done(pending)
+                pending.append(process.remote(task.to_json(), arguments, key))
+            while pending:
                 yield _first_done(pending)
-            pending.append(process.remote(task.to_json(), arguments))
-        while pending:
-            yield _first_done(pending)
-    finally:
-        for shard in pending:
-            ray.cancel(shard)
+        finally:
+            for shard in pending:
+                ray.cancel(shard)
 
 
 def _first_done(pending: list[Any]) -> dict[str, Any]:
@@ -238,6 +242,9 @@ def _first_done(pending: list[Any]) -> dict[str, Any]:
     return json.loads(ray.get(done))
 
 
-def _process_text(task: str, config: str) -> str:
-    """`process_shard` with JSON text as argument and result."""
-    return json.dumps(process_shard(ShardTask.from_json(task), PreprocessConfig(**json.loads(config))))
+def _process_text(task: str, config: str, key: str = "") -> str:
+    """`process_shard` with JSON text as argument and result; `key` is for `begun`."""
+    if key:
+        begun(key)
+    with placed(place):
+        return json.dumps(process_shard(ShardTask.from_json(task), PreprocessConfig(**json.loads(config))))

@@ -20,8 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cli.errors import UsageError, bad_input
-from pipelines.cli.failures import is_deterministic, on_disk
-from pipelines.cli.flags import DryRun, OnData, OnDevice, OnRay, Replace, WithFeatures, WithTokenizer
+from pipelines.cli.failures import on_disk
+from pipelines.cli.flags import (
+    MAX_FAILURES,
+    DryRun,
+    OnData,
+    OnDevice,
+    OnRay,
+    Replace,
+    WithFeatures,
+    WithRetries,
+    WithTokenizer,
+)
 from pipelines.cli.main import absolute
 from pipelines.cli.overrides import overridden
 from pipelines.cli.progress import say
@@ -29,6 +39,7 @@ from pipelines.cli.quiet import prints_aside
 from pipelines.cluster import session
 from pipelines.cluster.stopping import asking
 from pipelines.cluster.storage import check_arrived, join
+from pipelines.cluster.waiting import Need, asked, begun, fitting
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger
 from pipelines.runs.locks import alone_in
@@ -45,12 +56,11 @@ from pipelines.train.jobs import car_spec, check_workers, encode, open_data, wit
 
 DEFAULT_SIZES = "20k,80k,150k,nano"
 STUDY_FILES = ("study.json", "points.csv", "fit.json", "curve.png")
-TRIAL_RETRIES = 2
 NO_CPU_TRIAL_BYTES = 2**20  # memory that a trial reserves on a cluster without sweep_slots
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepFlags(DryRun, OnRay, OnDevice, WithFeatures, WithTokenizer, OnData, Replace):
+class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeatures, WithTokenizer, OnData, Replace):
     """Train CAR at several sizes on the same data and fit the scaling law of its test cross-entropy."""
 
     output: str
@@ -66,6 +76,8 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithFeatures, WithTokenizer, OnData, R
     num_workers: int = 1
     """Ray Train workers of each run, one process and one CPU or GPU each; 0 trains inside the trial's own process
     (least start-up, CPU only)"""
+    micro_batch: int | None = None
+    """objects per forward pass of a worker; default its share of the batch"""
     set: str | None = None
     """change fields of every size's preset, name=value,... (drop_phrases=0.5,head=bits); train_car.py --dry-run prints
     all fields; default none"""
@@ -118,7 +130,7 @@ def plan(flags: SweepFlags) -> list[tuple[str, Any, Any]]:
         for seed in seeds
     ]
     for _, _, config in rows:
-        check_workers(config, flags.num_workers)
+        check_workers(config, flags.num_workers, flags.micro_batch)
     return sorted(rows, key=lambda row: -count_car(row[1])["parameters_no_embed"])
 
 
@@ -263,23 +275,22 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
     from ray import tune as ray_tune
 
     resources, concurrent = trial_resources(flags)
-    scratch = study / "ray"
-    tuner = ray_tune.Tuner(
-        ray_tune.with_resources(
-            ray_tune.with_parameters(trial, todo=todo, num_workers=flags.num_workers, device=flags.device), resources
-        ),
-        param_space={"index": ray_tune.grid_search(list(range(len(todo))))},
-        tune_config=ray_tune.TuneConfig(max_concurrent_trials=flags.max_concurrent or concurrent),
-        run_config=ray_tune.RunConfig(
-            name=uuid.uuid4().hex,
-            storage_path=str(scratch),
-            failure_config=ray_tune.FailureConfig(max_failures=TRIAL_RETRIES),
-            verbose=0,
-        ),
-    )
-    folders = [Path(item["run_dir"]) for item in todo]
-    with prints_aside(), asking(folders):  # Tune prints a box at any verbosity
-        results = tuner.fit()
+    scratch, folders = study / "ray", [Path(item["run_dir"]) for item in todo]
+    settings = {name: getattr(flags, name) for name in ("num_workers", "device", "micro_batch", "max_failures")}
+    with asked("train", study_need(flags), study.name) as key:
+        tuner = ray_tune.Tuner(
+            ray_tune.with_resources(ray_tune.with_parameters(trial, todo=todo, key=key, **settings), resources),
+            param_space={"index": ray_tune.grid_search(list(range(len(todo))))},
+            tune_config=ray_tune.TuneConfig(max_concurrent_trials=flags.max_concurrent or concurrent),
+            run_config=ray_tune.RunConfig(
+                name=uuid.uuid4().hex,
+                storage_path=str(scratch),
+                failure_config=ray_tune.FailureConfig(max_failures=flags.max_failures),
+                verbose=0,
+            ),
+        )
+        with prints_aside(), asking(folders):  # Tune prints a box at any verbosity
+            results = tuner.fit()
     for result in results:
         run_dir = Path(todo[result.config["index"]]["run_dir"])
         told = result.metrics or {}
@@ -298,8 +309,18 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
     return failed
 
 
+def study_need(flags: SweepFlags) -> Need:
+    """What the first run of a study needs: its workers, or without workers a CPU for the trial itself."""
+    if flags.num_workers == 0:
+        return Need(count=1, each={"CPU": 1.0}, remedy="start a node that offers CPUs")
+    return train.workers_need(flags.num_workers, flags.device)
+
+
 def trial_resources(flags: SweepFlags) -> tuple[dict[str, float], int]:
-    """(resources that a trial reserves, how many trials may run at once on the cluster as it is now)."""
+    """(resources that a trial reserves, how many trials may run at once on the cluster as it is now).
+
+    A trial is one actor on one node: slots are only asked for if one node has them all.
+    """
     import ray
 
     have = ray.cluster_resources()
@@ -307,14 +328,25 @@ def trial_resources(flags: SweepFlags) -> tuple[dict[str, float], int]:
     concurrent = max(1, int(have.get(unit, 1)) // max(1, flags.num_workers))
     if flags.num_workers == 0:
         return {"CPU": 1}, concurrent
-    if have.get("sweep_slot", 0) >= flags.num_workers:
-        return {"CPU": 0, "sweep_slot": float(flags.num_workers)}, concurrent
+    slots = {"sweep_slot": float(flags.num_workers)}
+    if any(fitting(slots, node["Resources"]) for node in ray.nodes() if node["Alive"]):
+        return {"CPU": 0, **slots}, concurrent
     return {"CPU": 0, "memory": NO_CPU_TRIAL_BYTES}, concurrent  # Ray refuses an empty request
 
 
-def trial(config: dict[str, int], *, todo: list[dict[str, Any]], num_workers: int, device: str) -> dict[str, float]:
+def trial(
+    config: dict[str, int],
+    *,
+    todo: list[dict[str, Any]],
+    num_workers: int,
+    device: str,
+    micro_batch: int | None = None,
+    max_failures: int = MAX_FAILURES,
+    key: str = "",
+) -> dict[str, float]:
     """Train one run inside a Tune trial: on its own Ray Train workers, or without workers in Train's local mode in this
-    process.
+    process. Tune restarts a trial whose own process died; a run that failed after its own retries is not tried again.
+    The first worker calls `begun(key)`.
     """
     import torch
 
@@ -322,16 +354,17 @@ def trial(config: dict[str, int], *, todo: list[dict[str, Any]], num_workers: in
 
     torch.set_num_threads(1)
     item = todo[config["index"]]
+    spec, run_dir, speed = RunSpec.from_dict(item["spec"]), Path(item["run_dir"]), train.Speed(micro_batch=micro_batch)
     try:
-        train.ray_train(RunSpec.from_dict(item["spec"]), Path(item["run_dir"]), num_workers, device, item["build"])
+        if key and not num_workers:
+            begun(key)
+        train.ray_train(spec, run_dir, num_workers, device, item["build"], speed, max_failures, key)
     except AskedToStop:
         raise  # not a failure: Tune restarts the trial, or the study itself was asked to stop
     except Exception as error:
-        note_failure(item["run_dir"], error)
-        if not is_deterministic(error):
-            raise  # Tune restarts the trial
+        note_failure(run_dir, error)
         return {"done": 0.0}
-    (Path(item["run_dir"]) / FAILURE_FILE).unlink(missing_ok=True)  # from an earlier try
+    (run_dir / FAILURE_FILE).unlink(missing_ok=True)  # from an earlier try
     return {"done": 1.0}
 
 
@@ -351,7 +384,8 @@ def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
     from g3pt.config import CARConfig, from_dict
     from g3pt.training.exports import read_export_config
 
-    last = Ledger.of(run_dir).read()[-1]
+    last = Ledger.of(run_dir).last()
+    assert last is not None, f"{run_dir} is finished without a record"
     params = count_car(from_dict(CARConfig, spec.config["model"]))["parameters_no_embed"]
     samples = int(last["step"])
     tests = {key: value for key, value in last.items() if key == "test_ce" or key.startswith("test_ce_scale_")}

@@ -13,7 +13,17 @@ from typing import Any, Literal
 
 from g3pt.data.selection import ALL, Selection, choose
 from pipelines.cli.errors import UsageError, bad_input
-from pipelines.cli.flags import DryRun, OnData, OnDevice, OnRay, Replace, WithFeatures, WithTokenizer, listed
+from pipelines.cli.flags import (
+    DryRun,
+    OnData,
+    OnDevice,
+    OnRay,
+    Replace,
+    WithFeatures,
+    WithRetries,
+    WithTokenizer,
+    listed,
+)
 from pipelines.cli.main import absolute
 from pipelines.cli.overrides import overridden
 from pipelines.cli.progress import say
@@ -23,7 +33,7 @@ from pipelines.train.counts import count_car, count_cvq
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainFlags(DryRun, OnRay, OnDevice, OnData, Replace):
+class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, OnData, Replace):
     """Flags of both training commands."""
 
     output: str
@@ -59,6 +69,8 @@ class TrainFlags(DryRun, OnRay, OnDevice, OnData, Replace):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.max_failures < 0:
+            raise ValueError(f"--max-failures must be at least 0, got {self.max_failures}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +126,14 @@ def _train(
     speed = run.Speed(parallel=flags.parallel, micro_batch=flags.micro_batch, num_to_keep=flags.num_to_keep)
     workers = {"num_workers": flags.num_workers, "ray_address": flags.ray_address, "device": flags.device}
     run_dir = run.train_run(
-        spec, absolute(flags.output), speed=speed, page=page, ready=ready, replace=flags.replace, **workers
+        spec,
+        absolute(flags.output),
+        speed=speed,
+        max_failures=flags.max_failures,
+        page=page,
+        ready=ready,
+        replace=flags.replace,
+        **workers,
     )
     return str(run_dir)
 

@@ -7,23 +7,26 @@ worker, has saved its last step (`pipelines.cluster.stopping`). `_SUCCESS` is wr
 left alone.
 """
 
-import contextlib
 import json
 import shutil
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines.cli.errors import UsageError, one_line
 from pipelines.cli.failures import Failure, is_deterministic, on_disk, root_cause
+from pipelines.cli.flags import MAX_FAILURES
 from pipelines.cli.interrupt import Stopped, in_thread
 from pipelines.cli.progress import say
 from pipelines.cluster import session
 from pipelines.cluster.stopping import asking
 from pipelines.cluster.storage import check_arrived, join
+from pipelines.cluster.waiting import Need, asked
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.locks import LOCK_FILE, alone_in
 from pipelines.runs.notes import working_in
@@ -31,8 +34,6 @@ from pipelines.tracking.tracked import WritePage, is_told
 from pipelines.train.checkpoints import checkpointed
 from pipelines.train.follow import is_finished, tracked
 from pipelines.train.worker import BUILD_STAGE, Speed, ray_work, work, work_config
-
-MAX_FAILURES = 3
 
 
 def train_run(
@@ -45,6 +46,7 @@ def train_run(
     parent: str | None = None,
     build: str = BUILD_STAGE,
     speed: Speed | None = None,
+    max_failures: int = MAX_FAILURES,
     page: WritePage | None = None,
     ready: Callable[[RunSpec], RunSpec] = lambda spec: spec,
     replace: bool = False,
@@ -78,7 +80,7 @@ def train_run(
             if num_workers == 0:
                 in_thread(partial(work, work_config(spec, run_dir, build, speed)))
             else:
-                ray_train(spec, run_dir, num_workers, device, build, speed)
+                ray_train(spec, run_dir, num_workers, device, build, speed, max_failures)
     return run_dir
 
 
@@ -88,7 +90,7 @@ def inputs_of(spec: RunSpec) -> list[str]:
     return [f"{spec.paths[role]}/{name}" for role, name in names.items() if role in spec.paths]
 
 
-@contextlib.contextmanager
+@contextmanager
 def asked_worker_ends_all(spec: RunSpec) -> Iterator[None]:
     """Turns a worker's AskedToStop (it got SIGTERM) into Stopped, so that the command exits with 143."""
     try:
@@ -200,33 +202,67 @@ def ray_train(
     device: str = "auto",
     build: str = BUILD_STAGE,
     speed: Speed | None = None,
+    max_failures: int = MAX_FAILURES,
+    key: str | None = None,
 ) -> None:
     """Run `work` on Ray Train workers.
 
-    A lost worker restarts the group from the newest checkpoint, at most MAX_FAILURES times.
+    A lost worker restarts the group from the newest checkpoint, until `max_failures` were counted (`Patience`).
 
     num_workers 0 is Train's local mode: in this process, on the CPU. Deterministic errors are raised at once, while
-    Train's own `max_failures` would retry every error. AskedToStop is raised unchanged.
+    Train's own `max_failures` would retry every error. AskedToStop is raised unchanged. With a `key` somebody else
+    watches whether the workers begin (`pipelines.cluster.waiting`).
     """
     from ray.train import TrainingFailedError
 
     from g3pt.training.fit import AskedToStop
 
-    failures = 0
+    patience = Patience(max_failures, checkpointed(run_dir))
+    failure = TrainingFailedError if num_workers else Exception  # local mode raises the error itself
     while True:
         try:
-            _fit_once(work_config(spec, run_dir, build, speed), num_workers, device)
+            with watched(spec, num_workers, device) if num_workers and not key else nullcontext(key) as begins:
+                _fit_once(work_config(spec, run_dir, build, speed) | {"key": begins}, num_workers, device)
             return
-        except TrainingFailedError as error:
-            failures += 1
+        except failure as error:
             if isinstance(asked := root_cause(error), AskedToStop):
                 raise asked from None
-            if is_deterministic(error) or failures > MAX_FAILURES:
+            reached = checkpointed(run_dir)
+            if is_deterministic(error) or not patience.holds_after(reached):
                 raise
             say(
-                f"  {spec.name}: {Failure.of(error).error[:160]}; restarting from {checkpointed(run_dir)} samples "
-                f"({failures} of {MAX_FAILURES})"
+                f"  {spec.name}: {Failure.of(error).error[:160]}; restarting from {reached} samples "
+                f"({patience.failures} of {max_failures} failures without a checkpoint between them)"
             )
+
+
+def watched(spec: RunSpec, num_workers: int, device: str) -> AbstractContextManager[str]:
+    """Lines about waiting until the workers of a run begin. UsageError if the cluster can never have them."""
+    return asked("train", workers_need(num_workers, device), spec.name)
+
+
+def workers_need(num_workers: int, device: str) -> Need:
+    """What Ray Train's workers need: one GPU or one CPU each."""
+    unit = "GPU" if session.wants_gpu(device) else "CPU"
+    remedy = "lower --num-workers" + (", use --device cpu" if unit == "GPU" else "") + ", or join a larger cluster"
+    return Need(count=num_workers, each={unit: 1.0}, remedy=remedy)
+
+
+@dataclass
+class Patience:
+    """Counts the failures of a run since its newest checkpoint, so that a long run on nodes that come and go ends only
+    when it gets nowhere.
+    """
+
+    max_failures: int
+    reached: int  # samples of the newest checkpoint at the last failure, at first those at the start
+    failures: int = 0
+
+    def holds_after(self, reached: int) -> bool:
+        """Count a failure of a run whose newest checkpoint is at `reached` samples; whether to try again."""
+        self.failures = 0 if reached > self.reached else self.failures + 1
+        self.reached = reached
+        return self.failures <= self.max_failures
 
 
 def _fit_once(config: dict[str, Any], num_workers: int, device: str) -> None:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cli.errors import UsageError
-from pipelines.cli.failures import doing
+from pipelines.cli.failures import doing, placed, remedied
 from pipelines.cli.freed_memory import keep_freed_memory
 from pipelines.cluster.nodes import node_name
+from pipelines.cluster.place import place
 from pipelines.cluster.stopping import stoppable
 from pipelines.cluster.storage import sizes_of
+from pipelines.cluster.waiting import begun
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger, Record
 from pipelines.runs.locks import STALE_S, Held, locked
@@ -58,7 +60,11 @@ def ray_work(config: dict[str, Any]) -> dict[str, Any]:
     context, device = ray.train.get_context(), get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return work(config, rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    if config.get("key"):
+        begun(config["key"])
+    with placed(lambda: place(rank)):
+        return work(config, rank=rank, world_size=world_size, device=device)
 
 
 def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: Any = "cpu") -> dict[str, Any]:
@@ -71,7 +77,11 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
 
     keep_freed_memory(2**30, 2**31 - 1)  # activations of some MB are freed in every step
     spec, run_dir, speed = RunSpec.from_dict(config["spec"]), Path(config["run_dir"]), Speed(**config.get("speed", {}))
-    with doing(f"training {spec.name}"), worker_lock(run_dir) if rank == 0 else contextlib.nullcontext():
+    with (
+        doing(f"training {spec.name}"),
+        remedied(lambda: remedy(spec.config["train"]["batch_size"] // world_size, speed)),
+        worker_lock(run_dir) if rank == 0 else contextlib.nullcontext(),
+    ):
         state = agreed_checkpoint(run_dir / "checkpoints", rank, world_size, device)
         stage = resolve(config["build"])(spec, rank, world_size)
         ledger = Ledger.of(run_dir)
@@ -98,6 +108,17 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
         "node": node_name(),
         "files": sizes_of([*(run_dir / "export").iterdir(), run_dir / "_SUCCESS"]) if journal else {},
     }
+
+
+def remedy(share: int, speed: Speed) -> str:
+    """The flag against a lack of GPU memory for a worker whose share of a batch is `share` objects."""
+    used = min(speed.micro_batch or share, share)
+    fewer = max((number for number in range(1, used) if share % number == 0), default=None)
+    if fewer is None:
+        return "--parallel fsdp with more workers, or a smaller preset: one object at a time is too much"
+    return (
+        f"--micro-batch {fewer}: a worker computed {used} objects at once, and another try would fail in the same way"
+    )
 
 
 def _ignore(_: Record) -> None:

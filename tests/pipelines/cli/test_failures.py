@@ -9,11 +9,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from g3pt.training.fit import NonFiniteLoss, naming_step
 from pipelines.cli import main, quiet
 from pipelines.cli.errors import UsageError
-from pipelines.cli.failures import Failure, doing, is_deterministic, on_disk, root_cause
+from pipelines.cli.failures import Failure, doing, is_deterministic, on_disk, placed, remedied, root_cause
 from pipelines.runs.notes import FAILURE_FILE, working_in
 from tests.pipelines.cli.test_main import ToyFlags
 
@@ -69,11 +70,38 @@ def test_of_two_workers_the_one_that_explains_the_other_is_told() -> None:
         (ValueError("x"), False),
         (UsageError("x"), False),
         (RuntimeError("NCCL"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), False),
+        (RuntimeError("CUDA error: out of memory"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False),
+        (RuntimeError("HIP out of memory"), False),
+        (MemoryError("a neighbour's"), True),
         (OSError(errno.EIO, "disk"), True),
     ],
 )
 def test_only_what_may_pass_is_tried_again(error: Exception, again: bool) -> None:
     assert is_deterministic(wrapped_by_train(error)) != again
+
+
+def test_of_two_workers_the_one_without_memory_is_told() -> None:
+    peers = RuntimeError("Connection closed by peer"), torch.OutOfMemoryError("CUDA out of memory")
+    assert str(root_cause(wrapped_by_train(*peers))) == "CUDA out of memory"
+
+
+def test_place_and_remedy_travel_with_the_error() -> None:
+    place = {"node": "ab12", "ip": "10.0.0.7", "rank": 0, "log": ("a line", "the last")}
+    with (
+        pytest.raises(torch.OutOfMemoryError) as raised,
+        remedied(lambda: "of an outer frame"),
+        placed(lambda: place),
+        remedied(lambda: "--micro-batch 8"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    failure = Failure.of(wrapped_by_train(pickle.loads(pickle.dumps(raised.value))))
+    assert failure.to_dict().items() >= {**place, "remedy": "--micro-batch 8"}.items()
+    assert failure.lines()[-2:] == [("on", "node 10.0.0.7, rank 0"), ("remedy", "--micro-batch 8")]
+    with pytest.raises(ValueError) as other, remedied(lambda: "--micro-batch 8"):
+        raise ValueError("x")
+    assert not Failure.of(other.value).remedy
 
 
 def fails(error: Exception, folder: Path) -> type:

@@ -1,10 +1,12 @@
 """A pool returns the results of a plain loop, even if actors die."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from pipelines.cli.errors import UsageError
 from pipelines.cluster import pool as pools
 from pipelines.cluster.pool import Pool, run_items
 from tests.pipelines.cluster.test_session import pretend
@@ -71,10 +73,25 @@ def test_an_item_that_kills_every_actor_ends_the_work(
 
 
 @pytest.mark.slow
-def test_an_error_of_the_work_arrives_as_it_was(ray_cluster: None, tmp_path: Path) -> None:
-    from pipelines.cli.failures import root_cause
+def test_an_error_of_the_work_arrives_as_it_was_after_other_work_was_waited_for(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another's task holds all CPUs for three seconds; a GPU can never be had."""
+    import ray
 
+    from pipelines.cli.failures import Failure, root_cause
+
+    taken = tmp_path / "taken"
+    other = ray.remote(num_cpus=2)(lambda file: (Path(file).touch(), time.sleep(3))).remote(str(taken))
+    while not taken.exists():
+        time.sleep(0.1)
     with pytest.raises(Exception) as error:
-        list(run_items(Squarer, (str(tmp_path / "mark"), 0), [(7, "raise")], Pool(num_workers=1)))
+        list(run_items(Squarer, (str(tmp_path / "mark"), 0), [(7, "raise")], Pool(num_workers=1), "tokens"))
+    ray.get(other)
+    assert "progress stage=tokens state=waiting needs=1xCPU free=0 total=2\n" in capsys.readouterr().err
     cause = root_cause(error.value)
     assert isinstance(cause, ValueError) and "7 is refused" in str(cause)
+    told = Failure.of(error.value)
+    assert told.ip and told.node == ray.nodes()[0]["NodeID"] and told.rank is None
+    with pytest.raises(UsageError, match="1xGPU can never be had: the cluster has 0 GPU on 1 node.* --device cpu"):
+        list(run_items(Squarer, (str(tmp_path / "mark"), 0), [(7, "")], Pool(num_workers=1, device="gpu")))

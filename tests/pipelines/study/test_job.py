@@ -1,5 +1,6 @@
 """A study around its runs: errors are told, a finished one is left alone, its numbers are those of the runs."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -145,6 +146,7 @@ def test_what_a_trial_died_of_is_told_and_its_files_are_kept(
     monkeypatch.setattr(tune, "with_parameters", lambda trial, **_: trial)
     monkeypatch.setattr(tune, "with_resources", lambda trial, _: trial)
     monkeypatch.setattr(job, "trial_resources", lambda _: ({"CPU": 1}, 1))
+    monkeypatch.setattr(job, "asked", lambda *_: contextlib.nullcontext("key"))
     specs = [spec("20k"), spec("80k")]
     folders = [train.prepare_run(each, tmp_path / "runs") for each in specs]
     (folders[0] / "_SUCCESS").touch()
@@ -159,6 +161,38 @@ def test_what_a_trial_died_of_is_told_and_its_files_are_kept(
         job.check_finished(specs, tmp_path)
     reason = "RuntimeError: the actor died" if fails else "reason unknown"
     assert Failure.of(raised.value).doing == (f"training {specs[1].name}: {reason}",)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources"),
+    [
+        ([{"sweep_slot": 8.0}, {"sweep_slot": 8.0}], {"CPU": 0, "memory": job.NO_CPU_TRIAL_BYTES}),
+        ([{"sweep_slot": 8.0}, {"sweep_slot": 16.0}], {"CPU": 0, "sweep_slot": 16.0}),
+        ([{"CPU": 64.0}], {"CPU": 0, "memory": job.NO_CPU_TRIAL_BYTES}),
+    ],
+)
+def test_a_trial_asks_for_slots_that_one_node_has(
+    nodes: list, resources: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes of eight slots never place a trial of sixteen, although the cluster has them."""
+    import ray
+
+    totals = {"CPU": 64.0, "sweep_slot": sum(node.get("sweep_slot", 0.0) for node in nodes)}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: totals)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    assert job.trial_resources(dataclasses.replace(FLAGS, num_workers=16)) == (resources, 4)
+
+
+def test_a_run_that_failed_after_its_retries_is_not_tried_again_by_tune(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("NCCL: the peer is gone")  # another try may pass, but `ray_train` has made them all
+
+    monkeypatch.setattr(train, "ray_train", fail)
+    todo = [{"spec": spec("20k").to_dict(), "run_dir": str(tmp_path), "build": "x"}]
+    assert job.trial({"index": 0}, todo=todo, num_workers=1, device="cpu") == {"done": 0.0}
+    assert read_note(tmp_path, FAILURE_FILE)["error"] == "RuntimeError: NCCL: the peer is gone"
 
 
 @pytest.mark.slow
@@ -187,6 +221,7 @@ def test_a_worker_s_own_error_comes_through_train_and_tune_and_is_not_tried_agai
     assert found["where"][-1].startswith("tests/pipelines/toy_stage.py:") and any(
         "g3pt/training/fit.py" in frame for frame in found["where"]
     )
+    assert found["rank"] == 0 and found["ip"] and len(found["node"]) == 56
     assert Path(paths["failures"]).read_text() == "failed\n"
     assert train.safe_state(bad, run_dir) == f"its checkpoint at 24 of 80 samples ({run_dir})"
     with pytest.raises(RuntimeError) as raised:
