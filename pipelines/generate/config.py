@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipelines.cli.paths import REPOSITORY
 
 COARSE_CELLS = 32  # cells of the first grid of the iso-surface; the resolution is this times a power of two
 MAX_NUM = 100_000
+MAX_SEED = 2**62 - 1
 MIN_FACES = 16  # with fewer only a box is left
 RELEASED = REPOSITORY / "weights" / "g3pt-nano-car"  # part of the repository
 
@@ -32,7 +34,7 @@ class GenerateConfig(DryRun, OnRay, Replace):
     image: str | None = None
     """picture of the object (transparency or a plain border is the background); default none"""
     prompts: str | None = None
-    """file of prompts, .jsonl or .parquet, with id, text, image (a path in its folder, or bytes), seed, n, cfg,
+    """file of prompts, .jsonl (UTF-8) or .parquet, with id, text, image (a path in its folder, or bytes), seed, n, cfg,
     cfg_text, cfg_image; default none"""
     num: int = 1
     """samples per prompt, with consecutive seeds"""
@@ -73,12 +75,12 @@ class GenerateConfig(DryRun, OnRay, Replace):
             raise ValueError("one of --text, --image, --prompts is required")
         if self.prompts is not None and Path(self.prompts).suffix not in (".jsonl", ".parquet"):
             raise ValueError(f"--prompts must be a .jsonl or .parquet file, got {self.prompts!r}")
-        if self.text is not None and not self.text.strip():
-            raise ValueError("--text is empty")
+        if self.text is not None and is_blank(self.text):
+            raise ValueError("--text is blank")
         if not 1 <= self.num <= MAX_NUM:
             raise ValueError(f"--num must be 1 to {MAX_NUM}, got {self.num}")
-        if not 0 <= self.seed < 2**62:
-            raise ValueError(f"--seed must be 0 to 2^62, got {self.seed}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"--seed must be 0 to 2^62 - 1, got {self.seed}")
         cells = self.resolution // COARSE_CELLS
         if cells < 1 or COARSE_CELLS * (1 << (cells.bit_length() - 1)) != self.resolution:
             raise ValueError(f"--resolution must be {COARSE_CELLS} times a power of two, got {self.resolution}")
@@ -97,6 +99,18 @@ class GenerateConfig(DryRun, OnRay, Replace):
         }
         with naming_flags():
             return SampleConfig(cfg_schedule=self.cfg_schedule, **listed)
+
+
+def is_blank(text: str) -> bool:
+    """Whether the text has nothing to see: only spaces, line ends, control characters, byte order marks and the like."""
+    return all(unicodedata.category(character)[0] in "ZC" for character in text)
+
+
+def coarser(resolution: int) -> str:
+    """The flag against a lack of GPU memory of a command that extracts surfaces of this resolution."""
+    if resolution <= COARSE_CELLS:
+        return f"a GPU with more memory: --resolution {resolution} is the smallest"
+    return f"--resolution {resolution // 2}: another try with {resolution} would fail in the same way"
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from pipelines.cli.progress import Progress
 from pipelines.cluster.pool import Pool, run_items
 from pipelines.cluster.storage import check_arrived, join
 from pipelines.generate.config import GenerateConfig, naming_flags
-from pipelines.generate.prompts import Sample, keep_pictures, output_folder, plan
+from pipelines.generate.prompts import Sample, keep_pictures, output_folder, plan, reasons
 from pipelines.generate.sample_maker import BATCH, SampleMaker, batches
 from pipelines.generate.sample_records import SampleFolder, identity, job_settings
 from pipelines.runs.locks import alone_in
@@ -106,6 +106,8 @@ def _generate(
     todo = [sample for sample, wanted in good.items() if not folder.is_done(sample, wanted)]
     print(
         f"generate: {len(good)} samples, {len(good) - len(todo)} made before, {len(samples) - len(good)} bad rows",
+        *reasons(samples),
+        sep="\n  ",
         file=sys.stderr,
     )
     started = time.perf_counter()
@@ -150,6 +152,8 @@ def _say_plan(config: GenerateConfig, samples: list[Sample]) -> None:
         f"      model {config.model}, {config.sampling}, resolution {config.resolution}, {config.format} meshes to "
         f"{config.output}"
     )
+    for line in reasons(samples):
+        print(f"      {line}")
 
 
 def _known_model(config: GenerateConfig) -> tuple[str, int]:
@@ -177,7 +181,7 @@ def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: 
     with Progress("generate", len(todo), "samples", tokens_per_unit=tokens) as progress:
         size = max(1, min(BATCH, -(-len(todo) // max(1, pool.num_actors(len(todo))))))
         done = failed = 0
-        for _, counts in run_items(SampleMaker, arguments, list(batches(todo, size)), pool):
+        for _, counts in run_items(SampleMaker, arguments, list(batches(todo, size)), pool, "generate"):
             check_arrived(counts["files"], counts["node"])
             done, failed = done + counts["made"], failed + counts["failed"]
             progress.show(done, failed=failed)

@@ -7,6 +7,8 @@ output folder under their sha256, where workers and readers of the manifest find
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,12 +22,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from g3pt.data.pictures import check_header, cut_out
 from g3pt.data.storage import write_atomic
 from g3pt.models.sampling import SampleConfig
 from pipelines.cli.errors import UsageError, bad_input, one_line
-from pipelines.generate.config import MAX_NUM, GenerateConfig, per_scale
+from pipelines.generate.config import MAX_NUM, MAX_SEED, GenerateConfig, is_blank, per_scale
 
 BAD_PROMPT = "bad-prompt: "  # the start of the error of an invalid prompt
+MARK = "\ufeff"  # the byte order mark that editors on Windows write before UTF-8 text
+SHOWN = 10  # invalid prompts whose reason is printed
+LINE_END = re.compile(r"\r\n|\r|\n")  # JSON strings may contain the other line ends of splitlines
 COLUMNS = ("id", "text", "image", "seed", "n", "cfg", "cfg_text", "cfg_image")
 PICTURES = {
     b"\x89PNG": "png",
@@ -75,6 +81,8 @@ def plan(config: GenerateConfig, num_scales: int | None = None) -> list[Sample]:
         with bad_input():
             path = None if config.image is None else Path(config.image).expanduser().resolve(strict=True)
             _check_utf8(text=config.text, image=config.image)
+            if path is not None:
+                _check_picture(path, config.image)
             return _repeat(_sample(config, "sample", config.text, config.image, path), config.num)
     samples = [
         s
@@ -104,32 +112,45 @@ def keep_pictures(config: GenerateConfig, samples: Iterable[Sample]) -> None:
 
 
 def read_prompts(path: str) -> Iterator[dict[str, Any]]:
-    """Rows of a prompts file with the known COLUMNS. A line that is not a JSON object becomes {'_error': reason}."""
+    """Rows of a prompts file with the known COLUMNS. A line that is not a JSON object becomes {'_error': reason}.
+
+    Byte order marks before a line or a text are left out.
+    """
     file = Path(path).expanduser()
     if not file.is_file():
         raise UsageError(f"{path}: no such file")
     if file.suffix == ".parquet":
         try:
             with pq.ParquetFile(file) as table:
-                for batch in table.iter_batches(
-                    batch_size=256, columns=[name for name in table.schema_arrow.names if name in COLUMNS]
-                ):
-                    yield from batch.to_pylist()
+                names = [name for name in table.schema_arrow.names if name.lstrip(MARK) in COLUMNS]
+                for batch in table.iter_batches(batch_size=256, columns=names):
+                    yield from map(_without_marks, batch.to_pylist())
         except (pa.ArrowInvalid, OSError) as error:
             raise UsageError(f"{path}: not a readable parquet file: {one_line(error)}") from error
         return
-    try:
-        lines = file.read_text(encoding="utf-8").split(
-            "\n"
-        )  # JSON strings may contain the other line ends of splitlines
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text: {error}") from error
-    for line in filter(str.strip, lines):
+    for line in LINE_END.split(_utf8(file)):
+        if is_blank(line):
+            continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.strip().lstrip(MARK))
         except (ValueError, RecursionError) as error:
             row = {"_error": f"not JSON: {error}"}
-        yield row if isinstance(row, dict) else {"_error": f"not a JSON object: {line[:60]}"}
+        yield _without_marks(row) if isinstance(row, dict) else {"_error": f"not a JSON object: {line[:60]}"}
+
+
+def _without_marks(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, its names without a byte order mark: a spreadsheet's first column may begin with one."""
+    return {name.lstrip(MARK): value for name, value in row.items()}
+
+
+def _utf8(file: Path) -> str:
+    """The file's text. UsageError if it is not UTF-8."""
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        said = "it begins like UTF-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else error
+        raise UsageError(f"{file}: not UTF-8 text: {said}; save it as UTF-8") from error
 
 
 def _row_samples(config: GenerateConfig, number: int, row: dict[str, Any], num_scales: int | None) -> list[Sample]:
@@ -138,14 +159,16 @@ def _row_samples(config: GenerateConfig, number: int, row: dict[str, Any], num_s
     try:
         if row.get("_error"):
             raise ValueError(row["_error"])
-        object_id = str(object_id if row.get("id") in (None, "") else row["id"])
+        if row.get("id") is not None and not is_blank(str(row["id"])):
+            object_id = str(row["id"]).lstrip(MARK)
         if not isinstance(text or "", str) or not isinstance(image or "", (str, bytes)):
             raise ValueError("text must be a string, image a string or in .parquet bytes")
         _check_utf8(id=object_id, text=text, image=image if isinstance(image, str) else None)
-        seed = _integer(row, "seed", config.seed, 0, 2**62)
+        seed = _integer(row, "seed", config.seed, 0, MAX_SEED)
         count = _integer(row, "n", config.num, 1, MAX_NUM)
+        text = None if is_blank(text or "") else text.lstrip(MARK)
         if not text and not image:
-            raise ValueError("neither text nor image")
+            raise ValueError("text is blank" if row.get("text") else "neither text nor image")
         source = (
             image
             if isinstance(image, bytes)
@@ -154,7 +177,7 @@ def _row_samples(config: GenerateConfig, number: int, row: dict[str, Any], num_s
             else None
         )
         sample = dataclasses.replace(
-            _sample(config, object_id, text or None, image or None, source), seed=seed, **_guidance(row)
+            _sample(config, object_id, text, image or None, source), seed=seed, **_guidance(row)
         )
         settings = sample.settings(config)
         if num_scales is not None:
@@ -206,6 +229,8 @@ def _integer(row: dict[str, Any], name: str, default: int, low: int, high: int) 
     value = default if row.get(name) is None else row[name]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,20}", value.strip()):  # as strengths may be text, too
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
     return value
@@ -217,9 +242,35 @@ def inside_folder(folder: Path, image: str) -> Path:
     path = (folder / image).resolve()
     if not path.is_relative_to(folder):
         raise ValueError(f"image {image!r} leaves the folder of the prompts")
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"image {image!r} is missing")
+    if not path.is_file():
+        raise ValueError(f"image {image!r} is not a file")
     return path
+
+
+def _check_picture(path: Path, image: str) -> None:
+    """ValueError if the picture of --image cannot be cut out."""
+    if not path.is_file():
+        raise ValueError(f"image {image!r} is not a file")
+    with naming_picture(image):
+        cut_out(path.read_bytes(), 8)
+
+
+@contextlib.contextmanager
+def naming_picture(image: str | None) -> Iterator[None]:
+    """Inside the block, ValueErrors of `g3pt.data.pictures` name the picture, if it has a name."""
+    try:
+        yield
+    except ValueError as error:
+        name = "image" if image is None else f"image {image!r}"
+        raise ValueError(f"{name} {one_line(error).removeprefix('image').lstrip()}") from None
+
+
+def reasons(samples: Iterable[Sample]) -> list[str]:
+    """Lines with the reasons of the first SHOWN invalid prompts."""
+    bad = [f"{sample.id}: {sample.error}" for sample in samples if sample.error is not None]
+    return bad[:SHOWN] + ([f"and {len(bad) - SHOWN} more bad rows"] if len(bad) > SHOWN else [])
 
 
 def _sample(
@@ -227,11 +278,14 @@ def _sample(
 ) -> Sample:
     """A sample with the flags' seed and guidance. `source` is its picture: a file, the bytes of one, or None."""
     asked, digest, path = config.sampling, None, None
-    if isinstance(source, bytes):
-        path = _picture_file(config, source)
-        digest, image = path.stem, path.relative_to(output_folder(config)).as_posix()
-    elif source is not None:
-        path, digest = source, hashlib.sha256(source.read_bytes()).hexdigest()
+    if source is not None:
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        with naming_picture(image if isinstance(image, str) else None):
+            check_header(content)
+        path, digest = source, hashlib.sha256(content).hexdigest()
+        if isinstance(source, bytes):
+            path = _picture_file(config, source)
+            image = path.relative_to(output_folder(config)).as_posix()
     return Sample(id=object_id, text=text, image=image, image_path=path and str(path), image_sha256=digest, seed=config.seed,
                   cfg=asked.cfg, cfg_text=asked.cfg_text, cfg_image=asked.cfg_image)  # fmt: skip
 

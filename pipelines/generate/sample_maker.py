@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cli.errors import one_line
-from pipelines.cli.failures import doing
+from pipelines.cli.failures import doing, remedied
 from pipelines.cluster.nodes import node_name
 from pipelines.cluster.session import torch_device
 from pipelines.cluster.storage import sizes_of
-from pipelines.generate.config import GenerateConfig
-from pipelines.generate.prompts import BAD_PROMPT, Sample
+from pipelines.generate.config import GenerateConfig, coarser
+from pipelines.generate.prompts import BAD_PROMPT, Sample, naming_picture
 from pipelines.generate.sample_records import SampleFolder, identity, job_settings
 
 BATCH = 8  # samples per batch
@@ -46,7 +46,8 @@ class SampleMaker:
         """Make one batch; return how many samples have a record now (made), how many of them failed, this node, and the
         files (path -> bytes) of the batch.
         """
-        with doing(f"making {samples[0].name}" + (f" to {samples[-1].name}" if len(samples) > 1 else "")):
+        what = f"making {samples[0].name}" + (f" to {samples[-1].name}" if len(samples) > 1 else "")
+        with doing(what), remedied(lambda: coarser(self.config.resolution)):
             self._make([s for s in samples if not self.folder.is_done(s, self._identity(s))])
             records = {sample: self.folder.read(sample) or {} for sample in samples}
         ok = [record for record in records.values() if record.get("status") == "ok"]
@@ -67,7 +68,7 @@ class SampleMaker:
                 pixels, note = self._picture(sample)
                 encoded.append(self.model.encode_prompts([sample.text], [pixels]))
                 kept.append((sample, note))
-            except (ValueError, OSError) as error:  # PIL's UnidentifiedImageError is an OSError
+            except (ValueError, OSError) as error:  # OSError: the disk's
                 self._record(sample, status="failed", error=f"{BAD_PROMPT}{one_line(error)}")
         if not kept:
             return
@@ -88,7 +89,8 @@ class SampleMaker:
         content = Path(sample.image_path).read_bytes()
         if hashlib.sha256(content).hexdigest() != sample.image_sha256:
             raise ValueError(f"image {sample.image!r} changed while the job ran")
-        return cut_out(content, self.model.config.image_size)
+        with naming_picture(sample.image):
+            return cut_out(content, self.model.config.image_size)
 
     def _decode(self, sample: Sample, codes_S: Any, note: str, sampling_seconds: float) -> None:
         """Decode codes to the sample's mesh file and write its record."""

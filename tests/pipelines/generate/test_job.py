@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -153,7 +154,7 @@ def test_bad_rows_become_failed_rows(model: Path, tmp_path: Path) -> None:
     assert {key for key, value in status.items() if value == "ok"} == good
     assert found["good", 3]["cfg"] == 0
     for name, reason in [("outside", "leaves the folder"), ("absolute", "leaves the folder"), ("link", "leaves the folder"),
-                         ("missing", "is missing"), ("broken", "cannot identify"), ("nothing", "neither text nor image"),
+                         ("missing", "is missing"), ("broken", "image 'broken.png' is none of PNG, JPEG"), ("nothing", "neither text nor image"),
                          ("guidance", "cfg must be"), ("count", "n must be"), ("long", "does not fit"),
                          ("prompt-00011", "not JSON")]:  # fmt: skip
         assert reason in found[name, 0]["error"] and found[name, 0]["error"].startswith("bad-prompt: "), name
@@ -186,7 +187,7 @@ def test_rows_that_no_table_could_hold_are_failed_rows(model: Path, tmp_path: Pa
     found = manifest(tmp_path)
     assert [r["status"] for r in found] == ["ok"] + ["failed"] * 11
     for row, reason in zip(found[1:], ["text is not valid Unicode", "id is not valid Unicode", "image is not valid Unicode", "seed must be",
-                                       "seed must be", *["cfg must be a number from 0 (no guidance) to 1000"] * 3, "image cannot be read",
+                                       "seed must be", *["cfg must be a number from 0 (no guidance) to 1000"] * 3, "image 'bomb.png' cannot be read",
                                        "not JSON", "n must be"], strict=True):  # fmt: skip
         assert row["error"].startswith("bad-prompt: ") and reason in row["error"], row
     assert found[2]["id"] == "id \\ud800"
@@ -226,7 +227,7 @@ def test_pictures_inside_a_parquet_file(model: Path, tmp_path: Path) -> None:
     generate(settings(model, tmp_path, prompts=str(tmp_path / "prompts.parquet")), use_ray=False)
     inside, broken = manifest(tmp_path)
     assert (tmp_path / "out" / inside["image"]).read_bytes() == content and inside["image"].endswith(".png")
-    assert broken["error"].startswith("bad-prompt: cannot identify")
+    assert broken["error"].startswith("bad-prompt: image is none of PNG")
     (tmp_path / "out" / inside["image"]).unlink()
     rows = [
         {"id": "hub", "image": {"bytes": content, "path": "x.png"}},
@@ -255,9 +256,11 @@ def test_a_picture_used_whole_is_said(model: Path, tmp_path: Path, capsys: pytes
 
     Image.effect_noise((40, 40), 90).save(tmp_path / "noise.png")
     generate(settings(model, tmp_path, image=str(tmp_path / "noise.png"), num=2), use_ray=False)
-    assert [r["note"] for r in manifest(tmp_path)] == ["image has no alpha and no even background: used whole"] * 2
+    assert [r["note"] for r in manifest(tmp_path)] == [
+        "image has no background that is transparent or of one colour: used whole"
+    ] * 2
     assert (
-        "generate: image has no alpha and no even background: used whole (2 of 2, the first sample-s0)"
+        "generate: image has no background that is transparent or of one colour: used whole (2 of 2, the first sample-s0)"
         in capsys.readouterr().err
     )
 
@@ -352,6 +355,7 @@ def test_actors_ask_for_the_gpus_that_the_cluster_has(
     """Each actor asks for one GPU if there are any: actors that ask for CPUs would all share the first GPU of their node."""
     import ray
 
+    from pipelines.cluster import pool as pools
     from pipelines.cluster import session
 
     asked = {}
@@ -367,6 +371,7 @@ def test_actors_ask_for_the_gpus_that_the_cluster_has(
     monkeypatch.setattr(session, "connect", lambda address: None)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
     monkeypatch.setattr(ray.data, "from_items", lambda items, **options: Data())
+    monkeypatch.setattr(pools, "asked", lambda stage, need: contextlib.nullcontext("key"))
     todo = plan(settings(model, tmp_path, text="a chair", num=40))
     job._make(settings(model, tmp_path, text="a chair"), tmp_path, todo, "0", use_ray=True)
     assert asked["num_gpus"] == 1 and "num_cpus" not in asked and asked["size"] == 2
@@ -496,7 +501,7 @@ def test_mlflow_holds_the_run(model: Path, tmp_path: Path, monkeypatch: pytest.M
         ({}, "one of --text"),
         ({"text": "a", "prompts": "p.jsonl"}, "cannot be combined"),
         ({"prompts": "p.csv"}, "must be a .jsonl"),
-        ({"text": " "}, "--text is empty"),
+        ({"text": " "}, "--text is blank"),
         ({"text": "a", "num": 0}, "--num must be"),
         ({"text": "a", "resolution": 100}, "--resolution must be 32 times a power of two, got 100"),
         ({"text": "a", "max_faces": 3}, "--max-faces must be 0"),
@@ -551,6 +556,90 @@ def test_dry_run_needs_no_model_and_writes_nothing(tmp_path: Path, capsys: pytes
     config = settings(tmp_path / "later", tmp_path, text="a chair", num=4, dry_run=True)
     assert generate(config, use_ray=False) is None
     assert "4 samples" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+def test_marks_blanks_and_line_ends_of_a_prompts_file(tmp_path: Path) -> None:
+    """Rows as editors on Windows and old Macs, spreadsheets and `cat` leave them."""
+    lines = [
+        '\ufeff{"id": "\ufefffirst", "text": "\ufeffa chair"}',
+        '{"\ufeffid": "key", "text": "a\u2028boat"}',
+        '\ufeff{"id": "appended", "text": "a table", "seed": " 7", "n": "2"}',
+        "\ufeff  ",
+        '{"id": " \u200b", "text": "a lamp"}',
+        *(f'{{"id": "blank{number}", "text": {json.dumps(blank)}}}' for number, blank in enumerate(BLANKS)),
+        '{"id": "seed", "text": "a chair", "seed": "1.5"}',
+    ]
+    for number, end in enumerate(["\n", "\r\n", "\r"]):
+        (tmp_path / f"{number}.jsonl").write_text(end.join(lines), encoding="utf-8", newline="")
+        found = plan(settings(tmp_path, tmp_path, prompts=str(tmp_path / f"{number}.jsonl")))
+        assert [(s.name, s.text) for s in found if s.error is None] == [
+            ("first-s0", "a chair"),
+            ("key-s0", "a\u2028boat"),
+            ("appended-s7", "a table"),
+            ("appended-s8", "a table"),
+            ("prompt-00003-s0", "a lamp"),
+        ]
+        wrong = {s.id: s.error for s in found if s.error is not None}
+        assert wrong.pop("seed").startswith("bad-prompt: seed must be a whole number")
+        assert wrong == {f"blank{number}": "bad-prompt: text is blank" for number in range(len(BLANKS))}
+    table = pa.table({"\ufeffid": ["\ufeffa"], "text": ["\ufeffa chair"]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    (sample,) = plan(settings(tmp_path, tmp_path, prompts=str(tmp_path / "p.parquet")))
+    assert (sample.name, sample.text) == ("a-s0", "a chair")
+    (tmp_path / "wide.jsonl").write_text(lines[1], encoding="utf-16")
+    with pytest.raises(UsageError, match="not UTF-8 text: it begins like UTF-16; save it as UTF-8"):
+        plan(settings(tmp_path, tmp_path, prompts=str(tmp_path / "wide.jsonl")))
+
+
+BLANKS = (" ", "\t\n", "\u00a0\u3000", "\u200b", "\ufeff", "\0")
+
+
+def test_a_picture_that_cannot_be_used_is_named_before_any_model_is_loaded(tmp_path: Path) -> None:
+    """The same words for a flag, a row and a second start: `identity` and `is_done` do not see them."""
+    png(tmp_path / "good.png")
+    whole = (tmp_path / "good.png").read_bytes()
+    pictures = {
+        "heic.png": b"\0\0\0\x18ftypheic" + bytes(100),
+        "empty.png": b"",
+        "text.jpg": b"<html>not found</html>",
+        "vector.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    }
+    for name, content in pictures.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder.png").mkdir()
+    rows = [{"id": name, "image": name} for name in [*pictures, "folder.png"]] + [{"id": "good", "image": "good.png"}]
+    found = plan(settings(tmp_path, tmp_path, prompts=write_prompts(tmp_path, rows)))
+    formats = "PNG, JPEG, WEBP, BMP, TIFF, GIF"
+    assert [s.error for s in found] == [
+        *(f"bad-prompt: image {name!r} is none of {formats}" for name in pictures),
+        "bad-prompt: image 'folder.png' is not a file",
+        None,
+    ]
+    for name in pictures:
+        with pytest.raises(UsageError, match=f"image '.*/{name}' is none of {formats}"):
+            plan(settings(tmp_path, tmp_path, image=str(tmp_path / name)))
+    with pytest.raises(UsageError, match=r"image '.*/folder.png' is not a file"):
+        plan(settings(tmp_path, tmp_path, image=str(tmp_path / "folder.png")))
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) - 40])
+    with pytest.raises(UsageError, match=r"image '.*/cut.png' cannot be read: "):
+        plan(settings(tmp_path, tmp_path, image=str(tmp_path / "cut.png")))
+
+
+def test_a_row_s_broken_picture_is_named_by_each_start(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    png(tmp_path / "good.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:-40])
+    rows = [{"id": "cut", "image": "cut.png"}, {"id": "blank", "text": " "}, {"id": "good", "text": "a chair"}]
+    config, said = settings(model, tmp_path, prompts=write_prompts(tmp_path, rows)), []
+    for _ in range(2):
+        generate(config, use_ray=False)
+        said.append([row["error"] for row in manifest(tmp_path)])
+        assert "  blank: bad-prompt: text is blank\n" in capsys.readouterr().err
+    assert said[0] == said[1]
+    assert said[0][0].startswith("bad-prompt: image 'cut.png' cannot be read: ") and said[0][2] == ""
+    generate(dataclasses.replace(config, dry_run=True), use_ray=False)
+    assert "(1 bad rows)\n" in (told := capsys.readouterr().out) and "blank: bad-prompt: text is blank" in told
 
 
 @pytest.mark.slow
