@@ -22,9 +22,9 @@ README = REPOSITORY / "README.md"
 LANGUAGES = {"sh", "text", "python", "toml"}
 PROGRAMS = re.compile(r"(python|ray|make|source|export|\.venv/bin/mlflow) ")
 GIVEN = {
-    "prompts.jsonl": '{"text": "a chair"}\n',
-    "Cap3D.csv": "0001,a chair\n",
-    "chair.png": "",
+    "prompts.jsonl": b'{"text": "a chair"}\n',
+    "Cap3D.csv": b"0001,a chair\n",
+    "chair.png": (REPOSITORY / "docs" / "images" / "samples.png").read_bytes(),
 }  # files of the reader's own that a command names
 ELSEWHERE = {
     "--working-dir", "--address", "--backend-store-uri", "--generate", "--head", "--constraint", "--editable", "--index-url",
@@ -113,7 +113,7 @@ def test_a_command_is_understood(
     monkeypatch.chdir(tmp_path)
     given = [file for file in GIVEN if any(Path(arg).name == file for arg in command.args)]
     for file in given:
-        (tmp_path / file).write_text(GIVEN[file])
+        (tmp_path / file).write_bytes(GIVEN[file])
     args = [Path(arg).name if Path(arg).name in given else arg for arg in command.args if arg != defaults.SAVE_CONFIG]
     args = defaults.complete(ours.flags, Path(command.program).stem, args, ours.defaults).words
     has_dry_run = "dry_run" in ours.flags.__dataclass_fields__

@@ -20,6 +20,7 @@ REFERENCE = REPOSITORY / "docs" / "reference"
 COLUMNS = 100  # of a help page
 MODULES = (
     "pipelines.report",
+    "pipelines.status.relog",
     "pipelines.generate.sample_sheet",
     "pipelines.release",
     "pipelines.release.pictures",
