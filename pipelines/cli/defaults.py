@@ -75,7 +75,7 @@ def read_table(flags_class: type, command: str) -> dict[str, Value]:
     if not file.is_file():
         return {}
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8")).get(command, {})
+        table = tomllib.loads(file.read_text(encoding="utf-8-sig")).get(command, {})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file.resolve()}: not a TOML file: {error}") from None
     if not isinstance(table, dict):
@@ -100,7 +100,7 @@ def save(flags_class: type, command: str, words: Sequence[str], flags: Any) -> P
     import tomlkit
 
     file = Path(CONFIG_FILE).resolve()
-    document = tomlkit.parse(file.read_text(encoding="utf-8")) if file.is_file() else tomlkit.document()
+    document = tomlkit.parse(file.read_text(encoding="utf-8-sig")) if file.is_file() else tomlkit.document()
     table = document.setdefault(command, tomlkit.table())
     for f in dataclasses.fields(flags_class):
         if _is_typed(flags_class, f.name, words):

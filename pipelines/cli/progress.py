@@ -11,12 +11,18 @@ then at most every EVERY_S seconds, and at the end, without colour, carriage ret
 
 The prefix `progress ` and these keys are stable. Unknown values are left out. No value contains a space.
 
-    stage       annotations (of --source objaverse), preprocess, train, tokens, features, generate, evaluate state
-    running; at the end done, or stopped (failed or interrupted) run         training run, or part of an evaluation done
-    total  whole numbers of `unit`; work finished by an earlier start of the command counts as done in training only
-    rate        units per second since the first unit was done, which leaves out the start of the workers; in training,
-    of the last steps failed      units that failed so far left_s      estimated seconds left; at the end `seconds`
-    instead, since this command began this work tokens_per_s, loss, val_iou, val_ce: generation and training only
+- stage: annotations (of --source objaverse), preprocess, train, tokens, features, generate, evaluate
+- state: running; at the end done, or stopped (failed or interrupted)
+- run: training run, or part of an evaluation
+- done, total: whole numbers of `unit`; work finished by an earlier start of the command counts as done in training only
+- rate: units per second since the first unit was done, which leaves out the start of the workers; in training, of the
+  last steps
+- failed: units that failed so far
+- left_s: estimated seconds left; at the end `seconds` instead, since this command began this work
+- tokens_per_s, loss, val_iou, val_ce: generation and training only
+
+While a command waits for the cluster, lines with state=waiting have `needs`, `free` and `total` of the resource that is
+short, and no `done` (pipelines.cluster.waiting).
 
 Ours: no colour at all, which is what NO_COLOR asks for.
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import os
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +80,9 @@ def _manifest_rows(manifest: Path) -> Iterator[Row]:
             columns = next(filter(None, reader), [])
             if "path" not in columns:
                 raise UsageError(f"{manifest} has no column 'path'; it has {', '.join(columns) or 'none'}")
+            repeated = [name for name, count in Counter(columns).items() if name and count > 1]
+            if repeated:
+                raise UsageError(f"{manifest} has the column {repeated[0]!r} more than once")
             begun = reader.line_num
             for values in reader:
                 if values:

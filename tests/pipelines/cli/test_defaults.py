@@ -70,7 +70,7 @@ def test_a_flag_that_says_what_to_make_ends_them(given: list[str]) -> None:
 
 
 def test_a_table_of_the_file_holds_for_every_call_and_what_is_typed_wins(folder: Path) -> None:
-    (folder / "g3pt.toml").write_text('[x]\noutput = "mine"\nlimit = 7\nrate = 2\ndeep = true\n[y]\nlimit = 8\n')
+    (folder / "g3pt.toml").write_text('\ufeff[x]\noutput = "mine"\nlimit = 7\nrate = 2\ndeep = true\n[y]\nlimit = 8\n')
     call = complete(Flags, "x", [], EMBEDDED)
     assert parsed(call) == Flags(output="mine", limit=7, rate=2.0, deep=True) and call.defaults is None
     assert call.notice is not None and str(folder / "g3pt.toml") in call.notice

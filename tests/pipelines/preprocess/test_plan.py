@@ -261,6 +261,7 @@ def test_a_manifest_may_have_short_and_empty_lines(tmp_path: Path, manifest: Pat
     [
         ('path,caption\na.off,"a tall chair\nb.off,a table\n', r"a quote is not closed \(in the row of line 2\)"),
         ('path,caption\na.off,x\nb.off,"tall\nc.off,"red, round"\n', r"',' expected .* \(in the row of line 3\)"),
+        ("path,id,path\na.off,a,b.off\n", "has the column 'path' more than once"),
         ("path,caption\na.off,a tall, red chair\n", "line 2 has 3 values for 2 columns; quote values"),
     ],
 )
