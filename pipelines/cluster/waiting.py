@@ -92,9 +92,7 @@ def asked(stage: str, need: Need, run: str = "") -> Iterator[str]:
     import ray
     from ray.experimental import internal_kv
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not can_ever(need, nodes, autoscaler_max()):
-        raise UsageError(too_much(need, nodes))
+    refuse_impossible(need)
     key, done = f"g3pt-begun-{uuid.uuid4().hex}", threading.Event()
 
     def watch() -> None:
@@ -120,6 +118,15 @@ def asked(stage: str, need: Need, run: str = "") -> Iterator[str]:
         thread.join()
         with contextlib.suppress(Exception):  # Ray may be gone
             internal_kv._internal_kv_del(key)
+
+
+def refuse_impossible(need: Need) -> None:
+    """UsageError if the connected cluster can never meet the request."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not can_ever(need, nodes, autoscaler_max()):
+        raise UsageError(too_much(need, nodes))
 
 
 def begun(key: str) -> None:

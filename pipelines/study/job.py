@@ -39,7 +39,7 @@ from pipelines.cli.quiet import prints_aside
 from pipelines.cluster import session
 from pipelines.cluster.stopping import asking
 from pipelines.cluster.storage import check_arrived, join
-from pipelines.cluster.waiting import Need, asked, begun, fitting
+from pipelines.cluster.waiting import Need, asked, begun, fitting, refuse_impossible
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger
 from pipelines.runs.locks import alone_in
@@ -150,6 +150,7 @@ def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, page: Wr
         return study
     with alone_in(study):
         join(flags.ray_address, writes=[study], reads=train.inputs_of(specs[0]))
+        refuse_impossible(study_need(flags))
         _run_study(specs, study, flags, page)
     return study
 

@@ -26,7 +26,7 @@ from pipelines.cli.progress import say
 from pipelines.cluster import session
 from pipelines.cluster.stopping import asking
 from pipelines.cluster.storage import check_arrived, join
-from pipelines.cluster.waiting import Need, asked
+from pipelines.cluster.waiting import Need, asked, refuse_impossible
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.locks import LOCK_FILE, alone_in
 from pipelines.runs.notes import working_in
@@ -67,6 +67,7 @@ def train_run(
     with alone_in(run_dir):
         if num_workers:
             join(ray_address, writes=[run_dir], reads=inputs_of(spec))
+            refuse_impossible(workers_need(num_workers, device))
         spec = ready(spec)
         prepare_run(spec, output, replace=replace)
         note = working_in(run_dir, total=train["steps"] * train["batch_size"], unit="samples")

@@ -387,6 +387,11 @@ def test_under_ray_a_lost_worker_costs_nothing(
 @pytest.mark.slow
 def test_two_workers_see_each_sample_once(whole: Path, tmp_path: Path, ray_cluster: None) -> None:
     """Fully sharded, with micro-batches of one, which are no part of a run's name. Equal curves: tests/g3pt/training/test_parallel.py."""
+    with pytest.raises(
+        UsageError, match="3xCPU can never be had: the cluster has 2 CPU on 1 node.*lower --num-workers"
+    ):
+        train.train_run(toy_spec(), tmp_path / "runs", num_workers=3, build=TOY)
+    assert not (tmp_path / "mlflow.db").exists(), "refused before anything is made of it"
     speed = train.Speed(parallel="fsdp", micro_batch=1, num_to_keep=1)
     run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=2, build=TOY, speed=speed)
     assert run_dir.name == whole.name and len(checkpoints.checkpoints(run_dir / "checkpoints")) == 1
