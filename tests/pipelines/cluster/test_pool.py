@@ -76,18 +76,18 @@ def test_an_item_that_kills_every_actor_ends_the_work(
 def test_an_error_of_the_work_arrives_as_it_was_after_other_work_was_waited_for(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another's task holds all CPUs for three seconds; a GPU can never be had."""
+    """Others' tasks hold all CPUs for some seconds; a GPU can never be had."""
     import ray
 
     from pipelines.cli.failures import Failure, root_cause
 
-    taken = tmp_path / "taken"
-    other = ray.remote(num_cpus=2)(lambda file: (Path(file).touch(), time.sleep(3))).remote(str(taken))
-    while not taken.exists():
+    other = ray.remote(num_cpus=1)(time.sleep)
+    tasks = [other.remote(4) for _ in range(2)]
+    while ray.available_resources().get("CPU", 0):
         time.sleep(0.1)
     with pytest.raises(Exception) as error:
         list(run_items(Squarer, (str(tmp_path / "mark"), 0), [(7, "raise")], Pool(num_workers=1), "tokens"))
-    ray.get(other)
+    ray.get(tasks)
     assert "progress stage=tokens state=waiting needs=1xCPU free=0 total=2\n" in capsys.readouterr().err
     cause = root_cause(error.value)
     assert isinstance(cause, ValueError) and "7 is refused" in str(cause)
