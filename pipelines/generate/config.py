@@ -34,7 +34,7 @@ class GenerateConfig(DryRun, OnRay, Replace):
     image: str | None = None
     """picture of the object (transparency or a plain border is the background); default none"""
     prompts: str | None = None
-    """file of prompts, .jsonl (UTF-8) or .parquet, with id, text, image (a path in its folder, or bytes), seed, n, cfg,
+    """file of prompts, .jsonl or .parquet, with id, text, image (a path in its folder, or bytes), seed, n, cfg,
     cfg_text, cfg_image; default none"""
     num: int = 1
     """samples per prompt, with consecutive seeds"""
