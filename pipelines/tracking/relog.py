@@ -5,6 +5,8 @@ What the store has already stays as it is, so that a second call adds nothing.
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from pipelines.tracking.cards import Card
 from pipelines.tracking.client import Mirror, Tracking, best_effort
 from pipelines.tracking.killed import last_change, write_run_file
 from pipelines.tracking.tracked import Outcome, common_tags, finish, known_run, newest
+
+LIVELY_S = 3600.0  # a run writes a record or a checkpoint more often
 
 
 def relog(
@@ -52,9 +56,15 @@ def relog(
 
 
 def is_at_work(folder: Path) -> bool:
-    """Whether a command may be working in the folder, which then logs the run itself."""
-    unfinished = not (folder / "_SUCCESS").exists() and read_note(folder, FAILURE_FILE) is None
-    return unfinished and bool(command_of(folder)) and not driver_is_gone(folder)
+    """Whether a command may be working in the folder, which then logs the run itself: one that lives on this machine,
+    or one of another machine that wrote something within LIVELY_S.
+    """
+    note = command_of(folder)
+    if (folder / "_SUCCESS").exists() or read_note(folder, FAILURE_FILE) is not None or not note:
+        return False
+    if note.get("host") == socket.gethostname():
+        return not driver_is_gone(folder)
+    return time.time() - last_change(folder) < LIVELY_S
 
 
 def status_of(folder: Path) -> str:

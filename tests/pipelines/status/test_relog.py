@@ -1,13 +1,14 @@
 """A store written anew from the files of runs and studies, and nothing twice."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from mlflow.entities import Run
 
 from pipelines.cli.errors import NotWell
-from pipelines.runs.notes import RUN_FILE, working_in
+from pipelines.runs.notes import COMMAND_FILE, RUN_FILE, working_in
 from pipelines.status.relog import RelogFlags, relog_all
 from pipelines.study import job as study
 from pipelines.tracking.client import Tracking
@@ -120,8 +121,19 @@ def test_work_in_progress_is_left_to_its_own_command_and_what_is_broken_is_named
     broken = tmp_path / "runs" / "broken"
     (broken / "checkpoints").mkdir(parents=True)
     (broken / "config.json").write_text("{}")
-    with working_in(run_dir), pytest.raises(NotWell):
+    for host in ("", "another-machine"):
+        with working_in(run_dir), pytest.raises(NotWell):
+            if host:
+                note = json.loads((run_dir / COMMAND_FILE).read_text())
+                (run_dir / COMMAND_FILE).write_text(json.dumps(note | {"host": host}))
+                (run_dir / "metrics.jsonl").touch()
+            relog_all(RelogFlags(dir=str(tmp_path)))
+        said = capsys.readouterr().out
+        assert f"{run_dir}: at work, its own command logs it" in said
+    os.utime(run_dir / "metrics.jsonl", (1e9, 1e9))
+    with pytest.raises(NotWell):
         relog_all(RelogFlags(dir=str(tmp_path)))
-    said = capsys.readouterr().out
+    assert "relog: 1 runs logged, 0 were complete in MLflow, 1 cannot be read" in capsys.readouterr().out
+    assert runs_of(tmp_path / "mlflow.db")[run_dir.name].info.status == "KILLED"
     assert f"{run_dir}: at work, its own command logs it" in said and f"{broken}: cannot be logged: " in said
     assert "relog: 0 runs logged, 0 were complete in MLflow, 1 cannot be read" in said
