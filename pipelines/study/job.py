@@ -295,7 +295,7 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
     for result in results:
         run_dir = Path(todo[result.config["index"]]["run_dir"])
         told = result.metrics or {}
-        if not result.error and told.get("done"):
+        if not result.error and told.get("finished"):
             check_arrived({str(run_dir / "_SUCCESS"): 0}, told.get("node_ip", "unknown"))
         if (
             result.error and read_note(run_dir, FAILURE_FILE) is None
@@ -364,9 +364,9 @@ def trial(
         raise  # not a failure: Tune restarts the trial, or the study itself was asked to stop
     except Exception as error:
         note_failure(run_dir, error)
-        return {"done": 0.0}
+        return {"finished": 0.0}
     (run_dir / FAILURE_FILE).unlink(missing_ok=True)  # from an earlier try
-    return {"done": 1.0}
+    return {"finished": 1.0}
 
 
 # --- points, fit, curve -----------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_an_error_of_the_work_arrives_as_it_was_after_other_work_was_waited_for(
 
     from pipelines.cli.failures import Failure, root_cause
 
-    other = ray.remote(num_cpus=1)(time.sleep)
+    other = ray.remote(num_cpus=1)(lambda seconds: time.sleep(seconds))
     tasks = [other.remote(4) for _ in range(2)]
     while ray.available_resources().get("CPU", 0):
         time.sleep(0.1)

@@ -139,7 +139,7 @@ def test_what_a_trial_died_of_is_told_and_its_files_are_kept(
         def fit(self) -> list[SimpleNamespace]:
             error = RuntimeError("the actor\ndied") if fails else None
             return [
-                SimpleNamespace(error=None, config={"index": 0}, metrics={"done": 1.0, "node_ip": "10.0.0.2"}),
+                SimpleNamespace(error=None, config={"index": 0}, metrics={"finished": 1.0, "node_ip": "10.0.0.2"}),
                 SimpleNamespace(error=error, config={"index": 1}, metrics=None),
             ]
 
@@ -192,7 +192,7 @@ def test_a_run_that_failed_after_its_retries_is_not_tried_again_by_tune(
 
     monkeypatch.setattr(train, "ray_train", fail)
     todo = [{"spec": spec("20k").to_dict(), "run_dir": str(tmp_path), "build": "x"}]
-    assert job.trial({"index": 0}, todo=todo, num_workers=1, device="cpu") == {"done": 0.0}
+    assert job.trial({"index": 0}, todo=todo, num_workers=1, device="cpu") == {"finished": 0.0}
     assert read_note(tmp_path, FAILURE_FILE)["error"] == "RuntimeError: NCCL: the peer is gone"
 
 
