@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli import main
+from pipelines.cluster import start
 from pipelines.cluster import storage as cluster_storage
 from pipelines.cluster.nodes import Node, Nodes, node_id
 from pipelines.status import doctor, doctor_cluster, doctor_machine
@@ -212,6 +213,22 @@ def test_nothing_at_the_address_is_said_at_once(monkeypatch: pytest.MonkeyPatch)
         and found.found.startswith(f"{address} (RAY_ADDRESS): ConnectionRefusedError")
         and "ray start" in found.remedy
     )
+
+
+def test_a_server_that_says_nothing_and_a_long_temporary_folder_are_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "ANSWER_S", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        found = doctor_cluster.check_ray(Nodes(), f"127.0.0.1:{silent.getsockname()[1]}")
+    assert found.state == "failed" and "does not answer within" in found.found and "ray start" in found.remedy
+    monkeypatch.setattr(Nodes, "connect", lambda *_: None)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("long" * 12)))
+    found = doctor_cluster.check_ray(Nodes(), None)
+    assert found.state == "warning" and "TMPDIR is too long" in found.found and found.remedy == "export TMPDIR=/tmp"
 
 
 def about(**changes: Any) -> dict[str, Any]:
