@@ -25,7 +25,7 @@ from pipelines.cli.failures import doing, placed
 from pipelines.cluster.nodes import node_name
 from pipelines.cluster.place import place
 from pipelines.cluster.storage import join
-from pipelines.cluster.waiting import Need, asked, begun
+from pipelines.cluster.waiting import Need, asked, begun, refuse_impossible
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.plan import ShardTask
 from pipelines.preprocess.sandbox import Result, Sandbox
@@ -33,6 +33,7 @@ from pipelines.preprocess.sources import SourceObject, inputs_hash
 from pipelines.preprocess.sources.fetch import drop_downloads, fetched
 from pipelines.preprocess.views import VIEW_SECONDS, rendered, view_seconds_of
 
+ONE_TASK = Need(count=1, each={"CPU": 1.0}, remedy="start a node that offers CPUs")
 MAX_RETRIES = 10  # of a shard whose worker or node died; a mesh that kills its child needs no retry
 REJECTED_REASONS = ("no-faces", "zero-extent", "non-finite", "too-large", "external-uri")
 
@@ -203,13 +204,14 @@ def map_here(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[d
 def map_on_ray(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict[str, Any]]:
     """Convert shards as Ray tasks, in the order in which they finish.
 
-    The cluster is joined and its storage checked at the call; work begins when the first result is asked for. At most
-    twice as many tasks are submitted as the cluster has CPUs.
+    The cluster is joined, and its storage and CPUs are checked, at the call. Work begins when the first result is asked
+    for. At most twice as many tasks are submitted as the cluster has CPUs.
 
     Not Ray Data: it needs all tasks at once, and a hundred thousand of them are gigabytes in the driver.
     """
     read = [Path(config.input, item.path) for item in tasks[0].objects[:1] if config.source == "dir" and config.input]
     join(config.ray_address, writes=[config.output], reads=read)
+    refuse_impossible(ONE_TASK)
     return _submit_all(tasks, config)
 
 
@@ -219,8 +221,7 @@ def _submit_all(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterato
     process = ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_process_text)
     arguments = ray.put(json.dumps(asdict(config)))
     pending: list[Any] = []
-    need = Need(count=1, each={"CPU": 1.0}, remedy="start a node that offers CPUs")
-    with asked("preprocess", need) as key:
+    with asked("preprocess", ONE_TASK) as key:
         try:
             for task in tasks:
                 while len(pending) >= (config.num_workers or 2 * int(ray.cluster_resources().get("CPU", 1))):
