@@ -173,7 +173,7 @@ def generator(tokenizer: Path, seed: int, flags: argparse.Namespace) -> dict[str
             num_pictures=12,
         )
     )
-    found = json.loads(output.read_text())["metrics"]
+    found = json.loads(output.read_text(encoding="utf-8"))["metrics"]
     return row | {
         "family": found["family_accuracy"],
         "family_interval": found["family_accuracy_interval_95"],
@@ -192,7 +192,7 @@ def completion(run_dir: Path, data: str) -> list[float]:
     model = G3PT.from_pretrained(find_export(run_dir)).eval()
     info = datasets.open_dataset(data)
     arrays = reading.load_arrays(info, "test", ("id", "caption", "volume_points", "volume_occupancy"))
-    tokenizer = json.loads((run_dir / "config.json").read_text())["paths"]["tokenizer"]
+    tokenizer = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["paths"]["tokenizer"]
     codes = load_codes(info, tokens_kind(tokenizer))
     ids = arrays["id"][:KNOWN]
     codes_BS = torch.from_numpy(np.stack([codes[i] for i in ids]).astype(np.int64))
@@ -225,7 +225,7 @@ def table(folder: Path) -> str:
     """Markdown table of all finished rows; several seeds give the mean and half the range."""
     rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*-s*.json")):
-        row = json.loads(path.read_text())
+        row = json.loads(path.read_text(encoding="utf-8"))
         rows.setdefault((row["row"], row["steps"]), []).append(row)
     lines = [
         "| row | steps | seeds | CPU s | IoU by first k scales | continuous | agreement | nats | completion | family | Chamfer |",
@@ -269,12 +269,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128, help="of each generator")
     flags = parser.parse_args()
     for name, seed, path in rows_asked(flags, ROWS):
-        if path.exists() and (not flags.car_steps or "nats" in json.loads(path.read_text())):
+        if path.exists() and (not flags.car_steps or "nats" in json.loads(path.read_text(encoding="utf-8"))):
             continue
-        before = json.loads(path.read_text()) if path.exists() else {}
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         row = run_row(name, seed, flags)
         row["cvq_seconds"] = before.get("cvq_seconds", row["cvq_seconds"])
-        path.write_text(json.dumps(row, indent=1))
+        path.write_text(json.dumps(row, indent=1), encoding="utf-8")
         print(table(flags.output).splitlines()[0], " | ".join(cells(name, flags.steps, [row])), sep="\n", flush=True)
     print(table(flags.output))
 

@@ -98,7 +98,7 @@ def hardware() -> dict[str, Any]:
 
     names = [
         line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         if line.startswith("model name")
     ]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -147,13 +147,17 @@ def main() -> None:
             "--case",
             f"{resolution},{coarse}",
         ]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        found = json.loads(
+            subprocess.run(
+                command, check=True, capture_output=True, text=True, encoding="utf-8", errors="replace"
+            ).stdout.splitlines()[-1]
+        )
         rows.append(found)
         print(f"{resolution:6d} {coarse:5d} {found['seconds']:8.2f} {found['cpu_seconds']:8.2f} {found['field_seconds']:8.2f} {found['clean_seconds']:8.2f} {found['evaluations']:12,d} "
               f"{found['share_of_dense']:9.2%} {found['peak_mb']:8.0f} {found['vertices']:9,d}", flush=True)  # fmt: skip
     report = {"field": flags.model or "sphere", "hardware": hardware(), "rows": rows}
     if flags.output:
-        Path(flags.output).write_text(json.dumps(report, indent=1) + "\n")
+        Path(flags.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(f"result: {flags.output}")
 
 

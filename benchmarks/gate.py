@@ -142,7 +142,8 @@ def main() -> None:
                 "objects": rows,
             },
             indent=1,
-        )
+        ),
+        encoding="utf-8",
     )
     draw_pictures(pictures, flags.output.with_suffix(".png"), len(pictures), 6)
     sys.exit(not passed)

@@ -67,7 +67,14 @@ def command(name: str, flags: dict[str, object]) -> list[str]:
 def job(name: str, **flags: object) -> Done:
     """Run a command to its end; it must succeed."""
     began = time.time()
-    process = subprocess.Popen(command(name, flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(name, flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     watch = machine.Watch(process.pid)
     out, err = process.communicate()
     if process.returncode != 0:
@@ -94,7 +101,7 @@ def write_prompts(file: Path, count: int) -> Path:
         {"id": f"p{k:06d}", "text": f"{adjectives[k % 5]} {nouns[k // 5 % 8]}, number {k}", "seed": k}
         for k in range(count)
     )
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
 
 
@@ -192,7 +199,8 @@ def scan(count: int, model: str, work: Path) -> dict[str, Any]:
             file = folder.mesh_file(sample, "glb")
             (folder.output / file).write_bytes(mesh)
             folder.record_file(sample).write_text(
-                json.dumps({"identity": identity(config, sample, model_hash), "file": file, **record})
+                json.dumps({"identity": identity(config, sample, model_hash), "file": file, **record}),
+                encoding="utf-8",
             )
     began = time.process_time(), time.time()
     assert all(folder.is_done(sample, identity(config, sample, model_hash)) for sample in samples)
@@ -234,7 +242,7 @@ def main() -> None:
                 f"{name}:", *(f"  {key:18} {value:,.4g}" for key, value in report[name].items()), sep="\n", flush=True
             )
     if flags.output:
-        Path(flags.output).write_text(json.dumps(report, indent=1) + "\n")
+        Path(flags.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(f"result: {flags.output}")
 
 

@@ -275,7 +275,7 @@ def judged(stage: CARStage, flags: argparse.Namespace) -> dict[str, Any]:
 
 def table(folder: Path) -> str:
     """Markdown table of all finished rows."""
-    rows = [json.loads(path.read_text()) for path in folder.glob("*-s*.json")]
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*-s*.json")]
     rows.sort(key=lambda row: (list(ROWS).index(row["row"]), row["steps"], row["seed"]))
     names = [
         "row",
@@ -328,10 +328,10 @@ def main() -> None:
     for name, seed, path in rows_asked(flags, ROWS):
         if not path.exists():
             encode_dataset(flags.data, flags.tokenizer, use_ray=False)  # finished rows are skipped
-            path.write_text(json.dumps(run_row(name, seed, flags), indent=1))
+            path.write_text(json.dumps(run_row(name, seed, flags), indent=1), encoding="utf-8")
             print(
                 table(flags.output).splitlines()[0],
-                f"| {' | '.join(cells(json.loads(path.read_text())))} |",
+                f"| {' | '.join(cells(json.loads(path.read_text(encoding='utf-8'))))} |",
                 sep="\n",
                 flush=True,
             )

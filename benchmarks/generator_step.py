@@ -193,7 +193,9 @@ def main() -> None:
             rows.append(measure(name, config, codec, train, flags, device))
             show(rows[-1])
         flags.output.write_text(
-            json.dumps({"commit": commit(), "hardware": hardware(device, flags.threads), "rows": rows}, indent=1) + "\n"
+            json.dumps({"commit": commit(), "hardware": hardware(device, flags.threads), "rows": rows}, indent=1)
+            + "\n",
+            encoding="utf-8",
         )
 
 

@@ -23,7 +23,7 @@ MB = 1024.0
 def about(*packages: str) -> dict[str, Any]:
     """Hardware, load, commit and package versions for the JSON of a benchmark."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
@@ -62,10 +62,22 @@ def _commit() -> str:
     """Short hash, with "+" where tracked files differ from it; empty outside a checkout."""
     try:
         head = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
+            encoding="utf-8",
+            errors="replace",
         )
         changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "-uno"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
+            encoding="utf-8",
+            errors="replace",
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
@@ -95,7 +107,7 @@ def cost() -> Iterator[Cost]:
 def reset_peak() -> float:
     """Reset the peak resident memory (Linux) and return the resident memory in MB."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return _status("VmRSS")
 
 
@@ -109,7 +121,7 @@ def family(pid: int) -> dict[int, float]:
     seconds, children = dict[int, float](), dict[int, list[int]]()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            fields, number = stat.read_text().rpartition(")")[2].split(), int(stat.parent.name)
+            fields, number = stat.read_text(encoding="utf-8").rpartition(")")[2].split(), int(stat.parent.name)
             seconds[number] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
             children.setdefault(int(fields[1]), []).append(number)
     found, todo = dict[int, float](), [pid]
@@ -141,7 +153,7 @@ class Watch:
 def proportional_mb(pid: int) -> float:
     """Memory of a process in MB, with its share of shared pages (PSS); 0 if it has ended."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0.0
     return next((float(line.split()[1]) / MB for line in lines if line.startswith("Pss:")), 0.0)
@@ -157,12 +169,14 @@ def command_line(pid: int) -> bytes:
 
 def busy_seconds() -> float:
     """CPU seconds used by the whole machine since it started (Linux)."""
-    user, nice, system, _, _, irq, soft, *_ = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:])
+    user, nice, system, _, _, irq, soft, *_ = map(
+        int, Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:]
+    )
     return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
 
 
 def _status(name: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(name + ":"):
             return float(line.split()[1]) / MB
     raise KeyError(name)

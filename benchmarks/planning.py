@@ -173,7 +173,11 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
 def child(**case: Any) -> dict[str, Any]:
     """Run `run_case` in its own process."""
     done = subprocess.run(
-        [sys.executable, __file__, "--case", json.dumps(case, default=str)], capture_output=True, text=True
+        [sys.executable, __file__, "--case", json.dumps(case, default=str)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if done.returncode:
         raise RuntimeError(f"{case} failed: {done.stderr.strip()[-500:]}")
@@ -211,7 +215,10 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
             rows.append({**rows[-1], **rows[-1]["dataset_json"], "what": "dataset.json"})
             print(line(rows[-2]), line(rows[-1]), sep="\n", flush=True)
             sidecar = next((folder / "data").glob("shard-*.json"))
-            sidecar.write_text(sidecar.read_text().replace('"inputs_sha256": "', '"inputs_sha256": "x'))
+            sidecar.write_text(
+                sidecar.read_text(encoding="utf-8").replace('"inputs_sha256": "', '"inputs_sha256": "x'),
+                encoding="utf-8",
+            )
             rows.append(child(what="one stale", folder=folder, objects=num_objects, num_shards=flags.shards))
             print(line(rows[-1]), flush=True)
     return rows
@@ -275,7 +282,7 @@ def main() -> None:
     print(HEAD, flush=True)
     report = {"machine": machine.about("pyarrow", "numpy"), "rows": measure(flags) + on_buckets(flags)}
     report["machine"]["load_average_after"] = os.getloadavg()
-    flags.output.write_text(json.dumps(report, indent=1) + "\n")
+    flags.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"result: {flags.output}")
 
 

@@ -124,7 +124,9 @@ def child(flags: argparse.Namespace, **case: Any) -> Any:
     """Figures of one case, run in its own process; {"error": ...} if it failed or exceeded its CPU seconds."""
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     command = [sys.executable, __file__, "--case", json.dumps(case | {"limit_s": flags.limit_s})]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | one_thread)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | one_thread, encoding="utf-8", errors="replace"
+    )
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     if case["kind"] == "convert":  # ours must not fail
@@ -250,7 +252,7 @@ def main() -> None:
         parser.error(f"--only {','.join(unknown)}: methods are {', '.join(METHODS)}")
     report = measure(flags)
     print(preprocess_tables.markdown(report))
-    flags.output.write_text(json.dumps(report, indent=1) + "\n")
+    flags.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"result: {flags.output}")
 
 

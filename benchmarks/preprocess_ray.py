@@ -254,6 +254,8 @@ def child(way: str, case: dict[str, Any], folder: str) -> dict[str, Any]:
         capture_output=True,
         text=True,
         env=os.environ | one_thread,
+        encoding="utf-8",
+        errors="replace",
     )
     if done.returncode != 0:
         raise RuntimeError(f"{way}: exit {done.returncode}: {done.stderr[-2000:]}")
@@ -332,7 +334,7 @@ def main() -> None:
     flags = parser.parse_args()
     report = measure(flags)
     print(markdown(report))
-    flags.output.write_text(json.dumps(report, indent=1) + "\n")
+    flags.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"result: {flags.output}")
 
 

@@ -139,4 +139,4 @@ def _table(head: list[str], lines: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(json.loads(Path(sys.argv[1]).read_text())))
+    print(markdown(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

@@ -40,7 +40,7 @@ def objects(data: str, model_export: str) -> dict[str, Any]:
     """The training objects and the codes that the generator was trained on."""
     info = datasets.open_dataset(data)
     arrays = reading.load_arrays(info, "train", ("id", "caption", "eval_surface", "views"))
-    config = json.loads((find_export(model_export) / "config.json").read_text())
+    config = json.loads((find_export(model_export) / "config.json").read_text(encoding="utf-8"))
     stored = tokens.load_codes(info, f"tokens-{config['tokenizer_hash'][:8]}")
     return arrays | {"codes": [stored[i] for i in arrays["id"]]}
 
@@ -116,7 +116,8 @@ def main() -> None:
         json.dumps(
             {"machine": about("torch"), "flags": vars(flags) | {"output": str(flags.output)}, **found, "objects": rows},
             indent=1,
-        )
+        ),
+        encoding="utf-8",
     )
     draw_pictures(pictures, flags.output.with_suffix(".png"), len(pictures), 1 + len(drawn))
 

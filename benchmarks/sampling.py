@@ -304,7 +304,7 @@ def main() -> None:
         "models": [measure(preset, flags) for preset in presets],
     }
     if flags.output:
-        Path(flags.output).write_text(json.dumps(report, indent=1) + "\n")
+        Path(flags.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(f"result: {flags.output}")
 
 

@@ -63,7 +63,11 @@ def hardware(device: torch.device, threads: int) -> dict[str, Any]:
     info, cpu = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
     if info.exists():
         cpu = next(
-            (line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")),
+            (
+                line.partition(":")[2].strip()
+                for line in info.read_text(encoding="utf-8").splitlines()
+                if line.startswith("model name")
+            ),
             cpu,
         )
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -81,7 +85,9 @@ def commit() -> str:
     """The checked-out commit, or the value of G3PT_COMMIT outside a checkout."""
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--exclude=*", "--dirty"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=20, check=True, encoding="utf-8", errors="replace"
+        ).stdout.strip()
     return os.environ.get("G3PT_COMMIT", "unknown")
 
 
@@ -333,7 +339,9 @@ def main() -> None:
         rows.append(measure(preset, flags, device))
         show(rows[-1])
         flags.output.write_text(
-            json.dumps({"commit": commit(), "hardware": hardware(device, flags.threads), "rows": rows}, indent=1) + "\n"
+            json.dumps({"commit": commit(), "hardware": hardware(device, flags.threads), "rows": rows}, indent=1)
+            + "\n",
+            encoding="utf-8",
         )
     print(f"wrote {flags.output}")
 

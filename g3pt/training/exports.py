@@ -118,7 +118,7 @@ def find_export(path: str | Path) -> Path:
 def read_export_config(path: str | Path) -> dict[str, Any]:
     """`config.json` of an export or finished run, parsed. ValueError for another format version, or without a `kind`."""
     file = find_export(path) / CONFIG_NAME
-    values = json.loads(file.read_text())
+    values = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(values, dict) or "kind" not in values:
         raise ValueError(f"{file}: not a g3pt export (no 'kind')")
     check_format(values, file)

@@ -57,7 +57,7 @@ class ShardedState:
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
         self.folder = folder
-        found = json.loads((folder / STATE_FILE).read_text())
+        found = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         self.rest, self.shapes = found["state"], {name: torch.Size(shape) for name, shape in found["shapes"].items()}
         for name, size in found["files"].items():
             if (folder / name).stat().st_size != size:
@@ -112,7 +112,7 @@ def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _write_synced(path: Path, text: str) -> None:
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -6,9 +6,11 @@ points at stderr, so that no print can follow the result line, and messages of l
 (pipelines.cli.quiet). With `--dry-run` stdout is left alone, because the plan is printed there. A failure or an
 interruption is reported in one block: cause, place, what is safe, how to resume. If the reader of stdout leaves early
 (`| head -1`), the command exits quietly with 141, like other programs. A flag class may check itself in
-`__post_init__`; its ValueError counts as bad usage.
+`__post_init__`; its ValueError counts as bad usage. Characters that the terminal's encoding lacks are printed as
+escapes.
 """
 
+import codecs
 import contextlib
 import io
 import os
@@ -30,6 +32,7 @@ from pipelines.cli.quiet import VERBOSE, Noise, noise_aside, writes_to
 
 Flags = TypeVar("Flags")
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_NO_READER = 1, 2, 130, 141
+ESCAPES = "g3pt.escapes"  # the name of an error handler of encodings
 KINDS = {"INT": "whole number", "FLOAT": "number"}  # by tyro's names
 WRONG_TYPE = re.compile(
     r"Error parsing (?P<flag>--\S+): (no type matching .* from \[(?P<optional>.*?)\]\. Got errors:|.*?: (?P<one>'.*')) .*?Argument helptext: --\S+ (\{None\}\|)?(?P<kind>INT|FLOAT) "
@@ -51,6 +54,7 @@ def main(
     shows; `keep_stdout` is for commands whose product is what they print. The docstring of `flags_class` is the
     command's description.
     """
+    escape_foreign_characters()
     call = completed(flags_class, example, sys.argv[1:] if args is None else args, defaults)
     flags = parse(flags_class, example=example, args=call.words)
     if args is None:
@@ -80,6 +84,26 @@ def main(
     except BrokenPipeError:
         leave_quietly()
     raise SystemExit(code)
+
+
+def escape_foreign_characters() -> None:
+    """From now on stdout and stderr write characters that their encoding lacks as escapes, where they would raise.
+
+    File names that Python could not decode get their bytes back.
+    """
+    codecs.register_error(ESCAPES, _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors=ESCAPES)
+
+
+def _escaped(error: UnicodeError) -> tuple[bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lost = error.object[error.start : error.end]
+    given_back = (
+        bytes([ord(c) - 0xDC00]) if "\udc80" <= c <= "\udcff" else c.encode("ascii", "backslashreplace") for c in lost
+    )
+    return b"".join(given_back), error.end
 
 
 def interrupted(error: KeyboardInterrupt, ends: Endings) -> int:

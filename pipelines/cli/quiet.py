@@ -67,7 +67,10 @@ def noise_aside() -> Iterator[Noise]:
 @contextlib.contextmanager
 def prints_aside() -> Iterator[None]:
     """Inside the block Python's prints on stdout go to the log file: for a library that prints. We print on stderr."""
-    with os.fdopen(os.dup(2), "w") as file, contextlib.redirect_stdout(file):
+    with (
+        os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace") as file,
+        contextlib.redirect_stdout(file),
+    ):
         yield
 
 

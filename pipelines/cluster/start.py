@@ -95,7 +95,7 @@ def _children() -> set[int]:
     parents, found = {}, {os.getpid()}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+            parents[int(stat.parent.name)] = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return {pid for pid in found - {os.getpid()} if b"/ray/" in _command(pid)}

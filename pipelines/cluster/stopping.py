@@ -39,13 +39,13 @@ def stoppable(run_dir: Path, rank: int) -> Iterator[Callable[[], bool]]:
     def watch() -> None:
         while not asked.is_set() and not done.wait(POLL_S):
             with contextlib.suppress(OSError):
-                if file.read_text() == STOP:
-                    file.write_text(STOP + SAVES)
+                if file.read_text(encoding="utf-8") == STOP:
+                    file.write_text(STOP + SAVES, encoding="utf-8")
                     asked.set()
 
     _training.set()
     if rank == 0:
-        file.write_text("")
+        file.write_text("", encoding="utf-8")
         threading.Thread(target=watch, daemon=True).start()
     try:
         yield lambda: asked.is_set() or _got_sigterm.is_set()
@@ -97,7 +97,7 @@ def ask_and_wait(run_dirs: Sequence[Path]) -> None:
 def _write(file: Path) -> bool:
     """Whether the run could be asked, which means that it is in training."""
     try:
-        with open(file, "r+") as handle:
+        with open(file, "r+", encoding="utf-8") as handle:
             handle.write(STOP)
         return True
     except OSError:
@@ -106,7 +106,7 @@ def _write(file: Path) -> bool:
 
 def _read(file: Path) -> Any:
     with contextlib.suppress(OSError):
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
     return None
 
 

@@ -88,7 +88,7 @@ def probe(nodes: Nodes, folder: str) -> list[tuple[Node, Any]]:
     name, text = f".g3pt-probe-{uuid.uuid4().hex}", uuid.uuid4().hex
     found: list[tuple[Node, Any]] = []
     try:
-        Path(folder, name).write_text(text)
+        Path(folder, name).write_text(text, encoding="utf-8")
         for node, problem in nodes.on_each(read_and_write, folder, name, text):
             arrived = problem or _reads(Path(folder, f"{name}-{node.id}"), text)
             found.append((node, problem if arrived else "its file does not arrive here: not shared"))
@@ -104,7 +104,7 @@ def read_and_write(folder: str, name: str, text: str) -> str:
     if not _reads(Path(folder, name), text):
         return NOT_SEEN if Path(folder).is_dir() else "no such folder there: not shared"
     try:
-        Path(folder, f"{name}-{node_id()}").write_text(text)
+        Path(folder, f"{name}-{node_id()}").write_text(text, encoding="utf-8")
     except OSError as error:
         return f"it cannot write there: {error.strerror}"
     return ""
@@ -159,7 +159,7 @@ def _reads(file: Path, text: str) -> bool:
 
     def has_text() -> bool:
         with contextlib.suppress(OSError):
-            return file.read_text() == text
+            return file.read_text(encoding="utf-8") == text
         return False
 
     return wait_for(has_text)

@@ -170,7 +170,7 @@ def autoscaler_max() -> list[NodeType] | None:
     if not types:
         return []
     file = BOOTSTRAP.expanduser()
-    return limits(file.read_text(), types) if file.is_file() else None
+    return limits(file.read_text(encoding="utf-8"), types) if file.is_file() else None
 
 
 def node_types(status: bytes) -> set[str]:

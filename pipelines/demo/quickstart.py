@@ -73,7 +73,7 @@ class Demo:
     def add_seconds(self, title: str, seconds: float) -> None:
         """Count a stage's time, over all starts of the demo in this folder."""
         file = self.root / "seconds.json"
-        self.seconds = json.loads(file.read_text()) if file.exists() else {}
+        self.seconds = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         self.seconds[title] = self.seconds.get(title, 0.0) + seconds
         write_json(file, self.seconds)
 
@@ -203,7 +203,8 @@ def _generate(demo: Demo, model: str | None, name: str) -> str | None:
 
     prompts = demo.root / "prompts.jsonl"
     prompts.write_text(
-        "".join(json.dumps({"id": f"prompt-{i}", "text": text, "seed": i}) + "\n" for i, text in enumerate(PROMPTS))
+        "".join(json.dumps({"id": f"prompt-{i}", "text": text, "seed": i}) + "\n" for i, text in enumerate(PROMPTS)),
+        encoding="utf-8",
     )
     return generate(
         GenerateConfig(
@@ -290,11 +291,11 @@ SHOWN = (
 
 def write_summary(demo: Demo) -> str:
     """OUTPUT/summary.md: what was made, how good it is, how long it took; gives its text."""
-    tokenizer = json.loads(Path(demo.results["evaluate_tokenizer"]).read_text())
-    generator = json.loads(Path(demo.results["evaluate_generator"]).read_text())
+    tokenizer = json.loads(Path(demo.results["evaluate_tokenizer"]).read_text(encoding="utf-8"))
+    generator = json.loads(Path(demo.results["evaluate_generator"]).read_text(encoding="utf-8"))
     study = Path(demo.results["sweep_sizes"])
-    fit = json.loads((study / "fit.json").read_text())
-    dataset = json.loads((Path(demo.data) / "dataset.json").read_text())
+    fit = json.loads((study / "fit.json").read_text(encoding="utf-8"))
+    dataset = json.loads((Path(demo.data) / "dataset.json").read_text(encoding="utf-8"))
     lines = [
         "# g3pt demo",
         "",
@@ -320,7 +321,7 @@ def write_summary(demo: Demo) -> str:
         f"Runs: `mlflow ui --backend-store-uri sqlite:///{demo.root}/mlflow.db`",
     ]
     text = "\n".join(lines) + "\n"
-    (demo.root / "summary.md").write_text(text)
+    (demo.root / "summary.md").write_text(text, encoding="utf-8")
     return text
 
 

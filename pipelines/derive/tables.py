@@ -98,4 +98,6 @@ def _safe(info: DatasetInfo, kinds: Sequence[str]) -> str:
 
 def _num_ok(info: DatasetInfo, index: int) -> int:
     """Number of ok objects of a shard, from its sidecar."""
-    return json.loads((info.path / f"{records.shard_name(index)}.json").read_text())["counts"].get("ok", 0)
+    return json.loads((info.path / f"{records.shard_name(index)}.json").read_text(encoding="utf-8"))["counts"].get(
+        "ok", 0
+    )

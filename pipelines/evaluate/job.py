@@ -153,7 +153,7 @@ def is_current(output: Path, identity: dict[str, Any]) -> bool:
     from pipelines.evaluate.gallery import is_whole
 
     try:
-        found = json.loads(output.read_text())
+        found = json.loads(output.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return False
     same = isinstance(found, dict) and all(found.get(name) == value for name, value in identity.items())
@@ -168,7 +168,7 @@ def check_settings(output: Path, identity: dict[str, Any], *, replace: bool) -> 
     if not output.exists():
         return
     try:
-        known = json.loads(output.read_text())
+        known = json.loads(output.read_text(encoding="utf-8"))
         found = changes(_named(known), _named(identity))
         for name, content in (("model", "export_sha256"), ("dataset", "fingerprint")):
             if known[name][content] != identity[name][content]:

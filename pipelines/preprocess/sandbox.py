@@ -305,7 +305,7 @@ def _die_with(parent_pid: int) -> None:
         with contextlib.suppress(
             OSError
         ):  # /proc may be read-only; a kernel short of memory should kill the child, not its worker
-            Path("/proc/self/oom_score_adj").write_text("1000")
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
     if os.getppid() != parent_pid:
         raise SystemExit("the parent ended before its child began")
 

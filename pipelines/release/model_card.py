@@ -56,7 +56,7 @@ def read_run(
     from pipelines.runs.notes import COMMAND_FILE, read_note
 
     return Made(
-        name=name, config=json.loads((run_dir / "export" / "config.json").read_text()), run=json.loads((run_dir / "config.json").read_text()),
+        name=name, config=json.loads((run_dir / "export" / "config.json").read_text(encoding="utf-8")), run=json.loads((run_dir / "config.json").read_text(encoding="utf-8")),
         records=Ledger.of(run_dir).read(), environment=(read_note(run_dir, COMMAND_FILE) or {}).get("environment") or {},
         trained_on=trained_on, evaluation=evaluation, weights=weights,
     )  # fmt: skip

@@ -74,7 +74,7 @@ class Ledger:
         records = self.read()
         kept = [r for r in records if r["step"] <= samples]
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in kept))
+        temporary.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in kept), encoding="utf-8")
         os.replace(temporary, self.path)
         self._last = None
         return len(records) - len(kept)

@@ -120,7 +120,7 @@ def alone_in(output: Path, *, is_file: bool = False) -> Iterator[None]:
 def is_held(file: Path) -> bool:
     """Whether a process holds the lock."""
     try:
-        with open(file) as handle:
+        with open(file, encoding="utf-8") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

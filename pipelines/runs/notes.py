@@ -77,7 +77,7 @@ def note_failure(folder: str | Location, error: BaseException) -> None:
 def read_note(folder: str | Path, name: str) -> dict[str, Any] | None:
     """The content of `command.json` or `failure.json`; None if it is missing or unreadable."""
     try:
-        found = json.loads((Path(folder) / name).read_text())
+        found = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # RecursionError: a file of a thousand brackets
         return None
     return found if isinstance(found, dict) else None

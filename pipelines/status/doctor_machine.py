@@ -72,9 +72,11 @@ def check_python() -> Found:
 
 def wanted_packages() -> dict[str, str]:
     """Our direct dependencies by name, with the version in constraints.txt ("" if it has none)."""
-    lines = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    lines = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     names = [re.split(r"[\[<>=!~; ]", line, maxsplit=1)[0] for line in lines]
-    fixed = dict(re.findall(r"^([\w.-]+)==(\S+)", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
+    fixed = dict(
+        re.findall(r"^([\w.-]+)==(\S+)", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     by_name = {_normal(name): version for name, version in fixed.items()}
     return {name: by_name.get(_normal(name), "") for name in names}
 
@@ -136,7 +138,14 @@ def check_mesh2sdf() -> Found:
 def child_error(code: str, timeout_s: float = CHILD_TIMEOUT_S) -> str | None:
     """Run code in a Python child process; return None if it succeeds, else the last line of its output."""
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            encoding="utf-8",
+            errors="replace",
+        )
     except subprocess.TimeoutExpired:
         return f"no answer within {timeout_s:g} s"
     if done.returncode == 0:
@@ -156,7 +165,14 @@ def gpus(timeout_s: float = CHILD_TIMEOUT_S) -> tuple[list[str], str]:
     if not has_driver:
         return [], ""
     try:
-        done = subprocess.run([sys.executable, "-c", LIST_GPUS], capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run(
+            [sys.executable, "-c", LIST_GPUS],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            encoding="utf-8",
+            errors="replace",
+        )
     except subprocess.TimeoutExpired:
         return [], f"the GPU driver did not answer within {timeout_s:g} s"
     rows = [line.rsplit("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2]

@@ -165,7 +165,7 @@ def check_settings(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> 
         train.check_run(spec, study / "runs" / spec.name, replace=flags.replace)
     if not (study / "_SUCCESS").exists():
         return
-    known = json.loads((study / "study.json").read_text())
+    known = json.loads((study / "study.json").read_text(encoding="utf-8"))
     if {run["name"] for run in known["runs"]} <= {spec.name for spec in specs}:
         return
     names = ("sizes", "seeds", "steps", "batch_size", "set")
@@ -227,7 +227,7 @@ def is_finished(specs: Sequence[RunSpec], study: Path) -> bool:
     """Whether exactly these runs are finished and the study's files exist."""
     if not all((study / name).exists() for name in (*STUDY_FILES, "_SUCCESS")):
         return False
-    known = {run["name"] for run in json.loads((study / "study.json").read_text())["runs"]}
+    known = {run["name"] for run in json.loads((study / "study.json").read_text(encoding="utf-8"))["runs"]}
     return known == {spec.name for spec in specs} and all(follow.is_finished(study / "runs" / name) for name in known)
 
 
@@ -406,7 +406,7 @@ def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
 def write_points(points: Sequence[dict[str, Any]], path: Path) -> None:
     """Write points.csv, complete or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", newline="") as file:
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(points[0]))
         writer.writeheader()
         writer.writerows(points)
@@ -489,7 +489,7 @@ def card(flags: SweepFlags, specs: Sequence[RunSpec], folder: Path) -> Card:
 
 def describe_study(study: Path, outcome: Outcome) -> None:
     """Add what MLflow shows of a finished study: the laws with their intervals, and the study's files."""
-    found = json.loads((study / "fit.json").read_text())
+    found = json.loads((study / "fit.json").read_text(encoding="utf-8"))
     for name in ("power_law_with_floor", "pure_power_law"):
         if found[name]:
             outcome.metrics |= {f"{name}/{key}": found[name][key] for key in ("exponent", "coefficient", "irreducible")}

@@ -152,7 +152,7 @@ def _other_run(spec: RunSpec, run_dir: Path) -> str:
     from g3pt.config import check_format
 
     try:
-        stored = json.loads((run_dir / "config.json").read_text())
+        stored = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
         check_format(stored, run_dir / "config.json")
     except FileNotFoundError:
         return ""

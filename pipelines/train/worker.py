@@ -179,7 +179,7 @@ def export(stage: Any, model: Any, run_dir: Path) -> None:
     stage.export(model, temporary)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
-    with open(run_dir / "_SUCCESS", "w") as file:
+    with open(run_dir / "_SUCCESS", "w", encoding="utf-8") as file:
         file.flush()
         os.fsync(file.fileno())
 

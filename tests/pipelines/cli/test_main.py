@@ -12,6 +12,7 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.cli.errors import bad_input
+from pipelines.cli.paths import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
@@ -126,3 +127,45 @@ def test_a_broken_pipe_of_the_work_itself_is_a_failure(capsys: pytest.CaptureFix
         main.main(ToyFlags, breaks, example="", args=())
     assert stop.value.code == 1
     assert capsys.readouterr().err.splitlines()[0] == "failed: BrokenPipeError: the child died"
+
+
+FOREIGN = """
+import sys
+from dataclasses import dataclass
+from pipelines.cli.main import main
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    \'\'\'A toy command.\'\'\'
+    dry_run: bool = False
+    \'\'\'print only\'\'\'
+    fails: bool = False
+    \'\'\'fail\'\'\'
+
+def run(flags):
+    print("plan: caf\\u00e9 \\u4e2d \\ud83d")
+    if flags.fails:
+        raise RuntimeError("caf\\u00e9 is broken")
+    return "/tmp/caf\\u00e9"
+
+main(Flags, run, example="python toy.py")
+"""
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}])
+def test_a_terminal_without_the_letters_gets_escapes_instead_of_a_crash(locale: dict[str, str]) -> None:
+    no_utf8 = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG"))}
+    for flags, code, words in (
+        ((), 0, (b"result: /tmp/caf", b"plan: caf")),
+        (("--dry-run",), 0, (b"plan: caf", b"\\u4e2d")),
+        (("--fails",), 1, (b"failed: RuntimeError: caf",)),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", FOREIGN, *flags],
+            capture_output=True,
+            env=environment | no_utf8 | locale,
+            cwd=REPOSITORY,
+        )
+        assert done.returncode == code, done.stderr
+        assert all(word in done.stdout + done.stderr for word in words) and b"UnicodeEncodeError" not in done.stderr
