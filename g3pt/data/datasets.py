@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from g3pt.data.records import (
+    ADDED_COLUMNS,
     ROWS_PER_GROUP,
     SCHEMA_VERSION,
     SPLITS,
@@ -195,7 +196,8 @@ def _why_missing(folder: Location) -> str:
 
 def _dataset_info(folder: Location, found: dict[str, Any]) -> DatasetInfo:
     config = RecordConfig(**found["record"])
-    if found["columns"] != schema(config).names:
+    columns = schema(config).names
+    if found["columns"] != [name for name in columns if name in found["columns"] or name not in ADDED_COLUMNS]:
         raise ValueError(f"its columns differ from schema version {SCHEMA_VERSION}")
     return DatasetInfo(
         path=folder,

@@ -46,6 +46,7 @@ NUMBER_COLUMNS: dict[str, pa.DataType] = {
     "num_faces": pa.int64(),  # of the mesh as given, as is was_watertight
     "was_watertight": pa.bool_(),
     "num_components": pa.int64(),  # of the solid, as are all below
+    "largest_component_share": pa.float64(),  # longest side of the largest component by area / longest side of the solid
     "num_inner_shells": pa.int64(),  # components inside another one, or facing inward; 0 in a good row
     "solid_faces": pa.int64(),
     "solid_watertight": pa.bool_(),
@@ -56,6 +57,7 @@ NUMBER_COLUMNS: dict[str, pa.DataType] = {
     "chamfer_to_input": pa.float64(),
     "scale": pa.float64(),
 }
+ADDED_COLUMNS = ("largest_component_share",)  # since 0.1.0; datasets of this schema version may lack them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,14 @@ LINE_WIDTH = 110
 FURTHER_NAMES = "(further names)"
 BIN_WIDTH = 1.01  # ratio of neighbouring bins: a quantile is wrong by half a percent at most
 SHARES = {"least": 0.0, "1 %": 0.01, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "99 %": 0.99, "most": 1.0}
-FIGURES = {"faces": "num_faces", "volume": "volume", "thickness": "thickness"}
+FIGURES = {
+    "faces": "num_faces",
+    "volume": "volume",
+    "thickness": "thickness",
+    "largest part": "largest_component_share",
+}
 COLUMNS = ("id", "content_sha256", "status", "error", "split", "license", "category", *FIGURES.values())
+SMALL_SHARE = 0.5  # largest_component_share below which far parts shrink an object too much
 
 
 class Names(Counter[str]):
@@ -81,7 +87,7 @@ class Contents:
     """The sum of shards, as figures and as lines of text."""
 
     def __init__(self) -> None:
-        self.num_rows = self.num_shards = self.num_bytes = 0
+        self.num_rows = self.num_shards = self.num_bytes = self.num_small = 0
         self.statuses, self.reasons, self.splits = Names(), Names(), Names()
         self.licences, self.categories = Names(), Names()
         self.spread = {name: Quantiles() for name in (*FIGURES, "seconds")}
@@ -102,13 +108,23 @@ class Contents:
         for names, column in ((self.splits, "split"), (self.licences, "license"), (self.categories, "category")):
             names.add(counted(ok[column]))
         for name, column in FIGURES.items():
-            self.spread[name].add(ok[column].to_pylist())
+            if column in ok.column_names:  # an older dataset may lack it
+                self.spread[name].add(ok[column].to_pylist())
+        if "largest_component_share" in ok.column_names:
+            self.num_small += int(pc.sum(pc.less(ok["largest_component_share"], SMALL_SHARE)).as_py() or 0)
 
     def lines(self) -> list[str]:
         """Labelled counts, then a table of quantiles."""
         splits = ", ".join(f"{name} {self.splits[name]:,d}" for name in SPLITS)
         rows = [("status", self.statuses.line()), ("not ok", self.reasons.line()), ("splits", f"{splits} (ok objects)")]
         rows += [("licences", self.licences.line()), ("categories", self.categories.line())]
+        if self.num_small:
+            rows += [
+                (
+                    "shrunk",
+                    f"{self.num_small:,d} ok objects whose largest component fills less than {SMALL_SHARE:g} of the box",
+                )
+            ]
         rows += [("tensors", ", ".join(f"{name} {what}" for name, what in self.tensors.items()) or "none")]
         table = [" " * 14 + "".join(f"{share:>10}" for share in SHARES)]
         table += [

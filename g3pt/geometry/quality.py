@@ -54,11 +54,15 @@ def solid_figures(solid: Solid) -> dict:
     from g3pt.geometry.surface import face_normals
 
     components, count = _components(solid)
-    volumes = _component_volumes(solid, components[solid.faces[:, 0]], count)
+    component_F = components[solid.faces[:, 0]]
+    volumes = _component_volumes(solid, component_F, count)
     volume = float(volumes.sum())
-    surface_area = float(face_normals(solid.vertices, solid.faces)[1].sum())
+    areas = face_normals(solid.vertices, solid.faces)[1]
+    surface_area = float(areas.sum())
+    largest = int(np.bincount(component_F, areas, count).argmax())
     return {
         "num_components": count,
+        "largest_component_share": longest_side(solid.vertices[components == largest]) / longest_side(solid.vertices),
         "num_inner_shells": int(((volumes <= 0.0) | _enclosed(solid, components, count)).sum()),
         "solid_faces": len(solid.faces),
         "solid_watertight": is_watertight(solid.vertices, solid.faces),
@@ -66,6 +70,11 @@ def solid_figures(solid: Solid) -> dict:
         "surface_area": surface_area,
         "thickness": 2.0 * volume / surface_area,
     }
+
+
+def longest_side(points: np.ndarray) -> float:
+    """The longest side of the bounding box of points (N, 3)."""
+    return float(np.ptp(points, axis=0).max())
 
 
 def _components(solid: Solid) -> tuple[np.ndarray, int]:

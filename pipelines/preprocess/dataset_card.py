@@ -24,7 +24,7 @@ from g3pt.data.datasets import DatasetInfo, open_dataset
 from g3pt.data.reading import read_rows
 from g3pt.data.records import id_hash, shard_index, shard_name
 from g3pt.data.storage import read_many, write_atomic
-from g3pt.data.summary import Names
+from g3pt.data.summary import SMALL_SHARE, Names
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,6 +40,7 @@ EDGES: dict[str, list[float]] = {
     "volume": [e for e in THIRDS if 1e-4 <= e <= 10],
     "thickness": [e for e in THIRDS if 1e-3 <= e <= 1],
     "chamfer_to_input": [e for e in THIRDS if 1e-4 <= e <= 1],
+    "largest_component_share": [round(0.1 * k, 1) for k in range(1, 10)],
     "seconds": [e for e in THIRDS if 1e-2 <= e <= 1e3],
 }
 LIGHT = (
@@ -80,6 +81,7 @@ class Summary:
 
     def __init__(self) -> None:
         self.named = {name: Names() for name in ("category", "license", "appearance")}
+        self.num_small = 0  # ok objects whose largest component fills less than SMALL_SHARE of their box
         self.histograms = {name: Histogram(edges) for name, edges in EDGES.items()}
         self.pictured: list[tuple[int, dict[str, Any]]] = []  # a heap of (-sha256(id), row)
         self.slowest: list[tuple[float, str]] = []
@@ -95,6 +97,7 @@ class Summary:
             counter.add({row[name]: 1})
         for name in EDGES.keys() & row.keys():
             self.histograms[name].add(float(row[name]))
+        self.num_small += int(row.get("largest_component_share", 1.0) < SMALL_SHARE)
         if len(self.pictured) < SHOWN_OBJECTS or rank > self.pictured[0][0]:
             _keep(self.pictured, (rank, {name: row[name] for name in LIGHT}), SHOWN_OBJECTS)
 
@@ -114,6 +117,7 @@ class Summary:
             "histograms": {
                 name: {"edges": found.edges, "counts": found.counts} for name, found in self.histograms.items()
             },
+            "small_largest_component": self.num_small,
             "slowest": [{"id": object_id, "seconds": took} for took, object_id in sorted(self.slowest, reverse=True)],
             "not_ok": [
                 {"id": name, "status": status, "error": error}

@@ -36,6 +36,7 @@ HISTOGRAMS = {
     "volume": "Volume of the solid (the box has 8)",
     "thickness": "Thickness of the solid (2 x volume / area)",
     "chamfer_to_input": "Chamfer distance from the solid to the original mesh",
+    "largest_component_share": "Longest side of the largest component, as a share of the object's",
     "seconds": "Seconds per object",
 }
 LIGHT = ("id", "status", "split", "category", "caption", "license", "author", "attribution_url", "source_url")
@@ -108,11 +109,19 @@ def _spread_and_not_ok(made: Source, num_not_ok: int) -> Markup:
     listed = table(("object", "status", "why"), rows, title) if rows else Markup("")
     return join(
         [
-            paragraph("Distributions over the ok objects. Each bin ends at about three times its start.", "soft"),
+            paragraph("Distributions over the ok objects. Bins of sizes end at about three times their start.", "soft"),
+            *_small(made),
             packed(drawn),
             listed,
         ]
     )
+
+
+def _small(made: Source) -> Iterator[Markup]:
+    """A paragraph that counts objects which parts far away shrink, if there are any."""
+    if made.get("small_largest_component", default=0):
+        words = "{} ok objects have a largest component of less than half their longest side: parts far away shrink it."
+        yield paragraph(Markup(words).format(made.number("small_largest_component", spec=",d")))
 
 
 def _kinds_of(made: Source) -> Iterator[Markup]:

@@ -1,5 +1,6 @@
 """What a dataset holds and whether it is whole: known counts and quantiles, and each fault named with a remedy."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -7,9 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from g3pt.data import datasets, records
+from g3pt.data import datasets, reading, records
 from g3pt.data.inspection import main
 from g3pt.data.summary import FURTHER_NAMES, Names, Quantiles
 
@@ -25,6 +27,7 @@ def row(number: int) -> dict:
         "num_faces": 100 * (number + 1),
         "volume": 0.5,
         "thickness": 0.01 * (number + 1),
+        "largest_component_share": 0.3 if number % 4 == 0 else 1.0,
     }
     failed = {"status": "rejected", "error": "zero-extent: flat"}
     return (
@@ -86,6 +89,7 @@ def test_a_summary_counts_what_is_there(folder: Path, capsys: pytest.CaptureFixt
         f"kind {k} 12" for k in range(3)
     ]
     assert "surface float16[64,6]" in out
+    assert found["shrunk"] == "10 ok objects whose largest component fills less than 0.5 of the box"
     faces = sorted(100 * (n + 1) for n in range(40) if n % 10 != 9)
     least, *_, median, _, _, most = (float(value.replace(",", "")) for value in found["faces"].split())
     assert (least, most) == (faces[0], faces[-1]) and abs(median / faces[17] - 1) < 0.006
@@ -113,9 +117,35 @@ def test_a_whole_dataset_is_verified(folder: Path, capsys: pytest.CaptureFixture
     assert code == 0 and out.splitlines()[-1] == "verified: 4 shards are as their sidecars and dataset.json say"
 
 
+def test_a_dataset_from_before_a_column_is_read_without_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    info = datasets.open_dataset(folder)
+    shards = {}
+    for index in info.shards:
+        data = datasets.parquet_bytes(pq.read_table(info.shard_path(index)).drop_columns(["largest_component_share"]))
+        info.shard_path(index).write_bytes(data)
+        shards[str(index)] = hashlib.sha256(data).hexdigest()
+        sidecar = folder / f"{records.shard_name(index)}.json"
+        change(sidecar, sha256=shards[str(index)], bytes=len(data))
+    columns = [name for name in info.columns if name != "largest_component_share"]
+    change(folder / "dataset.json", shards=shards, columns=columns)
+    code, out, _ = looked(capsys, str(folder), "--verify")
+    assert code == 0 and "shrunk" not in out and "largest part" not in out
+    older = datasets.open_dataset(folder)
+    assert len(reading.load_arrays(older, None, ["id", "volume"])["volume"]) == 36
+    with pytest.raises(ValueError, match="no column 'largest_component_share'"):
+        reading.load_arrays(older, None, ["largest_component_share"])
+    change(folder / "dataset.json", columns=[name for name in columns if name != "volume"])
+    with pytest.raises(ValueError, match="columns differ"):
+        datasets.open_dataset(folder)
+
+
 def flip(file: Path) -> None:
+    """Change one byte within a tensor's values, which only --verify reads."""
+    group = pq.ParquetFile(file).metadata.row_group(0)
+    columns = [group.column(k) for k in range(group.num_columns)]
+    tensor = next(column for column in columns if column.path_in_schema.startswith("surface."))
     data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[tensor.data_page_offset + tensor.total_compressed_size // 2] ^= 1
     file.write_bytes(data)
 
 

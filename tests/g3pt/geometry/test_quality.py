@@ -45,6 +45,22 @@ def test_shells_inside_others_or_facing_inward_are_counted(meshes: list, compone
     assert figures["solid_watertight"]
 
 
+@pytest.mark.parametrize(
+    ("meshes", "share"),
+    [
+        ([ball(0.5)], 1.0),
+        ([ball(0.5), ball(0.01, x=9.49)], 0.1),  # a speck far away: the ball has 1 of 10
+        ([ball(0.5), ball(0.3, inverted=True)], 1.0),
+        (
+            [trimesh.creation.box((2.0, 0.02, 0.02)), ball(0.3, x=2.7)],
+            0.15,
+        ),  # the ball has more area than the longer rod
+    ],
+)
+def test_share_of_the_box_that_the_largest_component_fills(meshes: list, share: float) -> None:
+    assert solid_figures(solid_of(*meshes))["largest_component_share"] == pytest.approx(share, rel=0.02)
+
+
 def test_volume_area_and_thickness_of_a_slab() -> None:
     figures = solid_figures(solid_of(trimesh.creation.box((1.5, 1.5, 0.01))))
     assert figures["volume"] == pytest.approx(0.0225) and figures["surface_area"] == pytest.approx(4.56)
