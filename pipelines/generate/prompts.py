@@ -58,12 +58,16 @@ class Sample:
     cfg_text: Any = None
     cfg_image: Any = None
     error: str | None = None
+    has_twin: bool = False  # another id of the job differs from this one in upper and lower case only
 
     @property
     def name(self) -> str:
-        """File name without suffix: the id with unsafe characters replaced, and the seed."""
+        """File name without suffix: the id with unsafe characters replaced, and the seed.
+
+        Part of the id's hash follows where characters were replaced, or where a file system may take two ids for one.
+        """
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", self.id).strip("._")[:80]
-        if safe != self.id:
+        if safe != self.id or self.has_twin:
             safe += "-" + hashlib.sha256(self.id.encode()).hexdigest()[:8]
         return f"{safe}-s{self.seed}"
 
@@ -89,6 +93,8 @@ def plan(config: GenerateConfig, num_scales: int | None = None) -> list[Sample]:
         for number, row in enumerate(read_prompts(config.prompts))
         for s in _row_samples(config, number, row, num_scales)
     ]
+    twins = {name for name, count in Counter(one.lower() for one in {s.id for s in samples}).items() if count > 1}
+    samples = [dataclasses.replace(s, has_twin=True) if s.id.lower() in twins else s for s in samples]
     repeated = [name for name, count in Counter(s.name for s in samples if s.error is None).items() if count > 1]
     if repeated:
         raise UsageError(f"{config.prompts}: {repeated[0]!r} occurs more than once (same id and seed)")

@@ -162,6 +162,15 @@ def test_bad_rows_become_failed_rows(model: Path, tmp_path: Path) -> None:
     assert "/" not in file and (tmp_path / "out" / file).is_file()
 
 
+def test_ids_that_differ_in_case_only_have_files_that_differ_in_more(model: Path, tmp_path: Path) -> None:
+    """Some file systems take Chair-s0.glb and chair-s0.glb for one file."""
+    rows = [{"id": name, "text": "a chair", "n": 2} for name in ("Chair", "chair", "Other", "\u00c9", "\u00e9")]
+    samples = plan(settings(model, tmp_path, text=None, prompts=write_prompts(tmp_path, rows)))
+    names = [sample.name for sample in samples]
+    assert len({name.lower() for name in names}) == 10 == len(set(names)), names
+    assert names[4:6] == ["Other-s0", "Other-s1"]  # alone, it needs no hash
+
+
 def test_rows_that_no_table_could_hold_are_failed_rows(model: Path, tmp_path: Path) -> None:
     png(tmp_path / "bomb.png")
     bomb = bytearray((tmp_path / "bomb.png").read_bytes())
