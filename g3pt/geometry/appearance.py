@@ -99,11 +99,3 @@ def srgb_to_linear(values: np.ndarray) -> np.ndarray:
     return np.where(values <= 0.04045, values / 12.92, ((np.maximum(values, 0.0) + 0.055) / 1.055) ** 2.4).astype(
         np.float32
     )
-
-
-def linear_rgba(colours: np.ndarray) -> np.ndarray:
-    """sRGB bytes (N, 3 or 4) to linear RGBA float32 (N, 4)."""
-    rgba = np.ones((len(colours), 4), dtype=np.float32)
-    rgba[:, : colours.shape[1]] = np.asarray(colours, dtype=np.float32) / 255
-    rgba[:, :3] = srgb_to_linear(rgba[:, :3])
-    return rgba

@@ -17,7 +17,16 @@ from g3pt.geometry.gltf import read_gltf
 from g3pt.geometry.obj import read_obj
 from g3pt.geometry.off import read_off
 from g3pt.geometry.ply import read_ply
-from g3pt.geometry.reading import MAX_FACES, MESH_ENDINGS, MeshError, as_utf8, read_below, sibling_reader
+from g3pt.geometry.reading import (
+    MAX_FACES,
+    MESH_ENDINGS,
+    MeshError,
+    ReadFile,
+    as_utf8,
+    naming_file,
+    read_below,
+    sibling_reader,
+)
 from g3pt.geometry.stl import read_stl
 from g3pt.geometry.surface import has_area
 
@@ -36,7 +45,7 @@ class LoadedMesh:
 def load_mesh(path: str | Path, root: str | Path | None = None) -> LoadedMesh:
     """The mesh of one file. Files that it names are read only below `root`, by default its own folder.
 
-    Raises MeshError, with a reason, for a file that can't be used.
+    Raises MeshError for a file that can't be used, with a reason and a message that names the file.
     """
     path = Path(path)
     root = Path(path.parent if root is None else root).resolve()
@@ -46,25 +55,23 @@ def load_mesh(path: str | Path, root: str | Path | None = None) -> LoadedMesh:
     content = read_below(path, root, "missing-file")
     if not content.strip():
         raise MeshError("empty", f"{path.name} is empty")
-    try:
-        vertices, faces = _parse(content, suffix, path, root)
-    except (MeshError, MemoryError):
-        raise
-    except Exception as error:  # parsers may raise any exception for a broken file
-        raise MeshError("corrupt", f"{path.name}: {type(error).__name__}: {error}") from error
-    return _checked(vertices, faces, "y" if suffix in (".glb", ".gltf") else "unspecified")
+    with naming_file(path, root):
+        vertices, faces = parsed(content, suffix, sibling_reader(path, root))
+        return checked(vertices, faces, "y" if suffix in (".glb", ".gltf") else "unspecified")
 
 
-def _parse(content: bytes, suffix: str, path: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
+def parsed(content: bytes, suffix: str, read_file: ReadFile) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices (V, 3) and faces (F, 3) as the content of a file with this suffix states them."""
     if suffix in (".obj", ".off"):
         content = as_utf8(content)
     refuse_foreign(content, suffix)
     if suffix in (".glb", ".gltf"):
-        return read_gltf(content, sibling_reader(path, root))
+        return read_gltf(content, read_file)
     return {".obj": read_obj, ".off": read_off, ".stl": read_stl, ".ply": read_ply}[suffix](content)
 
 
-def _checked(vertices: np.ndarray, faces: np.ndarray, up_axis: str) -> LoadedMesh:
+def checked(vertices: np.ndarray, faces: np.ndarray, up_axis: str) -> LoadedMesh:
+    """The mesh without faces that have no area and vertices that have no face. MeshError if nothing usable is left."""
     vertices, faces = np.ascontiguousarray(vertices, dtype=np.float64), np.ascontiguousarray(faces, dtype=np.int64)
     if vertices.shape[1:] != (3,) or faces.shape[1:] != (3,):
         raise MeshError("corrupt", f"vertices of shape {vertices.shape}, faces of shape {faces.shape}")
@@ -76,7 +83,8 @@ def _checked(vertices: np.ndarray, faces: np.ndarray, up_axis: str) -> LoadedMes
         raise MeshError("corrupt", f"face index {faces.max()} is out of range for {len(vertices)} vertices")
     corners = vertices[faces]
     if not np.isfinite(corners).all():
-        raise MeshError("non-finite", "vertex positions are not finite")
+        first = faces.reshape(-1)[np.isfinite(corners.reshape(-1, 3)).all(axis=1).argmin()]
+        raise MeshError("non-finite", "vertex {} is at ({:g}, {:g}, {:g})".format(first, *vertices[first]))
     largest = np.abs(corners).max()
     if largest > MAX_COORDINATE:
         raise MeshError("too-large", f"coordinates up to {largest:.1e}, the limit is {MAX_COORDINATE:.0e}")

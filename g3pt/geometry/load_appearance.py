@@ -9,8 +9,9 @@ from pathlib import Path
 
 from g3pt.geometry.appearance import CLAY, Appearance, Part
 from g3pt.geometry.appearance_gltf import gltf_parts
-from g3pt.geometry.appearance_trimesh import obj_parts, ply_parts
-from g3pt.geometry.reading import MeshError, ReadFile, read_below, sibling_reader
+from g3pt.geometry.appearance_obj import obj_parts
+from g3pt.geometry.appearance_ply import ply_parts
+from g3pt.geometry.reading import ReadFile, naming_file, read_below, sibling_reader
 
 
 def load_appearance(path: str | Path, root: str | Path) -> Appearance | None:
@@ -21,12 +22,8 @@ def load_appearance(path: str | Path, root: str | Path) -> Appearance | None:
     if reader is None:
         return None
     content = read_below(path, root, "missing-file")
-    try:
+    with naming_file(path, root):
         parts, missing = reader(content, sibling_reader(path, root))
-    except (MeshError, MemoryError):
-        raise
-    except Exception as error:  # as in load_mesh: parsers may raise any exception
-        raise MeshError("corrupt", f"{path.name}: {type(error).__name__}: {error}") from error
     return Appearance(parts=parts, kind=_kind(parts, missing)) if parts else None
 
 

@@ -1,4 +1,4 @@
-"""Vertices and faces of Wavefront OBJ text: `v` and `f` statements. Normals, texture coordinates, groups and materials are ignored.
+"""Vertices and faces of Wavefront OBJ text: `v` and `f` statements. Materials and colours are read by `appearance_obj.py`.
 
 Rules: tokens are separated by any white space; a backslash at a line's end continues the statement, but not a comment; a negative
 index counts back from the vertices read so far; indices 0 and beyond the file's vertices are refused; a fourth number of a vertex
@@ -8,26 +8,47 @@ Ours: trimesh 5.2 resolves negative indices against all vertices, takes index 0 
 for a normal that is no number, and cuts every polygon as a fan.
 """
 
+import itertools
 import re
 from bisect import bisect_left
+from dataclasses import dataclass
 
 import numpy as np
 
 from g3pt.geometry.polygons import triangulate
 from g3pt.geometry.reading import MeshError
-from g3pt.geometry.text_numbers import as_index, as_number, at_line, line_number, ragged_numbers, unified_line_ends
+from g3pt.geometry.text_numbers import as_index, as_number, line_number, ragged_numbers, unified_line_ends
 
 _COMMENT = re.compile(rb"#(?!(?<=\d\.#)(?:IND|INF|QNAN|SNAN))[^\n]*")  # 1.#IND is Microsoft's NaN
 _CONTINUED = re.compile(rb"\\[ \t]*\n")
 _JOINT = b"\v"  # replaces a continued line's end: white space that lets lines be counted
-_VERTEX = re.compile(rb"^[ \t\v]*v(?!\S)([^\n]*)", re.MULTILINE)
-_FACE = re.compile(rb"^[ \t\v]*fo?(?!\S)([^\n]*)", re.MULTILINE)
+VERTEX = re.compile(rb"^[ \t\v]*v(?!\S)([^\n]*)", re.MULTILINE)
+FACE = re.compile(rb"^[ \t\v]*fo?(?!\S)([^\n]*)", re.MULTILINE)
 _STATEMENT = re.compile(rb"^[ \t\v]*(v|f)(?:(?<=f)o)?(?!\S)", re.MULTILINE)
 _BESIDE = re.compile(rb"/[^\s]*")  # texture coordinate and normal of a corner
 
 
+@dataclass(frozen=True, kw_only=True)
+class Polygons:
+    """The polygons of a file: vertices (V, 3), vertex indices (C,) of all corners, corners per polygon (P,).
+
+    `text` is the content without comments and continued lines; VERTEX and FACE find its statements.
+    """
+
+    vertices: np.ndarray
+    corners: np.ndarray
+    sizes: np.ndarray
+    text: bytes
+
+
 def read_obj(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Vertices (V, 3) float64 and faces (F, 3) int64. MeshError names the line and token that can't be used."""
+    found = read_polygons(content)
+    return found.vertices, triangulate(found.vertices, found.corners, found.sizes)
+
+
+def read_polygons(content: bytes) -> Polygons:
+    """The polygons as the file states them."""
     text = unified_line_ends(content)
     if b"#" in text:
         text = _COMMENT.sub(b"", text)
@@ -35,11 +56,14 @@ def read_obj(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         text = _CONTINUED.sub(_JOINT, text)
     vertices = _vertices(text)
     corners, sizes = _corners(text, len(vertices))
-    return vertices, triangulate(vertices, corners, sizes)
+    finite = np.isfinite(vertices[corners]).all(axis=1)
+    if not finite.all():
+        _vertex(next(itertools.islice(VERTEX.finditer(text), int(corners[finite.argmin()]), None)), text)
+    return Polygons(vertices=vertices, corners=corners, sizes=sizes, text=text)
 
 
 def _vertices(text: bytes) -> np.ndarray:
-    rows = _VERTEX.findall(text)
+    rows = VERTEX.findall(text)
     try:
         numbers, widths = ragged_numbers(rows, np.float64)
     except ValueError:  # a token is no number: perhaps a colour, which isn't needed
@@ -48,10 +72,11 @@ def _vertices(text: bytes) -> np.ndarray:
         table = numbers.reshape(len(rows), -1) if rows else np.zeros((0, 3))
         if table.shape[1] != 4 or (table[:, 3] == 1.0).all():
             return table[:, :3]
-    return np.array([_vertex(match, text) for match in _VERTEX.finditer(text)], dtype=np.float64).reshape(-1, 3)
+    return np.array([_vertex(match, text) for match in VERTEX.finditer(text)], dtype=np.float64).reshape(-1, 3)
 
 
 def _vertex(match: re.Match[bytes], text: bytes) -> list[float]:
+    """Coordinates of a vertex. MeshError, with the line, if they are not three finite numbers."""
     tokens = match[1].split()
     try:
         numbers = [as_number(token) for token in tokens[: 4 if len(tokens) == 4 else 3]]
@@ -60,13 +85,13 @@ def _vertex(match: re.Match[bytes], text: bytes) -> list[float]:
         if len(numbers) == 4 and numbers[3] == 0.0:
             raise MeshError("corrupt", "a vertex has the weight 0")
     except MeshError as error:
-        raise at_line(error, _line(text, match.start())) from None
+        raise error.preceded_by(f"line {_line(text, match.start())}") from None
     return [number / (numbers[3] if len(numbers) == 4 else 1.0) for number in numbers[:3]]
 
 
 def _corners(text: bytes, num_vertices: int) -> tuple[np.ndarray, np.ndarray]:
     """Vertex indices (C,) from 0 of all faces, and how many corners each has."""
-    rows = _FACE.findall(text)
+    rows = FACE.findall(text)
     try:
         indices, sizes = _indices(rows)
     except ValueError:
@@ -91,8 +116,8 @@ def _indices(rows: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 def _blame_face(text: bytes, num_vertices: int) -> None:
     """Raise MeshError for the first corner that names no vertex."""
-    starts = [match.start() for match in _VERTEX.finditer(text)]
-    for match in _FACE.finditer(text):
+    starts = [match.start() for match in VERTEX.finditer(text)]
+    for match in FACE.finditer(text):
         before = bisect_left(starts, match.start())
         try:
             for token in match[1].split():
@@ -102,7 +127,7 @@ def _blame_face(text: bytes, num_vertices: int) -> None:
                         "corrupt", f"face index {index} is out of range: {num_vertices} vertices, {before} before"
                     )
         except MeshError as error:
-            raise at_line(error, _line(text, match.start())) from None
+            raise error.preceded_by(f"line {_line(text, match.start())}") from None
 
 
 def _line(text: bytes, position: int) -> int:

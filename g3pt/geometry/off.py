@@ -16,7 +16,7 @@ import numpy as np
 
 from g3pt.geometry.polygons import triangulate
 from g3pt.geometry.reading import MeshError
-from g3pt.geometry.text_numbers import as_index, as_number, at_line, line_number, ragged_numbers, unified_line_ends
+from g3pt.geometry.text_numbers import as_index, as_number, line_number, ragged_numbers, unified_line_ends
 
 _COMMENT = re.compile(rb"#[^\n]*")
 _KEYWORD = re.compile(rb"\s*(?:(?:ST)?C?N?(4)?(n)?OFF(?!\S)(\s+BINARY(?!\S))?)?", re.IGNORECASE)
@@ -99,11 +99,15 @@ def _mesh(rows: Rows, num_vertices: int, num_faces: int, width: int) -> tuple[np
 
 def _faces(rows: Rows, num_vertices: int) -> tuple[np.ndarray, np.ndarray]:
     """Corners (C,) of all faces, and how many each has."""
-    numbers, widths = _numbers(rows, lambda tokens: as_index(tokens[0]) + 1)
-    _refuse_short(rows, widths, np.ones(len(rows)))
+    numbers, widths = _numbers(rows, lambda tokens: max(as_index(tokens[0]), 0) + 1)
     starts = np.cumsum(widths) - widths
-    sizes = numbers[starts].astype(np.int64)
+    sizes = numbers[starts]
+    wrong = ~((sizes >= 0) & (sizes == np.floor(sizes)))
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise MeshError("corrupt", f"line {rows[first][0]}: {sizes[first]:g} is no number of corners")
     _refuse_short(rows, widths, sizes + 1)
+    sizes = sizes.astype(np.int64)
     is_corner = np.repeat(sizes, widths) > np.arange(len(numbers)) - np.repeat(starts, widths) - 1
     is_corner[starts] = False
     corners, row_of = numbers[is_corner], np.repeat(np.arange(len(rows)), widths)[is_corner]
@@ -117,8 +121,8 @@ def _faces(rows: Rows, num_vertices: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _refuse_short(rows: Rows, widths: np.ndarray, needed: np.ndarray) -> None:
-    """Raise MeshError for the first row with fewer numbers than it needs, or a face of fewer than no corners."""
-    wrong = (widths < needed) | (needed < 1)
+    """Raise MeshError for the first row with fewer numbers than it needs."""
+    wrong = widths < needed
     if wrong.any():
         first = int(wrong.argmax())
         raise MeshError("corrupt", f"line {rows[first][0]}: {widths[first]} of {needed[first]:g} numbers")
@@ -137,4 +141,4 @@ def _needed_numbers(line: int, tokens: list[bytes], needed: Callable[[list[bytes
     try:
         return [as_number(token) for token in tokens[: needed(tokens)]]
     except MeshError as error:
-        raise at_line(error, line) from None
+        raise error.preceded_by(f"line {line}") from None

@@ -13,6 +13,7 @@ Shapes: R rows of an element, L values of all its lists.
 
 import re
 import struct
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,17 +54,33 @@ class Element:
 
 def read_ply(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Vertices (V, 3) float64 and faces (F, 3) int64."""
+    return surface(read_elements(content))
+
+
+def read_elements(content: bytes) -> dict[str, Element]:
+    """All elements by name, read."""
     elements, byte_order, start = _header(content)
     if byte_order:
         _read_binary(elements, byte_order, memoryview(content)[start:])
     else:
         _read_text(elements, content[start:])
-    found = {element.name: element for element in elements}
-    if "vertex" not in found or not {"x", "y", "z"} <= found["vertex"].scalars.keys():
+    return {element.name: element for element in elements}
+
+
+def surface(elements: dict[str, Element]) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices (V, 3) float64 and faces (F, 3) int64, those of polygons before those of strips."""
+    if "vertex" not in elements or not {"x", "y", "z"} <= elements["vertex"].scalars.keys():
         raise MeshError("corrupt", "PLY without vertices that have x, y and z")
-    vertices = np.stack([found["vertex"].scalars[axis].astype(np.float64) for axis in "xyz"], axis=1)
-    faces = [_polygons(found.get("face"), vertices), _strips(found.get("tristrips"), vertices)]
+    with np.errstate(all="ignore"):  # NaN of some bits
+        vertices = np.stack([elements["vertex"].scalars[axis].astype(np.float64) for axis in "xyz"], axis=1)
+    faces = [_polygons(elements.get("face"), vertices), _strips(elements.get("tristrips"), vertices)]
     return vertices, np.concatenate(faces)
+
+
+def face_polygons(elements: dict[str, Element]) -> np.ndarray:
+    """For each face of `surface` that is part of a polygon, the polygon's row."""
+    _, sizes = _index_list(elements.get("face"))
+    return np.repeat(np.arange(len(sizes)), np.maximum(sizes - 2, 0))
 
 
 def _header(content: bytes) -> tuple[list[Element], str, int]:
@@ -84,6 +101,9 @@ def _header(content: bytes) -> tuple[list[Element], str, int]:
             elements[-1].properties.append(_property(words))
         elif words[0] not in ("comment", "obj_info"):
             raise MeshError("corrupt", f"PLY header has the line {' '.join(words)[:60]!r}")
+    names = [element.name for element in elements] + [f"{e.name}.{p.name}" for e in elements for p in e.properties]
+    if len(set(names)) < len(names):
+        raise MeshError("corrupt", f"PLY header declares {Counter(names).most_common(1)[0][0][:60]!r} twice")
     if byte_order is None:
         raise MeshError("corrupt", "PLY header states no known format")
     return elements, byte_order, end.end() - has_lone_cr
@@ -287,13 +307,13 @@ def _text_walk(element: Element, numbers: np.ndarray, at: int) -> int:
 
 def _polygons(element: Element | None, vertices: np.ndarray) -> np.ndarray:
     corners, sizes = _index_list(element)
-    return triangulate(vertices, _indices(corners, 0, len(vertices)), sizes)
+    return triangulate(vertices, _indices(corners, sizes, 0, len(vertices)), sizes)
 
 
 def _strips(element: Element | None, vertices: np.ndarray) -> np.ndarray:
     """Faces of triangle strips; each second triangle is turned, so that all face the same way."""
     corners, sizes = _index_list(element)
-    corners = _indices(corners, -1, len(vertices))
+    corners = _indices(corners, sizes, -1, len(vertices))
     position = np.arange(len(corners))
     begins = np.zeros(len(corners), dtype=bool)
     begins[(np.cumsum(sizes) - sizes)[sizes > 0]] = True
@@ -313,8 +333,10 @@ def _index_list(element: Element | None) -> tuple[np.ndarray, np.ndarray]:
     return element.lists[names[0]]
 
 
-def _indices(values: np.ndarray, lowest: int, num_vertices: int) -> np.ndarray:
+def _indices(values: np.ndarray, sizes: np.ndarray, lowest: int, num_vertices: int) -> np.ndarray:
     wrong = ~((values >= lowest) & (values < num_vertices) & (values == np.floor(values)))
     if wrong.any():
-        raise MeshError("corrupt", f"PLY has the index {values[wrong.argmax()]:g} for {num_vertices} vertices")
+        first = int(wrong.argmax())
+        row = int(np.searchsorted(np.cumsum(sizes), first, side="right"))
+        raise MeshError("corrupt", f"face {row} has the index {values[first]:g} for {num_vertices} vertices")
     return values.astype(np.int64)

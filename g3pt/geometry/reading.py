@@ -3,10 +3,11 @@
 `load.py` turns the bytes into arrays, `load_appearance.py` into what a surface looks like.
 """
 
+import contextlib
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MESH_ENDINGS = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
@@ -33,7 +34,11 @@ class MeshError(ValueError):
     def __init__(self, reason: str, message: str) -> None:
         assert reason in REASONS, reason
         super().__init__(f"{reason}: {_printable(message)}")
-        self.reason = reason
+        self.reason, self.message = reason, message
+
+    def preceded_by(self, place: str) -> "MeshError":
+        """The same error, its message preceded by a place (a line, a file)."""
+        return MeshError(self.reason, f"{place}: {self.message}")
 
 
 def _printable(text: str) -> str:
@@ -42,12 +47,31 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
+@contextlib.contextmanager
+def naming_file(path: Path, root: Path) -> Iterator[None]:
+    """Inside the block every exception but MemoryError becomes a MeshError whose message begins with the file's path below root."""
+    try:
+        yield
+    except MeshError as error:
+        raise error.preceded_by(shown_path(path, root)) from error.__cause__
+    except MemoryError:
+        raise
+    except Exception as error:  # parsers may raise any exception for a broken file
+        raise MeshError("corrupt", f"{shown_path(path, root)}: {type(error).__name__}: {error}") from error
+
+
+def shown_path(path: Path, root: Path) -> str:
+    """The file's path below root, or its name alone if it is elsewhere; the last 100 characters."""
+    full = Path(os.path.abspath(path))
+    return (full.relative_to(root).as_posix() if full.is_relative_to(root) else path.name)[-100:]
+
+
 def read_below(path: Path, root: Path, missing_reason: str) -> bytes:
     """Content of a regular file that, links resolved, lies below root and is not huge. Never waits on a pipe or device."""
     try:
         resolved = Path(os.path.realpath(path))  # unlike Path.resolve it answers for links that run in a circle
         if not resolved.is_relative_to(root):
-            raise MeshError("external-uri", f"{path.name} lies outside the input folder")
+            raise MeshError("external-uri", f"{path.name} is outside the input folder")
         return _regular_content(resolved, missing_reason)
     except MeshError:
         raise
@@ -85,5 +109,8 @@ def sibling_reader(path: Path, root: Path) -> Callable[[str], bytes]:
 def as_utf8(content: bytes) -> bytes:
     """UTF-16 text with a byte-order mark as UTF-8; other bytes unchanged."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16").encode()
+        try:
+            return content.decode("utf-16").encode()
+        except UnicodeError as error:
+            raise MeshError("corrupt", "the text begins as UTF-16, but is not") from error
     return content.removeprefix(b"\xef\xbb\xbf")

@@ -14,7 +14,7 @@ import numpy as np
 
 from g3pt.geometry.polygons import triangulate
 from g3pt.geometry.reading import MeshError
-from g3pt.geometry.text_numbers import as_number, at_line, line_number, ragged_numbers, unified_line_ends
+from g3pt.geometry.text_numbers import as_number, line_number, ragged_numbers, unified_line_ends
 
 _HEADER = 84  # bytes before the first facet of a binary file
 _FACET = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
@@ -125,7 +125,7 @@ def _blame(text: bytes, loops: list[re.Match[bytes]]) -> None:
             if text[loop.start(1) : starts[0]].strip():
                 raise MeshError("corrupt", f"{text[loop.start(1) : starts[0]].split()[0][:40]!r} is no vertex")
         except MeshError as error:
-            raise at_line(error, line_number(text, loop.start())) from None
+            raise error.preceded_by(f"line {line_number(text, loop.start())}") from None
         for start, end in zip(starts, [*starts[1:], loop.end(1)], strict=True):
             tokens = text[start:end].split()[1:]
             try:
@@ -134,4 +134,4 @@ def _blame(text: bytes, loops: list[re.Match[bytes]]) -> None:
                 if len(tokens) != 3:
                     raise MeshError("corrupt", f"a vertex has {len(tokens)} coordinates, not 3")
             except MeshError as error:
-                raise at_line(error, line_number(text, start)) from None
+                raise error.preceded_by(f"line {line_number(text, start)}") from None

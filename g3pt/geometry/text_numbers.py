@@ -54,10 +54,5 @@ def as_index(token: bytes) -> int:
     return int(token)
 
 
-def at_line(error: MeshError, line: int) -> MeshError:
-    """The same error, its message preceded by the line."""
-    return MeshError(error.reason, f"line {line}: {str(error).partition(': ')[2]}")
-
-
 def _shown(token: bytes) -> str:
     return repr(token[:40].decode("utf-8", "replace"))

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from g3pt.geometry.appearance import Appearance, decode_image
+from g3pt.geometry.load import load_mesh
 from g3pt.geometry.load_appearance import load_appearance
 from tests.g3pt.geometry.test_gltf import Asset
 
@@ -191,3 +192,92 @@ def test_colours_of_a_ply_and_formats_without_any(tmp_path: Path) -> None:
     box.export(tmp_path / "a.ply")
     assert load_appearance(tmp_path / "a.ply", tmp_path).kind == "none"
     assert load_appearance(tmp_path / "a.stl", tmp_path) is None
+
+
+FIELD = Path(__file__).parent / "field"
+SHOWN = sorted(file.name for file in FIELD.iterdir() if file.suffix in (".obj", ".ply", ".gltf"))
+
+
+def corners_of(vertices: np.ndarray, faces: np.ndarray) -> list:
+    found = vertices[faces]
+    area = np.linalg.norm(np.cross(found[:, 1] - found[:, 0], found[:, 2] - found[:, 0]), axis=1)
+    return sorted(map(tuple, found[area > 0].reshape(-1, 9).tolist()))
+
+
+@pytest.mark.parametrize("name", [name for name in SHOWN if name != "obj_zero_index.obj"])
+def test_views_show_the_triangles_of_the_row(name: str) -> None:
+    """Polygons, indices and strips that other readers take for another shape."""
+    mesh, found = load_mesh(FIELD / name), load_appearance(FIELD / name, FIELD)
+    assert found is not None
+    shown = [corners for part in found.parts for corners in corners_of(part.vertices, part.faces)]
+    assert sorted(shown) == corners_of(mesh.vertices, mesh.faces)
+
+
+CONCAVE = b"v 0 0 0\nv 2 0 0\nv 2 1 0\nv 1 1 0\nv 1 3 0\nv 0 3 0\n"
+
+
+def test_polygons_with_pictures_colours_and_normals_of_an_obj(tmp_path: Path) -> None:
+    """An L whose corners have texture coordinates by negative index, and a name with # in it."""
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "my stuff.mtl").write_text("newmtl Material__#25\nmap_Kd a.png\n# newmtl no\nnewmtl b c\nKd 1 0 0\n")
+    content = b"mtllib my stuff.mtl\nvn 0 0 1\nvt 9 9\n" + CONCAVE
+    content += b"".join(b"vt %d %d\n" % (k, k) for k in range(6))
+    content += b"usemtl Material__#25\nf 1/-6/1 2/-5/1 3/-4/1 4/-3/1 5/-2/1 6/-1/1\nusemtl b c\nf 1 2 3\n"
+    (tmp_path / "a.obj").write_bytes(content)
+    found = load_appearance(tmp_path / "a.obj", tmp_path)
+    pictured, red = found.parts
+    assert len(pictured.faces) == 4 and pictured.material.image is not None
+    assert sum(np.cross(b - a, c - a)[2] for a, b, c in pictured.vertices[pictured.faces]) == pytest.approx(8.0)
+    expected = {
+        tuple(vertex): (k, 1.0 - k) for k, vertex in enumerate([[0, 0], [2, 0], [2, 1], [1, 1], [1, 3], [0, 3]])
+    }
+    for vertex, uv in zip(pictured.vertices, pictured.uvs, strict=True):
+        assert tuple(uv) == expected[tuple(vertex[:2])]
+    np.testing.assert_array_equal(pictured.normals, np.tile([0, 0, 1], (6, 1)))
+    assert red.material.colour == (1.0, 0.0, 0.0, 1.0) and red.uvs is None and red.normals is None
+
+
+def test_colours_behind_the_coordinates_of_an_obj(tmp_path: Path) -> None:
+    (tmp_path / "a.obj").write_text("v 0 0 0 1 0 0\nv 1 0 0 1 0 0\nv 0 1 0 1 0.5 0\nf 1 2 3\n")
+    found = load_appearance(tmp_path / "a.obj", tmp_path)
+    assert found.kind == "vertex-colours"
+    np.testing.assert_allclose(found.parts[0].colours[:, 1], [0.0, 0.0, 0.214], atol=1e-3)
+    (tmp_path / "a.obj").write_text("v 0 0 0 255 0 0\nv 1 0 0 255 0 0\nv 0 1 0 255 128 0\nf 1 2 3\n")
+    np.testing.assert_allclose(
+        load_appearance(tmp_path / "a.obj", tmp_path).parts[0].colours[:, 1], [0, 0, 0.216], atol=1e-3
+    )
+
+
+def test_texture_coordinates_that_cannot_be_read_cost_the_picture_not_the_shape(tmp_path: Path) -> None:
+    (tmp_path / "a.mtl").write_text("newmtl one\nKd 0 1 0\n")
+    for lines in ("vt a b\nf 1/1 2/1 3/1\n", "vt 0 0\nf 1/7 2/x 3/1\n", "vn 0 0 up\nf 1//1 2//1 3//1\n"):
+        (tmp_path / "a.obj").write_text("mtllib a.mtl\nusemtl one\nv 0 0 0\nv 1 0 0\nv 0 1 0\n" + lines)
+        part = load_appearance(tmp_path / "a.obj", tmp_path).parts[0]
+        assert len(part.faces) == 1 and part.material.colour == (0.0, 1.0, 0.0, 1.0)
+
+
+def ply(properties: str, vertices: str, faces: str, face_properties: str = "") -> bytes:
+    head = (
+        f"ply\nformat ascii 1.0\nelement vertex 5\nproperty float x\nproperty float y\nproperty float z\n{properties}"
+    )
+    head += (
+        f"element face {len(faces.splitlines())}\nproperty list uchar int vertex_indices\n{face_properties}end_header\n"
+    )
+    return (head + vertices + faces).encode()
+
+
+def test_colours_of_polygons_of_a_ply(tmp_path: Path) -> None:
+    """Each triangle of a concave quad has its polygon's colour; types other than bytes are scaled."""
+    places = [(0, 0), (2, 2), (0, 1), (-2, 2), (0, 5)]
+    plain = "".join(f"{x} {y} 0\n" for x, y in places)
+    colours = "".join(f"property uchar {name}\n" for name in ("red", "green", "blue"))
+    (tmp_path / "a.ply").write_bytes(ply("", plain, "4 0 1 2 3 255 0 0\n3 1 4 2 0 255 0\n", colours))
+    part = load_appearance(tmp_path / "a.ply", tmp_path).parts[0]
+    assert part.colours[part.faces][:, 0].tolist() == [[1, 0, 0, 1], [1, 0, 0, 1], [0, 1, 0, 1]]
+    for kind, scale in (("float", 1.0), ("ushort", 65535), ("double", 255)):
+        coloured = "".join(f"{x} {y} 0 {0.5 * scale} {scale} 0\n" for x, y in places)
+        if kind == "ushort":
+            coloured = coloured.replace("32767.5", "32768")
+        (tmp_path / "a.ply").write_bytes(ply(colours.replace("uchar", kind), coloured, "3 0 1 2\n"))
+        part = load_appearance(tmp_path / "a.ply", tmp_path).parts[0]
+        np.testing.assert_allclose(part.colours[0], [0.214, 1, 0, 1], atol=1e-3)
