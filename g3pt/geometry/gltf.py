@@ -3,24 +3,38 @@
     gltf_document  GLB, JSON, buffers, accessors       gltf_scene  nodes and instances
     gltf_mesh      primitives, Draco, morphs, skins    here        placed parts of the default scene
 
-Textures, points, lines, cameras and animations are not read here. trimesh 5.2 is not used for glTF because it decodes
+Textures, points, lines, cameras and animations are not read here. An asset that requires an extension which may change its triangles
+and is not decoded is refused by name; extensions of materials, pictures, lights, sound, physics, animation and metadata may be
+required, since the triangles do not depend on them. trimesh 5.2 is not used for glTF because it decodes
 every image, drops triangle fans silently, ignores skins and answers broken files with unrelated exceptions.
 
 Source: Khronos glTF 2.0 specification.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
 
-from g3pt.geometry.gltf_document import Document, open_document
+from g3pt.geometry.gltf_document import Document, listed, open_document
 from g3pt.geometry.gltf_mesh import Primitive, joint_matrices, morphed, read_primitive, skinned
 from g3pt.geometry.gltf_scene import Placement, Scene, check_nodes, default_scene
 from g3pt.geometry.reading import MAX_FACES, MeshError, ReadFile
 
-_NOT_DECODED = {"WEB3D_quantized_attributes"}  # geometry that would be read wrongly
+# What `extensionsRequired` may name: extensions that are decoded (meshopt is refused where a buffer view needs it) ...
+_DECODED = {
+    "KHR_draco_mesh_compression", "KHR_mesh_quantization", "EXT_mesh_gpu_instancing", "KHR_node_visibility",
+    "EXT_meshopt_compression", "KHR_meshopt_compression",
+}  # fmt: skip
+# ... and those on which the triangles do not depend.
+_WITHOUT_TRIANGLES = re.compile(
+    r"(?:KHR|EXT|MSFT|ADOBE|NV|FB|GRIFFEL|AVR)_(?:materials|texture|lights|audio|packing|animation)_\w+|KHR_techniques_webgl"
+    r"|KHR_(?:xmp|xmp_json_ld|node_hoverability|node_selectability|interactivity|physics_rigid_bodies|implicit_shapes)"
+    r"|EXT_(?:image|structural|mesh_features|instance_features|mesh_manifold)\w*|CESIUM_primitive_outline|MSFT_lod"
+    r"|AGI_\w+|OMI_\w+|VRM|VRMC_\w+"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,21 +62,25 @@ def read_gltf(content: bytes, read_file: ReadFile) -> tuple[np.ndarray, np.ndarr
 def read_parts(content: bytes, read_file: ReadFile) -> tuple[Document, list[Part]]:
     """The document and all triangle parts below its default scene, at least one."""
     document = open_document(content, read_file)
-    missing = sorted(set(document.root.get("extensionsRequired", [])) & _NOT_DECODED)
-    if missing:
-        raise MeshError("unsupported", f"requires {', '.join(missing)}, which is not decoded")
+    _refuse_required(listed(document.root, "extensionsRequired", str))
     parts = list(_scene_parts(document))
     if not parts:
         _refuse_empty(document)
     return document, parts
 
 
+def _refuse_required(names: list[str]) -> None:
+    missing = [name for name in names if name not in _DECODED and not _WITHOUT_TRIANGLES.fullmatch(name)]
+    if missing:
+        raise MeshError("unsupported", f"requires {', '.join(sorted(missing))}, which is not decoded")
+
+
 def _refuse_empty(document: Document) -> NoReturn:
     """Raise the fault of what the scene leaves out (a missing buffer, a node that is its own ancestor), else `no-faces`."""
     document.check_buffers()
     check_nodes(document)
-    for mesh in range(len(document.root.get("meshes", []))):
-        for primitive in document.item("meshes", mesh).get("primitives", []):
+    for mesh in document.items("meshes"):
+        for primitive in listed(mesh, "primitives", dict):
             read_primitive(document, primitive)
     raise MeshError("no-faces", "the scene has no triangles")
 
@@ -73,8 +91,9 @@ def _scene_parts(document: Document) -> Iterator[Part]:
     num_faces = num_vertices = 0
     for placement in scene.placements:
         mesh = placement.node["mesh"]
+        json = document.item("meshes", mesh)
         if mesh not in primitives:
-            found = [read_primitive(document, json) for json in document.item("meshes", mesh).get("primitives", [])]
+            found = [read_primitive(document, one) for one in listed(json, "primitives", dict)]
             primitives[mesh] = [primitive for primitive in found if primitive is not None]
         num_faces += len(placement.matrices) * sum(len(primitive.faces) for primitive in primitives[mesh])
         num_vertices += len(placement.matrices) * sum(len(primitive.vertices) for primitive in primitives[mesh])
@@ -87,11 +106,11 @@ def _scene_parts(document: Document) -> Iterator[Part]:
 
 def _placed(document: Document, primitive: Primitive, placement: Placement, scene: Scene) -> Iterator[Part]:
     node = placement.node
-    weights = node.get("weights", document.item("meshes", node["mesh"]).get("weights", []))
+    weights = listed(node if "weights" in node else document.item("meshes", node["mesh"]), "weights", (int, float))
     vertices = morphed(document, primitive, weights)
     if "skin" in node and primitive.attribute("JOINTS_0") is not None:
         joints = joint_matrices(document, document.item("skins", node["skin"]), scene.world)
-        yield Part(vertices=skinned(primitive, vertices, joints), faces=primitive.faces, primitive=primitive)
+        yield Part(**skinned(primitive, vertices, joints), primitive=primitive)
         return
     for matrix in placement.matrices:
         with np.errstate(all="ignore"):  # non-finite positions are refused once, by load_mesh

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from g3pt.geometry.gltf_document import Document, table
+from g3pt.geometry.gltf_document import Document, listed, table
 from g3pt.geometry.reading import MeshError
 
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
@@ -31,19 +31,24 @@ class Primitive:
 
 def read_primitive(document: Document, json: dict) -> Primitive | None:
     """One primitive, or None for points and lines."""
-    mode = json.get("mode", _TRIANGLES)
+    mode = table(json, "primitive").get("mode", _TRIANGLES)
+    if mode not in range(7) or isinstance(mode, (bool, float)):
+        raise MeshError("corrupt", f"a primitive has the mode {str(mode)[:40]}")
     if mode not in (_TRIANGLES, _STRIP, _FAN):
         return None
     attributes = table(json.get("attributes", {}), "attributes")
     if "POSITION" not in attributes:
         raise MeshError("corrupt", "a primitive has no POSITION")
-    draco = json.get("extensions", {}).get("KHR_draco_mesh_compression")
+    draco = table(json.get("extensions", {}), "extensions").get("KHR_draco_mesh_compression")
     if draco is not None:
         return _draco_primitive(document, json, table(draco, "KHR_draco_mesh_compression"))
     vertices = _positions(document, attributes["POSITION"])
     order = np.arange(len(vertices))
     if "indices" in json:
-        order = document.accessor(json["indices"])[:, 0].astype(np.int64)
+        order = document.accessor(json["indices"])
+        if order.shape[1] != 1 or order.dtype.kind != "u":
+            raise MeshError("corrupt", "indices are not unsigned integers")
+        order = order[:, 0].astype(np.int64)
     if len(order) and (order.max() >= len(vertices) or order.min() < 0):
         raise MeshError("corrupt", f"index {order.max()} is out of range for {len(vertices)} vertices")
     return Primitive(
@@ -109,29 +114,40 @@ def _triangulated(order: np.ndarray, mode: int) -> np.ndarray:
 def morphed(document: Document, primitive: Primitive, weights: list) -> np.ndarray:
     """Vertices with the morph targets added by their weights; the default weights give the rest pose."""
     vertices = primitive.vertices
-    for weight, target in zip(weights, primitive.json.get("targets", []), strict=False):
-        if float(weight) == 0.0 or "POSITION" not in target:
+    for weight, target in zip(weights, listed(primitive.json, "targets", dict), strict=False):
+        if weight == 0.0 or "POSITION" not in target:
             continue
         moves = _positions(document, target["POSITION"])
         if moves.shape != vertices.shape:
             raise MeshError("corrupt", f"a morph target moves {len(moves)} of {len(vertices)} vertices")
-        vertices = vertices + float(weight) * moves
+        if not abs(weight) < 1e100:
+            raise MeshError("non-finite", "a morph target's weight is not finite, or too large")
+        with np.errstate(all="ignore"):  # non-finite positions are refused once, by load_mesh
+            vertices = vertices + weight * moves
     return vertices
 
 
 def joint_matrices(document: Document, skin: dict, world: dict[int, np.ndarray]) -> np.ndarray:
     """Matrices (J, 4, 4) of a skin's joints in the rest pose, from the bound mesh to the scene."""
-    joints = skin["joints"]
+    joints = listed(skin, "joints", int)
+    if not joints:
+        raise MeshError("corrupt", "a skin has no joints")
     inverse = np.tile(np.eye(4), (len(joints), 1, 1))
     if "inverseBindMatrices" in skin:
-        inverse = document.accessor(skin["inverseBindMatrices"]).astype(np.float64).reshape(-1, 4, 4).transpose(0, 2, 1)
+        inverse = document.accessor(skin["inverseBindMatrices"]).astype(np.float64)
+        if inverse.shape[1] != 16:
+            raise MeshError("corrupt", "inverseBindMatrices are not MAT4")
+        inverse = inverse.reshape(-1, 4, 4).transpose(0, 2, 1)
     if len(inverse) < len(joints):
         raise MeshError("corrupt", f"a skin has {len(joints)} joints and {len(inverse)} bind matrices")
     return np.stack([world.get(joint, np.eye(4)) @ inverse[k] for k, joint in enumerate(joints)])
 
 
-def skinned(primitive: Primitive, vertices: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """Vertices moved by the weighted joint matrices (J, 4, 4); the node's own transform doesn't count."""
+def skinned(primitive: Primitive, vertices: np.ndarray, matrices: np.ndarray) -> dict[str, np.ndarray]:
+    """Vertices moved by the weighted joint matrices (J, 4, 4), and faces, turned where their first corner is mirrored.
+
+    The node's own transform doesn't count.
+    """
     index, weights = (_influences(primitive, name) for name in ("JOINTS", "WEIGHTS"))
     index, weights = index.astype(np.int64), weights.astype(np.float64)
     if index.shape != weights.shape or len(index) != len(vertices):
@@ -140,11 +156,17 @@ def skinned(primitive: Primitive, vertices: np.ndarray, matrices: np.ndarray) ->
         raise MeshError("corrupt", "a vertex names a joint that the skin lacks")
     total = weights.sum(axis=1, keepdims=True)
     weights = np.where(total > 0, weights / np.where(total > 0, total, 1.0), 1.0 / weights.shape[1])
-    moved = np.zeros((len(vertices), 3))
+    moved, mirrored = np.zeros((len(vertices), 3)), np.zeros(len(vertices))
+    with np.errstate(all="ignore"):  # non-finite positions are refused once, by load_mesh
+        sign = np.sign(np.linalg.det(matrices[:, :3, :3]))
     for k in range(index.shape[1]):
         joint = matrices[index[:, k]]
         moved += weights[:, k, None] * (np.einsum("vij,vj->vi", joint[:, :3, :3], vertices) + joint[:, :3, 3])
-    return moved
+        mirrored += weights[:, k] * sign[index[:, k]]
+    faces = primitive.faces
+    if len(faces):
+        faces = np.where((mirrored[faces[:, 0]] < 0.0)[:, None], faces[:, ::-1], faces)
+    return {"vertices": moved, "faces": faces}
 
 
 def _influences(primitive: Primitive, name: str) -> np.ndarray:

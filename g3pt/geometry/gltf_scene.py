@@ -1,5 +1,11 @@
 """Which meshes a glTF scene places, and where: nodes, their transforms, instances, visibility.
 
+Rules where the specification is silent or broken: `scene` that is absent means the first scene, and `scenes` that are absent mean
+all nodes that no node has for a child. A quaternion of another length is scaled to length 1, and one of length 0 turns nothing.
+A node with a matrix ignores its translation, rotation and scale.
+
+Ours: three.js also takes the first scene and the matrix, but shows nothing without scenes and shears by a quaternion that is not of
+unit length; Blender's importer places all nodes and scales the quaternion, as here.
 Source: Khronos glTF 2.0 specification, 3.5 (scenes, nodes); EXT_mesh_gpu_instancing; KHR_node_visibility.
 """
 
@@ -8,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from g3pt.geometry.gltf_document import Document, table
+from g3pt.geometry.gltf_document import Document, listed, numbers, table
 from g3pt.geometry.reading import MeshError
 
 MAX_PLACEMENTS = 100_000
@@ -32,19 +38,25 @@ class Scene:
 
 
 def default_scene(document: Document) -> Scene:
-    """The scene that `scene` names, else the first; the asset's other scenes are not read."""
-    scenes = document.root.get("scenes", [])
-    roots = document.item("scenes", document.root.get("scene", 0)).get("nodes", []) if scenes else []
+    """The scene that `scene` names, else the first, else all root nodes; the asset's other scenes are not read."""
     walk = _Walk(document)
-    for root in roots:
+    for root in _roots(document):
         walk.below(root, np.eye(4), ())
     return walk.scene
+
+
+def _roots(document: Document) -> list:
+    if document.items("scenes") or "scene" in document.root:
+        return listed(document.item("scenes", document.root.get("scene", 0)), "nodes", int)
+    nodes = document.items("nodes")
+    children = {child for node in nodes for child in listed(node, "children", int)}
+    return [index for index in range(len(nodes)) if index not in children]
 
 
 def check_nodes(document: Document) -> None:
     """MeshError for a node that is its own ancestor or names something missing, whether a scene contains it or not."""
     walk = _Walk(document)
-    for index in range(len(document.root.get("nodes", []))):
+    for index in range(len(document.items("nodes"))):
         walk.below(index, np.eye(4), ())
 
 
@@ -70,7 +82,7 @@ class _Walk:
             instances = _instance_matrices(self.document, node)
             self._count(len(instances) - 1)
             self.scene.placements.append(Placement(node=node, matrices=matrix @ instances))
-        for child in node.get("children", []):
+        for child in listed(node, "children", int):
             self.below(child, matrix, (*above, index))
 
     def _count(self, placed: int) -> None:
@@ -85,11 +97,9 @@ def _extension(item: dict, name: str) -> dict:
 
 def _local_matrix(node: dict) -> np.ndarray:
     if "matrix" in node:
-        return np.array(node["matrix"], dtype=np.float64).reshape(4, 4).T
-    if not {"translation", "rotation", "scale"} & node.keys():
-        return np.eye(4)
+        return numbers(node, "matrix", [0.0] * 16).reshape(4, 4).T
     translation, rotation, scale = (
-        np.array([node.get(name, default)], dtype=np.float64)
+        numbers(node, name, default)[None]
         for name, default in (("translation", [0, 0, 0]), ("rotation", [0, 0, 0, 1]), ("scale", [1, 1, 1]))
     )
     return _matrices(translation, rotation, scale)[0]
@@ -97,12 +107,15 @@ def _local_matrix(node: dict) -> np.ndarray:
 
 def _instance_matrices(document: Document, node: dict) -> np.ndarray:
     """Matrices (K, 4, 4) of a node's instances in its own coordinates; one identity for a node without them."""
-    attributes = _extension(node, "EXT_mesh_gpu_instancing").get("attributes", {})
+    attributes = table(_extension(node, "EXT_mesh_gpu_instancing").get("attributes", {}), "attributes")
     given = {
         name: document.accessor(attributes[name]).astype(np.float64)
         for name in ("TRANSLATION", "ROTATION", "SCALE")
         if name in attributes
     }
+    for name, values in given.items():
+        if values.shape[1] != (4 if name == "ROTATION" else 3):
+            raise MeshError("corrupt", f"the instance attribute {name} has {values.shape[1]} numbers")
     if not given or "skin" in node:  # a skin places its mesh by joints: instances of it are not defined
         return np.eye(4)[None]
     counts = {len(values) for values in given.values()}
@@ -117,8 +130,10 @@ def _instance_matrices(document: Document, node: dict) -> np.ndarray:
 
 
 def _matrices(translation: np.ndarray, rotation: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Matrices (K, 4, 4) of translations (K, 3), unit quaternions x, y, z, w (K, 4) and scales (K, 3)."""
-    x, y, z, w = rotation.T
+    """Matrices (K, 4, 4) of translations (K, 3), quaternions x, y, z, w (K, 4) and scales (K, 3)."""
+    length = np.linalg.norm(rotation, axis=1)
+    nothing = length == 0.0
+    x, y, z, w = np.where(nothing, [[0.0], [0.0], [0.0], [1.0]], rotation.T / np.where(nothing, 1.0, length))
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
         [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],

@@ -128,10 +128,10 @@ def _bad_gltf() -> Iterator[tuple[str, dict, str]]:
     yield "exponential.gltf", gltf(nodes=[{"children": [k + 1] * 10} for k in range(30)] + [{"mesh": 0}]), "too-large"
     yield "crowd.gltf", _crowd(), "too-large"
     yield "huge_count.gltf", gltf(accessors=[accessor(10**12, "VEC3", 0, 5126)] * 2), "too-large"
-    yield "negative_count.gltf", gltf(accessors=[accessor(-1, "VEC3", 0, 5126)] * 2), "too-large"
+    yield "negative_count.gltf", gltf(accessors=[accessor(-1, "VEC3", 0, 5126)] * 2), "corrupt"
     yield "zeros.gltf", gltf(accessors=[accessor(59_999_999, "VEC3", None, 5126)] * 2), "too-large"
     yield "past_buffer.gltf", gltf(bufferViews=[{"buffer": 0, "byteLength": 10**12}] * 2), "corrupt"
-    yield "no_scene.gltf", gltf(scenes=[]), "no-faces"
+    yield "no_scene.gltf", gltf(scenes=[]), "ok"
     yield (
         "gzip_uri.gltf",
         gltf(buffers=[{"uri": data_uri(gzip.compress(bytes(10**7)), "application/gzip")}]),

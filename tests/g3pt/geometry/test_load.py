@@ -164,7 +164,7 @@ def test_a_buffer_in_a_folder_above_but_below_the_root_is_read(tmp_path: Path) -
         ({"bufferViews": [{"buffer": 0, "byteLength": 10**9}, {"buffer": 0, "byteLength": 6}]}, "corrupt"),
         ({"accessors": [{"bufferView": 0, "componentType": 5126, "count": 10**12, "type": "VEC3"}] * 2}, "too-large"),
         ({"accessors": [{"bufferView": 0, "componentType": 5126, "count": 5, "type": "VEC3"}] * 2}, "corrupt"),
-        ({"scenes": []}, "no-faces"),
+        ({"scenes": [{}]}, "no-faces"),
     ],
 )
 def test_broken_documents_are_refused(tmp_path: Path, changes: dict, reason: str) -> None:
@@ -222,6 +222,43 @@ def test_a_face_without_area_stays_where_it_closes_a_seam(tmp_path: Path) -> Non
 def found(path: Path) -> tuple[np.ndarray, np.ndarray]:
     mesh = load_mesh(path)
     return mesh.vertices, mesh.faces
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\n\nf 1 2 9\n", "line 5: face index 9 is out of range"),
+        ("a.obj", b"v 0 0 0\nv 1 zero 0\n", "line 2: 'zero' is no finite number"),
+        ("a.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 x\n", "line 6: 'x' is no finite number"),
+        ("a.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\nnan 0 1 2\n", "line 6: nan is no number of corners"),
+        ("a.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n-3 0 1 2\n", "line 6: -3 is no number of corners"),
+        ("a.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n1e300 0 1 2\n", "line 6: 4 of 1e+300 numbers"),
+        ("a.stl", b"solid a\nfacet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 a\nvertex 0 1 0\nendloop\nendfacet\nendsolid\n", "line 5: 'a' is no"),
+        ("a.stl", bytes(80) + b"\x05\0\0\0" + bytes(50), "STL says 5 faces but contains 1"),
+        ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\nelement face 1\n"
+         b"property list uchar int vertex_indices\nend_header\n0 0 0\n3 0 0 1\n", "face 0 has the index 1 for 1 vertices"),
+        ("a.gltf", b'{"asset": {"version": "4.0"}}', "glTF version 4.0"),
+        ("a.glb", b"glTF\x02\0\0\0\x40\0\0\0", "GLB says 64 bytes but has 12"),
+        ("a.obj", b"", "is empty"),
+        ("a.obj", b"v 0 0 0\nv nan 0 0\nv 0 1 0\nf 1 2 3\n", "line 2: 'nan' is no finite number"),
+        ("a.stl", bytes(80) + b"\x01\0\0\0" + bytes(50), "no face has an area"),
+        ("a.stl", bytes(80) + b"\x01\0\0\0" + bytes(12) + b"\0\0\xc0\x7f" * 9 + b"\0\0", "vertex 0 is at (nan, nan, nan)"),
+    ],
+)  # fmt: skip
+def test_every_refusal_names_the_file_and_the_fault(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / name).write_bytes(content)
+    for root in (tmp_path, None):
+        with pytest.raises(MeshError) as caught:
+            load_mesh(tmp_path / "sub" / name, root)
+        assert f"{name}" in str(caught.value) and problem in str(caught.value)
+        assert root is None or not content or f"{caught.value.reason}: sub/{name}: {problem}" in str(caught.value)
+
+
+def test_a_missing_part_is_named_with_the_file_that_needs_it(tmp_path: Path) -> None:
+    path = saved(tmp_path, quad_gltf([0, 1, 2], buffers=[{"byteLength": 54, "uri": "absent.bin"}]))
+    with pytest.raises(MeshError, match=r"missing-file: asset.gltf: absent.bin does not exist"):
+        load_mesh(path)
 
 
 def test_missing_file_and_path_outside_the_root(tmp_path: Path) -> None:

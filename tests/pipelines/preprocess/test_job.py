@@ -401,6 +401,29 @@ def test_a_file_name_that_is_no_text_is_one_line(meshes: Path) -> None:
     str(caught.value).encode("utf-8")
 
 
+@pytest.mark.parametrize("with_manifest", [False, True])
+def test_names_that_the_locale_has_no_letters_for_are_one_line(
+    meshes: Path, monkeypatch: pytest.MonkeyPatch, with_manifest: bool
+) -> None:
+    """Under such a locale the same file would have another id, or would not be found."""
+    os.rename(meshes / "box3.obj", meshes / "caf\u00e9.obj")
+    if with_manifest:
+        (meshes / "manifest.csv").write_text("path\ncaf\u00e9.obj\n", encoding="utf-8")
+    assert any(one.id == "caf\u00e9.obj" for one in list_folder(meshes))
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "iso8859-1")
+    with pytest.raises(
+        UsageError, match="caf.*obj' is not ASCII, and this locale's file names are iso8859-1: set PYTHONUTF8=1"
+    ):
+        list(list_folder(meshes))
+
+
+def test_ids_that_differ_in_case_only_are_two_objects(tmp_path: Path, meshes: Path) -> None:
+    (meshes / "BOX3.obj").write_bytes((meshes / "box3.obj").read_bytes())
+    info = run(config(tmp_path))
+    rows = list(reading.read_rows(info, ["id", "content_sha256"], status=None))
+    assert {"BOX3.obj", "box3.obj"} <= {row["id"] for row in rows} and len({row["id"] for row in rows}) == len(rows)
+
+
 def test_a_dataset_of_another_schema_is_refused_and_left_alone(tmp_path: Path, meshes: Path) -> None:
     info = run(config(tmp_path))
     file = info.path / "dataset.json"
