@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
@@ -57,16 +58,21 @@ def _walked_rows(root: Path) -> Iterator[Row]:
             file = os.path.join(parent, name)
             if os.path.splitext(name)[1].lower() in MESH_ENDINGS and os.path.isfile(file):
                 path = Path(file).relative_to(root).as_posix()
-                _check_text(root, path)
+                _check_name(root, path)
                 yield {"id": path, "path": path}
 
 
-def _check_text(root: Path, name: str) -> None:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError as error:  # an id is text in rows and tables
-        shown = name.encode("utf-8", errors="backslashreplace").decode("utf-8")
-        raise UsageError(f"--input {root}: the file name {shown!r} is not UTF-8, rename it") from error
+def _check_name(root: Path, name: str) -> None:
+    """UsageError for a file name that this machine can't open, or that is no text for ids."""
+    shown = name.encode("utf-8", errors="backslashreplace").decode("utf-8")
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and not name.isascii():  # the same file would have another id on another machine
+        raise UsageError(
+            f"--input {root}: the file name {shown!r} is not ASCII, and this locale's file names are {encoding}: "
+            "set PYTHONUTF8=1"
+        )
+    if shown != name:  # an id is text in rows and tables
+        raise UsageError(f"--input {root}: the file name {shown!r} is not UTF-8, rename it")
 
 
 def _manifest_rows(manifest: Path) -> Iterator[Row]:
@@ -86,7 +92,9 @@ def _manifest_rows(manifest: Path) -> Iterator[Row]:
             begun = reader.line_num
             for values in reader:
                 if values:
-                    yield _manifest_row(f"{manifest} line {begun + 1}", columns, values)
+                    row = _manifest_row(f"{manifest} line {begun + 1}", columns, values)
+                    _check_name(manifest.parent, row["path"])
+                    yield row
                 begun = reader.line_num
     except UnicodeDecodeError as error:
         raise UsageError(f"{manifest} is not a readable CSV file: {error}") from error
