@@ -1,15 +1,18 @@
 """Preprocessing without Ray: stale shards are redone, finished ones kept; bad input is one clear line or one row."""
 
+import csv
 import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import trimesh
 
 from g3pt.data import datasets, reading, records
 from pipelines.cli.errors import UsageError
@@ -23,6 +26,7 @@ from pipelines.preprocess.sources import SourceObject
 from pipelines.preprocess.sources.content import Content, read_content
 from pipelines.preprocess.sources.folder import list_folder
 
+FIELD = Path(__file__).parents[2] / "g3pt" / "geometry" / "field"
 SMALL = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
 MADE_BESIDE = [
     "dataset.json",
@@ -415,6 +419,37 @@ def test_names_that_the_locale_has_no_letters_for_are_one_line(
         UsageError, match="caf.*obj' is not ASCII, and this locale's file names are iso8859-1: set PYTHONUTF8=1"
     ):
         list(list_folder(meshes))
+
+
+def test_small_files_of_reported_kinds_become_rows_as_stated(tmp_path: Path) -> None:
+    """Each file of the readers' `expected.csv`: ok with its area, or failed with a reason that names it."""
+    shutil.copytree(FIELD, tmp_path / "meshes")
+    info = run(config(tmp_path))
+    rows = {row["id"]: row for row in reading.read_rows(info, ["id", "status", "error", "num_faces"], status=None)}
+    expected = list(csv.DictReader((FIELD / "expected.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(expected) == 34 == len(rows)
+    for wanted in expected:
+        row = rows[wanted["file"]]
+        if row["status"] == "ok":
+            assert "load" in wanted["expected"] and row["num_faces"] == int(wanted["faces"] or row["num_faces"]), row
+        else:
+            assert "refuse" in wanted["expected"] and row["status"] == "failed", row
+            assert row["error"].startswith(f"corrupt: {wanted['file']}: line "), row
+
+
+def test_a_far_speck_is_told_by_the_largest_component_s_share(tmp_path: Path, meshes: Path) -> None:
+    """The same box alone, and with a speck that makes the whole ten times as long."""
+    box = trimesh.creation.box((1, 1, 1))
+    speck = trimesh.creation.box((0.05, 0.05, 0.05))
+    speck.apply_translation((9.475, 0, 0))
+    box.export(meshes / "alone.obj")
+    trimesh.util.concatenate([box, speck]).export(meshes / "speck.obj")
+    info = run(config(tmp_path))
+    rows = {row["id"]: row for row in reading.read_rows(info, ["id", "num_components", "largest_component_share"])}
+    assert rows["alone.obj"]["largest_component_share"] == 1.0
+    assert rows["speck.obj"]["num_components"] == 2 and 0.08 < rows["speck.obj"]["largest_component_share"] < 0.25
+    card = json.loads((info.path / "card.json").read_text(encoding="utf-8"))
+    assert card["small_largest_component"] == 1
 
 
 def test_ids_that_differ_in_case_only_are_two_objects(tmp_path: Path, meshes: Path) -> None:
