@@ -157,9 +157,9 @@ class Failure:
         at = f"step {self.step} of " if self.step is not None and self.doing else ""
         found = [("while", f"{at if not number else ''}{what}") for number, what in enumerate(self.doing)]
         found += [("in", frame) for frame in self.where]
-        found += [("on", f"node {self.ip or self.node}" + ("" if self.rank is None else f", rank {self.rank}"))] * bool(
-            self.node
-        )
+        if self.node or self.ip:
+            rank = "" if self.rank is None else f", rank {self.rank}"
+            found.append(("on", f"node {self.ip or self.node}{rank}"))
         return found + [("remedy", self.remedy)] * bool(self.remedy)
 
 

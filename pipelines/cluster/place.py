@@ -25,13 +25,14 @@ def last_prints() -> list[str]:
 
 
 def last_lines(file: str) -> list[str]:
-    """The last lines of a log file; none if it is not a file."""
+    """The last lines of a log file without Ray's own marks; none if it is not a file."""
     try:
         if not os.path.isfile(file):
             return []
         sys.stdout.flush()
         with open(file, "rb") as log:
             log.seek(max(0, os.path.getsize(file) - LOG_BYTES))
-            return log.read().decode("utf-8", errors="replace").splitlines()[-LOG_LINES:]
+            lines = log.read().decode("utf-8", errors="replace").splitlines()
+        return [line for line in lines if not line.startswith((":job_id:", ":actor_name:", ":task_name:"))][-LOG_LINES:]
     except OSError:
         return []

@@ -98,7 +98,7 @@ def asked(stage: str, need: Need, run: str = "") -> Iterator[str]:
     def watch() -> None:
         for looked in itertools.count():
             with contextlib.suppress(Exception):  # a cluster that is going away is reported by the work itself
-                if internal_kv._internal_kv_exists(key):
+                if not ray.is_initialized() or internal_kv._internal_kv_exists(key):
                     return
                 if looked % round(EVERY_S / LOOK_S) == 0:
                     free, total = (
@@ -109,15 +109,13 @@ def asked(stage: str, need: Need, run: str = "") -> Iterator[str]:
             if done.wait(LOOK_S):
                 return
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield key
     finally:
-        done.set()
-        thread.join()
-        with contextlib.suppress(Exception):  # Ray may be gone
-            internal_kv._internal_kv_del(key)
+        done.set()  # nobody waits for the thread: a question to a cluster that has gone away takes long
+    with contextlib.suppress(Exception):
+        internal_kv._internal_kv_del(key)
 
 
 def refuse_impossible(need: Need) -> None:
@@ -150,7 +148,7 @@ def too_much(need: Need, nodes: Sequence[Resources]) -> str:
     there = f"{sum(have):g} {need.unit} on {len(have)} node{'s' * (len(have) != 1)}"
     widest = f", at most {max(have):g} on one" if len(have) > 1 else ""
     remedy = f"; {need.remedy}" if need.remedy else ""
-    return f"{need} can never be had: the cluster has {there}{widest}, and no autoscaler adds enough{remedy}"
+    return f"the cluster can never provide {need}: it has {there}{widest}, and no autoscaler adds enough{remedy}"
 
 
 def autoscaler_max() -> list[NodeType] | None:

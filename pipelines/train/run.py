@@ -222,7 +222,8 @@ def ray_train(
     failure = TrainingFailedError if num_workers else Exception  # local mode raises the error itself
     while True:
         try:
-            with watched(spec, num_workers, device) if num_workers and not key else nullcontext(key) as begins:
+            told = watched(spec, num_workers, device) if num_workers and not key else nullcontext(key)
+            with told as begins:
                 _fit_once(work_config(spec, run_dir, build, speed) | {"key": begins}, num_workers, device)
             return
         except failure as error:

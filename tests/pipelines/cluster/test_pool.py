@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli.errors import UsageError
+from pipelines.cli.failures import Failure, root_cause
 from pipelines.cluster import pool as pools
 from pipelines.cluster.pool import Pool, run_items
 from tests.pipelines.cluster.test_session import pretend
@@ -21,6 +22,7 @@ class Squarer:
     def run(self, item: tuple[int, str]) -> dict[str, int]:
         number, fate = item
         if fate == "raise":
+            print("the last words", flush=True)
             raise ValueError(f"{number} is refused")
         if fate == "die" or (fate == "die once" and not self.marks.exists()):
             self.marks.touch()
@@ -79,8 +81,6 @@ def test_an_error_of_the_work_arrives_as_it_was_after_other_work_was_waited_for(
     """Others' tasks hold all CPUs for some seconds; a GPU can never be had."""
     import ray
 
-    from pipelines.cli.failures import Failure, root_cause
-
     other = ray.remote(num_cpus=1)(lambda seconds: time.sleep(seconds))
     tasks = [other.remote(4) for _ in range(2)]
     while ray.available_resources().get("CPU", 0):
@@ -92,6 +92,6 @@ def test_an_error_of_the_work_arrives_as_it_was_after_other_work_was_waited_for(
     cause = root_cause(error.value)
     assert isinstance(cause, ValueError) and "7 is refused" in str(cause)
     told = Failure.of(error.value)
-    assert told.ip and told.node == ray.nodes()[0]["NodeID"] and told.rank is None
-    with pytest.raises(UsageError, match="1xGPU can never be had: the cluster has 0 GPU on 1 node.* --device cpu"):
+    assert told.ip and "the last words" in told.log and told.node == ray.nodes()[0]["NodeID"] and told.rank is None
+    with pytest.raises(UsageError, match="the cluster can never provide 1xGPU: it has 0 GPU on 1 node.* --device cpu"):
         list(run_items(Squarer, (str(tmp_path / "mark"), 0), [(7, "")], Pool(num_workers=1, device="gpu")))

@@ -70,6 +70,7 @@ class Cluster:
 
         self.keys: dict[Any, bytes] = {}
         self.free = 1.0
+        monkeypatch.setattr(ray, "is_initialized", lambda: True)
         monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
         monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": self.free})
@@ -113,9 +114,7 @@ def test_what_can_never_come_is_refused_at_once(
 ) -> None:
     cluster = Cluster(monkeypatch)
     assert autoscaler_max() == []
-    wrong = (
-        "4xCPU can never be had: the cluster has 2 CPU on 1 node, and no autoscaler adds enough; lower --num-workers"
-    )
+    wrong = "the cluster can never provide 4xCPU: it has 2 CPU on 1 node, and no autoscaler adds enough; lower --num-workers"
     with pytest.raises(UsageError, match=wrong), asked("train", CPU4):
         pytest.fail("the work must not begin")
     cluster.keys[waiting.STATUS_KEY] = b'{"autoscaler_report": {"active_nodes": {"cpu-workers": 1}}}'

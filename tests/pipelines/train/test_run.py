@@ -388,7 +388,7 @@ def test_under_ray_a_lost_worker_costs_nothing(
 def test_two_workers_see_each_sample_once(whole: Path, tmp_path: Path, ray_cluster: None) -> None:
     """Fully sharded, with micro-batches of one, which are no part of a run's name. Equal curves: tests/g3pt/training/test_parallel.py."""
     with pytest.raises(
-        UsageError, match="3xCPU can never be had: the cluster has 2 CPU on 1 node.*lower --num-workers"
+        UsageError, match="the cluster can never provide 3xCPU: it has 2 CPU on 1 node.*lower --num-workers"
     ):
         train.train_run(toy_spec(), tmp_path / "runs", num_workers=3, build=TOY)
     assert not (tmp_path / "mlflow.db").exists(), "refused before anything is made of it"
