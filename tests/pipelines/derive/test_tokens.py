@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,9 @@ def test_where_there_are_gpus_each_actor_has_one(
 
     monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: Items())
     monkeypatch.setattr("pipelines.cluster.session.connect", lambda *_: None)
+    monkeypatch.setattr("pipelines.derive.tables.join", lambda *_, **__: None)
+    monkeypatch.setattr("pipelines.cluster.pool.asked", lambda *_: contextlib.nullcontext("key"))
+    monkeypatch.setattr(ray, "put", lambda value: value)  # it would start Ray
     for request, room, size in (({"num_gpus": 1.0}, 2, 2), ({"num_gpus": 1.0}, 8, 3), ({"num_cpus": 1.0}, 32, 1)):
         monkeypatch.setattr("pipelines.cluster.session.actor_resources", lambda _, found=(request, room): found)
         asked.clear()

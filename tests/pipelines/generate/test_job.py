@@ -381,6 +381,7 @@ def test_actors_ask_for_the_gpus_that_the_cluster_has(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
     monkeypatch.setattr(ray.data, "from_items", lambda items, **options: Data())
     monkeypatch.setattr(pools, "asked", lambda stage, need: contextlib.nullcontext("key"))
+    monkeypatch.setattr(ray, "put", lambda value: value)  # it would start Ray
     todo = plan(settings(model, tmp_path, text="a chair", num=40))
     job._make(settings(model, tmp_path, text="a chair"), tmp_path, todo, "0", use_ray=True)
     assert asked["num_gpus"] == 1 and "num_cpus" not in asked and asked["size"] == 2
