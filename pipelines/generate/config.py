@@ -56,7 +56,7 @@ class GenerateConfig(DryRun, OnRay, Replace):
     temperature: Numbers = Numbers(str(SampleConfig.temperature))
     """below 1 sharpens, above 1 flattens"""
     resolution: int = 128
-    """cells per side of the grid of the extracted surface: 32, 64, 128, 256, ..."""
+    """cells per side of the surface's grid: 32, 64, 128, 256, ..."""
     max_faces: int = 0
     """simplify each mesh to at most this many faces, if it stays closed; 0 keeps all"""
     format: Literal["glb", "obj", "ply", "stl"] = "glb"
