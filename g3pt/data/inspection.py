@@ -276,6 +276,6 @@ def _look(looked: Inspection) -> None:
 
 
 if __name__ == "__main__":  # python -m g3pt.data.inspection DATASET [--verify]
-    import sys
-
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names with letters that the terminal lacks
     raise SystemExit(main(sys.argv[1:]))

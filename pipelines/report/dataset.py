@@ -120,7 +120,7 @@ def _spread_and_not_ok(made: Source, num_not_ok: int) -> Markup:
 def _small(made: Source) -> Iterator[Markup]:
     """A paragraph that counts objects which parts far away shrink, if there are any."""
     if made.get("small_largest_component", default=0):
-        words = "{} ok objects have a largest component of less than half their longest side: parts far away shrink it."
+        words = "Ok objects that far parts shrink (their largest component has less than half their longest side): {}."
         yield paragraph(Markup(words).format(made.number("small_largest_component", spec=",d")))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,14 @@ def test_no_tensor_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_whole_dataset_is_verified(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = looked(capsys, str(folder), "--verify")
     assert code == 0 and out.splitlines()[-1] == "verified: 4 shards are as their sidecars and dataset.json say"
+
+
+def test_a_terminal_without_the_letters_of_a_name_gets_escapes(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").rename(tmp_path / "caf\u00e9")
+    command = [sys.executable, "-m", "g3pt.data.inspection", str(tmp_path / "caf\u00e9")]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 0 and b"/caf\\xe9\n" in done.stdout, done.stderr
 
 
 def test_a_dataset_from_before_a_column_is_read_without_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
