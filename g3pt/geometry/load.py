@@ -22,7 +22,7 @@ from g3pt.geometry.reading import (
     MESH_ENDINGS,
     MeshError,
     ReadFile,
-    as_utf8,
+    as_text,
     naming_file,
     read_below,
     sibling_reader,
@@ -62,8 +62,8 @@ def load_mesh(path: str | Path, root: str | Path | None = None) -> LoadedMesh:
 
 def parsed(content: bytes, suffix: str, read_file: ReadFile) -> tuple[np.ndarray, np.ndarray]:
     """Vertices (V, 3) and faces (F, 3) as the content of a file with this suffix states them."""
-    if suffix in (".obj", ".off"):
-        content = as_utf8(content)
+    if suffix not in (".glb", ".gltf"):
+        content = as_text(content, suffix)
     refuse_foreign(content, suffix)
     if suffix in (".glb", ".gltf"):
         return read_gltf(content, read_file)

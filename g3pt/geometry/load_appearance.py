@@ -11,7 +11,7 @@ from g3pt.geometry.appearance import CLAY, Appearance, Part
 from g3pt.geometry.appearance_gltf import gltf_parts
 from g3pt.geometry.appearance_obj import obj_parts
 from g3pt.geometry.appearance_ply import ply_parts
-from g3pt.geometry.reading import ReadFile, naming_file, read_below, sibling_reader
+from g3pt.geometry.reading import ReadFile, as_text, naming_file, read_below, sibling_reader
 
 
 def load_appearance(path: str | Path, root: str | Path) -> Appearance | None:
@@ -28,7 +28,7 @@ def load_appearance(path: str | Path, root: str | Path) -> Appearance | None:
 
 
 def _ply(content: bytes, _: ReadFile) -> tuple[list[Part], int]:
-    return ply_parts(content), 0  # a PLY names no pictures
+    return ply_parts(as_text(content, ".ply")), 0  # a PLY names no pictures
 
 
 def _kind(parts: list[Part], missing: int) -> str:

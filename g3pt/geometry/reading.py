@@ -114,3 +114,11 @@ def as_utf8(content: bytes) -> bytes:
         except UnicodeError as error:
             raise MeshError("corrupt", "the text begins as UTF-16, but is not") from error
     return content.removeprefix(b"\xef\xbb\xbf")
+
+
+def as_text(content: bytes, suffix: str) -> bytes:
+    """The content as UTF-8 if it is UTF-16 text of this format with a byte-order mark; binary STL and PLY unchanged."""
+    begin = {".stl": "solid", ".ply": "ply"}.get(suffix, "")
+    if begin and not content[:100].decode("utf-16", "ignore").lstrip().lower().startswith(begin):
+        return content
+    return as_utf8(content)

@@ -255,6 +255,19 @@ def test_every_refusal_names_the_file_and_the_fault(tmp_path: Path, name: str, c
         assert root is None or not content or f"{caught.value.reason}: sub/{name}: {problem}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["obj_tabs.obj", "off_concave_quads.off", "ply_text_concave.ply", "stl_text_end_solid.stl"]
+)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_text_may_begin_with_any_byte_order_mark(tmp_path: Path, name: str, encoding: str) -> None:
+    """Windows editors write such files."""
+    plain = (Path(__file__).parent / "field" / name).read_text(encoding="utf-8")
+    marked = ("\ufeff" if encoding == "utf-16-be" else "") + plain
+    (tmp_path / name).write_bytes(marked.encode(encoding))
+    found, expected = load_mesh(tmp_path / name), load_mesh(Path(__file__).parent / "field" / name)
+    np.testing.assert_array_equal(found.vertices[found.faces], expected.vertices[expected.faces])
+
+
 def test_a_missing_part_is_named_with_the_file_that_needs_it(tmp_path: Path) -> None:
     path = saved(tmp_path, quad_gltf([0, 1, 2], buffers=[{"byteLength": 54, "uri": "absent.bin"}]))
     with pytest.raises(MeshError, match=r"missing-file: asset.gltf: absent.bin does not exist"):
