@@ -67,7 +67,9 @@ sizes = "5k,20k"
 steps = 2
 num_workers = 0
 """  # g3pt.toml for jobs that are typed without flags: what the lines with flags made, so these find it finished
-QUIET = re.compile(r"jobs/(status|doctor)|g3pt\.data\.inspection|moved_store|train\.presets")  # these name no result
+QUIET = re.compile(
+    r"jobs/(status|doctor)|g3pt\.data\.inspection|moved_store|status\.relog|train\.presets"
+)  # these name no result
 MESHES = ("ball.ply", "box.obj", "rod.stl")
 MANIFEST = "path,id,caption,license,author\nball.ply,ball,a ball,CC0-1.0,Ann\nbox.obj,box,a box,MIT,Bob\nrod.stl,rod,a rod,CC0-1.0,Ann\n"
 
