@@ -5,7 +5,7 @@ all nodes that no node has for a child. A quaternion of another length is scaled
 A node with a matrix ignores its translation, rotation and scale.
 
 Ours: three.js also takes the first scene and the matrix, but shows nothing without scenes and shears by a quaternion that is not of
-unit length; Blender's importer places all nodes and scales the quaternion, as here.
+unit length. Blender's importer scales the quaternion, as here, and also takes nodes that no scene has.
 Source: Khronos glTF 2.0 specification, 3.5 (scenes, nodes); EXT_mesh_gpu_instancing; KHR_node_visibility.
 """
 
