@@ -6,9 +6,11 @@ one compute thread (two torch threads beside another busy core were measured ten
 repository on its PYTHONPATH.
 """
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,6 @@ def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_s
         # Prints of workers stay in Ray's logs (below /tmp/ray): the driver reports progress.
         return ray.init(
             address=address,
-            runtime_env={"env_vars": worker_env()},
             logging_level=logging.WARNING,
             log_to_driver=False,
             **options,
@@ -61,9 +62,11 @@ def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_s
 
     if address == "local":
         options = _local_options(num_cpus or available_cpus(), sweep_slots)
-        session = start.started(lambda: init(**options))
+        # Ray starts workers ahead of any work, but none with a runtime environment: these inherit the same variables.
+        with environment(worker_env()):
+            session = start.started(lambda: init(**options))
     else:
-        session = start.joined(init, address, source)
+        session = start.joined(lambda: init(runtime_env={"env_vars": worker_env()}), address, source)
     logs = Path(session.address_info["session_dir"]) / "logs"  # on the node that this process runs on
     at_end("Ray", Ending(close=disconnect, failure_rows=lambda: [("Ray", f"its logs are in {logs}")]))
     interrupt.rearm()  # Ray has replaced our handler of SIGTERM
@@ -138,6 +141,21 @@ def worker_env() -> dict[str, str]:
     inherited = os.environ.get("PYTHONPATH", "")
     path = os.pathsep.join(part for part in (str(REPOSITORY), inherited) if part)
     return {**WORKER_ENV, **{name: os.environ[name] for name in PASSED_ON if name in os.environ}, "PYTHONPATH": path}
+
+
+@contextlib.contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set these environment variables for processes that start in the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def quiet_environment() -> None:
