@@ -43,17 +43,17 @@ class QuickstartFlags(Replace):
 
     output: str = "out/demo"
     """folder for everything; starting again goes on with it"""
-    num_shapes: int = 1000
+    num_shapes: int = 800
     """objects to make and train on"""
-    cvq_steps: int = 800
+    cvq_steps: int = 700
     """optimiser steps of the tokenizer"""
-    car_steps: int = 800
+    car_steps: int = 640
     """optimiser steps of the generator"""
-    sweep_steps: int = 200
+    sweep_steps: int = 160
     """optimiser steps of each run of the size sweep"""
     sizes: str = "5k,20k,80k,150k"
     """CAR presets of the size sweep, comma-separated"""
-    num_samples: int = 96
+    num_samples: int = 64
     """samples that the evaluation of the generator draws from prompts"""
     num_image_samples: int = 32
     """and from pictures of held-out objects"""
@@ -131,13 +131,13 @@ def _all_stages(demo: Demo) -> None:
 
 
 def make_shapes(demo: Demo) -> str | None:
-    """Procedural objects to Parquet, four rendered views each."""
+    """Procedural objects to Parquet, three rendered views each."""
     from pipelines.preprocess.config import PreprocessConfig
     from pipelines.preprocess.job import preprocess
 
     config = PreprocessConfig(
         source="shapes", output=demo.data, limit=demo.flags.num_shapes, num_shards=max(2, demo.flags.num_shapes // 32), resolution=RESOLUTION,
-        views=4, view_size=64, num_surface=4096, num_sharp=512, num_queries=8192, seed=demo.flags.seed,
+        views=3, view_size=64, num_surface=4096, num_sharp=512, num_queries=8192, seed=demo.flags.seed,
         replace=demo.flags.replace,
     )  # fmt: skip
     return preprocess(config, page=write_report)

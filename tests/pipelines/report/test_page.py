@@ -315,6 +315,22 @@ def test_a_large_mesh_becomes_small_and_keeps_its_form(side: int) -> None:
     assert np.linalg.norm(steps + packed["centre"], axis=1) == pytest.approx(0.5, abs=0.01)
 
 
+def test_the_same_mesh_is_simplified_once_and_another_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    simplified: list[np.ndarray] = []
+    work = meshes._simplified
+    monkeypatch.setattr(meshes, "_SIMPLIFIED", {})
+    monkeypatch.setattr(meshes, "REMEMBERED", 3)
+    monkeypatch.setattr(meshes, "_simplified", lambda *mesh: (simplified.append(mesh[0]), work(*mesh))[1])
+    vertices = BOX_V3.copy()
+    first = meshes.mesh_object(vertices, BOX_F3, "data")
+    assert meshes.mesh_object(BOX_V3.copy(), BOX_F3.copy(), "data") == first and len(simplified) == 1
+    vertices[0] -= 1.0  # in place
+    assert meshes.mesh_object(vertices, BOX_F3, "data") != first and len(simplified) == 2
+    meshes.mesh_object(BOX_V3, BOX_F3[:-1], "data")
+    meshes.mesh_object(BOX_V3, BOX_F3, "data", 4)
+    assert len(simplified) == 4 and len(meshes._SIMPLIFIED) == 3
+
+
 def test_empty_and_endless_meshes_are_refused() -> None:
     for vertices, faces in ((BOX_V3[:0], BOX_F3[:0]), (BOX_V3 * np.nan, BOX_F3)):
         with pytest.raises(ValueError, match="empty or not finite"):
