@@ -6,7 +6,7 @@ these are quantised, up queries spread them over the L latents again, and the re
 tokens: encoding, decoding, teacher forcing and sampling all use these two.
 
 Source: G3PT, the CQT (down-sampling queries, quantisation, up-sampling queries, residual).
-Ours: residual amplitudes sigma_k; per-position statistics before the quantiser; a learned base canvas; the query inside the
+Ours: float32 under any autocast, because a rounding error of bf16 moves z to another code; residual amplitudes sigma_k; per-position statistics before the quantiser; a learned base canvas; the query inside the
 up block's MLP and a sink token, so that one token can still give position-dependent values; queries initialised from places
 (random Fourier features of anchors), so that attention starts local; identity instead of attention at the finest scale.
 Controls (`resampling`), measured in LOG.md: `pooled` has no queries: a scale's token is the mean of the latents nearest to its
@@ -28,7 +28,7 @@ from g3pt.config import CVQConfig
 from g3pt.models.attention import Attention
 from g3pt.models.layers import CrossBlock, feed_forward
 from g3pt.models.quantizer import RunningNorm, build_quantizer
-from g3pt.training.parallel import mean_over_workers
+from g3pt.training.parallel import float32_on, mean_over_workers
 
 BOX = 1.9  # side of the cube that objects lie in
 
@@ -149,9 +149,11 @@ class CQT(nn.Module):
         """What `scale`'s quantised tokens add to the canvas, (B, L, D)."""
         if self.config.resampling == "slices":
             first, last = self._slice(scale)
-            return F.pad(self.last_up(values_BTC), (0, 0, first, self.config.num_latents - last))
+            with float32_on(values_BTC.device):
+                return F.pad(self.last_up(values_BTC), (0, 0, first, self.config.num_latents - last))
         up = self.last_up if scale == self.config.num_scales - 1 else self.ups[scale]
-        return self.sigma[scale] * up(values_BTC)
+        with float32_on(values_BTC.device):
+            return self.sigma[scale] * up(values_BTC)
 
     def align(self, features_BLD: Tensor, scale: int) -> Tensor:
         """`scale`'s T tokens (B, T, D) from L latents, which are a residual or the canvas."""
@@ -159,7 +161,8 @@ class CQT(nn.Module):
             return self._align_slice(features_BLD, scale)
         if scale == self.config.num_scales - 1:
             return F.layer_norm(features_BLD, features_BLD.shape[-1:])
-        return self.downs[scale](features_BLD)
+        with float32_on(features_BLD.device):
+            return self.downs[scale](features_BLD)
 
     def _slice(self, scale: int) -> tuple[int, int]:
         first = sum(self.config.scales[:scale])
@@ -180,7 +183,8 @@ class CQT(nn.Module):
             tokens_BTD, to_code = F.layer_norm(residual_BLD[:, first:last], residual_BLD.shape[-1:]), self.to_code[0]
         else:
             tokens_BTD, to_code = self.align(residual_BLD, scale), self.to_code[scale]
-        return self.quantizer(self.norms[scale](to_code(tokens_BTD), frozen))
+        with float32_on(tokens_BTD.device):
+            return self.quantizer(self.norms[scale](to_code(tokens_BTD), frozen))
 
     def forward(self, latents_BLD: Tensor, frozen: bool = False, num_scales: int | None = None) -> CQTOutput:
         """Encode latents by the first `num_scales` scales (all by default): the canvas, codes and loss of each."""

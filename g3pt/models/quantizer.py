@@ -41,7 +41,6 @@ class RunningNorm(nn.Module):
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(self, z_BTC: Tensor, frozen: bool) -> Tensor:
-        z_BTC = z_BTC.float()
         if self.training and not frozen:
             self._update(z_BTC.detach())
         deviation_TC = (self.square_TC - self.mean_TC.square()).clamp_min(1e-8).sqrt()

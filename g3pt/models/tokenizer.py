@@ -23,7 +23,7 @@ from g3pt.config import CVQConfig
 from g3pt.models.cqt import CQT, CQTOutput, anchor_spacing, make_anchors
 from g3pt.models.layers import CrossBlock, FourierPoints, SelfBlock, run_blocks
 from g3pt.training.exports import Pretrained
-from g3pt.training.parallel import assign, mean_over_workers, variance_over_workers
+from g3pt.training.parallel import assign, float32_on, mean_over_workers, variance_over_workers
 from g3pt.training.usage import CodeUsage
 
 Phase = Literal["continuous", "pyramid", "joint"]
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
     def _scores(self, places_BP3: Tensor) -> Tensor:
         """Squared distance of each anchor to each point, (B, L, P), minus the anchor's squared norm."""
         anchors = self.anchors_L3.expand(len(places_BP3), -1, -1)
-        with torch.autocast(places_BP3.device.type, enabled=False):  # bf16 is too coarse for distances
+        with float32_on(places_BP3.device):  # bf16 is too coarse for distances
             return places_BP3.square().sum(-1)[:, None] - 2 * torch.bmm(anchors, places_BP3.transpose(1, 2))
 
 
@@ -100,8 +100,10 @@ class Decoder(nn.Module):
         return run_blocks(self.blocks, self.project(canvas_BLD) + self.places, self.config.checkpoint_layers)
 
     def logits(self, latents_BLD: Tensor, points_BQ3: Tensor) -> Tensor:
-        """Occupancy logits (B, Q), positive inside."""
-        return self.head(self.norm(self.cross(self.embed(points_BQ3), latents_BLD))).squeeze(-1)
+        """Occupancy logits (B, Q) in float32, positive inside."""
+        read_BQD = self.cross(self.embed(points_BQ3), latents_BLD)
+        with float32_on(read_BQD.device):  # a bf16 logit has 8 bits
+            return self.head(self.norm(read_BQD.float())).squeeze(-1)
 
 
 class CVQ(nn.Module, Pretrained):
@@ -178,7 +180,7 @@ class CVQ(nn.Module, Pretrained):
 
     def _occupancy_loss(self, canvas_BLD: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         logits_BQ = self.decoder.logits(self.decoder.latents(canvas_BLD), batch["points_BQ3"])
-        loss_BQ = F.binary_cross_entropy_with_logits(logits_BQ.float(), batch["occupancy_BQ"].float(), reduction="none")
+        loss_BQ = F.binary_cross_entropy_with_logits(logits_BQ, batch["occupancy_BQ"].float(), reduction="none")
         near_BQ = batch["near_BQ"]
         volume = (loss_BQ * ~near_BQ).sum() / (~near_BQ).sum()  # no boolean index, which would synchronise a GPU
         near = (loss_BQ * near_BQ).sum() / near_BQ.sum()

@@ -209,25 +209,24 @@ def cvq_activations(config: CVQConfig, objects: int, precision: str = "fp32") ->
     )
     block = _self_saved(latents, width, config.num_heads, precision)
     total += 4 * blocks * latents * width + block if config.checkpoint_layers else blocks * block
-    total += (
-        (4 + _bytes(precision)) * (queries + 2 * latents) * width
-    )  # the head's norm and input, the latents' norm, the decoder's projection
+    total += 8 * queries * width  # the head's norm and input, always in float32
+    total += (4 + _bytes(precision)) * 2 * latents * width  # the latents' norm, the decoder's projection
     if config.latent_queries == "anchored":  # the weights of every point for every anchor
         total += _bytes(precision) * latents * config.num_points
-    return objects * (total + _cqt_saved(config, precision))
+    return objects * (total + _cqt_saved(config))
 
 
-def _cqt_saved(config: CVQConfig, precision: str) -> int:
-    """The canvas, down block and up block of every scale."""
+def _cqt_saved(config: CVQConfig) -> int:
+    """The canvas, down block and up block of every scale, always in float32."""
     width, latents, digits, total = config.width, config.num_latents, len(config.code_levels), 0
     for scale, tokens in enumerate(config.scales):
         total += 4 * (latents * width + tokens * (width + 8 * digits))
         if config.resampling == "slices" or scale == config.num_scales - 1:
             continue
         rows = {"pooled": 10 * latents + 2 * tokens, "queries": 12 * latents + 3 * (tokens + 1)}[config.resampling]
-        total += 4 * latents * width + _bytes(precision) * rows * width
+        total += 4 * (latents + rows) * width
         if config.resampling == "queries":
-            total += _cross_saved(tokens, latents, width, config.num_heads, precision)
+            total += _cross_saved(tokens, latents, width, config.num_heads, "fp32")
     return total
 
 

@@ -165,6 +165,11 @@ def bf16_where(wanted: bool, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
 
 
+def float32_on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """No autocast, whatever surrounds it."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def shell_of(model: nn.Module) -> nn.Module:
     """A copy of `model` whose parameters take no memory. Frozen encoders, which are not in its module tree, are shared."""
     known: dict[int, Any] = {
