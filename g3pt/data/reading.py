@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from g3pt.data.datasets import DatasetInfo, open_dataset
-from g3pt.data.records import NUMBER_COLUMNS, ROWS_PER_GROUP, RecordConfig, shard_index
+from g3pt.data.records import NUMBER_COLUMNS, ROWS_PER_GROUP, RecordConfig, id_hash, shard_index
 from g3pt.data.selection import ALL, Selection
 from g3pt.data.storage import Location, open_parquet
 
@@ -95,23 +95,29 @@ def load_arrays(
 ) -> dict[str, Any]:
     """Whole columns in memory, sorted by id: tensors as (N, ...) arrays, numbers as (N,), text and views as lists.
 
-    With `limit` only the first objects are returned; row groups without them are not read.
+    With `limit` only the objects with the smallest sha256(id) are returned, a sample that no source or category dominates. Row
+    groups without them are not read.
     """
     info = dataset if isinstance(dataset, DatasetInfo) else open_dataset(dataset)
     wanted = list(dict.fromkeys(["id", "license", *columns]))
-    first = _first_ids(info, split, status, selection, limit) if limit is not None else None
+    chosen = _smallest_ids(info, split, status, selection, limit) if limit is not None else None
     shards = (
-        None if first is None else sorted({shard_index(name, info.num_shards) for name in first} & info.shards.keys())
+        None if chosen is None else sorted({shard_index(name, info.num_shards) for name in chosen} & info.shards.keys())
     )
-    rows = [row for row in read_rows(info, wanted, split, status, shards, first) if selection.keeps(row)]
-    assert first is None or len(rows) == len(first), f"{info.path}: objects are in other shards than their ids say"
+    rows = [row for row in read_rows(info, wanted, split, status, shards, chosen) if selection.keeps(row)]
+    assert chosen is None or len(rows) == len(chosen), f"{info.path}: objects are in other shards than their ids say"
     rows.sort(key=lambda row: row["id"])
     return {name: _stacked(name, [row[name] for row in rows], info.config) for name in columns}
 
 
-def _first_ids(info: DatasetInfo, split: str | None, status: str | None, selection: Selection, limit: int) -> set[str]:
+def _smallest_ids(
+    info: DatasetInfo, split: str | None, status: str | None, selection: Selection, limit: int
+) -> set[str]:
+    """The `limit` ids with the smallest sha256."""
     rows = read_rows(info, ["id", "license"], split, status)
-    return set(sorted(row["id"] for row in rows if selection.keeps(row))[:limit])
+    return set(
+        sorted((row["id"] for row in rows if selection.keeps(row)), key=lambda name: (id_hash(name), name))[:limit]
+    )
 
 
 def count_objects(dataset: DatasetInfo, shard: int, split: str, selection: Selection = ALL) -> int:

@@ -72,8 +72,8 @@ Samples = list[dict[str, Any]]
 def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str, Any]:
     """Metrics, protocol, table, rows and pictures."""
     train = reading.load_arrays(info, "train", ("id", "caption", "category", "eval_surface"))
-    held = reading.load_arrays(info, flags.split, ("id", "caption", "category", "eval_surface", "surface"))
-    held = {name: values[: flags.limit or None] for name, values in held.items()}
+    columns = ("id", "caption", "category", "eval_surface", "surface")
+    held = reading.load_arrays(info, flags.split, columns, limit=flags.limit or None)
     if not train["id"]:
         raise UsageError(f"dataset {info.path} has no training object to compare samples with")
     prompts = choose_prompts(train, held, flags.num_samples, flags.seed)

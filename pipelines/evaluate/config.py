@@ -19,7 +19,7 @@ class EvaluateFlags(DryRun, OnRay, OnData, Replace):
     split: str = "test"
     """train, val or test"""
     limit: int = 0
-    """objects of the split, the first by id; 0: all"""
+    """take the N objects of the split with the smallest sha256(id); 0: all"""
     num_samples: int = 200
     """generator: samples, half of them with prompts absent from training"""
     num_image_samples: int = 64

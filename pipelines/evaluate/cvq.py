@@ -45,7 +45,8 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
     with bad_input():
         model = CVQ.from_pretrained(export)
         check_points(info, model.config)
-    arrays = load(info, flags.split, tuple(dict.fromkeys((*COLUMNS, *encoded_columns(model.config)))), flags.limit)
+    columns = tuple(dict.fromkeys((*COLUMNS, *encoded_columns(model.config))))
+    arrays = reading.load_arrays(info, flags.split, columns, limit=flags.limit or None)
     codes_NS = encode(
         model, [{name: arrays[name][k] for name in encoded_columns(model.config)} for k in range(len(arrays["id"]))]
     )
@@ -78,12 +79,6 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
         "columns": 4,
         "table": table(summary),
     }
-
-
-def load(info: DatasetInfo, split: str, columns: tuple[str, ...], limit: int) -> dict[str, Any]:
-    """Columns of the split's objects, the first `limit` by id (0: all)."""
-    arrays = reading.load_arrays(info, split, columns)
-    return {name: values[: limit or None] for name, values in arrays.items()}
 
 
 def work_items(arrays: dict[str, Any], codes_NS: np.ndarray, flags: Any) -> list[dict[str, Any]]:

@@ -60,6 +60,7 @@ def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
             "fingerprint": info.fingerprint,
             "shards": stable_hash(info.shards),
             "split": flags.split,
+            **({"limited_by": "sha256(id)"} if flags.limit else {}),  # 0.1.0 took the first ids
         },
         "flags": {
             name: value

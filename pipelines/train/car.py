@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 EVAL_BATCH = 32
 EVAL_OBJECTS = 256  # validation objects read while training
-TEST_OBJECTS = 4096  # test objects at the end: the first by id, loaded into memory
+TEST_OBJECTS = 4096  # test objects at the end: those with the smallest sha256(id), loaded into memory
 
 
 class CARStage:
@@ -93,7 +93,7 @@ class CARStage:
         return self.train(start_sample)
 
     def _split(self, split: str, limit: int) -> ConditionedCodes:
-        """The first `limit` objects of a validation or test split."""
+        """The `limit` objects of a validation or test split with the smallest sha256(id)."""
         if split not in self._splits:
             arrays = reading.load_arrays(
                 self.info, split, car_batches.columns(self.info, self.stored), selection=self.selection, limit=limit
@@ -104,7 +104,7 @@ class CARStage:
         return self._splits[split]
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Cross-entropies over the first validation objects, in nats per token, prefixed `val_`."""
+        """Cross-entropies over EVAL_OBJECTS validation objects, in nats per token, prefixed `val_`."""
         return self._cross_entropies(model, "val", EVAL_OBJECTS)
 
     def final(self, model: nn.Module) -> dict[str, float]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TRAIN_COLUMNS = ("surface", "near_points", "volume_points", "near_occupancy", "volume_occupancy")
 EVAL_COLUMNS = ("surface", "eval_surface", "volume_points", "volume_occupancy")
 EVAL_OBJECTS = 128  # validation objects for the diagnostics during training
-TEST_OBJECTS = 4096  # test objects at the end: the first by id, loaded into memory
+TEST_OBJECTS = 4096  # test objects at the end: those with the smallest sha256(id), loaded into memory
 
 
 class CVQStage:
@@ -61,7 +61,7 @@ class CVQStage:
         return self._batches(start_sample)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Diagnostics over the first validation objects, prefixed `val_`."""
+        """Diagnostics over EVAL_OBJECTS validation objects, prefixed `val_`."""
         return self._diagnose(model, "val", EVAL_OBJECTS)
 
     def final(self, model: nn.Module) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -197,12 +198,22 @@ def test_arrays_are_sorted_by_id_over_shards_and_filtered(tmp_path: Path) -> Non
     assert test["scale"].tolist() == [0.5] * len(test["id"])
     free = reading.load_arrays(info, None, ["license"], selection=Selection(licenses=("MIT",)))["license"]
     assert free == ["MIT"] * 20
-    mine = [name for name in names if by_id[name]["license"] == "MIT"]
-    assert reading.load_arrays(info, None, ["id"], selection=Selection(licenses=("MIT",)), limit=3)["id"] == mine[:3]
+    mine = sorted((name for name in names if by_id[name]["license"] == "MIT"), key=records.id_hash)
+    few = reading.load_arrays(info, None, ["id"], selection=Selection(licenses=("MIT",)), limit=3)["id"]
+    assert few == sorted(mine[:3]) and few != sorted(mine)[:3], "by hash, not the first ids"
     assert sum(info.splits.values()) == 40 and info.splits["test"] == len(test["id"])
 
 
-def test_the_first_objects_are_read_without_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_takes_objects_from_all_sources_alike(tmp_path: Path) -> None:
+    names = [f"{source}/{number:03d}" for source in ("kit-a", "kit-b", "museum", "scans") for number in range(40)]
+    info = write(tmp_path, [ok_row(name) for name in names], num_shards=3)
+    chosen = reading.load_arrays(info, None, ["id"], limit=40)["id"]
+    assert chosen == sorted(sorted(names, key=records.id_hash)[:40])
+    assert min(Counter(name.split("/")[0] for name in chosen).values()) >= 5, "the first 40 ids are all of kit-a"
+    assert reading.load_arrays(info, None, ["id"], limit=1000)["id"] == sorted(names)
+
+
+def test_a_limit_reads_only_the_row_groups_of_its_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [ok_row(f"x{number:03d}") for number in range(2 * records.ROWS_PER_GROUP * 3)]
     info = write(tmp_path, rows, num_shards=2)
     whole, seen = reading.load_arrays(info, None, ["id", "surface"]), []
@@ -214,9 +225,10 @@ def test_the_first_objects_are_read_without_the_others(tmp_path: Path, monkeypat
             seen.extend([batch.num_rows] * ("surface" in columns)) or original(batch, columns, *given)
         ),
     )
-    first = reading.load_arrays(info, None, ["id", "surface"], limit=5)
-    assert first["id"] == whole["id"][:5] and np.array_equal(first["surface"], whole["surface"][:5])
-    assert sum(seen) == 2 * records.ROWS_PER_GROUP, "one row group of each shard"
+    one = reading.load_arrays(info, None, ["id", "surface"], limit=1)
+    assert one["id"] == [min(whole["id"], key=records.id_hash)]
+    assert np.array_equal(one["surface"][0], whole["surface"][whole["id"].index(one["id"][0])])
+    assert sum(seen) == records.ROWS_PER_GROUP, "one row group of one shard"
 
 
 def test_rows_that_break_the_schema_are_refused() -> None:

@@ -622,10 +622,14 @@ def test_other_flags_of_a_finished_evaluation_need_replace(
     evaluate(dataclasses.replace(flags, limit=1, replace=True))
     assert len(instant) == 2 and json.loads((tmp_path / "it.json").read_text())["flags"]["limit"] == 1
     moved = dict(json.loads((tmp_path / "it.json").read_text()))
+    by_id = moved | {"dataset": {name: value for name, value in moved["dataset"].items() if name != "limited_by"}}
+    (tmp_path / "it.json").write_text(json.dumps(by_id))
+    evaluate(dataclasses.replace(flags, limit=1))
+    assert len(instant) == 3, "the first ids: not the objects of today"
     moved["model"] |= {"export_sha256": "0"}  # trained again at the same place
     (tmp_path / "it.json").write_text(json.dumps(moved))
     evaluate(dataclasses.replace(flags, limit=1))
-    assert len(instant) == 3
+    assert len(instant) == 4
 
 
 def test_a_second_start_of_an_evaluation_is_refused(
