@@ -1,8 +1,8 @@
 """Training batches whose content depends only on (seed, samples seen), so that a resumed run continues them exactly.
 
 Each epoch visits the objects in an order shuffled from (seed, epoch); a batch may span two epochs. Worker r of w takes every w-th
-object of each global batch. Points within an object are drawn from (seed, sample number). A generator's batches:
-pipelines/train/car_batches.py.
+object of each global batch. Points within an object are windows of the stored points (`window`) from (seed, sample number). A
+generator's batches: pipelines/train/car_batches.py.
 
 Shapes: N objects, P surface points, Q query points; tensors with suffix B are batches.
 """
@@ -20,6 +20,10 @@ import torch
 from torch import Tensor
 
 from g3pt.config import CVQConfig
+
+# Part of a run's hash. Raise it when a seed gives other objects, points or views than before: an unfinished run must not be resumed
+# with them. Runs before version 2 have none; they drew query points with replacement and validated on the first ids.
+DATA_ORDER = 2
 
 
 def sample_order(num_objects: int, seed: int, epoch: int) -> np.ndarray:
@@ -56,12 +60,16 @@ def batch_indices(
 
 def window(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """`count` consecutive rows from a random start, wrapping around. Stored points are in random order, so this is a random sample."""
-    if count > len(values):
+    return values[window_rows(len(values), count, rng)]
+
+
+def window_rows(num_stored: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """The row numbers of a `window`."""
+    if count > num_stored:
         raise ValueError(
-            f"asked for {count} points of {len(values)} stored; preprocess with more or lower the preset's count"
+            f"asked for {count} points of {num_stored} stored; preprocess with more or lower the preset's count"
         )
-    start = int(rng.integers(len(values)))
-    return np.take(values, np.arange(start, start + count), axis=0, mode="wrap")
+    return (rng.integers(num_stored) + np.arange(count)) % num_stored
 
 
 class SurfaceBatches:
@@ -99,7 +107,7 @@ class SurfaceBatches:
         points, inside = [], []
         for pool, count in pools:
             stored = row[f"{pool}_points"]
-            chosen = rng.integers(len(stored), size=count)
+            chosen = window_rows(len(stored), count, rng)
             points.append(stored[chosen])
             inside.append(unpack_rows(row[f"{pool}_occupancy"], chosen))
         batch = {

@@ -244,9 +244,11 @@ def _spec(
     selection: Selection,
     tokenizer: dict[str, str] | None = None,
 ) -> RunSpec:
+    from g3pt.data.batches import DATA_ORDER
+
     # The fingerprint covers ids and meshes; changed captions or a repeated conversion change the hashes of the files.
     data = {"dataset": info.fingerprint, "shards": stable_hash(info.shards)}
-    config = {"model": dataclasses.asdict(model), "train": dataclasses.asdict(train), **data}
+    config = {"model": dataclasses.asdict(model), "train": dataclasses.asdict(train), "data_order": DATA_ORDER, **data}
     paths = {"data": absolute(str(info.path))}
     config |= selection.as_config()
     if tokenizer:

@@ -89,6 +89,21 @@ def test_shapes_types_and_labels_of_a_row() -> None:
     assert 0.5 * 2 / 48 < row["chamfer_to_input"] < 3 * 2 / 48
 
 
+def test_every_window_of_the_stored_query_points_is_a_sample_of_all() -> None:
+    """Training reads query points as windows of their stored order (g3pt.data.batches)."""
+    cube = trimesh.creation.box((1, 1, 1))
+    row = convert_mesh(cube.vertices, cube.faces, ConvertConfig(resolution=48, num_surface=8, num_sharp=8), 0)
+    for pool, share in (("near", 0.5), ("volume", BOX**3)):
+        points = row[f"{pool}_points"].astype(np.float64)
+        inside = np.unpackbits(row[f"{pool}_occupancy"], bitorder="little")
+        for window, labels in zip(points.reshape(32, -1, 3), inside.reshape(32, -1), strict=True):
+            octants = np.bincount((window > 0) @ [1, 2, 4], minlength=8) / len(window)
+            assert np.abs(octants - 1 / 8).max() < 0.05 and abs(labels.mean() - share) < 0.07, pool
+    distance = np.abs(np.abs(row["near_points"].astype(np.float64)).max(axis=1) - BOX)
+    medians = np.median(distance[:30_720].reshape(5, -1, 3), axis=1)  # of each sigma in five parts of the order
+    assert np.allclose(medians, medians[0], rtol=0.15) and medians[0, 2] > 5 * medians[0, 0]
+
+
 @pytest.mark.parametrize("sigma", [0.005, 0.02])
 def test_near_points_lie_off_the_surface_by_one_draw_of_the_noise(sigma: float) -> None:
     """Of a cube's faces, away from the edges: signed distances are normal with standard deviation sigma."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from g3pt.config import TrainConfig
-from g3pt.data.batches import batch_indices, unpack_rows, window
+from g3pt.data.batches import SurfaceBatches, batch_indices, unpack_rows, window
 from g3pt.training.fit import AskedToStop, NonFiniteLoss, WeightAverage, fit, learning_rate, make_optimizer
+from tests.g3pt.models.test_tokenizer import TINY, spheres
 
 CONFIG = TrainConfig(steps=10, batch_size=2, learning_rate=0.1, log_every=5, eval_every=5, checkpoint_every=5)
 
@@ -50,6 +51,25 @@ def test_bad_batches_are_refused() -> None:
         next(batch_indices(0, 4, 0, 0))
     with pytest.raises(ValueError, match="9 points of 8"):
         window(np.zeros((8, 6)), 9, np.random.default_rng(0))
+
+
+def test_query_points_are_windows_of_the_stored_order_with_their_labels() -> None:
+    config = dataclasses.replace(TINY, num_volume_queries=48, num_near_queries=24)
+    arrays = spheres(3, num_queries=64)
+    batch = next(SurfaceBatches(arrays, config, 3, seed=0)(0))
+    (_, rows) = next(batch_indices(3, 3, 0, 0))
+    starts = []
+    for row, points_Q3, inside_Q in zip(rows, batch["points_BQ3"], batch["occupancy_BQ"], strict=True):
+        for pool, part in (("volume", slice(0, 48)), ("near", slice(48, 72))):
+            stored = torch.from_numpy(arrays[f"{pool}_points"][row].astype(np.float32))
+            labels = np.unpackbits(arrays[f"{pool}_occupancy"][row], bitorder="little").astype(bool)
+            start = int(torch.all(stored == points_Q3[part][0], dim=1).nonzero()[0])
+            assert torch.equal(points_Q3[part], stored.roll(-start, 0)[: part.stop - part.start])
+            assert np.array_equal(inside_Q[part], np.roll(labels, -start)[: part.stop - part.start])
+            starts.append(start)
+    assert len(set(starts)) > 3, "at random offsets"
+    with pytest.raises(ValueError, match="65 points of 64"):
+        next(SurfaceBatches(arrays, dataclasses.replace(config, num_near_queries=65), 3, seed=0)(0))
 
 
 def test_packed_bits_come_back() -> None:

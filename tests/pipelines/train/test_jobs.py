@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from g3pt.config import car_preset
-from g3pt.data import datasets, reading, records
+from g3pt.config import car_preset, cvq_preset
+from g3pt.data import batches, datasets, reading, records
 from g3pt.data.selection import Selection
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.exports import read_export_config
@@ -37,6 +37,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "connect", refuse)
 
 
+POINTS = ("num_points", "num_encode_points", "num_volume_queries", "num_near_queries")
 COMMANDS = {"cvq": (TrainCVQFlags, train_cvq), "car": (TrainCARFlags, train_car)}
 
 
@@ -60,6 +61,20 @@ def test_a_selection_that_cannot_be_met_is_one_line(
     with pytest.raises(UsageError, match=says):
         run(flags_class(**given, output=str(tmp_path / "runs"), **flags))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_another_order_of_the_data_is_another_run(stage: str, paths: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spec() -> RunSpec:
+        if stage == "cvq":
+            few = dataclasses.replace(cvq_preset("nano")[0], **{name: 8 for name in POINTS})
+            return jobs.cvq_spec(paths["data"], "nano", few, cvq_preset("nano")[1])
+        return jobs.car_spec(paths["data"], paths["tokenizer"], "nano", *car_preset("nano"))
+
+    now = spec()
+    older = dataclasses.replace(now, config={k: v for k, v in now.config.items() if k != "data_order"})
+    monkeypatch.setattr(batches, "DATA_ORDER", batches.DATA_ORDER + 1)
+    assert len({now.name, older.name, spec().name}) == 3, "no run without a version, or of another, is resumed"
 
 
 def test_a_selection_says_what_it_leaves_out_and_names_another_run(
