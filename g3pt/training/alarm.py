@@ -1,5 +1,7 @@
 """The collapse alarm: which figures of a ledger record are past their limit, in words. No torch: `jobs/status.py` reads it too.
 
+`skipped_line` says which steps a run skipped because they were not finite. It is no alarm: the run goes on without them.
+
 A record carries, per scale, what `g3pt.training.usage` counted over the training batches since the record before. Four faults are
 told apart, because each is invisible in the figures of the others (LOG.md):
 
@@ -84,6 +86,14 @@ def alarm_line(records: Iterable[Mapping[str, float]], finished: bool = False) -
     for record in records:
         alarm.update(record)
     return in_words(alarm.active(finished))
+
+
+def skipped_line(records: Iterable[Mapping[str, float]]) -> str:
+    """`2 steps skipped, not finite: 37, 52`, over all of `records`; empty if there is none."""
+    steps = sorted(int(step) for record in records for key, step in record.items() if key.startswith("skipped_step_"))
+    return (
+        f"{len(steps)} step{'s' * (len(steps) > 1)} skipped, not finite: {', '.join(map(str, steps))}" if steps else ""
+    )
 
 
 def in_words(found: Iterable[Fault]) -> str:

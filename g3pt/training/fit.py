@@ -10,6 +10,8 @@ over objects trains as without them, within float noise. Running statistics (buf
 micro-batches, which for an exponential average is what the whole share would give. Within the step, however, each micro-batch
 is normalised by its own statistics, and LFQ's entropy sees it alone, so those weights differ a little (LOG.md).
 
+A step whose loss or gradient is not finite changes nothing (`g3pt.training.skipped`); the next record names it.
+
 Every key of a record becomes an MLflow metric; what is logged under which key is decided by the models' losses and evaluations.
 """
 
@@ -29,20 +31,15 @@ from g3pt.config import TrainConfig
 from g3pt.data.batches import prefetched, rows_of
 from g3pt.training.optimizer_state import Like
 from g3pt.training.parallel import SingleProcess, bf16_where, local, mean_over_workers, shard_like, whole
+from g3pt.training.skipped import Buffers, check_skipped, skip_flag, skipped_record, with_skipped
 
 Record = dict[str, float]
 Resume = (
     dict[str, Any] | Callable[[Like], dict[str, Any]]
 )  # a state, or a function that reads one into existing tensors
 Batch = dict[str, Any]  # tensors of B objects, and row_B and num_rows: their rows in the global batch, and its size
-Step = tuple[int, Tensor, Tensor, dict[str, Tensor]]  # its number, loss, gradient norm and logs
+Step = tuple[int, Tensor, Tensor, dict[str, Tensor], Tensor]  # number, loss, gradient norm, logs, 1 if it was skipped
 PREFETCH = 2  # batches made ahead, on a GPU
-
-
-class NonFiniteLoss(ArithmeticError):
-    """The loss or its gradient is not finite; `step` and the message name the step."""
-
-    step: int | None = None
 
 
 class AskedToStop(Exception):
@@ -90,7 +87,7 @@ def fit(
     the slices of a sharded model's tensors. `evaluate` runs on every worker too; a sharded model gathers one block at a
     time for it. `micro_batch` objects are computed at once, by default a worker's whole share.
     `stop` is asked on every worker after each step: if any says yes, all save and raise AskedToStop.
-    Raises NonFiniteLoss with its step; nothing is saved after one.
+    Raises NonFiniteLoss when too many steps were skipped; nothing is saved from then on.
     """
     parallel, device = parallel or SingleProcess(), torch.device(device)
     share = config.batch_size // parallel.world_size
@@ -99,9 +96,11 @@ def fit(
     parallel.shard(model, config.precision)
     optimizer = make_optimizer(model, config)
     average = WeightAverage(model, config.ema_decay)
-    first_step, pending = 0, list[Step]()
+    first_step, pending, skipped, buffers = 0, list[Step](), list[int](), Buffers()
     if resume is not None:
-        first_step, pending = load_state(resume, model, optimizer, average, config, is_first=parallel.rank == 0)
+        first_step, pending, skipped = load_state(
+            resume, model, optimizer, average, config, is_first=parallel.rank == 0
+        )
     on_gpu, wrapped = device.type == "cuda", None
     started, logged_step = time.perf_counter(), first_step
 
@@ -115,13 +114,17 @@ def fit(
                     wrapped = parallel.wrap(model)
                 batch = rows_of(next(stream), config.batch_size, parallel.rank, parallel.world_size)
                 optimizer.zero_grad(set_to_none=True)
+                buffers.remember(model)
                 loss, logs = backward(wrapped, model, on_device(batch, device), step, parts, config, parallel)
                 grad_norm = whole(nn.utils.clip_grad_norm_(trained_parameters(model), config.clip_norm))
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step)
+                skip = skip_flag(loss, grad_norm)
+                optimizer.found_inf = skip  # type: ignore[attr-defined]  # where it is 1, fused AdamW writes nothing
                 optimizer.step()
-                average.update(model)
-                pending.append((step, loss, grad_norm.detach(), logs))
+                average.update(model, skip)
+                buffers.restore_if(skip, model)
+                pending.append((step, loss, grad_norm.detach(), logs, skip))
 
             done = step + 1
             is_last = done == config.steps
@@ -129,7 +132,8 @@ def fit(
             asked = stop is not None and parallel.agree(stop())
             is_saved = is_last or asked or done % config.checkpoint_every == 0
             if is_logged or is_saved:
-                check_finite(pending)
+                skipped = with_skipped(skipped, [taken[0] for taken in pending], [taken[-1] for taken in pending])
+                check_skipped(skipped, config.steps if is_last else None)
             if is_logged:
                 record = mean_record(pending) | {
                     "step": done * config.batch_size,
@@ -148,7 +152,8 @@ def fit(
             if is_saved:
                 begun = begun_record(pending, model)
                 if save is not None:
-                    save(state_dict(model, optimizer, average, done, config) | begun, done * config.batch_size)
+                    state = state_dict(model, optimizer, average, done, config) | begun | {"skipped": skipped}
+                    save(state, done * config.batch_size)
             if asked and not is_last:
                 parallel.agree(True)  # wait for each other: a worker that leaves could end one that still writes
                 raise AskedToStop(done)
@@ -294,8 +299,8 @@ class WeightAverage:
         self.updates = dict.fromkeys(self.tensors, 0)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average of every parameter that is trained now towards its value."""
+    def update(self, model: nn.Module, skip: Tensor | None = None) -> None:
+        """Move the average of every parameter that is trained now towards its value, unless `skip` is 1."""
         groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for name, p in model.named_parameters():
             if p.requires_grad:
@@ -303,36 +308,54 @@ class WeightAverage:
                 self.updates[name] += 1
         for n, pairs in groups.items():
             decay = min(self.decay, (1 + n) / (10 + n))
-            torch._foreach_lerp_([average for average, _ in pairs], [p for _, p in pairs], 1 - decay)
+            _lerp_unless(skip, [average for average, _ in pairs], [p for _, p in pairs], 1 - decay)
 
 
-def check_finite(pending: list[Step]) -> None:
-    """Raise NonFiniteLoss for the first step whose loss or gradient is not finite."""
-    for step, loss, grad_norm, _ in pending:
-        if not bool(torch.isfinite(loss) & torch.isfinite(grad_norm)):
-            values = f"the loss is {float(loss)}, the norm of its gradient {float(grad_norm)}"
-            error = NonFiniteLoss(f"{values} at step {step}; lower the learning rate or look at that batch")
-            error.step = step
-            raise error
+def _lerp_unless(skip: Tensor | None, averages: list[Tensor], values: list[Tensor], weight: float) -> None:
+    """average += weight * (value - average) for each pair, unless `skip` is 1.
+
+    One kernel of fused SGD: it ascends the "gradient" `value` with a weight decay of 1. Other foreach functions cannot be masked on
+    the device without a temporary copy of the model.
+    """
+    torch._fused_sgd_(
+        averages,
+        [value.detach() for value in values],
+        [],
+        weight_decay=1.0,
+        momentum=0.0,
+        lr=weight,
+        dampening=0.0,
+        nesterov=False,
+        maximize=True,
+        is_first_step=False,
+        grad_scale=None,
+        found_inf=skip,
+    )
 
 
 def mean_record(pending: list[Step]) -> Record:
-    """Means over the steps since the last record and over workers; a value that only some steps logged is averaged over those."""
+    """Means over the steps since the last record and over workers, and the steps that were skipped, which no mean contains.
+
+    A value that only some steps logged is averaged over those.
+    """
     sums: dict[str, list[float]] = {}
-    for _, loss, grad_norm, logs in pending:
-        for name, value in {"loss": loss, "grad_norm": grad_norm, **logs}.items():
+    skipped = [step for step, *_, skip in pending if skip]
+    for step, loss, grad_norm, logs, _ in pending:
+        for name, value in {"loss": loss, "grad_norm": grad_norm, **logs}.items() if step not in skipped else ():
             sums.setdefault(name, []).append(float(value))
+    if not sums:
+        return skipped_record(skipped)
     means = torch.tensor(
         [sum(values) / len(values) for values in sums.values()], dtype=torch.float64, device=pending[0][1].device
     )
-    return dict(zip(sums, mean_over_workers(means).tolist(), strict=True))
+    return dict(zip(sums, mean_over_workers(means).tolist(), strict=True)) | skipped_record(skipped)
 
 
 def begun_record(pending: list[Step], model: nn.Module) -> dict[str, Any]:
     """The steps so far of the next record, over all workers, who must all call it; empty right after a record."""
     if not pending:
         return {}
-    steps = [(step, mean_record([(step, loss, norm, logs)])) for step, loss, norm, logs in pending]
+    steps = [(taken[0], {} if taken[-1] else mean_record([taken])) for taken in pending]
     return {
         "begun": [[step, values] for step, values in steps],
         "window": model.window_state() if hasattr(model, "window_state") else {},
@@ -344,11 +367,13 @@ def go_on_with_record(state: dict[str, Any], model: nn.Module, is_first: bool) -
     if state.get("window"):
         model.load_window(state["window"], is_first)
     exact = {"dtype": torch.float64, "device": next(model.parameters()).device}
-    steps = [
-        (step, {name: torch.tensor(value, **exact) for name, value in values.items()})
-        for step, values in state.get("begun", [])
-    ]
-    return [(step, values.pop("loss"), values.pop("grad_norm"), values) for step, values in steps]
+    found = []
+    for step, values in state.get("begun", []):  # a skipped step has no values
+        logs = {name: torch.tensor(value, **exact) for name, value in values.items()}
+        skip = torch.tensor(float(not values), dtype=torch.float32, device=exact["device"])
+        loss, grad_norm = (logs.pop(name, torch.tensor(math.nan, **exact)) for name in ("loss", "grad_norm"))
+        found.append((step, loss, grad_norm, logs, skip))
+    return found
 
 
 def state_dict(
@@ -372,8 +397,9 @@ def load_state(
     average: WeightAverage,
     config: TrainConfig,
     is_first: bool = True,
-) -> tuple[int, list[Step]]:
-    """Restore a state, sharded as the model is now; returns the number of steps done and the steps so far of the next record."""
+) -> tuple[int, list[Step], list[int]]:
+    """Restore a state, sharded as the model is now; returns the number of steps done, the steps so far of the next record, and the
+    steps skipped lately."""
     state = resume(filled_in_place(model, optimizer, average)) if callable(resume) else resume
     if state["batch_size"] != config.batch_size:
         raise ValueError(
@@ -389,7 +415,7 @@ def load_state(
     for name, tensor in average.tensors.items():
         tensor.copy_(shard_like(state["average"][name], tensor))
     average.updates = dict(state["average_updates"])
-    return int(state["steps_done"]), go_on_with_record(state, model, is_first)
+    return int(state["steps_done"]), go_on_with_record(state, model, is_first), list(state.get("skipped", []))
 
 
 def filled_in_place(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage) -> Like:

@@ -43,7 +43,8 @@ class CodeUsage:
     @torch.no_grad()
     def add(self, codes_BT: list[Tensor]) -> None:
         """Count a batch's codes, one tensor per scale. Does not synchronise a GPU."""
-        codes_BS = torch.cat(codes_BT, dim=1)
+        # latents that are not finite have codes of any value, and an index that is out of range would end the run
+        codes_BS = torch.cat(codes_BT, dim=1).clamp(0, self.num_codes - 1)
         if self.counts_KV is None or self.hashed_SH is None or self.starts_2S is None:
             self._open(codes_BS.device)
         ones = torch.ones((), dtype=torch.int32, device=codes_BS.device).expand(codes_BS.numel())

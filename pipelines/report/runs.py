@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from g3pt.training.alarm import alarm_line
+from g3pt.training.alarm import alarm_line, skipped_line
 from pipelines.report.common import failure_line, note_command
 from pipelines.report.folders import evaluations_of
 from pipelines.report.html import Page, columns, command, facts, folded, join, paragraph, table, text, warning
@@ -54,6 +54,8 @@ def _state(folder: Path, spec: Source, ledger: Source) -> Markup:
     finished = (folder / "_SUCCESS").is_file()
     lines = [] if finished else [warning("Not finished: the same command resumes from the last checkpoint.")]
     lines += _alarm(ledger.value, finished)
+    skipped = skipped_line(ledger.value)
+    lines += [warning(f"{skipped}.")] if skipped else []
     failure = failure_line(folder)
     pairs = [
         ("Run", text(folder.name)),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from g3pt.training.alarm import alarm_line
+from g3pt.training.alarm import alarm_line, skipped_line
 from pipelines.runs.ledger import LEDGER_FILE, Ledger
 from pipelines.runs.notes import FAILURE_FILE, read_note
 from pipelines.status.inputs import Inputs, Verdict, export_folder
@@ -29,7 +29,7 @@ def describe_run(place: Place, inputs: Inputs) -> Item:
     train = spec["config"]["train"]
     total, records = train["steps"] * train["batch_size"], Ledger.of(place.path).tail(TAIL_BYTES)
     done = min(total, int(records[-1]["step"]) if records else 0)
-    command = inputs.command(place.path)
+    command, skipped = inputs.command(place.path), skipped_line(records)
     common: dict[str, Any] = {
         "kind": "run",
         "path": place.path,
@@ -42,7 +42,7 @@ def describe_run(place: Place, inputs: Inputs) -> Item:
             return Item(**common, state="failed", done=done, reason="export/ is missing although the run is finished")
         changed, note = changed_inputs(spec, inputs)
         found = {"state": "stale", "reason": changed, "next": command} if changed else {"state": "done"}
-        return Item(**common, **found, done=total, notes=(note,) if note else ())
+        return Item(**common, **found, done=total, notes=tuple(said for said in (note, skipped) if said))
     failure = read_note(place.path, FAILURE_FILE)
     if failure:
         return Item(**common, state="failed", done=done, reason=str(failure.get("error")), next=command)
@@ -58,9 +58,8 @@ def describe_run(place: Place, inputs: Inputs) -> Item:
     )
     left = (total - done) / speed if speed and done < total else None
     changed, _ = changed_inputs(spec, inputs)
-    notes = ("its export is missing",) * (done == total) + (f"resuming needs its original input: {changed}",) * bool(
-        changed
-    )
+    notes = ("its export is missing",) * (done == total) + (skipped,) * bool(skipped)
+    notes += (f"resuming needs its original input: {changed}",) * bool(changed)
     return Item(
         **common,
         state="partial",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from g3pt.training.alarm import Alarm, alarm_line, in_words
+from g3pt.training.alarm import Alarm, alarm_line, in_words, skipped_line
 from pipelines.cli.progress import Progress, say
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger, NewRecords, Periodic, Record
@@ -62,11 +62,13 @@ class Follower(Periodic):
             say(f"  {self.name}: {line}")
 
     def alarms(self, records: list[Record]) -> list[str]:
-        """Lines about alarms that begin in records not seen before."""
+        """Lines about alarms that begin, and steps that were skipped, in records not seen before."""
         new = [record for record in records if record["step"] > self.heard]
         self.heard = new[-1]["step"] if new else self.heard
         found = [(record["step"], self.alarm.update(record)) for record in new]
-        return [f"alarm at {step:.0f} samples: {in_words(faults)}" for step, faults in found if faults]
+        skipped = skipped_line(new)
+        lines = [f"alarm at {step:.0f} samples: {in_words(faults)}" for step, faults in found if faults]
+        return lines + [skipped] * bool(skipped)
 
 
 def tokens_per_sample(spec: RunSpec) -> int:

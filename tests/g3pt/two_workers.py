@@ -35,7 +35,9 @@ CASES: dict[str, dict[str, Any]] = {  # name -> changes of TINY
     "fsq": {},
     "lfq": {"quantizer": "lfq", "code_weight": 0.5},
     "bf16": {"checkpoint_layers": True},
+    "bad": {},
 }
+BAD_STEP = 4  # of the case "bad": object 1 is not finite, which is the second worker's
 KINDS = ("ddp", "fsdp")
 
 
@@ -49,7 +51,9 @@ def train_cvq(
 ) -> dict[str, Any]:
     """Records, weights and the checkpoint half-way of one training of a tokenizer; a sharded one's goes to `folder`."""
     config = dataclasses.replace(TINY, **PHASES, **CASES[case])
-    batches = SurfaceBatches(spheres(8), config, BATCH, 0, parallel.rank, parallel.world_size)
+    batches: Any = SurfaceBatches(spheres(8), config, BATCH, 0, parallel.rank, parallel.world_size)
+    if case == "bad":
+        batches = functools.partial(_with_a_bad_object, batches, parallel)
     return _trained(CVQ(config), batches, train_config(case), parallel, micro_batch, resume, folder)
 
 
@@ -72,6 +76,14 @@ def train_car(parallel: SingleProcess, micro_batch: int | None = None, precision
     plan = dataclasses.asdict(gathered(model))  # before it is cut
     found = _trained(model, batches, dataclasses.replace(TRAIN, precision=precision), parallel, micro_batch, None)
     return found | {"gathered": plan, "held_bytes": max(held)}
+
+
+def _with_a_bad_object(batches: Any, parallel: SingleProcess, start_sample: int) -> Iterator[dict[str, Any]]:
+    for step, batch in enumerate(batches(start_sample), start_sample // BATCH):
+        if step == BAD_STEP:
+            rows_B = torch.arange(parallel.rank, BATCH, parallel.world_size)
+            batch["surface_BP6"][rows_B == 1] = float("nan")
+        yield batch
 
 
 def _trained(
@@ -145,6 +157,7 @@ def main(folder: Path, rank: int) -> None:
         dist.barrier()  # rank 0 writes state.json last
         keep(f"resumed-{other}", train_cvq("fsq", both(other), resume=box[0] or stored(folder)))
         keep(f"bf16-{kind}", train_cvq("bf16", both(kind)))
+        keep(f"bad-{kind}", train_cvq("bad", both(kind)))
     keep("lfq-ddp", train_cvq("lfq", both("ddp")))
     keep("car-fsdp", train_car(both("fsdp")))
     keep("car-bf16-fsdp", train_car(both("fsdp"), precision="bf16"))

@@ -1,7 +1,7 @@
 """CVQ: codes round-trip, scales build on each other, point order is irrelevant, everything trains, one batch is learnt."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +218,35 @@ def test_a_resumed_training_equals_an_uninterrupted_one_in_every_phase() -> None
         for (name, a), b in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
             assert torch.equal(a, b), f"{name} differs after resuming at step {done}"
         assert later[-1]["step"] == records[-1]["step"] == 48
+
+
+@pytest.mark.parametrize("changes", [{}, {"quantizer": "lfq"}])
+def test_a_batch_that_is_not_finite_changes_nothing_in_any_phase(changes: dict) -> None:
+    """The weights and running statistics of every phase, and the codes of latents that are not finite."""
+    train = TrainConfig(steps=12, batch_size=4, learning_rate=1e-3, checkpoint_every=1, log_every=12)
+    config = dataclasses.replace(TINY, continuous_share=0.34, pyramid_share=0.25, **changes)
+    states: dict[int, dict] = {}
+    records: list[dict] = []
+
+    def batches(start_sample: int) -> Iterator[dict]:
+        for step, batch in enumerate(SurfaceBatches(spheres(8), config, 4, 0)(start_sample)):
+            if step in (2, 5, 9):
+                batch["surface_BP6"][1] = float("nan")
+            yield batch
+
+    def save(state: dict, samples: int) -> None:
+        states[samples // 4] = _copy({name: state[name] for name in ("model", "average")})
+
+    fit(model=CVQ(config), batches=batches, config=train, report=records.append, save=save)
+    assert [records[0][f"skipped_step_{i}"] for i in (1, 2, 3)] == [2.0, 5.0, 9.0]
+    assert all(np.isfinite(value) for value in records[0].values())
+    for step in range(12):
+        same = all(
+            torch.equal(a, b)
+            for part in ("model", "average")
+            for a, b in zip(states.get(step, states[1])[part].values(), states[step + 1][part].values(), strict=True)
+        )
+        assert same == (step in (0, 2, 5, 9)), step
 
 
 def _copy(value: object) -> object:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from g3pt.config import TrainConfig
 from g3pt.data.batches import SurfaceBatches, batch_indices, unpack_rows, window
-from g3pt.training.fit import AskedToStop, NonFiniteLoss, WeightAverage, fit, learning_rate, make_optimizer
+from g3pt.training.fit import AskedToStop, WeightAverage, fit, learning_rate, make_optimizer
+from g3pt.training.skipped import MAX_SKIPPED, WINDOW, NonFiniteLoss, check_skipped, with_skipped
 from tests.g3pt.models.test_tokenizer import TINY, spheres
 
 CONFIG = TrainConfig(steps=10, batch_size=2, learning_rate=0.1, log_every=5, eval_every=5, checkpoint_every=5)
@@ -148,15 +149,112 @@ def test_matrices_are_decayed_and_biases_and_norms_are_not() -> None:
     }
 
 
-def test_a_non_finite_loss_stops_with_its_step_and_saves_nothing() -> None:
-    def batches(start_sample: int) -> Iterator[dict[str, Tensor]]:
-        for step in itertools.count():
-            yield {"target": torch.full((2, 2), float("nan") if step == 3 else 1.0)}
+class Tracked(Line):
+    """With one running mean that is updated in place and one that is replaced, as a tokenizer's are."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("replaced", torch.zeros(()))
+
+    def forward(self, batch: dict, step: int) -> tuple:
+        self.mean.lerp_(batch["target"].mean(), 0.5)
+        self.replaced = self.replaced + batch["target"].mean()
+        return super().forward(batch, step)
+
+
+def bad_at(*steps: int) -> Callable[[int], Iterator[dict[str, Tensor]]]:
+    """Batches of one object per two samples, with targets that are not finite at these steps."""
+
+    def batches(start_sample: int) -> Iterator[dict[str, Tensor]]:
+        for step in itertools.count(start_sample // CONFIG.batch_size):
+            yield {"target": torch.full((2, 2), float("nan") if step in steps else 1.0)}
+
+    return batches
+
+
+def states_of(
+    model: nn.Module, config: TrainConfig, batches: Callable, **given: object
+) -> tuple[list, dict[int, dict]]:
+    """The records of a training, without their speed, and its states by number of steps."""
+    records: list[dict] = []
+    states: dict[int, dict] = {}
+    save = lambda state, samples: states.setdefault(samples // config.batch_size, copy.deepcopy(state))  # noqa: E731
+    fit(model=model, batches=batches, config=config, report=records.append, save=save, **given)
+    return [{k: v for k, v in record.items() if k != "samples_per_second"} for record in records], states
+
+
+def same_bits(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a.view(torch.uint8) if a.ndim else a, b.view(torch.uint8) if b.ndim else b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_bits(a[key], b[key]) for key in a)
+    return a == b
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+def test_a_step_that_is_not_finite_changes_no_bit_and_the_next_record_names_it(bad: int) -> None:
+    every = dataclasses.replace(CONFIG, checkpoint_every=1)
+    records, states = states_of(Tracked(), every, bad_at(bad))
+    start = dict(Tracked().state_dict())
+    before, after = states.get(bad), states[bad + 1]
+    assert same_bits(before["model"] if before else start, after["model"]), "weights and running statistics"
+    assert same_bits(before["average"] if before else {"weight": start["weight"]}, after["average"])
+    if before:
+        assert same_bits(before["optimizer"]["state"], after["optimizer"]["state"])
+    assert not same_bits(after["model"], states[bad + 2]["model"]), "the step after it trains"
+    assert [(r.get("skipped_steps"), r.get("skipped_step_1")) for r in records] == [(1.0, float(bad)), (None, None)]
+    assert all(np.isfinite(list(record.values())).all() for record in records), "no mean contains the skipped step"
+
+
+def test_a_run_with_skipped_steps_resumes_with_the_same_bits_and_records() -> None:
+    """Stopped right after the bad step, between two records."""
+    every = dataclasses.replace(CONFIG, checkpoint_every=1)
+    records, states = states_of(Tracked(), every, bad_at(6))
+    resumed, later = states_of(Tracked(), every, bad_at(6), resume=states[7])
+    assert states[7]["skipped"] == [6] and states[7]["begun"] == [[5, states[7]["begun"][0][1]], [6, {}]]
+    assert resumed == records[1:]
+    assert same_bits(later[10], states[10])
+
+
+def test_more_than_ten_skipped_steps_in_a_thousand_stop_the_run_and_save_nothing_more() -> None:
+    config = dataclasses.replace(CONFIG, steps=40, checkpoint_every=10)
     saved: list[int] = []
-    with pytest.raises(NonFiniteLoss, match="step 3"):
-        fit(model=Line(), batches=batches, config=CONFIG, report=lambda _: None, save=lambda s, n: saved.append(n))
-    assert saved == []
+    with pytest.raises(NonFiniteLoss, match=r"11 of 1,000 steps .*: steps 5, 6, .*, 14, 24;") as raised:
+        fit(
+            model=Line(), batches=bad_at(*range(5, 5 + MAX_SKIPPED), 24, 26), config=config, report=lambda _: None,
+            save=lambda _, samples: saved.append(samples // config.batch_size),
+        )  # fmt: skip
+    assert raised.value.step == 24 and saved == [10, 20]
+
+
+def test_the_thousand_steps_are_counted_exactly_wherever_records_begin() -> None:
+    def last_of(eleventh: int) -> list[int]:
+        skipped: list[int] = []
+        for start in range(0, 2 * WINDOW, 20):
+            steps = range(start, start + 20)
+            flags = [torch.tensor(float(5 <= step < 5 + MAX_SKIPPED or step == eleventh)) for step in steps]
+            skipped = with_skipped(skipped, steps, flags)
+            check_skipped(skipped)
+        return skipped
+
+    assert last_of(5 + WINDOW) == [5 + WINDOW], "of the steps 5 to 1004 ten were skipped"
+    with pytest.raises(NonFiniteLoss):
+        last_of(4 + WINDOW)
+
+
+def test_skipped_steps_before_a_checkpoint_count_after_it() -> None:
+    config = dataclasses.replace(CONFIG, steps=40, log_every=5, eval_every=40, checkpoint_every=5)
+    bad = tuple(range(1, 2 * MAX_SKIPPED + 3, 2))
+    _, states = states_of(Line(), dataclasses.replace(config, steps=20), bad_at(*bad))
+    with pytest.raises(NonFiniteLoss, match="11 of 1,000 steps"):
+        states_of(Line(), config, bad_at(*bad), resume=states[20])
+
+
+def test_a_run_without_any_finite_step_does_not_finish() -> None:
+    config = dataclasses.replace(CONFIG, steps=4)
+    with pytest.raises(NonFiniteLoss, match="4 of 4 steps"):
+        fit(model=Line(), batches=bad_at(*range(4)), config=config, report=lambda _: None)
 
 
 def test_asked_to_stop_it_saves_that_step_and_the_next_record_misses_none() -> None:
@@ -210,11 +308,11 @@ def test_the_average_forgets_where_it_started() -> None:
     assert average.tensors["weight"].mean().item() == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_too() -> None:
+def test_a_gradient_that_is_not_finite_is_skipped_too() -> None:
     class Root(Line):
         def forward(self, batch: dict, step: int) -> tuple:
             loss = self.weight.abs().sqrt().sum()  # finite at zero, its gradient is not
             return loss, {}
 
-    with pytest.raises(NonFiniteLoss, match="gradient"):
+    with pytest.raises(NonFiniteLoss, match="10 of 10 steps"):
         fit(model=Root(), batches=constant(1.0), config=CONFIG, report=lambda _: None)

@@ -11,7 +11,7 @@ import torch
 
 from g3pt.training.fit import count_parts
 from g3pt.training.parallel import SingleProcess, make_parallel
-from tests.g3pt.two_workers import BATCH, CASES, KINDS, STEPS, stored, train_car, train_cvq
+from tests.g3pt.two_workers import BAD_STEP, BATCH, CASES, KINDS, STEPS, stored, train_car, train_cvq
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CURVE = 2e-4  # relative: float noise, which rounding to codes amplifies step by step
@@ -98,6 +98,18 @@ def test_running_statistics_are_those_of_all_workers(folder: Path, alone: dict[s
     assert len(names) == 3 * 4 + 3
     for name in names:
         assert torch.allclose(ours[name].float(), theirs[name].float(), rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_that_is_not_finite_on_one_worker_is_skipped_by_all(
+    folder: Path, alone: dict[str, dict[str, Any]], kind: str
+) -> None:
+    found = load(folder, f"bad-{kind}")
+    skipped = {"step": BATCH * (BAD_STEP + 1), "skipped_steps": 1.0, "skipped_step_1": BAD_STEP}
+    assert skipped.items() <= found["records"][BAD_STEP].items() and "loss" not in found["records"][BAD_STEP]
+    same_curve(found, alone["bad"])
+    for name, value in alone["bad"]["weights"].items():
+        assert torch.allclose(found["weights"][name].float(), value.float(), rtol=1e-3, atol=1e-4), name
 
 
 @pytest.mark.parametrize("kind", KINDS)

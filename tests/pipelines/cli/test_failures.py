@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from g3pt.training.fit import NonFiniteLoss, naming_step
+from g3pt.training.fit import naming_step
+from g3pt.training.skipped import NonFiniteLoss
 from pipelines.cli import main, quiet
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import Failure, doing, is_deterministic, on_disk, placed, remedied, root_cause

@@ -112,6 +112,24 @@ def test_status_shows_it_in_the_table_and_as_json(tmp_path: Path, capsys: pytest
     assert [item["alarm"] for item in json.loads(capsys.readouterr().out)["items"]] == [WORDS, ""]
 
 
+def test_skipped_steps_are_named_once_by_the_driver_and_by_status_and_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipelines.report.page import write_report
+
+    spec, run_dir = run_folder(tmp_path, {"skipped_steps": 2.0, "skipped_step_1": 3.0, "skipped_step_2": 7.0}, {})
+    follower = follow.Follower(spec, run_dir)
+    Ledger.of(run_dir).append([{"step": 30.0, "loss": 1.0, "skipped_steps": 1.0, "skipped_step_1": 12.0}])
+    follower.show()
+    follower.show()
+    assert capsys.readouterr().err.count("skipped") == 1, "an earlier start reported the first two"
+    with pytest.raises(NotWell):
+        job.status(job.StatusFlags(dir=str(tmp_path)))
+    words = "3 steps skipped, not finite: 3, 7, 12"
+    assert words in capsys.readouterr().out
+    assert words in write_report(run_dir).read_text()
+
+
 def test_the_report_warns(tmp_path: Path) -> None:
     from pipelines.report.page import write_report
 
