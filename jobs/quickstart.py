@@ -1,4 +1,4 @@
-"""The whole pipeline at toy size in about 15 minutes: python jobs/quickstart.py --help"""
+"""The whole pipeline at toy size in about 13 minutes: python jobs/quickstart.py --help"""
 
 import sys
 from pathlib import Path
