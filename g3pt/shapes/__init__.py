@@ -1,11 +1,13 @@
-"""Procedural captioned objects: 100,000 ids, each of which determines an object's geometry and caption.
+"""Procedural captioned objects: 100,000 ids per seed, each of which determines an object's geometry and caption.
 
-How: an id `shapes/<family>-<index>` and a seed give the random stream; the family draws its attributes, builds overlapping closed
+How: an id `shapes/<family>-<index>` and a seed give the random stream. `s<seed>/shapes/<family>-<index>` is that object of another seed,
+so that one dataset can have objects of several seeds. The family draws its attributes, builds overlapping closed
 parts and names the visible attributes in a caption of a closed vocabulary. NumPy only.
 Source: none. Ours: all of it (the paper trains on Objaverse).
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +22,8 @@ from g3pt.shapes.primitives import Part, join
 # datasets are recognised as different; tests/g3pt/shapes/golden.txt contains what this version gives.
 GENERATOR_VERSION = 1
 FAMILIES: tuple[str, ...] = tuple(ALL)
-NUM_SHAPES = 100_000
+NUM_SHAPES = 100_000  # of one seed
+SEEDED_ID = re.compile(r"s([1-9][0-9]*)/(.+)", re.DOTALL)
 BOX = 0.95
 
 
@@ -37,15 +40,26 @@ class Shape:
 
 
 def shape_ids() -> list[str]:
-    """All ids, equally many per family but for a remainder."""
+    """All ids of one seed, equally many per family but for a remainder."""
     counts = [NUM_SHAPES // len(FAMILIES) + (k < NUM_SHAPES % len(FAMILIES)) for k in range(len(FAMILIES))]
     return [
         f"shapes/{family}-{index:05d}" for family, count in zip(FAMILIES, counts, strict=True) for index in range(count)
     ]
 
 
+def seeded_id(shape_id: str, seed: int) -> str:
+    """The id of an object of `seed` in a dataset of several seeds: `s<seed>/<id>`, and the plain id for seed 0."""
+    return f"s{seed}/{shape_id}" if seed else shape_id
+
+
+def without_seed(shape_id: str, seed: int = 0) -> tuple[str, int]:
+    """The plain id and the seed that `s<seed>/<id>` names. A plain id is returned as it is, with the given seed."""
+    match = SEEDED_ID.fullmatch(shape_id)
+    return (match[2], int(match[1])) if match else (shape_id, seed)
+
+
 def parse_id(shape_id: str) -> tuple[str, int]:
-    """The family and index of an id; ValueError for anything else."""
+    """The family and index of a plain id; ValueError for anything else."""
     stem, _, index = shape_id.removeprefix("shapes/").partition("-")
     if (
         not shape_id.startswith("shapes/")
@@ -59,9 +73,10 @@ def parse_id(shape_id: str) -> tuple[str, int]:
 
 
 def make_shape(shape_id: str, seed: int = 0) -> Shape:
-    """The object of an id: the same arrays for the same id and seed, whatever else was made before."""
-    family, _ = parse_id(shape_id)
-    digest = hashlib.sha256(f"{shape_id}|{seed}".encode()).digest()
+    """The object of an id: the same arrays for the same id and seed, whatever else was made before. The seed of `s<seed>/<id>` wins."""
+    plain_id, seed = without_seed(shape_id, seed)
+    family, _ = parse_id(plain_id)
+    digest = hashlib.sha256(f"{plain_id}|{seed}".encode()).digest()
     attributes = ALL[family].draw(np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big"))))
     vertices, faces = build(family, attributes)
     caption = ALL[family].caption({slot: attributes[slot] for slot in ALL[family].slots})

@@ -71,6 +71,9 @@ class PreprocessConfig(DryRun, OnRay, Replace):
     """memory limit in GiB (address space) of the process that converts an object"""
     seed: int = 0
     """seed of shapes, points and views"""
+    seeds: str | None = None
+    """shapes: objects of several seeds, comma-separated, 100,000 per seed; ids of seed K above 0 begin with sK/; default
+    those of --seed"""
     retry_failed: bool = False
     """redo shards with timeouts, out-of-memory or download errors"""
     rehash: bool = False
@@ -95,6 +98,10 @@ class PreprocessConfig(DryRun, OnRay, Replace):
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, got {self.seed}")
+        if self.wanted_seeds and self.source != "shapes":
+            raise ValueError(f"--seeds chooses among procedural shapes; --source is {self.source}")
+        if self.wanted_seeds and self.seed:
+            raise ValueError(f"--seeds names the seeds of all shapes; leave out --seed {self.seed}")
         self.record, self.convert  # noqa: B018 (both check their values)
 
     @property
@@ -121,6 +128,14 @@ class PreprocessConfig(DryRun, OnRay, Replace):
             "seed": self.seed,
         }
         return json.loads(records.canonical_json(found))
+
+    @property
+    def wanted_seeds(self) -> tuple[int, ...]:
+        """The seeds of --seeds, in order. ValueError for what is no seed."""
+        found = listed(self.seeds)
+        if self.seeds is not None and not (found and all(one.isascii() and one.isdigit() for one in found)):
+            raise ValueError(f"--seeds must be comma-separated numbers such as 0,1,2, got {self.seeds!r}")
+        return tuple(sorted(set(map(int, found))))
 
     @property
     def wanted_categories(self) -> tuple[str, ...]:

@@ -186,7 +186,18 @@ def _counted(counts: dict[str, int]) -> str:
 
 def card(config: PreprocessConfig) -> Card:
     """What MLflow shows of the command. The dataset's fingerprint joins the run's name once it is known."""
-    names = ("source", "input", "limit", "resolution", "watertight", "views", "num_surface", "num_queries", "seed")
+    names = (
+        "source",
+        "input",
+        "limit",
+        "resolution",
+        "watertight",
+        "views",
+        "num_surface",
+        "num_queries",
+        "seed",
+        "seeds",
+    )
     folder = location(config.output)
     return Card(
         stage="preprocess",

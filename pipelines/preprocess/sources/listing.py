@@ -72,7 +72,7 @@ class Listing:
     def _source(self) -> Iterator[SourceObject]:
         config = self.config
         if config.source == "shapes":
-            return list_shapes(config.seed)
+            return list_shapes(config.seed, config.wanted_seeds)
         if config.source == "objaverse":
             source = Objaverse(config, self.ids)
             self.categories_of = source.categories_of

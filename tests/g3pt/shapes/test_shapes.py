@@ -34,6 +34,18 @@ def test_an_id_and_seed_fix_the_object() -> None:
     assert other.attributes != first.attributes
 
 
+def test_an_id_may_name_its_seed() -> None:
+    assert shapes.seeded_id("shapes/lamp-00007", 0) == "shapes/lamp-00007"
+    assert shapes.seeded_id("shapes/lamp-00007", 12) == "s12/shapes/lamp-00007"
+    named, given = shapes.make_shape("s12/shapes/lamp-00007"), shapes.make_shape("shapes/lamp-00007", seed=12)
+    assert named.id == "s12/shapes/lamp-00007" and named.caption == given.caption
+    np.testing.assert_array_equal(named.vertices, given.vertices)
+    np.testing.assert_array_equal(shapes.make_shape(named.id, seed=3).vertices, named.vertices)
+    for bad in ("s0/shapes/lamp-00007", "s01/shapes/lamp-00007", "s1/s2/shapes/lamp-00007", "s1/lamp-00007", "s1/"):
+        with pytest.raises(ValueError, match="not a shape id"):
+            shapes.make_shape(bad)
+
+
 @pytest.mark.parametrize("family", shapes.FAMILIES)
 def test_parts_are_closed_outward_and_thick(family: str) -> None:
     import trimesh

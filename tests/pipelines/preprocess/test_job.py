@@ -14,17 +14,20 @@ import numpy as np
 import pytest
 import trimesh
 
+from g3pt import shapes
 from g3pt.data import datasets, reading, records
 from pipelines.cli.errors import UsageError
+from pipelines.evaluate.car import solid_of
 from pipelines.preprocess import config as preprocess_config
 from pipelines.preprocess import shards as stage
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.job import preprocess
-from pipelines.preprocess.plan import ShardTask, default_num_shards
+from pipelines.preprocess.plan import ShardTask, default_num_shards, make_plan
 from pipelines.preprocess.plan_store import PlanStore
-from pipelines.preprocess.sources import SourceObject
+from pipelines.preprocess.sources import Listing, SourceObject
 from pipelines.preprocess.sources.content import Content, read_content
 from pipelines.preprocess.sources.folder import list_folder
+from pipelines.preprocess.sources.shapes import shape_object
 
 FIELD = Path(__file__).parents[2] / "g3pt" / "geometry" / "field"
 SMALL = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
@@ -123,6 +126,44 @@ def test_shapes_become_rows_with_everything_the_contract_names(tmp_path: Path, l
         assert abs(extent.max() - 1.9) < 1e-3 and row["volume"] > 0 and row["scale"] > 0
     assert [call["experiment"] for call in logged] == ["g3pt/preprocess"]
     assert logged[0]["metrics"]["objects_ok"] == 6 and [file.name for file in logged[0]["artifacts"]] == MADE_BESIDE
+
+
+def test_shapes_of_several_seeds_join_those_of_seed_0_which_keep_their_bytes(tmp_path: Path) -> None:
+    names = ["shapes/lamp-00007", "shapes/car-00001", "s1/shapes/lamp-00007", "s12/shapes/car-00001"]
+    (tmp_path / "ids").write_text("\n".join(names))
+    shared = {"source": "shapes", "input": None, "ids": str(tmp_path / "ids"), "num_shards": 1}
+    plain = run(config(tmp_path, **shared, output=str(tmp_path / "plain")))
+    zero = run(config(tmp_path, **shared, output=str(tmp_path / "zero"), seeds="0"))
+    assert plain.shards == zero.shards and plain.fingerprint == zero.fingerprint and plain.counts == {"ok": 2}
+    several = run(config(tmp_path, **shared, seeds="12, 1,0"))
+    assert several.counts == {"ok": 4} and several.settings == plain.settings
+    rows = {row["id"]: row for row in reading.read_rows(several, several.columns)}
+    assert set(rows) == set(names) and len({row["content_sha256"] for row in rows.values()}) == 4
+    for before in reading.read_rows(plain, plain.columns):
+        assert all(np.array_equal(value, rows[before["id"]][name]) for name, value in before.items())
+    for name, seed in (("lamp-00007", 1), ("car-00001", 12)):
+        made, row = shapes.make_shape(f"shapes/{name}", seed), rows[f"s{seed}/shapes/{name}"]
+        assert (row["caption"], row["category"], row["split"]) == (
+            made.caption,
+            made.family,
+            records.split_of(row["id"]),
+        )
+        assert solid_of(row, several)["family"] == made.family, "an evaluation makes it again from its id"
+
+
+def test_a_limit_chooses_among_the_shapes_of_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "NUM_SHAPES", 32)
+    few = config(tmp_path, source="shapes", input=None, limit=12, seeds="0,1,2", num_shards=1)
+    all_ids = [shapes.seeded_id(name, seed) for seed in (0, 1, 2) for name in shapes.shape_ids()]
+    (task,) = make_plan(few, Listing(few)).tasks
+    assert [item.id for item in task.objects] == smallest_hashes(all_ids, 12)
+    assert {item.content_sha256 for item in task.objects} == {
+        shape_object(*shapes.without_seed(item.id)).content_sha256 for item in task.objects
+    }
+    known = shape_object("shapes/lamp-00007", 0).content_sha256
+    assert known == "142bf89af043007dc999cdf7483b7229b49d2cb64499ea0def62d3f6c5de0867", (
+        "as before there were several seeds"
+    )
 
 
 def test_finished_shards_are_skipped_and_nothing_is_logged_twice(
@@ -478,8 +519,12 @@ def test_numbers_are_checked_when_flags_are_parsed(tmp_path: Path) -> None:
         {"views": -1},
         {"seed": -1},
         {"timeout_s": 0},
+        {"source": "shapes", "seeds": "0,-1"},
+        {"source": "shapes", "seeds": ","},
+        {"source": "shapes", "seeds": "1,2", "seed": 5},
+        {"seeds": "1", "source": "dir"},
     ):
-        with pytest.raises(ValueError, match=str(next(iter(change.values())))):
+        with pytest.raises(ValueError, match=str(list(change.values())[-1])):
             config(tmp_path, **change)
 
 
