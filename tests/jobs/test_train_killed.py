@@ -29,7 +29,7 @@ INTERVAL = STEPS // 5 * BATCH  # samples between two checkpoints
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Real shapes, few and coarse, with as many points as the preset reads."""
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    counts = {"resolution": 32, "num_surface": 4096, "num_sharp": 16, "num_queries": 512}
+    counts = {"resolution": 32, "num_surface": 4096, "num_sharp": 16, "num_queries": 1024}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracked, "tell", lambda *_: None)
         return preprocess(
