@@ -83,8 +83,13 @@ class Pretrained:
 
 def check_weights(path: str | Path) -> None:
     """ValueError if the weights of an export or finished run can't be read or are not finite; called before workers start."""
-    for _ in _finite_tensors(find_export(path) / WEIGHTS_NAME):
+    for _ in finite_tensors(path):
         pass
+
+
+def finite_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of an export or finished run, one after the other. ValueError as in `check_weights`."""
+    return _finite_tensors(find_export(path) / WEIGHTS_NAME)
 
 
 def _finite_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:

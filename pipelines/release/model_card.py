@@ -15,6 +15,7 @@ from typing import Any
 
 from pipelines.preprocess.credits import by_author, plain
 from pipelines.runs.ledger import Ledger, Record
+from pipelines.tracking.cards import model_name
 
 LICENSE = "apache-2.0"  # of the weights and of the code
 KINDS = {
@@ -99,9 +100,17 @@ def title(made: Made) -> list[str]:
     return [
         *lines,
         "",
-        f"Weights in {made.weights}. Trained from scratch by this project; the paper's authors have not released "
-        "weights (arXiv 2409.06322).",
+        f"Weights in {made.weights}. {start(made)}; the paper's authors have not released weights (arXiv 2409.06322).",
     ]
+
+
+def start(made: Made) -> str:
+    """How the training began."""
+    export = made.run["config"].get("init_from")
+    if not export:
+        return "Trained from scratch by this project"
+    name = model_name(made.run["paths"]["init_from"])
+    return f"Trained by this project from the weights of {plain(name)} (export {export[:16]})"
 
 
 def usage(made: Made) -> list[str]:

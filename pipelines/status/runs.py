@@ -78,13 +78,16 @@ def interval(records: list[dict[str, Any]]) -> float:
 
 
 def changed_inputs(spec: dict[str, Any], inputs: Inputs) -> Verdict:
-    """Whether a run's dataset or tokenizer has changed."""
+    """Whether a run's dataset, tokenizer or start weights have changed."""
     config, paths = spec["config"], spec["paths"]
     data = inputs.dataset(str(paths["data"]), config["dataset"], config["shards"]) if "data" in paths else Verdict()
-    if "tokenizer" not in config or data.changed:
-        return data
-    tokenizer = inputs.export(str(paths["tokenizer"]), config["tokenizer"], "tokenizer")
-    return Verdict(changed=tokenizer.changed, note=tokenizer.note or data.note)
+    found = [data]
+    for name, what in (("tokenizer", "tokenizer"), ("init_from", "start")):
+        if name in config:
+            found.append(inputs.export(str(paths[name]), config[name], what))
+    return Verdict(
+        changed=next((v.changed for v in found if v.changed), ""), note=next((v.note for v in found if v.note), "")
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- study

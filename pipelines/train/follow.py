@@ -116,6 +116,10 @@ def card(spec: RunSpec, run_dir: Path, experiment: str = "") -> Card:
         models["tokenizer"] = Path(spec.paths["tokenizer"])
         params["tokenizer"] = cards.model_name(spec.paths["tokenizer"])
         tags["g3pt.tokenizer_hash"] = spec.config["tokenizer"]
+    if "init_from" in spec.paths:
+        models["init_from"] = Path(spec.paths["init_from"])
+        params["init_from"] = cards.model_name(spec.paths["init_from"])
+        tags["g3pt.init_from_hash"] = spec.config["init_from"]
     kind = {"cvq": "Tokenizer CVQ", "car": "Generator CAR"}[spec.stage]
     return Card(
         stage=spec.stage,

@@ -58,6 +58,8 @@ class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, OnData, Replace):
     """with several workers: the whole model on each (ddp), or sharded among them (fsdp)"""
     micro_batch: int | None = None
     """objects per forward pass of a worker; default its share of the batch"""
+    init_from: str | None = None
+    """start from the weights of this run or export, which has the same sizes; default random weights"""
     num_to_keep: int = 2
     """number of newest checkpoints to keep"""
     set: str | None = None
@@ -107,6 +109,7 @@ def _train(
 ) -> str | None:
     """The body of both commands. `make_spec` checks the stage's own input."""
     from pipelines.train import run
+    from pipelines.train.init_from import started_from
     from pipelines.train.plan import print_plan
 
     with bad_input():
@@ -116,6 +119,7 @@ def _train(
         return print_plan(stage, flags, model, config, count(model))
     run.check_output(flags.output)
     spec = named_by_micro_batch(make_spec(flags.preset, model, config, chosen(flags)), flags)
+    spec = started_from(spec, flags.init_from)
 
     def ready(spec: RunSpec) -> RunSpec:
         if stage == "car":

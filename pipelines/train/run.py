@@ -87,7 +87,7 @@ def train_run(
 
 def inputs_of(spec: RunSpec) -> list[str]:
     """One file of each input that every worker of the run reads."""
-    names = {"data": "dataset.json", "tokenizer": "config.json"}
+    names = {"data": "dataset.json", "tokenizer": "config.json", "init_from": "config.json"}
     return [f"{spec.paths[role]}/{name}" for role, name in names.items() if role in spec.paths]
 
 

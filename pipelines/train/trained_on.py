@@ -26,7 +26,7 @@ Row = dict[str, str]
 
 
 def collect(spec: RunSpec) -> list[Row]:
-    """The training objects of a run, sorted by id."""
+    """The training objects of a run and of the export that it started from, sorted by id, each once."""
     selection = Selection.of(spec.config)
     rows = reading.read_rows(
         spec.paths["data"], ["id", "license", "author", "attribution_url", "source_url"], split="train"
@@ -41,7 +41,9 @@ def collect(spec: RunSpec) -> list[Row]:
         for row in rows
         if selection.keeps(row)
     ]
-    return sorted(kept, key=lambda row: row["id"])
+    if "init_from" in spec.paths:  # its weights contain what they were trained on
+        kept += read(spec.paths["init_from"])
+    return [by_id for _, by_id in sorted({row["id"]: row for row in reversed(kept)}.items())]
 
 
 def note(rows: Sequence[Row], folder: Path, name: str = "trained_on") -> Any:

@@ -74,6 +74,7 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
     """
     from g3pt.training.fit import fit
     from g3pt.training.parallel import make_parallel
+    from pipelines.train.init_from import initialise
 
     keep_freed_memory(2**30, 2**31 - 1)  # activations of some MB are freed in every step
     spec, run_dir, speed = RunSpec.from_dict(config["spec"]), Path(config["run_dir"]), Speed(**config.get("speed", {}))
@@ -84,6 +85,8 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
     ):
         state = agreed_checkpoint(run_dir / "checkpoints", rank, world_size, device)
         stage = resolve(config["build"])(spec, rank, world_size)
+        if state is None:
+            initialise(stage.model, spec)
         ledger = Ledger.of(run_dir)
         journal = Journal(spec.name, ledger, stage.train_config, state) if rank == 0 else None
         parallel = make_parallel(speed.parallel, rank, world_size)
