@@ -13,8 +13,8 @@ This file defines a row. Elsewhere: datasets.py writes and opens datasets, readi
 inspection.py checks a whole dataset, geometry/convert.py computes a row's tensors.
 
 Layout, hashes and splits: docs/concepts/contracts.md.
-Ours: `solid` is a binary PLY (any mesh tool reads it); `views` and `view_cameras` exist only if views were asked for; dataset.json
-lists its shards with their sha256, so a reader never mixes two states of a folder.
+Ours: `solid` is a binary PLY (any mesh tool reads it); views, sharp points and query points have columns only if they were asked for;
+dataset.json lists its shards with their sha256, so a reader never mixes two states of a folder.
 
 Shapes: P surface points, Q query points (a multiple of 8), V views.
 """
@@ -53,7 +53,7 @@ NUMBER_COLUMNS: dict[str, pa.DataType] = {
     "volume": pa.float64(),
     "surface_area": pa.float64(),
     "thickness": pa.float64(),  # 2 volume / surface_area, which is exact for a thin slab
-    "volume_share": pa.float64(),  # share of the volume points that are inside
+    "volume_share": pa.float64(),  # share of the volume points that are inside; nan without any
     "chamfer_to_input": pa.float64(),
     "scale": pa.float64(),
 }
@@ -71,17 +71,17 @@ class RecordConfig:
     keep_solid: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_surface", "num_sharp"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_queries < 8 or self.num_queries % 8:
-            raise ValueError(f"num_queries must be a positive multiple of 8, got {self.num_queries}")
-        if self.num_views < 0:
-            raise ValueError(f"num_views must not be negative, got {self.num_views}")
+        if self.num_surface < 1:
+            raise ValueError(f"num_surface must be at least 1, got {self.num_surface}")
+        if self.num_queries < 0 or self.num_queries % 8:
+            raise ValueError(f"num_queries must be 0 or a positive multiple of 8, got {self.num_queries}")
+        for name in ("num_sharp", "num_views"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     @property
     def tensors(self) -> dict[str, tuple[type, tuple[int, ...]]]:
-        """Tensor column -> (numpy type, shape of one row)."""
+        """Tensor column -> (numpy type, shape of one row). Columns of no points are left out: Parquet has no lists of length 0."""
         half, byte = np.float16, np.uint8
         named: dict[str, tuple[type, tuple[int, ...]]] = {
             "offset": (np.float64, (3,)),
@@ -93,6 +93,7 @@ class RecordConfig:
             "near_occupancy": (byte, (self.num_queries // 8,)),
             "volume_occupancy": (byte, (self.num_queries // 8,)),
         }
+        named = {name: (dtype, shape) for name, (dtype, shape) in named.items() if 0 not in shape}
         if self.num_views:
             named["view_cameras"] = (np.float32, (self.num_views, 4, 4))
         return named

@@ -30,11 +30,12 @@ class ConvertConfig:
             raise ValueError(f"resolution must be at least 16, not {self.resolution}")
         if self.watertight not in METHODS:
             raise ValueError(f"watertight must be one of {METHODS}, not {self.watertight!r}")
-        if self.num_queries <= 0 or self.num_queries % 8:
-            raise ValueError(f"num_queries must be a positive multiple of 8, not {self.num_queries}")
-        for name in ("num_surface", "num_sharp"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.num_queries < 0 or self.num_queries % 8:
+            raise ValueError(f"num_queries must be 0 or a positive multiple of 8, not {self.num_queries}")
+        if self.num_surface <= 0:
+            raise ValueError(f"num_surface must be positive, not {self.num_surface}")
+        if self.num_sharp < 0:
+            raise ValueError(f"num_sharp must not be negative, not {self.num_sharp}")
         if not self.near_sigmas or min(self.near_sigmas) <= 0.0:
             raise ValueError(f"near_sigmas must be positive, not {self.near_sigmas}")
 
@@ -46,10 +47,10 @@ def convert_mesh(
 
     Keys: surface, sharp, eval_surface (P, 6) and near_points, volume_points (Q, 3) float16; near_occupancy,
     volume_occupancy uint8 (Q / 8,) packed little; the numbers of records.NUMBER_COLUMNS; scale, offset (3,) with
-    solid = input * scale + offset; solid (vertices, faces).
+    solid = input * scale + offset; solid (vertices, faces). Without sharp points (num_sharp = 0) or query points (num_queries = 0)
+    their keys are missing, and volume_share is nan.
     Raises MeshError when the mesh can't become a solid.
     """
-    from g3pt.geometry.labels import inside
     from g3pt.geometry.quality import chamfer_to_input, is_watertight, solid_figures
     from g3pt.geometry.surface import sample_sharp, sample_surface
     from g3pt.geometry.watertight import watertight
@@ -58,27 +59,38 @@ def convert_mesh(
     solid = watertight(vertices, faces, config.resolution, config.watertight)
     streams = [np.random.default_rng([seed, k]) for k in range(6)]
     surface = sample_surface(solid.vertices, solid.faces, config.num_surface, streams[0])
-    sharp = sample_sharp(solid.vertices, solid.faces, config.num_sharp, streams[1])
+    sharp = sample_sharp(solid.vertices, solid.faces, config.num_sharp, streams[1]) if config.num_sharp else None
     eval_surface = sample_surface(solid.vertices, solid.faces, config.num_surface, streams[2])
-    near = near_points(solid, config, streams[3]).astype(np.float16)
-    volume = streams[4].uniform(-1.0, 1.0, (config.num_queries, 3)).astype(np.float16)
-    labels = inside(solid.vertices, solid.faces, np.concatenate([near, volume]))
     return {
         "surface": surface.astype(np.float16),
-        "sharp": sharp.astype(np.float16),
+        **({} if sharp is None else {"sharp": sharp.astype(np.float16)}),
         "eval_surface": eval_surface.astype(np.float16),
-        "near_points": near,
-        "volume_points": volume,
-        "near_occupancy": np.packbits(labels[: config.num_queries], bitorder="little"),
-        "volume_occupancy": np.packbits(labels[config.num_queries :], bitorder="little"),
+        **(labelled_points(solid, config, streams[3], streams[4]) if config.num_queries else {"volume_share": np.nan}),
         "num_faces": len(faces),
         "was_watertight": is_watertight(vertices, faces),
-        "volume_share": float(labels[config.num_queries :].mean()),
         "chamfer_to_input": chamfer_to_input(solid, vertices, faces, streams[5]),
         **solid_figures(solid),
         "scale": solid.scale,
         "offset": solid.offset,
         "solid": (solid.vertices, solid.faces),
+    }
+
+
+def labelled_points(
+    solid: Solid, config: ConvertConfig, near_rng: np.random.Generator, volume_rng: np.random.Generator
+) -> dict[str, Any]:
+    """Query points near the surface and in the volume, their packed labels, and the share of the volume's that are inside."""
+    from g3pt.geometry.labels import inside
+
+    near = near_points(solid, config, near_rng).astype(np.float16)
+    volume = volume_rng.uniform(-1.0, 1.0, (config.num_queries, 3)).astype(np.float16)
+    labels = inside(solid.vertices, solid.faces, np.concatenate([near, volume]))
+    return {
+        "near_points": near,
+        "volume_points": volume,
+        "near_occupancy": np.packbits(labels[: config.num_queries], bitorder="little"),
+        "volume_occupancy": np.packbits(labels[config.num_queries :], bitorder="little"),
+        "volume_share": float(labels[config.num_queries :].mean()),
     }
 
 

@@ -30,19 +30,22 @@ class Bounds:
 
 
 def quality_faults(figures: dict, num_queries: int, bounds: Bounds = Bounds()) -> list[tuple[str, str]]:
-    """(reason class, what was found) of every bound that a row's figures violate; empty for a good row."""
+    """(reason class, what was found) of every bound that a row's figures violate; empty for a good row.
+
+    Labels are compared with the volume only if there are query points.
+    """
     volume, shells, share, chamfer = (
         figures[k] for k in ("volume", "num_inner_shells", "volume_share", "chamfer_to_input")
     )
     expected = min(max(volume / 8.0, 0.0), 1.0)
-    spread = (expected * (1.0 - expected) / num_queries) ** 0.5 + 1.0 / num_queries
+    spread = (expected * (1.0 - expected) / num_queries) ** 0.5 + 1.0 / num_queries if num_queries else 0.0
     checks = [
         (not figures["solid_watertight"], "not-watertight", "an edge of the solid does not belong to exactly two faces"),
         (shells > 0, "inner-shell", f"{shells} of the solid's components lie inside another or face inward"),
         (not volume >= bounds.min_volume, "too-thin", f"volume {volume:.3g} is below {bounds.min_volume:.3g}"),
         (not chamfer <= bounds.max_chamfer, "far-from-input", f"chamfer_to_input {chamfer:.3g} is above {bounds.max_chamfer:.3g}"),
         (
-            not abs(share - expected) <= bounds.max_share_sigmas * spread,
+            num_queries > 0 and not abs(share - expected) <= bounds.max_share_sigmas * spread,
             "labels-disagree", f"{share:.4f} of the volume points lie inside, the solid fills {expected:.4f} of the box",
         ),
     ]  # fmt: skip

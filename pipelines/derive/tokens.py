@@ -27,9 +27,18 @@ from pipelines.cli.failures import doing, remedied
 from pipelines.cluster import session
 from pipelines.cluster.pool import Pool
 from pipelines.derive.tables import WITHOUT_GPU, derive, made
+from pipelines.runs.settings import flag
 
 ENCODE_BATCH = 16
 READS = ("num_encode_points", "num_sharp_points")  # how many points of an object are encoded
+TRAINS_ON = ("num_points", *READS, "num_volume_queries", "num_near_queries")  # how many are read in training, too
+COLUMN_OF = {  # and where they are stored: the column and the flag of jobs/preprocess.py
+    "num_points": ("surface", "num_surface"),
+    "num_encode_points": ("surface", "num_surface"),
+    "num_sharp_points": ("sharp", "num_sharp"),
+    "num_volume_queries": ("volume_points", "num_queries"),
+    "num_near_queries": ("near_points", "num_queries"),
+}
 
 
 def tokens_kind(tokenizer: str | Path) -> str:
@@ -68,10 +77,12 @@ def check_points(
 ) -> None:
     """ValueError if `config` reads more points of an object than the dataset stores."""
     for name in names:
-        stored = info.config.num_sharp if name == "num_sharp_points" else info.config.num_surface
+        column, number = COLUMN_OF[name]
+        stored = getattr(info.config, number)
         if getattr(config, name) > stored:
             raise ValueError(
-                f"{reader} reads {name} = {getattr(config, name)}, dataset {info.path} stores {stored} per object"
+                f"{reader} reads {name} = {getattr(config, name)}, dataset {info.path} stores {stored} per object in "
+                f"column {column} ({flag(number)} of jobs/preprocess.py)"
             )
 
 

@@ -20,10 +20,13 @@ from typing import Any
 import numpy as np
 
 from g3pt import shapes
+from g3pt.config import CVQConfig, from_dict
 from g3pt.data import reading
 from g3pt.data.datasets import DatasetInfo
 from g3pt.metrics import pairwise
-from pipelines.cli.errors import UsageError
+from g3pt.training.exports import read_export_config
+from pipelines.cli.errors import UsageError, bad_input
+from pipelines.derive.tokens import check_points
 from pipelines.evaluate import generator_figures as figures
 from pipelines.evaluate.config import strengths
 from pipelines.evaluate.generator_prompts import (
@@ -71,6 +74,9 @@ Samples = list[dict[str, Any]]
 
 def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str, Any]:
     """Metrics, protocol, table, rows and pictures."""
+    with bad_input():
+        tokenizer = from_dict(CVQConfig, read_export_config(export)["tokenizer"])
+        check_points(info, tokenizer, names=("num_sharp_points",))
     train = reading.load_arrays(info, "train", ("id", "caption", "category", "eval_surface"))
     columns = ("id", "caption", "category", "eval_surface", "surface")
     held = reading.load_arrays(info, flags.split, columns, limit=flags.limit or None)
@@ -174,7 +180,7 @@ def choose_rebuilt(info: DatasetInfo, held: dict[str, Any], flags: Any) -> list[
     stated = {name for name, caption in zip(held["id"], held["caption"], strict=True) if attributes_of(caption)}
     drawn = [name for name in drawn_order(held, flags.seed) if name in stated][: flags.num_detailed]
     wanted = set(drawn)
-    columns = ["id", "caption", "category", "surface", "sharp"]
+    columns = ["id", "caption", "category", "surface", *(["sharp"] if info.config.num_sharp else [])]
     found = {row["id"]: row for row in reading.read_rows(info, columns, flags.split) if row["id"] in wanted}
     return [found[name] for name in drawn]
 

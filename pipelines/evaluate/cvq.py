@@ -45,6 +45,11 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
     with bad_input():
         model = CVQ.from_pretrained(export)
         check_points(info, model.config)
+        if not info.config.num_queries:
+            raise ValueError(
+                f"dataset {info.path} has no columns volume_points and near_points (--num-queries 0 of "
+                "jobs/preprocess.py), by which a tokenizer is evaluated"
+            )
     columns = tuple(dict.fromkeys((*COLUMNS, *encoded_columns(model.config))))
     arrays = reading.load_arrays(info, flags.split, columns, limit=flags.limit or None)
     codes_NS = encode(

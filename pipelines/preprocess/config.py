@@ -58,9 +58,10 @@ class PreprocessConfig(DryRun, OnRay, Replace):
     num_surface: int = 16384
     """surface points per object, and the same number again for evaluation"""
     num_sharp: int = 4096
-    """points on sharp edges per object"""
+    """points on sharp edges per object; 0: no column sharp"""
     num_queries: int = 32768
-    """labelled points near the surface, and the same number in the volume; a multiple of 8"""
+    """labelled points near the surface, and the same number in the volume, a multiple of 8; 0: none, which is enough for a
+    generator but not for a tokenizer"""
     timeout_s: float | None = None
     """seconds after which an object is given up; default 60, with mesh2sdf 900"""
     download_timeout_s: float = 600.0

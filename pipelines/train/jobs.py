@@ -144,11 +144,11 @@ def _train(
 
 def cvq_spec(data: str, preset: str, model: Any, train: Any, selection: Selection = ALL) -> RunSpec:
     """The identity of a CVQ run. Checks its data."""
-    from pipelines.derive.tokens import READS, check_points
+    from pipelines.derive.tokens import TRAINS_ON, check_points
 
     info = open_data(data, selection)
     with bad_input():
-        check_points(info, model, names=("num_points", *READS), reader=f"preset {preset}")
+        check_points(info, model, names=TRAINS_ON, reader=f"preset {preset}")
     return _spec("cvq", preset, model, train, info, selection)
 
 

@@ -231,6 +231,21 @@ def test_a_limit_reads_only_the_row_groups_of_its_objects(tmp_path: Path, monkey
     assert sum(seen) == records.ROWS_PER_GROUP, "one row group of one shard"
 
 
+def test_points_of_which_there_are_none_have_no_column(tmp_path: Path) -> None:
+    config = records.RecordConfig(num_surface=8, num_sharp=0, num_queries=0)
+    write(tmp_path, [failed_row("a", config), ok_row("b", config), ok_row("c", config)], config)
+    info = datasets.open_dataset(tmp_path)
+    left_out = {"sharp", "near_points", "volume_points", "near_occupancy", "volume_occupancy"}
+    assert set(records.schema(SMALL).names) - set(info.columns) == left_out | {"views", "view_cameras", "solid"}
+    found = pq.read_table(info.shard_path(0))
+    assert found.schema.names == list(info.columns) and not any(column.null_count for column in found.columns)
+    rows = list(reading.read_rows(info, info.columns))
+    assert [row["id"] for row in rows] == ["b", "c"]
+    np.testing.assert_array_equal(rows[0]["surface"], ok_row("b", config)["surface"])
+    with pytest.raises(ValueError, match="has no column 'near_points'; it has id, "):
+        reading.load_arrays(info, None, ["near_points"])
+
+
 def test_rows_that_break_the_schema_are_refused() -> None:
     def table(**change: object) -> pa.Table:
         return records.rows_to_table([ok_row("a") | change], SMALL)

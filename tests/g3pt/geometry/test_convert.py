@@ -1,12 +1,14 @@
 """Rows of known shapes: labels against an independent oracle, sampling, determinism, figures."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import trimesh
 
 from g3pt.geometry.convert import ConvertConfig, convert_mesh, near_points
 from g3pt.geometry.labels import inside
-from g3pt.geometry.quality import is_watertight
+from g3pt.geometry.quality import is_watertight, quality_faults
 from g3pt.geometry.surface import face_normals, sample_sharp, sample_surface
 from g3pt.geometry.watertight import BOX, Solid, watertight
 
@@ -87,6 +89,18 @@ def test_shapes_types_and_labels_of_a_row() -> None:
     assert row["was_watertight"] is True and row["num_components"] == 1 and row["num_faces"] == 12
     assert abs(row["surface_area"] - 6 * (2 * BOX) ** 2) < 0.03 * row["surface_area"]
     assert 0.5 * 2 / 48 < row["chamfer_to_input"] < 3 * 2 / 48
+
+
+def test_points_that_nobody_reads_are_skipped_and_the_others_stay() -> None:
+    shape = knot()
+    whole = convert_mesh(shape.vertices, shape.faces, CONFIG, 7)
+    few = convert_mesh(shape.vertices, shape.faces, dataclasses.replace(CONFIG, num_sharp=0, num_queries=0), 7)
+    missing = {"sharp", "near_points", "volume_points", "near_occupancy", "volume_occupancy"}
+    assert whole.keys() - few.keys() == missing and np.isnan(few["volume_share"])
+    for key in few.keys() - {"solid", "volume_share"}:
+        np.testing.assert_array_equal(few[key], whole[key], err_msg=key)
+    assert quality_faults(few, 0) == []
+    assert [reason for reason, _ in quality_faults(few | {"volume": 0.0}, 0)] == ["too-thin"], "the other bounds hold"
 
 
 def test_every_window_of_the_stored_query_points_is_a_sample_of_all() -> None:

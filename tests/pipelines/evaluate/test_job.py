@@ -26,6 +26,7 @@ from pipelines.evaluate.reconstruct import SURFACE_NAMES
 from pipelines.evaluate.reconstruction_figures import summarise
 from pipelines.report.page import write_report
 from pipelines.runs.locks import alone_in
+from tests.pipelines.toy_data import write_toy_dataset
 
 FAMILIES = ("bench", "hammer", "vase")
 COUNTS = {"train": 4, "test": 2}
@@ -510,6 +511,21 @@ def test_held_out_objects_tell_what_ruler_and_tokenizer_allow(dataset: Path) -> 
     assert all(solid and solid["measured"] == solid["attributes"] and solid["watertight"] for solid in solids)
     assert car.solid_of(rows[0] | {"caption": "a red dragon"}, info) is None
     assert car.solid_of(rows[0] | {"id": "meshes/dragon.glb"}, info) is None
+
+
+def test_a_dataset_without_query_points_evaluates_generators_but_no_tokenizer(
+    dataset: Path, exports: dict[str, Path], tmp_path: Path
+) -> None:
+    bare = dataclasses.replace(CONFIG, num_sharp=0, num_queries=0)
+    few = write_toy_dataset(tmp_path / "data", config=dataclasses.replace(bare, num_views=2))
+    with pytest.raises(UsageError, match=r"no columns volume_points and near_points \(--num-queries 0 of jobs/pre"):
+        evaluate(_flags(few.path, exports["cvq"], tmp_path / "cvq.json"))
+    info = datasets.open_dataset(dataset)
+    held = reading.load_arrays(info, "test", ("id", "caption"))
+    rows = car.choose_rebuilt(
+        dataclasses.replace(info, config=bare), held, _flags(dataset, exports["car"], tmp_path / "x.json")
+    )
+    assert rows and all("sharp" not in row and len(row["surface"]) for row in rows)
 
 
 class _Guided:

@@ -16,6 +16,7 @@ import trimesh
 
 from g3pt import shapes
 from g3pt.data import datasets, reading, records
+from g3pt.data.inspection import Inspection
 from pipelines.cli.errors import UsageError
 from pipelines.evaluate.car import solid_of
 from pipelines.preprocess import config as preprocess_config
@@ -149,6 +150,19 @@ def test_shapes_of_several_seeds_join_those_of_seed_0_which_keep_their_bytes(tmp
             records.split_of(row["id"]),
         )
         assert solid_of(row, several)["family"] == made.family, "an evaluation makes it again from its id"
+
+
+def test_a_dataset_for_generators_alone_has_no_query_points(tmp_path: Path, logged: list[dict]) -> None:
+    shared = {"source": "shapes", "input": None, "limit": 4, "num_shards": 1, "keep_solid": True}
+    whole = run(config(tmp_path, **shared, output=str(tmp_path / "whole")))
+    info = run(config(tmp_path, **shared, num_sharp=0, num_queries=0))
+    assert info.counts == {"ok": 4} and info.shard_path(0).stat().st_size < whole.shard_path(0).stat().st_size
+    for few, row in zip(reading.read_rows(info, info.columns), reading.read_rows(whole, info.columns), strict=True):
+        assert np.isnan(few.pop("volume_share")) and 0 < row.pop("volume_share") < 1
+        assert all(np.array_equal(value, row[name]) for name, value in few.items())
+    looked = Inspection(info.path, verify=True)
+    assert list(looked.run()) == [1] and not looked.faults and "near_points" not in "".join(looked.lines())
+    assert (info.path / "card.json").is_file() and logged[-1]["metrics"]["objects_ok"] == 4
 
 
 def test_a_limit_chooses_among_the_shapes_of_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,6 +529,8 @@ def test_numbers_are_checked_when_flags_are_parsed(tmp_path: Path) -> None:
         {"limit": 0},
         {"num_shards": -1},
         {"num_queries": 12},
+        {"num_queries": -8},
+        {"num_sharp": -1},
         {"resolution": 4},
         {"views": -1},
         {"seed": -1},

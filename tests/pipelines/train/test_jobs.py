@@ -13,6 +13,7 @@ from g3pt.models.tokenizer import CVQ
 from g3pt.training.exports import read_export_config
 from pipelines.cli.errors import UsageError
 from pipelines.cluster import session
+from pipelines.derive import tokens
 from pipelines.runs.identity import RunSpec
 from pipelines.train import jobs, trained_on
 from pipelines.train.jobs import TrainCARFlags, TrainCVQFlags, train_car, train_cvq
@@ -61,6 +62,24 @@ def test_a_selection_that_cannot_be_met_is_one_line(
     with pytest.raises(UsageError, match=says):
         run(flags_class(**given, output=str(tmp_path / "runs"), **flags))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_tokenizer_needs_the_query_points_that_a_generator_does_not(tmp_path: Path) -> None:
+    bare = write_toy_dataset(tmp_path / "data", count=20, config=dataclasses.replace(TOY, num_sharp=0, num_queries=0))
+    tokenizer = write_toy_tokenizer(tmp_path / "tokenizer")
+    assert jobs.car_spec(str(bare.path), str(tokenizer), "nano", *car_preset("nano")).stage == "car"
+    model = tiny_tokenizer().config
+    codes = tokens.load_codes(bare, tokens.encode_dataset(bare.path, tokenizer, use_ray=False))
+    assert len(codes) == 18 and {len(one) for one in codes.values()} == {model.num_tokens}
+    for changes, column, given in (
+        ({}, "volume_points", "num-queries"),
+        ({"num_volume_queries": 0}, "near_points", "num-queries"),
+        ({"num_sharp_points": 8}, "sharp", "num-sharp"),
+    ):
+        with pytest.raises(
+            UsageError, match=rf"stores 0 per object in column {column} \(--{given} of jobs/preprocess.py\)$"
+        ):
+            jobs.cvq_spec(str(bare.path), "tiny", dataclasses.replace(model, **changes), cvq_preset("nano")[1])
 
 
 @pytest.mark.parametrize("stage", COMMANDS)
