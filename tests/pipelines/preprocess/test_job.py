@@ -281,12 +281,12 @@ def test_four_workers_and_files_in_another_order_give_the_bytes_of_one(
     marks, convert, listed = tmp_path / "marks", stage._process_text, [item.id for item in list_folder(meshes)]
     marks.mkdir()
 
-    def together(task: str, text: str) -> str:
+    def together(task: str, *more: str) -> str:
         (marks / str(os.getpid())).touch()
         deadline = time.monotonic() + 100
         while len(os.listdir(marks)) < 4 and time.monotonic() < deadline:
             time.sleep(0.02)
-        return convert(task, text)
+        return convert(task, *more)
 
     walk, remote = os.walk, ray.remote
     monkeypatch.setattr(stage, "_process_text", together)
