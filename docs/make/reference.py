@@ -24,6 +24,7 @@ MODULES = (
     "pipelines.generate.sample_sheet",
     "pipelines.release",
     "pipelines.release.pictures",
+    "pipelines.train.export",
     "pipelines.train.presets",
 )
 CLI_HEAD = """# Commands

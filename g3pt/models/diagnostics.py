@@ -60,6 +60,19 @@ def diagnose(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "c
     return record
 
 
+@torch.no_grad()
+def validation_loss(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "cpu") -> float:
+    """`loss_volume` of `diagnose` alone, for a fraction of its time: one decoding per object."""
+    model.eval()
+    losses = []
+    for batch in eval_batches(arrays, model, device):
+        latents_BLD = model.encoder(batch["surface"], batch.get("sharp"))
+        if model.phase != "continuous":
+            latents_BLD = model.cqt(latents_BLD, frozen=True).canvases_BLD[-1]
+        losses.append(_decoded(model, latents_BLD, batch)[1])
+    return float(np.mean(np.concatenate(losses)))
+
+
 def eval_batches(arrays: dict[str, Any], model: CVQ, device: str | torch.device) -> Iterator[dict[str, Tensor]]:
     """Whole objects in order: the first points of each stored sample, the same at every call."""
     config, count = model.config, len(arrays["surface"])

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from g3pt.config import TrainConfig
 from g3pt.data.batches import prefetched, rows_of
+from g3pt.training.best import Best
 from g3pt.training.optimizer_state import Like
 from g3pt.training.parallel import SingleProcess, bf16_where, local, mean_over_workers, shard_like, whole
 from g3pt.training.skipped import Buffers, check_skipped, skip_flag, skipped_record, with_skipped
@@ -73,6 +74,8 @@ def fit(
     save: Callable[[dict[str, Any], int], None] | None = None,
     resume: Resume | None = None,
     evaluate: Callable[[nn.Module], Record] | None = None,
+    evaluate_raw: Callable[[nn.Module], Record] | None = None,
+    best: Best | None = None,
     device: str | torch.device = "cpu",
     parallel: SingleProcess | None = None,
     micro_batch: int | None = None,
@@ -85,7 +88,8 @@ def fit(
     `report` receives one flat record per `log_every` steps; its key `step` is the number of samples seen so far.
     `save(state, samples)` receives what `resume` takes. Both are called on every worker with the same content, apart from
     the slices of a sharded model's tensors. `evaluate` runs on every worker too; a sharded model gathers one block at a
-    time for it. `micro_batch` objects are computed at once, by default a worker's whole share.
+    time for it. `evaluate_raw` does the same with the weights themselves in place of their average. `best` keeps the
+    averaged weights of the best evaluation, whole on rank 0 in the end. `micro_batch` objects are computed at once, by default a worker's whole share.
     `stop` is asked on every worker after each step: if any says yes, all save and raise AskedToStop.
     Raises NonFiniteLoss when too many steps were skipped; nothing is saved from then on.
     """
@@ -98,9 +102,7 @@ def fit(
     average = WeightAverage(model, config.ema_decay)
     first_step, pending, skipped, buffers = 0, list[Step](), list[int](), Buffers()
     if resume is not None:
-        first_step, pending, skipped = load_state(
-            resume, model, optimizer, average, config, is_first=parallel.rank == 0
-        )
+        first_step, pending, skipped = load_state(resume, model, optimizer, average, config, parallel, best)
     on_gpu, wrapped = device.type == "cuda", None
     started, logged_step = time.perf_counter(), first_step
 
@@ -146,17 +148,25 @@ def fit(
                 if evaluate is not None and (is_last or done % config.eval_every < config.log_every):
                     with parallel.holding(model, average.tensors):
                         record |= evaluate(model)
+                    if evaluate_raw is not None:
+                        with parallel.holding(model, {name: p.detach() for name, p in model.named_parameters()}):
+                            record |= evaluate_raw(model)
                     model.train()
+                    if best is not None:
+                        best.consider(record, model, average.tensors, parallel)
                 report(record)
                 pending, started, logged_step = [], time.perf_counter(), done
             if is_saved:
                 begun = begun_record(pending, model)
                 if save is not None:
                     state = state_dict(model, optimizer, average, done, config) | begun | {"skipped": skipped}
+                    state |= best.state() if best is not None else {}
                     save(state, done * config.batch_size)
             if asked and not is_last:
                 parallel.agree(True)  # wait for each other: a worker that leaves could end one that still writes
                 raise AskedToStop(done)
+    if best is not None:
+        best.gather(parallel)
     return parallel.finished(model, average.tensors)
 
 
@@ -396,7 +406,8 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     average: WeightAverage,
     config: TrainConfig,
-    is_first: bool = True,
+    parallel: SingleProcess,
+    best: Best | None = None,
 ) -> tuple[int, list[Step], list[int]]:
     """Restore a state, sharded as the model is now; returns the number of steps done, the steps so far of the next record, and the
     steps skipped lately."""
@@ -415,7 +426,10 @@ def load_state(
     for name, tensor in average.tensors.items():
         tensor.copy_(shard_like(state["average"][name], tensor))
     average.updates = dict(state["average_updates"])
-    return int(state["steps_done"]), go_on_with_record(state, model, is_first), list(state.get("skipped", []))
+    if best is not None and "best" in state:
+        best.load(state["best"], average.tensors, parallel)
+    begun = go_on_with_record(state, model, is_first=parallel.rank == 0)
+    return int(state["steps_done"]), begun, list(state.get("skipped", []))
 
 
 def filled_in_place(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage) -> Like:
@@ -426,6 +440,8 @@ def filled_in_place(model: nn.Module, optimizer: torch.optim.Optimizer, average:
         part, _, rest = name.partition("/")
         if part == "optimizer" and shape:  # optimizer/state/<number>/<moment>
             return torch.zeros_like(parameters[int(rest.split("/")[1])])
+        if part == "best" and rest.partition("/")[2] in average.tensors:  # best/weights/<name>
+            return torch.zeros_like(average.tensors[rest.partition("/")[2]])
         known = {"model": weights, "average": average.tensors}.get(part, {})
         return known[rest] if known else torch.empty(shape, dtype=dtype)
 

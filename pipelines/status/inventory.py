@@ -32,6 +32,7 @@ NEVER_ENTERED = {
     "mlruns",
     "checkpoints",
     "export",
+    "export-best",
     "samples",
     "ray",
     "derived",

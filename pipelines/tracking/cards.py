@@ -135,7 +135,7 @@ def label(dataset: DatasetInput) -> str:
 def model_name(model: str | Path) -> str:
     """The run's name for a run or its export; for other folders the folder's name."""
     path = Path(model).expanduser().resolve()
-    return path.parent.name if path.name == "export" else path.name
+    return path.parent.name + path.name.removeprefix("export") if path.name in ("export", "export-best") else path.name
 
 
 def file_hash(path: Path) -> str:

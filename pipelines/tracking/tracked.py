@@ -254,7 +254,7 @@ def upstream(tracking: Tracking, models: Mapping[str, Path]) -> tuple[dict[str, 
     """
     links, tags = {}, {}
     for role, path in models.items():
-        run_id = known_run(path.parent if path.name == "export" else path)
+        run_id = known_run(path.parent if path.name in ("export", "export-best") else path)
         links[role] = cards.code(path)
         if run_id is not None and tracking.has_run(run_id):
             experiment = tracking.client.get_run(run_id).info.experiment_id

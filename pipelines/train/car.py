@@ -8,7 +8,7 @@ cross-entropies given only an image, and given nothing, are recorded beside them
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +106,16 @@ class CARStage:
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Cross-entropies over EVAL_OBJECTS validation objects, in nats per token, prefixed `val_`."""
         return self._cross_entropies(model, "val", EVAL_OBJECTS)
+
+    def evaluate_raw(self, model: nn.Module) -> dict[str, float]:
+        """`val_ce` of weights that are not averaged, as `val_ce_raw`."""
+        data = self._split("val", EVAL_OBJECTS)
+        model.eval()
+        return {"val_ce_raw": cross_entropies(model, data, len(data), True, False)["ce"]} if len(data) else {}
+
+    def best_by(self, record: Mapping[str, float]) -> float | None:
+        """Its `val_ce`."""
+        return record.get("val_ce")
 
     def final(self, model: nn.Module) -> dict[str, float]:
         """The same over the test objects, prefixed `test_`."""

@@ -4,7 +4,7 @@ training objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from g3pt.data import datasets, reading
 from g3pt.data.batches import SurfaceBatches
 from g3pt.data.selection import Selection
 from g3pt.data.streaming import training_objects
-from g3pt.models.diagnostics import diagnose
+from g3pt.models.diagnostics import diagnose, validation_loss
 from g3pt.models.tokenizer import CVQ
 from pipelines.train import trained_on
 
@@ -64,22 +64,37 @@ class CVQStage:
         """Diagnostics over EVAL_OBJECTS validation objects, prefixed `val_`."""
         return self._diagnose(model, "val", EVAL_OBJECTS)
 
+    def evaluate_raw(self, model: nn.Module) -> dict[str, float]:
+        """`val_loss_volume` of weights that are not averaged, as `val_loss_volume_raw`."""
+        assert isinstance(model, CVQ)
+        arrays = self._arrays("val", EVAL_OBJECTS)
+        device = next(model.parameters()).device
+        return {"val_loss_volume_raw": validation_loss(model, arrays, device)} if len(arrays["surface"]) else {}
+
+    def best_by(self, record: Mapping[str, float]) -> float | None:
+        """Its `val_loss_volume` in the last phase: before it, the decoder is not trained on codes."""
+        return record.get("val_loss_volume") if self.model.phase == "joint" else None
+
     def final(self, model: nn.Module) -> dict[str, float]:
         """The same over the test objects, prefixed `test_`."""
         return self._diagnose(model, "test", TEST_OBJECTS)
 
     def _diagnose(self, model: nn.Module, split: str, limit: int) -> dict[str, float]:
-        if split not in self._eval_arrays:
-            columns = self._columns(EVAL_COLUMNS)
-            self._eval_arrays[split] = reading.load_arrays(
-                self.spec.paths["data"], split, columns, selection=Selection.of(self.spec.config), limit=limit
-            )
-        arrays = self._eval_arrays[split]
+        arrays = self._arrays(split, limit)
         if not len(arrays["surface"]):
             return {}
         assert isinstance(model, CVQ)
         device = next(model.parameters()).device
         return {f"{split}_{name}": value for name, value in diagnose(model, arrays, device).items()}
+
+    def _arrays(self, split: str, limit: int) -> dict[str, Any]:
+        """The objects of a validation or test split, read once."""
+        if split not in self._eval_arrays:
+            columns = self._columns(EVAL_COLUMNS)
+            self._eval_arrays[split] = reading.load_arrays(
+                self.spec.paths["data"], split, columns, selection=Selection.of(self.spec.config), limit=limit
+            )
+        return self._eval_arrays[split]
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the model and the ids, licences and authors of its training objects."""

@@ -4,7 +4,7 @@ makes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,6 +30,14 @@ class Stage(Protocol):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Metrics of validation objects, computed during training."""
+        ...
+
+    def evaluate_raw(self, model: nn.Module) -> dict[str, float]:
+        """The validation loss of weights that are not averaged; its keys end in `_raw`."""
+        ...
+
+    def best_by(self, record: Mapping[str, float]) -> float | None:
+        """The validation loss of a ledger record by which the best weights are chosen; None for records that do not count."""
         ...
 
     def final(self, model: nn.Module) -> dict[str, float]:

@@ -7,6 +7,7 @@ resumes, records after its checkpoint are dropped first.
 
 import contextlib
 import importlib
+import json
 import os
 import shutil
 import time
@@ -30,6 +31,7 @@ from pipelines.train.checkpoints import agreed_checkpoint, remove_unfinished, sa
 
 BUILD_STAGE = "pipelines.train.stages:build_stage"
 WORKER_LOCK = ".worker.lock"  # rank 0's, beside the driver's: a killed driver's worker may live for some seconds
+EXPORT, BEST_EXPORT = "export", "export-best"  # folders of a finished run: its last weights, those of its best record
 LOCK_WAIT_S = STALE_S + 30.0  # time for a worker of a killed driver to disappear
 
 
@@ -72,6 +74,7 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
 
     Returns this node and the files (path -> bytes) of the finished run, for `pipelines.cluster.storage.check_arrived`.
     """
+    from g3pt.training.best import Best
     from g3pt.training.fit import fit
     from g3pt.training.parallel import make_parallel
     from pipelines.train.init_from import initialise
@@ -87,7 +90,7 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
         stage = resolve(config["build"])(spec, rank, world_size)
         if state is None:
             initialise(stage.model, spec)
-        ledger = Ledger.of(run_dir)
+        ledger, best = Ledger.of(run_dir), Best(stage.best_by)
         journal = Journal(spec.name, ledger, stage.train_config, state) if rank == 0 else None
         parallel = make_parallel(speed.parallel, rank, world_size)
         with stoppable(run_dir, rank) as stop:
@@ -99,6 +102,8 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
                 save=make_save(run_dir / "checkpoints", journal, parallel, speed.num_to_keep),
                 resume=state and state["fit"],
                 evaluate=stage.evaluate,
+                evaluate_raw=stage.evaluate_raw,
+                best=best,
                 device=device,
                 parallel=parallel,
                 micro_batch=speed.micro_batch,
@@ -106,10 +111,14 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
             )
         if journal:
             journal.finish(stage.final(model))
-            export(stage, model, run_dir)
+            export(stage, model, run_dir / EXPORT)
+            if best.weights:
+                model.load_state_dict(best.weights, strict=False)
+                export(stage, model, run_dir / BEST_EXPORT, {"samples": best.samples, "validation_loss": best.value})
+            succeeded(run_dir)
     return {
         "node": node_name(),
-        "files": sizes_of([*(run_dir / "export").iterdir(), run_dir / "_SUCCESS"]) if journal else {},
+        "files": sizes_of([*run_dir.glob("export*/*"), run_dir / "_SUCCESS"]) if journal else {},
     }
 
 
@@ -175,13 +184,22 @@ class Journal:
         self.ledger.append([{**self.held, **final}])
 
 
-def export(stage: Any, model: Any, run_dir: Path) -> None:
-    """Write the finished model to RUN/export, complete or not at all, then `_SUCCESS`."""
-    temporary, target = run_dir / ".export", run_dir / "export"
+def export(stage: Any, model: Any, target: Path, best: dict[str, Any] | None = None) -> None:
+    """Write the model to the folder `target`, complete or not at all; config.json says of which record the best weights are."""
+    from g3pt.training.exports import write_json
+
+    temporary = target.with_name(f".{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     stage.export(model, temporary)
+    if best:
+        config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+        write_json(temporary / "config.json", {**config, "best": best})
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
+
+
+def succeeded(run_dir: Path) -> None:
+    """Write the run's `_SUCCESS`."""
     with open(run_dir / "_SUCCESS", "w", encoding="utf-8") as file:
         file.flush()
         os.fsync(file.fileno())

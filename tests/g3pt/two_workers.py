@@ -20,6 +20,7 @@ from torch import nn
 from g3pt.config import TrainConfig
 from g3pt.data.batches import SurfaceBatches
 from g3pt.models.tokenizer import CVQ
+from g3pt.training.best import Best
 from g3pt.training.fit import fit
 from g3pt.training.optimizer_state import ShardedState, write_sharded
 from g3pt.training.parallel import SingleProcess, gathered, make_parallel, whole
@@ -104,16 +105,19 @@ def _trained(
         elif step < STEPS * BATCH and not parallel.is_sharded:
             states[step] = _copy(state)
 
+    best = Best(lambda record: -record["val_norm"] if "val_norm" in record else None)  # the first: norms fall
+
     def evaluate(held: nn.Module) -> dict[str, float]:
         return {"val_norm": sum(float(whole(p.detach()).double().square().sum()) for p in held.parameters())}
 
     model = fit(
         model=model, batches=batches, config=config, report=records.append, save=save, resume=resume,
-        evaluate=evaluate, parallel=parallel, micro_batch=micro_batch,
+        evaluate=evaluate, best=best, parallel=parallel, micro_batch=micro_batch,
     )  # fmt: skip
     return {
         "records": records,
         "state": states.get(STEPS * BATCH // 2),
+        "best": {"samples": best.samples, "weights": best.weights},
         "weights": {k: v.clone() for k, v in model.state_dict().items()},
     }
 

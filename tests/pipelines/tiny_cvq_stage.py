@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -37,6 +37,13 @@ class TinyCVQStage:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         return {"val_norm": sum(float(p.detach().square().sum()) for p in model.parameters())}
+
+    def evaluate_raw(self, model: nn.Module) -> dict[str, float]:
+        return {"val_norm_raw": self.evaluate(model)["val_norm"]}
+
+    def best_by(self, record: Mapping[str, float]) -> float | None:
+        """The first evaluation of the last phase is the best, as norms fall."""
+        return -record["val_norm"] if self.model.phase == "joint" and "val_norm" in record else None
 
     def final(self, model: nn.Module) -> dict[str, float]:
         return {f"test_{name[4:]}": value for name, value in self.evaluate(model).items()}

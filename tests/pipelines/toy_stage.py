@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -66,6 +66,12 @@ class ToyStage:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         return {"val_loss": float(model.linear.bias.detach().square().sum())}
+
+    def evaluate_raw(self, model: nn.Module) -> dict[str, float]:
+        return {"val_loss_raw": self.evaluate(model)["val_loss"]}
+
+    def best_by(self, record: Mapping[str, float]) -> float | None:
+        return record.get("val_loss")
 
     def final(self, model: nn.Module) -> dict[str, float]:
         return {"test_ce": 2.0 + 10.0 / self.toy["width"]}

@@ -11,7 +11,7 @@ import torch
 from g3pt.config import CVQConfig, TrainConfig, cvq_preset, from_dict
 from g3pt.data.batches import SurfaceBatches
 from g3pt.metrics.pairwise import volume_iou
-from g3pt.models.diagnostics import diagnose, eval_batches
+from g3pt.models.diagnostics import diagnose, eval_batches, validation_loss
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.exports import check_weights
 from g3pt.training.fit import fit
@@ -286,6 +286,13 @@ def test_the_validation_loss_is_the_occupancy_s_binary_cross_entropy() -> None:
         )
     expected = -torch.where(batch["inside"], probability_BQ, 1 - probability_BQ).log().mean()
     assert diagnose(model, arrays)["loss_volume"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("phase", ["continuous", "joint"])
+def test_the_validation_loss_alone_is_that_of_the_diagnostics(model: CVQ, phase: str) -> None:
+    arrays, model.phase = spheres(5), phase
+    arrays["eval_surface"] = arrays["surface"]
+    assert validation_loss(model, arrays) == pytest.approx(diagnose(model, arrays)["loss_volume"], rel=1e-6)
 
 
 def test_the_occupancy_loss_is_the_volume_s_plus_a_share_of_the_near_surface_s() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from g3pt.config import TrainConfig
 from g3pt.data.batches import SurfaceBatches, batch_indices, unpack_rows, window
+from g3pt.training.best import Best
 from g3pt.training.fit import AskedToStop, WeightAverage, fit, learning_rate, make_optimizer
 from g3pt.training.skipped import MAX_SKIPPED, WINDOW, NonFiniteLoss, check_skipped, with_skipped
 from tests.g3pt.models.test_tokenizer import TINY, spheres
@@ -147,6 +148,33 @@ def test_matrices_are_decayed_and_biases_and_norms_are_not() -> None:
         "1.weight": 0.0,
         "1.bias": 0.0,
     }
+
+
+def test_the_best_average_is_kept_beside_the_last_and_raw_weights_are_evaluated_too() -> None:
+    """The validation loss is lowest on the way; a run that resumes before or after that keeps the same weights."""
+    config = dataclasses.replace(CONFIG, warmup_steps=1, eval_every=2, log_every=2, checkpoint_every=2)
+
+    def run(resume: dict | None = None) -> tuple[list[dict], dict[int, dict], Best, nn.Module]:
+        best, model = Best(lambda record: record.get("val_loss")), Line()
+        records, states = states_of(
+            model, config, constant(1.0), resume=resume, best=best,
+            evaluate=lambda m: {"val_loss": abs(float(m.weight.detach().mean()) - 0.35)},
+            evaluate_raw=lambda m: {"val_loss_raw": abs(float(m.weight.detach().mean()) - 0.35)},
+        )  # fmt: skip
+        return records, states, best, model
+
+    records, states, best, model = run()
+    losses = [record["val_loss"] for record in records]
+    first = losses.index(min(losses))
+    assert 0 < first < len(records) - 1 and best.value == losses[first] and best.samples == records[first]["step"]
+    assert torch.equal(best.weights["weight"], states[2 * first + 2]["average"]["weight"])
+    assert not torch.equal(best.weights["weight"], model.weight), "the last ones are returned"
+    for record, state in zip(records, states.values(), strict=True):
+        assert record["val_loss_raw"] == pytest.approx(abs(float(state["model"]["weight"].mean()) - 0.35), abs=1e-6)
+    for done in (2, 8):
+        again = run(states[done])[2]
+        assert (again.value, again.samples) == (best.value, best.samples)
+        assert torch.equal(again.weights["weight"], best.weights["weight"])
 
 
 class Tracked(Line):

@@ -100,6 +100,17 @@ def test_running_statistics_are_those_of_all_workers(folder: Path, alone: dict[s
         assert torch.allclose(ours[name].float(), theirs[name].float(), rtol=1e-3, atol=1e-4), name
 
 
+@pytest.mark.parametrize("name", ["fsq-ddp", "fsq-fsdp", "resumed-ddp", "resumed-fsdp"])
+def test_the_best_weights_are_whole_and_those_of_one_worker(
+    folder: Path, alone: dict[str, dict[str, Any]], name: str
+) -> None:
+    found, expected = load(folder, name)["best"], alone["fsq"]["best"]
+    assert found["samples"] == expected["samples"] == BATCH * STEPS // 2, "before the checkpoint that was resumed"
+    assert found["weights"].keys() == expected["weights"].keys() == alone["fsq"]["weights"].keys()
+    for key, value in expected["weights"].items():
+        assert torch.allclose(found["weights"][key].float(), value.float(), rtol=1e-3, atol=1e-4), key
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_that_is_not_finite_on_one_worker_is_skipped_by_all(
     folder: Path, alone: dict[str, dict[str, Any]], kind: str

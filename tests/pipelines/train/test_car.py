@@ -148,6 +148,8 @@ def test_training_lowers_the_cross_entropy_and_repeats_bitwise(paths: dict[str, 
     assert records_seen[-1]["ce"] < records_seen[0]["ce"] - 0.3
     assert {"val_ce", "val_ce_scale_4", "val_ce_image", "val_ce_unconditional"} <= records_seen[-1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    evaluated = run.evaluate(run.model)
+    assert run.evaluate_raw(run.model) == {"val_ce_raw": evaluated["val_ce"]} and run.best_by(evaluated) > 0
     final = run.final(run.model)
     assert {"test_ce", "test_ce_scale_1", "test_objects"} <= final.keys()
     run.export(run.model, tmp_path / "export")

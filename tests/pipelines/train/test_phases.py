@@ -67,8 +67,9 @@ def test_killed_in_every_phase_and_at_both_switches_equals_uninterrupted(whole: 
     codes = [run(tmp_path / "run", marks=str(marks), kill_at=kill_at) for _ in range(len(samples) + 1)]
     assert codes == [-signal.SIGKILL] * len(samples) + [0]
     assert sorted(int(mark.name) for mark in marks.iterdir()) == samples
-    weights = [(folder / "export" / "model.safetensors").read_bytes() for folder in (whole, tmp_path / "run")]
-    assert weights[0] == weights[1]
+    for export in ("export", "export-best"):
+        weights = [(folder / export / "model.safetensors").read_bytes() for folder in (whole, tmp_path / "run")]
+        assert weights[0] == weights[1]
     assert records(tmp_path / "run") == records(whole)
 
 
