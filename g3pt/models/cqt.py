@@ -28,7 +28,8 @@ from g3pt.config import CVQConfig
 from g3pt.models.attention import Attention
 from g3pt.models.layers import CrossBlock, feed_forward
 from g3pt.models.quantizer import RunningNorm, build_quantizer
-from g3pt.training.parallel import float32_on, mean_over_workers
+from g3pt.training.parallel import float32_on
+from g3pt.training.statistics import RunningStatistics, pace
 
 BOX = 1.9  # side of the cube that objects lie in
 
@@ -104,15 +105,20 @@ class PooledUp(nn.Module):
         return read_BLD + self.mlp(self.norm(read_BLD))
 
 
-class CQT(nn.Module):
-    """The pyramid of scales over L latents. `scale` is an index into `config.scales`."""
+class CQT(nn.Module, RunningStatistics):
+    """The pyramid of scales over L latents. `scale` is an index into `config.scales`.
+
+    Its running statistics are the residuals' amplitudes, `sigma`.
+    """
 
     def __init__(self, config: CVQConfig, anchors_L3: Tensor, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
         width, num_digits = config.width, len(config.code_levels)
         self.quantizer = build_quantizer(config.quantizer, config.code_levels)
-        self.norms = nn.ModuleList(RunningNorm(t, num_digits, config.stat_momentum) for t in config.scales)
+        self.norms = nn.ModuleList(
+            RunningNorm(t, num_digits, config.stat_momentum, scale) for scale, t in enumerate(config.scales)
+        )
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         if config.resampling == "queries":
             self._add_queries(anchors_L3, generator)
@@ -188,25 +194,21 @@ class CQT(nn.Module):
 
     def forward(self, latents_BLD: Tensor, frozen: bool = False, num_scales: int | None = None) -> CQTOutput:
         """Encode latents by the first `num_scales` scales (all by default): the canvas, codes and loss of each."""
-        canvas_BLD, output = self.canvas_start(len(latents_BLD)), CQTOutput()
+        canvas_BLD, output, squares = self.canvas_start(len(latents_BLD)), CQTOutput(), list[Tensor]()
         for scale in range(num_scales or self.config.num_scales):
             residual_BLD = latents_BLD - canvas_BLD
-            if self.training and not frozen:
-                self._update_sigma(residual_BLD.detach(), scale)
+            squares.append(residual_BLD.detach().square().mean())
             values_BTC, codes_BT, loss = self.quantize(residual_BLD, scale, frozen)
             canvas_BLD = canvas_BLD + self.spread(values_BTC, scale)
             output.append(canvas_BLD, codes_BT, loss)
+        if self.training and not frozen:
+            self.see(torch.stack(squares))
         return output
 
-    def _update_sigma(self, residual_BLD: Tensor, scale: int) -> None:
-        rms = mean_over_workers(residual_BLD.float().square().mean()).sqrt()
-        self.sigma_calls += int(scale == 0)
-        # a new tensor, not an in-place change: autograd still refers to the old one
-        share = (1.0 / self.sigma_calls).clamp_min(
-            self.config.stat_momentum
-        )  # a tensor, so that no GPU is synchronised
-        is_scale = torch.arange(len(self.sigma), device=self.sigma.device) == scale
-        self.sigma = torch.where(is_scale, self.sigma + share * (rms - self.sigma), self.sigma)
+    def follow(self, mean: Tensor) -> None:
+        self.sigma_calls += 1
+        settling = torch.arange(len(self.sigma), device=self.sigma.device)  # as of `RunningNorm`
+        self.sigma.lerp_(mean.sqrt(), pace(self.sigma_calls - settling, self.config.stat_momentum))
 
 
 class CQTOutput:

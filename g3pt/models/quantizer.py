@@ -24,34 +24,35 @@ from torch import Tensor, nn
 
 from g3pt.metrics.entropy import entropy
 from g3pt.training.parallel import mean_over_workers
+from g3pt.training.statistics import RunningStatistics, pace
 
 
-class RunningNorm(nn.Module):
+class RunningNorm(nn.Module, RunningStatistics):
     """z minus its running mean, divided by its running deviation, per token position and digit; neither has a gradient.
 
-    In training, unless `frozen`, each call first updates the statistics with the batch's over all workers: the exact average over the
-    first 1 / momentum calls, then an exponential one.
+    In training, unless `frozen`, the statistics follow each step's; `calls` counts those steps. The first `settling` of them leave no
+    trace: what a scale sees follows the statistics of all coarser scales, each of which needs a step.
     """
 
-    def __init__(self, num_tokens: int, num_digits: int, momentum: float) -> None:
+    def __init__(self, num_tokens: int, num_digits: int, momentum: float, settling: int = 0) -> None:
         super().__init__()
-        self.momentum = momentum
+        self.momentum, self.settling = momentum, settling
         self.register_buffer("mean_TC", torch.zeros(num_tokens, num_digits))
         self.register_buffer("square_TC", torch.ones(num_tokens, num_digits))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(self, z_BTC: Tensor, frozen: bool) -> Tensor:
         if self.training and not frozen:
-            self._update(z_BTC.detach())
+            seen_BTC = z_BTC.detach()
+            self.see(torch.stack([seen_BTC.mean(0), seen_BTC.square().mean(0)]))
         deviation_TC = (self.square_TC - self.mean_TC.square()).clamp_min(1e-8).sqrt()
         return (z_BTC - self.mean_TC) / (deviation_TC + 1e-4)
 
-    def _update(self, z_BTC: Tensor) -> None:
-        moments = mean_over_workers(torch.stack([z_BTC.mean(0), z_BTC.square().mean(0)]))
+    def follow(self, mean: Tensor) -> None:
         self.calls += 1
-        share = (1.0 / self.calls).clamp_min(self.momentum)  # a tensor, so that no GPU is synchronised
-        self.mean_TC.lerp_(moments[0], share)
-        self.square_TC.lerp_(moments[1], share)
+        share = pace(self.calls - self.settling, self.momentum)
+        self.mean_TC.lerp_(mean[0], share)
+        self.square_TC.lerp_(mean[1], share)
 
 
 class Quantizer(nn.Module):

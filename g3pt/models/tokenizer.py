@@ -23,7 +23,8 @@ from g3pt.config import CVQConfig
 from g3pt.models.cqt import CQT, CQTOutput, anchor_spacing, make_anchors
 from g3pt.models.layers import CrossBlock, FourierPoints, SelfBlock, run_blocks
 from g3pt.training.exports import Pretrained
-from g3pt.training.parallel import assign, float32_on, mean_over_workers, variance_over_workers
+from g3pt.training.parallel import assign, float32_on
+from g3pt.training.statistics import RunningStatistics
 from g3pt.training.usage import CodeUsage
 
 Phase = Literal["continuous", "pyramid", "joint"]
@@ -106,7 +107,7 @@ class Decoder(nn.Module):
             return self.head(self.norm(read_BQD.float())).squeeze(-1)
 
 
-class CVQ(nn.Module, Pretrained):
+class CVQ(nn.Module, Pretrained, RunningStatistics):
     """The tokenizer. `encode` and `decode_latents` are deterministic in evaluation mode; `scale` is an index into `config.scales`."""
 
     kind = "cvq"
@@ -146,8 +147,9 @@ class CVQ(nn.Module, Pretrained):
         `batch`: surface_BP6, points_BQ3, occupancy_BQ, near_BQ, and sharp_BP6 if the tokenizer reads sharp points.
         """
         latents_BLD = self.encoder(batch["surface_BP6"], batch.get("sharp_BP6"))
+        if self.training:
+            self.see(latents_BLD.detach().mean(0))
         if self.phase == "continuous":
-            self._track_mean(latents_BLD.detach())
             return self._occupancy_loss(latents_BLD, batch)
         output = self.cqt(latents_BLD.detach(), frozen=self.statistics_frozen)
         if self.training:
@@ -174,9 +176,8 @@ class CVQ(nn.Module, Pretrained):
         """Continue counting from `state`, which the first worker alone takes over."""
         self.usage.load(state, is_first, next(self.parameters()).device)
 
-    def _track_mean(self, latents_BLD: Tensor) -> None:
-        if self.training:
-            self.latent_mean_LD.lerp_(mean_over_workers(latents_BLD.float().mean(0)), 0.02)
+    def follow(self, mean: Tensor) -> None:
+        self.latent_mean_LD.lerp_(mean, 0.02)
 
     def _occupancy_loss(self, canvas_BLD: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         logits_BQ = self.decoder.logits(self.decoder.latents(canvas_BLD), batch["points_BQ3"])
@@ -188,8 +189,11 @@ class CVQ(nn.Module, Pretrained):
         return volume + self.config.near_weight * near, logs
 
     def _pyramid_loss(self, output: CQTOutput, latents_BLD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over scales of mse(canvas, latents) over the scale's amplitude, plus the quantiser's own loss."""
-        variance = variance_over_workers(latents_BLD)
+        """Mean over scales of mse(canvas, latents) over the scale's amplitude, plus the quantiser's own loss.
+
+        A logged residual ratio is the share of the latents' variance that a scale leaves over.
+        """
+        variance = 1 - self.latent_mean_LD.square().mean()  # the latents' mean square is 1
         losses, logs = [], {}
         for scale, canvas_BLD in enumerate(output.canvases_BLD):
             error = F.mse_loss(canvas_BLD.float(), latents_BLD)

@@ -5,10 +5,9 @@
 drawn at random for an object follows from its row in the global batch (`g3pt.data.batches.rand_rows`): neither the number of
 workers nor micro-batches change it.
 
-Micro-batches (gradient accumulation) keep the global batch where a worker's share does not fit memory. A model whose loss is a mean
-over objects trains as without them, within float noise. Running statistics (buffers) end a step as the mean over its
-micro-batches, which for an exponential average is what the whole share would give. Within the step, however, each micro-batch
-is normalised by its own statistics, and LFQ's entropy sees it alone, so those weights differ a little (LOG.md).
+Micro-batches (gradient accumulation) keep the global batch where a worker's share does not fit memory. They change a model whose
+loss is a mean over objects by float noise. Running statistics do not change within a step (`g3pt.training.statistics`). LFQ's
+entropy term reads the mean code of one micro-batch of all workers, so its weights differ a little.
 
 A step whose loss or gradient is not finite changes nothing (`g3pt.training.skipped`); the next record names it.
 
@@ -33,6 +32,7 @@ from g3pt.training.best import Best
 from g3pt.training.optimizer_state import Like
 from g3pt.training.parallel import SingleProcess, bf16_where, local, mean_over_workers, shard_like, whole
 from g3pt.training.skipped import Buffers, check_skipped, skip_flag, skipped_record, with_skipped
+from g3pt.training.statistics import update_statistics
 
 Record = dict[str, float]
 Resume = (
@@ -198,25 +198,20 @@ def backward(
     config: TrainConfig,
     parallel: SingleProcess,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Gradients of the mean loss over `parts` micro-batches; that loss and its logs, detached."""
+    """Gradients of the mean loss over `parts` micro-batches; that loss and its logs, detached. Moves the running statistics."""
     autocast = bf16_where(config.precision == "bf16", batch["row_B"].device)
-    statistics = Statistics(model) if parts > 1 else None
     losses, logs = [], []
     for index, part in enumerate(split(batch, parts)):
-        if statistics:
-            statistics.restart(model)
         torch.manual_seed(step_seed(config.seed, step))  # micro-batches draw for the whole batch and take their rows
         with contextlib.nullcontext() if index == parts - 1 else parallel.accumulating(wrapped):
             with autocast:
                 loss, part_logs = wrapped(part, step)
             (loss / parts if parts > 1 else loss).backward()
-        if statistics:
-            statistics.collect(model, parts)
         losses.append(loss.detach())
         logs.append(part_logs)
-    if not statistics:
+    update_statistics(model)
+    if parts == 1:
         return losses[0], logs[0]
-    statistics.finish(model)
     return torch.stack(losses).mean(), {name: torch.stack([part[name] for part in logs]).mean() for name in logs[0]}
 
 
@@ -227,36 +222,6 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     size = len(batch["row_B"]) // parts
     cut = {name: value.split(size) if isinstance(value, Tensor) else [value] * parts for name, value in batch.items()}
     return [{name: values[i] for name, values in cut.items()} for i in range(parts)]
-
-
-class Statistics:
-    """A model's buffers over the micro-batches of one step: each starts from the same values; the mean is kept."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        self.sums = {
-            name: torch.zeros_like(buffer) for name, buffer in self.before.items() if buffer.is_floating_point()
-        }
-
-    @torch.no_grad()
-    def restart(self, model: nn.Module) -> None:
-        """Call before a micro-batch."""
-        for name, buffer in model.named_buffers():
-            buffer.copy_(self.before[name])
-
-    @torch.no_grad()
-    def collect(self, model: nn.Module, parts: int) -> None:
-        """Call after its backward pass."""
-        for name, buffer in model.named_buffers():
-            if name in self.sums:
-                self.sums[name] += buffer / parts
-
-    @torch.no_grad()
-    def finish(self, model: nn.Module) -> None:
-        """Call after the last micro-batch, whose integer buffers (counters) are kept."""
-        for name, buffer in model.named_buffers():
-            if name in self.sums:
-                buffer.copy_(self.sums[name])
 
 
 @contextlib.contextmanager

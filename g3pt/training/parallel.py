@@ -230,17 +230,6 @@ def mean_over_workers(x: Tensor) -> Tensor:
     return sum_over_workers(x) / num_workers() if num_workers() > 1 else x
 
 
-def variance_over_workers(x_BND: Tensor) -> Tensor:
-    """Variance over the objects of all workers, averaged over features; 1 for a single object."""
-    count = len(x_BND) * num_workers()
-    if count < 2:
-        return x_BND.new_ones(())
-    if num_workers() == 1:
-        return x_BND.var(0).mean()
-    mean, square = mean_over_workers(torch.stack([x_BND.mean(0), x_BND.square().mean(0)]))
-    return (square - mean.square()).mean() * count / (count - 1)
-
-
 # --- tensors that may be sharded --------------------------------------------------------------------------------------
 
 

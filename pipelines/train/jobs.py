@@ -288,13 +288,10 @@ def check_workers(train: Any, num_workers: int, micro_batch: int | None = None) 
 
 def named_by_micro_batch(spec: RunSpec, flags: TrainFlags) -> RunSpec:
     """The run's identity with the number of objects computed at once by all workers together, if that changes its
-    weights.
-
-    A tokenizer's quantised phases normalise over these objects (`g3pt.training.fit`). Generators and undivided batches
-    are not affected.
+    weights: LFQ's entropy term reads the mean code of these objects.
     """
     at_once = (flags.micro_batch or spec.config["train"]["batch_size"]) * flags.num_workers
-    if spec.stage != "cvq" or at_once >= spec.config["train"]["batch_size"]:
+    if spec.config["model"].get("quantizer") != "lfq" or at_once >= spec.config["train"]["batch_size"]:
         return spec
     return dataclasses.replace(spec, config={**spec.config, "objects_at_once": at_once})
 

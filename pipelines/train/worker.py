@@ -39,7 +39,7 @@ LOCK_WAIT_S = STALE_S + 30.0  # time for a worker of a killed driver to disappea
 class Speed:
     """How a run is computed.
 
-    Not part of its identity, except for a tokenizer's micro-batches (`pipelines.train.jobs.named_by_micro_batch`).
+    Not part of its identity, except for LFQ's micro-batches (`pipelines.train.jobs.named_by_micro_batch`).
     """
 
     parallel: str = "ddp"  # or fsdp: how several workers share the model

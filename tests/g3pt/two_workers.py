@@ -6,6 +6,7 @@ python -m tests.g3pt.two_workers FOLDER RANK      one of two workers; leaves FOL
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from g3pt.config import TrainConfig
 from g3pt.data.batches import SurfaceBatches
 from g3pt.models.tokenizer import CVQ
+from g3pt.training import fit as fitting
 from g3pt.training.best import Best
 from g3pt.training.fit import fit
 from g3pt.training.optimizer_state import ShardedState, write_sharded
@@ -110,16 +113,39 @@ def _trained(
     def evaluate(held: nn.Module) -> dict[str, float]:
         return {"val_norm": sum(float(whole(p.detach()).double().square().sum()) for p in held.parameters())}
 
-    model = fit(
-        model=model, batches=batches, config=config, report=records.append, save=save, resume=resume,
-        evaluate=evaluate, best=best, parallel=parallel, micro_batch=micro_batch,
-    )  # fmt: skip
+    with counted_reduces() as reduces:
+        model = fit(
+            model=model, batches=batches, config=config, report=records.append, save=save, resume=resume,
+            evaluate=evaluate, best=best, parallel=parallel, micro_batch=micro_batch,
+        )  # fmt: skip
     return {
         "records": records,
+        "reduces": reduces,
         "state": states.get(STEPS * BATCH // 2),
         "best": {"samples": best.samples, "weights": best.weights},
         "weights": {k: v.clone() for k, v in model.state_dict().items()},
     }
+
+
+@contextlib.contextmanager
+def counted_reduces() -> Iterator[list[int]]:
+    """The all-reduces of each step's forward and backward passes and statistics, without those of DDP and FSDP2 themselves."""
+    reduce, backward, calls, found = dist.all_reduce, fitting.backward, [0], list[int]()
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        return reduce(*args, **kwargs)
+
+    def a_step(*args: Any) -> Any:
+        before, result = calls[0], backward(*args)
+        found.append(calls[0] - before)
+        return result
+
+    dist.all_reduce, fitting.backward = counting, a_step
+    try:
+        yield found
+    finally:
+        dist.all_reduce, fitting.backward = reduce, backward
 
 
 def _copy(value: Any) -> Any:
@@ -137,8 +163,6 @@ def stored(folder: Path) -> Callable[[Any], dict[str, Any]]:
 
 def main(folder: Path, rank: int) -> None:
     """One of two workers: every case under both kinds, then FSDP resumed from DDP's checkpoint."""
-    import torch.distributed as dist
-
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=300)

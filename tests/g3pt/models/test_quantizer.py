@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from g3pt.models.quantizer import FSQ, LFQ, RunningNorm, build_quantizer
+from g3pt.training.statistics import update_statistics
 
 LEVELS = {"fsq": (8, 5, 3), "lfq": (2,) * 7}
 
@@ -59,16 +60,41 @@ def test_norm_per_position_removes_a_code_that_only_names_its_position() -> None
     place_TC = torch.randn(5, 3) * 10
     for _ in range(20):
         out_BTC = norm(place_TC + torch.randn(64, 5, 3), frozen=False)
+        update_statistics(norm)
     assert out_BTC.mean(0).abs().max() < 0.7 and 0.7 < out_BTC.std(0).mean() < 1.3
 
 
 def test_frozen_or_evaluated_statistics_stand_still() -> None:
     norm = RunningNorm(2, 3, momentum=0.5)
     norm(torch.randn(8, 2, 3), frozen=False)
+    update_statistics(norm)
     before = norm.mean_TC.clone()
     norm(torch.randn(8, 2, 3) + 5, frozen=True)
     norm.eval()(torch.randn(8, 2, 3) + 5, frozen=False)
+    update_statistics(norm)
     assert torch.equal(norm.mean_TC, before)
+
+
+def test_statistics_are_constant_within_a_step_and_then_see_all_of_its_parts() -> None:
+    """Four micro-batches of 4 give what one batch of 16 gives, and a code depends on no other object of the step."""
+    whole, parts, z_BTC = RunningNorm(2, 3, momentum=0.5), RunningNorm(2, 3, momentum=0.5), torch.randn(3, 16, 2, 3) + 5
+    for step_BTC in z_BTC:
+        expected_BTC = whole(step_BTC, frozen=False)
+        found_BTC = torch.cat([parts(part_BTC, frozen=False) for part_BTC in step_BTC.split(4)])
+        assert torch.allclose(found_BTC, expected_BTC, atol=1e-5)
+        update_statistics(whole), update_statistics(parts)
+    assert int(parts.calls) == 3, "a step counts once"
+    assert torch.allclose(parts.mean_TC, whole.mean_TC, atol=1e-6) and float(whole.mean_TC.min()) > 4
+    assert torch.allclose(parts.square_TC, whole.square_TC, rtol=1e-6)
+
+
+def test_the_first_steps_of_a_scale_leave_no_trace() -> None:
+    norm, z_BTC = RunningNorm(2, 3, momentum=0.1, settling=2), torch.randn(5, 16, 2, 3)
+    z_BTC[:2] += 100
+    for step_BTC in z_BTC:
+        norm(step_BTC, frozen=False)
+        update_statistics(norm)
+    assert torch.allclose(norm.mean_TC, z_BTC[2:].mean((0, 1)), atol=1e-6), "the exact mean of the other three"
 
 
 def test_an_unknown_quantizer_is_named() -> None:

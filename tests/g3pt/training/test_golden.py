@@ -48,7 +48,7 @@ def losses(model: torch.nn.Module, batches: Any, train: TrainConfig) -> list[flo
 def test_twenty_steps_of_the_nano_tokenizer_give_the_golden_loss() -> None:
     model, train = cvq_preset("nano")
     batches = SurfaceBatches(spheres(32, num_points=4096), model, BATCH, seed=0)
-    assert losses(CVQ(model), batches, train) == pytest.approx([1.2990725, 1.4117435], rel=1e-3)
+    assert losses(CVQ(model), batches, train) == pytest.approx([1.3049823, 1.4398113], rel=1e-3)
 
 
 def test_twenty_steps_of_the_nano_generator_give_the_golden_loss() -> None:

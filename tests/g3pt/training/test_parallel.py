@@ -15,6 +15,7 @@ from tests.g3pt.two_workers import BAD_STEP, BATCH, CASES, KINDS, STEPS, stored,
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CURVE = 2e-4  # relative: float noise, which rounding to codes amplifies step by step
+LFQ_CURVE = 1e-3  # LFQ's gradients are divided by deviations that few objects gave
 RATE = ("samples_per_second",)
 COUNTED = (
     "utilisation",
@@ -54,12 +55,15 @@ def same_curve(
     for ours, theirs in zip(found["records"], expected["records"], strict=True):
         assert ours.keys() == theirs.keys()
         for name in (name for name in ours if not name.startswith(aside)):
-            assert ours[name] == pytest.approx(theirs[name], rel=rel, abs=1e-5), (name, ours["step"])
+            assert ours[name] == pytest.approx(theirs[name], rel=rel, abs=min(rel, LFQ_CURVE) / 20), (
+                name,
+                ours["step"],
+            )
 
 
 @pytest.mark.parametrize("name", ["fsq-ddp", "fsq-fsdp", "lfq-ddp", "car-fsdp", "car-micro-ddp"])
 def test_two_workers_give_the_loss_curve_of_one(folder: Path, alone: dict[str, dict[str, Any]], name: str) -> None:
-    same_curve(load(folder, name), alone[name.split("-")[0]])
+    same_curve(load(folder, name), alone[name.split("-")[0]], rel=LFQ_CURVE if "lfq" in name else CURVE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -143,17 +147,17 @@ def test_micro_batches_change_a_generator_by_float_noise(alone: dict[str, dict[s
     same_curve(train_car(SingleProcess(), micro_batch=2), alone["car"])
 
 
-def test_micro_batches_change_a_tokenizer_only_where_its_statistics_are_a_batch_s(
-    alone: dict[str, dict[str, Any]],
-) -> None:
-    """Exact while continuous, and in the latents' running mean; near in the quantised phases, whose norms see a micro-batch at a time."""
-    found, whole = train_cvq("fsq", SingleProcess(), micro_batch=4), alone["fsq"]
-    first = {"records": found["records"][:3] + whole["records"][3:]}
-    same_curve(first, whole)
-    assert torch.allclose(found["weights"]["latent_mean_LD"], whole["weights"]["latent_mean_LD"], atol=1e-5)
-    assert found["weights"]["cqt.norms.0.calls"] == whole["weights"]["cqt.norms.0.calls"], "a step counts once"
-    for ours, theirs in zip(found["records"][5:], whole["records"][5:], strict=True):
-        assert ours["loss_volume"] == pytest.approx(theirs["loss_volume"], rel=0.05)
+def test_micro_batches_change_a_tokenizer_by_float_noise(alone: dict[str, dict[str, Any]]) -> None:
+    found, whole = train_cvq("fsq", SingleProcess(), micro_batch=2), alone["fsq"]
+    same_curve(found, whole)
+    for name, value in whole["weights"].items():
+        assert torch.allclose(found["weights"][name].float(), value.float(), rtol=1e-3, atol=1e-4), name
+    assert int(found["weights"]["cqt.norms.0.calls"]) == 4, "five quantised steps, whose last one is frozen"
+
+
+def test_a_step_reduces_all_running_statistics_at_once(folder: Path) -> None:
+    for kind in KINDS:
+        assert load(folder, f"fsq-{kind}")["reduces"] == [1] * STEPS, "continuous, pyramid and joint alike"
 
 
 def test_a_batch_that_cannot_be_cut_is_refused() -> None:

@@ -13,6 +13,7 @@ from g3pt.models.quantizer import LFQ, build_quantizer
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.alarm import Alarm, alarm_line, faults, in_words
 from g3pt.training.fit import fit
+from g3pt.training.statistics import update_statistics
 from g3pt.training.usage import CodeUsage, hashed
 from tests.g3pt.models.test_tokenizer import TINY, SurfaceBatches, dataclasses, spheres
 
@@ -153,10 +154,14 @@ def test_hashing_keeps_apart_what_few_codes_there_are() -> None:
 
 
 def trained_window(model: CVQ, batches: int = 6) -> dict[str, float]:
+    """The record after so many batches, without the first ones, whose statistics settle scale by scale."""
     model.set_phase(5, 10)  # joint
     stream = SurfaceBatches(spheres(32), model.config, 16, seed=0)(0)
-    for batch in itertools.islice(stream, batches):
+    for index, batch in enumerate(itertools.islice(stream, model.config.num_scales + batches)):
+        if index == model.config.num_scales:
+            model.take_window()
         model.train()(batch)
+        update_statistics(model)
     return model.take_window()
 
 

@@ -15,7 +15,7 @@ from pipelines.cli.errors import UsageError
 from pipelines.cluster import session
 from pipelines.derive import tokens
 from pipelines.runs.identity import RunSpec
-from pipelines.train import jobs, trained_on
+from pipelines.train import jobs, run, trained_on
 from pipelines.train.jobs import TrainCARFlags, TrainCVQFlags, train_car, train_cvq
 from tests.g3pt.tiny import tiny_tokenizer
 from tests.pipelines.toy_data import TOY, toy_row, write_toy_dataset, write_toy_tokenizer
@@ -96,6 +96,26 @@ def test_another_order_of_the_data_is_another_run(stage: str, paths: dict, monke
     assert len({now.name, older.name, spec().name}) == 3, "no run without a version, or of another, is resumed"
 
 
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_how_a_run_is_computed_is_no_part_of_its_name(
+    stage: str, paths: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(run, "train_run", lambda spec, *_, **__: names.append(spec.name) or tmp_path)
+    flags_class, command = COMMANDS[stage]
+    given = {name: paths[name] for name in ("data", "tokenizer") if name in flags_class.__dataclass_fields__}
+    if stage == "cvq":
+        given["set"] = ",".join(f"{name}=8" for name in POINTS)
+    for computed in ({}, {"micro_batch": 4}, {"num_workers": 4}, {"num_workers": 2, "micro_batch": 1}):
+        command(flags_class(**given, output=str(tmp_path / "runs"), batch_size=16, **computed))
+    assert len(names) == 4 and len(set(names)) == 1
+    if stage == "cvq":
+        given["set"] += ",quantizer=lfq"
+        for computed in ({}, {"micro_batch": 4}, {"num_workers": 2, "micro_batch": 2}, {"num_workers": 4}):
+            command(flags_class(**given, output=str(tmp_path / "runs"), batch_size=16, **computed))
+        assert names[4] == names[7] != names[5] == names[6], "LFQ's entropy term reads the micro-batch of all workers"
+
+
 def test_a_selection_says_what_it_leaves_out_and_names_another_run(
     paths: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,19 +185,3 @@ def test_a_short_run_saves_only_where_it_reports(steps: int) -> None:
     config = jobs._varied(dataclasses.replace(car_preset("nano")[1], steps=1200), flags)
     assert config.checkpoint_every % config.log_every == 0
     assert steps // config.checkpoint_every >= min(5, steps)
-
-
-def test_micro_batches_are_part_of_a_tokenizer_s_name_only_where_they_change_it() -> None:
-    """A tokenizer normalises over the objects of one micro-batch of all workers; a generator does not."""
-
-    def name(stage: str, **given: int) -> str:
-        spec = RunSpec(stage=stage, preset="nano", seed=0, config={"train": {"batch_size": 16}})
-        flags = TrainCVQFlags(data="d", output="o", **given)
-        return jobs.named_by_micro_batch(spec, flags).name
-
-    whole = name("cvq")
-    assert (
-        whole == name("cvq", num_workers=4) == name("cvq", micro_batch=16) == name("cvq", micro_batch=8, num_workers=2)
-    )
-    assert name("cvq", micro_batch=4) == name("cvq", micro_batch=2, num_workers=2) != whole
-    assert name("car", micro_batch=4) == name("car")
