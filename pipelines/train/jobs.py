@@ -39,7 +39,7 @@ class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, OnData, Replace):
     output: str
     """folder of runs; this run gets its own folder below it"""
     preset: str = "nano"
-    """preset of the model; --dry-run prints its parameters, operations and memory"""
+    """preset of the model; --dry-run prints its size and memory"""
     steps: int | None = None
     """optimiser steps; default the preset's"""
     batch_size: int | None = None
@@ -55,11 +55,11 @@ class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, OnData, Replace):
     """leave out objects whose id matches one of these shell patterns, comma-separated (market*,classic*); default none
     """
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """with several workers: the whole model on each (ddp), or sharded among them (fsdp)"""
+    """several workers: the whole model on each (ddp), or sharded among them (fsdp)"""
     micro_batch: int | None = None
     """objects per forward pass of a worker; default its share of the batch"""
     init_from: str | None = None
-    """start from the weights of this run or export, which has the same sizes; default random weights"""
+    """start from the weights of this run or export; default random weights"""
     num_to_keep: int = 2
     """number of newest checkpoints to keep"""
     set: str | None = None

@@ -207,6 +207,7 @@ def test_nothing_at_the_address_is_said_at_once(monkeypatch: pytest.MonkeyPatch)
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # another test's Ray may be connected
     found = doctor_cluster.check_ray(Nodes(), None)
     assert (
         found.state == "failed"
@@ -219,6 +220,7 @@ def test_a_server_that_says_nothing_and_a_long_temporary_folder_are_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(start, "ANSWER_S", 0.5)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # another test's Ray may be connected
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
