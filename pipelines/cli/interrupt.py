@@ -7,10 +7,12 @@ thread (use `in_thread`).
 """
 
 import contextlib
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeVar
@@ -94,9 +96,10 @@ def _end(number: int, _: FrameType | None) -> None:
     os._exit(128 + int(number))
 
 
-def in_thread(work: Callable[[], Result]) -> Result:
-    """Run `work()` in another thread and wait for it, so that a library does not take over the signals of the main
-    thread.
+def in_thread(work: Callable[[], Result], limit_s: float = math.inf) -> Result:
+    """The result of `work()`, run in another thread, so that a library does not take over the signals of the main one.
+
+    TimeoutError if it takes longer than `limit_s` seconds; the thread is left behind.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -109,8 +112,11 @@ def in_thread(work: Callable[[], Result]) -> Result:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(timeout=0.5)
+    deadline = time.monotonic() + limit_s
+    while thread.is_alive() and (left_s := deadline - time.monotonic()) > 0:
+        thread.join(timeout=min(0.5, left_s))
     if errors:
         raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {limit_s:g} s")
     return results[0]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -76,24 +75,3 @@ def has_no_answer(error: BaseException) -> bool:
     if isinstance(error, MlflowException):
         return isinstance(error, InvalidUrlException) or any(words in str(error) for words in NO_ANSWER)
     return isinstance(error, (ConnectionError, TimeoutError)) or "requests" in type(error).__module__
-
-
-def within(seconds: float, work: Callable[[], Result]) -> Result:
-    """The result of `work()`, run in a thread. TimeoutError if it takes longer; the thread is left behind."""
-    results: list[Result] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:  # handed to the caller
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return results[0]

@@ -24,11 +24,12 @@ from g3pt.data.storage import Location, is_remote
 from g3pt.training.alarm import Alarm, in_words
 from pipelines.cli.endings import Ending, at_end
 from pipelines.cli.errors import one_line
+from pipelines.cli.interrupt import in_thread
 from pipelines.cli.plain_text import without_login
 from pipelines.cli.progress import say
 from pipelines.runs.ledger import Ledger, NewRecords, Periodic, Record
 from pipelines.runs.locks import locked
-from pipelines.tracking.breaker import LIMIT_S, Guarded, Unreachable, guarded, limit_http, within
+from pipelines.tracking.breaker import LIMIT_S, Guarded, Unreachable, guarded, limit_http
 from pipelines.tracking.cards import SHORT, DatasetInput, shown_record
 from pipelines.tracking.experiments import experiment_tags
 from pipelines.tracking.moved_store import follow_move, location
@@ -98,7 +99,7 @@ class Tracking:
                 client.search_experiments(max_results=1)  # makes the tables of a fresh store
                 return client
 
-            client = opened() if local is not None else guarded(uri, within, LIMIT_S, opened)
+            client = opened() if local is not None else guarded(uri, in_thread, opened, LIMIT_S)
             self.client = Guarded(client, uri)
             if fresh:
                 self.client.set_experiment_tag(

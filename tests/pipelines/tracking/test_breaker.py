@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cli.interrupt import in_thread
 from pipelines.runs.ledger import Ledger
 from pipelines.tracking import breaker
 from pipelines.tracking import client as tracking
@@ -109,7 +110,7 @@ def test_an_answer_that_refuses_is_an_answer() -> None:
 
 def test_a_store_that_opens_too_slowly_is_left() -> None:
     with pytest.raises(TimeoutError, match="no answer within 0.05 s"):
-        breaker.within(0.05, lambda: time.sleep(1))
-    assert breaker.within(5, lambda: 3) == 3
+        in_thread(lambda: time.sleep(1), 0.05)
+    assert in_thread(lambda: 3, 5) == 3
     with pytest.raises(KeyError):
-        breaker.within(5, lambda: {}["x"])
+        in_thread(lambda: {}["x"], 5)
