@@ -24,6 +24,7 @@ from torch import Tensor
 
 from g3pt.data.batches import unpack_rows
 from g3pt.metrics.entropy import expected_distinct, sample_entropy
+from g3pt.metrics.thickness import band_means
 from g3pt.models.tokenizer import CVQ
 
 EVAL_QUERIES = 2048  # volume points per object that the running validation reads
@@ -35,15 +36,19 @@ def diagnose(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "c
     """All figures over `arrays` (surface, eval_surface, sharp, volume_points, volume_occupancy) of one split, as a flat record.
 
     In the continuous phase only the autoencoder's IoU and loss are known. Keys end in `_scale_1` (the coarsest) and so on.
+    If `arrays` has thickness, IoUs of the bands of `g3pt.metrics.thickness` that have objects follow, as in `iou_thin`.
     `loss_volume` is the term of that name in the training loss: binary cross-entropy of occupancy at volume points.
     """
     model.eval()
     parts = [_diagnose_batch(model, batch) for batch in eval_batches(arrays, model, device)]
-    record = {
-        name: float(np.mean(np.concatenate([part[name] for part in parts])))
-        for name in parts[0]
-        if name.startswith(("iou", "loss"))
+    by_object = {
+        name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name.startswith(("iou", "loss"))
     }
+    record = {name: float(values_N.mean()) for name, values_N in by_object.items()}
+    if "thickness" in arrays:
+        for name in ("iou_continuous", "iou"):
+            means = band_means(by_object[name], arrays["thickness"]) if name in by_object else {}
+            record |= {f"{name}_{band}": mean for band, mean in means.items()}
     if model.phase == "continuous":
         return record
     codes_NS, again_NS = (torch.cat([part[name] for part in parts]) for name in ("codes", "codes_again"))

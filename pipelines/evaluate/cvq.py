@@ -28,6 +28,7 @@ COLUMNS = (
     "id",
     "caption",
     "category",
+    "thickness",
     *CREDITED,
     "surface",
     "eval_surface",

@@ -145,6 +145,7 @@ def _describe(report: dict[str, Any], files: list[Path], outcome: Outcome) -> No
     outcome.metrics |= {
         f"seconds_{stage}": value for stage, value in cards.intervals(report.get("seconds_per_object", {})).items()
     }
+    outcome.metrics |= cards.by_thickness(report["metrics"])
     outcome.records += cards.by_scale(report["metrics"])
     outcome.artifacts += files
 

@@ -71,6 +71,7 @@ class Reconstructor:
         scores: dict[str, Any] = {
             "id": row["id"],
             "category": row["category"],
+            "thickness": float(row["thickness"]),
             "iou_volume": self._iou(latents, volume),
             "iou_near": self._iou(latents, near),
         }

@@ -1,6 +1,6 @@
 """The metrics of a tokenizer's evaluation (means, medians, tails, categories, baselines), its protocol and its table.
 
-How: `summarise` turns the objects' scores into one flat record (and `by_category`). A name is the metric with a prefix
+How: `summarise` turns the objects' scores into one flat record (and `by_thickness` and `by_category`). A name is the metric with a prefix
 for what it is of (`continuous_`: the same latents without the quantiser; `grid_`: a cube of occupancy bits of equal
 size; `distinct_`: without near-duplicates of training objects) and a suffix for the statistic (none: mean; `_median`;
 `_p05` or `_p95`: the bad tail; `_interval_95`: interval of the mean).
@@ -14,12 +14,14 @@ import numpy as np
 from g3pt.data.datasets import DatasetInfo
 from g3pt.metrics import baselines, pairwise
 from g3pt.metrics.bits import plain_bits
+from g3pt.metrics.thickness import BANDS, WORDS, band
+from g3pt.metrics.thickness import PROTOCOL as BY_THICKNESS
 from pipelines.evaluate.near_duplicates import THRESHOLD
 from pipelines.evaluate.reconstruct import SURFACE_NAMES
 
 NAMES = ("iou_volume", "iou_near", *SURFACE_NAMES)
 LESS_IS_BETTER = ("chamfer", "chamfer_squared", "hausdorff_95")
-CATEGORY_NAMES = ("iou_volume", "iou_near", "chamfer", "f_score_0.02")
+GROUP_NAMES = ("iou_volume", "iou_near", "chamfer", "f_score_0.02")
 
 Objects = Sequence[dict[str, Any]]
 
@@ -39,7 +41,7 @@ def summarise(objects: Objects) -> dict[str, Any]:
         "grid_num_without_mesh": without_mesh(grids)
     }
     found |= {"bits": objects[0]["bits"], "bits_coded": mean([o["bits_coded"] for o in objects])}
-    return found | distinct(objects) | {"by_category": by_category(objects)}
+    return found | distinct(objects) | {"by_thickness": by_thickness(objects), "by_category": by_category(objects)}
 
 
 def without_mesh(objects: Objects) -> int:
@@ -97,19 +99,35 @@ def distinct(objects: Objects) -> dict[str, Any]:
     return found | {f"distinct_{name}": mean([o[name] for o in left]) for name in NAMES}
 
 
+def by_thickness(objects: Objects) -> dict[str, dict[str, Any]]:
+    """Means per band of thickness that has objects, thin first; IoUs with the interval of the mean."""
+    groups = {name: [o for o in objects if band(o["thickness"]) == name] for name in BANDS}
+    return {
+        name: group_means(part)
+        | {
+            f"{metric}_interval_95": list(pairwise.bootstrap_interval(np.array([o[metric] for o in part])))
+            for metric in ("iou_volume", "iou_near")
+        }
+        for name, part in groups.items()
+        if part
+    }
+
+
 def by_category(objects: Objects) -> dict[str, dict[str, Any]]:
     """Means per category, sorted by name; empty if the dataset has no categories."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for scores in objects:
         if scores["category"]:
             groups.setdefault(scores["category"], []).append(scores)
+    return {name: group_means(part) for name, part in sorted(groups.items())}
+
+
+def group_means(objects: Objects) -> dict[str, Any]:
+    """Counts and means of some of the objects."""
     return {
-        name: {
-            "num_objects": len(part),
-            "num_without_mesh": without_mesh(part),
-            **{metric: mean([o[metric] for o in part]) for metric in CATEGORY_NAMES},
-        }
-        for name, part in sorted(groups.items())
+        "num_objects": len(objects),
+        "num_without_mesh": without_mesh(objects),
+        **{metric: mean([o[metric] for o in objects]) for metric in GROUP_NAMES},
     }
 
 
@@ -132,6 +150,7 @@ def protocol(flags: Any, info: DatasetInfo, config: Any, duplicates: str) -> dic
         "tails": "median, and the bad tail: 5th percentile where more is better, 95th where less is; a missing mesh "
         "counts as infinitely far",
         "intervals": "95 % percentile bootstrap over objects, 1000 resamples, seed 0",
+        "by_thickness": BY_THICKNESS,
         "by_category": "means over the objects of a category",
         "shuffled": "the codes of one scale are replaced by those of another object of the split (one cycle through all "
         "objects)",
@@ -172,14 +191,17 @@ def table(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("bits per object, plain / coded", numbers(found, "bits", "bits_coded", spec=".0f")),
         (
             f"continuous latents: IoU / near; {found['num_detailed']} objects: Chamfer / F 0.02",
-            numbers(found, *(f"continuous_{name}" for name in CATEGORY_NAMES)),
+            numbers(found, *(f"continuous_{name}" for name in GROUP_NAMES)),
         ),
         ("  the codes on these: Chamfer / F 0.02", numbers(found, "detailed_chamfer", "detailed_f_score_0.02")),
         (
             "occupancy grid of equal bits: IoU / near / Chamfer / F 0.02",
-            numbers(found, *(f"grid_{name}" for name in CATEGORY_NAMES)),
+            numbers(found, *(f"grid_{name}" for name in GROUP_NAMES)),
         ),
     ]
+    for name, part in found["by_thickness"].items():
+        label = f"{name} ({WORDS[name]}), {part['num_objects']} objects: IoU / near / Chamfer / F 0.02"
+        rows.append((label, numbers(part, *GROUP_NAMES)))
     if found["num_near_duplicates"] is not None:
         label = f"without {found['num_near_duplicates']} near-duplicates (excess Chamfer < {THRESHOLD:g})"
         rows.append((f"{label}: IoU / Chamfer", numbers(found, "distinct_iou_volume", "distinct_chamfer")))

@@ -227,6 +227,11 @@ def metrics(made: Made) -> list[str]:
         for name, value in values.items()
         if name.startswith("iou_first_") and isinstance(value, (int, float))
     ]
+    lines += [
+        f"| volume IoU, {band}: {part['num_objects']} objects | {part['iou_volume']:.4f} | "
+        f"{interval(part['iou_volume_interval_95'])} |"
+        for band, part in values.get("by_thickness", {}).items()
+    ]
     return [
         *lines,
         "",

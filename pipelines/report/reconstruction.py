@@ -1,12 +1,15 @@
-"""The plot and tables of a tokenizer's evaluation: by number of scales, metrics, comparisons, categories.
+"""The plot and tables of a tokenizer's evaluation: by number of scales, metrics, comparisons, thickness, categories.
 
 Metrics that an older evaluation lacks have no row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from markupsafe import Markup
 
+from g3pt.metrics.thickness import WORDS
 from pipelines.report.html import folded, table
 from pipelines.report.plots import Series, plot
 from pipelines.report.values import Source
@@ -116,16 +119,28 @@ def _compared_label(metrics: Source, prefix: str, label: str) -> Markup | str:
     return label
 
 
+def thickness_table(metrics: Source) -> Markup:
+    """Table of means per band of thickness."""
+    bands = metrics.get("by_thickness", default={})
+    if not bands:
+        return Markup("")
+    labels = {name: f"{name}: {WORDS[name]}" for name in bands}
+    return _groups_table(metrics.at("by_thickness"), labels, "band", "By thickness, in voxels of 128 cells per side")
+
+
 def categories(metrics: Source) -> Markup:
     """Table of means per category, folded."""
     found = metrics.get("by_category", default={})
     if not found:
         return Markup("")
+    labels = {name: name for name in found}
+    return folded("By category", _groups_table(metrics.at("by_category"), labels, "category", "By category"))
+
+
+def _groups_table(groups: Source, labels: Mapping[str, str], head: str, title: str) -> Markup:
     rows = []
-    for name in found:
-        part = metrics.at("by_category", name)
+    for name, label in labels.items():
+        part = groups.at(name)
         numbers = (part.number(metric, spec=SPECS.get(metric, ".3f")) for metric in COMPARED_NAMES)
-        rows.append((name, part.number("num_objects", spec=",d"), *numbers))
-    return folded(
-        "By category", table(("category", "objects", *(LABELS[name] for name in COMPARED_NAMES)), rows, "By category")
-    )
+        rows.append((label, part.number("num_objects", spec=",d"), *numbers))
+    return table((head, "objects", *(LABELS[name] for name in COMPARED_NAMES)), rows, title)

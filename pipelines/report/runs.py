@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from g3pt.metrics.thickness import WORDS
 from g3pt.training.alarm import alarm_line, skipped_line
 from pipelines.report.common import failure_line, note_command
 from pipelines.report.folders import evaluations_of
@@ -121,6 +122,7 @@ def _curves(stage: str, ledger: Source) -> list[Markup]:
                 x_label=SAMPLES,
                 y_label="volume IoU",
             ),
+            *_thickness_plot(records),
         ]
     return [
         plot(
@@ -141,6 +143,21 @@ def _curves(stage: str, ledger: Source) -> list[Markup]:
             y_label="nats per token",
         ),
     ]
+
+
+def _thickness_plot(records: list[dict[str, float]]) -> list[Markup]:
+    """IoU of validation objects by band of thickness, for the bands that have objects."""
+    lines = [
+        line
+        for k, (band, words) in enumerate(WORDS.items())
+        for line in (
+            curve(records, f"val_iou_{band}", f"{band}: {words}", k),
+            curve(records, f"val_iou_continuous_{band}", f"{band}, without quantisation", k, "dashed"),
+        )
+        if line.x
+    ]
+    title = "Volume IoU of validation objects by thickness"
+    return [plot(title, lines, x_label=SAMPLES, y_label="volume IoU")] if lines else []
 
 
 DIAGNOSTICS = {

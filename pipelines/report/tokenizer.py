@@ -14,7 +14,14 @@ from pipelines.report.common import note_environment
 from pipelines.report.evaluations import HINT, mesh_of, no_gallery, protocol, task
 from pipelines.report.html import Page, caption, card, cards, columns, paragraph
 from pipelines.report.meshes import cloud_object
-from pipelines.report.reconstruction import categories, compared_table, figures_table, scales_plot, scales_table
+from pipelines.report.reconstruction import (
+    categories,
+    compared_table,
+    figures_table,
+    scales_plot,
+    scales_table,
+    thickness_table,
+)
 from pipelines.report.values import Source, read_json
 
 
@@ -35,6 +42,7 @@ def tokenizer(page: Page, file: Path) -> None:
     body += [
         columns(scales_plot(metrics), scales_table(metrics)),
         figures_table(metrics),
+        thickness_table(metrics),
         compared_table(metrics),
         categories(metrics),
         protocol(source),

@@ -114,6 +114,14 @@ def by_scale(metrics: Mapping[str, Any]) -> list[dict[str, float]]:
     return records
 
 
+def by_thickness(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """A tokenizer's metrics per band of thickness: `by thickness/iou_volume_thin` and so on."""
+    found = metrics.get("by_thickness", {})
+    return {
+        f"by thickness/{name}_{band}": value for band, part in found.items() for name, value in intervals(part).items()
+    }
+
+
 # --------------------------------------------------------------------------------------------------------------- parts
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipelines.runs.identity import RunSpec
 
 TRAIN_COLUMNS = ("surface", "near_points", "volume_points", "near_occupancy", "volume_occupancy")
-EVAL_COLUMNS = ("surface", "eval_surface", "volume_points", "volume_occupancy")
+EVAL_COLUMNS = ("surface", "eval_surface", "volume_points", "volume_occupancy", "thickness")
 EVAL_OBJECTS = 128  # validation objects for the diagnostics during training
 TEST_OBJECTS = 4096  # test objects at the end: those with the smallest sha256(id), loaded into memory
 

@@ -172,6 +172,7 @@ def make_evaluation(
                                    "iou_drop_shuffled_scale_1": 0.375, "iou_drop_shuffled_scale_2": -0.01, "chamfer_p95": None, "chamfer_median": 0.03, "bits": 1102.5,
                                    "num_detailed": 1, "num_chamfer_by_scale": 1, "chamfer_first_1_scales": 0.08, "chamfer_first_2_scales": 0.0371,
                                    "continuous_iou_volume": 0.8, "continuous_chamfer": 0.03, "grid_chamfer": 0.06, "detailed_chamfer": 0.0371, "distinct_chamfer": 0.04, "num_near_duplicates": 1,
+                                   "by_thickness": {"thin": {"num_objects": 2, "num_without_mesh": 1, "iou_volume": 0.40625, "iou_near": 0.5, "chamfer": 0.0371, "f_score_0.02": 0.25}},
                                    "by_category": {"<b>ball": {"num_objects": 2, "iou_volume": 0.40625, "chamfer": 0.0371}}}  # fmt: skip
         objects: list[dict[str, Any]] = [{"id": "toy/0", "iou_volume": 0.8125}]
     else:

@@ -292,6 +292,20 @@ def test_the_validation_loss_is_the_occupancy_s_binary_cross_entropy() -> None:
 
 
 @pytest.mark.parametrize("phase", ["continuous", "joint"])
+def test_ious_of_a_band_are_those_of_its_objects_alone(model: CVQ, phase: str) -> None:
+    arrays, model.phase = spheres(40), phase  # more than a batch of the diagnostics
+    thickness_N = np.where(np.arange(40) % 3 == 0, 0.05, 0.2)
+    found = diagnose(model, arrays | {"thickness": thickness_N})
+    for band, chosen in (("thin", thickness_N < 0.1), ("thick", thickness_N > 0.1)):
+        alone = diagnose(model, {name: values[chosen] for name, values in arrays.items()})
+        assert found[f"iou_continuous_{band}"] == pytest.approx(alone["iou_continuous"], abs=1e-6)
+        assert found.get(f"iou_{band}") == (pytest.approx(alone["iou"], abs=1e-6) if "iou" in alone else None)
+    assert found["iou_continuous_thin"] != pytest.approx(found["iou_continuous_thick"], abs=1e-4)
+    assert not any("middle" in name for name in found), "a band without objects has no key"
+    assert diagnose(model, arrays).keys() == {name for name in found if not name.endswith(("_thin", "_thick"))}
+
+
+@pytest.mark.parametrize("phase", ["continuous", "joint"])
 def test_the_validation_loss_alone_is_that_of_the_diagnostics(model: CVQ, phase: str) -> None:
     arrays, model.phase = spheres(5), phase
     arrays["eval_surface"] = arrays["surface"]

@@ -26,6 +26,7 @@ from pipelines.evaluate.reconstruct import SURFACE_NAMES
 from pipelines.evaluate.reconstruction_figures import summarise
 from pipelines.report.page import write_report
 from pipelines.runs.locks import alone_in
+from pipelines.tracking import cards
 from tests.pipelines.toy_data import write_toy_dataset
 
 FAMILIES = ("bench", "hammer", "vase")
@@ -211,7 +212,9 @@ def test_training_objects_in_the_test_split_are_found_and_left_out(
     ) and untouched == [{}, {}, {}]
 
 
-def _scores(iou: float, chamfer: float | None, category: str = "cup", duplicate: bool = False) -> dict[str, Any]:
+def _scores(
+    iou: float, chamfer: float | None, category: str = "cup", duplicate: bool = False, thickness: float = 0.2
+) -> dict[str, Any]:
     """The scores of one object, from `Reconstructor.run` on."""
     surface = {
         name: (0.0 if name.startswith("f_score") else None) if chamfer is None else chamfer for name in SURFACE_NAMES
@@ -222,7 +225,7 @@ def _scores(iou: float, chamfer: float | None, category: str = "cup", duplicate:
         "status": "ok" if chamfer is not None else "empty-field",
     } | surface
     return verdict | {
-        "id": "x", "category": category, "iou_first_scales": [iou / 2, iou], "iou_shuffled_scale": [iou / 4, iou / 2], "near_duplicate": duplicate,
+        "id": "x", "category": category, "thickness": thickness, "iou_first_scales": [iou / 2, iou], "iou_shuffled_scale": [iou / 4, iou / 2], "near_duplicate": duplicate,
         "continuous": {"iou_volume": 1.0, "iou_near": 1.0}, "grid": verdict, "bits": 100.0, "bits_coded": 90.0,
     }  # fmt: skip
 
@@ -255,6 +258,7 @@ def test_figures_of_known_scores_with_an_object_that_has_no_mesh() -> None:
         "chamfer": None,
         "f_score_0.02": 0.0,
     }
+    assert {name: part["num_objects"] for name, part in found["by_thickness"].items()} == {"thick": 20}
     assert (
         found["continuous_iou_volume"] == 1.0
         and found["continuous_chamfer"] is None
@@ -268,6 +272,25 @@ def test_figures_of_known_scores_with_an_object_that_has_no_mesh() -> None:
     )
     nothing = summarise([_scores(0.0, None)])
     assert nothing["chamfer"] is None and nothing["hausdorff_95_p95"] is None and nothing["f_score_0.02"] == 0.0
+
+
+def test_figures_by_thickness() -> None:
+    """Two thin objects, one of which has no mesh, one thick one; none in between."""
+    thin = [_scores(0.2, 0.1, thickness=0.01), _scores(0.0, None, thickness=0.06)]
+    found = summarise([_scores(0.9, 0.02, thickness=0.4), *thin])
+    assert list(found["by_thickness"]) == ["thin", "thick"]
+    assert found["by_thickness"]["thin"] == {
+        "num_objects": 2, "num_without_mesh": 1, "iou_volume": pytest.approx(0.1), "iou_near": pytest.approx(0.05),
+        "chamfer": pytest.approx(0.1), "f_score_0.02": pytest.approx(0.05), "iou_volume_interval_95": [0.0, 0.2],
+        "iou_near_interval_95": [0.0, 0.1],
+    }  # fmt: skip
+    shown = dict(reconstruction_figures.table(found))
+    assert (
+        shown["thin (below 4 voxels), 2 objects: IoU / near / Chamfer / F 0.02"] == "0.1000 / 0.0500 / 0.1000 / 0.0500"
+    )
+    logged = cards.by_thickness(found)
+    assert logged["by thickness/iou_volume_thick"] == pytest.approx(0.9)
+    assert logged["by thickness/iou_volume_low_thin"] == 0.0 and "by thickness/iou_volume_middle" not in logged
 
 
 class _Oracle:
