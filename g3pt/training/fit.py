@@ -149,7 +149,7 @@ def fit(
                     with parallel.holding(model, average.tensors):
                         record |= evaluate(model)
                     if evaluate_raw is not None:
-                        with parallel.holding(model, {name: p.detach() for name, p in model.named_parameters()}):
+                        with parallel.holding(model, {}):
                             record |= evaluate_raw(model)
                     model.train()
                     if best is not None:
@@ -262,7 +262,7 @@ def take_window(model: nn.Module) -> Record:
 
 
 class WeightAverage:
-    """An exponential moving average (EMA) of each parameter, with a decay that warms up.
+    """An exponential moving average (EMA) of each trained parameter, with a decay that warms up.
 
     The decay of a parameter's n-th update is min(decay, (1 + n) / (10 + n)): with a constant decay the average of a short run, or of
     a part that starts training late, would still contain its random start.
@@ -270,7 +270,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.tensors = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         self.updates = dict.fromkeys(self.tensors, 0)
 
     @torch.no_grad()
@@ -390,7 +390,7 @@ def load_state(
     optimizer.load_state_dict({**state["optimizer"], "state": moments})
     for name, tensor in average.tensors.items():
         tensor.copy_(shard_like(state["average"][name], tensor))
-    average.updates = dict(state["average_updates"])
+    average.updates = {name: state["average_updates"][name] for name in average.tensors}
     if best is not None and "best" in state:
         best.load(state["best"], average.tensors, parallel)
     begun = go_on_with_record(state, model, is_first=parallel.rank == 0)
@@ -408,7 +408,7 @@ def filled_in_place(model: nn.Module, optimizer: torch.optim.Optimizer, average:
         if part == "best" and rest.partition("/")[2] in average.tensors:  # best/weights/<name>
             return torch.zeros_like(average.tensors[rest.partition("/")[2]])
         known = {"model": weights, "average": average.tensors}.get(part, {})
-        return known[rest] if known else torch.empty(shape, dtype=dtype)
+        return known[rest] if rest in known else torch.empty(shape, dtype=dtype)
 
     return place
 

@@ -60,16 +60,18 @@ class SingleProcess:
 
     @contextlib.contextmanager
     def holding(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
-        """A context in which `model` has these `weights` and any of its methods may be called."""
-        current = {name: p.detach().clone() for name, p in model.named_parameters()}
-        copy_into(model, weights)
+        """A context in which `model` has these `weights` and any of its methods may be called.
+
+        Meanwhile `weights` has those of the model: no second copy of it is in memory.
+        """
+        exchange(model, weights)
         try:
             yield
         finally:
-            copy_into(model, current)
+            exchange(model, weights)
 
     def finished(self, model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-        """The whole model with these `weights`, in evaluation mode."""
+        """The whole model with these `weights` in place of its trained ones, in evaluation mode."""
         copy_into(model, weights)
         return model.eval()
 
@@ -100,7 +102,10 @@ class DataParallel(ProcessGroup):
                 "ignore", FutureWarning
             )  # names a successor of broadcast_buffers that does not exist yet
             return DistributedDataParallel(
-                model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+                model,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,  # else the buckets are a second copy of the gradients
             )
 
     def accumulating(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -147,8 +152,9 @@ class FullyShard(ProcessGroup):
     def finished(self, model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
         """The whole model on rank 0, a model without memory elsewhere. Other workers hold one whole tensor at a time."""
         buffers, found = dict(model.named_buffers()), self._shell
+        weights = dict(model.named_parameters()) | weights
         for name, shell in list(found.named_parameters()):
-            value = whole(weights[name])
+            value = whole(weights[name]).detach()
             if self.rank == 0:
                 owner, _, leaf = name.rpartition(".")
                 setattr(
@@ -260,6 +266,18 @@ def assign(parameter: Tensor, value: Tensor) -> None:
 
 @torch.no_grad()
 def copy_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Set the parameters of `model` from `weights`, by name; both are sharded in the same way."""
-    for name, p in model.named_parameters():
-        p.copy_(weights[name])
+    """Set parameters of `model` from `weights`, by name; both are sharded in the same way."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in weights.items():
+        parameters[name].copy_(tensor)
+
+
+@torch.no_grad()
+def exchange(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Exchange the values of `weights` and of the parameters with their names, one tensor at a time."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in weights.items():
+        held, other = local(parameters[name]), local(tensor)
+        kept = held.clone()
+        held.copy_(other)
+        other.copy_(kept)

@@ -124,6 +124,7 @@ def _trained(
         "state": states.get(STEPS * BATCH // 2),
         "best": {"samples": best.samples, "weights": best.weights},
         "weights": {k: v.clone() for k, v in model.state_dict().items()},
+        "gradients": [p.grad.untyped_storage()._cdata for p in model.parameters() if p.grad is not None],
     }
 
 

@@ -130,6 +130,38 @@ def test_the_averaged_weights_are_evaluated_and_given_back_and_the_raw_ones_trai
     assert abs(raw[-1] - expected[-1]) > 1e-3, "raw weights and their average can be told apart"
 
 
+def test_frozen_tensors_have_no_average_and_an_evaluation_makes_no_copy_of_the_model() -> None:
+    class Partly(Line):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen = nn.Parameter(torch.full((3,), 2.0), requires_grad=False)
+
+    made, states, model = list[WeightAverage](), list[dict](), Partly()
+
+    class Recorded(WeightAverage):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)  # type: ignore[arg-type]
+            made.append(self)
+
+    def evaluate(held: nn.Module) -> dict[str, float]:
+        ((average,), parameters) = made, dict(held.named_parameters())
+        assert set(average.tensors) == {"weight"} and set(parameters) == {"weight", "frozen"}
+        return {"val_held": float(parameters["weight"].mean()), "val_aside": float(average.tensors["weight"].mean())}
+
+    records: list[dict] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("g3pt.training.fit.WeightAverage", Recorded)
+        found = fit(
+            model=model, batches=constant(1.0), config=CONFIG, report=records.append, evaluate=evaluate,
+            save=lambda state, _: states.append({"weight": float(state["model"]["weight"].mean())}),
+        )  # fmt: skip
+    assert [record["val_aside"] for record in records] == [state["weight"] for state in states], (
+        "the weights themselves"
+    )
+    assert records[-1]["val_held"] == float(found.weight.mean()) != states[-1]["weight"]
+    assert found.frozen.tolist() == [2.0] * 3
+
+
 def test_gradients_are_clipped_to_their_norm_and_the_record_has_it_before() -> None:
     records: list[dict] = []
     config = dataclasses.replace(CONFIG, steps=1, clip_norm=0.01)

@@ -155,6 +155,13 @@ def test_micro_batches_change_a_tokenizer_by_float_noise(alone: dict[str, dict[s
     assert int(found["weights"]["cqt.norms.0.calls"]) == 4, "five quantised steps, whose last one is frozen"
 
 
+def test_gradients_are_views_of_the_buckets_that_are_exchanged(folder: Path, alone: dict[str, dict[str, Any]]) -> None:
+    """Otherwise DDP keeps every gradient twice."""
+    gradients = load(folder, "fsq-ddp")["gradients"]
+    assert len(set(gradients)) == 1 < len(gradients), "the buckets of a tiny model are one storage"
+    assert len(set(alone["fsq"]["gradients"])) == len(gradients)
+
+
 def test_a_step_reduces_all_running_statistics_at_once(folder: Path) -> None:
     for kind in KINDS:
         assert load(folder, f"fsq-{kind}")["reduces"] == [1] * STEPS, "continuous, pyramid and joint alike"
