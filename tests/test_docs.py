@@ -150,6 +150,7 @@ def known_flags() -> set[str]:
         *(REPOSITORY / "benchmarks").glob("*.py"),
         REPOSITORY / "pipelines/release/mixed_folder.py",
         REPOSITORY / "g3pt/data/inspection.py",
+        REPOSITORY / "g3pt/scaling/__main__.py",
     ]
     own = {flag for file in files for flag in re.findall(r'"(--[a-z][a-z-]*)"', file.read_text())}
     return ours | own | {"--help", defaults.SAVE_CONFIG}

@@ -1,4 +1,4 @@
-"""The section about a scaling study: its points, the fitted laws with their bootstrap intervals, and its progress."""
+"""The section about a scaling study: its points, the fitted laws with their intervals, and its progress."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _held_out(law: Source) -> Markup:
 
 
 def _scaling_plot(rows: list[dict[str, Any]], laws: list[tuple[str, Source, int]]) -> Markup:
-    """Runs as points, each law as a line with its bootstrap interval as a band."""
+    """Runs as points, each law as a line with its 95 % interval as a band."""
     from g3pt.scaling.law import PowerLaw
 
     series = []
@@ -120,7 +120,7 @@ def _scaling_plot(rows: list[dict[str, Any]], laws: list[tuple[str, Source, int]
         if band:
             series.append(
                 Series(
-                    label=f"{title}: 95 % bootstrap", x=band["params"], y=band["low"], high=band["high"], colour=colour
+                    label=f"{title}: 95 % interval", x=band["params"], y=band["low"], high=band["high"], colour=colour
                 )
             )
         fitted = PowerLaw(**{f.name: law.value[f.name] for f in dataclasses.fields(PowerLaw)})

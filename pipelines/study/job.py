@@ -418,7 +418,7 @@ def fit_and_draw(points: Sequence[dict[str, Any]], study: Path) -> None:
     from g3pt.scaling.law import report
     from g3pt.training.exports import write_json
 
-    found = report([p["params_no_embed"] for p in points], [p["test_ce"] for p in points])
+    found = report(*([p[name] for p in points] for name in ("params_no_embed", "test_ce", "seed")))
     write_json(study / "fit.json", found)
     draw(points, found, study / "curve.png")
 
@@ -440,14 +440,15 @@ def draw(points: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) ->
     for name, style, label in (("power_law_with_floor", "-", "E + A N^-α"), ("pure_power_law", "--", "A N^-α")):
         if found[name]:
             law = PowerLaw(**{f.name: found[name][f.name] for f in dataclasses.fields(PowerLaw)})
-            low, high = found[name]["interval_95"]["exponent"]
-            band = found[name]["band_95"]
-            axes.fill_between(band["params"], band["low"], band["high"], alpha=0.12)
+            interval, band = found[name]["interval_95"]["exponent"], found[name]["band_95"]
+            words = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+            if band:
+                axes.fill_between(band["params"], band["low"], band["high"], alpha=0.12)
             axes.loglog(
                 line,
                 law(line),
                 style,
-                label=f"{label}: α {law.exponent:.3f} [{low:.3f}, {high:.3f}], E {law.irreducible:.3g}",
+                label=f"{label}: α {law.exponent:.3f}{words}, E {law.irreducible:.3g}",
             )
     axes.set_xlabel("parameters N, without embeddings and head")
     axes.set_ylabel("test cross-entropy, nats per token")
@@ -493,13 +494,8 @@ def describe_study(study: Path, outcome: Outcome) -> None:
     for name in ("power_law_with_floor", "pure_power_law"):
         if found[name]:
             outcome.metrics |= {f"{name}/{key}": found[name][key] for key in ("exponent", "coefficient", "irreducible")}
-            outcome.metrics |= dict(
-                zip(
-                    (f"{name}/exponent_low", f"{name}/exponent_high"),
-                    found[name]["interval_95"]["exponent"],
-                    strict=True,
-                )
-            )
+            interval = found[name]["interval_95"]["exponent"] or ()
+            outcome.metrics |= dict(zip((f"{name}/exponent_low", f"{name}/exponent_high"), interval, strict=False))
     outcome.metrics |= {"num_sizes": float(found["num_sizes"]), "num_points": float(found["num_points"])}
     outcome.tags["g3pt.fit"] = found["status"]
     outcome.artifacts += [study / name for name in STUDY_FILES]

@@ -127,7 +127,7 @@ def make_study(folder: Path, fitted: bool = True, **flags: str) -> Path:
             for k, (n, loss) in enumerate(zip(sizes, losses, strict=True))
         ]
         (folder / "points.csv").write_text("\n".join(lines) + "\n")
-        (folder / "fit.json").write_text(json.dumps(report(sizes, losses, samples=20)))
+        (folder / "fit.json").write_text(json.dumps(report(sizes, losses)))
     return folder
 
 

@@ -52,9 +52,9 @@ def test_with_endless_data_it_is_the_power_law() -> None:
 @pytest.mark.parametrize(
     ("params", "samples", "losses", "said"),
     [
-        ([1, 2, 3, 4], [1, 2, 3, 4], [4, 3, 2, 1], "at least five runs"),
-        ([1, 2, 3, 4, 5], [1, 1, 1, 2, 2], [5, 4, 3, 2, 1], "three numbers of samples, got 2"),
-        ([1, 2, 1, 2, 1], [1, 2, 3, 4, 5], [5, 4, 3, 2, 1], "three sizes, got 2"),
+        ([1, 2, 3, 4], [1, 2, 3, 4], [4, 3, 2, 1], "needs at least 5 points, got 4"),
+        ([1, 2, 3, 4, 5], [1, 1, 1, 2, 2], [5, 4, 3, 2, 1], "at least 3 different D, got 2"),
+        ([1, 2, 1, 2, 1], [1, 2, 3, 4, 5], [5, 4, 3, 2, 1], "at least 3 different N, got 2"),
         ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [5, 4, -3, 2, 1], "positive and finite"),
     ],
 )

@@ -1,0 +1,138 @@
+"""Two laws compared, such as those of two tokenizers: differences of their exponents, and the compute multiplier.
+
+How: what two studies share (sizes, seeds, order of the data) moves both, so the covariance of their errors is estimated
+from the points that both have, by the same parts as the variances, and subtracted. Losses of different codes have
+different units of information, so losses are not compared: only exponents, and the operations to the same reducible
+loss L - E as a share of the first one's.
+
+Ours: all of it.
+Shapes: n points of each study, p parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from g3pt.scaling.intervals import Errors
+from g3pt.scaling.points import Points
+from g3pt.scaling.sections import Cost, best_log_params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A parameter of the first law less that of the second."""
+
+    name: str
+    first: float
+    second: float
+    difference: float
+    interval: tuple[float, float]
+
+    @property
+    def seen(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.interval[0] > 0 or self.interval[1] < 0
+
+
+def shared_parts(studies: tuple[Errors, Errors], points: tuple[Points, Points]) -> np.ndarray:
+    """(n, m) covariance of the errors of both studies' points, from the points of equal size, seed and D; zero where
+    neither study has the part.
+    """
+    (first, second), (first_points, second_points) = studies, points
+    where = {key: k for k, key in enumerate(_keys(second_points))}
+    pairs = [(k, where[key]) for k, key in enumerate(_keys(first_points)) if key in where]
+    shared = np.zeros((len(first_points), len(second_points)))
+    if len(pairs) < 3:
+        return shared
+    rows, columns = (np.array(side) for side in zip(*pairs, strict=True))
+    for name in first.groups.keys() & second.groups.keys():
+        mine, theirs = first.groups[name][rows], second.groups[name][columns]
+        means = mine.sum(axis=0)
+        one, two = mine.T @ first.fit.residual_n[rows], mine.T @ second.fit.residual_n[columns]
+        product = float((one * two / means).sum())
+        own = float((one**2 / means).sum() * (two**2 / means).sum()) ** 0.5
+        correlation = float(np.clip(product / own, -1, 1)) if own > 0 else 0.0
+        size = correlation * (first.variances[name] * second.variances[name]) ** 0.5
+        shared[np.ix_(rows, columns)] += size * (mine @ theirs.T)
+    return shared
+
+
+def _keys(points: Points) -> list[tuple[str, str, float]]:
+    return list(zip(points.size, points.seed, points.samples.tolist(), strict=True))
+
+
+def differences(
+    studies: tuple[Errors, Errors], points: tuple[Points, Points], names: tuple[str, ...] = ("alpha", "beta")
+) -> list[Difference]:
+    """The exponents' differences with 95 % intervals, paired where the studies share points."""
+    from scipy.stats import t
+
+    (first, second), shared = studies, shared_parts(studies, points)
+    found = []
+    for name in names:
+        one, two = (e.influence_pn[e.fit.form.parameters.index(name)] for e in (first, second))
+        parts = float(one @ first.covariance_nn @ one), float(two @ second.covariance_nn @ two)
+        variance = max(sum(parts) - 2 * float(one @ shared @ two), 0.05 * sum(parts))
+        free = 1 / sum(
+            (part / sum(parts)) ** 2 / e.degrees(i)
+            for part, e, i in zip(parts, (first, second), (one, two), strict=True)
+        )
+        half = float(t.ppf(0.975, free)) * variance**0.5
+        values = first.fit[name], second.fit[name]
+        found.append(
+            Difference(
+                name=name, first=values[0], second=values[1], difference=values[0] - values[1],
+                interval=(values[0] - values[1] - half, values[0] - values[1] + half),
+            )
+        )  # fmt: skip
+    return found
+
+
+def compute_multiplier(
+    studies: tuple[Errors, Errors],
+    points: tuple[Points, Points],
+    costs: tuple[Cost, Cost],
+    flops: float,
+    *,
+    draws: int = 100,
+    seed: int = 0,
+) -> tuple[float, tuple[float, float]]:
+    """Operations that the second law needs, at its best sizes, for the reducible loss that the first has with `flops` at
+    its best size, over `flops`; with the 95 % percentiles of joint draws of both laws' parameters, paired where the
+    studies share points. A draw without an answer counts as infinite.
+    """
+    first, second = studies
+    shared = first.influence_pn @ shared_parts(studies, points) @ second.influence_pn.T
+    covariance = np.block([[first.covariance_pp, shared], [shared.T, second.covariance_pp]])
+    thetas = np.concatenate([first.fit.theta_p, second.fit.theta_p])
+    rng, found = np.random.default_rng(seed), []
+    for theta in rng.multivariate_normal(thetas, covariance, draws, method="svd", check_valid="ignore"):
+        try:
+            found.append(_multiplier(studies, np.split(theta, [len(first.fit.theta_p)]), costs, flops))
+        except ValueError:
+            found.append(np.inf)
+    low, high = np.quantile(found, [0.025, 0.975], method="nearest").tolist()
+    return _multiplier(studies, (first.fit.theta_p, second.fit.theta_p), costs, flops), (low, high)
+
+
+def _multiplier(
+    studies: tuple[Errors, Errors], thetas: Sequence[np.ndarray], costs: tuple[Cost, Cost], flops: float
+) -> float:
+    from scipy.optimize import brentq
+
+    wanted = _reducible(studies[0], thetas[0], costs[0], flops)
+
+    def gap(log_flops: float) -> float:
+        return float(np.log(_reducible(studies[1], thetas[1], costs[1], float(np.exp(log_flops))) / wanted))
+
+    return float(np.exp(brentq(gap, np.log(flops) - 12, np.log(flops) + 12, xtol=1e-8))) / flops
+
+
+def _reducible(errors: Errors, theta_p: np.ndarray, cost: Cost, flops: float) -> float:
+    """Least loss above E for a number of operations."""
+    best = float(np.exp(best_log_params(errors.fit, theta_p, cost, flops)))
+    floor = float(np.exp(theta_p[errors.fit.form.parameters.index("log E")]))
+    return float(np.exp(errors.fit.log_loss(theta_p, best, flops / cost(best)))) - floor

@@ -1,0 +1,154 @@
+"""A study's points as a table: read from CSV, checked line by line, imported from what others published.
+
+A point is one trained model: parameters N by three counts, samples D, seed, counted operations, test loss. Columns:
+docs/concepts/contracts.md; fits need one count of parameters, samples and a loss.
+
+Shapes: n points.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+COUNTS = ("params_no_embed", "params_no_adaln", "params_total")
+LOSS = "test_ce"
+# Header of a published table -> (column of ours -> column of theirs). Samples are counted in their unit, mostly tokens.
+KNOWN: dict[str, dict[str, str]] = {
+    "Epoch AI's reading of Chinchilla's figure 4": {"params_total": "Model Size", "flops": "Training FLOP", LOSS: "loss"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Points of one law, one value per point."""
+
+    params: np.ndarray  # N, by `count`
+    samples: np.ndarray  # D
+    loss: np.ndarray
+    size: tuple[str, ...]  # name of the size: points of one size share its error
+    seed: tuple[str, ...]
+    flops: np.ndarray  # counted, of the whole run; nan if unknown
+    count: str = COUNTS[0]
+    column: str = LOSS
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def where(self, chosen_n: np.ndarray) -> Points:
+        """The points that a mask or indices choose."""
+        index = np.arange(len(self))[chosen_n]
+        return Points(
+            params=self.params[index], samples=self.samples[index], loss=self.loss[index],
+            size=tuple(self.size[k] for k in index), seed=tuple(self.seed[k] for k in index), flops=self.flops[index],
+            count=self.count, column=self.column, source=self.source,
+        )  # fmt: skip
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all values that a fit reads, in the order of the points."""
+        rows = zip(self.size, self.seed, self.params, self.samples, self.loss, strict=True)
+        text = "\n".join(f"{size},{seed},{n!r},{d!r},{loss!r}" for size, seed, n, d, loss in _plain(rows))
+        return hashlib.sha256(f"{self.count},{self.column}\n{text}".encode()).hexdigest()
+
+
+def _plain(rows: object) -> list[tuple[str, str, float, float, float]]:
+    return [(size, seed, float(n), float(d), float(loss)) for size, seed, n, d, loss in rows]  # type: ignore[attr-defined]
+
+
+def read_points(path: Path | str, *, count: str = "", column: str = LOSS) -> Points:
+    """The points of a CSV file; N is column `count`, by default the first of COUNTS that the file has.
+
+    ValueError names file, line, column and value of what is missing or is no positive number.
+    """
+    rows = read_rows(path)
+    header = set().union(*rows) if rows else set()
+    count = count or next((name for name in COUNTS if name in header), COUNTS[0])
+    for name in (count, "samples", column):
+        if name not in header:
+            raise ValueError(f"{path} has no column {name!r}; it has {', '.join(sorted(header)) or 'no rows'}")
+    values = {
+        name: np.array([_number(path, k, row, name) for k, row in enumerate(rows)])
+        for name in (count, "samples", column)
+    }
+    return Points(
+        params=values[count], samples=values["samples"], loss=values[column],
+        size=tuple(row.get("size") or row[count] for row in rows), seed=tuple(row.get("seed") or "0" for row in rows),
+        flops=np.array([_number(path, k, row, "flops") if row.get("flops") else math.nan for k, row in enumerate(rows)]),
+        count=count, column=column, source=str(path),
+    )  # fmt: skip
+
+
+def read_rows(path: Path | str) -> list[dict[str, str]]:
+    """The rows of a CSV file by column. ValueError for a file that is none."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable CSV file: {error}") from error
+    for k, row in enumerate(rows):
+        if None in row or None in row.values():
+            raise ValueError(f"{path} line {k + 2} has another number of values than the header")
+    if not rows:
+        raise ValueError(f"{path} has no points")
+    return rows
+
+
+def _number(path: Path | str, k: int, row: Mapping[str, str], name: str) -> float:
+    try:
+        value = float(row[name])
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{path} line {k + 2}: {name} must be a positive number, got {row[name]!r}")
+    return value
+
+
+def import_rows(path: Path | str, columns: Mapping[str, str] | None = None) -> list[dict[str, str]]:
+    """Rows of our columns from a published table; `columns` maps ours to theirs, by default that of a known header.
+
+    Without a column for samples, D = operations / (6 N), as its authors count. ValueError if columns are missing.
+    """
+    rows = read_rows(path)
+    given = dict(columns or next((known for known in KNOWN.values() if set(known.values()) <= set(rows[0])), {}))
+    if not given:
+        raise ValueError(
+            f"{path} is of no known table ({'; '.join(KNOWN)}): name its columns, as in "
+            "--columns params_total=N,samples=D,test_ce=loss"
+        )
+    missing = [theirs for theirs in given.values() if theirs not in rows[0]]
+    if missing:
+        raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(rows[0])}")
+    count = next((name for name in COUNTS if name in given), None)
+    if count is None or LOSS not in given or not {"samples", "flops"} & set(given):
+        raise ValueError(
+            f"an import needs {LOSS}, one of {', '.join(COUNTS)}, and samples or flops; got {', '.join(given)}"
+        )
+    found = []
+    for k, row in enumerate(rows):
+        mine = {ours: row[theirs] for ours, theirs in given.items()}
+        if "samples" not in mine:
+            mine["samples"] = repr(_number(path, k, mine, "flops") / 6 / _number(path, k, mine, count))
+        found.append({"size": mine[count], "seed": "0"} | mine)
+    return found
+
+
+def write_rows(rows: Sequence[Mapping[str, object]], path: Path | str) -> None:
+    """Write a CSV file, complete or not at all."""
+    import os
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
