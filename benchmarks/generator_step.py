@@ -35,6 +35,7 @@ from benchmarks.tokenizer import Timer, begin, commit, hardware, matrix_rate
 from g3pt.config import CVQ_PRESETS, CARConfig, CVQConfig, TrainConfig, car_preset, cvq_preset
 from g3pt.models.transformer import CAR
 from g3pt.training import fit, flops
+from g3pt.training.optimizer import make_optimizer
 from g3pt.training.parallel import SingleProcess
 from pipelines.train.plan import condition_widths
 
@@ -70,7 +71,7 @@ class Trainer:
 
     def __init__(self, model: Generator, train: TrainConfig, parts: int) -> None:
         self.model, self.train, self.parts = model.train(), train, parts
-        self.optimizer = fit.make_optimizer(model, train)
+        self.optimizer = make_optimizer(model, train)
         self.average = fit.WeightAverage(model, train.ema_decay)
         self.alone = SingleProcess()
 

@@ -34,6 +34,7 @@ from g3pt.config import CVQConfig, TrainConfig, cvq_preset
 from g3pt.data.batches import SurfaceBatches, prefetched, rows_of
 from g3pt.models.tokenizer import CVQ
 from g3pt.training import fit, flops
+from g3pt.training.optimizer import make_optimizer
 
 Batch = dict[str, Any]
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -153,7 +154,7 @@ class Trainer:
         self.model.set_phase(STEPS - 1, STEPS)
         self.model.statistics_frozen = False
         self.called = torch.compile(self.model) if compiled else self.model
-        self.optimizer = fit.make_optimizer(self.model, train)
+        self.optimizer = make_optimizer(self.model, train)
         self.average = fit.WeightAverage(self.model, train.ema_decay)
         self.alone = fit.SingleProcess()
 

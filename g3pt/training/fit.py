@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from g3pt.config import TrainConfig
 from g3pt.data.batches import prefetched, rows_of
 from g3pt.training.best import Best
+from g3pt.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from g3pt.training.optimizer_state import Like
 from g3pt.training.parallel import SingleProcess, bf16_where, local, mean_over_workers, shard_like, whole
 from g3pt.training.skipped import Buffers, check_skipped, skip_flag, skipped_record, with_skipped
@@ -52,12 +53,6 @@ class AskedToStop(Exception):
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
         return type(self), (self.step,)
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to zero at the last step."""
-    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -119,8 +114,7 @@ def fit(
                 buffers.remember(model)
                 loss, logs = backward(wrapped, model, on_device(batch, device), step, parts, config, parallel)
                 grad_norm = whole(nn.utils.clip_grad_norm_(trained_parameters(model), config.clip_norm))
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step)
+                set_learning_rate(optimizer, config, step)
                 skip = skip_flag(loss, grad_norm)
                 optimizer.found_inf = skip  # type: ignore[attr-defined]  # where it is 1, fused AdamW writes nothing
                 optimizer.step()
@@ -232,16 +226,6 @@ def naming_step(step: int) -> Iterator[None]:
     except Exception as error:
         error.step = getattr(error, "step", None) or step  # type: ignore[attr-defined]
         raise
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; vectors and scalars (biases, norms) are not decayed."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:

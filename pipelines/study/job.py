@@ -53,6 +53,7 @@ from pipelines.train import checkpoints, follow
 from pipelines.train import run as train
 from pipelines.train.counts import count_car
 from pipelines.train.jobs import car_spec, check_workers, encode, open_data, with_features
+from pipelines.train.plan import schedule_line
 
 DEFAULT_SIZES = "20k,80k,150k,nano"
 STUDY_FILES = ("study.json", "points.csv", "fit.json", "curve.png")
@@ -94,7 +95,7 @@ def scaling_sweep(flags: SweepFlags, page: WritePage | None = None) -> str | Non
         for size, model, config in rows:
             print(
                 f"{size} seed {config.seed}: {count_car(model)['parameters_no_embed']:,} parameters, "
-                f"{config.steps * config.batch_size:,} samples"
+                f"{config.steps * config.batch_size:,} samples; {schedule_line(config)}"
             )
         return None
     if "://" in flags.output:
@@ -398,6 +399,7 @@ def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
         "samples": samples,
         "epochs": round(samples / open_data(spec.paths["data"]).splits["train"], 4),
         "lr": spec.config["train"]["learning_rate"],
+        "schedule": spec.config["train"]["schedule"],
         "test_ce": tests.pop("test_ce"),
         **dict(sorted(tests.items(), key=lambda pair: int(pair[0].rpartition("_")[2]))),
     }

@@ -15,6 +15,9 @@ from pipelines.tracking.client import best_effort
 from pipelines.tracking.tracked import Outcome, WritePage, followed
 from pipelines.train.checkpoints import checkpointed
 
+TRAIN_PARAMS = ("steps", "batch_size", "learning_rate", "schedule", "warmup_share", "warmup_samples", "cooldown_share")
+TRAIN_PARAMS += ("beta2", "weight_decay", "precision")  # fields of a TrainConfig that MLflow shows
+
 
 def is_finished(run_dir: Path) -> bool:
     """Whether the run has its `_SUCCESS`."""
@@ -106,7 +109,7 @@ def card(spec: RunSpec, run_dir: Path, experiment: str = "") -> Card:
     """What MLflow shows of a training run; `experiment` is scaling for a run of a study, by default the stage's own."""
     model, train = spec.config.get("model", {}), spec.config["train"]
     params = {"preset": spec.preset, "seed": spec.seed, "samples": train["steps"] * train["batch_size"]}
-    params |= {name: train[name] for name in ("steps", "batch_size", "learning_rate", "precision") if name in train}
+    params |= {name: train[name] for name in TRAIN_PARAMS if train.get(name) is not None}
     params |= {name: model[name] for name in ("scales", "width", "quantizer", "depth", "head") if name in model}
     params |= {name: ",".join(spec.config[name]) for name in ("licenses", "exclude_ids") if spec.config.get(name)}
     dataset = cards.dataset_input(spec.paths.get("data"), spec.config.get("dataset"))

@@ -249,10 +249,12 @@ def _spec(
     tokenizer: dict[str, str] | None = None,
 ) -> RunSpec:
     from g3pt.data.batches import DATA_ORDER
+    from g3pt.training.optimizer import STEP_RULES
 
     # The fingerprint covers ids and meshes; changed captions or a repeated conversion change the hashes of the files.
     data = {"dataset": info.fingerprint, "shards": stable_hash(info.shards)}
-    config = {"model": dataclasses.asdict(model), "train": dataclasses.asdict(train), "data_order": DATA_ORDER, **data}
+    versions = {"data_order": DATA_ORDER, "step_rules": STEP_RULES}
+    config = {"model": dataclasses.asdict(model), "train": dataclasses.asdict(train), **versions, **data}
     paths = {"data": absolute(str(info.path))}
     config |= selection.as_config()
     if tokenizer:

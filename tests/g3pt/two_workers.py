@@ -32,7 +32,13 @@ from tests.g3pt.tiny import random_batch, tiny_g3pt
 
 BATCH, STEPS = 8, 8
 TRAIN = TrainConfig(
-    steps=STEPS, batch_size=BATCH, learning_rate=2e-3, warmup_steps=1, log_every=1, eval_every=4, checkpoint_every=4
+    steps=STEPS,
+    batch_size=BATCH,
+    learning_rate=2e-3,
+    warmup_share=0.0,
+    log_every=1,
+    eval_every=4,
+    checkpoint_every=4,
 )
 PHASES = {"continuous_share": 0.38, "pyramid_share": 0.25}  # 3 steps continuous, 2 pyramid, 3 joint
 CASES: dict[str, dict[str, Any]] = {  # name -> changes of TINY

@@ -64,7 +64,9 @@ def test_bad_input_is_one_line(command: str, args: list[str], says: str, capsys:
 
 def test_set_changes_every_size_of_a_study_and_the_names_of_its_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("sweep", "--set", "head=bits,learning_rate=1e-3", "--steps", "7", "--dry-run") == 0
-    assert "every preset with head=bits,learning_rate=1e-3" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "every preset with head=bits,learning_rate=1e-3" in said
+    assert said.count("; learning rate 0.001, cosine: 1 steps of warm-up, 6 of a cosine to zero\n") == 4
     flags = job.SweepFlags(data="d", tokenizer="t", output="o", sizes="5k,20k", seeds="0,1", steps=7)
     names = []
     for text in (None, "head=bits,learning_rate=1e-3"):

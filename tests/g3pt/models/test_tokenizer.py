@@ -148,7 +148,7 @@ def test_every_parameter_moves_within_five_steps(changes: dict) -> None:
     config = dataclasses.replace(TINY, **changes, continuous_share=0.0, pyramid_share=0.0)
     model = CVQ(config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    train = TrainConfig(steps=5, batch_size=4, learning_rate=1e-3, ema_decay=0.0, warmup_steps=1, weight_decay=0.0)
+    train = TrainConfig(steps=5, batch_size=4, learning_rate=1e-3, ema_decay=0.0, warmup_share=0.0, weight_decay=0.0)
     fit(model=model, batches=SurfaceBatches(spheres(8), config, 4, seed=0), config=train, report=lambda _: None)
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
     assert still == []

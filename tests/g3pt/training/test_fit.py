@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from g3pt.config import TrainConfig
 from g3pt.data.batches import SurfaceBatches, batch_indices, unpack_rows, window
 from g3pt.training.best import Best
-from g3pt.training.fit import AskedToStop, WeightAverage, fit, learning_rate, make_optimizer
+from g3pt.training.fit import AskedToStop, WeightAverage, fit
 from g3pt.training.skipped import MAX_SKIPPED, WINDOW, NonFiniteLoss, check_skipped, with_skipped
 from tests.g3pt.models.test_tokenizer import TINY, spheres
 
@@ -170,21 +170,9 @@ def test_gradients_are_clipped_to_their_norm_and_the_record_has_it_before() -> N
     assert records[0]["grad_norm"] == pytest.approx(1.0), "the gradient of the mean of four squares at distance 1"
 
 
-def test_matrices_are_decayed_and_biases_and_norms_are_not() -> None:
-    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
-    optimizer = make_optimizer(model, dataclasses.replace(CONFIG, weight_decay=0.3))
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
-        "0.weight": 0.3,
-        "0.bias": 0.0,
-        "1.weight": 0.0,
-        "1.bias": 0.0,
-    }
-
-
 def test_the_best_average_is_kept_beside_the_last_and_raw_weights_are_evaluated_too() -> None:
     """The validation loss is lowest on the way; a run that resumes before or after that keeps the same weights."""
-    config = dataclasses.replace(CONFIG, warmup_steps=1, eval_every=2, log_every=2, checkpoint_every=2)
+    config = dataclasses.replace(CONFIG, eval_every=2, log_every=2, checkpoint_every=2)
 
     def run(resume: dict | None = None) -> tuple[list[dict], dict[int, dict], Best, nn.Module]:
         best, model = Best(lambda record: record.get("val_loss")), Line()
@@ -349,12 +337,6 @@ def test_a_checkpoint_of_another_batch_size_is_refused() -> None:
     other = TrainConfig(steps=10, batch_size=4, learning_rate=0.1)
     with pytest.raises(ValueError, match="global batch of 2"):
         fit(model=Line(), batches=constant(1.0), config=other, report=lambda _: None, resume=states[0])
-
-
-def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    config = TrainConfig(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=10)
-    rates = [learning_rate(config, step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) < 1.0 and rates[99] < 0.001
 
 
 def test_the_average_forgets_where_it_started() -> None:

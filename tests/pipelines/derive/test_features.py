@@ -32,7 +32,9 @@ from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
 
 HERE = Pool(num_workers=0)
 COMMIT = "c0ffee" * 6 + "c0ff"
-TRAIN = TrainConfig(steps=4, batch_size=8, learning_rate=3e-3, warmup_steps=2, ema_decay=0.5, log_every=2, eval_every=4)
+TRAIN = TrainConfig(
+    steps=4, batch_size=8, learning_rate=3e-3, warmup_samples=16, ema_decay=0.5, log_every=2, eval_every=4
+)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tests.pipelines.toy_data import TOY, write_toy_dataset, write_toy_tokenizer
 
 MODEL = CARConfig(depth=1, width=32, num_heads=2, image_size=28)
 TRAIN = TrainConfig(
-    steps=30, batch_size=8, learning_rate=3e-3, warmup_steps=2, ema_decay=0.8, log_every=10, eval_every=30
+    steps=30, batch_size=8, learning_rate=3e-3, warmup_samples=16, ema_decay=0.8, log_every=10, eval_every=30
 )
 
 

@@ -3,20 +3,23 @@
 import dataclasses
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from g3pt.config import car_preset, cvq_preset
+from g3pt.config import TrainConfig, car_preset, cvq_preset
 from g3pt.data import batches, datasets, reading, records
 from g3pt.data.selection import Selection
 from g3pt.models.tokenizer import CVQ
+from g3pt.training import optimizer
 from g3pt.training.exports import read_export_config
 from pipelines.cli.errors import UsageError
 from pipelines.cluster import session
 from pipelines.derive import tokens
 from pipelines.runs.identity import RunSpec
-from pipelines.train import jobs, run, trained_on
+from pipelines.train import follow, jobs, run, trained_on
 from pipelines.train.jobs import TrainCARFlags, TrainCVQFlags, train_car, train_cvq
+from pipelines.train.plan import schedule_line
 from tests.g3pt.tiny import tiny_tokenizer
 from tests.pipelines.toy_data import TOY, toy_row, write_toy_dataset, write_toy_tokenizer
 
@@ -83,7 +86,10 @@ def test_a_tokenizer_needs_the_query_points_that_a_generator_does_not(tmp_path: 
 
 
 @pytest.mark.parametrize("stage", COMMANDS)
-def test_another_order_of_the_data_is_another_run(stage: str, paths: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "module"), [("data_order", batches), ("step_rules", optimizer)])
+def test_another_order_of_the_data_or_other_steps_are_another_run(
+    stage: str, name: str, module: ModuleType, paths: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def spec() -> RunSpec:
         if stage == "cvq":
             few = dataclasses.replace(cvq_preset("nano")[0], **{name: 8 for name in POINTS})
@@ -91,8 +97,8 @@ def test_another_order_of_the_data_is_another_run(stage: str, paths: dict, monke
         return jobs.car_spec(paths["data"], paths["tokenizer"], "nano", *car_preset("nano"))
 
     now = spec()
-    older = dataclasses.replace(now, config={k: v for k, v in now.config.items() if k != "data_order"})
-    monkeypatch.setattr(batches, "DATA_ORDER", batches.DATA_ORDER + 1)
+    older = dataclasses.replace(now, config={k: v for k, v in now.config.items() if k != name})
+    monkeypatch.setattr(module, name.upper(), getattr(module, name.upper()) + 1)
     assert len({now.name, older.name, spec().name}) == 3, "no run without a version, or of another, is resumed"
 
 
@@ -152,6 +158,20 @@ def test_an_export_of_many_objects_lists_them_beside_its_config(
     (many / "trained_on.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match="its sha256 differs"):
         trained_on.read(many)
+
+
+def test_the_plan_says_how_the_learning_rate_goes() -> None:
+    train = TrainConfig(steps=1000, batch_size=8, learning_rate=2e-3)
+    assert schedule_line(train) == "learning rate 0.002, cosine: 20 steps of warm-up, 980 of a cosine to zero"
+    wsd = dataclasses.replace(train, schedule="wsd", warmup_samples=400)
+    assert schedule_line(wsd) == "learning rate 0.002, wsd: 50 steps of warm-up, 750 constant, 200 of 1 - sqrt to zero"
+
+
+def test_mlflow_shows_the_schedule(paths: dict) -> None:
+    spec = jobs.car_spec(paths["data"], paths["tokenizer"], "nano", *car_preset("nano"))
+    shown = follow.card(spec, Path("run")).params
+    expected = {"schedule": "cosine", "warmup_share": 0.08, "cooldown_share": 0.2, "beta2": 0.95}
+    assert {name: shown[name] for name in expected} == expected and "warmup_samples" not in shown
 
 
 def test_an_object_store_is_refused_before_anything_is_encoded(paths: dict) -> None:
