@@ -10,14 +10,15 @@ standard error of .015.
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.machine import about
-from g3pt.scaling.fit import fit_form
+from g3pt.scaling.fit import Fit, fit_form
 from g3pt.scaling.forms import ADDITIVE
-from g3pt.scaling.intervals import errors, wild_bootstrap
+from g3pt.scaling.intervals import errors
 from g3pt.scaling.points import Points
 
 TRUE = {"E": 4.2, "alpha": 0.35, "beta": 0.45}
@@ -41,6 +42,21 @@ def study(seeds: int, size_sd: float, rng: np.random.Generator) -> Points:
     return Points(
         params=SIZES[k], samples=d, loss=loss, size=tuple(map(str, k)), seed=tuple(map(str, s)), flops=6 * SIZES[k] * d
     )
+
+
+def wild_bootstrap(
+    fit: Fit, params: np.ndarray, samples: np.ndarray, sizes: Sequence[object], count: int = 200, seed: int = 0
+) -> list[Fit]:
+    """Fits to points whose residuals change sign together, size by size, made larger for the fitted parameters."""
+    rng, known = np.random.default_rng(seed), list(dict.fromkeys(sizes))
+    place_n = np.array([known.index(size) for size in sizes])
+    larger = (len(fit.residual_n) / max(1, len(fit.residual_n) - len(fit.theta_p))) ** 0.5
+    found = []
+    for _ in range(count):
+        signs_n = rng.choice([-1.0, 1.0], len(known))[place_n]
+        losses = fit(params, samples) * np.exp(larger * signs_n * fit.residual_n)
+        found.append(fit_form(fit.form, params, samples, losses, delta=fit.delta, start=fit))
+    return found
 
 
 def coverage(seeds: int, size_sd: float, trials: int, draws: int) -> dict[str, float]:

@@ -6,9 +6,8 @@ residuals by the method of moments, which accounts for what the fit took from th
 linearisation, and the degrees of freedom of Student's t by Satterthwaite's rule. Resampling seeds within sizes instead
 covers too rarely: it cannot see a size's error, and k seeds understate a variance by (k - 1) / k.
 
-Source: Searle, Casella & McCulloch 1992, Variance Components, chapter 5 (moments); Satterthwaite 1946; Cameron, Gelbach
-& Miller 2008 (wild cluster bootstrap).
-Ours: which parts a study has; a part whose variance is estimated below 0 is left out. Coverage: benchmarks/coverage.py.
+Source: Searle, Casella & McCulloch 1992, Variance Components, chapter 5 (moments); Satterthwaite 1946.
+Ours: which parts a study has; a part whose variance is estimated below 0 is left out. Coverage: benchmarks/law_coverage.py.
 Shapes: n points, p parameters, g groups.
 """
 
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from g3pt.scaling.fit import Fit, fit_form
+from g3pt.scaling.fit import Fit
 
 PARTS = ("size", "seed", "point")
 
@@ -146,18 +145,3 @@ def _moments(
     weights_kl = np.linalg.pinv(np.array(expected_kl))
     seen_k = np.array([residual_n @ form @ residual_n for form in forms_knn])
     return weights_kl @ seen_k, weights_kl, np.array(forms_knn)
-
-
-def wild_bootstrap(
-    fit: Fit, params: np.ndarray, samples: np.ndarray, sizes: Sequence[object], count: int = 200, seed: int = 0
-) -> list[Fit]:
-    """Fits to points whose residuals change sign together, size by size, made larger for the fitted parameters."""
-    rng, known = np.random.default_rng(seed), list(dict.fromkeys(sizes))
-    place_n = np.array([known.index(size) for size in sizes])
-    larger = (len(fit.residual_n) / max(1, len(fit.residual_n) - len(fit.theta_p))) ** 0.5
-    found = []
-    for _ in range(count):
-        signs_n = rng.choice([-1.0, 1.0], len(known))[place_n]
-        losses = fit(params, samples) * np.exp(larger * signs_n * fit.residual_n)
-        found.append(fit_form(fit.form, params, samples, losses, delta=fit.delta, start=fit))
-    return found

@@ -20,7 +20,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ def fit(
     config: TrainConfig,
     report: Callable[[Record], None],
     save: Callable[[dict[str, Any], int], None] | None = None,
+    save_at: Container[int] = (),
     resume: Resume | None = None,
     evaluate: Callable[[nn.Module], Record] | None = None,
     evaluate_raw: Callable[[nn.Module], Record] | None = None,
@@ -82,7 +83,8 @@ def fit(
     `model(batch, step)` returns (loss, logs). `batches(start_sample)` yields this worker's share of each global batch.
     `report` receives one flat record per `log_every` steps; its key `step` is the number of samples seen so far.
     `save(state, samples)` receives what `resume` takes. Both are called on every worker with the same content, apart from
-    the slices of a sharded model's tensors. `evaluate` runs on every worker too; a sharded model gathers one block at a
+    the slices of a sharded model's tensors. States are saved every `checkpoint_every` steps, at the samples `save_at`, and at
+    the end. `evaluate` runs on every worker too; a sharded model gathers one block at a
     time for it. `evaluate_raw` does the same with the weights themselves in place of their average. `best` keeps the
     averaged weights of the best evaluation, whole on rank 0 in the end. `micro_batch` objects are computed at once, by default a worker's whole share.
     `stop` is asked on every worker after each step: if any says yes, all save and raise AskedToStop.
@@ -126,7 +128,7 @@ def fit(
             is_last = done == config.steps
             is_logged = is_last or done % config.log_every == 0
             asked = stop is not None and parallel.agree(stop())
-            is_saved = is_last or asked or done % config.checkpoint_every == 0
+            is_saved = is_last or asked or done % config.checkpoint_every == 0 or done * config.batch_size in save_at
             if is_logged or is_saved:
                 skipped = with_skipped(skipped, [taken[0] for taken in pending], [taken[-1] for taken in pending])
                 check_skipped(skipped, config.steps if is_last else None)

@@ -15,15 +15,16 @@ import functools
 import os
 import shutil
 import sys
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 PATTERNS = ("samples-*.pt", "samples-*.dcp")
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int) -> Path:
-    """Write `samples-<n>.pt` (temporary name, fsync, rename), keep the newest `num_to_keep` checkpoints, and return its
-    path.
+def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int, kept: Container[int] = ()) -> Path:
+    """Write `samples-<n>.pt` (temporary name, fsync, rename), keep the newest `num_to_keep` checkpoints and those at the
+    samples `kept`, and return its path.
     """
     import torch
 
@@ -36,11 +37,11 @@ def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int) -> Pa
         os.fsync(file.fileno())
     os.replace(temporary, target)
     _sync_folder(folder)
-    keep_newest(folder, num_to_keep)
+    keep_newest(folder, num_to_keep, kept)
     return target
 
 
-def save_sharded(folder: Path, state: dict[str, Any], num_to_keep: int, rank: int) -> Path:
+def save_sharded(folder: Path, state: dict[str, Any], num_to_keep: int, rank: int, kept: Container[int] = ()) -> Path:
     """Write `samples-<n>.dcp`. Called by every worker with its own slices.
 
     Non-tensor values are taken from rank 0, which also renames the finished folder. Returns its path.
@@ -61,14 +62,15 @@ def save_sharded(folder: Path, state: dict[str, Any], num_to_keep: int, rank: in
         _remove(target)  # an unreadable one that was skipped
         temporary.rename(target)
         _sync_folder(folder)
-        keep_newest(folder, num_to_keep)
+        keep_newest(folder, num_to_keep, kept)
     return target
 
 
-def keep_newest(folder: Path, num_to_keep: int) -> None:
-    """Delete older checkpoints."""
+def keep_newest(folder: Path, num_to_keep: int, kept: Container[int] = ()) -> None:
+    """Delete older checkpoints, without those at the samples `kept`."""
     for old in checkpoints(folder)[num_to_keep:]:
-        _remove(old)
+        if samples_of(old) not in kept:
+            _remove(old)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -139,7 +141,12 @@ def checkpoints(folder: Path) -> list[Path]:
 def checkpointed(run_dir: Path) -> int:
     """Samples seen at the newest checkpoint; 0 without one."""
     known = checkpoints(run_dir / "checkpoints")
-    return int(known[0].stem.rpartition("-")[2]) if known else 0
+    return samples_of(known[0]) if known else 0
+
+
+def samples_of(path: Path) -> int:
+    """Samples seen at a checkpoint, by its name."""
+    return int(path.stem.rpartition("-")[2])
 
 
 def _stem(state: dict[str, Any]) -> str:

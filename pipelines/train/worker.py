@@ -45,6 +45,7 @@ class Speed:
     parallel: str = "ddp"  # or fsdp: how several workers share the model
     micro_batch: int | None = None  # objects per forward pass of a worker; None: its share of the global batch
     num_to_keep: int = 2  # checkpoints to keep
+    keep_samples: tuple[int, ...] = ()  # samples at which a checkpoint is saved and kept (`pipelines.train.trajectory`)
 
 
 def work_config(spec: RunSpec, run_dir: Path, build: str = BUILD_STAGE, speed: Speed | None = None) -> dict[str, Any]:
@@ -99,7 +100,8 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
                 batches=stage.batches,
                 config=stage.train_config,
                 report=journal.report if journal else _ignore,
-                save=make_save(run_dir / "checkpoints", journal, parallel, speed.num_to_keep),
+                save=make_save(run_dir / "checkpoints", journal, parallel, speed),
+                save_at=speed.keep_samples,
                 resume=state and state["fit"],
                 evaluate=stage.evaluate,
                 evaluate_raw=stage.evaluate_raw,
@@ -138,7 +140,7 @@ def _ignore(_: Record) -> None:
 
 
 def make_save(
-    folder: Path, journal: "Journal | None", parallel: Any, num_to_keep: int
+    folder: Path, journal: "Journal | None", parallel: Any, speed: Speed
 ) -> Callable[[dict[str, Any], int], None] | None:
     """The function that saves a state of `fit` on this worker; None if it saves nothing.
 
@@ -148,9 +150,9 @@ def make_save(
     def save(state: dict[str, Any], samples: int) -> None:
         whole = {"samples": samples, "held": journal.held if journal else None, "fit": state}
         if parallel.is_sharded:
-            save_sharded(folder, whole, num_to_keep, parallel.rank)
+            save_sharded(folder, whole, speed.num_to_keep, parallel.rank, speed.keep_samples)
         else:
-            save_checkpoint(folder, whole, num_to_keep)
+            save_checkpoint(folder, whole, speed.num_to_keep, speed.keep_samples)
 
     if journal:
         remove_unfinished(folder)

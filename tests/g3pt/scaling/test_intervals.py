@@ -5,10 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from benchmarks import law_coverage
 from g3pt.scaling.fit import fit_form
 from g3pt.scaling.forms import ADDITIVE
-from g3pt.scaling.intervals import errors, wild_bootstrap
+from g3pt.scaling.intervals import errors
 from tests.g3pt.scaling.grids import EXPONENTS, additive, grid, noisy
 
 TRIALS = 200
@@ -61,21 +60,3 @@ def test_an_interval_of_one_new_run_is_wider_than_the_law_s() -> None:
     parts = errors(fit_form(ADDITIVE, points.params, points.samples, points.loss), points.size, points.seed)
     law, run = parts.loss(*LARGER), parts.loss(*LARGER, new_run=True)
     assert run[0] < law[0] < parts.fit(*LARGER) < law[1] < run[1]
-
-
-def test_the_wild_bootstrap_spreads_as_the_closed_form_does() -> None:
-    points = noisy(grid(3), np.random.default_rng(1), size=0.004)
-    law = fit_form(ADDITIVE, points.params, points.samples, points.loss)
-    drawn = [one["alpha"] for one in wild_bootstrap(law, points.params, points.samples, points.size, count=60)]
-    parts = errors(law, points.size, points.seed)
-    k = law.form.parameters.index("alpha")
-    assert 0.4 < np.std(drawn) / parts.covariance_pp[k, k] ** 0.5 < 2
-
-
-@pytest.mark.soak
-def test_the_wild_bootstrap_covers_as_often() -> None:
-    """The table of the scaling guide, made by `benchmarks/law_coverage.py`."""
-    for seeds, size_error in ((1, 0.0), (2, 0.004), (3, 0.004)):
-        found = law_coverage.coverage(seeds, size_error, trials=200, draws=100)
-        shares = {name: share for name, share in found.items() if name.startswith("wild")}
-        assert min(shares.values()) >= 0.8, (seeds, size_error, shares)
