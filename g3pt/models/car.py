@@ -101,6 +101,11 @@ class G3PT(nn.Module, Pretrained):
         self.active_scales = math.ceil(len(self.scales) / 2) if early else len(self.scales)
         return False
 
+    def hidden_layers(self) -> list[nn.Linear]:
+        """The layers that read a vector as wide as the transformer: their learning rate depends on its width."""
+        parts = (self.car.blocks, self.car.modulation, self.car.head)
+        return [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
+
     def next_input(self, canvas_BLA: Tensor, codes_BT: Tensor, scale: int) -> tuple[Tensor, Tensor]:
         """Add the codes of `scale` - 1 to the canvas and align it to `scale`: (canvas, aligned tokens (B, T, A))."""
         canvas_BLA = self.tokenizer.canvas_add(canvas_BLA, codes_BT, scale - 1)

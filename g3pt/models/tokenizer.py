@@ -141,6 +141,11 @@ class CVQ(nn.Module, Pretrained, RunningStatistics):
         self.cqt.requires_grad_(phase != "continuous")
         return changed
 
+    def hidden_layers(self) -> list[nn.Linear]:
+        """The layers that read a vector as wide as the tokenizer: all but those that read points or codes."""
+        widths = (self.config.width, 4 * self.config.width)
+        return [layer for layer in self.modules() if isinstance(layer, nn.Linear) and layer.in_features in widths]
+
     def forward(self, batch: dict[str, Tensor], step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss of this phase and its parts.
 

@@ -66,7 +66,9 @@ class CAR(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for out in self.head.outs:
-            nn.init.normal_(out.weight, std=0.02)
+            nn.init.normal_(
+                out.weight, std=2 / self.config.width
+            )  # muP: what a step adds to a logit is that of any width
 
     @property
     def num_params_no_embed(self) -> int:

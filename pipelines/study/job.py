@@ -95,7 +95,7 @@ def scaling_sweep(flags: SweepFlags, page: WritePage | None = None) -> str | Non
         for size, model, config in rows:
             print(
                 f"{size} seed {config.seed}: {count_car(model)['parameters_no_embed']:,} parameters, "
-                f"{config.steps * config.batch_size:,} samples; {schedule_line(config)}"
+                f"{config.steps * config.batch_size:,} samples; {schedule_line(model, config)}"
             )
         return None
     if "://" in flags.output:

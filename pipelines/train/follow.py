@@ -15,7 +15,16 @@ from pipelines.tracking.client import best_effort
 from pipelines.tracking.tracked import Outcome, WritePage, followed
 from pipelines.train.checkpoints import checkpointed
 
-TRAIN_PARAMS = ("steps", "batch_size", "learning_rate", "schedule", "warmup_share", "warmup_samples", "cooldown_share")
+TRAIN_PARAMS = (
+    "steps",
+    "batch_size",
+    "learning_rate",
+    "base_width",
+    "schedule",
+    "warmup_share",
+    "warmup_samples",
+    "cooldown_share",
+)
 TRAIN_PARAMS += ("beta2", "weight_decay", "precision")  # fields of a TrainConfig that MLflow shows
 
 

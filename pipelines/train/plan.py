@@ -20,7 +20,7 @@ def print_plan(stage: str, flags: Any, model: Any, train: Any, counts: dict[str,
     print(f"{stage} {flags.preset}: " + ", ".join(f"{key} {value:,}" for key, value in counts.items()))
     print(f"model: {model}")
     print(f"train: {train}")
-    print(schedule_line(train))
+    print(schedule_line(model, train))
     for line in cvq_lines(model, train, flags) if stage == "cvq" else car_lines(model, train, flags):
         print(line)
     print(f"samples: {train.steps * train.batch_size:,} on {flags.num_workers} worker(s)")
@@ -29,14 +29,19 @@ def print_plan(stage: str, flags: Any, model: Any, train: Any, counts: dict[str,
     )
 
 
-def schedule_line(train: Any) -> str:
-    """The learning rate's peak and course: "learning rate 0.002, cosine: 24 steps of warm-up, 1,176 of a cosine to zero"."""
+def schedule_line(model: Any, train: Any) -> str:
+    """The learning rate's peak and course, as "learning rate 0.002, 0.001 of hidden matrices; cosine: 24 steps of warm-up,
+    1,176 of a cosine to zero".
+    """
+    hidden = train.learning_rate * train.base_width / model.width if train.base_width else train.learning_rate
     falls = train.cooldown_steps if train.schedule == "wsd" else train.steps - train.warmup_steps
     constant = train.steps - train.warmup_steps - falls
     course = [f"{train.warmup_steps:,} steps of warm-up"]
     course += [f"{constant:,} constant"] if constant else []
     course += [f"{falls:,} of 1 - sqrt to zero" if train.schedule == "wsd" else f"{falls:,} of a cosine to zero"]
-    return f"learning rate {train.learning_rate:g}, {train.schedule}: {', '.join(course)}"
+    return (
+        f"learning rate {train.learning_rate:g}, {hidden:.3g} of hidden matrices; {train.schedule}: {', '.join(course)}"
+    )
 
 
 def cvq_lines(model: Any, train: Any, flags: Any) -> list[str]:

@@ -66,7 +66,7 @@ def test_set_changes_every_size_of_a_study_and_the_names_of_its_runs(capsys: pyt
     assert call("sweep", "--set", "head=bits,learning_rate=1e-3", "--steps", "7", "--dry-run") == 0
     said = capsys.readouterr().out
     assert "every preset with head=bits,learning_rate=1e-3" in said
-    assert said.count("; learning rate 0.001, cosine: 1 steps of warm-up, 6 of a cosine to zero\n") == 4
+    assert said.count(" of hidden matrices; cosine: 1 steps of warm-up, 6 of a cosine to zero\n") == 4
     flags = job.SweepFlags(data="d", tokenizer="t", output="o", sizes="5k,20k", seeds="0,1", steps=7)
     names = []
     for text in (None, "head=bits,learning_rate=1e-3"):

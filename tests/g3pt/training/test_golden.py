@@ -48,7 +48,7 @@ def losses(model: torch.nn.Module, batches: Any, train: TrainConfig) -> list[flo
 def test_twenty_steps_of_the_nano_tokenizer_give_the_golden_loss() -> None:
     model, train = cvq_preset("nano")
     batches = SurfaceBatches(spheres(32, num_points=4096), model, BATCH, seed=0)
-    assert losses(CVQ(model), batches, train) == pytest.approx([0.9853621, 0.8808743], rel=1e-3)
+    assert losses(CVQ(model), batches, train) == pytest.approx([0.9853432, 0.8807384], rel=1e-3)
 
 
 def test_twenty_steps_of_the_nano_generator_give_the_golden_loss() -> None:
@@ -57,5 +57,5 @@ def test_twenty_steps_of_the_nano_generator_give_the_golden_loss() -> None:
     generator = G3PT(model, CVQ(cvq_preset("nano")[0]))
     batch = random_batch(generator, BATCH)
     assert losses(generator, lambda _: iter([batch] * STEPS), train) == pytest.approx(
-        [15.6690646, 14.6725037], rel=1e-3
+        [15.6879352, 14.5852332], rel=1e-3
     )

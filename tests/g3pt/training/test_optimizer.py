@@ -1,17 +1,32 @@
-"""Schedules of the learning rate at points of their formulas, and what AdamW is given."""
+"""Schedules at points of their formulas, parameter groups by name, and how a step's change of activations depends on the width."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from g3pt.config import TrainConfig
+from g3pt.config import CAR_PRESETS, CVQ_PRESETS, CARConfig, TrainConfig
+from g3pt.data.batches import SurfaceBatches
+from g3pt.models.car import G3PT
+from g3pt.models.tokenizer import CVQ
+from g3pt.training.fit import AskedToStop, fit
 from g3pt.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from tests.g3pt.models.test_tokenizer import TINY, spheres
+from tests.g3pt.tiny import random_batch, tiny_g3pt, tiny_tokenizer
 
 CONFIG = TrainConfig(steps=100, batch_size=8, learning_rate=2.0, warmup_share=0.1)
 WSD = dataclasses.replace(CONFIG, schedule="wsd", cooldown_share=0.2)
+WIDTHS = (24, 72, 144)
+# Layers whose outputs are compared: hidden states, and what is read from them.
+WATCHED = {
+    "car": ("car.blocks.0.attention", "car.blocks.0", "car.blocks.1.mlp", "car.blocks.1", "car.head.outs.1"),
+    "cvq": ("encoder.blocks.0.mlp", "encoder.blocks.0", "decoder.blocks.0"),
+}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +60,7 @@ def test_a_warm_up_is_a_share_of_the_steps_or_a_number_of_objects() -> None:
         ({"schedule": "wsd", "warmup_share": 0.9}, "100 steps are too few for 90 steps of warm-up and 20 of"),
         ({"beta2": 1.0}, r"beta2 must be in \[0, 1\), got 1.0"),
         ({"weight_decay": -0.1}, "weight_decay must not be negative, got -0.1"),
+        ({"base_width": 0}, "base_width must be positive, got 0"),
     ],
 )
 def test_invalid_optimisation_is_refused(changes: dict[str, Any], says: str) -> None:
@@ -59,20 +75,110 @@ def by_name(model: nn.Module, config: TrainConfig, key: str) -> dict[str, float]
     return {name: values[id(p)] for name, p in model.named_parameters() if p.requires_grad}
 
 
-def test_matrices_are_decayed_and_biases_and_norms_are_not() -> None:
-    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
-    assert by_name(model, dataclasses.replace(CONFIG, weight_decay=0.3), "weight_decay") == {
-        "0.weight": 0.3,
-        "0.bias": 0.0,
-        "1.weight": 0.0,
-        "1.bias": 0.0,
-    }
+@pytest.mark.parametrize("kind", ["car", "cvq"])
+def test_only_weights_of_linear_and_convolutional_layers_are_decayed(kind: str) -> None:
+    model = tiny_g3pt() if kind == "car" else CVQ(dataclasses.replace(TINY, num_sharp_points=8))
+    decay = by_name(model, dataclasses.replace(CONFIG, weight_decay=0.3), "weight_decay")
+    assert set(decay.values()) == {0.0, 0.3}
+    spared = {name for name, value in decay.items() if value == 0}
+    if kind == "car":
+        embeddings = {f"car.head.earlier.{k}.weight" for k in range(4)} | {"image_encoder.model.positions"}
+        embeddings |= {f"car.{name}" for name in ("start", "levels", "positions")}
+        embeddings |= {name for name in decay if "text_encoder" in name and name.endswith("_embedding.weight")}
+        assert len(embeddings) == 10, "words and positions of the text encoder"
+    else:
+        embeddings = {"encoder.queries", "decoder.places", "cqt.base"}
+        embeddings |= {f"cqt.downs.{k}.{name}" for k in range(3) for name in ("queries", "key_places")}
+        embeddings |= {f"cqt.ups.{k}.{name}" for k in range(3) for name in ("queries", "token_places", "sink")}
+    assert spared == embeddings | {name for name in decay if model.get_parameter(name).ndim < 2}
 
 
-def test_every_step_sets_the_rate_and_the_moments_follow_the_configuration() -> None:
-    config = dataclasses.replace(CONFIG, beta2=0.9)
-    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
-    optimizer = make_optimizer(model, config)
+def test_hidden_matrices_learn_at_a_rate_that_falls_with_the_width() -> None:
+    config = dataclasses.replace(CONFIG, base_width=8)
+    car = by_name(tiny_g3pt(), config, "rate")
+    block = ("attention.to_qkv", "attention.to_out", "mlp.0", "mlp.2", "modulation")
+    assert {name for name, rate in car.items() if rate != 1} == {
+        *(f"car.blocks.{k}.{layer}.weight" for k in range(2) for layer in block), "car.modulation.weight",
+        *(f"car.head.{part}.{k}.weight" for k in range(5) for part in ("outs", "mixes")),
+    }  # fmt: skip
+    assert set(car.values()) == {1.0, 8 / 32}
+    cvq = CVQ(TINY)
+    fixed = {name for name, rate in by_name(cvq, config, "rate").items() if rate == 1 and name.endswith("weight")}
+    linear = {f"{name}.weight" for name, layer in cvq.named_modules() if isinstance(layer, nn.Linear)}
+    assert fixed & linear == {
+        "encoder.embed.project.weight", "decoder.embed.project.weight", "cqt.last_up.weight", *(f"cqt.ups.{k}.embed.weight" for k in range(3)),
+    }  # fmt: skip
+    assert set(by_name(cvq, CONFIG, "rate").values()) == {1.0}, "without a base width all learn at one rate"
+
+
+def test_every_step_sets_each_group_s_rate_and_the_moments_follow_the_configuration() -> None:
+    config = dataclasses.replace(CONFIG, base_width=8, beta2=0.9)
+    optimizer = make_optimizer(tiny_g3pt(), config)
     set_learning_rate(optimizer, config, 32)
-    assert {group["lr"] for group in optimizer.param_groups} == {learning_rate(config, 32)}
+    peak = learning_rate(config, 32)
+    assert {(group["rate"], group["lr"]) for group in optimizer.param_groups} == {(1.0, peak), (0.25, peak / 4)}
     assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.9)}
+
+
+@pytest.mark.parametrize(("table", "nano"), [(CAR_PRESETS, "nano"), (CVQ_PRESETS, "nano")])
+def test_the_rates_of_all_presets_hold_at_the_width_of_nano(table: dict[str, tuple], nano: str) -> None:
+    assert {train.base_width for _, train in table.values()} == {table[nano][0].width}
+
+
+def widened(kind: str, width: int) -> tuple[nn.Module, dict[str, Any]]:
+    """A model of that width with a batch."""
+    if kind == "car":
+        torch.manual_seed(0)
+        config = CARConfig(depth=2, width=width, num_heads=width // 12, image_encoder="none", drop_text=0.0)
+        model: nn.Module = G3PT(config, tiny_tokenizer())
+        return model, random_batch(model, 8)
+    shares = {"continuous_share": 0.0, "pyramid_share": 0.0}
+    wide = dataclasses.replace(TINY, width=width, num_heads=width // 12, **shares)
+    return CVQ(wide), next(SurfaceBatches(spheres(8), wide, 8, 0)(0))
+
+
+def outputs(model: nn.Module, kind: str, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """What the watched layers return for the batch."""
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.setdefault(name, out))
+        for name in WATCHED[kind]
+    ]
+    with torch.no_grad():
+        model.eval()(batch, 0)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def growth(kind: str, base_width: int | None, steps: int = 3) -> dict[str, float]:
+    """How many times more a layer's outputs change within some steps at the largest width than at the smallest."""
+    changes: dict[str, list[float]] = {}
+    for width in WIDTHS:
+        model, batch = widened(kind, width)
+        before = outputs(model, kind, batch)
+        config = TrainConfig(
+            steps=100, batch_size=len(next(iter(batch.values()))), learning_rate=5e-3, warmup_share=0.0, weight_decay=0.0,
+            base_width=base_width, log_every=100,
+        )  # fmt: skip
+        asked = iter([False] * (steps - 1) + [True])
+
+        def batches(_: int, batch: dict[str, Any] = batch) -> Iterator[dict[str, Any]]:
+            while True:
+                yield dict(batch)
+
+        with contextlib.suppress(AskedToStop):
+            fit(
+                model=model, batches=batches, config=config, report=lambda _: None, stop=lambda asked=asked: next(asked)
+            )
+        for name, after in outputs(model, kind, batch).items():
+            changes.setdefault(name, []).append(float((after - before[name]).square().mean().sqrt()))
+    return {name: sizes[-1] / sizes[0] for name, sizes in changes.items()}
+
+
+@pytest.mark.parametrize("kind", WATCHED)
+def test_a_step_changes_activations_equally_at_every_width(kind: str) -> None:
+    """muP's coordinate check, over widths of 24 to 144."""
+    equal, single = growth(kind, base_width=WIDTHS[0]), growth(kind, base_width=None)
+    assert all(0.5 < factor < 1.5 for factor in equal.values()), equal
+    assert all(factor > 1.8 for factor in single.values()), single

@@ -162,9 +162,12 @@ def test_an_export_of_many_objects_lists_them_beside_its_config(
 
 def test_the_plan_says_how_the_learning_rate_goes() -> None:
     train = TrainConfig(steps=1000, batch_size=8, learning_rate=2e-3)
-    assert schedule_line(train) == "learning rate 0.002, cosine: 20 steps of warm-up, 980 of a cosine to zero"
-    wsd = dataclasses.replace(train, schedule="wsd", warmup_samples=400)
-    assert schedule_line(wsd) == "learning rate 0.002, wsd: 50 steps of warm-up, 750 constant, 200 of 1 - sqrt to zero"
+    model = car_preset("base")[0]
+    said = "learning rate 0.002, 0.002 of hidden matrices; cosine: 20 steps of warm-up, 980 of a cosine to zero"
+    assert schedule_line(model, train) == said
+    wsd = dataclasses.replace(train, schedule="wsd", warmup_samples=400, base_width=128)
+    said = "learning rate 0.002, 0.0005 of hidden matrices; wsd: 50 steps of warm-up, 750 constant, 200 of 1 - sqrt to zero"
+    assert schedule_line(model, wsd) == said
 
 
 def test_mlflow_shows_the_schedule(paths: dict) -> None:
