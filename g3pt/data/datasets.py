@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,7 @@ def write_dataset(
         "schema_version": SCHEMA_VERSION,
         "config": dict(settings),
         "config_sha256": config_sha256,
-        "record": asdict(config),
+        "record": config.as_json(),
         "columns": schema(config).names,
         "tensors": {name: {"dtype": np.dtype(d).name, "shape": list(s)} for name, (d, s) in config.tensors.items()},
         "counts": dict(sorted(tally.counts.items())),

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from g3pt.data.datasets import NOT_THERE, DatasetInfo, list_shards, open_dataset
-from g3pt.data.records import ADDED_COLUMNS, SCHEMA_VERSION, config_hash, shard_index, shard_name
+from g3pt.data.records import ADDED_COLUMNS, FILL_COLUMNS, SCHEMA_VERSION, config_hash, shard_index, shard_name
 from g3pt.data.storage import Location, location, open_parquet, read_many
 from g3pt.data.summary import COLUMNS, Contents, plain, tensors_of
 from g3pt.data.tally import Tally
@@ -160,7 +160,8 @@ class Inspection:
 
     def _columns(self, file: pq.ParquetFile) -> pa.Table:
         self.contents.tensors = self.contents.tensors or tensors_of(file.schema_arrow)
-        names = [name for name in COLUMNS if name in file.schema_arrow.names or name not in ADDED_COLUMNS]
+        optional = {*ADDED_COLUMNS, *FILL_COLUMNS}
+        names = [name for name in COLUMNS if name in file.schema_arrow.names or name not in optional]
         return file.read(columns=names, use_threads=False)
 
     def _compare_rows(self, index: int, sidecar: dict[str, Any], table: pa.Table) -> None:

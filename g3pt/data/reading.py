@@ -173,4 +173,4 @@ def _stacked(name: str, values: list[Any], config: RecordConfig) -> Any:
     if name in config.tensors:
         dtype, shape = config.tensors[name]
         return np.stack(values) if values else np.zeros((0, *shape), dtype)
-    return np.array(values) if name in NUMBER_COLUMNS else values
+    return np.array(values) if name in NUMBER_COLUMNS or name == "filled_share" else values

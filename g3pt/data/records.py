@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -57,18 +57,23 @@ NUMBER_COLUMNS: dict[str, pa.DataType] = {
     "chamfer_to_input": pa.float64(),
     "scale": pa.float64(),
 }
+FILL_COLUMNS: dict[str, pa.DataType] = {  # of datasets in which air that open surfaces enclose is filled
+    "filled_by": pa.string(),  # what was counted to decide: winding or parity; "" if nothing was filled
+    "filled_share": pa.float64(),  # share of the solid's volume that filling added
+}
 ADDED_COLUMNS = ("largest_component_share",)  # since 0.1.0; datasets of this schema version may lack them
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordConfig:
-    """The schema's parameters: numbers of points, queries and views of a row, and whether it keeps its solid."""
+    """The schema's parameters: numbers of points, queries and views of a row, and whether it keeps its solid and has FILL_COLUMNS."""
 
     num_surface: int = 16384
     num_sharp: int = 4096
     num_queries: int = 32768
     num_views: int = 0
     keep_solid: bool = False
+    filled: bool = False
 
     def __post_init__(self) -> None:
         if self.num_surface < 1:
@@ -78,6 +83,15 @@ class RecordConfig:
         for name in ("num_sharp", "num_views"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    def as_json(self) -> dict[str, Any]:
+        """The parameters as JSON values; `filled` only if it is true, so that datasets without it are as they were before it."""
+        return {name: value for name, value in asdict(self).items() if name != "filled" or value}
+
+    @property
+    def numbers(self) -> dict[str, pa.DataType]:
+        """Columns of measured figures -> type."""
+        return NUMBER_COLUMNS | (FILL_COLUMNS if self.filled else {})
 
     @property
     def tensors(self) -> dict[str, tuple[type, tuple[int, ...]]]:
@@ -140,7 +154,7 @@ def schema(config: RecordConfig) -> pa.Schema:
     """The Arrow schema of a shard."""
     columns = [pa.field(name, pa.string(), nullable=False) for name in TEXT_COLUMNS]
     columns += [pa.field(name, pa.list_(pa.string()), nullable=False) for name in LIST_COLUMNS]
-    columns += [pa.field(name, kind, nullable=False) for name, kind in NUMBER_COLUMNS.items()]
+    columns += [pa.field(name, kind, nullable=False) for name, kind in config.numbers.items()]
     for name, (dtype, shape) in config.tensors.items():
         columns.append(pa.field(name, pa.fixed_shape_tensor(pa.from_numpy_dtype(dtype), shape), nullable=False))
     if config.num_views:
@@ -154,7 +168,7 @@ def empty_row(object_id: str, config: RecordConfig) -> dict[str, Any]:
     """A row of zeros and empty strings with status failed, for an object of which nothing is known yet."""
     row: dict[str, Any] = dict.fromkeys(TEXT_COLUMNS, "")
     row |= {name: [] for name in LIST_COLUMNS}
-    row |= {name: kind.to_pandas_dtype()() for name, kind in NUMBER_COLUMNS.items()}
+    row |= {name: "" if kind == pa.string() else kind.to_pandas_dtype()() for name, kind in config.numbers.items()}
     row |= {name: np.zeros(shape, dtype) for name, (dtype, shape) in config.tensors.items()}
     if config.num_views:
         row["views"] = []

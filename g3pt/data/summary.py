@@ -32,7 +32,7 @@ FIGURES = {
     "thickness": "thickness",
     "largest part": "largest_component_share",
 }
-COLUMNS = ("id", "content_sha256", "status", "error", "split", "license", "category", *FIGURES.values())
+COLUMNS = ("id", "content_sha256", "status", "error", "split", "license", "category", "filled_by", *FIGURES.values())
 SMALL_SHARE = 0.5  # largest_component_share below which far parts shrink an object too much
 
 
@@ -89,7 +89,7 @@ class Contents:
     def __init__(self) -> None:
         self.num_rows = self.num_shards = self.num_bytes = self.num_small = 0
         self.statuses, self.reasons, self.splits = Names(), Names(), Names()
-        self.licences, self.categories = Names(), Names()
+        self.licences, self.categories, self.filled = Names(), Names(), Names()
         self.spread = {name: Quantiles() for name in (*FIGURES, "seconds")}
         self.tensors: dict[str, str] = {}
 
@@ -110,6 +110,8 @@ class Contents:
         for name, column in FIGURES.items():
             if column in ok.column_names:  # an older dataset may lack it
                 self.spread[name].add(ok[column].to_pylist())
+        if "filled_by" in ok.column_names:
+            self.filled.add({rule: count for rule, count in counted(ok["filled_by"]).items() if rule})
         if "largest_component_share" in ok.column_names:
             self.num_small += int(pc.sum(pc.less(ok["largest_component_share"], SMALL_SHARE)).as_py() or 0)
 
@@ -123,6 +125,13 @@ class Contents:
                 (
                     "shrunk",
                     f"{self.num_small:,d} ok objects whose largest component fills less than {SMALL_SHARE:g} of the box",
+                )
+            ]
+        if self.filled:
+            rows += [
+                (
+                    "filled",
+                    f"{self.filled.total():,d} ok objects have enclosed air that was filled, by {self.filled.line()}",
                 )
             ]
         rows += [("tensors", ", ".join(f"{name} {what}" for name, what in self.tensors.items()) or "none")]

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from g3pt.geometry.watertight import METHODS, Solid
+from g3pt.geometry.watertight import METHODS, OPEN_SURFACES, Solid
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """Parameters of the conversion: grid resolution, method, and how many points of each kind."""
+    """Parameters of the conversion: grid resolution, method, what becomes of open surfaces, and how many points of each kind."""
 
     resolution: int = 256
     watertight: str = "narrowband"
+    open_surfaces: str = "fill"
     num_surface: int = 16384
     num_sharp: int = 4096
     num_queries: int = 32768
@@ -30,6 +31,8 @@ class ConvertConfig:
             raise ValueError(f"resolution must be at least 16, not {self.resolution}")
         if self.watertight not in METHODS:
             raise ValueError(f"watertight must be one of {METHODS}, not {self.watertight!r}")
+        if self.open_surfaces not in OPEN_SURFACES:
+            raise ValueError(f"open_surfaces must be one of {OPEN_SURFACES}, not {self.open_surfaces!r}")
         if self.num_queries < 0 or self.num_queries % 8:
             raise ValueError(f"num_queries must be 0 or a positive multiple of 8, not {self.num_queries}")
         if self.num_surface <= 0:
@@ -47,7 +50,7 @@ def convert_mesh(
 
     Keys: surface, sharp, eval_surface (P, 6) and near_points, volume_points (Q, 3) float16; near_occupancy,
     volume_occupancy uint8 (Q / 8,) packed little; the numbers of records.NUMBER_COLUMNS; scale, offset (3,) with
-    solid = input * scale + offset; solid (vertices, faces). Without sharp points (num_sharp = 0) or query points (num_queries = 0)
+    solid = input * scale + offset; solid (vertices, faces); with open_surfaces "fill" those of records.FILL_COLUMNS. Without sharp points (num_sharp = 0) or query points (num_queries = 0)
     their keys are missing, and volume_share is nan.
     Raises MeshError when the mesh can't become a solid.
     """
@@ -56,11 +59,12 @@ def convert_mesh(
     from g3pt.geometry.watertight import watertight
 
     config = config or ConvertConfig()
-    solid = watertight(vertices, faces, config.resolution, config.watertight)
+    solid = watertight(vertices, faces, config.resolution, config.watertight, config.open_surfaces)
     streams = [np.random.default_rng([seed, k]) for k in range(6)]
     surface = sample_surface(solid.vertices, solid.faces, config.num_surface, streams[0])
     sharp = sample_sharp(solid.vertices, solid.faces, config.num_sharp, streams[1]) if config.num_sharp else None
     eval_surface = sample_surface(solid.vertices, solid.faces, config.num_surface, streams[2])
+    filling = {"filled_by": solid.filling.rule, "filled_share": solid.filling.share}
     return {
         "surface": surface.astype(np.float16),
         **({} if sharp is None else {"sharp": sharp.astype(np.float16)}),
@@ -70,6 +74,7 @@ def convert_mesh(
         "was_watertight": is_watertight(vertices, faces),
         "chamfer_to_input": chamfer_to_input(solid, vertices, faces, streams[5]),
         **solid_figures(solid),
+        **(filling if config.open_surfaces == "fill" else {}),
         "scale": solid.scale,
         "offset": solid.offset,
         "solid": (solid.vertices, solid.faces),

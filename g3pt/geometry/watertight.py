@@ -3,7 +3,8 @@
 The mesh is scaled into a grid no larger than its own box and a margin. In a narrow band around each face the distance to the nearest
 face is exact. Grid points that are further than the offset and that outside air can't reach count as inside. Marching cubes takes
 the surface at the offset. A closed cube and a hollow double shell both become a solid cube, an open sheet becomes a thin slab, and
-disjoint parts stay. The result is centred by its box and scaled into [-BOX, BOX]^3.
+disjoint parts stay. Air that an open surface encloses is inside too, unless its walls alone are asked for (filling.py). The result
+is centred by its box and scaled into [-BOX, BOX]^3.
 
 Ours: mesh2sdf's fix option keeps one component and sweeps the whole grid; here its unsigned distance goes through the same fill and
 marching cubes, so that the two methods differ in the distance alone.
@@ -11,10 +12,11 @@ marching cubes, so that the two methods differ in the distance alone.
 Shapes: V vertices, F faces, (X, Y, Z) grid points along the axes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from g3pt.geometry.filling import Filling, fill_enclosed
 from g3pt.geometry.reading import MeshError
 from g3pt.geometry.surface import has_area
 
@@ -23,35 +25,47 @@ OFFSET_VOXELS = 1.0
 _MARGIN_VOXELS = 2  # grid points beyond the mesh's box, so that the outermost layer is outside air
 _SNAP_VOXELS = 1e-3  # a surface closer than this to a grid point is moved off it, so that no face collapses
 METHODS = ("narrowband", "mesh2sdf")
+OPEN_SURFACES = ("fill", "wall")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solid:
-    """Final solid: vertices (V, 3) float64, faces (F, 3) int64; solid = input * scale + offset."""
+    """Final solid: vertices (V, 3) float64, faces (F, 3) int64; solid = input * scale + offset. `filling`: what was filled."""
 
     vertices: np.ndarray
     faces: np.ndarray
     scale: float
     offset: np.ndarray
+    filling: Filling = Filling()
 
 
-def watertight(vertices: np.ndarray, faces: np.ndarray, resolution: int = 256, method: str = "narrowband") -> Solid:
+def watertight(
+    vertices: np.ndarray,
+    faces: np.ndarray,
+    resolution: int = 256,
+    method: str = "narrowband",
+    open_surfaces: str = "fill",
+) -> Solid:
     """Solid of a mesh (V, 3), (F, 3) whose surface lies OFFSET_VOXELS voxels (of 2 / resolution) outside it.
 
-    Raises MeshError for a mesh without usable faces, non-finite coordinates or no extent.
+    `open_surfaces`: whether air that an open surface encloses is filled, or the surface becomes a wall two offsets thick. Raises MeshError for a mesh without usable faces, non-finite coordinates or no extent.
     """
     from skimage.measure import marching_cubes
 
     if method not in METHODS:
         raise ValueError(f"watertight method must be one of {METHODS}, not {method!r}")
+    if open_surfaces not in OPEN_SURFACES:
+        raise ValueError(f"open_surfaces must be one of {OPEN_SURFACES}, not {open_surfaces!r}")
     if resolution < 16:
         raise ValueError(f"resolution must be at least 16, not {resolution}")
     triangles, scale, offset = _into_grid(vertices, faces, resolution)
     shape = tuple(int(count) for count in np.ceil(triangles.max(axis=(0, 1))) + _MARGIN_VOXELS + 1)
     distance = _narrowband(triangles, shape) if method == "narrowband" else _mesh2sdf(triangles, shape, resolution)
     field = outside_field(distance)
+    filling = fill_enclosed(field, triangles, _SNAP_VOXELS) if open_surfaces == "fill" else Filling()
     grid_vertices, solid_faces, _, _ = marching_cubes(field, 0.0, gradient_direction="descent")
-    return _normalised(grid_vertices.astype(np.float64), solid_faces.astype(np.int64), scale, offset)
+    solid = _normalised(grid_vertices.astype(np.float64), solid_faces.astype(np.int64), scale, offset)
+    return replace(solid, filling=filling)
 
 
 def _into_grid(vertices: np.ndarray, faces: np.ndarray, resolution: int) -> tuple[np.ndarray, float, np.ndarray]:

@@ -217,7 +217,13 @@ def solid_of(row: dict[str, Any], info: DatasetInfo) -> dict[str, Any] | None:
         return None
     if shape.caption != row["caption"]:
         return None
-    solid = watertight(shape.vertices, shape.faces, info.settings.get("convert", info.settings).get("resolution", 64))
+    made = info.settings.get("convert", info.settings)
+    solid = watertight(
+        shape.vertices,
+        shape.faces,
+        made.get("resolution", 64),
+        open_surfaces=made.get("open_surfaces", "wall"),
+    )
     told = {"family": shape.family, "attributes": attributes_of(shape.caption)}
     return {
         **told,

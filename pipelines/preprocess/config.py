@@ -14,6 +14,8 @@ from pipelines.runs.settings import flag
 
 RENDERER = 2  # increase it when a change draws the same meshes differently
 CODE_VERSION = 3  # increase it when geometry or sampling changes a row's bytes: finished shards need --replace
+FILL_VERSION = 1  # increase it when a change fills other air: finished shards of --open-surfaces fill need --replace
+OF_OLDER_COMMANDS = {"open_surfaces": "wall"}  # what recorded flags mean that lack these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,9 @@ class PreprocessConfig(DryRun, OnRay, Replace):
     """cells per side of the grid on which the solid is made"""
     watertight: Literal["narrowband", "mesh2sdf"] = "narrowband"
     """method that makes the solid; mesh2sdf is slow"""
+    open_surfaces: Literal["fill", "wall"] = "fill"
+    """what becomes of open surfaces. fill: air that they enclose is inside (a column without lids, a mountain without a floor);
+    wall: they become walls two voxels thick"""
     views: int = 0
     """rendered RGBA views per object, with textures"""
     view_size: int = 256
@@ -109,22 +114,31 @@ class PreprocessConfig(DryRun, OnRay, Replace):
     def record(self) -> records.RecordConfig:
         """The schema of the dataset's rows."""
         shared = {name: getattr(self, name) for name in ("num_surface", "num_sharp", "num_queries", "keep_solid")}
-        return records.RecordConfig(**shared, num_views=self.views)
+        return records.RecordConfig(**shared, num_views=self.views, filled=self.open_surfaces == "fill")
 
     @property
     def convert(self) -> ConvertConfig:
         """How a mesh is converted."""
-        names = ("resolution", "watertight", "num_surface", "num_sharp", "num_queries")
+        names = ("resolution", "watertight", "open_surfaces", "num_surface", "num_sharp", "num_queries")
         return ConvertConfig(**{name: getattr(self, name) for name in names})
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that changes a row's bytes; the config hash covers it."""
+        """Everything that changes a row's bytes; the config hash covers it.
+
+        Datasets of walls have the settings, and so the hash, that they had before there was a choice.
+        """
+        convert = asdict(self.convert)
+        filling = {"filling": FILL_VERSION}
+        if self.open_surfaces == "wall":
+            del convert["open_surfaces"]
+            filling = {}
         found = {
             "schema_version": records.SCHEMA_VERSION,
             "code_version": CODE_VERSION,
-            "convert": asdict(self.convert),
-            "record": asdict(self.record),
+            **filling,
+            "convert": convert,
+            "record": self.record.as_json(),
             "views": {"size": self.view_size, "cameras": self.cameras, "renderer": RENDERER} if self.views else None,
             "seed": self.seed,
         }
@@ -158,6 +172,7 @@ NOT_FLAGS = {
     "schema_version": "the schema's version",
     "code_version": "the conversion's version",
     "renderer": "the renderer's version",
+    "filling": "the filling's version",
     "num_views": "--views",
     "size": "--view-size",
 }
@@ -165,7 +180,7 @@ NOT_FLAGS = {
 
 def named(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The values of `PreprocessConfig.settings` by the flags that set them."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"--open-surfaces": "wall"} if "convert" in settings else {}
     known = {field.name for field in fields(PreprocessConfig)}
     for name, value in settings.items():
         if isinstance(value, Mapping):

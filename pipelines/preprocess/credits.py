@@ -40,13 +40,15 @@ def credits_file(picture: Path) -> Path:
     return picture.with_suffix(".credits.md")
 
 
-def write_credits(picture: Path, rows: Sequence[Row]) -> Path:
-    """Write the credits of the objects in a picture, in the picture's order, to a file beside it; return that file."""
+def write_credits(picture: Path, rows: Sequence[Row], shows: str = "them and a model's reconstructions") -> Path:
+    """Write the credits of the objects in a picture, in the picture's order, to a file beside it; return that file.
+
+    `shows` completes the sentence "the picture shows".
+    """
     lines = [
         f"# Objects in {plain(picture.name)}",
         "",
-        "From left to right, top to bottom. The objects keep their own licences; the picture shows them and a model's "
-        "reconstructions.",
+        f"From left to right, top to bottom. The objects keep their own licences; the picture shows {shows}.",
         "",
         "| | object | title | author | licence | source |",
         "|---|---|---|---|---|---|",

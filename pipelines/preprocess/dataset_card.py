@@ -41,6 +41,7 @@ EDGES: dict[str, list[float]] = {
     "thickness": [e for e in THIRDS if 1e-3 <= e <= 1],
     "chamfer_to_input": [e for e in THIRDS if 1e-4 <= e <= 1],
     "largest_component_share": [round(0.1 * k, 1) for k in range(1, 10)],
+    "filled_share": [round(0.1 * k, 1) for k in range(1, 10)],
     "seconds": [e for e in THIRDS if 1e-2 <= e <= 1e3],
 }
 LIGHT = (
@@ -81,6 +82,7 @@ class Summary:
 
     def __init__(self) -> None:
         self.named = {name: Names() for name in ("category", "license", "appearance")}
+        self.num_filled = 0  # ok objects with enclosed air that was filled
         self.num_small = 0  # ok objects whose largest component fills less than SMALL_SHARE of their box
         self.histograms = {name: Histogram(edges) for name, edges in EDGES.items()}
         self.pictured: list[tuple[int, dict[str, Any]]] = []  # a heap of (-sha256(id), row)
@@ -95,8 +97,11 @@ class Summary:
             return
         for name, counter in self.named.items():
             counter.add({row[name]: 1})
+        filled = bool(row.get("filled_by"))
+        self.num_filled += filled
         for name in EDGES.keys() & row.keys():
-            self.histograms[name].add(float(row[name]))
+            if filled or name != "filled_share":
+                self.histograms[name].add(float(row[name]))
         self.num_small += int(row.get("largest_component_share", 1.0) < SMALL_SHARE)
         if len(self.pictured) < SHOWN_OBJECTS or rank > self.pictured[0][0]:
             _keep(self.pictured, (rank, {name: row[name] for name in LIGHT}), SHOWN_OBJECTS)
@@ -117,6 +122,7 @@ class Summary:
             "histograms": {
                 name: {"edges": found.edges, "counts": found.counts} for name, found in self.histograms.items()
             },
+            "filled": self.num_filled,
             "small_largest_component": self.num_small,
             "slowest": [{"id": object_id, "seconds": took} for took, object_id in sorted(self.slowest, reverse=True)],
             "not_ok": [
@@ -161,7 +167,7 @@ def write_card(folder: Path) -> list[Path]:
 def summarise(info: DatasetInfo) -> Summary:
     """Summarise a dataset in one pass over its rows and sidecars."""
     summary = Summary()
-    measured = [name for name in EDGES if name in info.columns]
+    measured = [name for name in (*EDGES, "filled_by") if name in info.columns]
     for row in read_rows(info, [*LIGHT, *measured], status=None):
         summary.add(row)
     for content in read_many([info.path / f"{shard_name(index)}.json" for index in sorted(info.shards)]):

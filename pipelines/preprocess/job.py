@@ -192,6 +192,7 @@ def card(config: PreprocessConfig) -> Card:
         "limit",
         "resolution",
         "watertight",
+        "open_surfaces",
         "views",
         "num_surface",
         "num_queries",

@@ -73,7 +73,7 @@ def _converted_row(source: SourceObject, settings: PreprocessConfig) -> dict[str
     solid_vertices, solid_faces = found.pop("solid")
     row = records.empty_row(source.id, settings.record) | source.columns() | about
     if faults := quality_faults(found, settings.num_queries):
-        figures = {name: found[name] for name in records.NUMBER_COLUMNS}
+        figures = {name: found[name] for name in settings.record.numbers}
         return (
             row | figures | {"status": "rejected", "error": f"{faults[0][0]}: {'; '.join(text for _, text in faults)}"}
         )

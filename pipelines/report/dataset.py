@@ -37,6 +37,7 @@ HISTOGRAMS = {
     "thickness": "Thickness of the solid (2 x volume / area)",
     "chamfer_to_input": "Chamfer distance from the solid to the original mesh",
     "largest_component_share": "Longest side of the largest component, as a share of the object's",
+    "filled_share": "Share of the solid that filling added, of filled objects",
     "seconds": "Seconds per object",
 }
 LIGHT = ("id", "status", "split", "category", "caption", "license", "author", "attribution_url", "source_url")
@@ -110,11 +111,19 @@ def _spread_and_not_ok(made: Source, num_not_ok: int) -> Markup:
     return join(
         [
             paragraph("Distributions over the ok objects. Bins of sizes end at about three times their start.", "soft"),
+            *_filled(made),
             *_small(made),
             packed(drawn),
             listed,
         ]
     )
+
+
+def _filled(made: Source) -> Iterator[Markup]:
+    """A paragraph that counts objects of which enclosed air was filled, if there are any."""
+    if made.get("filled", default=0):
+        words = "Ok objects whose open surface encloses air, which was filled: {}."
+        yield paragraph(Markup(words).format(made.number("filled", spec=",d")))
 
 
 def _small(made: Source) -> Iterator[Markup]:

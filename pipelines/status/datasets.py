@@ -153,10 +153,10 @@ def readable_sidecars(
 def expected_config(note: dict[str, Any]) -> str | None:
     """The config hash of the recorded command's shards; None if the note does not contain its flags."""
     from g3pt.data.records import config_hash
-    from pipelines.preprocess.config import PreprocessConfig
+    from pipelines.preprocess.config import OF_OLDER_COMMANDS, PreprocessConfig
 
     try:
-        return config_hash(PreprocessConfig(**note["flags"]).settings)
+        return config_hash(PreprocessConfig(**OF_OLDER_COMMANDS | note["flags"]).settings)
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -166,10 +166,13 @@ def expected_config(note: dict[str, Any]) -> str | None:
 
 def changed_version(found: dict[str, Any]) -> str:
     """How the conversion's version differs from that of the dataset; "" if it does not."""
-    from pipelines.preprocess.config import CODE_VERSION
+    from pipelines.preprocess.config import CODE_VERSION, FILL_VERSION
 
-    made_by = found["config"].get("code_version", CODE_VERSION)
-    return f"the conversion changed from version {made_by} to {CODE_VERSION}" if made_by != CODE_VERSION else ""
+    for what, name, now in (("conversion", "code_version", CODE_VERSION), ("filling", "filling", FILL_VERSION)):
+        made_by = found["config"].get(name, now)
+        if made_by != now:
+            return f"the {what} changed from version {made_by} to {now}"
+    return ""
 
 
 def changed_input(place: Place, note: dict[str, Any], found: dict[str, Any], verify: bool) -> tuple[str, str]:
@@ -189,12 +192,12 @@ def changed_input(place: Place, note: dict[str, Any], found: dict[str, Any], ver
 def replanned(flags: dict[str, Any]) -> tuple[str, str]:
     """What the same command would do now, with every source file read."""
     from pipelines.cli.errors import UsageError
-    from pipelines.preprocess.config import PreprocessConfig
+    from pipelines.preprocess.config import OF_OLDER_COMMANDS, PreprocessConfig
     from pipelines.preprocess.plan import make_plan
     from pipelines.preprocess.sources import Listing
     from pipelines.preprocess.sources.objaverse import NotDownloaded
 
-    config = PreprocessConfig(**flags | {"retry_failed": False, "rehash": True, "dry_run": True})
+    config = PreprocessConfig(**OF_OLDER_COMMANDS | flags | {"retry_failed": False, "rehash": True, "dry_run": True})
     try:
         plan = make_plan(config, Listing(config))
     except (UsageError, NotDownloaded) as error:

@@ -1,5 +1,6 @@
 """What a dataset holds and whether it is whole: known counts and quantiles, and each fault named with a remedy."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from g3pt.data import datasets, reading, records
 from g3pt.data.inspection import main
 from g3pt.data.summary import FURTHER_NAMES, Names, Quantiles
 
-SMALL = records.RecordConfig(num_surface=64, num_sharp=8, num_queries=8)
+SMALL = records.RecordConfig(num_surface=64, num_sharp=8, num_queries=8, filled=True)
 SETTINGS = {"toy": 1}
 
 
@@ -29,6 +30,8 @@ def row(number: int) -> dict:
         "volume": 0.5,
         "thickness": 0.01 * (number + 1),
         "largest_component_share": 0.3 if number % 4 == 0 else 1.0,
+        "filled_by": ("winding", "parity", "", "")[number % 4],
+        "filled_share": (0.8, 0.4, 0.0, 0.0)[number % 4],
     }
     failed = {"status": "rejected", "error": "zero-extent: flat"}
     return (
@@ -90,6 +93,7 @@ def test_a_summary_counts_what_is_there(folder: Path, capsys: pytest.CaptureFixt
         f"kind {k} 12" for k in range(3)
     ]
     assert "surface float16[64,6]" in out
+    assert found["filled"] == "18 ok objects have enclosed air that was filled, by winding 10, parity 8"
     assert found["shrunk"] == "10 ok objects whose largest component fills less than 0.5 of the box"
     faces = sorted(100 * (n + 1) for n in range(40) if n % 10 != 9)
     least, *_, median, _, _, most = (float(value.replace(",", "")) for value in found["faces"].split())
@@ -124,6 +128,18 @@ def test_a_terminal_without_the_letters_of_a_name_gets_escapes(folder: Path, tmp
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(command, capture_output=True, env=environment)
     assert done.returncode == 0 and b"/caf\\xe9\n" in done.stdout, done.stderr
+
+
+def test_a_dataset_of_walls_has_no_columns_about_filling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    walls = dataclasses.replace(SMALL, filled=False)
+    one = {name: value for name, value in row(0).items() if name not in records.FILL_COLUMNS}
+    sidecar = datasets.write_shard(tmp_path, 0, [one], walls, config_sha256=records.config_hash({}))
+    written = datasets.write_dataset(tmp_path, walls, {}, 1, {0: sidecar})
+    assert "filled" not in written["record"] and not records.FILL_COLUMNS.keys() & set(written["columns"])
+    code, out, _ = looked(capsys, str(tmp_path))
+    assert code == 0 and "filled" not in out
+    found = reading.load_arrays(datasets.open_dataset(tmp_path), None, ["id", "volume"])
+    assert found["volume"].tolist() == [0.5]
 
 
 def test_a_dataset_from_before_a_column_is_read_without_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from pipelines.preprocess.dataset_card import CARD, SHEET, Histogram, write_card
 from pipelines.report.page import write_report
 from tests.pipelines.report_numbers import check_numbers
 
-SMALL = records.RecordConfig(num_surface=64, num_sharp=8, num_queries=8)
+SMALL = records.RecordConfig(num_surface=64, num_sharp=8, num_queries=8, filled=True)
 
 
 def row(name: str, /, **values: object) -> dict:
@@ -33,7 +33,7 @@ def row(name: str, /, **values: object) -> dict:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     rows = [row(f"cup-{k}", name=f"Cup *{k}*") for k in range(5)] + [
-        row("chair", category="chair", license="", volume=5.0, num_faces=40_000)
+        row("chair", category="chair", license="", volume=5.0, num_faces=40_000, filled_by="winding", filled_share=0.75)
     ]
     rows.append(row("bad", status="rejected", error="zero-extent: <b>flat</b>"))
     shards: dict[int, list[dict]] = {}
@@ -62,6 +62,7 @@ def test_a_card_counts_everything_and_names_what_is_slow_and_what_failed(folder:
     assert (
         volume["counts"][volume["edges"].index(0.3) + 1] == 5 and volume["counts"][volume["edges"].index(3.0) + 1] == 1
     )
+    assert card["filled"] == 1 and card["histograms"]["filled_share"]["counts"] == [0] * 7 + [1, 0, 0]
     assert card["pictured"] == sorted(card["pictured"], key=records.id_hash) and len(card["pictured"]) == 6
     assert made == [folder / CARD, folder / SHEET, folder / "contact_sheet.credits.md"]
     assert "| cup-0 | Cup \\*0\\* | author not stated |" in made[2].read_text(), "an object's name is its title"
@@ -94,6 +95,7 @@ def test_a_category_an_object_does_not_fill_the_memory(folder: Path, monkeypatch
 def test_the_page_shows_the_card_of_this_very_dataset_with_its_text_escaped(folder: Path) -> None:
     write_card(folder)
     page = write_report(folder).read_text()
+    assert "whose open surface encloses air, which was filled: <" in page
     assert "Thickness of the solid" in page and "zero-extent: &lt;b&gt;flat&lt;/b&gt;" in page and "<b>flat" not in page
     card = json.loads((folder / CARD).read_text())
     (folder / CARD).write_text(json.dumps(card | {"fingerprint": "of before"}))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import trimesh
 
@@ -505,6 +506,55 @@ def test_a_far_speck_is_told_by_the_largest_component_s_share(tmp_path: Path, me
     assert rows["speck.obj"]["num_components"] == 2 and 0.08 < rows["speck.obj"]["largest_component_share"] < 0.25
     card = json.loads((info.path / "card.json").read_text(encoding="utf-8"))
     assert card["small_largest_component"] == 1
+
+
+@pytest.fixture
+def one_open(tmp_path: Path) -> Path:
+    """A closed box, and one without its floor."""
+    write_box(tmp_path / "meshes" / "closed.obj")
+    write_box(tmp_path / "meshes" / "open.obj", height=1.5)
+    lines = (tmp_path / "meshes" / "open.obj").read_text().splitlines()
+    (tmp_path / "meshes" / "open.obj").write_text("\n".join(line for line in lines if line != "f 1 2 3 4") + "\n")
+    return tmp_path / "meshes"
+
+
+def test_open_surfaces_are_filled_and_each_row_says_so(tmp_path: Path, one_open: Path) -> None:
+    info = run(config(tmp_path))
+    rows = {row["id"]: row for row in reading.read_rows(info, ["id", "volume", "filled_by", "filled_share"])}
+    assert (rows["closed.obj"]["filled_by"], rows["closed.obj"]["filled_share"]) == ("", 0.0)
+    assert rows["open.obj"]["filled_by"] == "winding" and rows["open.obj"]["filled_share"] > 0.5
+    assert json.loads((info.path / "card.json").read_text(encoding="utf-8"))["filled"] == 1
+    walls = run(config(tmp_path, output=str(tmp_path / "walls"), open_surfaces="wall"))
+    thin = {row["id"]: row["volume"] for row in reading.read_rows(walls, ["id", "volume"])}
+    assert thin["closed.obj"] == rows["closed.obj"]["volume"] and thin["open.obj"] < 0.6 * rows["open.obj"]["volume"]
+    tensors = [name for name in info.columns if name in info.config.tensors]
+    closed = [
+        next(row for row in reading.read_rows(made, [*tensors, "id"]) if row["id"] == "closed.obj")
+        for made in (info, walls)
+    ]
+    for name in tensors:
+        np.testing.assert_array_equal(closed[0][name], closed[1][name])
+
+
+@pytest.mark.skipif(pyarrow.__version__ != "25.0.1", reason="another pyarrow writes other bytes")
+def test_walls_have_the_settings_and_bytes_that_they_had_before_filling(tmp_path: Path, one_open: Path) -> None:
+    info = run(config(tmp_path, num_shards=1, open_surfaces="wall"))
+    assert info.shards[0] == "00a10d59d2ecf511b90fa2349159a99ebe78dba99e4fd7e32857a733483236d6"
+    assert info.fingerprint == "2430db5431ce73d013a829af68dfdeafda2d55841f27d68c0b87d20d1f389006"
+
+
+def test_a_dataset_of_walls_is_finished_by_its_own_flag_and_filled_only_with_replace(
+    tmp_path: Path, one_open: Path
+) -> None:
+    walls = run(config(tmp_path, open_surfaces="wall"))
+    before = written(walls)
+    with pytest.raises(UsageError, match="was made with --open-surfaces wall, not fill: choose another --output"):
+        run(config(tmp_path))
+    assert written(run(config(tmp_path, open_surfaces="wall"))) == before
+    filled = run(config(tmp_path, replace=True))
+    assert filled.config.filled and filled.fingerprint != walls.fingerprint
+    with pytest.raises(UsageError, match="was made with --open-surfaces fill, not wall"):
+        run(config(tmp_path, open_surfaces="wall"))
 
 
 def test_ids_that_differ_in_case_only_are_two_objects(tmp_path: Path, meshes: Path) -> None:

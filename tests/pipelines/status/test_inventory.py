@@ -289,7 +289,7 @@ def test_a_lost_shard_is_named(root: Path) -> None:
     assert (item.state, item.reason) == ("failed", "1 of 2 shards are missing, the first is shard-00001.parquet")
 
 
-def mesh_dataset(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def mesh_dataset(root: Path, monkeypatch: pytest.MonkeyPatch, open_surfaces: str = "fill") -> Path:
     """A dataset of the two meshes in root/in, planned and written without conversion; returns the folder of meshes."""
     from g3pt.data import datasets, records
     from pipelines.preprocess import job
@@ -313,6 +313,7 @@ def mesh_dataset(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         age(root / "in" / f"{name}.off")
     monkeypatch.setattr(tracked, "tell", lambda *_: None)
     small = {"resolution": 16, "num_surface": 8, "num_sharp": 8, "num_queries": 8, "num_shards": 1}
+    small |= {"open_surfaces": open_surfaces}
     job.preprocess(
         job.PreprocessConfig(source="dir", input=str(root / "in"), output=str(root / "data"), **small),
         write_shards,
@@ -360,6 +361,26 @@ def test_a_dataset_of_an_older_version_names_the_command_with_replace(root: Path
     item = look(root)["data"]
     assert item.state == "stale" and item.reason.startswith("the conversion changed from version 1 to ")
     assert item.next.startswith("python jobs/preprocess.py ") and item.next.endswith(" --replace")
+
+
+def test_recorded_flags_from_before_filling_mean_walls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from g3pt.data.datasets import open_dataset
+    from g3pt.data.records import config_hash
+
+    mesh_dataset(tmp_path, monkeypatch, open_surfaces="wall")
+    note = json.loads((tmp_path / "data" / "command.json").read_text())
+    assert note["flags"].pop("open_surfaces") == "wall"
+    toy.write(tmp_path / "data" / "command.json", note)
+    assert look(tmp_path, verify=True)["data"].state == "done"
+    assert inventory_data.expected_config(note) == config_hash(open_dataset(tmp_path / "data").settings)
+
+
+def test_a_dataset_filled_by_an_older_version_names_the_command_with_replace(root: Path) -> None:
+    found = json.loads((root / "data" / "dataset.json").read_text())
+    found["config"] = {**found["config"], "filling": 0}
+    toy.write(root / "data" / "dataset.json", found)
+    item = look(root)["data"]
+    assert item.state == "stale" and item.reason == "the filling changed from version 0 to 1"
 
 
 def test_derived_tables_are_partial_until_all_shards_are_there(root: Path) -> None:
