@@ -106,11 +106,11 @@ def object_seed(object_id: str, seed: int) -> int:
 
 
 def warm_up() -> None:
-    """Import and compile what a conversion needs, on a small mesh, to save the first object that time."""
+    """Import and compile what a conversion needs, on a small open mesh, to save the first object that time."""
     from g3pt.geometry.convert import convert_mesh
 
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float64)
-    faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], dtype=np.int64)
+    faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2]], dtype=np.int64)
     convert_mesh(corners, faces, ConvertConfig(resolution=16, num_surface=8, num_sharp=8, num_queries=8), 0)
 
 

@@ -536,6 +536,15 @@ def test_open_surfaces_are_filled_and_each_row_says_so(tmp_path: Path, one_open:
         np.testing.assert_array_equal(closed[0][name], closed[1][name])
 
 
+def test_the_warm_up_compiles_what_open_meshes_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    from g3pt.geometry import _fill_kernels
+
+    enclosure, calls = _fill_kernels.enclosure, []
+    monkeypatch.setattr(_fill_kernels, "enclosure", lambda *given: calls.append(given) or enclosure(*given))
+    stage.warm_up()
+    assert calls
+
+
 @pytest.mark.skipif(pyarrow.__version__ != "25.0.1", reason="another pyarrow writes other bytes")
 def test_walls_have_the_settings_and_bytes_that_they_had_before_filling(tmp_path: Path, one_open: Path) -> None:
     info = run(config(tmp_path, num_shards=1, open_surfaces="wall"))
