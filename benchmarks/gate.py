@@ -53,7 +53,7 @@ def overfit(tokenizer: CVQ, arrays: dict[str, Any], preset: str, steps: int) -> 
     """Train a generator on these objects alone, without dropping conditions."""
     model_config, train = car_preset(preset)
     torch.manual_seed(0)
-    model = G3PT(dataclasses.replace(model_config, image_encoder="none", drop_text=0.0), tokenizer)
+    model = G3PT(dataclasses.replace(model_config, image_encoder="none", drop_both=0.0), tokenizer)
     data = ConditionedCodes(
         model, {"id": arrays["id"], "caption": arrays["caption"], "codes": np.stack(arrays["codes"])}
     )

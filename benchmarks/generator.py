@@ -56,6 +56,7 @@ from pipelines.evaluate.generator_prompts import attributes_of, choose_prompts
 from pipelines.train.car import CARStage
 from pipelines.train.jobs import car_spec
 
+EVEN = {"drop_both": 0.25, "drop_text": 0.25, "drop_image": 0.25}
 ROWS: dict[str, dict[str, Any]] = {
     "default": {},
     "joint": {"head": "joint"},
@@ -65,8 +66,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "power0": {"scale_loss_power": 0.0},
     "power1": {"scale_loss_power": 1.0},
     "pictures": {"image_encoder": "small"},
-    "pictures_even": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5, "image_text_weight": 0.0},
-    "pictures_aligned": {"image_encoder": "small", "drop_text": 0.5, "drop_image": 0.5, "image_text_weight": 1.0},
+    "pictures_even": {"image_encoder": "small", **EVEN, "image_text_weight": 0.0},
+    "pictures_aligned": {"image_encoder": "small", **EVEN, "image_text_weight": 1.0},
     "plain_attention": {},
     "no_levels": {},
     "no_positions": {},

@@ -123,8 +123,10 @@ class CARConfig:
     factor_values: int = 8  # digits head: neighbouring digits share a softmax of at most this many values
     scale_loss_power: float = 0.5  # the loss of a token of scale k is weighted by T_k ** -power
     progressive_share: float = 0.0  # share of the steps, at the start, that train only the coarser half of the scales
-    drop_text: float = 0.1  # probability that training replaces the text by the null embedding
-    drop_image: float = 0.3  # the same for the image, drawn independently
+    # probabilities of one draw per object and step; null embeddings replace what is dropped
+    drop_both: float = 0.1  # text and image: guidance's pass without a condition learns from these objects
+    drop_text: float = 0.05  # the text of an object that keeps its image
+    drop_image: float = 0.2  # the image of an object that keeps its text
     image_text_weight: float = 4.0  # of the loss that pulls an image's modulation towards its caption's (ours)
     drop_phrases: float = 0.0  # probability that training removes attributes of a caption (g3pt/data/captions.py)
     text_encoder: str = "small"  # "small": trained here, jointly; else a hub id or a folder of CLIPTextModel
@@ -141,8 +143,11 @@ class CARConfig:
         _require(self.depth >= 1, f"depth must be at least 1, got {self.depth}")
         _require(self.head in ("digits", "joint", "bits"), f"unknown head {self.head!r}")
         _require(self.factor_values >= 2, f"factor_values must be at least 2, got {self.factor_values}")
-        for name in ("drop_text", "drop_image", "drop_phrases", "progressive_share"):
+        drops = ("drop_both", "drop_text", "drop_image")
+        for name in (*drops, "drop_phrases", "progressive_share"):
             _require(0 <= getattr(self, name) <= 1, f"{name} must be a share in [0, 1], got {getattr(self, name)}")
+        dropped = sum(getattr(self, name) for name in drops)
+        _require(dropped <= 1 + 1e-9, f"{', '.join(drops)} must add up to at most 1, got {dropped:g}")
         _require(self.image_text_weight >= 0, f"image_text_weight must not be negative, got {self.image_text_weight}")
 
 

@@ -2,7 +2,7 @@
 
 `G3PT.next_input` is the one place where codes become CAR's inputs: the tokenizer's own CQT aligns the sum of the coarser scales to
 the next scale's tokens, in teacher forcing and in sampling alike. Where conditions enter the transformer: transformer.py. Either
-condition may be absent: learned null embeddings take its place, and training drops each at random.
+condition may be absent: learned null embeddings take its place, and training drops one or both at random.
 
 Source: G3PT (arXiv 2409.06322): cross-scale alignment, DINOv2 and CLIP as conditions.
 Ours: the weights of the scales in the loss; the loss that aligns image and text.
@@ -159,12 +159,29 @@ class G3PT(nn.Module, Pretrained):
         self, batch: dict[str, Tensor], text_BC: Tensor, image_BMC: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Conditions, replaced by null embeddings where one is absent or dropped."""
-        keep_text_B = self._keep(batch, "has_text_B", self.config.drop_text)
+        keep_text_B, keep_image_B = self._kept(batch)
         text_BC = torch.where(keep_text_B[:, None], text_BC, self.car.null_text.to(text_BC.dtype))
         if image_BMC is None:
             return text_BC, None
-        keep_image_B = self._keep(batch, "has_image_B", self.config.drop_image)
         return text_BC, torch.where(keep_image_B[:, None, None], image_BMC, self.car.null_image.to(image_BMC.dtype))
+
+    def _kept(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Which objects keep their text, and which their image.
+
+        While training, one draw per object drops both, or one of them if it has the other: `drop_both` is the probability that
+        nothing remains, whether an object has one condition or two.
+        """
+        has_text_B = batch["has_text_B"]
+        has_image_B = batch["has_image_B"] if self.image is not None else torch.zeros_like(has_text_B)
+        if not self.training:
+            return has_text_B, has_image_B
+        drawn_B = rand_rows(batch)
+        both = self.config.drop_both
+        text = both + self.config.drop_text
+        only_text_B = (both <= drawn_B) & (drawn_B < text) & has_image_B
+        only_image_B = (text <= drawn_B) & (drawn_B < text + self.config.drop_image) & has_text_B
+        kept_B = both <= drawn_B
+        return has_text_B & kept_B & ~only_text_B, has_image_B & kept_B & ~only_image_B
 
     def _image_text_gap(self, text_BC: Tensor, image_BMC: Tensor, both_B: Tensor) -> Tensor:
         """Mean squared difference between the modulation that an image alone and its caption alone give.
@@ -175,11 +192,6 @@ class G3PT(nn.Module, Pretrained):
         said_BD = self.car.modulator(text_BC, self.car.null_image.expand_as(image_BMC)).detach()
         seen_BD = self.car.modulator(self.car.null_text.expand_as(text_BC), image_BMC)
         return ((seen_BD - said_BD).float().square().mean(dim=1) * both_B).mean()
-
-    def _keep(self, batch: dict[str, Tensor], present: str, drop: float) -> Tensor:
-        if not self.training:
-            return batch[present]
-        return batch[present] & (rand_rows(batch) >= drop)
 
     def _loss(self, entropy_BS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over scales of their mean cross-entropies; a scale of T tokens is weighted by T ** (1 - scale_loss_power)."""

@@ -26,8 +26,9 @@ from torch import nn
 from g3pt.config import TrainConfig
 
 # Part of a run's hash. Raise it when the same configuration takes other steps than before: an unfinished run must not be resumed with
-# them. Runs without one warmed up over 50 steps; version 2 had one rate for all tensors and decayed embeddings.
-STEP_RULES = 3
+# them. Runs without one warmed up over 50 steps; version 2 had one rate for all tensors and decayed embeddings,
+# version 3 dropped text and image independently.
+STEP_RULES = 4
 DECAYED = (nn.Linear, nn.Conv2d)  # their weights; everything else is not decayed
 
 

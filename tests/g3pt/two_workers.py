@@ -71,7 +71,7 @@ def train_cvq(
 
 def train_car(parallel: SingleProcess, micro_batch: int | None = None, precision: Any = "fp32") -> dict[str, Any]:
     """The same of a generator whose conditions are dropped at random."""
-    model = tiny_g3pt(image_encoder="none", drop_text=0.5)
+    model = tiny_g3pt(image_encoder="none", drop_both=0.5)
     held = []
     first = model.car.blocks[0].attention
     first.register_forward_pre_hook(

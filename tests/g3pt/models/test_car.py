@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_a_picture_learns_to_say_what_its_caption_says_and_no_caption_the_revers
 
 @pytest.mark.parametrize("head", ["digits", "joint", "bits"])
 def test_every_trained_tensor_moves_within_five_steps_of_mixed_drops(head: str) -> None:
-    model = tiny_g3pt(head=head, drop_text=0.5, drop_image=0.5).train()
+    model = tiny_g3pt(head=head, drop_both=0.3, drop_text=0.3, drop_image=0.3).train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for step in range(5):
@@ -122,6 +123,34 @@ def test_every_trained_tensor_moves_within_five_steps_of_mixed_drops(head: str) 
     assert still == []
     for name, p in model.tokenizer.named_parameters():
         assert torch.equal(p, before[f"tokenizer.{name}"])
+
+
+def test_one_draw_drops_both_conditions_or_one_of_two() -> None:
+    """Shares of 40,000 objects; four standard deviations of the largest are .01."""
+    model, count = tiny_g3pt(), 40_000
+
+    def shares(has_text: bool, has_image: bool) -> dict[tuple[bool, bool], float]:
+        present = {"has_text_B": torch.full((count,), has_text), "has_image_B": torch.full((count,), has_image)}
+        torch.manual_seed(0)
+        kept = zip(*(part.tolist() for part in model._kept(present)), strict=True)
+        return {pair: found / count for pair, found in Counter(kept).items()}
+
+    model.train()
+    expected = {(True, True): 0.65, (True, False): 0.2, (False, True): 0.05, (False, False): 0.1}
+    assert shares(True, True) == pytest.approx(expected, abs=0.01)
+    assert shares(True, False) == pytest.approx({(True, False): 0.9, (False, False): 0.1}, abs=0.01)
+    assert shares(False, True) == pytest.approx({(False, True): 0.9, (False, False): 0.1}, abs=0.01)
+    assert shares(False, False) == {(False, False): 1.0}
+    model.eval()
+    assert shares(True, True) == {(True, True): 1.0}
+    with pytest.raises(ValueError, match=r"drop_both, drop_text, drop_image must add up to at most 1, got 1\.1"):
+        dataclasses.replace(model.config, drop_text=0.8)
+
+
+def test_a_model_without_images_loses_its_text_with_the_probability_of_dropping_both() -> None:
+    model, count = tiny_g3pt(image_encoder="none", drop_both=0.3).train(), 40_000
+    kept_B, _ = model._kept({"has_text_B": torch.ones(count, dtype=torch.bool)})
+    assert float(kept_B.float().mean()) == pytest.approx(0.7, abs=0.01)
 
 
 def test_tokenizer_stays_in_evaluation_mode_while_the_generator_trains() -> None:
@@ -243,7 +272,7 @@ def test_cached_inputs_give_the_loss_of_inputs_made_on_the_way() -> None:
 
 
 def test_a_small_model_memorises_codes_from_captions() -> None:
-    model = tiny_g3pt(depth=2, width=64, num_heads=2, image_encoder="none", drop_text=0.0).train()
+    model = tiny_g3pt(depth=2, width=64, num_heads=2, image_encoder="none", drop_both=0.0).train()
     captions = ["a round table", "a tall chair", "a red car", "a long boat"]
     batch = random_batch(model, 4)
     batch["text_BM"], batch["text_mask_BM"] = model.text.tokenizer(captions)

@@ -129,7 +129,7 @@ def widened(kind: str, width: int) -> tuple[nn.Module, dict[str, Any]]:
     """A model of that width with a batch."""
     if kind == "car":
         torch.manual_seed(0)
-        config = CARConfig(depth=2, width=width, num_heads=width // 12, image_encoder="none", drop_text=0.0)
+        config = CARConfig(depth=2, width=width, num_heads=width // 12, image_encoder="none", drop_both=0.0)
         model: nn.Module = G3PT(config, tiny_tokenizer())
         return model, random_batch(model, 8)
     shares = {"continuous_share": 0.0, "pyramid_share": 0.0}

@@ -34,6 +34,7 @@ def test_values_are_read_by_their_fields_type_and_go_where_they_belong() -> None
         ("checkpoint_layers=yes", "'yes' is not one of true, false"),
         ("steps=5", "it has a flag of its own, --steps"),
         ("drop_text=2", "drop_text must be a share"),
+        ("drop_both=0.9", "drop_both, drop_text, drop_image must add up to at most 1, got 1.15"),
         ("width=97", "not a multiple of num_heads"),
     ],
 )
