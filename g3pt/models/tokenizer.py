@@ -67,20 +67,20 @@ class Encoder(nn.Module):
         return torch.cat([self._read_at_anchors(values, places) for values, places in parts])
 
     def _read_at_anchors(self, points_BPD: Tensor, places_BP3: Tensor) -> Tensor:
-        score_BLP = self._scores(places_BP3)
-        width = self.config.anchor_blur * anchor_spacing(self.config.num_latents)
-        logits_BLP = score_BLP / (-2 * width**2)
-        # weights below exp(-FARTHEST) of the largest would be denormal numbers, with which a CPU multiplies 20 times slower
-        logits_BLP = logits_BLP.maximum(logits_BLP.amax(-1, keepdim=True) - FARTHEST)
-        weights_BLP = logits_BLP.softmax(-1)
-        return weights_BLP.to(points_BPD.dtype) @ points_BPD
+        return self._weights(places_BP3).to(points_BPD.dtype) @ points_BPD
 
     @torch.no_grad()
-    def _scores(self, places_BP3: Tensor) -> Tensor:
-        """Squared distance of each anchor to each point, (B, L, P), minus the anchor's squared norm."""
+    def _weights(self, places_BP3: Tensor) -> Tensor:
+        """Weight of each point for each anchor, (B, L, P): softmax of minus the squared distance over twice the squared width."""
         anchors = self.anchors_L3.expand(len(places_BP3), -1, -1)
+        width = self.config.anchor_blur * anchor_spacing(self.config.num_latents)
         with float32_on(places_BP3.device):  # bf16 is too coarse for distances
-            return places_BP3.square().sum(-1)[:, None] - 2 * torch.bmm(anchors, places_BP3.transpose(1, 2))
+            logits_BLP = torch.bmm(anchors, places_BP3.transpose(1, 2)).mul_(-2)
+            logits_BLP.add_(places_BP3.square().sum(-1)[:, None])  # the anchor's own square is the same for all points
+            logits_BLP.div_(-2 * width**2)
+            # weights below exp(-FARTHEST) of the largest would be denormal numbers, with which a CPU multiplies 20 times slower
+            logits_BLP.clamp_min_(logits_BLP.amax(-1, keepdim=True) - FARTHEST)
+            return logits_BLP.softmax(-1)
 
 
 class Decoder(nn.Module):

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from g3pt.config import CVQConfig, TrainConfig, cvq_preset, from_dict
 from g3pt.data.batches import SurfaceBatches
 from g3pt.metrics.pairwise import volume_iou
+from g3pt.models.cqt import anchor_spacing
 from g3pt.models.diagnostics import diagnose, eval_batches, validation_loss
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.exports import check_weights
@@ -181,6 +183,28 @@ def test_a_wide_blur_reads_the_mean_and_a_narrow_one_the_nearest_point() -> None
     nearest = torch.stack([points[i, nearest_BL[i]] for i in range(4)])
     assert torch.allclose(narrow._at_anchors(points, batch), nearest, atol=1e-3)
     assert torch.allclose(wide._at_anchors(points, batch), points.mean(1, keepdim=True).expand(-1, 8, -1), atol=1e-2)
+
+
+def test_the_blur_is_attention_with_the_distances_as_bias() -> None:
+    """Equal to one call of scaled_dot_product_attention in values and gradients, and without denormal weights."""
+    torch.manual_seed(0)
+    encoder, width = CVQ(TINY).encoder, TINY.anchor_blur * anchor_spacing(TINY.num_latents)
+    surface_BP6, read_BLD = torch.rand(2, 400, 6) * 2 - 1, torch.randn(2, TINY.num_latents, TINY.width)
+    surface_BP6[:, 0, :3], surface_BP6[:, 1, :3] = encoder.anchors_L3[0], -encoder.anchors_L3[0]
+    points_BPD = torch.randn(2, 400, TINY.width, requires_grad=True)
+    bias_BLP = torch.cdist(encoder.anchors_L3.double(), surface_BP6[..., :3].double()).square() / (-2 * width**2)
+    zeros_BLD, zeros_BPD = torch.zeros_like(read_BLD), torch.zeros(2, 400, TINY.width)
+    found = []
+    for values_BLD in (
+        encoder._at_anchors(points_BPD, surface_BP6),
+        F.scaled_dot_product_attention(zeros_BLD, zeros_BPD, points_BPD, attn_mask=bias_BLP.float()),
+    ):
+        (gradient,) = torch.autograd.grad((values_BLD * read_BLD).sum(), points_BPD)
+        found.append((values_BLD.detach(), gradient))
+    for ours, attention in zip(*found, strict=True):
+        assert torch.allclose(ours, attention, rtol=0, atol=1e-5) and ours.abs().max() > 0.5
+    weights_BLP = encoder._weights(surface_BP6[..., :3])
+    assert float(bias_BLP.min()) < -90 and float(weights_BLP.min()) > torch.finfo(torch.float32).tiny
 
 
 def test_later_groups_of_a_sliced_tokenizer_read_only_the_group_before() -> None:
