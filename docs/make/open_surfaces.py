@@ -36,7 +36,7 @@ EXAMPLES = {  # id -> (title, axis across the section, its place along that axis
     "kenney_space_kit__pipeRamp": ("FAILURE: a pipe is plugged", 0, 0.5),
     "kenney_nature_kit__tent_smallClosed": ("FAILURE: a tent stays hollow", 2, 0.5),
     "kenney_nature_kit__flower_yellowA": ("FAILURE: a blossom is filled", 2, 0.5),
-    "odedstein__mountain": ("FAILURE: too flat, stays a sheet", 2, 0.5),
+    "odedstein__mountain": ("FAILURE: flat and ragged, stays a sheet", 2, 0.5),
 }
 
 

@@ -1,17 +1,19 @@
 """Which air an open surface encloses: a column without lids or a mountain without a floor becomes solid, a cup stays hollow.
 
-26 rays in fixed directions start at each grid point outside the solid. A ray that leaves through the backs of more faces than it enters
-through their fronts votes for inside, one that enters more votes against. Where the votes for are ahead by more than half of the rays,
-or where rays of several layers make up for others and a quarter of the lines leave at both ends, the air may be enclosed. A connected part of that air is filled if somewhere most of the 13 lines leave through faces at both ends,
-and if its mean winding number is at least MIN_WINDING. So a sheet, an L of two sheets and the space between bars stay open, as does a vessel with
-an inner and an outer wall, whose cavity has winding number 0, and a room seen from inside, whose winding number is negative.
+26 rays in fixed directions start at each grid point outside the solid. A ray that leaves through the backs of more faces than it
+enters through their fronts votes for inside, one that enters more votes against. The air may be enclosed where the votes for are ahead
+by more than half of the rays, or where rays through walls of several layers make up for others.
+A connected part of that air is filled if its mean winding number is high and, somewhere in it, many of the 13 lines leave through
+faces at both ends (`ENCLOSED`). Less is enough for a part whose opening is flat (`BEHIND_FLAT_OPENING`), such as a tile without a
+floor. So a sheet, an angle of two sheets and the space between bars stay open, as does a vessel with an inner and an outer wall,
+whose cavity has winding number 0, and a room seen from inside, whose winding number is negative.
 If many neighbouring faces contradict each other in orientation, rays with an odd number of crossings are counted instead.
-The opening is closed a voxel beyond the place where the votes pass one half, as walls are a voxel thick on either side:
-flat, if its rim is in a plane along the axes or their diagonals.
+The opening is closed a voxel beyond the place where the votes pass one half, as walls are a voxel thick on either side: flat, if its
+rim is in a plane along the axes or their diagonals.
 
 Source: generalised winding numbers, Jacobson et al. 2013; votes of rays by parity, Nooruddin and Turk 2003.
 Ours: 26 lattice directions, whose crossings are found by drawing each triangle once per direction and adding up along grid lines, in
-place of a sum over all triangles; the two conditions on a part; in the mean winding number a ray counts at most 2, so that walls of
+place of a sum over all triangles; the conditions on a part; in the mean winding number a ray counts at most 2, so that walls of
 several layers (houses with trim) count as enclosing and stacked sheets do not add up.
 
 Shapes: F faces, (X, Y, Z) grid points along the axes.
@@ -22,9 +24,12 @@ from dataclasses import dataclass
 import numpy as np
 
 WINDING, PARITY = "winding", "parity"
-MIN_WINDING = (
-    0.65  # of a part's mean: .654 (17 of 26 rays) below the lid of a shallow box, .60 to .63 between the sheets of an L
-)
+ENCLOSED = (
+    0.65,
+    7,
+)  # least mean winding number, and least lines at the best point; an angle of 90 degrees has .57 to .63
+BEHIND_FLAT_OPENING = (0.58, 4)  # the same for a part whose opening is flat; a cone of 30 degrees has .57 to .65
+MIN_FLATNESS = 0.97  # of an opening: 1 in a plane of any direction, .5 to .93 for an angle, 0 for a tube's two
 MAX_CONFLICTS = 0.25  # share of edges on which faces contradict each other, from which orientation says nothing
 _RAYS, _LINES = 26, 13
 _COARSE = 2  # grid points per point of the first look
@@ -85,7 +90,7 @@ def _may_enclose(air: np.ndarray, triangles: np.ndarray) -> bool:
     shape = tuple(count + 1 for count in coarse.shape)  # the surface's box is inside the outermost layer
     _, _, exits, _, odd_lines = enclosure(triangles / _COARSE, shape, LINES)
     inner = tuple(slice(count) for count in coarse.shape)
-    return bool((coarse & (np.maximum(exits, odd_lines)[inner] > _LINES // 2)).any())
+    return bool((coarse & ((exits >= BEHIND_FLAT_OPENING[1]) | (odd_lines >= ENCLOSED[1]))[inner]).any())
 
 
 def _enclosed(air: np.ndarray, triangles: np.ndarray, rule: str) -> np.ndarray:
@@ -97,20 +102,36 @@ def _enclosed(air: np.ndarray, triangles: np.ndarray, rule: str) -> np.ndarray:
     votes, winding, exits, odd, odd_lines = enclosure(triangles, air.shape, LINES)
     if rule == PARITY:
         votes, winding, exits = odd, odd, odd_lines
-    box = tuple(
-        map(
-            slice, np.ceil(triangles.min(axis=(0, 1))).astype(int), np.floor(triangles.max(axis=(0, 1))).astype(int) + 1
-        )
-    )
-    candidates = np.zeros_like(air)
+    low, high = np.ceil(triangles.min(axis=(0, 1))), np.floor(triangles.max(axis=(0, 1)))
+    box = tuple(slice(int(first), int(last) + 1) for first, last in zip(low, high, strict=True))
     enclosed = (votes > _RAYS // 2) | ((winding > _RAYS // 2) & (exits > _LINES // 4))
+    candidates = np.zeros_like(air)
     candidates[box] = air[box] & enclosed[box]
     parts, count = label(candidates)
     inside = parts[candidates]
-    size = np.bincount(inside, minlength=count + 1)
-    begun = np.bincount(inside, exits[candidates] > _LINES // 2, count + 1) > 0
-    total = np.bincount(inside, np.minimum(winding[candidates], _RAYS), count + 1)
-    return (begun & (total >= MIN_WINDING * _RAYS * size) & (size > 0))[parts] & candidates
+    size = np.maximum(np.bincount(inside, minlength=count + 1), 1)
+    mean = np.bincount(inside, np.minimum(winding[candidates], _RAYS), count + 1) / (_RAYS * size)
+    most = np.zeros(count + 1, np.uint8)
+    np.maximum.at(most, inside, exits[candidates])
+    flat = _flatness(parts, count, air) >= MIN_FLATNESS
+    accepted = [(mean >= least) & (most >= lines) for least, lines in (ENCLOSED, BEHIND_FLAT_OPENING)]
+    return (accepted[0] | (flat & accepted[1]))[parts] & candidates
+
+
+def _flatness(parts: np.ndarray, count: int, air: np.ndarray) -> np.ndarray:
+    """How flat the opening of each of the parts 1 to `count` is (count + 1,): 1 for one plane, less if its sides face each other.
+
+    The sum of the outward normals of the grid faces between the part and open air, in absolute value, over their number.
+    """
+    open_air = air & (parts == 0)
+    sums, total = np.zeros(count + 1), np.zeros(count + 1)
+    for axis in range(3):
+        part, free = np.moveaxis(parts, axis, 0), np.moveaxis(open_air, axis, 0)
+        up = np.bincount(part[:-1][free[1:]], minlength=count + 1)
+        down = np.bincount(part[1:][free[:-1]], minlength=count + 1)
+        sums += np.abs(up - down)
+        total += up + down
+    return sums / np.maximum(total, 1)
 
 
 def _close(field: np.ndarray, air: np.ndarray, filled: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from pipelines.runs.settings import flag
 
 RENDERER = 2  # increase it when a change draws the same meshes differently
 CODE_VERSION = 3  # increase it when geometry or sampling changes a row's bytes: finished shards need --replace
-FILL_VERSION = 1  # increase it when a change fills other air: finished shards of --open-surfaces fill need --replace
+FILL_VERSION = 2  # increase it when a change fills other air: finished shards of --open-surfaces fill need --replace
 OF_OLDER_COMMANDS = {"open_surfaces": "wall"}  # what recorded flags mean that lack these
 
 

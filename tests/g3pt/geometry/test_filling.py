@@ -44,6 +44,7 @@ CUBE = trimesh.creation.box((1.0, 1.0, 1.0))
 BALL = trimesh.creation.icosphere(4)
 HALF = without(BALL, BALL.triangles_center[:, 2] < 0)
 HALF_SIZES = (2 / 3 * np.pi, 3 * np.pi, 2 * np.pi + np.pi**2 / 2)
+CONE = trimesh.creation.cone(1.0, 1.0, sections=64)
 NO_LIDS = without(TUBE, np.abs(LIDS) > 0.5)
 NO_FLOOR = without(CUBE, CUBE.face_normals[:, 1] < -0.5)
 
@@ -67,6 +68,12 @@ ENCLOSING = {
     "walls of two layers": (
         trimesh.util.concatenate([NO_FLOOR, NO_FLOOR.copy().apply_scale((0.9, 1.0, 0.9))]),
         (1, 6, 3 * np.pi),
+        WINDING,
+    ),
+    "flat box without a floor": (NO_FLOOR.copy().apply_scale((1, 0.15, 1)), (0.15, 2.6, 2.15 * np.pi), WINDING),
+    "cone of 45 degrees": (
+        without(CONE, CONE.face_normals[:, 2] < -0.5),
+        (np.pi / 3, np.pi + 2**0.5 * np.pi, np.pi + 0.75 * np.pi**2),
         WINDING,
     ),
     "half a ball": (HALF, HALF_SIZES, WINDING),
@@ -121,6 +128,7 @@ UNCHANGED: dict[str, Callable[[], Mesh]] = {
     "cup of two walls": cup,
     "sheet": lambda: without(CUBE, CUBE.face_normals[:, 2] < 0.5),
     "angle": lambda: angle(90),
+    "gutter": lambda: angle(90).copy().apply_scale((1, 1, 2)),
     "bars": lambda: bars(ends=True),
     "closed shell with open junk in it": with_junk,
     "low ring": lambda: NO_LIDS.copy().apply_scale((1, 1, 0.1)),

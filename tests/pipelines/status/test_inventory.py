@@ -380,7 +380,7 @@ def test_a_dataset_filled_by_an_older_version_names_the_command_with_replace(roo
     found["config"] = {**found["config"], "filling": 0}
     toy.write(root / "data" / "dataset.json", found)
     item = look(root)["data"]
-    assert item.state == "stale" and item.reason == "the filling changed from version 0 to 1"
+    assert item.state == "stale" and item.reason == "the filling changed from version 0 to 2"
 
 
 def test_derived_tables_are_partial_until_all_shards_are_there(root: Path) -> None:
