@@ -1,6 +1,6 @@
 """Makes a folder of released weights from a finished run; refuses if a licence does not allow it.
 
-    python -m pipelines.release RUN --output weights/g3pt-nano-cvq [--evaluation FILE.json] [--weights fp16]
+    python -m pipelines.release RUN --output weights/g3pt-nano-cvq [--evaluation FILE.json] [--weights best] [--precision fp16]
 
 How: the folder contains model.safetensors, config.json, the model card README.md and CREDITS.md; `from_pretrained`
 loads it. It is made under another name and renamed. Every training object of the model (and of a generator's tokenizer)
@@ -29,6 +29,7 @@ from pipelines.cli.flags import DryRun
 from pipelines.release import model_card
 from pipelines.runs.locks import alone_in
 from pipelines.train import trained_on
+from pipelines.train.worker import BEST_EXPORT
 
 UNCONFIRMED = ("market*", "trimesh*", "odedstein*", "classic*")
 MAX_BYTES = 20 * 10**6
@@ -44,7 +45,9 @@ class ReleaseFlags(DryRun):
     """folder to make; its name becomes the model's"""
     evaluation: str | None = None
     """JSON of jobs/evaluate.py of this run, for the card; default the run's own test metrics"""
-    weights: Literal["fp32", "fp16"] = "fp32"
+    weights: Literal["last", "best"] = "last"
+    """averaged weights: the last, or those of the record with the lowest validation loss"""
+    precision: Literal["fp32", "fp16"] = "fp32"
     """fp16 halves the file but rounds the weights: evaluate the folder before publishing it"""
 
 
@@ -57,6 +60,8 @@ def release(flags: ReleaseFlags) -> str | None:
         export = find_export(run_dir)
         if export == run_dir:
             raise ValueError(f"{run_dir} is an export; use the run's folder, which the card needs")
+        if flags.weights == "best":
+            export = best_export(run_dir)
         rows = sources(export)
         check_sources(rows, run_dir)
         evaluation = read_evaluation(Path(flags.evaluation), export) if flags.evaluation else None
@@ -73,7 +78,7 @@ def _release(
     run_dir, output = Path(flags.run), Path(flags.output)
     if output.exists():
         raise UsageError(f"{output} exists already: remove it or name another --output")
-    made = model_card.read_run(run_dir, output.name, rows, evaluation, flags.weights)
+    made = model_card.read_run(run_dir, export, output.name, rows, evaluation, flags.precision)
     if flags.dry_run:
         print(model_card.card(made))
         return None
@@ -84,13 +89,21 @@ def _release(
         if size > MAX_BYTES:
             raise UsageError(
                 f"{output} would have {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}"
-                + ("; try --weights fp16" if flags.weights == "fp32" else "")
+                + ("; try --precision fp16" if flags.precision == "fp32" else "")
             )
         temporary.rename(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"{output}: {size / 1e6:.2f} MB, trained on {len(rows)} objects", file=sys.stderr)
     return str(output)
+
+
+def best_export(run_dir: Path) -> Path:
+    """The export of a finished run's best weights. ValueError if it has none."""
+    folder = run_dir / BEST_EXPORT
+    if not folder.is_dir():
+        raise ValueError(f"{run_dir}: has no best weights: no record of its last phase has a validation loss")
+    return folder
 
 
 def sources(export: Path) -> list[dict[str, str]]:
@@ -156,7 +169,7 @@ def write(folder: Path, export: Path, made: model_card.Made) -> None:
     for file in (export / CONFIG_NAME, *export.glob("*trained_on.jsonl")):
         shutil.copyfile(file, folder / file.name)
     weights = load_file(export / WEIGHTS_NAME)
-    if made.weights == "fp16":
+    if made.precision == "fp16":
         weights = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     save_file(weights, folder / WEIGHTS_NAME)
     (folder / WEIGHTS_NAME).chmod(0o644)  # safetensors writes it readable for its owner only

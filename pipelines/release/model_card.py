@@ -43,23 +43,29 @@ class Made:
     environment: Mapping[str, Any]
     trained_on: Sequence[Mapping[str, str]]  # for a generator also those of its tokenizer, each object once
     evaluation: Mapping[str, Any] | None = None
-    weights: str = "fp32"
+    precision: str = "fp32"
+
+    @property
+    def best(self) -> Mapping[str, Any] | None:
+        """Samples and validation loss of the record whose weights these are; None for the last weights."""
+        return self.config.get("best")
 
 
 def read_run(
     run_dir: Path,
+    export: Path,
     name: str,
     trained_on: Sequence[Mapping[str, str]],
     evaluation: Mapping[str, Any] | None,
-    weights: str,
+    precision: str,
 ) -> Made:
-    """Collect what the card of a finished run needs."""
+    """Collect what the card of an export of a finished run needs."""
     from pipelines.runs.notes import COMMAND_FILE, read_note
 
     return Made(
-        name=name, config=json.loads((run_dir / "export" / "config.json").read_text(encoding="utf-8")), run=json.loads((run_dir / "config.json").read_text(encoding="utf-8")),
+        name=name, config=json.loads((export / "config.json").read_text(encoding="utf-8")), run=json.loads((run_dir / "config.json").read_text(encoding="utf-8")),
         records=Ledger.of(run_dir).read(), environment=(read_note(run_dir, COMMAND_FILE) or {}).get("environment") or {},
-        trained_on=trained_on, evaluation=evaluation, weights=weights,
+        trained_on=trained_on, evaluation=evaluation, precision=precision,
     )  # fmt: skip
 
 
@@ -100,8 +106,16 @@ def title(made: Made) -> list[str]:
     return [
         *lines,
         "",
-        f"Weights in {made.weights}. {start(made)}; the paper's authors have not released weights (arXiv 2409.06322).",
+        f"{chosen(made)} {start(made)}; the paper's authors have not released weights (arXiv 2409.06322).",
     ]
+
+
+def chosen(made: Made) -> str:
+    """Which weights of the run these are, and their precision."""
+    if made.best is None:
+        return f"Weights in {made.precision}."
+    loss, samples = made.best["validation_loss"], made.best["samples"]
+    return f"Weights in {made.precision}: those with the lowest validation loss, {loss:.4g}, after {samples:,} samples."
 
 
 def start(made: Made) -> str:
@@ -202,6 +216,8 @@ def metrics(made: Made) -> list[str]:
     test record.
     """
     lines = ["## Held-out objects", ""]
+    if made.evaluation is None and made.best is not None:
+        return [*lines, "Not evaluated. The run's own test metrics are those of its last weights."]
     if made.evaluation is None:
         return [
             *lines,
@@ -212,7 +228,7 @@ def metrics(made: Made) -> list[str]:
     values, dataset = made.evaluation["metrics"], made.evaluation["dataset"]
     lines += [
         f"Split {dataset['split']}, {values.get('num_objects', 'all its')} objects"
-        + (", with the weights before rounding." if made.weights != "fp32" else "."),
+        + (", with the weights before rounding." if made.precision != "fp32" else "."),
         "",
         "| | value | 95 % interval |",
         "|---|---|---|",

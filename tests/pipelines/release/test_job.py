@@ -114,7 +114,7 @@ def test_the_hub_s_own_reader_understands_the_card(tmp_path: Path) -> None:
 def test_fp16_halves_the_file_and_loads(tmp_path: Path) -> None:
     run, whole, half = finished_run(tmp_path, ROWS, width=64), tmp_path / "whole", tmp_path / "half"
     job.release(ReleaseFlags(run=str(run), output=str(whole)))
-    job.release(ReleaseFlags(run=str(run), output=str(half), weights="fp16"))
+    job.release(ReleaseFlags(run=str(run), output=str(half), precision="fp16"))
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (half, whole)]
     assert sizes[0] < 0.6 * sizes[1]
     pairs = zip(
@@ -181,9 +181,27 @@ def test_an_evaluation_of_other_weights_is_refused_and_its_own_is_told(tmp_path:
         assert told in card, told
 
 
+def test_the_best_weights_are_released_as_such(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, ROWS)
+    flags = ReleaseFlags(run=str(run), output=str(tmp_path / "out"), weights="best")
+    with pytest.raises(UsageError, match="has no best weights: no record of its last phase has a validation loss"):
+        job.release(flags)
+    best = tiny_tokenizer(width=32)
+    about = {"trained_on": ROWS, "run": {}, "best": {"samples": 1200, "validation_loss": 0.123456}}
+    best.save_pretrained(run / "export-best", extra=about)
+    job.release(flags)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert CVQ.from_pretrained(tmp_path / "out").config.width == 32 and "width 32" in card
+    assert "Weights in fp32: those with the lowest validation loss, 0.1235, after 1,200 samples." in card
+    assert "Not evaluated. The run's own test metrics are those of its last weights." in card and "0.75" not in card
+    job.release(ReleaseFlags(run=str(run), output=str(tmp_path / "last")))
+    last = (tmp_path / "last" / "README.md").read_text()
+    assert CVQ.from_pretrained(tmp_path / "last").config.width == 16 and "lowest validation loss" not in last
+
+
 def test_too_large_a_release_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "MAX_BYTES", 10_000)
-    with pytest.raises(UsageError, match=r"MB, more than 0; try --weights fp16"):
+    with pytest.raises(UsageError, match=r"MB, more than 0; try --precision fp16"):
         job.release(ReleaseFlags(run=str(finished_run(tmp_path, ROWS)), output=str(tmp_path / "out")))
     assert [path.name for path in tmp_path.iterdir()] == ["cvq-tiny-s0-12345678"]
 
