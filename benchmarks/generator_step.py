@@ -35,9 +35,11 @@ from benchmarks.tokenizer import Timer, begin, commit, hardware, matrix_rate
 from g3pt.config import CVQ_PRESETS, CARConfig, CVQConfig, TrainConfig, car_preset, cvq_preset
 from g3pt.models.transformer import CAR
 from g3pt.training import fit, flops
+from g3pt.training.memory import training_memory
 from g3pt.training.optimizer import make_optimizer
 from g3pt.training.parallel import SingleProcess
-from pipelines.train.plan import condition_widths
+from pipelines.train.counts import condition_widths
+from pipelines.train.memory import Workers, needs
 
 LARGE = 0.1e9  # from this number of parameters on, the default micro-batch is 1
 
@@ -88,21 +90,17 @@ def count(name: str, config: CARConfig, codec: CVQConfig) -> dict[str, Any]:
     with torch.device("meta"):
         model = Generator(config, codec).train()
     batch, counter = model.batch(1, "meta"), FlopCounterMode(display=False)
-    with counter, flops.SavedBytes(model) as saved:
+    with counter:
         loss, _ = model(batch)
     forward = counter.get_total_flops()
     with counter:  # the second step starts with gradients of zero
         loss.backward()
     parameters = sum(p.numel() for p in model.parameters())
-    memory = flops.training_memory(
-        parameters, flops.car_activations(config, model.tokens + model.car.num_prefix, 1, "fp32")
-    )
+    memory = training_memory(parameters, 0)
     return {
         "preset": name, "tokens": model.tokens, "parameters": parameters,
         "forward_flop": forward, "forward_formula": model.car.flops_per_object,
         "step_flop": forward + counter.get_total_flops(), "step_formula": flops.car_training(model.car.flops_per_object, config),
-        # Without checkpointing the meta device keeps attention's weights, which no fused kernel does.
-        "kept_bytes_fp32": saved.total if config.checkpoint_layers else None, "activations_formula_fp32": memory.activations,
         "weights_bytes": memory.weights, "gradient_bytes": memory.gradients, "optimizer_bytes": memory.optimizer, "average_bytes": memory.average,
     }  # fmt: skip
 
@@ -122,35 +120,27 @@ def measure(
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     seconds = timer.seconds(lambda: trainer.step(batch), flags.steps) / train.batch_size
-    memory = flops.training_memory(
-        parameters,
-        flops.car_activations(config, model.tokens + model.car.num_prefix, train.batch_size // parts, train.precision),
-        precision=train.precision,
-    )
+    planned = needs(config, train.precision, codec, encoders=False)
+    objects = train.batch_size // parts
+    estimated = planned.memory(objects, Workers(share=train.batch_size)).total - 4 * planned.frozen
     rate, work = matrix_rate(device, train.precision, timer), 3 * model.car.flops_per_object / seconds
     return {
-        "preset": name, "precision": train.precision, "batch_size": train.batch_size, "micro_batch": train.batch_size // parts,
+        "preset": name, "precision": train.precision, "batch_size": train.batch_size, "micro_batch": objects,
         "parameters": parameters, "tokens": model.tokens, "samples_per_s": 1 / seconds, "tokens_per_s": model.tokens / seconds,
         "clock": "wall" if on_gpu or flags.threads > 1 else "cpu", "model_flop_per_object": 3 * model.car.flops_per_object,
         "utilisation_of_product": work / rate, "matrix_flop_per_s": rate,
         "utilisation_of_peak": work / (1e12 * flags.peak_tflops) if flags.peak_tflops else None,
-        "peak_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None, "estimated_bytes": memory.total,
+        "peak_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None, "estimated_bytes": estimated,
     }  # fmt: skip
 
 
 def show_count(row: dict[str, Any]) -> None:
     """Print what was counted."""
-    gib = {
-        key: value / 2**30
-        for key, value in row.items()
-        if value and ("bytes" in key or key == "activations_formula_fp32")
-    }
-    kept = f"{gib['kept_bytes_fp32']:.2f} of an object" if "kept_bytes_fp32" in gib else "not counted"
+    gib = {key: value / 2**30 for key, value in row.items() if "bytes" in key}
     print(
         f"{row['preset']}: {row['parameters'] / 1e6:.1f} M parameters, {row['tokens']} tokens; an object's forward pass {row['forward_flop'] / 1e12:.4g} TFLOP "
         f"(formula {row['forward_formula'] / 1e12:.4g}), its step {row['step_flop'] / 1e12:.4g} (formula {row['step_formula'] / 1e12:.4g})\n"
-        f"  GiB: weights {gib['weights_bytes']:.2f}, gradients {gib['gradient_bytes']:.2f}, AdamW {gib['optimizer_bytes']:.2f}, averages {gib['average_bytes']:.2f}, "
-        f"kept for the backward pass {kept} (formula, with the block that is computed again, {gib['activations_formula_fp32']:.2f})",
+        f"  GiB: weights {gib['weights_bytes']:.2f}, gradients {gib['gradient_bytes']:.2f}, AdamW {gib['optimizer_bytes']:.2f}, averages {gib['average_bytes']:.2f}",
         flush=True,
     )
 

@@ -39,7 +39,7 @@ from g3pt.models.car import G3PT
 from g3pt.models.sampling import SampleConfig, sample_codes
 from g3pt.models.tokenizer import CVQ
 from g3pt.models.transformer import CAR
-from pipelines.train.plan import condition_widths
+from pipelines.train.counts import condition_widths
 
 CODECS = {
     "micro": "micro",

@@ -208,7 +208,7 @@ def measure(preset: str, flags: argparse.Namespace, device: torch.device) -> dic
         "train_with_data_samples_per_s": train.batch_size / fed_s,
         "step_ms": 1e3 * step_s, "clock": "wall" if timer.now is time.perf_counter else "cpu",
         "flop_per_object": flops.cvq_training(config, "joint"), "matrix_flop_per_s": rate, "utilisation": done / step_s / rate,
-        "peak_bytes": peak, "estimated_bytes": estimate(config, train, trainer.model),
+        "peak_bytes": peak, "estimated_bytes": estimate(config, train),
         "parts_ms": parts(trainer, make, timer, flags.steps),
     }  # fmt: skip
     return row | decoding(trainer.model.eval(), batch, config, train, timer, flags.steps)
@@ -285,12 +285,11 @@ def training_objects(data: str | None, config: CVQConfig) -> Any:
     )
 
 
-def estimate(config: CVQConfig, train: TrainConfig, model: CVQ) -> int:
-    """The memory estimate that `--dry-run` prints."""
-    activations = flops.cvq_activations(config, train.batch_size, train.precision)
-    return flops.training_memory(
-        sum(p.numel() for p in model.parameters()), activations, precision=train.precision
-    ).total
+def estimate(config: CVQConfig, train: TrainConfig) -> int:
+    """The memory that `--dry-run` prints."""
+    from pipelines.train.memory import Workers, needs
+
+    return needs(config, train.precision).memory(train.batch_size, Workers(share=train.batch_size)).total
 
 
 def begin(device: str, threads: int = 1) -> torch.device:

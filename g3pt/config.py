@@ -60,7 +60,7 @@ class CVQConfig:
     pyramid_share: float = 0.3  # phase A2: share of the steps that also fit the quantised pyramid to the latents
     stat_momentum: float = 0.03  # of the running per-position statistics before the quantiser
     stat_freeze_share: float = 0.1  # share of the steps, at the end, during which those statistics are constant
-    checkpoint_layers: bool = False  # recompute activations in the backward pass
+    checkpoint_layers: bool = False  # recompute activations in the backward pass; training chooses it by memory
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(int(t) for t in self.scales))
@@ -134,7 +134,7 @@ class CARConfig:
     image_encoder: str = "small"  # "none", "small": trained here, jointly; else a hub id or a folder of Dinov2Model
     image_revision: str | None = None
     image_size: int = 56  # pixels, both sides, of what the image encoder reads
-    checkpoint_layers: bool = False
+    checkpoint_layers: bool = False  # as of CVQConfig
 
     def __post_init__(self) -> None:
         _require(
@@ -263,12 +263,12 @@ CVQ_PRESETS: dict[str, tuple[CVQConfig, TrainConfig]] = {
               TrainConfig(steps=60_000, batch_size=64, learning_rate=1.6e-3, base_width=64, precision="bf16", ema_decay=0.9995)),
     "base":  (CVQConfig(scales=(1, 4, 9, 16, 36, 81, 182, 410, 1024), width=384, num_heads=6, encoder_layers=8, decoder_layers=12,
                         num_points=16384, num_sharp_points=4096, num_encode_points=16384,
-                        num_volume_queries=4096, num_near_queries=4096, checkpoint_layers=True),
+                        num_volume_queries=4096, num_near_queries=4096),
               TrainConfig(steps=60_000, batch_size=128, learning_rate=1.2e-3, base_width=64, precision="bf16", ema_decay=0.9999)),
     "paper": (CVQConfig(scales=PAPER_SCALES, width=512, num_heads=8, encoder_layers=12, decoder_layers=16,
                         latent_queries="learned", quantizer="lfq",
                         num_points=16384, num_sharp_points=0, num_encode_points=16384,
-                        num_volume_queries=8192, num_near_queries=8192, checkpoint_layers=True),
+                        num_volume_queries=8192, num_near_queries=8192),
               TrainConfig(steps=60_000, batch_size=256, learning_rate=8e-4, base_width=64, precision="bf16", ema_decay=0.9999)),
 }
 # Small sizes are named by their parameters; from 0.1B on, VAR's rule: width = 64 x depth, heads = depth.
@@ -295,13 +295,13 @@ CAR_PRESETS: dict[str, tuple[CARConfig, TrainConfig]] = {
               TrainConfig(steps=200_000, batch_size=256, learning_rate=1.5e-3, base_width=96, precision="bf16", ema_decay=0.9999)),
     "0.2B":  (CARConfig(depth=14, width=896, num_heads=14, **PRETRAINED),
               TrainConfig(steps=200_000, batch_size=256, learning_rate=1.9e-3, base_width=96, precision="bf16", ema_decay=0.9999)),
-    "0.3B":  (CARConfig(depth=16, width=1024, num_heads=16, **PRETRAINED, checkpoint_layers=True),
+    "0.3B":  (CARConfig(depth=16, width=1024, num_heads=16, **PRETRAINED),
               TrainConfig(steps=200_000, batch_size=512, learning_rate=1.9e-3, base_width=96, precision="bf16", ema_decay=0.9999)),
-    "0.5B":  (CARConfig(depth=19, width=1216, num_heads=19, **PRETRAINED, checkpoint_layers=True),
+    "0.5B":  (CARConfig(depth=19, width=1216, num_heads=19, **PRETRAINED),
               TrainConfig(steps=200_000, batch_size=512, learning_rate=1.9e-3, base_width=96, precision="bf16", ema_decay=0.9999)),
-    "0.9B":  (CARConfig(depth=23, width=1472, num_heads=23, **PRETRAINED, checkpoint_layers=True),
+    "0.9B":  (CARConfig(depth=23, width=1472, num_heads=23, **PRETRAINED),
               TrainConfig(steps=200_000, batch_size=1024, learning_rate=1.9e-3, base_width=96, precision="bf16", ema_decay=0.9999)),
-    "1.5B":  (CARConfig(depth=27, width=1728, num_heads=27, **PRETRAINED, checkpoint_layers=True),
+    "1.5B":  (CARConfig(depth=27, width=1728, num_heads=27, **PRETRAINED),
               TrainConfig(steps=200_000, batch_size=1024, learning_rate=1.9e-3, base_width=96, precision="bf16", ema_decay=0.9999)),
 }
 # fmt: on

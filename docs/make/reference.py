@@ -58,14 +58,14 @@ CAR_HEAD = """
 
 Sizes with the tokenizer `paper`, 2408 tokens. Presets from 0.1B on read CLIP's vector and DINOv2's 257 image tokens, smaller ones 16 image tokens of a small encoder.
 
-- Activations are an estimate; everything else is counted. From 0.3B on, layers are recomputed in the backward pass.
-- Memory includes the frozen tokenizer and encoders (150.6 M, 123 M and 304 M parameters); sampling holds all of it in float32.
+- Everything is counted. AdaLN's layers are a third of each block, but work once per object, not once per token.
+- Memory includes the frozen tokenizer and encoders (150.6 M, 123 M and 304 M parameters); sampling holds all of it in float32. What a training step adds is [measured](../results/speed.md#memory-of-a-training-step).
 - From nano on, each size is 1.5 to 2.9 times the one before, which suits a scaling study.
 - Only 5k to nano have been trained. The larger ones are built and counted, and the 1.5B's block is run forward and backward by a test.
 
 """
 CAR_TAIL = """
-`python -m pipelines.train.presets --tokenizer small` prints the table for another tokenizer's tokens. `--dry-run` of a training command prints the numbers for a batch, a number of workers and `--parallel fsdp`.
+`python -m pipelines.train.presets --tokenizer small` prints the table for another tokenizer's tokens, and `--memory` adds what a training step holds. `--dry-run` of a training command prints the numbers for a batch, a number of workers and `--parallel fsdp`.
 """
 
 
@@ -130,7 +130,7 @@ def cli() -> str:
 def tokenizers() -> list[str]:
     """The table of tokenizer presets, counted from the code."""
     from g3pt.config import CVQ_PRESETS
-    from pipelines.train.jobs import count_cvq
+    from pipelines.train.counts import count_cvq
 
     rows = [
         "| CVQ | tokens | scales | latents x width | encoder / decoder layers | parameters |",

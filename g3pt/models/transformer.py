@@ -76,6 +76,12 @@ class CAR(nn.Module):
         return sum(p.numel() for part in (self.blocks, self.modulation) for p in part.parameters())
 
     @property
+    def num_params_no_adaln(self) -> int:
+        """The same without the layers that modulate norms (AdaLN): a third of each block, used once per object, not per token."""
+        modulations = (self.modulation, *(block.modulation for block in self.blocks))
+        return self.num_params_no_embed - sum(p.numel() for part in modulations for p in part.parameters())
+
+    @property
     def flops_per_object(self) -> int:
         """Operations of the matrix products of one forward pass of one object, a multiply-add counted as two.
 

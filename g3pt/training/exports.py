@@ -146,7 +146,10 @@ def _computed(values: dict[str, Any]) -> dict[str, Any]:
     """The entries of config.json that decide what a model computes, without fields at their default."""
     classes = {"model": MODEL_CONFIGS.get(values["kind"]), "tokenizer": MODEL_CONFIGS["cvq"]}
     found = {name: values[name] for name in ("kind", *classes, "small_encoders") if name in values}
-    return {name: without_defaults(classes[name], v) if classes.get(name) else v for name, v in found.items()}
+    computed = {name: without_defaults(classes[name], v) if classes.get(name) else v for name, v in found.items()}
+    for name in classes.keys() & computed.keys():
+        computed[name].pop("checkpoint_layers", None)  # how a training saved memory
+    return computed
 
 
 def write_json(path: str | Location, values: Any) -> None:

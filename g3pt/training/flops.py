@@ -1,9 +1,9 @@
-"""What a training step costs: floating-point operations of the matrix products, counted exactly, and the memory it needs.
+"""What a training step costs: floating-point operations of the matrix products, counted exactly. Its memory: memory.py.
 
 Operations are multiply-adds counted as two, of linear layers and of attention over all pairs (as it is computed). Norms, activations
 and the quantiser are left out, as torch's own counter leaves them out. A backward pass costs twice a forward one, less the
 gradients that nothing needs (of the points, and of what a phase does not train). Tests compare the counts with
-`torch.utils.flop_counter` on real passes, and the memory with the bytes that autograd saves.
+`torch.utils.flop_counter` on real passes.
 
 The tokenizer is counted here by part. CAR counts its own forward pass (`CAR.flops_per_object`); `car_training` multiplies it.
 Shapes: as in g3pt/models/tokenizer.py: P surface points, Q query points, L latents, T tokens of a scale, D width, C digits of a code.
@@ -12,8 +12,6 @@ Shapes: as in g3pt/models/tokenizer.py: P surface points, Q query points, L late
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
 
 from g3pt.config import CARConfig, CVQConfig, TrainConfig
 
@@ -134,149 +132,3 @@ def cvq_run(config: CVQConfig, train: TrainConfig) -> int:
 def car_training(forward: int, config: CARConfig) -> int:
     """Operations of one object in one step, from those of its forward pass, which recomputed layers repeat."""
     return (4 if config.checkpoint_layers else 3) * forward
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes of one worker while it trains. `activations` is an estimate."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    average: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """The sum."""
-        return self.weights + self.gradients + self.optimizer + self.average + self.activations
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """Parameters that FSDP2 gathers (g3pt/training/parallel.py): those of the largest block, and those in no block."""
-
-    block: int
-    outside: int
-    narrow: bool  # blocks are gathered in bf16 in a bf16 run
-
-
-def training_memory(
-    parameters: int,
-    activations: int,
-    *,
-    shards: int = 1,
-    gathered: Gathered | None = None,
-    precision: str = "fp32",
-    frozen: int = 0,
-) -> Memory:
-    """Memory of a worker that trains `parameters` parameters in `shards` shards; `frozen` ones are whole on each worker.
-
-    In bf16, autocast keeps a bf16 copy of every trained float32 weight for the whole step; frozen weights are cast at each use.
-    Of a sharded model a worker holds whole: the current block and the next one, what is in no block, and the gradients of one
-    block (as computed, and in float32 for the sum) and of what is in no block.
-    """
-    held = -(-parameters // shards)
-    cast, weights, gradients = parameters, 0, 0
-    if gathered is not None and shards > 1:
-        width = 2 if gathered.narrow and precision == "bf16" else 4
-        cast = gathered.outside if width == 2 else parameters
-        weights, gradients = (
-            2 * width * gathered.block + 4 * gathered.outside,
-            (width + 4) * gathered.block + 4 * gathered.outside,
-        )
-    copies = 2 * cast if precision == "bf16" else 0
-    return Memory(
-        weights=4 * (held + frozen) + weights + copies,
-        gradients=4 * held + gradients,
-        optimizer=8 * held,
-        average=4 * held,
-        activations=activations,
-    )
-
-
-def cvq_activations(config: CVQConfig, objects: int, precision: str = "fp32") -> int:
-    """Bytes saved for the backward pass of the joint phase over `objects`."""
-    width, latents, queries = config.width, config.num_latents, config.num_volume_queries + config.num_near_queries
-    points, features = config.num_points + config.num_sharp_points, 6 * config.num_fourier
-    blocks = config.encoder_layers + config.decoder_layers
-    total = 4 * points * (6 + features) + 4 * queries * (3 + features)
-    total += _cross_saved(latents, points, width, config.num_heads, precision) + _cross_saved(
-        queries, latents, width, config.num_heads, precision
-    )
-    block = _self_saved(latents, width, config.num_heads, precision)
-    total += 4 * blocks * latents * width + block if config.checkpoint_layers else blocks * block
-    total += 8 * queries * width  # the head's norm and input, always in float32
-    total += (4 + _bytes(precision)) * 2 * latents * width  # the latents' norm, the decoder's projection
-    if config.latent_queries == "anchored":  # the weights of every point for every anchor
-        total += _bytes(precision) * latents * config.num_points
-    return objects * (total + _cqt_saved(config))
-
-
-def _cqt_saved(config: CVQConfig) -> int:
-    """The canvas, down block and up block of every scale, always in float32."""
-    width, latents, digits, total = config.width, config.num_latents, len(config.code_levels), 0
-    for scale, tokens in enumerate(config.scales):
-        total += 4 * (latents * width + tokens * (width + 8 * digits))
-        if config.resampling == "slices" or scale == config.num_scales - 1:
-            continue
-        rows = {"pooled": 10 * latents + 2 * tokens, "queries": 12 * latents + 3 * (tokens + 1)}[config.resampling]
-        total += 4 * (latents + rows) * width
-        if config.resampling == "queries":
-            total += _cross_saved(tokens, latents, width, config.num_heads, "fp32")
-    return total
-
-
-def _self_saved(rows: int, width: int, heads: int, precision: str) -> int:
-    """The residual stream twice in float32; q, k, v, attention's output, two norms and both sides of the perceptron as computed."""
-    return rows * (width * (2 * 4 + 14 * _bytes(precision)) + 4 * (4 + heads))
-
-
-def _cross_saved(queries: int, context: int, width: int, heads: int, precision: str) -> int:
-    asked = queries * (width * (2 * 4 + 12 * _bytes(precision)) + 4 * (4 + heads))
-    return asked + context * (width * (4 + 3 * _bytes(precision)) + 8)
-
-
-def car_activations(config: CARConfig, tokens: int, objects: int, precision: str = "fp32") -> int:
-    """Bytes saved for the backward pass of the transformer over `objects` of `tokens` (prefix included), without the encoders."""
-    block = tokens * (config.width * (4 * 4 + 18 * _bytes(precision)) + 4 * (8 + config.num_heads))
-    kept = 4 * config.depth * tokens * config.width + block if config.checkpoint_layers else config.depth * block
-    return objects * kept
-
-
-def _bytes(precision: str) -> int:
-    return 2 if precision == "bf16" else 4
-
-
-class SavedBytes:
-    """Bytes of the distinct storages that autograd saves for the backward pass, without those of `model`."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = {_storage_id(t) for t in (*model.parameters(), *model.buffers())}
-        self._kept: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no id is reused
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
-
-    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        if _storage_id(tensor) not in self._model:
-            self._kept[_storage_id(tensor)] = tensor.untyped_storage()
-        return tensor
-
-    def __enter__(self) -> SavedBytes:
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._hooks.__exit__(*raised)
-
-    @property
-    def total(self) -> int:
-        """Bytes so far."""
-        return sum(storage.nbytes() for storage in self._kept.values())
-
-
-def _storage_id(tensor: torch.Tensor) -> int:
-    """The same number for all views of a storage, on the meta device too, where storages have no address."""
-    return tensor.untyped_storage()._cdata

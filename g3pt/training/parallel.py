@@ -18,13 +18,12 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-from g3pt.training.flops import Gathered
 
 PARALLEL = ("ddp", "fsdp")
 
@@ -192,6 +191,15 @@ def trained_blocks(model: nn.Module) -> list[Any]:
         for module in model.modules()
         if isinstance(module, ShardUnit) and any(p.requires_grad for p in module.parameters())
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """Parameters that FSDP2 gathers: those of the largest block, and those in no block."""
+
+    block: int
+    outside: int
+    narrow: bool  # blocks are gathered in bf16 in a bf16 run
 
 
 def gathered(model: nn.Module) -> Gathered:

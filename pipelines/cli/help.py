@@ -119,9 +119,9 @@ def _flag(field: Field, flags_class: type) -> str:
 
 
 def _kind(name: str, hint: Any) -> str:
-    """The kind of value: PATH, INT, {a,b} and so on."""
+    """The kind of value: PATH, INT, {a,b}, INT|{auto} and so on."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+        return "|".join(_kind(name, part) for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) is typing.Literal:
         return "{" + ",".join(map(str, typing.get_args(hint))) + "}"
     return "PATH" if name in PATHS else KINDS.get(hint, "")

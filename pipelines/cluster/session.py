@@ -100,6 +100,19 @@ def wants_gpu(device: str = "auto") -> bool:
     return device == "gpu" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
 
+def gpu_bytes() -> int | None:
+    """Memory of one GPU of the connected cluster, as a task there finds it; None if it finds none. Waits for a GPU."""
+    import ray
+
+    def found() -> int | None:
+        import torch
+
+        return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+    size: int | None = ray.get(ray.remote(num_gpus=1)(found).remote())
+    return size
+
+
 def actor_resources(device: str = "auto") -> tuple[dict[str, float], int]:
     """The resources of an actor with a model (one GPU or one CPU), and how many such actors fit the cluster now."""
     import ray

@@ -17,6 +17,7 @@ NO_WEIGHTS = {
     "eval_every",
     "checkpoint_every",
     "checkpoint_layers",
+    "computed",
 }  # keys of a config that do not change the weights
 
 

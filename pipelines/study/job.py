@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cli.failures import on_disk
@@ -52,7 +52,8 @@ from pipelines.tracking.tracked import Outcome, WritePage, followed, is_told
 from pipelines.train import checkpoints, follow
 from pipelines.train import run as train
 from pipelines.train.counts import count_car
-from pipelines.train.jobs import car_spec, check_workers, encode, open_data, with_features
+from pipelines.train.jobs import car_spec, check_workers, encode, gpu_bytes_of_workers, open_data, with_features
+from pipelines.train.memory import gpu_bytes, with_plan
 from pipelines.train.plan import schedule_line
 
 DEFAULT_SIZES = "20k,80k,150k,nano"
@@ -77,8 +78,10 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeatures, WithTokeniz
     num_workers: int = 1
     """Ray Train workers of each run, one process and one CPU or GPU each; 0 trains inside the trial's own process
     (least start-up, CPU only)"""
-    micro_batch: int | None = None
-    """objects per forward pass of a worker; default its share of the batch"""
+    micro_batch: int | Literal["auto"] = "auto"
+    """objects per forward pass of a worker; auto: what fits its GPU"""
+    gpu_memory: float | None = None
+    """GiB of a worker's GPU, for --micro-batch auto; default as found"""
     set: str | None = None
     """change fields of every size's preset, name=value,... (drop_phrases=0.5,head=bits); train_car.py --dry-run prints
     all fields; default none"""
@@ -187,7 +190,8 @@ def _run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, page: W
     write_json(study / "study.json", {"runs": [spec.to_dict() for spec in specs], "flags": dataclasses.asdict(flags)})
     note = working_in(study, total=len(specs), unit="runs", flags=dataclasses.asdict(flags))
     with note, on_disk(lambda: _finished_runs(specs, study)):
-        specs = with_features(specs, flags)
+        size = gpu_bytes(flags) or gpu_bytes_of_workers(flags)
+        specs = [with_plan(spec, flags, size) for spec in with_features(specs, flags)]
         encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
         with followed(
             card(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists(), page=page
@@ -278,7 +282,7 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
 
     resources, concurrent = trial_resources(flags)
     scratch, folders = study / "ray", [Path(item["run_dir"]) for item in todo]
-    settings = {name: getattr(flags, name) for name in ("num_workers", "device", "micro_batch", "max_failures")}
+    settings = {name: getattr(flags, name) for name in ("num_workers", "device", "max_failures")}
     with asked("train", study_need(flags), study.name) as key:
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(ray_tune.with_parameters(trial, todo=todo, key=key, **settings), resources),
@@ -345,7 +349,6 @@ def trial(
     todo: list[dict[str, Any]],
     num_workers: int,
     device: str,
-    micro_batch: int | None = None,
     max_failures: int = MAX_FAILURES,
     key: str = "",
 ) -> dict[str, float]:
@@ -359,11 +362,11 @@ def trial(
 
     torch.set_num_threads(1)
     item = todo[config["index"]]
-    spec, run_dir, speed = RunSpec.from_dict(item["spec"]), Path(item["run_dir"]), train.Speed(micro_batch=micro_batch)
+    spec, run_dir = RunSpec.from_dict(item["spec"]), Path(item["run_dir"])
     try:
         if key and not num_workers:
             begun(key)
-        train.ray_train(spec, run_dir, num_workers, device, item["build"], speed, max_failures, key)
+        train.ray_train(spec, run_dir, num_workers, device, item["build"], None, max_failures, key)
     except AskedToStop:
         raise  # not a failure: Tune restarts the trial, or the study itself was asked to stop
     except Exception as error:
@@ -386,18 +389,19 @@ def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
     """The run's row of points.csv. flops counts the transformer as trained (with image tokens), forward and backward
     (twice the forward).
     """
-    from g3pt.config import CARConfig, from_dict
+    from g3pt.config import CARConfig, CVQConfig, from_dict
     from g3pt.training.exports import read_export_config
 
     last = Ledger.of(run_dir).last()
     assert last is not None, f"{run_dir} is finished without a record"
-    params = count_car(from_dict(CARConfig, spec.config["model"]))["parameters_no_embed"]
+    exported = read_export_config(run_dir)
+    params = count_car(from_dict(CARConfig, exported["model"]), from_dict(CVQConfig, exported["tokenizer"]))
     samples = int(last["step"])
     tests = {key: value for key, value in last.items() if key == "test_ce" or key.startswith("test_ce_scale_")}
     return {
         "size": spec.preset,
-        "params_no_embed": params,
-        "flops": 3 * read_export_config(run_dir)["flops_per_object"] * samples,
+        **{name.replace("parameters", "params"): count for name, count in params.items()},
+        "flops": 3 * exported["flops_per_object"] * samples,
         "seed": spec.seed,
         "samples": samples,
         "epochs": round(samples / open_data(spec.paths["data"]).splits["train"], 4),

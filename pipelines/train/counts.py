@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from pipelines.runs.identity import RunSpec
 
 
+CLIP_WIDTH, DINO_WIDTH, DINO_PATCH = 768, 1024, 14  # of the encoders named by the large presets, both ViT-L/14
+
+
 def count_cvq(model: Any) -> dict[str, int]:
     """Parameters, tokens and codes of a tokenizer."""
     from g3pt.models.tokenizer import CVQ
@@ -19,16 +22,21 @@ def count_cvq(model: Any) -> dict[str, int]:
     }
 
 
-def count_car(model: Any) -> dict[str, int]:
-    """Parameters of a generator's transformer without embeddings and heads. Allocates no memory for them."""
-    import torch
+def count_car(model: Any, codec: Any = None) -> dict[str, int]:
+    """Parameters of a generator's transformer, counted three ways. Allocates no memory for them.
 
+    `parameters_no_embed`: without embeddings, projections of inputs and conditions, and head; `parameters_no_adaln`: also
+    without the modulation of norms; `parameters_total`: all of the transformer, for the codes of the tokenizer `codec`
+    (default: of `nano`). Encoders and tokenizer are in none of them.
+    """
     from g3pt.config import cvq_preset
-    from g3pt.models.transformer import CAR
 
-    with torch.device("meta"):
-        car = CAR(model, cvq_preset("nano")[0], text_width=model.width, image_width=None)
-    return {"parameters_no_embed": car.num_params_no_embed}
+    car = meta_car(model, codec or cvq_preset("nano")[0])
+    return {
+        "parameters_no_embed": car.num_params_no_embed,
+        "parameters_no_adaln": car.num_params_no_adaln,
+        "parameters_total": sum(p.numel() for p in car.parameters()),
+    }
 
 
 def count_parameters(spec: RunSpec) -> int:
@@ -38,3 +46,27 @@ def count_parameters(spec: RunSpec) -> int:
     if spec.stage == "cvq":
         return count_cvq(from_dict(CVQConfig, spec.config["model"]))["parameters"]
     return count_car(from_dict(CARConfig, spec.config["model"]))["parameters_no_embed"]
+
+
+def meta_car(model: Any, codec: Any) -> Any:
+    """The transformer of a configuration for a tokenizer's codes, without memory for its weights."""
+    import torch
+
+    from g3pt.models.transformer import CAR
+
+    text, image, image_tokens = condition_widths(model)
+    with torch.device("meta"):
+        return CAR(model, codec, text_width=text, image_width=image, image_tokens=image_tokens)
+
+
+def condition_widths(model: Any) -> tuple[int, int | None, int]:
+    """(width of the text's vector, width of an image token, number of image tokens)."""
+    from g3pt.models.encoders import NONE, SMALL, SMALL_IMAGE, SMALL_TEXT
+    from g3pt.models.image_encoder import grid_tokens
+
+    text = SMALL_TEXT["hidden_size"] if model.text_encoder == SMALL else CLIP_WIDTH
+    if model.image_encoder == NONE:
+        return text, None, 0
+    if model.image_encoder == SMALL:
+        return text, SMALL_IMAGE["widths"][-1], grid_tokens(model.image_size, len(SMALL_IMAGE["widths"]))
+    return text, DINO_WIDTH, (model.image_size // DINO_PATCH) ** 2 + 1

@@ -43,7 +43,7 @@ def configured_shapes(spec: RunSpec) -> Shapes:
     """Shapes of a run's model: of a tokenizer's tensors, or of a generator's transformer."""
     from g3pt.config import CARConfig, CVQConfig, from_dict
     from g3pt.models.tokenizer import CVQ
-    from pipelines.train.plan import meta_car
+    from pipelines.train.counts import meta_car
 
     if spec.stage == "cvq":
         return shapes_of(CVQ(from_dict(CVQConfig, spec.config["model"])))

@@ -27,9 +27,10 @@ from pipelines.cli.flags import (
 from pipelines.cli.main import absolute
 from pipelines.cli.overrides import overridden
 from pipelines.cli.progress import say
+from pipelines.cluster import session
 from pipelines.runs.identity import RunSpec, stable_hash
 from pipelines.tracking.tracked import WritePage
-from pipelines.train.counts import count_car, count_cvq
+from pipelines.train.memory import AUTO, gpu_bytes, with_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +56,11 @@ class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, OnData, Replace):
     """leave out objects whose id matches one of these shell patterns, comma-separated (market*,classic*); default none
     """
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """several workers: the whole model on each (ddp), or sharded among them (fsdp)"""
-    micro_batch: int | None = None
-    """objects per forward pass of a worker; default its share of the batch"""
+    """several workers: the whole model on each, or sharded among them"""
+    micro_batch: int | Literal["auto"] = "auto"
+    """objects per forward pass of a worker; auto: what fits its GPU"""
+    gpu_memory: float | None = None
+    """GiB of a worker's GPU, for --micro-batch auto; default as found"""
     init_from: str | None = None
     """start from the weights of this run or export; default random weights"""
     num_to_keep: int = 2
@@ -69,8 +72,10 @@ class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, OnData, Replace):
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "num_workers", "micro_batch", "num_to_keep"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value not in (None, "auto") and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.gpu_memory is not None and self.gpu_memory <= 0:
+            raise ValueError(f"--gpu-memory must be positive, got {self.gpu_memory}")
         if self.max_failures < 0:
             raise ValueError(f"--max-failures must be at least 0, got {self.max_failures}")
 
@@ -89,21 +94,20 @@ def train_cvq(flags: TrainCVQFlags, page: WritePage | None = None) -> str | None
     """Train CVQ; return the run's folder, or None for a dry run."""
     from g3pt.config import cvq_preset
 
-    return _train("cvq", flags, cvq_preset, count_cvq, partial(cvq_spec, flags.data), page)
+    return _train("cvq", flags, cvq_preset, partial(cvq_spec, flags.data), page)
 
 
 def train_car(flags: TrainCARFlags, page: WritePage | None = None) -> str | None:
     """Train CAR; return the run's folder, or None for a dry run."""
     from g3pt.config import car_preset
 
-    return _train("car", flags, car_preset, count_car, partial(car_spec, flags.data, flags.tokenizer), page)
+    return _train("car", flags, car_preset, partial(car_spec, flags.data, flags.tokenizer), page)
 
 
 def _train(
     stage: str,
     flags: TrainFlags,
     preset: Callable[..., Any],
-    count: Callable[..., Any],
     make_spec: Callable[..., RunSpec],
     page: WritePage | None,
 ) -> str | None:
@@ -116,18 +120,23 @@ def _train(
         model, config = preset(flags.preset)
     model, config = overridden(flags.set, model, _varied(config, flags))
     if flags.dry_run:
-        return print_plan(stage, flags, model, config, count(model))
+        return print_plan(stage, flags, model, config)
     run.check_output(flags.output)
-    spec = named_by_micro_batch(make_spec(flags.preset, model, config, chosen(flags)), flags)
+    spec, size = make_spec(flags.preset, model, config, chosen(flags)), gpu_bytes(flags)
+    if is_named_by_micro_batch(spec):
+        refuse_unknown_gpu(flags, size)
+    spec = named_by_micro_batch(with_plan(spec, flags, size), flags)
     spec = started_from(spec, flags.init_from)
 
     def ready(spec: RunSpec) -> RunSpec:
+        if size is None and (found := gpu_bytes_of_workers(flags)):
+            spec = with_plan(spec, flags, found)
         if stage == "car":
             (spec,) = with_features([spec], flags)
             encode(spec, flags.num_workers, flags.ray_address, flags.device)
         return spec
 
-    speed = run.Speed(parallel=flags.parallel, micro_batch=flags.micro_batch, num_to_keep=flags.num_to_keep)
+    speed = run.Speed(parallel=flags.parallel, num_to_keep=flags.num_to_keep)
     workers = {"num_workers": flags.num_workers, "ray_address": flags.ray_address, "device": flags.device}
     run_dir = run.train_run(
         spec,
@@ -275,7 +284,7 @@ def _varied(train: Any, flags: TrainFlags) -> Any:
     return varied
 
 
-def check_workers(train: Any, num_workers: int, micro_batch: int | None = None) -> None:
+def check_workers(train: Any, num_workers: int, micro_batch: int | str = AUTO) -> None:
     """UsageError unless the workers get equal shares of the global batch, in equal micro-batches. 0 workers means this
     process.
     """
@@ -285,17 +294,41 @@ def check_workers(train: Any, num_workers: int, micro_batch: int | None = None) 
     if left:
         raise UsageError(f"--batch-size {train.batch_size} is not a multiple of --num-workers {num_workers}")
     with bad_input():
-        count_parts(share, micro_batch)
+        count_parts(share, None if micro_batch == AUTO else int(micro_batch))
+
+
+def is_named_by_micro_batch(spec: RunSpec) -> bool:
+    """Whether the number of objects computed at once changes the weights: LFQ's entropy term reads their mean code."""
+    return spec.config["model"].get("quantizer") == "lfq"
 
 
 def named_by_micro_batch(spec: RunSpec, flags: TrainFlags) -> RunSpec:
     """The run's identity with the number of objects computed at once by all workers together, if that changes its
-    weights: LFQ's entropy term reads the mean code of these objects.
+    weights.
     """
-    at_once = (flags.micro_batch or spec.config["train"]["batch_size"]) * flags.num_workers
-    if spec.config["model"].get("quantizer") != "lfq" or at_once >= spec.config["train"]["batch_size"]:
+    at_once = spec.config["computed"]["micro_batch"] * flags.num_workers
+    if not is_named_by_micro_batch(spec) or at_once >= spec.config["train"]["batch_size"]:
         return spec
     return dataclasses.replace(spec, config={**spec.config, "objects_at_once": at_once})
+
+
+def refuse_unknown_gpu(flags: TrainFlags, size: int | None) -> None:
+    """UsageError if --micro-batch auto would be resolved by a cluster's GPUs, which nobody knows before it is joined."""
+    from pipelines.cluster.start import address_and_source
+
+    address, _ = address_and_source(flags.ray_address)
+    if flags.micro_batch == AUTO and size is None and flags.device != "cpu" and address != "local":
+        raise UsageError(
+            "with LFQ the micro-batch is part of a tokenizer's name, and this machine has no GPU to derive it from: give "
+            "--micro-batch N, or --gpu-memory GIB of the cluster's GPUs, or --device cpu"
+        )
+
+
+def gpu_bytes_of_workers(flags: Any) -> int | None:
+    """Memory of the connected cluster's GPUs if workers will get one and --micro-batch does not say enough; else None."""
+    if not flags.num_workers or not session.wants_gpu(flags.device):
+        return None
+    return session.gpu_bytes()
 
 
 def chosen(flags: TrainFlags) -> Selection:

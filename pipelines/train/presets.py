@@ -1,12 +1,14 @@
 """The table of generator presets, as Markdown, counted from the code: `python -m pipelines.train.presets`;
 docs/reference/presets.md has it.
 
-Parameters, operations and the K/V cache are exact: each model is built without memory for its weights. Activations are
-an estimate (`g3pt.training.flops`). Memory includes float32 weights with their gradient, AdamW's two moments and the
-average, the bf16 copy of the trained weights, and the frozen tokenizer and encoders. The operations of the frozen
-parts, and the small encoders of the sizes below 0.1B, are not counted.
+Parameters, operations and the K/V cache are exact: each model is built without memory for its weights. Memory of a
+training is float32 weights with their gradient, AdamW's two moments and the average, and the frozen tokenizer and
+encoders; with `--memory` also what a rehearsed step of one worker adds, without and with recomputed layers
+(`pipelines.train.memory`). The operations of the frozen parts, and the small encoders of the sizes below 0.1B, are not
+counted.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,12 +17,14 @@ from g3pt.config import CAR_PRESETS, CVQ_PRESETS
 COLUMNS = (
     "CAR",
     "depth x width, heads",
-    "parameters without embeddings",
+    "parameters without embeddings and head",
+    "also without AdaLN",
     "all",
     "forward / training step per object",
-    "training: fixed memory + per object",
+    "training: fixed memory",
     "sampling: fixed memory + K/V cache per object with guidance",
 )
+STEP = ("a step adds, per object", "with recomputed layers")
 COUNTS = ["", "k", "M"]
 
 
@@ -30,39 +34,58 @@ class PresetsFlags:
 
     tokenizer: Literal["nano", "micro", "small", "base", "paper"] = "paper"
     """tokenizer preset whose codes are generated"""
+    memory: bool = False
+    """measure what a training step adds to the fixed memory, too, which takes some minutes"""
 
 
 def presets(flags: PresetsFlags) -> None:
     """Print the table."""
-    print("\n".join(lines(flags.tokenizer)))
+    print("\n".join(lines(flags.tokenizer, flags.memory)))
 
 
-def lines(tokenizer: str) -> list[str]:
+def lines(tokenizer: str, memory: bool = False) -> list[str]:
     """The table's lines, heading first."""
     codec = CVQ_PRESETS[tokenizer][0]
     rows = [COLUMNS, ("---",) * len(COLUMNS), *(row(name, codec) for name in CAR_PRESETS)]
+    if memory:
+        steps = [STEP, ("---",) * len(STEP), *(step(name, codec) for name in CAR_PRESETS)]
+        rows = [one + other for one, other in zip(rows, steps, strict=True)]
     return ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
 def row(name: str, codec: Any) -> tuple[str, ...]:
     """One preset's cells."""
     from g3pt.training import flops
-    from pipelines.train.plan import car_memory, frozen_parameters, meta_car, with_bytes, with_flop, with_unit
+    from g3pt.training.memory import training_memory
+    from pipelines.train.counts import meta_car
+    from pipelines.train.memory import frozen_parameters
+    from pipelines.train.plan import with_bytes, with_flop, with_unit
 
-    model, train = CAR_PRESETS[name]
+    model, _ = CAR_PRESETS[name]
     car = meta_car(model, codec)
-    parameters = sum(p.numel() for p in car.parameters())
-    memory = car_memory(car, codec, train.precision, 1)
+    parameters, frozen = sum(p.numel() for p in car.parameters()), frozen_parameters(model, codec)
     operations = car.flops_per_object
     return (
         name,
         f"{model.depth} x {model.width}, {model.num_heads}",
         with_unit(car.num_params_no_embed, 1000, COUNTS),
+        with_unit(car.num_params_no_adaln, 1000, COUNTS),
         with_unit(parameters, 1000, COUNTS),
         f"{with_flop(operations)} / {with_flop(flops.car_training(operations, model))}",
-        f"{with_bytes(memory.total - memory.activations)} + {with_bytes(memory.activations)}",
-        f"{with_bytes(4 * (parameters + frozen_parameters(model, codec)))} + {with_bytes(cache_bytes(car))}",
+        with_bytes(training_memory(parameters, 0, frozen=frozen).state),
+        f"{with_bytes(4 * (parameters + frozen))} + {with_bytes(cache_bytes(car))}",
     )
+
+
+def step(name: str, codec: Any) -> tuple[str, ...]:
+    """What a training step of one preset adds to its fixed memory, without and with recomputed layers."""
+    from pipelines.train.memory import needs
+    from pipelines.train.plan import with_bytes
+
+    model, train = CAR_PRESETS[name]
+    both = (dataclasses.replace(model, checkpoint_layers=recompute) for recompute in (False, True))
+    found = [needs(one, train.precision, codec).activations for one in both]
+    return tuple(f"{with_bytes(one.fixed)} + {with_bytes(one.per_object)}" for one in found)
 
 
 def cache_bytes(car: Any) -> int:

@@ -142,9 +142,18 @@ def prepare_run(spec: RunSpec, output: str | Path, *, replace: bool = False) -> 
     if _other_run(spec, run_dir):
         _delete_content(run_dir)
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    if not (run_dir / "config.json").exists():
+    if _computed(run_dir) != spec.config.get("computed", {}):  # a run may go on with another micro-batch
         write_json(run_dir / "config.json", spec.to_dict())
     return run_dir
+
+
+def _computed(run_dir: Path) -> dict[str, Any] | None:
+    """How the run in the folder is computed by its config.json; None without one."""
+    try:
+        stored = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return dict(stored["config"].get("computed", {}))
 
 
 def _other_run(spec: RunSpec, run_dir: Path) -> str:

@@ -37,13 +37,9 @@ LOCK_WAIT_S = STALE_S + 30.0  # time for a worker of a killed driver to disappea
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How a run is computed.
-
-    Not part of its identity, except for LFQ's micro-batches (`pipelines.train.jobs.named_by_micro_batch`).
-    """
+    """How a run is computed; not part of its identity. The micro-batch is in the run's config (`pipelines.train.memory`)."""
 
     parallel: str = "ddp"  # or fsdp: how several workers share the model
-    micro_batch: int | None = None  # objects per forward pass of a worker; None: its share of the global batch
     num_to_keep: int = 2  # checkpoints to keep
     keep_samples: tuple[int, ...] = ()  # samples at which a checkpoint is saved and kept (`pipelines.train.trajectory`)
 
@@ -82,9 +78,11 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
 
     keep_freed_memory(2**30, 2**31 - 1)  # activations of some MB are freed in every step
     spec, run_dir, speed = RunSpec.from_dict(config["spec"]), Path(config["run_dir"]), Speed(**config.get("speed", {}))
+    share = spec.config["train"]["batch_size"] // world_size
+    micro_batch = min(share, spec.config.get("computed", {}).get("micro_batch", share))
     with (
         doing(f"training {spec.name}"),
-        remedied(lambda: remedy(spec.config["train"]["batch_size"] // world_size, speed)),
+        remedied(lambda: remedy(share, micro_batch)),
         worker_lock(run_dir) if rank == 0 else contextlib.nullcontext(),
     ):
         state = agreed_checkpoint(run_dir / "checkpoints", rank, world_size, device)
@@ -92,7 +90,7 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
         if state is None:
             initialise(stage.model, spec)
         ledger, best = Ledger.of(run_dir), Best(stage.best_by)
-        journal = Journal(spec.name, ledger, stage.train_config, state) if rank == 0 else None
+        journal = Journal(spec, ledger, stage.train_config, state, micro_batch) if rank == 0 else None
         parallel = make_parallel(speed.parallel, rank, world_size)
         with stoppable(run_dir, rank) as stop:
             model = fit(
@@ -108,7 +106,7 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
                 best=best,
                 device=device,
                 parallel=parallel,
-                micro_batch=speed.micro_batch,
+                micro_batch=micro_batch,
                 stop=stop,
             )
         if journal:
@@ -124,9 +122,8 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
     }
 
 
-def remedy(share: int, speed: Speed) -> str:
-    """The flag against a lack of GPU memory for a worker whose share of a batch is `share` objects."""
-    used = min(speed.micro_batch or share, share)
+def remedy(share: int, used: int) -> str:
+    """The flag against a lack of GPU memory for a worker that computes its `share` of a batch in parts of `used` objects."""
     fewer = max((number for number in range(1, used) if share % number == 0), default=None)
     if fewer is None:
         return "--parallel fsdp with more workers, or a smaller preset: one object at a time is too much"
@@ -162,19 +159,23 @@ def make_save(
 class Journal:
     """Rank 0's ledger. The last record is held back (in the checkpoint too) until the test metrics are added."""
 
-    def __init__(self, name: str, ledger: Ledger, config: Any, state: dict[str, Any] | None) -> None:
-        self.name, self.ledger = name, ledger
+    def __init__(
+        self, spec: RunSpec, ledger: Ledger, config: Any, state: dict[str, Any] | None, micro_batch: int
+    ) -> None:
+        self.name, self.ledger = spec.name, ledger
+        recompute = bool(spec.config.get("model", {}).get("checkpoint_layers"))
+        self.computed = {"micro_batch": micro_batch, "recompute": float(recompute)}
         self.all_samples = config.steps * config.batch_size
         self.held: Record | None = state["held"] if state else None
         start = state["samples"] if state else 0
         # If only the export was interrupted, the ledger already contains the final record: drop it, it is made again.
         dropped = ledger.truncate_after(start - 1 if start == self.all_samples else start)
         if state or dropped:
-            print(f"{name}: resumes at {start} samples ({dropped} later ledger records dropped)", flush=True)
+            print(f"{self.name}: resumes at {start} samples ({dropped} later ledger records dropped)", flush=True)
 
     def report(self, record: Record) -> None:
         """Write one record of `fit`."""
-        record = {**record, "time": time.time()}
+        record = {**record, **self.computed, "time": time.time()}
         if record["step"] >= self.all_samples:
             self.held = record
         else:

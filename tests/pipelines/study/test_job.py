@@ -51,6 +51,8 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "encode", lambda *_: None)
     monkeypatch.setattr(job, "join", lambda *_, **__: None)
     monkeypatch.setattr(job, "refuse_impossible", lambda _: None)
+    monkeypatch.setattr(job, "gpu_bytes_of_workers", lambda _: None)
+    monkeypatch.setattr(job, "with_plan", lambda spec, *_: spec)
     monkeypatch.setattr(job, "collect", lambda specs, study: [{"size": s.preset} for s in specs])
 
 

@@ -1,6 +1,7 @@
 """Checks of a training command before Ray starts, and what gives two runs different names."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -13,11 +14,12 @@ from g3pt.data.selection import Selection
 from g3pt.models.tokenizer import CVQ
 from g3pt.training import optimizer
 from g3pt.training.exports import read_export_config
+from g3pt.training.memory import Activations
 from pipelines.cli.errors import UsageError
 from pipelines.cluster import session
 from pipelines.derive import tokens
 from pipelines.runs.identity import RunSpec
-from pipelines.train import follow, jobs, run, trained_on
+from pipelines.train import follow, jobs, memory, run, trained_on
 from pipelines.train.jobs import TrainCARFlags, TrainCVQFlags, train_car, train_cvq
 from pipelines.train.plan import schedule_line
 from tests.g3pt.tiny import tiny_tokenizer
@@ -120,6 +122,63 @@ def test_how_a_run_is_computed_is_no_part_of_its_name(
         for computed in ({}, {"micro_batch": 4}, {"num_workers": 2, "micro_batch": 2}, {"num_workers": 4}):
             command(flags_class(**given, output=str(tmp_path / "runs"), batch_size=16, **computed))
         assert names[4] == names[7] != names[5] == names[6], "LFQ's entropy term reads the micro-batch of all workers"
+
+
+def test_auto_is_resolved_before_the_name_and_recorded(
+    paths: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GPU of 24 MiB has room for four objects of 4 MiB; LFQ's runs are named by that, FSQ's are not."""
+    specs: list[RunSpec] = []
+    activations = Activations(fixed=0, per_object=4 * 2**20, batch_per_object=0)
+    planned = memory.Needs(trained=100, frozen=0, gathered=None, precision="fp32", activations=activations)
+    monkeypatch.setattr(memory, "needs", lambda *_, **__: planned)
+    monkeypatch.setattr(run, "train_run", lambda spec, *_, **__: specs.append(spec) or tmp_path)
+    given = {"data": paths["data"], "output": str(tmp_path / "runs"), "batch_size": 16}
+    for quantizer, computed in (
+        ("fsq", {}),
+        ("fsq", {"gpu_memory": 24 / 1024}),
+        ("fsq", {"gpu_memory": 24 / 1024, "device": "cpu"}),
+        ("lfq", {}),
+        ("lfq", {"gpu_memory": 24 / 1024}),
+    ):
+        points = ",".join(f"{name}=8" for name in POINTS)
+        train_cvq(TrainCVQFlags(**given, set=f"{points},quantizer={quantizer}", **computed))
+    found = [spec.config["computed"]["micro_batch"] for spec in specs]
+    assert found == [16, 4, 16, 16, 4]
+    assert specs[0].name == specs[1].name == specs[2].name and specs[3].name != specs[4].name
+    assert specs[4].config["objects_at_once"] == 4 and "objects_at_once" not in specs[1].config
+    assert "nano: 4 objects at once per worker, no recomputation (0.0 GiB per GPU" in capsys.readouterr().err
+    run_dir = run.prepare_run(specs[0], tmp_path / "runs")
+    for spec in (specs[1], specs[0]):
+        assert run.prepare_run(spec, tmp_path / "runs") == run_dir
+        assert json.loads((run_dir / "config.json").read_text())["config"]["computed"] == spec.config["computed"]
+
+
+def test_lfq_on_a_cluster_of_unknown_gpus_is_asked_for_their_memory(paths: dict, tmp_path: Path) -> None:
+    points = ",".join(f"{name}=8" for name in POINTS)
+    flags = TrainCVQFlags(
+        data=paths["data"], output=str(tmp_path), set=f"{points},quantizer=lfq", ray_address="10.0.0.1:6379"
+    )
+    with pytest.raises(UsageError, match="no GPU to derive it from: give --micro-batch N, or --gpu-memory GIB"):
+        train_cvq(flags)
+
+
+@pytest.mark.parametrize(("stage", "preset"), [("cvq", "micro"), ("cvq", "small"), ("car", "micro"), ("car", "small")])
+def test_other_values_of_a_preset_are_another_run(stage: str, preset: str, paths: dict) -> None:
+    """So an unfinished run is not resumed after its preset was changed."""
+    model, train = (cvq_preset if stage == "cvq" else car_preset)(preset)
+    spec = RunSpec(
+        stage=stage, preset=preset, seed=0,
+        config={"model": dataclasses.asdict(model), "train": dataclasses.asdict(train)},
+    )  # fmt: skip
+    changes = (("model", {"num_heads": 1}), ("train", {"batch_size": 64 * 3}), ("train", {"learning_rate": 1.0}))
+    others = [
+        dataclasses.replace(spec, config={**spec.config, part: {**spec.config[part], **changed}})
+        for part, changed in changes
+    ]
+    assert len({spec.name, *(other.name for other in others)}) == 1 + len(changes)
+    same = {**spec.config, "computed": {"micro_batch": 4}, "model": {**spec.config["model"], "checkpoint_layers": True}}
+    assert dataclasses.replace(spec, config=same).name == spec.name
 
 
 def test_a_selection_says_what_it_leaves_out_and_names_another_run(

@@ -5,7 +5,8 @@ import torch
 
 from g3pt.config import CAR_PRESETS, CVQ_PRESETS, PRETRAINED
 from g3pt.models.sampling import SampleConfig
-from pipelines.train import plan, presets
+from pipelines.train import counts as counting
+from pipelines.train import memory, presets
 from tests.g3pt.tiny import tiny_g3pt
 
 
@@ -17,7 +18,7 @@ def test_the_command_prints_a_row_per_preset(capsys: pytest.CaptureFixture[str])
 
 def test_sizes_are_spaced_evenly_enough_for_a_power_law() -> None:
     codec = CVQ_PRESETS["nano"][0]
-    counts = [plan.meta_car(model, codec).num_params_no_embed for model, _ in CAR_PRESETS.values()]
+    counts = [counting.meta_car(model, codec).num_params_no_embed for model, _ in CAR_PRESETS.values()]
     study = counts[list(CAR_PRESETS).index("nano") :]
     ratios = [larger / smaller for smaller, larger in zip(study, study[1:], strict=False)]
     assert len(study) >= 10 and study[-1] / study[0] > 1000 and all(1.4 < ratio < 3 for ratio in ratios), ratios
@@ -42,6 +43,32 @@ def test_pretrained_encoders_have_as_many_parameters_as_counted() -> None:
             CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
         )
         dino = Dinov2Model(Dinov2Config(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518))
-    assert sum(p.numel() for p in clip.parameters()) == plan.CLIP_PARAMETERS
-    assert sum(p.numel() for p in dino.parameters()) == plan.DINO_PARAMETERS
-    assert (clip.config.hidden_size, dino.config.hidden_size) == (plan.CLIP_WIDTH, plan.DINO_WIDTH)
+    assert sum(p.numel() for p in clip.parameters()) == memory.CLIP_PARAMETERS
+    assert sum(p.numel() for p in dino.parameters()) == memory.DINO_PARAMETERS
+    assert (clip.config.hidden_size, dino.config.hidden_size) == (counting.CLIP_WIDTH, counting.DINO_WIDTH)
+
+
+@pytest.mark.parametrize("preset", ["nano", "0.1B"])
+def test_parameters_are_counted_three_ways(preset: str) -> None:
+    codec, (model, _) = CVQ_PRESETS["small"][0], CAR_PRESETS[preset]
+    sizes = {name: p.numel() for name, p in counting.meta_car(model, codec).named_parameters()}
+    found = counting.count_car(model, codec)
+    embeddings = (
+        "start",
+        "levels",
+        "positions",
+        "prefix_level",
+        "null_",
+        "input.",
+        "text.",
+        "image.",
+        "image_pool.",
+        "head.",
+    )
+    bare = {name: count for name, count in sizes.items() if not name.startswith(embeddings)}
+    assert {name.split(".")[0] for name in bare} == {"blocks", "modulation"}
+    assert found["parameters_total"] == sum(sizes.values())
+    assert found["parameters_no_embed"] == sum(bare.values())
+    assert found["parameters_no_adaln"] == sum(n for name, n in bare.items() if "modulation" not in name)
+    width, heads = model.width, model.num_heads
+    assert found["parameters_no_adaln"] == model.depth * (12 * width**2 + 6 * width + heads)

@@ -348,13 +348,13 @@ def test_a_lack_of_gpu_memory_is_one_try_with_a_remedy(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(
     ("share", "micro_batch", "flag"),
-    [(16, None, "--micro-batch 8:"), (12, None, "--micro-batch 6:"), (12, 6, "--micro-batch 4:"), (12, 99, "--micro-batch 6:"),
-     (7, None, "--micro-batch 1:"), (16, 1, "--parallel fsdp"), (1, None, "--parallel fsdp")],
+    [(16, 16, "--micro-batch 8:"), (12, 12, "--micro-batch 6:"), (12, 6, "--micro-batch 4:"),
+     (7, 7, "--micro-batch 1:"), (16, 1, "--parallel fsdp"), (1, 1, "--parallel fsdp")],
 )  # fmt: skip
-def test_the_remedy_is_the_next_smaller_micro_batch(share: int, micro_batch: int | None, flag: str) -> None:
+def test_the_remedy_is_the_next_smaller_micro_batch(share: int, micro_batch: int, flag: str) -> None:
     from g3pt.training.fit import count_parts
 
-    remedy = train_worker.remedy(share, train.Speed(micro_batch=micro_batch))
+    remedy = train_worker.remedy(share, micro_batch)
     assert remedy.startswith(flag)
     if "micro" in flag:
         count_parts(share, int(flag.split()[1].rstrip(":")))
@@ -392,8 +392,10 @@ def test_two_workers_see_each_sample_once(whole: Path, tmp_path: Path, ray_clust
     ):
         train.train_run(toy_spec(), tmp_path / "runs", num_workers=3, build=TOY)
     assert not (tmp_path / "mlflow.db").exists(), "refused before anything is made of it"
-    speed = train.Speed(parallel="fsdp", micro_batch=1, num_to_keep=1)
-    run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=2, build=TOY, speed=speed)
+    speed, spec = train.Speed(parallel="fsdp", num_to_keep=1), toy_spec()
+    spec.config["computed"] = {"micro_batch": 1}
+    run_dir = train.train_run(spec, tmp_path / "runs", num_workers=2, build=TOY, speed=speed)
     assert run_dir.name == whole.name and len(checkpoints.checkpoints(run_dir / "checkpoints")) == 1
     assert ledger_steps(run_dir) == ledger_steps(whole)
+    assert {record["micro_batch"] for record in train_worker.Ledger.of(run_dir).read()} == {1}
     assert (run_dir / "_SUCCESS").exists()
