@@ -46,7 +46,7 @@ PRESETS_HEAD = """# Presets
 
 Generated from the code by `python docs/make/reference.py`. `--preset` takes a name of these tables; `--set name=value,...` changes single fields.
 
-`paper` follows the numbers known of the paper. How its 2408 tokens are divided into scales, and all other presets, are ours.
+`paper` follows the numbers known of the paper. How its 2408 tokens are divided into scales, and all other presets, are ours. `large` has the size of `paper` with what won at `nano`: anchored latents with their blur, FSQ, and points on sharp edges. What that leaves [unmeasured](../results/tokenizer.md#what-is-still-unmeasured).
 
 ## Tokenizers (CVQ)
 
@@ -133,18 +133,20 @@ def tokenizers() -> list[str]:
     from pipelines.train.counts import count_cvq
 
     rows = [
-        "| CVQ | tokens | scales | latents x width | encoder / decoder layers | parameters |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| CVQ | tokens | scales | latents x width, heads | encoder / decoder layers | latents, codes, sharp points | parameters | batch |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, (model, _) in CVQ_PRESETS.items():
+    for name, (model, train) in CVQ_PRESETS.items():
         counted = count_cvq(model)
         cells = (
             name,
             f"{counted['tokens']}",
             ", ".join(map(str, model.scales)),
-            f"{model.num_latents} x {model.width}",
+            f"{model.num_latents} x {model.width}, {model.num_heads}",
             f"{model.encoder_layers} / {model.decoder_layers}",
+            f"{model.latent_queries}, {model.quantizer.upper()}, {model.num_sharp_points}",
             f"{counted['parameters'] / 1e6:.1f} M",
+            f"{train.batch_size}",
         )
         rows.append("| " + " | ".join(cells) + " |")
     return rows

@@ -32,7 +32,7 @@ COUNTS = ["", "k", "M"]
 class PresetsFlags:
     """Print the sizes of the generator presets as a Markdown table."""
 
-    tokenizer: Literal["nano", "micro", "small", "base", "paper"] = "paper"
+    tokenizer: Literal["nano", "micro", "small", "base", "paper", "large"] = "paper"
     """tokenizer preset whose codes are generated"""
     memory: bool = False
     """measure what a training step adds to the fixed memory, too, which takes some minutes"""

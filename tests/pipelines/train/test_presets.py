@@ -1,5 +1,7 @@
 """The table of generator sizes has every preset, and the sizes are spaced for a scaling study; tests/test_docs.py compares the page."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -72,3 +74,15 @@ def test_parameters_are_counted_three_ways(preset: str) -> None:
     assert found["parameters_no_adaln"] == sum(n for name, n in bare.items() if "modulation" not in name)
     width, heads = model.width, model.num_heads
     assert found["parameters_no_adaln"] == model.depth * (12 * width**2 + 6 * width + heads)
+
+
+def test_heads_are_64_wide_where_a_gpu_is_meant_and_large_is_the_paper_s_size() -> None:
+    for table in (CVQ_PRESETS, CAR_PRESETS):
+        widths = {name: model.width // model.num_heads for name, (model, _) in table.items()}
+        first = list(table).index("micro")
+        assert {name for name in list(table)[first:] if widths[name] != 64} <= {"10M"}, widths
+        assert table["small"][1].batch_size == 256
+    (paper, its_training), (large, training) = CVQ_PRESETS["paper"], CVQ_PRESETS["large"]
+    changed = {"latent_queries": "learned", "quantizer": "lfq", "num_sharp_points": 0}
+    assert dataclasses.replace(large, **changed) == paper and training == its_training
+    assert (large.latent_queries, large.quantizer, large.num_sharp_points) == ("anchored", "fsq", 4096)
