@@ -63,10 +63,11 @@ def training_memory(
 ) -> Memory:
     """Memory of a worker that trains `trained` parameters in `shards` shards; `frozen` ones are whole on each worker.
 
-    `activations` are those of `rehearse`. A worker that `accumulates` gradients of micro-batches, or is one of several, holds
-    all of them throughout; otherwise they come while activations go. DDP's buckets are the gradients. Of a sharded model a worker holds whole: the current block
-    and the next one, what is in no block, and the gradients of one block (as computed, and in float32 for the sum) and of what is in no
-    block; it also holds its share of the best weights, which are in main memory otherwise.
+    `activations` are those of `rehearse`. A worker that `accumulates` gradients of micro-batches, or is one of several, holds all of
+    them throughout; otherwise they come while activations go. DDP's buckets are the gradients.
+    Of a sharded model a worker holds whole: the current block and the next one, what is in no block, and the gradients of one block
+    (as computed, and in float32 for the sum) and of what is in no block. It also holds its share of the best weights, which are in
+    main memory otherwise.
     """
     held = -(-trained // shards)
     weights = gradients = 0

@@ -12,12 +12,14 @@ import pytest
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import Failure
 from pipelines.runs.identity import RunSpec
+from pipelines.runs.ledger import Ledger
 from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import FAILURE_FILE, read_note
 from pipelines.study import job
 from pipelines.tracking import client as tracking
 from pipelines.tracking.client import Tracking
 from pipelines.train import run as train
+from tests.g3pt.tiny import tiny_g3pt
 
 FLAGS = job.SweepFlags(data="data", tokenizer="tokenizer", output="study", num_workers=0)
 
@@ -231,3 +233,20 @@ def test_a_worker_s_own_error_comes_through_train_and_tune_and_is_not_tried_agai
         job.check_finished([bad], tmp_path / "study")
     (told,) = Failure.of(raised.value).doing
     assert told.startswith(f"training {bad.name}: ValueError: sample 40 is bad, in tests/pipelines/toy_stage.py:")
+
+
+def test_a_point_counts_the_parameters_of_the_trained_model_three_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_g3pt(image_encoder="none")
+    model.save_pretrained(tmp_path / "export", extra={"flops_per_object": 1000})
+    Ledger.of(tmp_path).append([{"step": 40, "test_ce": 2.0, "test_ce_scale_1": 1.5}])
+    (tmp_path / "_SUCCESS").touch()
+    monkeypatch.setattr(job, "open_data", lambda _: SimpleNamespace(splits={"train": 20}))
+    train = {"learning_rate": 0.1, "schedule": "cosine"}
+    row = job.point(RunSpec(stage="car", preset="tiny", seed=3, config={"train": train}, paths={"data": "d"}), tmp_path)
+    sizes = {name: p.numel() for name, p in model.car.named_parameters()}
+    bare = {name: count for name, count in sizes.items() if name.startswith(("blocks.", "modulation."))}
+    assert (row["params_no_embed"], row["params_total"]) == (sum(bare.values()), sum(sizes.values()))
+    assert row["params_no_adaln"] == sum(count for name, count in bare.items() if "modulation" not in name)
+    assert (row["flops"], row["epochs"], row["seed"], row["test_ce_scale_1"]) == (3 * 1000 * 40, 2.0, 3, 1.5)
