@@ -319,8 +319,21 @@ def cvq_preset(name: str) -> tuple[CVQConfig, TrainConfig]:
 
 
 def car_preset(name: str) -> tuple[CARConfig, TrainConfig]:
-    """The generator preset `name`. ValueError, with the known names, for an unknown one."""
-    return _lookup(CAR_PRESETS, name)
+    """The generator preset `name`, or a small one of DEPTHxWIDTH, such as 2x48. ValueError, with the known names, for an
+    unknown one.
+    """
+    sized = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", name)
+    return _sized(int(sized[1]), int(sized[2])) if sized else _lookup(CAR_PRESETS, name)
+
+
+def _sized(depth: int, width: int) -> tuple[CARConfig, TrainConfig]:
+    """A generator for scaling studies, with heads about 32 wide; its learning rate is that of nano x sqrt(96 / width)."""
+    _require(width % 8 == 0, f"the width of {depth}x{width} must be a multiple of 8")
+    heads = next(count for count in range(max(1, width // 32), 0, -1) if width % count == 0)
+    rate = CAR_PRESETS["nano"][1].learning_rate * (96 / width) ** 0.5
+    return CARConfig(depth=depth, width=width, num_heads=heads), TrainConfig(
+        **SHORT, learning_rate=float(f"{rate:.3g}")
+    )
 
 
 def _lookup(table: dict[str, Any], name: str) -> Any:

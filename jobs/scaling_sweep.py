@@ -9,7 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipelines.cli.main import main  # noqa: E402
 from pipelines.demo.defaults import SCALING_SWEEP  # noqa: E402
 from pipelines.report.page import write_report  # noqa: E402
-from pipelines.study.job import SweepFlags, scaling_sweep  # noqa: E402
+from pipelines.study.config import SweepFlags  # noqa: E402
+from pipelines.study.job import scaling_sweep  # noqa: E402
 
 if __name__ == "__main__":
     main(

@@ -250,7 +250,8 @@ def _evaluate(demo: Demo, model: str, name: str) -> str | None:
 
 def sweep_sizes(demo: Demo) -> str | None:
     """One CAR per size on the same tokens and captions, without pictures, and the law through their losses."""
-    from pipelines.study.job import SweepFlags, scaling_sweep
+    from pipelines.study.config import SweepFlags
+    from pipelines.study.job import scaling_sweep
 
     tokenizer, steps = demo.results["train_tokenizer"], demo.flags.sweep_steps
     return scaling_sweep(

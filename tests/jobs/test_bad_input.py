@@ -11,7 +11,8 @@ from pipelines.evaluate.config import EvaluateFlags
 from pipelines.evaluate.job import evaluate
 from pipelines.generate.config import GenerateConfig
 from pipelines.generate.job import generate
-from pipelines.study.job import SweepFlags, scaling_sweep
+from pipelines.study.config import SweepFlags
+from pipelines.study.job import scaling_sweep
 from pipelines.train.jobs import TrainCARFlags, TrainCVQFlags, train_car, train_cvq
 from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
 

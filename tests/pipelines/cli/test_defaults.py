@@ -143,7 +143,7 @@ def test_embedded_defaults_are_fields_of_their_commands() -> None:
     from pipelines.evaluate.config import EvaluateFlags
     from pipelines.generate.config import GenerateConfig
     from pipelines.preprocess.config import PreprocessConfig
-    from pipelines.study.job import SweepFlags
+    from pipelines.study.config import SweepFlags
     from pipelines.train.jobs import TrainCARFlags, TrainCVQFlags
 
     for flags_class, given in (

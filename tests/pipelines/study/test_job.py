@@ -15,7 +15,7 @@ from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger
 from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import FAILURE_FILE, read_note
-from pipelines.study import job
+from pipelines.study import job, trials
 from pipelines.tracking import client as tracking
 from pipelines.tracking.client import Tracking
 from pipelines.train import run as train
@@ -104,7 +104,7 @@ def test_a_second_start_of_a_study_or_one_of_its_runs_is_refused(
     job.run_study(one, study, FLAGS)
     assert (study / "_SUCCESS").exists()
     monkeypatch.undo()
-    monkeypatch.setattr(job, "tune", lambda *_: pytest.fail("a trial started"))
+    monkeypatch.setattr(trials, "tune", lambda *_: pytest.fail("a trial started"))
     run_dir = train.run_folder(spec("c"), study / "runs")
     with alone_in(run_dir), pytest.raises(UsageError, match=f"{run_dir}: another command is working there"):
         job.train_all([spec("c")], study, FLAGS)
@@ -150,12 +150,12 @@ def test_what_a_trial_died_of_is_told_and_its_files_are_kept(
     monkeypatch.setattr(tune, "Tuner", Tuner)
     monkeypatch.setattr(tune, "with_parameters", lambda trial, **_: trial)
     monkeypatch.setattr(tune, "with_resources", lambda trial, _: trial)
-    monkeypatch.setattr(job, "trial_resources", lambda _: ({"CPU": 1}, 1))
-    monkeypatch.setattr(job, "asked", lambda *_: contextlib.nullcontext("key"))
+    monkeypatch.setattr(trials, "trial_resources", lambda _: ({"CPU": 1}, 1))
+    monkeypatch.setattr(trials, "asked", lambda *_: contextlib.nullcontext("key"))
     specs = [spec("20k"), spec("80k")]
     folders = [train.prepare_run(each, tmp_path / "runs") for each in specs]
     (folders[0] / "_SUCCESS").touch()
-    failures = job.tune(
+    failures = trials.tune(
         [{"spec": each.to_dict(), "run_dir": str(folder)} for each, folder in zip(specs, folders, strict=True)],
         tmp_path,
         FLAGS,
@@ -171,9 +171,9 @@ def test_what_a_trial_died_of_is_told_and_its_files_are_kept(
 @pytest.mark.parametrize(
     ("nodes", "resources"),
     [
-        ([{"sweep_slot": 8.0}, {"sweep_slot": 8.0}], {"CPU": 0, "memory": job.NO_CPU_TRIAL_BYTES}),
+        ([{"sweep_slot": 8.0}, {"sweep_slot": 8.0}], {"CPU": 0, "memory": trials.NO_CPU_TRIAL_BYTES}),
         ([{"sweep_slot": 8.0}, {"sweep_slot": 16.0}], {"CPU": 0, "sweep_slot": 16.0}),
-        ([{"CPU": 64.0}], {"CPU": 0, "memory": job.NO_CPU_TRIAL_BYTES}),
+        ([{"CPU": 64.0}], {"CPU": 0, "memory": trials.NO_CPU_TRIAL_BYTES}),
     ],
 )
 def test_a_trial_asks_for_slots_that_one_node_has(
@@ -185,7 +185,7 @@ def test_a_trial_asks_for_slots_that_one_node_has(
     totals = {"CPU": 64.0, "sweep_slot": sum(node.get("sweep_slot", 0.0) for node in nodes)}
     monkeypatch.setattr(ray, "cluster_resources", lambda: totals)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
-    assert job.trial_resources(dataclasses.replace(FLAGS, num_workers=16)) == (resources, 4)
+    assert trials.trial_resources(dataclasses.replace(FLAGS, num_workers=16)) == (resources, 4)
 
 
 def test_a_run_that_failed_after_its_retries_is_not_tried_again_by_tune(
@@ -196,7 +196,7 @@ def test_a_run_that_failed_after_its_retries_is_not_tried_again_by_tune(
 
     monkeypatch.setattr(train, "ray_train", fail)
     todo = [{"spec": spec("20k").to_dict(), "run_dir": str(tmp_path), "build": "x"}]
-    assert job.trial({"index": 0}, todo=todo, num_workers=1, device="cpu") == {"finished": 0.0}
+    assert trials.trial({"index": 0}, todo=todo, num_workers=1, device="cpu") == {"finished": 0.0}
     assert read_note(tmp_path, FAILURE_FILE)["error"] == "RuntimeError: NCCL: the peer is gone"
 
 

@@ -15,7 +15,7 @@ from g3pt.training.exports import read_export_config
 from g3pt.training.fit import fit
 from pipelines.derive import tokens
 from pipelines.runs.identity import RunSpec
-from pipelines.study import job
+from pipelines.study import points
 from pipelines.train import car_batches
 from pipelines.train.car import CARStage
 from pipelines.train.car_batches import ConditionedCodes
@@ -168,7 +168,7 @@ def test_the_export_carries_the_tokenizer_s_sources_and_counts_its_flops(paths: 
     assert config["trained_on"] != sources and len(config["trained_on"]) > 1
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 240, "test_ce": 2.0, "test_ce_scale_1": 3.0}\n')
     (tmp_path / "run" / "_SUCCESS").touch()
-    point = job.point(run.spec, tmp_path / "run")
+    point = points.point(run.spec, tmp_path / "run")
     assert run.model.car.num_prefix > 0
     assert point["flops"] == 3 * 240 * run.model.car.flops_per_object
 

@@ -1,0 +1,36 @@
+"""The flags of `jobs/scaling_sweep.py`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.cli.flags import DryRun, OnData, OnDevice, OnRay, Replace, WithFeatures, WithRetries, WithTokenizer
+
+DEFAULT_SIZES = "20k,80k,150k,nano"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeatures, WithTokenizer, OnData, Replace):
+    """Train CAR at several sizes on the same data and fit the scaling law of its test cross-entropy."""
+
+    output: str
+    """folder of the study: study.json, points.csv, fit.json, curve.png, runs/"""
+    sizes: str = DEFAULT_SIZES
+    """CAR presets, comma-separated; the fit wants three at least, below six it is a demonstration"""
+    seeds: str = "0"
+    """seeds of each size, comma-separated"""
+    steps: int | None = None
+    """optimiser steps of every run; default each preset's"""
+    batch_size: int | None = None
+    """objects per step, over all workers; default each preset's"""
+    num_workers: int = 1
+    """Ray Train workers of each run, one process and one CPU or GPU each; 0 trains inside the trial's own process
+    (least start-up, CPU only)"""
+    micro_batch: int | Literal["auto"] = "auto"
+    """objects per forward pass of a worker; auto: what fits its GPU"""
+    gpu_memory: float | None = None
+    """GiB of a worker's GPU, for --micro-batch auto; default as found"""
+    set: str | None = None
+    """change fields of every size's preset, name=value,... (drop_phrases=0.5,head=bits); train_car.py --dry-run prints
+    all fields; default none"""
+    max_concurrent: int | None = None
+    """runs at once; default as many as the cluster has CPUs (or GPUs) for"""

@@ -1,0 +1,186 @@
+"""The runs of a study as trials of Ray Tune, which only schedules them.
+
+A trial reserves no CPU or GPU, because Train reserves them for its workers and both would wait for each other for ever;
+it reserves one `sweep_slot` per worker if the cluster has them. The driver copies every run to MLflow as a child of the
+study's run.
+"""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.cli.flags import MAX_FAILURES
+from pipelines.cli.progress import say
+from pipelines.cli.quiet import prints_aside
+from pipelines.cluster import session
+from pipelines.cluster.stopping import asking
+from pipelines.cluster.storage import check_arrived
+from pipelines.cluster.waiting import Need, asked, begun, fitting
+from pipelines.runs.identity import RunSpec
+from pipelines.runs.locks import alone_in
+from pipelines.runs.notes import FAILURE_FILE, note_failure, read_note
+from pipelines.study.config import SweepFlags
+from pipelines.tracking.tracked import WritePage
+from pipelines.train import follow
+from pipelines.train import run as train
+
+NO_CPU_TRIAL_BYTES = 2**20  # memory that a trial reserves on a cluster without sweep_slots
+
+
+def train_all(
+    specs: Sequence[RunSpec],
+    study: Path,
+    flags: SweepFlags,
+    parent: str | None = None,
+    build: str = train.BUILD_STAGE,
+    page: WritePage | None = None,
+) -> None:
+    """Train all unfinished runs by Tune, and copy them to MLflow meanwhile."""
+    todo = []
+    with contextlib.ExitStack() as stack:
+        for spec in specs:
+            run_dir = train.run_folder(spec, study / "runs")
+            if train.is_done(spec, run_dir):
+                train.say_finished(spec, run_dir, study, parent, page)
+            else:
+                stack.enter_context(alone_in(run_dir))
+                train.prepare_run(spec, study / "runs", replace=flags.replace)
+                (run_dir / FAILURE_FILE).unlink(missing_ok=True)
+                todo.append({"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build})
+        if not todo:
+            return
+        session.connect(flags.ray_address)
+        outcomes = {}
+        for item in todo:
+            spec, run_dir = RunSpec.from_dict(item["spec"]), Path(item["run_dir"])
+            # The store is the study's: beside STUDY, not beside STUDY/runs.
+            outcomes[spec.name] = stack.enter_context(train.tracked(spec, run_dir, study, parent, page))
+        for name, error in tune(todo, study, flags).items():
+            outcomes[name].failure = error
+
+
+def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str, str]:
+    """Run one Tune trial per item; return the error of each failed run by its name.
+
+    Ray's own files are deleted unless a trial failed.
+    """
+    for name in (
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS",
+        "TUNE_DISABLE_SIGINT_HANDLER",
+    ):  # the latter: pipelines.cli.interrupt handles signals
+        os.environ.setdefault(name, "1")
+    from ray import tune as ray_tune
+
+    resources, concurrent = trial_resources(flags)
+    scratch, folders = study / "ray", [Path(item["run_dir"]) for item in todo]
+    settings = {name: getattr(flags, name) for name in ("num_workers", "device", "max_failures")}
+    with asked("train", study_need(flags), study.name) as key:
+        tuner = ray_tune.Tuner(
+            ray_tune.with_resources(ray_tune.with_parameters(trial, todo=todo, key=key, **settings), resources),
+            param_space={"index": ray_tune.grid_search(list(range(len(todo))))},
+            tune_config=ray_tune.TuneConfig(
+                max_concurrent_trials=flags.max_concurrent or concurrent,
+                reuse_actors=True,  # a process of its own per run costs 8 CPU seconds of imports
+            ),
+            run_config=ray_tune.RunConfig(
+                name=uuid.uuid4().hex,
+                storage_path=str(scratch),
+                failure_config=ray_tune.FailureConfig(max_failures=flags.max_failures),
+                verbose=0,
+            ),
+        )
+        with prints_aside(), asking(folders):  # Tune prints a box at any verbosity
+            results = tuner.fit()
+    for result in results:
+        run_dir = Path(todo[result.config["index"]]["run_dir"])
+        told = result.metrics or {}
+        if not result.error and told.get("finished"):
+            check_arrived({str(run_dir / "_SUCCESS"): 0}, told.get("node_ip", "unknown"))
+        if (
+            result.error and read_note(run_dir, FAILURE_FILE) is None
+        ):  # the trial's process died before it could write one
+            note_failure(run_dir, result.error)
+    notes = {item["spec"]["name"]: read_note(item["run_dir"], FAILURE_FILE) for item in todo}
+    failed = {name: note["error"] for name, note in notes.items() if note}
+    if failed:
+        say(f"Ray's files of {len(failed)} failed run(s) are kept in {scratch}")
+    else:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return failed
+
+
+def study_need(flags: SweepFlags) -> Need:
+    """What the first run of a study needs: its workers, or without workers a CPU for the trial itself."""
+    if flags.num_workers == 0:
+        return Need(count=1, each={"CPU": 1.0}, remedy="start a node that offers CPUs")
+    return train.workers_need(flags.num_workers, flags.device)
+
+
+def trial_resources(flags: SweepFlags) -> tuple[dict[str, float], int]:
+    """(resources that a trial reserves, how many trials may run at once on the cluster as it is now).
+
+    A trial is one actor on one node: slots are only asked for if one node has them all.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    unit = "GPU" if flags.num_workers and session.wants_gpu(flags.device) else "CPU"
+    concurrent = max(1, int(have.get(unit, 1)) // max(1, flags.num_workers))
+    if flags.num_workers == 0:
+        return {"CPU": 1}, concurrent
+    slots = {"sweep_slot": float(flags.num_workers)}
+    if any(fitting(slots, node["Resources"]) for node in ray.nodes() if node["Alive"]):
+        return {"CPU": 0, **slots}, concurrent
+    return {"CPU": 0, "memory": NO_CPU_TRIAL_BYTES}, concurrent  # Ray refuses an empty request
+
+
+def trial(
+    config: dict[str, int],
+    *,
+    todo: list[dict[str, Any]],
+    num_workers: int,
+    device: str,
+    max_failures: int = MAX_FAILURES,
+    key: str = "",
+) -> dict[str, float]:
+    """Train one run inside a Tune trial: on its own Ray Train workers, or without workers in Train's local mode in this
+    process. Tune restarts a trial whose own process died; a run that failed after its own retries is not tried again.
+    The first worker calls `begun(key)`.
+    """
+    import torch
+
+    from g3pt.training.fit import AskedToStop
+
+    torch.set_num_threads(1)
+    item = todo[config["index"]]
+    spec, run_dir = RunSpec.from_dict(item["spec"]), Path(item["run_dir"])
+    try:
+        if key and not num_workers:
+            begun(key)
+        train.ray_train(spec, run_dir, num_workers, device, item["build"], None, max_failures, key)
+    except AskedToStop:
+        raise  # not a failure: Tune restarts the trial, or the study itself was asked to stop
+    except Exception as error:
+        note_failure(run_dir, error)
+        return {"finished": 0.0}
+    (run_dir / FAILURE_FILE).unlink(missing_ok=True)  # from an earlier try
+    return {"finished": 1.0}
+
+
+def check_finished(specs: Sequence[RunSpec], study: Path) -> None:
+    """RuntimeError, with the reason for each run, if runs did not finish."""
+    unfinished = [spec.name for spec in specs if not follow.is_finished(study / "runs" / spec.name)]
+    if not unfinished:
+        return
+    error = RuntimeError(
+        f"{len(unfinished)} of {len(specs)} runs did not finish; failure.json in each run's folder has the details"
+    )
+    for name in unfinished:
+        found = read_note(study / "runs" / name, FAILURE_FILE) or {"error": "reason unknown"}
+        place = f", in {found['where'][-1]}" if found.get("where") else ""
+        error.add_note(f"while training {name}: {found['error']}{place}")
+    raise error
