@@ -15,6 +15,7 @@ and the total, 2408; `paper` uses the one sum of squares that fits both).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -327,13 +328,10 @@ def car_preset(name: str) -> tuple[CARConfig, TrainConfig]:
 
 
 def _sized(depth: int, width: int) -> tuple[CARConfig, TrainConfig]:
-    """A generator for scaling studies, with heads about 32 wide; its learning rate is that of nano x sqrt(96 / width)."""
+    """A generator for scaling studies, with heads about 32 wide, trained as the smallest presets are."""
     _require(width % 8 == 0, f"the width of {depth}x{width} must be a multiple of 8")
     heads = next(count for count in range(max(1, width // 32), 0, -1) if width % count == 0)
-    rate = CAR_PRESETS["nano"][1].learning_rate * (96 / width) ** 0.5
-    return CARConfig(depth=depth, width=width, num_heads=heads), TrainConfig(
-        **SHORT, learning_rate=float(f"{rate:.3g}")
-    )
+    return CARConfig(depth=depth, width=width, num_heads=heads), CAR_PRESETS["nano"][1]
 
 
 def _lookup(table: dict[str, Any], name: str) -> Any:

@@ -63,17 +63,18 @@ def _plain(rows: object) -> list[tuple[str, str, float, float, float]]:
     return [(size, seed, float(n), float(d), float(loss)) for size, seed, n, d, loss in rows]  # type: ignore[attr-defined]
 
 
-def read_points(path: Path | str, *, count: str = "", column: str = LOSS) -> Points:
-    """The points of a CSV file; N is column `count`, by default the first of COUNTS that the file has.
+def read_points(path: Path | str, *, count: str = "", column: str = LOSS, held_out: bool = False) -> Points:
+    """The points of a CSV file without those that it marks as held out, or only those; N is column `count`, by default
+    the first of COUNTS that the file has.
 
     ValueError names file, line, column and value of what is missing or is no positive number.
     """
-    rows = read_rows(path)
-    header = set().union(*rows) if rows else set()
+    header = set(read_rows(path)[0])
     count = count or next((name for name in COUNTS if name in header), COUNTS[0])
     for name in (count, "samples", column):
         if name not in header:
             raise ValueError(f"{path} has no column {name!r}; it has {', '.join(sorted(header)) or 'no rows'}")
+    rows = [row for row in read_rows(path) if (row.get("held_out") == "1") == held_out]
     values = {
         name: np.array([_number(path, k, row, name) for k, row in enumerate(rows)])
         for name in (count, "samples", column)

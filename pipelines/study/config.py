@@ -15,7 +15,18 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeatures, WithTokeniz
     output: str
     """folder of the study: study.json, points.csv, fit.json, curve.png, runs/"""
     sizes: str = DEFAULT_SIZES
-    """CAR presets, comma-separated; the fit wants three at least, below six it is a demonstration"""
+    """CAR presets or DEPTHxWIDTH, comma-separated; the fit wants three at least, below six it is a demonstration"""
+    samples: str | None = None
+    """samples of each size's runs, as 8k,16k,32k: one trajectory per size and seed, with a cooldown for each; default
+    the presets' steps"""
+    held_out: str | None = None
+    """runs that are predicted before they start, as 1.5M:128k,nano:256k; with --samples; default none"""
+    warmup_samples: int | None = None
+    """with --samples: samples of the warm-up; default an eighth of the fewest, which is the most"""
+    lr_rule: str | None = None
+    """lr.json whose rule gives each size's learning rate; default the presets'"""
+    ceiling: float | None = None
+    """entropy of the codes in nats per token, at which the law may saturate; default fitted"""
     seeds: str = "0"
     """seeds of each size, comma-separated"""
     steps: int | None = None
@@ -34,3 +45,14 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeatures, WithTokeniz
     all fields; default none"""
     max_concurrent: int | None = None
     """runs at once; default as many as the cluster has CPUs (or GPUs) for"""
+    flops_per_s: float | None = None
+    """operations per second of one CPU or GPU, for the hours of --dry-run; default none are printed"""
+    price: float | None = None
+    """price of an hour of one CPU or GPU, for the costs of --dry-run; default none are printed"""
+
+    def __post_init__(self) -> None:
+        if self.samples and self.steps is not None:
+            raise ValueError("--samples and --steps both say how long runs are: give one of them")
+        for name in ("held_out",):
+            if getattr(self, name) and not self.samples:
+                raise ValueError(f"--{name.replace('_', '-')} needs --samples")

@@ -7,8 +7,9 @@ trials.py trains them, points.py reads and fits their losses.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import on_disk
@@ -20,8 +21,9 @@ from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import working_in
 from pipelines.runs.settings import changes, check_unchanged, flag
 from pipelines.study.config import SweepFlags
+from pipelines.study.cost import print_plan
 from pipelines.study.plan import plan
-from pipelines.study.points import collect, fit_and_draw, write_points
+from pipelines.study.points import collect, fit_and_draw, write_forecast, write_points
 from pipelines.study.trials import check_finished, study_need, train_all
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, code
@@ -32,7 +34,6 @@ from pipelines.train import run as train
 from pipelines.train.counts import count_car
 from pipelines.train.jobs import car_spec, encode, gpu_bytes_of_workers, with_features
 from pipelines.train.memory import gpu_bytes, with_plan
-from pipelines.train.plan import schedule_line
 
 STUDY_FILES = ("study.json", "points.csv", "fit.json", "curve.png")
 
@@ -41,33 +42,46 @@ def scaling_sweep(flags: SweepFlags, page: WritePage | None = None) -> str | Non
     """Run the study; return its folder, or None for a dry run."""
     rows = plan(flags)
     if flags.dry_run:
-        if flags.set:
-            print(f"every preset with {flags.set}")
-        for size, model, config in rows:
-            print(
-                f"{size} seed {config.seed}: {count_car(model)['parameters_no_embed']:,} parameters, "
-                f"{config.steps * config.batch_size:,} samples; {schedule_line(model, config)}"
-            )
+        print_plan(rows, flags)
         return None
     if "://" in flags.output:
         raise UsageError(
             f"{flags.output}: studies on an object store are not supported yet; use a local or shared folder"
         )
-    specs = [car_spec(flags.data, flags.tokenizer, size, model, config) for size, model, config in rows]
-    return str(run_study(specs, Path(absolute(flags.output)), flags, page))
+    specs = [car_spec(flags.data, flags.tokenizer, row.size, row.model, row.train) for row in rows]
+    held_out = {spec.name for spec, row in zip(specs, rows, strict=True) if row.held_out}
+    return str(run_study(specs, Path(absolute(flags.output)), flags, page, held_out))
 
 
-def run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, page: WritePage | None = None) -> Path:
-    """Train unfinished runs, then write points, fit and curve. A complete study is left alone."""
+def run_study(
+    specs: Sequence[RunSpec],
+    study: Path,
+    flags: SweepFlags,
+    page: WritePage | None = None,
+    held_out: Collection[str] = (),
+) -> Path:
+    """Train unfinished runs, then write points, fit and curve. Runs named in `held_out` start only after a forecast of
+    them was written. A complete study is left alone.
+    """
     check_settings(specs, study, flags)
+    check_not_begun(study, held_out)
     if is_finished(specs, study) and all(map(is_told, [study, *(study / "runs" / spec.name for spec in specs)])):
         print(f"{study}: finished already", flush=True)
         return study
     with alone_in(study):
         join(flags.ray_address, writes=[study], reads=train.inputs_of(specs[0]))
         refuse_impossible(study_need(flags))
-        _run_study(specs, study, flags, page)
+        _run_study(specs, study, flags, page, held_out)
     return study
+
+
+def check_not_begun(study: Path, held_out: Collection[str]) -> None:
+    """UsageError for a run that is to be predicted and was trained before there was a forecast."""
+    if (study / "forecast.json").exists():
+        return
+    begun = [name for name in held_out if checkpoints.checkpointed(study / "runs" / name)]
+    if begun:
+        raise UsageError(f"--held-out: {study / 'runs' / begun[0]} was trained before there was a forecast of it")
 
 
 def check_settings(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> None:
@@ -83,7 +97,7 @@ def check_settings(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> 
     known = json.loads((study / "study.json").read_text(encoding="utf-8"))
     if {run["name"] for run in known["runs"]} <= {spec.name for spec in specs}:
         return
-    names = ("sizes", "seeds", "steps", "batch_size", "set")
+    names = ("sizes", "samples", "held_out", "seeds", "steps", "batch_size", "set")
     stored = {flag(name): known["flags"].get(name) for name in names} | _paths(known["runs"][0]["paths"])
     wanted = {flag(name): getattr(flags, name) for name in names} | _paths(specs[0].paths)
     check_unchanged(f"--output {study}", changes(stored, wanted), replace=flags.replace)
@@ -93,7 +107,9 @@ def _paths(paths: Mapping[str, str]) -> dict[str, str]:
     return {flag(role): paths[role] for role in ("data", "tokenizer") if role in paths}
 
 
-def _run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, page: WritePage | None) -> None:
+def _run_study(
+    specs: Sequence[RunSpec], study: Path, flags: SweepFlags, page: WritePage | None, held_out: Collection[str]
+) -> None:
     """The body of `run_study`, once no other process works on the study."""
     from g3pt.training.exports import write_json
 
@@ -107,13 +123,43 @@ def _run_study(specs: Sequence[RunSpec], study: Path, flags: SweepFlags, page: W
         with followed(
             card(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists(), page=page
         ) as parent:
-            train_all(specs, study, flags, parent.run_id, page=page)
-            check_finished(specs, study)
-            points = collect(specs, study)
-            write_points(points, study / "points.csv")
-            fit_and_draw(points, study)
+            first = [spec for spec in specs if spec.name not in held_out]
+            train_and_fit(first, study, flags, parent.run_id, page)
+            if len(first) < len(specs):
+                ahead = [spec for spec in specs if spec.name in held_out]
+                write_forecast(study, [rung(spec) for spec in ahead], flags.ceiling)
+                train_and_fit(specs, study, flags, parent.run_id, page, held_out)
             best_effort("describing the study in MLflow", lambda: describe_study(study, parent))
             (study / "_SUCCESS").touch()
+
+
+def train_and_fit(
+    specs: Sequence[RunSpec],
+    study: Path,
+    flags: SweepFlags,
+    parent: str | None,
+    page: WritePage | None,
+    held_out: Collection[str] = (),
+) -> None:
+    """Train these runs, then write points, fit and curve of them."""
+    train_all(specs, study, flags, parent, page=page)
+    check_finished(specs, study)
+    points = collect(specs, study, held_out)
+    write_points(points, study / "points.csv")
+    fit_and_draw(points, study, flags.ceiling)
+
+
+def rung(spec: RunSpec) -> dict[str, Any]:
+    """What a forecast needs to know of a run."""
+    from g3pt.config import CARConfig, from_dict
+
+    train_config = spec.config["train"]
+    return {
+        "run": spec.name,
+        "size": spec.preset,
+        "params": count_car(from_dict(CARConfig, spec.config["model"]))["parameters_no_embed"],
+        "samples": train_config["steps"] * train_config["batch_size"],
+    }
 
 
 def _finished_runs(specs: Sequence[RunSpec], study: Path) -> str:

@@ -1,43 +1,147 @@
-"""The runs of a study, from its flags."""
+"""The runs of a study, from its flags: sizes, numbers of samples, seeds; which of them are predicted first."""
 
 import dataclasses
 import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cli.overrides import overridden
 from pipelines.study.config import SweepFlags
+from pipelines.study.ladder import MAX_WARMUP_SHARE, ladder
 from pipelines.train.counts import count_car
 from pipelines.train.jobs import check_workers
 
+UNITS = {"": 1, "k": 1000, "M": 1_000_000}
 
-def plan(flags: SweepFlags) -> list[tuple[str, Any, Any]]:
-    """(size, CARConfig, TrainConfig) of each run, largest first, so that the longest run starts first."""
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run of a study."""
+
+    size: str
+    model: Any  # CARConfig
+    train: Any  # TrainConfig
+    held_out: bool = False  # predicted before it may start, and no part of the fit
+
+    @property
+    def samples(self) -> int:
+        """Objects seen in training, repetitions included."""
+        return int(self.train.steps * self.train.batch_size)
+
+
+def plan(flags: SweepFlags) -> list[Row]:
+    """The runs, largest size first and longest first within a size, so that the longest trial starts first."""
+    with bad_input():
+        names = _different("--sizes", flags.sizes.split(","))
+        seeds = _different("--seeds", [int(seed) for seed in flags.seeds.split(",")])
+        ahead = held_out(flags.held_out)
+    sizes = {size: preset(size, flags) for size in dict.fromkeys([*names, *(size for size, _ in ahead)])}
+    check_different(sizes, flags)
+    with bad_input():
+        if flags.samples:
+            rows = _ladders(sizes, names, seeds, ahead, flags)
+        else:
+            rows = [
+                Row(size=size, model=sizes[size][0], train=dataclasses.replace(sizes[size][1], seed=seed))
+                for size in names
+                for seed in seeds
+            ]
+    for row in rows:
+        check_workers(row.train, flags.num_workers, flags.micro_batch)
+    return sorted(rows, key=lambda row: (-count_car(row.model)["parameters_no_embed"], row.train.seed, -row.samples))
+
+
+def preset(size: str, flags: SweepFlags) -> tuple[Any, Any]:
+    """A size's model and training, as --steps, --batch-size and --set change them."""
     from g3pt.config import car_preset
 
     with bad_input():
-        names, seeds = (
-            _different("--sizes", flags.sizes.split(",")),
-            _different("--seeds", [int(seed) for seed in flags.seeds.split(",")]),
-        )
-        sizes = {size: car_preset(size) for size in names}
+        model, train = car_preset(size)
         changes = {name: getattr(flags, name) for name in ("steps", "batch_size") if getattr(flags, name) is not None}
-        sizes = {size: (model, dataclasses.replace(config, **changes)) for size, (model, config) in sizes.items()}
-    sizes = {size: overridden(flags.set, *preset, seed_flag="--seeds") for size, preset in sizes.items()}
+        train = dataclasses.replace(train, **changes)
+    model, train = overridden(flags.set, model, train, seed_flag="--seeds")
+    return model, train
+
+
+def check_different(sizes: dict[str, tuple[Any, Any]], flags: SweepFlags) -> None:
+    """UsageError for two sizes that are the same model."""
     for one, other in itertools.combinations(sizes, 2):
         if sizes[one][0] == sizes[other][0]:
-            raise UsageError(
-                f"--set {flags.set}: it makes {one} and {other} the same model; set other fields, or remove one of "
-                "them from --sizes"
-            )
-    rows = [
-        (size, model, dataclasses.replace(config, seed=seed))
-        for size, (model, config) in sizes.items()
-        for seed in seeds
-    ]
-    for _, _, config in rows:
-        check_workers(config, flags.num_workers, flags.micro_batch)
-    return sorted(rows, key=lambda row: -count_car(row[1])["parameters_no_embed"])
+            why = f"--set {flags.set}: it makes {one} and {other}" if flags.set else f"{one} and {other} are"
+            raise UsageError(f"{why} the same model; set other fields, or remove one of them from --sizes")
+
+
+def _ladders(
+    sizes: dict[str, tuple[Any, Any]],
+    names: Sequence[str],
+    seeds: Sequence[int],
+    ahead: Sequence[tuple[str, int]],
+    flags: SweepFlags,
+) -> list[Row]:
+    """Every size of `names` with every number of samples and seed, and the runs to be predicted with the first seed."""
+    counts = _different("--samples", [number(text) for text in flags.samples.split(",")])  # type: ignore[union-attr]
+    batches = {name: sizes[name][1].batch_size for name in sizes}
+    if len(set(batches.values())) > 1:
+        raise ValueError(f"the presets have batches of {batches}: give --batch-size, which one law needs to be equal")
+    for size, count in ahead:
+        if size in names and count in counts:
+            raise ValueError(f"--held-out {size}:{count} is one of the runs that are fitted")
+    rates = _rates(sizes, counts, flags)
+    warmup = int(MAX_WARMUP_SHARE * min(counts)) if flags.warmup_samples is None else flags.warmup_samples
+    rows = []
+    for size, (model, train) in sizes.items():
+        base = dataclasses.replace(train, learning_rate=rates[size], ema_decay=0.0)  # cooled weights need no average
+        mine = [count for name, count in ahead if name == size]
+        for seed in seeds if size in names else seeds[:1]:
+            longest = [*(counts if size in names else []), *(mine if seed == seeds[0] else [])]
+            for config in ladder(dataclasses.replace(base, seed=seed), longest, warmup):
+                is_ahead = config.steps * config.batch_size in mine and (size not in names or seed == seeds[0])
+                rows.append(Row(size=size, model=model, train=config, held_out=is_ahead))
+    return rows
+
+
+def _rates(sizes: dict[str, tuple[Any, Any]], counts: Sequence[int], flags: SweepFlags) -> dict[str, float]:
+    """Learning rate of each size: the preset's, or the rule's at the geometric middle of the numbers of samples, because
+    all runs of a trajectory share one.
+    """
+    if not flags.lr_rule:
+        return {size: train.learning_rate for size, (_, train) in sizes.items()}
+    from g3pt.scaling.learning_rate import rule_of
+
+    try:
+        rule = rule_of(json.loads(Path(flags.lr_rule).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--lr-rule {flags.lr_rule} contains no rule: {type(error).__name__}: {error}") from error
+    middle = (min(counts) * max(counts)) ** 0.5
+    return {
+        size: float(f"{rule(count_car(model)['parameters_no_embed'], middle):.3g}")
+        for size, (model, _) in sizes.items()
+    }
+
+
+def held_out(text: str | None) -> list[tuple[str, int]]:
+    """(size, samples) of each `SIZE:SAMPLES`. ValueError for anything else."""
+    found = []
+    for part in filter(None, (text or "").split(",")):
+        size, colon, count = part.partition(":")
+        if not (size and colon):
+            raise ValueError(f"--held-out takes SIZE:SAMPLES, such as 1.5M:128k, got {part!r}")
+        found.append((size, number(count)))
+    return _different("--held-out", found)
+
+
+def number(text: str) -> int:
+    """A count such as 500, 8k or 1.5M. ValueError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(k|M|)", text.strip())
+    value = float(found[1]) * UNITS[found[2]] if found else 0.0
+    if value < 1 or value != round(value):
+        raise ValueError(f"{text!r} is no count, such as 500, 8k or 1.5M")
+    return round(value)
 
 
 def _different(flag: str, values: list[Any]) -> list[Any]:

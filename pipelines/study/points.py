@@ -2,35 +2,42 @@
 
 import csv
 import dataclasses
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.runs.identity import RunSpec
-from pipelines.runs.ledger import Ledger
+from pipelines.runs.ledger import Ledger, Record
+from pipelines.runs.notes import read_note
 from pipelines.train.counts import count_car
 from pipelines.train.jobs import open_data
+from pipelines.train.trajectory import branched_from
+
+ENVIRONMENT_FILE = "environment.json"  # of the machine that trained a run
 
 
-def collect(specs: Sequence[RunSpec], study: Path) -> list[dict[str, Any]]:
-    """One point per run, from the last record of its ledger, smallest size first."""
-    points = [point(spec, study / "runs" / spec.name) for spec in specs]
-    return sorted(points, key=lambda row: (row["params_no_embed"], row["seed"]))
+def collect(specs: Sequence[RunSpec], study: Path, held_out: Collection[str] = ()) -> list[dict[str, Any]]:
+    """One point per run, from the last record of its ledger, smallest size first; those named in `held_out` are marked."""
+    points = [{**point(spec, study / "runs" / spec.name), "held_out": int(spec.name in held_out)} for spec in specs]
+    return sorted(points, key=lambda row: (row["params_no_embed"], row["seed"], row["samples"]))
 
 
 def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
-    """The run's row of points.csv. flops counts the transformer as trained (with image tokens), forward and backward
-    (twice the forward).
+    """The run's row of points.csv (docs/concepts/contracts.md). flops counts the transformer as trained (with image
+    tokens), forward and backward (twice the forward).
     """
     from g3pt.config import CARConfig, CVQConfig, from_dict
-    from g3pt.training.exports import read_export_config
+    from g3pt.training.exports import export_hash, read_export_config
 
     last = Ledger.of(run_dir).last()
     assert last is not None, f"{run_dir} is finished without a record"
-    exported = read_export_config(run_dir)
+    exported, train = read_export_config(run_dir), spec.config["train"]
     params = count_car(from_dict(CARConfig, exported["model"]), from_dict(CVQConfig, exported["tokenizer"]))
     samples = int(last["step"])
+    objects = open_data(spec.paths["data"]).splits["train"]
+    about = read_note(run_dir, ENVIRONMENT_FILE) or {}
     tests = {key: value for key, value in last.items() if key == "test_ce" or key.startswith("test_ce_scale_")}
     return {
         "size": spec.preset,
@@ -38,12 +45,35 @@ def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
         "flops": 3 * exported["flops_per_object"] * samples,
         "seed": spec.seed,
         "samples": samples,
-        "epochs": round(samples / open_data(spec.paths["data"]).splits["train"], 4),
-        "lr": spec.config["train"]["learning_rate"],
-        "schedule": spec.config["train"]["schedule"],
+        "epochs": round(samples / objects, 4),
+        "unique_share": round(min(1.0, objects / samples), 4),
+        "batch_size": train["batch_size"],
+        "lr": train["learning_rate"],
+        "schedule": train["schedule"],
+        "parent": branched_from(run_dir),
         "test_ce": tests.pop("test_ce"),
         **dict(sorted(tests.items(), key=lambda pair: int(pair[0].rpartition("_")[2]))),
+        "test_objects": int(last.get("test_objects", 0)),
+        "data": spec.config.get("dataset", ""),
+        "tokenizer": exported["tokenizer_hash"],
+        "code": about.get("git_commit", "unknown"),
+        "device": ", ".join(about.get("gpus", [])) or about.get("cpu", "unknown"),
+        "weights": export_hash(run_dir),
+        "seconds": round(sum(step_seconds(Ledger.of(run_dir).read())), 1),
+        "run": spec.name,
     }
+
+
+def step_seconds(records: Sequence[Record]) -> list[float]:
+    """Seconds between the records of a ledger, without evaluations and pauses. Those of a trajectory that runs share are
+    in the ledgers of all of them.
+    """
+    seen, found = 0.0, []
+    for record in records:
+        rate = record.get("samples_per_second", 0.0)
+        found.append((record["step"] - seen) / rate if rate else 0.0)
+        seen = record["step"]
+    return found
 
 
 def write_points(points: Sequence[dict[str, Any]], path: Path) -> None:
@@ -56,14 +86,83 @@ def write_points(points: Sequence[dict[str, Any]], path: Path) -> None:
     os.replace(temporary, path)
 
 
-def fit_and_draw(points: Sequence[dict[str, Any]], study: Path) -> None:
-    """Write fit.json and curve.png."""
+def fit_and_draw(points: Sequence[dict[str, Any]], study: Path, ceiling: float | None = None) -> None:
+    """Write fit.json and curve.png: the laws in N of the runs of most samples that at least three sizes have, and, if
+    the numbers of samples differ enough, the law in N and D with its intervals. Held-out runs are no part of either.
+    """
     from g3pt.scaling.law import report
     from g3pt.training.exports import write_json
 
-    found = report(*([p[name] for p in points] for name in ("params_no_embed", "test_ce", "seed")))
+    fitted = [row for row in points if not row.get("held_out")]
+    section = of_most_samples(fitted)
+    found = report(*([row[name] for row in section] for name in ("params_no_embed", "test_ce", "seed")))
+    seen = {row.get("samples") for row in section}
+    found["samples"] = seen.pop() if len(seen) == 1 else None
+    found["surface"] = surface(study, ceiling) if has_surface(fitted) else None
+    forecast = study / "forecast.json"
+    if forecast.exists():
+        from g3pt.scaling.forecast import compared, read_forecast
+        from g3pt.scaling.points import read_points
+
+        found["forecast"] = compared(read_forecast(forecast), read_points(study / "points.csv", held_out=True))
     write_json(study / "fit.json", found)
-    draw(points, found, study / "curve.png")
+    draw(section, found, study / "curve.png")
+
+
+def of_most_samples(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The points of the largest number of samples that three sizes have; all points if there is none, as where each
+    preset has its own.
+    """
+    for samples in sorted({row.get("samples", 0) for row in points}, reverse=True):
+        part = [row for row in points if row.get("samples", 0) == samples]
+        if len({row["params_no_embed"] for row in part}) >= 3:
+            return part
+    return list(points)
+
+
+def has_surface(points: Sequence[dict[str, Any]]) -> bool:
+    """Whether the points can have a law in N and D: at least three sizes, each with three numbers of samples."""
+    by_size: dict[int, set[int]] = {}
+    for row in points:
+        by_size.setdefault(row["params_no_embed"], set()).add(row.get("samples", 0))
+    return sum(len(samples) >= 3 for samples in by_size.values()) >= 3
+
+
+def surface(study: Path, ceiling: float | None = None) -> dict[str, Any]:
+    """The law in N and D of a study's points.csv, by all counts of N; that of its fit.json if it has the same points."""
+    from g3pt.scaling.points import COUNTS, read_points
+    from g3pt.scaling.study import report
+
+    main, *others = (read_points(study / "points.csv", count=name) for name in COUNTS)
+    known = known_surface(study)
+    if known and (known["points"]["sha256"], known["ceiling"]) == (main.sha256, ceiling):
+        return known
+    return {**report(main, ceiling=ceiling, others=others), "ceiling": ceiling}
+
+
+def known_surface(study: Path) -> dict[str, Any] | None:
+    """The law in N and D of the study's fit.json; None without one."""
+    try:
+        found: dict[str, Any] = json.loads((study / "fit.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found.get("surface")
+
+
+def write_forecast(study: Path, rows: Sequence[dict[str, Any]], ceiling: float | None = None) -> None:
+    """Write forecast.json for held-out runs (size, params, samples) from points.csv. An existing one is kept."""
+    from g3pt.scaling import forecast as forecasts
+    from g3pt.scaling.intervals import errors
+    from g3pt.scaling.points import read_points
+    from g3pt.scaling.study import law_of
+
+    target = study / "forecast.json"
+    if target.exists():
+        forecasts.read_forecast(target)  # refuses one that was changed
+        return
+    points, known = read_points(study / "points.csv"), known_surface(study)
+    law = law_of(points, known["law"]["form"] if known else "", ceiling)
+    forecasts.write_forecast(forecasts.forecast(errors(law, points.size, points.seed), points, rows), target)
 
 
 def draw(points: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) -> None:

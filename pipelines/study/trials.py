@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from g3pt.config import TrainConfig, from_dict
 from pipelines.cli.flags import MAX_FAILURES
 from pipelines.cli.progress import say
 from pipelines.cli.quiet import prints_aside
@@ -20,13 +21,16 @@ from pipelines.cluster import session
 from pipelines.cluster.stopping import asking
 from pipelines.cluster.storage import check_arrived
 from pipelines.cluster.waiting import Need, asked, begun, fitting
+from pipelines.runs.environment import environment
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import FAILURE_FILE, note_failure, read_note
 from pipelines.study.config import SweepFlags
+from pipelines.study.points import ENVIRONMENT_FILE
 from pipelines.tracking.tracked import WritePage
 from pipelines.train import follow
 from pipelines.train import run as train
+from pipelines.train.trajectory import branch_samples, start_from_another, trajectory
 
 NO_CPU_TRIAL_BYTES = 2**20  # memory that a trial reserves on a cluster without sweep_slots
 
@@ -39,8 +43,8 @@ def train_all(
     build: str = train.BUILD_STAGE,
     page: WritePage | None = None,
 ) -> None:
-    """Train all unfinished runs by Tune, and copy them to MLflow meanwhile."""
-    todo = []
+    """Train all unfinished runs by Tune, and copy them to MLflow meanwhile. Runs of one trajectory are one trial."""
+    todo, kept = [], kept_samples(specs)
     with contextlib.ExitStack() as stack:
         for spec in specs:
             run_dir = train.run_folder(spec, study / "runs")
@@ -50,7 +54,8 @@ def train_all(
                 stack.enter_context(alone_in(run_dir))
                 train.prepare_run(spec, study / "runs", replace=flags.replace)
                 (run_dir / FAILURE_FILE).unlink(missing_ok=True)
-                todo.append({"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build})
+                item = {"spec": spec.to_dict(), "run_dir": str(run_dir), "build": build, "kept": kept[spec.name]}
+                todo.append(item)
         if not todo:
             return
         session.connect(flags.ray_address)
@@ -63,8 +68,31 @@ def train_all(
             outcomes[name].failure = error
 
 
+def kept_samples(specs: Sequence[RunSpec]) -> dict[str, tuple[int, ...]]:
+    """Name of each run -> the samples at which it keeps a checkpoint: where a run of its trajectory begins to cool down."""
+    branches: dict[str, set[int]] = {}
+    for spec in specs:
+        if key := trajectory(spec):
+            config = from_dict(TrainConfig, spec.config["train"])
+            branches.setdefault(key, set()).add(branch_samples(config))
+    return {spec.name: tuple(sorted(branches.get(trajectory(spec), ()))) for spec in specs}
+
+
+def together(todo: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Indices of the runs of each trial, longest first: those of one trajectory, in the order of their longest."""
+    groups: dict[str, list[int]] = {}
+    for index, item in enumerate(todo):
+        spec = RunSpec.from_dict(item["spec"])
+        groups.setdefault(trajectory(spec) or spec.name, []).append(index)
+
+    def steps(index: int) -> int:
+        return int(todo[index]["spec"]["config"].get("train", {}).get("steps", 0))
+
+    return [sorted(group, key=lambda index: -steps(index)) for group in groups.values()]
+
+
 def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str, str]:
-    """Run one Tune trial per item; return the error of each failed run by its name.
+    """Run one Tune trial per trajectory; return the error of each failed run by its name.
 
     Ray's own files are deleted unless a trial failed.
     """
@@ -78,10 +106,13 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
     resources, concurrent = trial_resources(flags)
     scratch, folders = study / "ray", [Path(item["run_dir"]) for item in todo]
     settings = {name: getattr(flags, name) for name in ("num_workers", "device", "max_failures")}
+    groups = together(todo)
     with asked("train", study_need(flags), study.name) as key:
         tuner = ray_tune.Tuner(
-            ray_tune.with_resources(ray_tune.with_parameters(trial, todo=todo, key=key, **settings), resources),
-            param_space={"index": ray_tune.grid_search(list(range(len(todo))))},
+            ray_tune.with_resources(
+                ray_tune.with_parameters(trial, todo=todo, groups=groups, key=key, **settings), resources
+            ),
+            param_space={"index": ray_tune.grid_search(list(range(len(groups))))},
             tune_config=ray_tune.TuneConfig(
                 max_concurrent_trials=flags.max_concurrent or concurrent,
                 reuse_actors=True,  # a process of its own per run costs 8 CPU seconds of imports
@@ -96,14 +127,13 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
         with prints_aside(), asking(folders):  # Tune prints a box at any verbosity
             results = tuner.fit()
     for result in results:
-        run_dir = Path(todo[result.config["index"]]["run_dir"])
         told = result.metrics or {}
-        if not result.error and told.get("finished"):
-            check_arrived({str(run_dir / "_SUCCESS"): 0}, told.get("node_ip", "unknown"))
-        if (
-            result.error and read_note(run_dir, FAILURE_FILE) is None
-        ):  # the trial's process died before it could write one
-            note_failure(run_dir, result.error)
+        for index in groups[result.config["index"]]:
+            run_dir = Path(todo[index]["run_dir"])
+            if not result.error and told.get("finished"):
+                check_arrived({str(run_dir / "_SUCCESS"): 0}, told.get("node_ip", "unknown"))
+            if result.error and not follow.is_finished(run_dir) and read_note(run_dir, FAILURE_FILE) is None:
+                note_failure(run_dir, result.error)  # the trial's process died before it could write one
     notes = {item["spec"]["name"]: read_note(item["run_dir"], FAILURE_FILE) for item in todo}
     failed = {name: note["error"] for name, note in notes.items() if note}
     if failed:
@@ -144,31 +174,46 @@ def trial(
     todo: list[dict[str, Any]],
     num_workers: int,
     device: str,
+    groups: list[list[int]] | None = None,
     max_failures: int = MAX_FAILURES,
     key: str = "",
 ) -> dict[str, float]:
-    """Train one run inside a Tune trial: on its own Ray Train workers, or without workers in Train's local mode in this
-    process. Tune restarts a trial whose own process died; a run that failed after its own retries is not tried again.
-    The first worker calls `begun(key)`.
+    """Train the runs of one trajectory inside a Tune trial: on their own Ray Train workers, or without workers in Train's
+    local mode in this process. Tune restarts a trial whose own process died; a run that failed after its own retries is
+    not tried again, and the others go on. The first worker calls `begun(key)`.
     """
     import torch
 
+    torch.set_num_threads(1)
+    if key and not num_workers:
+        begun(key)
+    finished = [
+        train_one(todo[index], num_workers, device, max_failures, key)
+        for index in (groups[config["index"]] if groups else [config["index"]])
+    ]
+    return {"finished": float(all(finished))}
+
+
+def train_one(item: dict[str, Any], num_workers: int, device: str, max_failures: int, key: str) -> bool:
+    """Train one run, from the checkpoint of a longer one if that has passed where it cools down; False if it failed."""
+    from g3pt.training.exports import write_json
     from g3pt.training.fit import AskedToStop
 
-    torch.set_num_threads(1)
-    item = todo[config["index"]]
     spec, run_dir = RunSpec.from_dict(item["spec"]), Path(item["run_dir"])
+    if follow.is_finished(run_dir):  # before the trial was restarted
+        return True
+    write_json(run_dir / ENVIRONMENT_FILE, environment())
+    speed = train.Speed(keep_samples=tuple(item.get("kept", ())))
     try:
-        if key and not num_workers:
-            begun(key)
-        train.ray_train(spec, run_dir, num_workers, device, item["build"], None, max_failures, key)
+        start_from_another(spec, run_dir)
+        train.ray_train(spec, run_dir, num_workers, device, item["build"], speed, max_failures, key)
     except AskedToStop:
         raise  # not a failure: Tune restarts the trial, or the study itself was asked to stop
     except Exception as error:
         note_failure(run_dir, error)
-        return {"finished": 0.0}
+        return False
     (run_dir / FAILURE_FILE).unlink(missing_ok=True)  # from an earlier try
-    return {"finished": 1.0}
+    return True
 
 
 def check_finished(specs: Sequence[RunSpec], study: Path) -> None:

@@ -27,14 +27,9 @@ BRANCH_FILE = "branch.json"
 
 def trajectory(spec: RunSpec) -> str:
     """A hash of all that the steps before a run's cooldown depend on; "" if they depend on its length."""
-    train, model = spec.config["train"], spec.config.get("model", {})
-    config = from_dict(TrainConfig, train)
-    if (
-        spec.stage != "car"
-        or config.schedule != "wsd"
-        or config.warmup_samples is None
-        or model.get("progressive_share")
-    ):
+    train, model = spec.config.get("train", {}), spec.config.get("model", {})
+    apart = train.get("schedule") != "wsd" or train.get("warmup_samples") is None or model.get("progressive_share")
+    if spec.stage != "car" or apart:
         return ""
     rest = {name: value for name, value in train.items() if name not in LENGTH}
     return stable_hash({"seed": spec.seed, "config": {**spec.config, "train": rest}})

@@ -73,11 +73,13 @@ def test_set_changes_every_size_of_a_study_and_the_names_of_its_runs(capsys: pyt
         rows = job.plan(dataclasses.replace(flags, set=text))
         names.append(
             [
-                RunSpec(stage="car", preset=size, seed=train.seed, config={"model": dataclasses.asdict(model)}).name
-                for size, model, train in rows
+                RunSpec(
+                    stage="car", preset=row.size, seed=row.train.seed, config={"model": dataclasses.asdict(row.model)}
+                ).name
+                for row in rows
             ]
         )
-    assert [(size, model.head, train.learning_rate, train.steps, train.seed) for size, model, train in rows] == [
+    assert [(r.size, r.model.head, r.train.learning_rate, r.train.steps, r.train.seed) for r in rows] == [
         (size, "bits", 1e-3, 7, seed) for size in ("20k", "5k") for seed in (0, 1)
     ]
     assert len(set(names[0]) | set(names[1])) == 8

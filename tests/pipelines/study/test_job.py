@@ -37,7 +37,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
             (study / "runs" / item.name).mkdir(parents=True, exist_ok=True)
             (study / "runs" / item.name / "_SUCCESS").touch()
 
-    def fit_and_draw(points: list[dict], study: Path) -> None:
+    def fit_and_draw(points: list[dict], study: Path, *_: object) -> None:
         law = {
             "irreducible": 0.0,
             "coefficient": 1.0,
@@ -55,7 +55,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "refuse_impossible", lambda _: None)
     monkeypatch.setattr(job, "gpu_bytes_of_workers", lambda _: None)
     monkeypatch.setattr(job, "with_plan", lambda spec, *_: spec)
-    monkeypatch.setattr(job, "collect", lambda specs, study: [{"size": s.preset} for s in specs])
+    monkeypatch.setattr(job, "collect", lambda specs, *_: [{"size": s.preset} for s in specs])
 
 
 def test_a_finished_study_is_left_alone_and_one_that_grew_is_fitted_again(

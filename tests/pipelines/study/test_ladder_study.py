@@ -1,0 +1,139 @@
+"""A whole study with a ladder of samples and a forecast, on a toy dataset, in one process."""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from g3pt.scaling.forecast import read_forecast
+from g3pt.scaling.points import read_points
+from pipelines.cli.errors import UsageError
+from pipelines.derive import tokens
+from pipelines.study import job, points, trials
+from pipelines.study.config import SweepFlags
+from pipelines.study.plan import plan
+from pipelines.train import run as train
+from pipelines.train.jobs import car_spec
+from pipelines.train.worker import work, work_config
+from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
+
+SET = "text_encoder=small,image_encoder=none,log_every=20,eval_every=1000,checkpoint_every=1000"
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> SweepFlags:
+    folder = tmp_path_factory.mktemp("ladder")
+    info = write_toy_dataset(folder / "data", count=60)
+    tokenizer = write_toy_tokenizer(folder / "tokenizer")
+    tokens.encode_dataset(info.path, tokenizer, use_ray=False)
+    return SweepFlags(
+        data=str(info.path), tokenizer=str(tokenizer), output=str(folder / "study"), sizes="1x8,1x16,1x24",
+        samples="240,320,400", held_out="1x32:400", batch_size=4, num_workers=0, set=SET,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Trials run in this process, without Ray and MLflow; returns the runs that were trained, in order."""
+    order: list[str] = []
+
+    def ray_train(spec: Any, run_dir: Path, workers: int, device: str, build: str, speed: Any, **_: object) -> None:
+        order.append(spec.name)
+        work(work_config(spec, run_dir, build, speed))
+
+    def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str, str]:
+        groups = trials.together(todo)
+        for index in range(len(groups)):
+            trials.trial({"index": index}, todo=todo, groups=groups, num_workers=0, device="cpu")
+        return {}
+
+    outcome = SimpleNamespace(run_id=None, metrics={}, tags={}, artifacts=[], failure="")
+    for module in (job, trials.train):
+        monkeypatch.setattr(module, "is_told", lambda *_: True)
+    monkeypatch.setattr(train, "tracked", lambda *_, **__: contextlib.nullcontext(outcome))
+    monkeypatch.setattr(job, "followed", lambda *_, **__: contextlib.nullcontext(outcome))
+    monkeypatch.setattr(train, "ray_train", ray_train)
+    monkeypatch.setattr(trials, "tune", tune)
+    monkeypatch.setattr(trials.session, "connect", lambda *_: None)
+    monkeypatch.setattr(job, "join", lambda *_, **__: None)
+    monkeypatch.setattr(job, "refuse_impossible", lambda _: None)
+    monkeypatch.setattr(job, "encode", lambda *_: None)
+    return order
+
+
+@pytest.mark.slow
+def test_trunks_first_then_branches_then_the_forecast_then_what_it_is_about(
+    flags: SweepFlags, here: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = plan(flags)
+    specs = [car_spec(flags.data, flags.tokenizer, row.size, row.model, row.train) for row in rows]
+    names = {(row.size, row.samples): spec.name for row, spec in zip(rows, specs, strict=True)}
+    study = Path(job.scaling_sweep(flags) or "")
+    wanted = [names[size, samples] for size in ("1x24", "1x16", "1x8") for samples in (400, 320, 240)]
+    assert here == [*wanted, names["1x32", 400]], "the longest of a size first, the predicted one last"
+    fitted = read_points(study / "points.csv")
+    assert len(fitted) == 9 and sorted(set(fitted.samples)) == [240, 320, 400]
+    rows_of = {row["run"]: row for row in _rows(study / "points.csv")}
+    assert rows_of[names["1x24", 240]]["parent"] == names["1x24", 400] and rows_of[names["1x24", 400]]["parent"] == ""
+    assert [row["run"] for row in rows_of.values() if row["held_out"] == "1"] == [names["1x32", 400]]
+    row = rows_of[names["1x8", 320]]
+    assert (row["samples"], row["batch_size"], row["schedule"], row["seed"]) == ("320", "4", "wsd", "0")
+    assert len(row["weights"]) == 64 and len(row["tokenizer"]) == 64 and row["device"] and float(row["seconds"]) > 0
+    assert 0 < int(row["params_no_adaln"]) < int(row["params_no_embed"]) < int(row["params_total"])
+    assert float(row["unique_share"]) == pytest.approx(
+        min(1, float(row["samples"]) / float(row["epochs"]) / 320), abs=0.01
+    )
+    body = read_forecast(study / "forecast.json")
+    assert body["points_sha256"] == fitted.sha256 and [rung["run"] for rung in body["rungs"]] == [names["1x32", 400]]
+    found = json.loads((study / "fit.json").read_text())
+    assert found["surface"]["points"]["num"] == 9 and found["samples"] == 400 and found["num_points"] == 3
+    (compared,) = found["forecast"]
+    assert compared["measured"] == pytest.approx(float(rows_of[names["1x32", 400]]["test_ce"]))
+    assert (study / "curve.png").read_bytes().startswith(b"\x89PNG") and (study / "_SUCCESS").exists()
+    before = (study / "forecast.json").read_bytes()
+    points.write_forecast(study, [])
+    assert (study / "forecast.json").read_bytes() == before, "a forecast is never replaced"
+
+
+def test_a_run_that_failed_does_not_stop_its_trajectory(
+    flags: SweepFlags, here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train.ray_train
+
+    def failing(spec: Any, run_dir: Path, *rest: Any, **named: Any) -> None:
+        if spec.config["train"]["steps"] == 80:
+            raise RuntimeError("the disk is slow")
+        whole(spec, run_dir, *rest, **named)
+
+    monkeypatch.setattr(train, "ray_train", failing)
+    one = dataclasses.replace(flags, sizes="1x8", held_out=None, output=str(tmp_path / "study"))
+    with pytest.raises(RuntimeError, match="1 of 3 runs did not finish"):
+        job.scaling_sweep(one)
+    assert len(here) == 2
+
+
+def test_a_run_that_was_trained_before_its_forecast_is_refused(
+    flags: SweepFlags, here: list[str], tmp_path: Path
+) -> None:
+    output = str(tmp_path / "study")
+    fitted = dataclasses.replace(flags, sizes="1x8", samples="240", held_out=None, output=output)
+    specs = [car_spec(fitted.data, fitted.tokenizer, row.size, row.model, row.train) for row in plan(fitted)]
+    checkpoints = Path(output) / "runs" / specs[0].name / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "samples-000000000200.pt").touch()
+    later = dataclasses.replace(
+        flags, sizes="1x16,1x24", samples="240,320", held_out="1x8:240", output=output, warmup_samples=30
+    )
+    with pytest.raises(UsageError, match="was trained before there was a forecast of it"):
+        job.scaling_sweep(later)
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    import csv
+
+    with open(file, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
