@@ -9,10 +9,13 @@ from typing import Any
 from markupsafe import Markup
 
 from pipelines.report.common import failure_line, note_command
-from pipelines.report.html import Page, columns, paragraph, table, text, warning
+from pipelines.report.html import Page, columns, folded, paragraph, table, text, warning
+from pipelines.report.loss_law import surface
 from pipelines.report.plots import Series, plot
 from pipelines.report.runs import SAMPLES, curve
 from pipelines.report.values import Source, Unreadable, read_csv, read_json, read_ledger
+
+MOST_POINTS = 20  # more are folded
 
 
 def study(page: Page, folder: Path) -> None:
@@ -90,13 +93,18 @@ def _finished_study(page: Page, points: Source, fit: Source) -> list[Markup]:
         )
         for point in (points.at(k) for k in range(len(points.value)))
     ]  # fmt: skip
+    shown = table(heads, listed, "Points: parameters without embeddings and head; nats per token")
+    samples = fit.get("samples", default=None)
+    section = [row for row in points.value if samples is None or row.get("samples") == samples]
+    at = f" Runs of {samples:,.0f} samples." if samples else ""
     return [
-        paragraph(f"{fit.get('num_sizes')} sizes, {fit.get('status')}. {fit.get('method', default='')}.", "soft"),
+        paragraph(f"{fit.get('num_sizes')} sizes, {fit.get('status')}.{at} {fit.get('method', default='')}.", "soft"),
         columns(
-            _scaling_plot(points.value, laws),
+            _scaling_plot(section, laws),
             table(("law", "α", "95 % interval", "E", "largest size from the rest"), rows, "Fits"),
         ),
-        table(heads, listed, "Points: parameters without embeddings and head; nats per token"),
+        *surface(points, fit),
+        folded(f"{len(listed)} points", shown) if len(listed) > MOST_POINTS else shown,
     ]
 
 

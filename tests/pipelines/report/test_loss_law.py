@@ -1,0 +1,56 @@
+"""The page of a study with a law in N and D: its law is drawn as it was fitted, its forecast stands beside the measured loss."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.report import loss_law
+from pipelines.report.page import write_report
+from pipelines.report.values import Source
+from pipelines.study.points import fit_and_draw, write_forecast, write_points
+from tests.g3pt.scaling.grids import SIZES, additive, grid, noisy
+
+
+def rows_of_a_study() -> list[dict]:
+    points = noisy(grid(2, sizes=SIZES[2:6]), np.random.default_rng(0))
+    columns = zip(points.params, points.samples, points.seed, points.loss, points.flops, strict=True)
+    return [
+        {
+            "size": f"size-{int(n)}", "params_no_embed": int(n), "params_no_adaln": int(n), "params_total": int(n), "flops": c,
+            "seed": int(s), "samples": int(d), "lr": 1e-3, "test_ce": float(loss), "held_out": 0,
+        }
+        for n, d, s, loss, c in columns
+    ]  # fmt: skip
+
+
+def test_law_rivals_and_forecast_are_on_the_page(tmp_path: Path) -> None:
+    rows = rows_of_a_study()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "study.json").write_text(json.dumps({"runs": [], "flags": {}}))
+    write_points(rows, tmp_path / "points.csv")
+    fit_and_draw(rows, tmp_path)
+    write_forecast(tmp_path, [{"run": "r", "size": "larger", "params": 400_000, "samples": 128_000}])
+    ahead = {"size": "larger", "params_no_embed": 400_000, "test_ce": float(additive(4e5, 128e3)), "held_out": 1}
+    write_points([*rows, rows[-1] | {"samples": 128_000} | ahead], tmp_path / "points.csv")
+    fit_and_draw([*rows, rows[-1] | {"samples": 128_000} | ahead], tmp_path)
+    fit = json.loads((tmp_path / "fit.json").read_text())
+    page = Path(write_report(tmp_path)).read_text()
+    words = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page))
+    law = fit["surface"]["law"]
+    assert law["formula"] in page and "Forms of the law, by what they predict" in words and "41 points" in words
+    for number in (law["parameters"]["alpha"], law["parameters"]["beta"]):
+        assert f"{number:.4g}" in words
+    (rung,) = fit["forecast"]
+    assert rung["inside"] and f"{rung['miss']:+.2%}" in words and "N is 2.55 times the largest measured" in words
+    drawn = loss_law.law_of(Source("fit.json", law))
+    assert float(drawn(4e5, 128e3)) == pytest.approx(rung["loss"], rel=1e-9), "the curve is the law of the forecast"
+    assert known_again(tmp_path, rows) == fit["surface"]["points"]["sha256"], "held-out runs are no part of the fit"
+
+
+def known_again(study: Path, rows: list[dict]) -> str:
+    write_points(rows, study / "points.csv")
+    fit_and_draw(rows, study)
+    return json.loads((study / "fit.json").read_text())["surface"]["points"]["sha256"]
