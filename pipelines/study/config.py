@@ -23,6 +23,8 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeatures, WithTokeniz
     """runs that are predicted before they start, as 1.5M:128k,nano:256k; with --samples; default none"""
     warmup_samples: int | None = None
     """with --samples: samples of the warm-up; default an eighth of the fewest, which is the most"""
+    tune_lr: bool = False
+    """only find a rule for learning rates, by sweeps at three sizes and a check at the largest: lr.json, lr.png"""
     lr_rule: str | None = None
     """lr.json whose rule gives each size's learning rate; default the presets'"""
     ceiling: float | None = None
@@ -53,6 +55,5 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeatures, WithTokeniz
     def __post_init__(self) -> None:
         if self.samples and self.steps is not None:
             raise ValueError("--samples and --steps both say how long runs are: give one of them")
-        for name in ("held_out",):
-            if getattr(self, name) and not self.samples:
-                raise ValueError(f"--{name.replace('_', '-')} needs --samples")
+        if self.held_out and not self.samples:
+            raise ValueError("--held-out needs --samples")

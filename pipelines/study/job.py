@@ -22,8 +22,9 @@ from pipelines.runs.notes import working_in
 from pipelines.runs.settings import changes, check_unchanged, flag
 from pipelines.study.config import SweepFlags
 from pipelines.study.cost import print_plan
-from pipelines.study.plan import plan
+from pipelines.study.plan import Row, plan
 from pipelines.study.points import collect, fit_and_draw, write_forecast, write_points
+from pipelines.study.rates import lines, sweep_rows, tune_rates
 from pipelines.study.trials import check_finished, study_need, train_all
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, code
@@ -48,9 +49,37 @@ def scaling_sweep(flags: SweepFlags, page: WritePage | None = None) -> str | Non
         raise UsageError(
             f"{flags.output}: studies on an object store are not supported yet; use a local or shared folder"
         )
-    specs = [car_spec(flags.data, flags.tokenizer, row.size, row.model, row.train) for row in rows]
+    if flags.tune_lr:
+        return str(find_rule(flags, Path(absolute(flags.output)), page))
+    specs = [spec_of(row, flags) for row in rows]
     held_out = {spec.name for spec, row in zip(specs, rows, strict=True) if row.held_out}
     return str(run_study(specs, Path(absolute(flags.output)), flags, page, held_out))
+
+
+def spec_of(row: Row, flags: SweepFlags) -> RunSpec:
+    """The identity of a planned run."""
+    return car_spec(flags.data, flags.tokenizer, row.size, row.model, row.train)
+
+
+def find_rule(flags: SweepFlags, study: Path, page: WritePage | None = None) -> Path:
+    """Train sweeps of the learning rate and write lr.json and lr.png; finished runs are kept. Returns the folder."""
+    swept, _ = sweep_rows(flags)
+    first = spec_of(swept[0], flags)
+    with alone_in(study):
+        join(flags.ray_address, writes=[study], reads=train.inputs_of(first))
+        refuse_impossible(study_need(flags))
+        size = gpu_bytes(flags) or gpu_bytes_of_workers(flags)
+
+        def finish(specs: Sequence[RunSpec]) -> None:
+            planned = [with_plan(spec, flags, size) for spec in with_features(specs, flags)]
+            train_all(planned, study, flags, page=page)
+            check_finished(planned, study)
+
+        with working_in(study, unit="runs", flags=dataclasses.asdict(flags)):
+            encode(first, max(1, flags.num_workers), flags.ray_address, flags.device)
+            found = tune_rates(flags, study, lambda row: spec_of(row, flags), finish)
+    print("\n".join(lines(found)), flush=True)
+    return study
 
 
 def run_study(

@@ -3,20 +3,26 @@
 import contextlib
 import dataclasses
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from g3pt.config import CARConfig, from_dict
 from g3pt.scaling.forecast import read_forecast
+from g3pt.scaling.learning_rate import Rule, rule_of
 from g3pt.scaling.points import read_points
 from pipelines.cli.errors import UsageError
 from pipelines.derive import tokens
-from pipelines.study import job, points, trials
+from pipelines.runs.identity import RunSpec
+from pipelines.runs.ledger import Ledger
+from pipelines.study import job, points, rates, trials
 from pipelines.study.config import SweepFlags
 from pipelines.study.plan import plan
 from pipelines.train import run as train
+from pipelines.train.counts import count_car
 from pipelines.train.jobs import car_spec
 from pipelines.train.worker import work, work_config
 from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
@@ -130,6 +136,57 @@ def test_a_run_that_was_trained_before_its_forecast_is_refused(
     )
     with pytest.raises(UsageError, match="was trained before there was a forecast of it"):
         job.scaling_sweep(later)
+
+
+def test_a_rule_for_learning_rates_is_found_and_checked(
+    flags: SweepFlags,
+    here: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Runs whose loss is a parabola in log LR about a known rule."""
+    true = Rule(c=-3.2, a=-0.2, b=-0.05)
+
+    def ray_train(spec: RunSpec, run_dir: Path, *_: object, **__: object) -> None:
+        here.append(spec.name)
+        fit, model = spec.config["train"], from_dict(CARConfig, spec.config["model"])
+        samples = fit["steps"] * fit["batch_size"]
+        best = true(count_car(model)["parameters_no_embed"], samples)
+        loss = 5 * math.exp(0.01 * math.log(fit["learning_rate"] / best) ** 2)
+        Ledger.of(run_dir).append([{"step": samples, "test_ce": loss}])
+        (run_dir / "_SUCCESS").touch()
+
+    monkeypatch.setattr(train, "ray_train", ray_train)
+    tuned = dataclasses.replace(
+        flags,
+        sizes="1x8,1x16,1x24,1x32",
+        samples="240,320",
+        held_out=None,
+        tune_lr=True,
+        output=str(tmp_path / "study"),
+    )
+    study = Path(job.scaling_sweep(tuned) or "")
+    assert len(here) == 3 * 5 * 2 + 3 == len(set(here))
+    found = json.loads((study / "lr.json").read_text())
+    rule = rule_of(found)
+    assert (rule.c, rule.a, rule.b) == pytest.approx((true.c, true.a, true.b), abs=0.02), "rates have three digits"
+    assert found["holds"] and len(found["gate"][0]["rates"]) == 3 and (study / "lr.png").exists()
+    shown = capsys.readouterr().out
+    assert "rule: log LR = -3.2" in shown and "% of the loss; holds" in shown
+    with_rule = plan(dataclasses.replace(tuned, tune_lr=False, lr_rule=str(study / "lr.json")))
+    rate = next(row.train.learning_rate for row in with_rule if row.size == "1x24")
+    assert rate == pytest.approx(
+        true(rates.params_of(next(r for r in with_rule if r.size == "1x24")), (240 * 320) ** 0.5), rel=0.02
+    )
+    before = len(here)
+    job.scaling_sweep(tuned)
+    assert len(here) == before, "finished runs are kept"
+
+
+def test_a_sweep_of_rates_needs_four_sizes(flags: SweepFlags) -> None:
+    with pytest.raises(UsageError, match="--tune-lr needs four sizes and --samples with two numbers, got 3 and 3"):
+        job.scaling_sweep(dataclasses.replace(flags, held_out=None, tune_lr=True))
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
