@@ -83,7 +83,7 @@ class PreprocessConfig(DryRun, OnRay, Replace):
     retry_failed: bool = False
     """redo shards with timeouts, out-of-memory or download errors"""
     rehash: bool = False
-    """read every input file again, even if its size and time are unchanged"""
+    """read every input file again, also with unchanged size and time"""
     keep_solid: bool = False
     """also store each solid mesh (column solid, a binary PLY)"""
     num_workers: int | None = None

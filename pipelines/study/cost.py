@@ -9,8 +9,8 @@ from typing import Any
 
 from pipelines.study.config import SweepFlags
 from pipelines.study.plan import Row
-from pipelines.train.counts import count_car
-from pipelines.train.memory import gpu_bytes, meta_car, plan_step
+from pipelines.train.counts import count_car, meta_car
+from pipelines.train.memory import gpu_bytes, plan_step
 from pipelines.train.plan import schedule_line, with_flop
 
 HEADS = ("size", "parameters", "seeds", "samples", "steps taken", "epochs", "operations", "at once", "learning rate")

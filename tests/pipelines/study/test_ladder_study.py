@@ -47,7 +47,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Trials run in this process, without Ray and MLflow; returns the runs that were trained, in order."""
     order: list[str] = []
 
-    def ray_train(spec: Any, run_dir: Path, workers: int, device: str, build: str, speed: Any, **_: object) -> None:
+    def ray_train(spec: Any, run_dir: Path, _workers: int, _device: str, build: str, speed: Any, *_: object) -> None:
         order.append(spec.name)
         work(work_config(spec, run_dir, build, speed))
 
@@ -110,10 +110,10 @@ def test_a_run_that_failed_does_not_stop_its_trajectory(
 ) -> None:
     whole = train.ray_train
 
-    def failing(spec: Any, run_dir: Path, *rest: Any, **named: Any) -> None:
+    def failing(spec: Any, run_dir: Path, *rest: Any) -> None:
         if spec.config["train"]["steps"] == 80:
             raise RuntimeError("the disk is slow")
-        whole(spec, run_dir, *rest, **named)
+        whole(spec, run_dir, *rest)
 
     monkeypatch.setattr(train, "ray_train", failing)
     one = dataclasses.replace(flags, sizes="1x8", held_out=None, output=str(tmp_path / "study"))
@@ -148,7 +148,7 @@ def test_a_rule_for_learning_rates_is_found_and_checked(
     """Runs whose loss is a parabola in log LR about a known rule."""
     true = Rule(c=-3.2, a=-0.2, b=-0.05)
 
-    def ray_train(spec: RunSpec, run_dir: Path, *_: object, **__: object) -> None:
+    def ray_train(spec: RunSpec, run_dir: Path, *_: object) -> None:
         here.append(spec.name)
         fit, model = spec.config["train"], from_dict(CARConfig, spec.config["model"])
         samples = fit["steps"] * fit["batch_size"]
