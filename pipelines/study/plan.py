@@ -72,8 +72,12 @@ def check_different(sizes: dict[str, tuple[Any, Any]], flags: SweepFlags) -> Non
     """UsageError for two sizes that are the same model."""
     for one, other in itertools.combinations(sizes, 2):
         if sizes[one][0] == sizes[other][0]:
-            why = f"--set {flags.set}: it makes {one} and {other}" if flags.set else f"{one} and {other} are"
-            raise UsageError(f"{why} the same model; set other fields, or remove one of them from --sizes")
+            if not flags.set:
+                raise UsageError(f"--sizes {one} and {other} are the same model: remove one of them")
+            raise UsageError(
+                f"--set {flags.set}: it makes {one} and {other} the same model; set other fields, or remove one of "
+                "them from --sizes"
+            )
 
 
 def _ladders(
