@@ -28,6 +28,7 @@ from pipelines.cli.main import absolute
 from pipelines.cli.overrides import overridden
 from pipelines.cli.progress import say
 from pipelines.cluster import session
+from pipelines.cluster.waiting import asked
 from pipelines.runs.identity import RunSpec, stable_hash
 from pipelines.tracking.tracked import WritePage
 from pipelines.train.memory import AUTO, gpu_bytes, with_plan
@@ -325,10 +326,13 @@ def refuse_unknown_gpu(flags: TrainFlags, size: int | None) -> None:
 
 
 def gpu_bytes_of_workers(flags: Any) -> int | None:
-    """Memory of the connected cluster's GPUs if workers will get one and --micro-batch does not say enough; else None."""
+    """Memory of one of the connected cluster's GPUs, if workers will get one, else None. Says so while it waits for it."""
+    from pipelines.train.run import workers_need
+
     if not flags.num_workers or not session.wants_gpu(flags.device):
         return None
-    return session.gpu_bytes()
+    with asked("train", dataclasses.replace(workers_need(flags.num_workers, flags.device), count=1)):
+        return session.gpu_bytes()
 
 
 def chosen(flags: TrainFlags) -> Selection:
