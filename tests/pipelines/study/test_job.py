@@ -15,7 +15,7 @@ from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger
 from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import FAILURE_FILE, read_note
-from pipelines.study import job, trials
+from pipelines.study import job, points, trials
 from pipelines.tracking import client as tracking
 from pipelines.tracking.client import Tracking
 from pipelines.train import run as train
@@ -239,12 +239,13 @@ def test_a_point_counts_the_parameters_of_the_trained_model_three_ways(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_g3pt(image_encoder="none")
-    model.save_pretrained(tmp_path / "export", extra={"flops_per_object": 1000})
+    model.save_pretrained(tmp_path / "export", extra={"flops_per_object": 1000, "tokenizer_hash": "t"})
     Ledger.of(tmp_path).append([{"step": 40, "test_ce": 2.0, "test_ce_scale_1": 1.5}])
     (tmp_path / "_SUCCESS").touch()
-    monkeypatch.setattr(job, "open_data", lambda _: SimpleNamespace(splits={"train": 20}))
-    train = {"learning_rate": 0.1, "schedule": "cosine"}
-    row = job.point(RunSpec(stage="car", preset="tiny", seed=3, config={"train": train}, paths={"data": "d"}), tmp_path)
+    monkeypatch.setattr(points, "open_data", lambda _: SimpleNamespace(splits={"train": 20}))
+    train = {"batch_size": 4, "learning_rate": 0.1, "schedule": "cosine"}
+    spec = RunSpec(stage="car", preset="tiny", seed=3, config={"train": train}, paths={"data": "d"})
+    row = points.point(spec, tmp_path)
     sizes = {name: p.numel() for name, p in model.car.named_parameters()}
     bare = {name: count for name, count in sizes.items() if name.startswith(("blocks.", "modulation."))}
     assert (row["params_no_embed"], row["params_total"]) == (sum(bare.values()), sum(sizes.values()))
