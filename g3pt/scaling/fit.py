@@ -57,7 +57,7 @@ class Fit:
 
 
 def _natural(logarithm: float) -> float:
-    return 0.0 if logarithm <= LOG_LEAST + 0.2 else float(np.exp(logarithm))
+    return 0.0 if logarithm <= LOG_LEAST + 5 else float(np.exp(logarithm))
 
 
 def fit_form(

@@ -82,7 +82,8 @@ class Errors:
         is_log = f"log {name}" in names
         k = names.index(f"log {name}" if is_log else name)
         low, high = self.interval(np.eye(len(names))[k], float(self.fit.theta_p[k]), level)
-        return (float(np.exp(low)), float(np.exp(high))) if is_log else (low, high)
+        with np.errstate(over="ignore"):  # of an amount that is not determined
+            return (float(np.exp(low)), float(np.exp(high))) if is_log else (low, high)
 
     def loss(
         self, params: float, samples: float = 1.0, level: float = 0.95, *, new_run: bool = False

@@ -76,11 +76,12 @@ def report(
 def described(law: Fit, parts: Errors) -> dict[str, Any]:
     """A law with its parameters and their 95 % intervals."""
     names = [name.removeprefix("log ") for name in law.form.parameters if name != "log H-E"]
+    intervals = {name: parts.parameter(name) for name in names if parts.determined and law[name] != 0}
     return {
         "form": law.form.name,
         "formula": law.form.formula,
         "parameters": law.named(),
-        "interval_95": {name: list(parts.parameter(name)) for name in names if parts.determined and law[name] != 0},
+        "interval_95": {name: list(pair) for name, pair in intervals.items() if np.isfinite(pair).all()},
         "at_bound": [name for name, at in zip(law.form.parameters, at_bound(law), strict=True) if at],
         "theta": dict(zip(law.form.parameters, law.theta_p.tolist(), strict=True)),
         "rms": float(np.sqrt(np.square(law.residual_n).mean())),

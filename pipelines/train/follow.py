@@ -118,7 +118,8 @@ def card(spec: RunSpec, run_dir: Path, experiment: str = "") -> Card:
     """What MLflow shows of a training run; `experiment` is scaling for a run of a study, by default the stage's own."""
     model, train = spec.config.get("model", {}), spec.config["train"]
     params = {"preset": spec.preset, "seed": spec.seed, "samples": train["steps"] * train["batch_size"]}
-    params |= {name: train[name] for name in TRAIN_PARAMS if train.get(name) is not None}
+    unused = {"cooldown_share"} if train.get("schedule") != "wsd" else set()
+    params |= {name: train[name] for name in TRAIN_PARAMS if train.get(name) is not None and name not in unused}
     params |= {name: model[name] for name in ("scales", "width", "quantizer", "depth", "head") if name in model}
     params |= {name: ",".join(spec.config[name]) for name in ("licenses", "exclude_ids") if spec.config.get(name)}
     dataset = cards.dataset_input(spec.paths.get("data"), spec.config.get("dataset"))

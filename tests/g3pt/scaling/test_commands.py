@@ -11,9 +11,10 @@ import pytest
 from g3pt.scaling import forecast as forecasts
 from g3pt.scaling.__main__ import main
 from g3pt.scaling.choice import fit
-from g3pt.scaling.forms import ADDITIVE
+from g3pt.scaling.forms import ADDITIVE, JOINT
 from g3pt.scaling.intervals import errors
 from g3pt.scaling.points import Points, read_points, write_rows
+from g3pt.scaling.study import described
 from tests.g3pt.scaling.grids import grid, noisy
 
 EPOCH = Path(__file__).parent / "chinchilla_figure4_points.csv"
@@ -65,6 +66,16 @@ def test_a_study_of_sizes_alone_gets_a_law_in_n(tmp_path: Path, capsys: pytest.C
     assert "no interval: as many parameters as points" in capsys.readouterr().out
     assert json.loads((tmp_path / "fit.json").read_text())["law"]["interval_95"] == {}
     assert main(["optimum", str(few), "--flops", "1e12", "--form", "power"]) == 2
+
+
+def test_a_floor_that_the_points_do_not_show_is_0_and_has_no_interval() -> None:
+    """Its logarithm is anywhere below; an interval of it would end at infinity, which is no JSON."""
+    points = grid(2, lambda n, d: ((30 * n**-0.2) ** 2.5 + (150 * d**-0.4) ** 2.5) ** 0.4)
+    law = fit(JOINT, noisy(points, np.random.default_rng(0), seed=1e-6, point=1e-6))
+    law.theta_p[law.form.parameters.index("log E")] = -22.0
+    found = described(law, errors(law, points.size, points.seed))
+    assert found["parameters"]["E"] == 0.0 and "E" not in found["interval_95"]
+    json.dumps(found, allow_nan=False)
 
 
 def test_the_same_points_give_the_same_file(study: Path, tmp_path: Path) -> None:
