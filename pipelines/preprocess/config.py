@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from g3pt.data import records
 from g3pt.geometry.convert import ConvertConfig
-from pipelines.cli.flags import DryRun, OnRay, Replace, listed
+from pipelines.cli.flags import DryRun, Numbers, OnRay, Replace, listed
 from pipelines.runs.settings import flag
 
 RENDERER = 2  # increase it when a change draws the same meshes differently
@@ -67,6 +67,8 @@ class PreprocessConfig(DryRun, OnRay, Replace):
     num_queries: int = 32768
     """labelled points near the surface, and the same number in the volume, a multiple of 8; 0: none, which is enough for a
     generator but not for a tokenizer"""
+    near_voxels: Numbers | None = None
+    """noise of the points near the surface in voxels, as 0.5,1,3; default 0.001,0.005,0.02 of the box's half"""
     timeout_s: float | None = None
     """seconds after which an object is given up; default 60, with mesh2sdf 900"""
     download_timeout_s: float = 600.0
@@ -120,7 +122,19 @@ class PreprocessConfig(DryRun, OnRay, Replace):
     def convert(self) -> ConvertConfig:
         """How a mesh is converted."""
         names = ("resolution", "watertight", "open_surfaces", "num_surface", "num_sharp", "num_queries")
-        return ConvertConfig(**{name: getattr(self, name) for name in names})
+        noise = {} if self.near_voxels is None else {"near_sigmas": self.near_sigmas}
+        return ConvertConfig(**{name: getattr(self, name) for name in names}, **noise)
+
+    @property
+    def near_sigmas(self) -> tuple[float, ...]:
+        """Standard deviations of --near-voxels in units of the box. ValueError for what is no positive number."""
+        try:
+            voxels = tuple(sorted(map(float, listed(self.near_voxels))))
+        except ValueError:
+            voxels = ()
+        if not voxels or not all(0 < value < self.resolution for value in voxels):
+            raise ValueError(f"--near-voxels must be positive numbers such as 0.5,1,3, got {self.near_voxels!r}")
+        return tuple(value * 2 / self.resolution for value in voxels)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -173,6 +187,7 @@ NOT_FLAGS = {
     "code_version": "the conversion's version",
     "renderer": "the renderer's version",
     "filling": "the filling's version",
+    "near_sigmas": "the near points' noise (--near-voxels)",
     "num_views": "--views",
     "size": "--view-size",
 }

@@ -14,12 +14,13 @@ from g3pt.data.datasets import list_shards
 from g3pt.data.inspection import Inspection
 from g3pt.data.tally import Tally
 from pipelines.cli.errors import UsageError
-from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.config import PreprocessConfig, named
 from pipelines.preprocess.plan import Plan, make_plan
 from pipelines.preprocess.plan_store import PlanStore
 from pipelines.preprocess.sources import Listing, SourceObject, content, inputs_hash
 from pipelines.preprocess.sources.captions import Captions
 from pipelines.preprocess.sources.fetch import fetched
+from pipelines.runs.settings import changes
 
 SMALL = {"resolution": 16, "num_surface": 8, "num_sharp": 8, "num_queries": 8}
 OLD = time.time() - 3600
@@ -405,3 +406,20 @@ def test_the_fingerprint_is_that_of_all_pairs_at_once() -> None:
     assert tally.fingerprint("c") == records.config_hash({"objects": pairs, "config": "c"})
     assert (tally.rows, tally.counts, list(tally.shards)) == (6, {"ok": 6}, [3, 1, 2])
     assert Tally().fingerprint("c") == records.config_hash({"objects": [], "config": "c"})
+
+
+def test_near_noise_in_voxels_is_that_of_the_resolution_and_leaves_the_default_s_hash() -> None:
+    plain = PreprocessConfig(source="shapes", output="out", resolution=128)
+    voxels = dataclasses.replace(plain, near_voxels="1,.5,10")
+    assert voxels.convert.near_sigmas == (0.5 / 64, 1 / 64, 10 / 64)
+    assert dataclasses.replace(voxels, resolution=64).convert.near_sigmas == (0.5 / 32, 1 / 32, 10 / 32)
+    assert plain.convert.near_sigmas == (0.001, 0.005, 0.02)
+    assert records.config_hash(plain.settings) != records.config_hash(voxels.settings)
+    changed = changes(named(plain.settings), named(voxels.settings))
+    assert changed == ["the near points' noise (--near-voxels) 0.001,0.005,0.02, not 0.0078125,0.015625,0.15625"]
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1,2", "many", "nan", "200"])
+def test_near_noise_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="--near-voxels must be positive numbers such as 0.5,1,3"):
+        PreprocessConfig(source="shapes", output="out", resolution=128, near_voxels=text)
