@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from g3pt.data.datasets import DatasetInfo, open_dataset
-from g3pt.data.records import NUMBER_COLUMNS, ROWS_PER_GROUP, RecordConfig, id_hash, shard_index
+from g3pt.data.records import ROWS_PER_GROUP, RecordConfig, id_hash, shard_index
 from g3pt.data.selection import ALL, Selection
 from g3pt.data.storage import Location, open_parquet
 
@@ -173,4 +173,4 @@ def _stacked(name: str, values: list[Any], config: RecordConfig) -> Any:
     if name in config.tensors:
         dtype, shape = config.tensors[name]
         return np.stack(values) if values else np.zeros((0, *shape), dtype)
-    return np.array(values) if name in NUMBER_COLUMNS or name == "filled_share" else values
+    return np.array(values) if config.numbers.get(name, pa.string()) != pa.string() else values

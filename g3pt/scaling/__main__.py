@@ -207,7 +207,8 @@ def import_command(flags: argparse.Namespace) -> None:
 def forecast_command(flags: argparse.Namespace) -> None:
     """Print a forecast beside what was measured, as CSV."""
     body = forecasts.read_forecast(flags.forecast)
-    rows = forecasts.compared(body, read_points(flags.points, count=body["count"], column=body["loss"]))
+    losses = {row["run"]: float(row[body["loss"]]) for row in read_rows(flags.points) if row.get("run")}
+    rows = forecasts.compared(body, losses)
     writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

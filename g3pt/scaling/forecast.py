@@ -24,7 +24,7 @@ VERSION = 1
 
 
 def forecast(parts: Errors, points: Points, rungs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The forecast of rungs with `size`, `params` and `samples`, sealed by its hash."""
+    """The forecast of rungs, each a run with `run` (its name), `size`, `params` and `samples`, sealed by its hash."""
     found = []
     for rung in rungs:
         params, samples = float(rung["params"]), float(rung["samples"])
@@ -72,15 +72,13 @@ def read_forecast(path: Path | str) -> dict[str, Any]:
     return body
 
 
-def compared(body: Mapping[str, Any], measured: Points) -> list[dict[str, Any]]:
-    """Each rung of a forecast beside the mean of the measured runs of its N and D, as far as there are any."""
+def compared(body: Mapping[str, Any], losses: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Each rung of a forecast beside the loss of its run, where that was measured; `losses` are those of runs by name."""
     found = []
     for rung in body["rungs"]:
-        same = (measured.params == rung["params"]) & (measured.samples == rung["samples"])
         row = dict(rung)
-        if same.any():
-            loss = float(measured.loss[same].mean())
-            low, high = rung["interval_95"]
+        if rung["run"] in losses:
+            loss, (low, high) = losses[rung["run"]], rung["interval_95"]
             row |= {"measured": loss, "miss": rung["loss"] / loss - 1, "inside": bool(low <= loss <= high)}
         found.append(row)
     return found

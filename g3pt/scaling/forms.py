@@ -113,7 +113,9 @@ def _additive_nodes(x: np.ndarray, y: np.ndarray, loss: np.ndarray) -> Iterator[
 def _joint(theta: Theta, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     log_e, log_a, alpha, log_b, beta = theta
     by_params, by_samples = (log_a - alpha * x) / beta, log_b / beta - y
-    return np.log(np.exp(log_e) + (np.exp(by_params) + np.exp(by_samples)) ** beta)
+    larger = np.maximum(by_params.real, by_samples.real)  # divided by a small beta, their exponentials overflow
+    both = larger + np.log(np.exp(by_params - larger) + np.exp(by_samples - larger))
+    return np.log(np.exp(log_e) + np.exp(beta * both))
 
 
 def _joint_nodes(x: np.ndarray, y: np.ndarray, loss: np.ndarray) -> Iterator[Node]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from g3pt.scaling.fit import Fit
+from g3pt.scaling.fit import Fit, jacobian
 
 PARTS = ("size", "seed", "point")
 
@@ -96,8 +96,7 @@ class Errors:
 
 def loss_slope(fit: Fit, params: float, samples: float = 1.0) -> np.ndarray:
     """(p,) derivative of the logarithm of the predicted loss by theta."""
-    steps = np.eye(len(fit.theta_p)) * 1e-30j
-    return np.array([float(fit.log_loss(fit.theta_p + step, params, samples).imag) / 1e-30 for step in steps])
+    return jacobian(fit.form, fit.theta_p, np.log([params]), np.log([samples]))[0]
 
 
 def errors(fit: Fit, sizes: Sequence[object], seeds: Sequence[object]) -> Errors:

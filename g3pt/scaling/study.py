@@ -57,6 +57,7 @@ def report(
         "num_sizes": len(np.unique(points.params)),
         "num_samples": len(np.unique(points.samples)),
         "method": METHOD,
+        "ceiling": ceiling,
         "law": described(law, parts),
         "errors": {f"{name}_sd": parts.variances.get(name, 0.0) ** 0.5 for name in PARTS if name in parts.groups},
         "lack_of_fit": lack,

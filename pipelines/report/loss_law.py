@@ -39,24 +39,22 @@ def surface(points: Source, fit: Source) -> list[Markup]:
                 )
             )
         )
-    shown += [columns(_by_samples(points, law), _parameters(law)), _forms(found)]
+    shown += [columns(_by_samples(points, law_of(found)), _parameters(law)), _forms(found)]
     return [*shown, *_forecast(fit), folded("What moves the law", _sensitivity(found))]
 
 
-def law_of(law: Source) -> Fit:
-    """The law of a fit.json; call it with N and D."""
-    theta = law.get("theta")
-    form = FORMS[law.get("form")]
-    if len(theta) < len(form.parameters):  # a ceiling that was known
-        form = saturating_at(float(str(law.get("formula")).rpartition("(")[2].split(" ")[0]))
+def law_of(found: Source) -> Fit:
+    """The law of a fit.json's `surface`; call it with N and D."""
+    theta, name, ceiling = found.get("law", "theta"), found.get("law", "form"), found.get("ceiling", default=None)
+    form = saturating_at(ceiling) if ceiling and name == "saturating" else FORMS[name]
     empty = np.zeros(0)
     values = np.array([theta[name] for name in form.parameters])
     return Fit(form=form, theta_p=values, residual_n=empty, jacobian_np=empty, objective=0.0, delta=None)
 
 
-def _by_samples(points: Source, law: Source) -> Markup:
+def _by_samples(points: Source, law: Fit) -> Markup:
     """Test losses over samples, one colour per size, with the law as lines."""
-    fitted, series = law_of(law), list[Series]()
+    series = list[Series]()
     rows: list[dict[str, Any]] = points.value
     sizes = sorted({(row["params_no_embed"], row["size"]) for row in rows})
     line = np.geomspace(min(row["samples"] for row in rows) / 1.2, max(row["samples"] for row in rows) * 1.2, 40)
@@ -72,7 +70,7 @@ def _by_samples(points: Source, law: Source) -> Markup:
                 colour=colour,
             )
         )
-        series.append(Series(label=f"law at {size}", x=line.tolist(), y=fitted(params, line).tolist(), colour=colour))
+        series.append(Series(label=f"law at {size}", x=line.tolist(), y=law(params, line).tolist(), colour=colour))
     return plot("Test cross-entropy against samples", series, x_label="samples D", y_label="nats per token", log=True)
 
 

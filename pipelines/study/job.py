@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.cli.errors import UsageError
+from g3pt.scaling.points import write_rows
+from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cli.failures import on_disk
 from pipelines.cli.main import absolute
 from pipelines.cluster.storage import join
@@ -23,7 +24,7 @@ from pipelines.runs.settings import changes, check_unchanged, flag
 from pipelines.study.config import SweepFlags
 from pipelines.study.cost import print_plan
 from pipelines.study.plan import Row, plan
-from pipelines.study.points import collect, fit_and_draw, write_forecast, write_points
+from pipelines.study.points import collect, fit_and_draw, write_forecast
 from pipelines.study.rates import lines, sweep_rows, tune_rates
 from pipelines.study.trials import check_finished, study_need, train_all
 from pipelines.tracking import cards
@@ -93,7 +94,7 @@ def run_study(
     them was written. A complete study is left alone.
     """
     check_settings(specs, study, flags)
-    check_not_begun(study, held_out)
+    check_forecast(study, held_out)
     if is_finished(specs, study) and all(map(is_told, [study, *(study / "runs" / spec.name for spec in specs)])):
         print(f"{study}: finished already", flush=True)
         return study
@@ -104,9 +105,20 @@ def run_study(
     return study
 
 
-def check_not_begun(study: Path, held_out: Collection[str]) -> None:
-    """UsageError for a run that is to be predicted and was trained before there was a forecast."""
-    if (study / "forecast.json").exists():
+def check_forecast(study: Path, held_out: Collection[str]) -> None:
+    """UsageError for a run that is to be predicted, and was trained before there was a forecast or is not in that which
+    there is: a forecast is never replaced.
+    """
+    from g3pt.scaling.forecast import read_forecast
+
+    file = study / "forecast.json"
+    if file.exists():
+        with bad_input():
+            known = {rung["run"] for rung in read_forecast(file)["rungs"]}
+        if not set(held_out) <= known:
+            raise UsageError(
+                f"--held-out: {file} was written for other runs and is never replaced: choose another --output"
+            )
         return
     begun = [name for name in held_out if checkpoints.checkpointed(study / "runs" / name)]
     if begun:
@@ -126,7 +138,7 @@ def check_settings(specs: Sequence[RunSpec], study: Path, flags: SweepFlags) -> 
     known = json.loads((study / "study.json").read_text(encoding="utf-8"))
     if {run["name"] for run in known["runs"]} <= {spec.name for spec in specs}:
         return
-    names = ("sizes", "samples", "held_out", "seeds", "steps", "batch_size", "set")
+    names = ("sizes", "samples", "held_out", "warmup_samples", "lr_rule", "seeds", "steps", "batch_size", "set")
     stored = {flag(name): known["flags"].get(name) for name in names} | _paths(known["runs"][0]["paths"])
     wanted = {flag(name): getattr(flags, name) for name in names} | _paths(specs[0].paths)
     check_unchanged(f"--output {study}", changes(stored, wanted), replace=flags.replace)
@@ -174,7 +186,7 @@ def train_and_fit(
     train_all(specs, study, flags, parent, page=page)
     check_finished(specs, study)
     points = collect(specs, study, held_out)
-    write_points(points, study / "points.csv")
+    write_rows(points, study / "points.csv")
     fit_and_draw(points, study, flags.ceiling)
 
 

@@ -1,9 +1,7 @@
 """The points of a study, from the ledgers of its runs, and the law fitted to them: points.csv, fit.json, curve.png."""
 
-import csv
 import dataclasses
 import json
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,16 +74,6 @@ def step_seconds(records: Sequence[Record]) -> list[float]:
     return found
 
 
-def write_points(points: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write points.csv, complete or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(points[0]))
-        writer.writeheader()
-        writer.writerows(points)
-    os.replace(temporary, path)
-
-
 def fit_and_draw(points: Sequence[dict[str, Any]], study: Path, ceiling: float | None = None) -> None:
     """Write fit.json and curve.png: the laws in N of the runs of most samples that at least three sizes have, and, if
     the numbers of samples differ enough, the law in N and D with its intervals. Held-out runs are no part of either.
@@ -93,18 +81,18 @@ def fit_and_draw(points: Sequence[dict[str, Any]], study: Path, ceiling: float |
     from g3pt.scaling.law import report
     from g3pt.training.exports import write_json
 
-    fitted = [row for row in points if not row.get("held_out")]
+    fitted = [row for row in points if not row["held_out"]]
     section = of_most_samples(fitted)
     found = report(*([row[name] for row in section] for name in ("params_no_embed", "test_ce", "seed")))
-    seen = {row.get("samples") for row in section}
+    seen = {row["samples"] for row in section}
     found["samples"] = seen.pop() if len(seen) == 1 else None
     found["surface"] = surface(study, ceiling) if has_surface(fitted) else None
     forecast = study / "forecast.json"
     if forecast.exists():
         from g3pt.scaling.forecast import compared, read_forecast
-        from g3pt.scaling.points import read_points
 
-        found["forecast"] = compared(read_forecast(forecast), read_points(study / "points.csv", held_out=True))
+        losses = {row["run"]: row["test_ce"] for row in points if row["held_out"]}
+        found["forecast"] = compared(read_forecast(forecast), losses)
     write_json(study / "fit.json", found)
     draw(section, found, study / "curve.png")
 
@@ -113,8 +101,8 @@ def of_most_samples(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The points of the largest number of samples that three sizes have; all points if there is none, as where each
     preset has its own.
     """
-    for samples in sorted({row.get("samples", 0) for row in points}, reverse=True):
-        part = [row for row in points if row.get("samples", 0) == samples]
+    for samples in sorted({row["samples"] for row in points}, reverse=True):
+        part = [row for row in points if row["samples"] == samples]
         if len({row["params_no_embed"] for row in part}) >= 3:
             return part
     return list(points)
@@ -124,7 +112,7 @@ def has_surface(points: Sequence[dict[str, Any]]) -> bool:
     """Whether the points can have a law in N and D: at least three sizes, each with three numbers of samples."""
     by_size: dict[int, set[int]] = {}
     for row in points:
-        by_size.setdefault(row["params_no_embed"], set()).add(row.get("samples", 0))
+        by_size.setdefault(row["params_no_embed"], set()).add(row["samples"])
     return sum(len(samples) >= 3 for samples in by_size.values()) >= 3
 
 
@@ -135,9 +123,9 @@ def surface(study: Path, ceiling: float | None = None) -> dict[str, Any]:
 
     main, *others = (read_points(study / "points.csv", count=name) for name in COUNTS)
     known = known_surface(study)
-    if known and (known["points"]["sha256"], known["ceiling"]) == (main.sha256, ceiling):
+    if known and (known["points"]["sha256"], known.get("ceiling")) == (main.sha256, ceiling):
         return known
-    return {**report(main, ceiling=ceiling, others=others), "ceiling": ceiling}
+    return report(main, ceiling=ceiling, others=others)
 
 
 def known_surface(study: Path) -> dict[str, Any] | None:

@@ -22,7 +22,6 @@ from pipelines.train.counts import count_car
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the preset's rate
 CHECKED = (0.5, 1.0, 2.0)  # of the rule's
-FILES = ("lr.json", "lr.png")
 
 Make = Callable[[Row], RunSpec]
 Train = Callable[[Sequence[RunSpec]], None]  # returns once all are finished

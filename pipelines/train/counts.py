@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,12 +32,14 @@ def count_car(model: Any, codec: Any = None) -> dict[str, int]:
     """
     from g3pt.config import cvq_preset
 
-    car = meta_car(model, codec or cvq_preset("nano")[0])
-    return {
-        "parameters_no_embed": car.num_params_no_embed,
-        "parameters_no_adaln": car.num_params_no_adaln,
-        "parameters_total": sum(p.numel() for p in car.parameters()),
-    }
+    names = ("parameters_no_embed", "parameters_no_adaln", "parameters_total")
+    return dict(zip(names, _car_counts(model, codec or cvq_preset("nano")[0]), strict=True))
+
+
+@functools.lru_cache(maxsize=64)  # a study counts each size many times, and building one takes .2 s
+def _car_counts(model: Any, codec: Any) -> tuple[int, int, int]:
+    car = meta_car(model, codec)
+    return car.num_params_no_embed, car.num_params_no_adaln, sum(p.numel() for p in car.parameters())
 
 
 def count_parameters(spec: RunSpec) -> int:

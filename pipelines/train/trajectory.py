@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from g3pt.config import TrainConfig, from_dict
 from pipelines.runs.identity import RunSpec, stable_hash
@@ -44,6 +43,8 @@ def start_from_another(spec: RunSpec, run_dir: Path) -> str:
     """Give the run the furthest checkpoint that a run beside it has on their common trajectory, with the records up to
     it; returns that run's name. "" if there is none, or the run is as far itself.
     """
+    from g3pt.training.exports import write_json
+
     key = trajectory(spec)
     if not key:
         return ""
@@ -63,7 +64,7 @@ def start_from_another(spec: RunSpec, run_dir: Path) -> str:
     ledger = Ledger.of(run_dir)
     ledger.truncate_after(-1)
     ledger.append(record for record in Ledger.of(other_dir).read() if record["step"] <= samples)
-    _write(run_dir / BRANCH_FILE, {"from": other_dir.name, "samples": samples})
+    write_json(run_dir / BRANCH_FILE, {"from": other_dir.name, "samples": samples})
     _link(found, run_dir / "checkpoints" / found.name)  # last: without it the run starts from nothing
     return other_dir.name
 
@@ -81,12 +82,6 @@ def _spec_of(folder: Path) -> RunSpec | None:
         return RunSpec.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
         return None
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _link(source: Path, target: Path) -> None:

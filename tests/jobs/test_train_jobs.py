@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from g3pt.scaling.points import write_rows
 from pipelines.cli import main
 from pipelines.runs.identity import RunSpec
 from pipelines.study import job
@@ -97,12 +98,12 @@ def test_unfinished_tokenizer_is_named(tmp_path: Path) -> None:
 
 def test_four_points_give_files_that_say_how_far_to_trust_them(tmp_path: Path) -> None:
     points = [
-        {"size": str(n), "params_no_embed": n, "seed": 0, "test_ce": 2 + 30 * n**-0.3}
+        {"size": str(n), "params_no_embed": n, "seed": 0, "samples": 800, "test_ce": 2 + 30 * n**-0.3, "held_out": 0}
         for n in (10_000, 50_000, 200_000, 1_000_000)
     ]
-    job.write_points(points, tmp_path / "points.csv")
+    write_rows(points, tmp_path / "points.csv")
     job.fit_and_draw(points, tmp_path)
-    assert (tmp_path / "points.csv").read_text().splitlines()[0] == "size,params_no_embed,seed,test_ce"
+    assert (tmp_path / "points.csv").read_text().splitlines()[0] == "size,params_no_embed,seed,samples,test_ce,held_out"
     found = json.loads((tmp_path / "fit.json").read_text())
     assert found["status"] == "demonstration, not an estimate"
     assert found["power_law_with_floor"]["exponent"] == pytest.approx(0.3, rel=0.1)

@@ -29,10 +29,11 @@ def test_the_true_form_predicts_best(form: Form) -> None:
     exact = grid()
     loss = np.exp(form.predict(np.array(TRUE[form.name]), np.log(exact.params), np.log(exact.samples)))
     points = noisy(with_loss(exact, loss), np.random.default_rng(0), seed=0.0005, point=0.0005)
-    _, predictions = choice.best_form(points, SURFACES[:3])
+    best, predictions = choice.best_form(points, SURFACES[:3])
     scores = {name: choice.score(found) for name, found in predictions.items()}
-    assert min(scores.values()) >= 0.4 * scores[form.name], "another may be as good, none much better"
-    assert scores[form.name] < 0.01 < 3 * max(scores.values())
+    limit = {"saturating"} if form is ADDITIVE else set()  # with a ceiling far away it is additive
+    others = [scores[name] for name in scores.keys() - {form.name} - limit]
+    assert best is form and min(others) > 10 * scores[form.name], scores
 
 
 def test_a_pilot_near_the_codes_entropy_is_predicted_by_the_saturating_form_alone() -> None:

@@ -21,8 +21,9 @@ EPOCH = Path(__file__).parent / "chinchilla_figure4_points.csv"
 
 
 def write(points: Points, file: Path) -> Path:
-    columns = (points.size, points.params, points.flops, points.seed, points.samples, points.loss)
-    names = ("size", "params_no_embed", "flops", "seed", "samples", "test_ce")
+    runs = [f"run-{k}" for k in range(len(points))]
+    columns = (points.size, points.params, points.flops, points.seed, points.samples, points.loss, runs)
+    names = ("size", "params_no_embed", "flops", "seed", "samples", "test_ce", "run")
     write_rows([dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)], file)
     return file
 
@@ -107,12 +108,14 @@ def test_a_forecast_is_shown_beside_its_points(study: Path, tmp_path: Path, caps
     points = read_points(study)
     law = fit(ADDITIVE, points)
     body = forecasts.forecast(
-        errors(law, points.size, points.seed), points, [{"size": "s", "params": 1.2e6, "samples": 128e3}]
+        errors(law, points.size, points.seed),
+        points,
+        [{"run": "run-79", "size": "s", "params": 1.2e6, "samples": 128e3}],
     )
     forecasts.write_forecast(body, tmp_path / "forecast.json")
     assert main(["forecast", str(study), str(tmp_path / "forecast.json")]) == 0
     header, row = capsys.readouterr().out.splitlines()
-    assert header.endswith("measured,miss,inside") and row.startswith("s,1200000.0,128000.0,")
+    assert header.endswith("measured,miss,inside") and row.startswith("run-79,s,1200000.0,128000.0,")
 
 
 @pytest.mark.parametrize(

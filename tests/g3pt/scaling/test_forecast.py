@@ -17,7 +17,10 @@ from tests.g3pt.scaling.grids import additive, grid, noisy
 def made() -> tuple[dict, Points]:
     points = noisy(grid(3), np.random.default_rng(0))
     law = fit(ADDITIVE, points)
-    rungs = [{"size": "4M", "params": 4.1e6, "samples": 128e3}, {"size": "in", "params": 89e3, "samples": 64e3}]
+    rungs = [
+        {"run": "r4M", "size": "4M", "params": 4.1e6, "samples": 128e3},
+        {"run": "r-in", "size": "in", "params": 89e3, "samples": 64e3},
+    ]
     return forecasts.forecast(errors(law, points.size, points.seed), points, rungs), points
 
 
@@ -50,17 +53,9 @@ def test_it_is_written_once_and_a_change_shows(tmp_path: Path) -> None:
 
 def test_a_miss_is_said_with_its_sign() -> None:
     body, points = made()
-    loss = body["rungs"][0]["loss"] * np.array([0.98, 1.0])
-    measured = Points(
-        params=np.array([4.1e6, 4.1e6]),
-        samples=np.array([128e3, 128e3]),
-        loss=loss,
-        size=("4M", "4M"),
-        seed=("0", "1"),
-        flops=np.ones(2),
-    )
-    first, second = forecasts.compared(body, measured)
-    assert first["measured"] == pytest.approx(loss.mean()) and first["miss"] == pytest.approx(1 / 0.99 - 1)
-    assert first["inside"] == (first["interval_95"][0] <= loss.mean() <= first["interval_95"][1])
+    loss = 0.99 * body["rungs"][0]["loss"]
+    first, second = forecasts.compared(body, {"r4M": loss, "another run of equal size": 1.0})
+    assert first["measured"] == loss and first["miss"] == pytest.approx(1 / 0.99 - 1)
+    assert first["inside"] == (first["interval_95"][0] <= loss <= first["interval_95"][1])
     assert "measured" not in second, "no run of it yet"
     assert points.sha256 != points.where(points.loss > points.loss.min()).sha256

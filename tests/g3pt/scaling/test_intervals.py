@@ -16,7 +16,6 @@ LARGER = (4.1e6, 128e3)
 
 @pytest.mark.parametrize(("seeds", "size_error"), [(2, 0.0), (3, 0.004), (1, 0.004)])
 def test_intervals_of_95_percent_contain_the_truth_at_least_90_times_of_100(seeds: int, size_error: float) -> None:
-    """Resampling seeds within sizes covers 79 to 80 times, and 61 to 66 where sizes have errors of their own."""
     exact, inside = grid(seeds), Counter()
     start = fit_form(ADDITIVE, exact.params, exact.samples, exact.loss)
     for trial in range(TRIALS):

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from g3pt.scaling.points import read_points, write_rows
+from g3pt.scaling.study import law_of, report
 from pipelines.report import loss_law
 from pipelines.report.page import write_report
 from pipelines.report.values import Source
-from pipelines.study.points import fit_and_draw, write_forecast, write_points
+from pipelines.study.points import fit_and_draw, write_forecast
 from tests.g3pt.scaling.grids import SIZES, additive, grid, noisy
 
 
@@ -20,7 +22,7 @@ def rows_of_a_study() -> list[dict]:
     return [
         {
             "size": f"size-{int(n)}", "params_no_embed": int(n), "params_no_adaln": int(n), "params_total": int(n), "flops": c,
-            "seed": int(s), "samples": int(d), "lr": 1e-3, "test_ce": float(loss), "held_out": 0,
+            "seed": int(s), "samples": int(d), "lr": 1e-3, "test_ce": float(loss), "run": f"run-{int(n)}-{int(d)}-{s}", "held_out": 0,
         }
         for n, d, s, loss, c in columns
     ]  # fmt: skip
@@ -30,11 +32,17 @@ def test_law_rivals_and_forecast_are_on_the_page(tmp_path: Path) -> None:
     rows = rows_of_a_study()
     (tmp_path / "runs").mkdir()
     (tmp_path / "study.json").write_text(json.dumps({"runs": [], "flags": {}}))
-    write_points(rows, tmp_path / "points.csv")
+    write_rows(rows, tmp_path / "points.csv")
     fit_and_draw(rows, tmp_path)
     write_forecast(tmp_path, [{"run": "r", "size": "larger", "params": 400_000, "samples": 128_000}])
-    ahead = {"size": "larger", "params_no_embed": 400_000, "test_ce": float(additive(4e5, 128e3)), "held_out": 1}
-    write_points([*rows, rows[-1] | {"samples": 128_000} | ahead], tmp_path / "points.csv")
+    ahead = {
+        "size": "larger",
+        "params_no_embed": 400_000,
+        "test_ce": float(additive(4e5, 128e3)),
+        "run": "r",
+        "held_out": 1,
+    }
+    write_rows([*rows, rows[-1] | {"samples": 128_000} | ahead], tmp_path / "points.csv")
     fit_and_draw([*rows, rows[-1] | {"samples": 128_000} | ahead], tmp_path)
     fit = json.loads((tmp_path / "fit.json").read_text())
     page = Path(write_report(tmp_path)).read_text()
@@ -45,12 +53,24 @@ def test_law_rivals_and_forecast_are_on_the_page(tmp_path: Path) -> None:
         assert f"{number:.4g}" in words
     (rung,) = fit["forecast"]
     assert rung["inside"] and f"{rung['miss']:+.2%}" in words and "N is 2.55 times the largest measured" in words
-    drawn = loss_law.law_of(Source("fit.json", law))
+    drawn = loss_law.law_of(Source("fit.json", fit["surface"]))
     assert float(drawn(4e5, 128e3)) == pytest.approx(rung["loss"], rel=1e-9), "the curve is the law of the forecast"
     assert known_again(tmp_path, rows) == fit["surface"]["points"]["sha256"], "held-out runs are no part of the fit"
 
 
+def test_a_law_with_a_known_ceiling_is_drawn_with_it(tmp_path: Path) -> None:
+    """To all digits: the formula shows six."""
+    rows = rows_of_a_study()
+    write_rows(rows, tmp_path / "points.csv")
+    points = read_points(tmp_path / "points.csv")
+    ceiling = 9.123456789
+    found = report(points, form="saturating", ceiling=ceiling)
+    drawn = loss_law.law_of(Source("fit.json", found))
+    fitted = law_of(points, "saturating", ceiling)
+    assert float(drawn(1e5, 3e4)) == pytest.approx(float(fitted(1e5, 3e4)), rel=1e-12)
+
+
 def known_again(study: Path, rows: list[dict]) -> str:
-    write_points(rows, study / "points.csv")
+    write_rows(rows, study / "points.csv")
     fit_and_draw(rows, study)
     return json.loads((study / "fit.json").read_text())["surface"]["points"]["sha256"]

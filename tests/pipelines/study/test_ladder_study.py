@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from g3pt.config import CARConfig, from_dict
-from g3pt.scaling.forecast import read_forecast
+from g3pt.scaling.forecast import read_forecast, seal, write_forecast
 from g3pt.scaling.learning_rate import Rule, rule_of
 from g3pt.scaling.points import read_points
 from pipelines.cli.errors import UsageError
@@ -69,6 +69,19 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(job, "refuse_impossible", lambda _: None)
     monkeypatch.setattr(job, "encode", lambda *_: None)
     return order
+
+
+def test_a_run_that_an_older_forecast_does_not_name_is_refused(
+    flags: SweepFlags, here: list[str], tmp_path: Path
+) -> None:
+    """It would start without a forecast, because the old one is never replaced."""
+    study = tmp_path / "study"
+    study.mkdir()
+    body = {"version": 1, "rungs": [{"run": "car-1x32-s0-00000000"}]}
+    write_forecast(body | {"sha256": seal(body)}, study / "forecast.json")
+    with pytest.raises(UsageError, match="forecast.json was written for other runs and is never replaced"):
+        job.scaling_sweep(dataclasses.replace(flags, output=str(study)))
+    assert here == []
 
 
 @pytest.mark.slow
