@@ -104,7 +104,7 @@ def report(params: Sequence[float], losses: Sequence[float], seeds: Sequence[obj
         "num_sizes": sizes,
         "num_points": len(params),
         "status": "estimate" if sizes >= MIN_SIZES_FOR_ESTIMATE else "demonstration, not an estimate",
-        "method": "least squares of log L from starts by variable projection; 95 % intervals by the errors of sizes and "
+        "method": "Least squares of log L from starts by variable projection; 95 % intervals by the errors of sizes and "
         "of single runs (moments, Student's t)",
     }
     for name, pure in (("power_law_with_floor", False), ("pure_power_law", True)):

@@ -168,6 +168,8 @@ def _validation_curves(page: Page, folder: Path) -> Markup:
         records = read_ledger(run_dir / "metrics.jsonl", page.root).value
         spec = read_json(run_dir / "config.json", page.root)
         label = f"{spec.get('preset', default=run_dir.name)}, seed {spec.get('seed', default='unknown')}"
+        if spec.get("config", "train", "schedule", default="") == "wsd":  # runs of several lengths
+            label += f", {spec.get('config', 'train', 'steps') * spec.get('config', 'train', 'batch_size'):,d} samples"
         series.append(curve(records, "val_ce", label, number, "both" if len(records) < 5 else "line"))
     return (
         columns(plot("Validation while training", series, x_label=SAMPLES, y_label="nats per token"))
