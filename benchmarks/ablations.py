@@ -1,16 +1,19 @@
 """Ablations of the tokenizer: each choice's effect on reconstruction and on a small generator trained on its codes.
 
-    python benchmarks/ablations.py --data DATASET --output FOLDER --rows nano,lfq,single [--seeds 0,1,2] [--steps 900] [--car-steps 900]
+    python benchmarks/ablations.py --data DATASET --output FOLDER --rows nano,lfq,single [--seeds 0,1,2]
+        [--steps 900] [--car-steps 900]
     python benchmarks/ablations.py --output FOLDER          # print the table of finished rows
     python benchmarks/ablations.py --list                   # the rows and what they change
 
-Each row is preset nano with the changes listed in ROWS, trained on the same data for the same number of optimiser steps, which
-include the two phases before the quantised one. Figures are of the test split. CPU seconds are those of this process, one thread.
-With --car-steps, a text-only CAR of preset nano is trained on the codes and gives:
+Each row is preset nano with the changes listed in ROWS, trained on the same data for the same number of optimiser
+steps, which include the two phases before the quantised one. Figures are of the test split. CPU seconds are those of
+this process, one thread. With --car-steps, a text-only CAR of preset nano is trained on the codes and gives:
   nats        cross-entropy of a test object's codes given its caption, summed over its tokens
   completion  IoU if the first k scales are the object's own and CAR samples the rest (k = 0: from the caption alone)
-  family      share of samples whose nearest training object has the prompted family; Chamfer: median distance to that object
-Finished rows are skipped, so the same command resumes. Runs are in FOLDER/runs; FOLDER has one JSON file per row and seed.
+  family      share of samples whose nearest training object has the prompted family; Chamfer: median distance to that
+              object
+Finished rows are skipped, so the same command resumes. Runs are in FOLDER/runs; FOLDER has one JSON file per row and
+seed.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Decoding a mesh: seconds, field evaluations and peak memory, coarse-to-fine and dense, at 64 to 512 cells per side.
 
-    python benchmarks/decoding.py --output decoding.json [--model RUN --data DATASET] [--resolutions 64,128,256,512] [--dense 256]
+    python benchmarks/decoding.py --output decoding.json [--model RUN --data DATASET] [--resolutions 64,128,256,512]
+        [--dense 256]
 
 Each case runs in its own process, because peak resident memory is counted per process. The field is that of a sphere.
 With --model and --data it is that of the dataset's first test object, decoded by the tokenizer. Dense decoding is

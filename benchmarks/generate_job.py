@@ -1,6 +1,7 @@
 """A batch job of many prompts: rates, CPU seconds, memory, start-up; a kill and restart; the scan of 10^5 records.
 
-    python benchmarks/generate_job.py --work FOLDER [--model RUN] [--prompts 1000] [--num-workers 2] [--resolution 32] [--kill-at 500]
+    python benchmarks/generate_job.py --work FOLDER [--model RUN] [--prompts 1000] [--num-workers 2]
+        [--resolution 32] [--kill-at 500]
                                       [--scan 100000] [--output generate_job.json]
 
 FOLDER is scratch space. Output of an earlier call is reused, so a killed benchmark goes on; its rates are then those of
@@ -141,7 +142,9 @@ def job_flags(flags: argparse.Namespace, model: str, work: Path, folder: str) ->
 
 
 def killed_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, Any]:
-    """Kill the job with SIGKILL after `--kill-at` samples and start it again: samples made twice and files that differ."""
+    """Kill the job with SIGKILL after `--kill-at` samples and start it again: samples made twice
+    and files that differ.
+    """
     given = job_flags(flags, model, work, f"killed-{flags.prompts}")
     output, whole = given["output"], work / f"job-{flags.prompts}"
     shutil.rmtree(output, ignore_errors=True)

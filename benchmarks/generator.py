@@ -1,22 +1,26 @@
 """Ablations of the generator on small data: head, attention, embeddings, AdaLN, loss weights, guidance.
 
-    python benchmarks/generator.py --data DATASET --tokenizer RUN --output FOLDER --rows default,bits,power0 [--steps 600]
+    python benchmarks/generator.py --data DATASET --tokenizer RUN --output FOLDER --rows default,bits,power0
+        [--steps 600]
     python benchmarks/generator.py --output FOLDER          # print the table of finished rows
     python benchmarks/generator.py --list                   # the rows and what they change
 
-Each row is a CAR of one preset with the changes listed in ROWS. All rows train on the same codes of the same tokenizer in the same
-order for the same number of steps, with text alone except in the rows about pictures. Changes that are no option of the package
-are made here (CONTROLS). Figures:
+Each row is a CAR of one preset with the changes listed in ROWS. All rows train on the same codes of the same tokenizer
+in the same order for the same number of steps, with text alone except in the rows about pictures. Changes that are no
+option of the package are made here (CONTROLS). Figures:
   nats        cross-entropy of a test object's codes given its caption, summed over its tokens
-  family      share of samples whose nearest training object has the prompted family, with Wilson's 95 % interval; half of the
-              captions are absent from training. Nearest is by IoU of occupancies at fixed points, decoded from codes
-  short       the same for prompts with attributes left out (`g3pt.data.captions.shorten`), a quarter of them with all left out
-  attributes  share of the stated attributes found on the first samples' meshes at 64 cells, for captions in training and not
-              (procedural shapes only)
-  pictures    share of samples with the family of the test object whose first view was given, and share of its attributes
+  family      share of samples whose nearest training object has the prompted family, with Wilson's 95 % interval; half
+              of the captions are absent from training. Nearest is by IoU of occupancies at fixed points, decoded from
+              codes
+  short       the same for prompts with attributes left out (`g3pt.data.captions.shorten`), a quarter of them with all
+              left out
+  attributes  share of the stated attributes found on the first samples' meshes at 64 cells, for captions in training
+              and not (procedural shapes only)
+  pictures    share of samples with the family of the test object whose first view was given, and share of its
+              attributes
   Chamfer     median distance of the first samples' surfaces, at 32 cells, to the stored surface of the nearest object
-Samples are drawn with each value of GUIDANCE and the same seeds. CPU seconds are those of this process, one thread. Finished rows
-are skipped.
+Samples are drawn with each value of GUIDANCE and the same seeds. CPU seconds are those of this process, one thread.
+Finished rows are skipped.
 """
 
 import argparse
@@ -86,7 +90,9 @@ JUDGES: dict[str, Any] = {}  # filled once per process
 
 
 def plain_attention(model: G3PT) -> None:
-    """Scale dot products by the root of the head width, as GPT-2 does, instead of using unit vectors and a learned scale."""
+    """Scale dot products by the root of the head width, as GPT-2 does, instead of using unit vectors
+    and a learned scale.
+    """
     for block in model.car.blocks:
         block.attention.log_scale_H.requires_grad_(False)
         width = block.attention.to_out.in_features // block.attention.num_heads

@@ -1,8 +1,8 @@
 """How often intervals of 95 % of a scaling law contain the truth: simulated studies of a known law, no training.
 
-Prints a table of the closed form (g3pt/scaling/intervals.py) and of the wild cluster bootstrap, by seeds per size and by
-the error that a size has of its own (such as a learning rate that is off). 95 % is meant; a share of 200 trials has a
-standard error of .015.
+Prints a table of the closed form (g3pt/scaling/intervals.py) and of the wild cluster bootstrap, by seeds per size and
+by the error that a size has of its own (such as a learning rate that is off). 95 % is meant; a share of 200 trials has
+a standard error of .015.
 
     python benchmarks/law_coverage.py [--trials 200] [--draws 100]
 """

@@ -133,7 +133,8 @@ def family(pid: int) -> dict[int, float]:
 
 
 class Watch:
-    """CPU seconds and peak memory in MB of a process and its descendants, sampled every `every_s` seconds until it ends.
+    """CPU seconds and peak memory in MB of a process and its descendants,
+    sampled every `every_s` seconds until it ends.
 
     Shared pages count once (PSS). A process that ends between two samples is missed.
     """

@@ -1,6 +1,7 @@
 """The cost of Ray in preprocessing: the same meshes converted by a bare loop and by the job with one and two workers.
 
-    python benchmarks/preprocess_ray.py --meshes FOLDER --output preprocess_ray.json      (or G3PT_MESHES=FOLDER; without: made meshes)
+    python benchmarks/preprocess_ray.py --meshes FOLDER
+        --output preprocess_ray.json      (or G3PT_MESHES=FOLDER; without: made meshes)
 
 There are five ways, each in its own process; every second round runs them in reverse order. `loop` calls the pipeline's
 plain functions in one process. `child` adds the killable child process (`pipelines.preprocess.sandbox`). `ray-1` and
@@ -138,7 +139,9 @@ def _convert_one(config: Any, index: int) -> None:
 
 
 def _job(clock: Clock, config: Any) -> dict[str, Any]:
-    """The work of jobs/preprocess.py, with marks when Ray has started, workers are ready, and the last shard is written."""
+    """The work of jobs/preprocess.py, with marks when Ray has started, workers are ready,
+    and the last shard is written.
+    """
     from pipelines.cluster import session
     from pipelines.preprocess.job import preprocess
     from pipelines.preprocess.shards import map_on_ray

@@ -22,7 +22,10 @@ def ours(vertices: np.ndarray, faces: np.ndarray, resolution: int, points: np.nd
 
 
 def mesh2sdf_raw(vertices: np.ndarray, faces: np.ndarray, resolution: int, points: np.ndarray) -> np.ndarray:
-    """mesh2sdf without fix: inside is a distance below one voxel; signs are right only for closed meshes. Makes no mesh."""
+    """mesh2sdf without fix: inside is a distance below one voxel; signs are right only for closed meshes.
+
+    Makes no mesh.
+    """
     import mesh2sdf
 
     return _trilinear(mesh2sdf.compute(vertices, faces, resolution), points) < 2.0 / resolution
@@ -37,7 +40,9 @@ def mesh2sdf_fixed(vertices: np.ndarray, faces: np.ndarray, resolution: int, poi
 
 
 def manifold(vertices: np.ndarray, faces: np.ndarray, resolution: int, points: np.ndarray) -> np.ndarray:
-    """point-cloud-utils: Manifold (Huang 2018) with as many octree leaves as a face of the cube has cells, then its signed distance."""
+    """point-cloud-utils: Manifold (Huang 2018) with as many octree leaves as a face of the cube has cells,
+    then its signed distance.
+    """
     import point_cloud_utils as pcu
 
     closed = pcu.make_mesh_watertight(

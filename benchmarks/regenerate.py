@@ -1,7 +1,8 @@
 """Regeneration of a few real objects by a generator that was overfit to them, from captions and from pictures.
 
     python jobs/preprocess.py --source dir --input MESHES --ids FIFTY.txt --output out/fifty --resolution 128 --views 4
-    python jobs/train_car.py --data out/fifty --tokenizer weights/g3pt-nano-cvq --output out/runs --preset nano --steps 3000
+    python jobs/train_car.py --data out/fifty --tokenizer weights/g3pt-nano-cvq --output out/runs --preset nano
+        --steps 3000
     python benchmarks/regenerate.py --data out/fifty --model out/runs/car-nano-s0-XXXXXXXX [--output regenerate.json]
 
 Two Chamfer distances to the object's surface (an independent sample of 16,384 points) are compared: that of the sample

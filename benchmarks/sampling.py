@@ -1,6 +1,7 @@
 """Speed of sampling by preset and batch, with and without the cache; parts of an object's time; memory; operations.
 
-    python benchmarks/sampling.py [--presets nano,micro] [--model RUN] [--batches 1,8] [--cfg 2] [--resolution 64] [--device auto]
+    python benchmarks/sampling.py [--presets nano,micro] [--model RUN] [--batches 1,8] [--cfg 2] [--resolution 64]
+        [--device auto]
                                   [--precision fp32|bf16] [--repeats 3] [--output sampling.json]
 
 Needs torch and numpy, and for meshes scikit-image, numba and trimesh; a part whose package is missing is skipped and

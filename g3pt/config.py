@@ -1,11 +1,11 @@
 """Model and training configurations, and the presets: one table for tokenizers, one for generators.
 
-A configuration is a frozen dataclass that refuses invalid values. Derived values are properties; presets are rows of a table, so
-that two sizes can be compared. Comments beside fields say what is the paper's and what is ours. The commands' flags are in
-pipelines/ (each stage's config or jobs module).
+A configuration is a frozen dataclass that refuses invalid values. Derived values are properties; presets are rows of a
+table, so that two sizes can be compared. Comments beside fields say what is the paper's and what is ours. The commands'
+flags are in pipelines/ (each stage's config or jobs module).
 
-Scales: code names a scale by its index in `CVQConfig.scales`, so 0 is the coarsest. Keys of records (`ce_scale_1`), messages and
-prose number them from 1.
+Scales: code names a scale by its index in `CVQConfig.scales`, so 0 is the coarsest. Keys of records (`ce_scale_1`),
+messages and prose number them from 1.
 
 Source: G3PT (arXiv 2409.06322); CVQ's L = 2304, C = 512, 12 + 16 layers and 8192 codes are the paper's.
 Ours: every other number, the presets below `paper`, and all schedules of scales (the paper gives the first scale, 1,
@@ -21,8 +21,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-# Format of config.json of runs and exports. Raise it when older files can no longer be read; a new field with a default is no such
-# change.
+# Format of config.json of runs and exports. Raise it when older files can no longer be read; a new field with a default
+# is no such change.
 FORMAT_VERSION = 1
 
 
@@ -246,11 +246,12 @@ def check_format(values: Mapping[str, Any], file: str | Path) -> None:
 
 
 PAPER_SCALES = (1, 4, 9, 16, 25, 49, 2304)  # sums to the paper's 2408; the split is ours
-# `learning_rate` is that of hidden matrices at `base_width`, the width of nano. Above nano, no rate was measured: hidden matrices learn
-# at about the rates that were set by hand before rates followed the width.
+# `learning_rate` is that of hidden matrices at `base_width`, the width of nano. Above nano, no rate was measured:
+# hidden matrices learn at about the rates that were set by hand before rates followed the width.
 # The smallest presets. Their warm-up is a longer share of fewer steps: 16 steps cost nano more than 32 or 50 (LOG.md).
 SHORT: dict[str, Any] = {"steps": 1200, "batch_size": 16, "warmup_share": 0.08, "ema_decay": 0.99}
-# Heads from `micro` on are 64 wide, a tile of a GPU's matrix units (`1.5M` and `10M`: 32). Learning rates above `nano` are not measured.
+# Heads from `micro` on are 64 wide, a tile of a GPU's matrix units (`1.5M` and `10M`: 32). Learning rates above `nano`
+# are not measured.
 # fmt: off
 CVQ_PRESETS: dict[str, tuple[CVQConfig, TrainConfig]] = {
     "nano":  (CVQConfig(scales=(1, 4, 16, 64), width=64, num_heads=4, encoder_layers=1, decoder_layers=2,
@@ -272,15 +273,16 @@ CVQ_PRESETS: dict[str, tuple[CVQConfig, TrainConfig]] = {
                         num_points=16384, num_sharp_points=0, num_encode_points=16384,
                         num_volume_queries=8192, num_near_queries=8192),
               TrainConfig(steps=60_000, batch_size=256, learning_rate=8e-4, base_width=64, precision="bf16", ema_decay=0.9999)),
-    # The paper's size with what won at `nano` (LOG.md): anchored latents with their blur, FSQ, and sharp points as from `small` on.
+    # The paper's size with what won at `nano` (LOG.md): anchored latents with their blur, FSQ, and sharp points as from
+    # `small` on.
     "large": (CVQConfig(scales=PAPER_SCALES, width=512, num_heads=8, encoder_layers=12, decoder_layers=16,
                         num_points=16384, num_sharp_points=4096, num_encode_points=16384,
                         num_volume_queries=8192, num_near_queries=8192),
               TrainConfig(steps=60_000, batch_size=256, learning_rate=8e-4, base_width=64, precision="bf16", ema_decay=0.9999)),
 }
 # Small sizes are named by their parameters; from 0.1B on, VAR's rule: width = 64 x depth, heads = depth.
-# 18 x depth x width^2 parameters each, without embeddings and head. From nano on a size is 1.5 to 2.9 times the one before:
-# twelve points over three and a half decades for a scaling study. The demo's sweep trains 5k to 150k.
+# 18 x depth x width^2 parameters each, without embeddings and head. From nano on a size is 1.5 to 2.9 times the one
+# before: twelve points over three and a half decades for a scaling study. The demo's sweep trains 5k to 150k.
 PRETRAINED: dict[str, Any] = {
     "text_encoder": "openai/clip-vit-large-patch14",
     "image_encoder": "facebook/dinov2-large",
@@ -320,8 +322,8 @@ def cvq_preset(name: str) -> tuple[CVQConfig, TrainConfig]:
 
 
 def car_preset(name: str) -> tuple[CARConfig, TrainConfig]:
-    """The generator preset `name`, or a small one of DEPTHxWIDTH, such as 2x48. ValueError, with the known names, for an
-    unknown one.
+    """The generator preset `name`, or a small one of DEPTHxWIDTH, such as 2x48.
+    ValueError, with the known names, for an unknown one.
     """
     sized = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", name)
     return _sized(int(sized[1]), int(sized[2])) if sized else _lookup(CAR_PRESETS, name)

@@ -1,4 +1,6 @@
-"""One thread per process, no Ray or MLflow of the machine, no network habits: every test starts from the same ground."""
+"""One thread per process, no Ray or MLflow of the machine, no network habits: every test starts
+from the same ground.
+"""
 
 import os
 import secrets
@@ -38,7 +40,9 @@ LONGEST = ("test_quickstart_job.py", "test_documented_commands.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, of these the longest, then whole commands (tests/jobs): no process ends long after the others."""
+    """Files with slow tests first, of these the longest, then whole commands (tests/jobs):
+    no process ends long after the others.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path not in slow, item.path.name not in LONGEST, item.path.parent.name != "jobs"))
 
@@ -53,7 +57,9 @@ def one_torch_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmptyStore]:
-    """Stores of MLflow that this process opens, copied from one; commands in processes of their own make theirs, or are laid one."""
+    """Stores of MLflow that this process opens, copied from one; commands in processes of their own make theirs,
+    or are laid one.
+    """
     store = EmptyStore(tmp_path_factory.mktemp("mlflow"))
     with store.copied():
         yield store

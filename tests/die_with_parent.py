@@ -1,4 +1,6 @@
-"""Processes that tests start end with the test process, also where that one is killed: pytest-xdist kills its workers on Ctrl-C."""
+"""Processes that tests start end with the test process, also where that one is killed:
+pytest-xdist kills its workers on Ctrl-C.
+"""
 
 import ctypes
 import signal

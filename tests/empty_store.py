@@ -11,7 +11,10 @@ from pipelines.tracking.client import SQLITE, Tracking
 
 
 class EmptyStore:
-    """The store that is copied; MLflow makes it when it is first needed. `copied()` lets this process's `Tracking` use it."""
+    """The store that is copied; MLflow makes it when it is first needed.
+
+    `copied()` lets this process's `Tracking` use it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._first = folder / "mlflow.db"

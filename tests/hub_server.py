@@ -1,4 +1,6 @@
-"""A stand-in for the Hugging Face hub: the paths of one dataset, its redirects to a storage host, counted requests, and faults on demand."""
+"""A stand-in for the Hugging Face hub: the paths of one dataset, its redirects to a storage host, counted requests,
+and faults on demand.
+"""
 
 import contextlib
 import gzip
@@ -19,7 +21,9 @@ COMMIT = "0" * 39 + "1"
 
 @dataclass
 class HubServer:
-    """Files by name, faults by name (taken from the front, one a request; the last stays if `for_ever`), and what was asked for."""
+    """Files by name, faults by name (taken from the front, one a request; the last stays if `for_ever`),
+    and what was asked for.
+    """
 
     address: str
     storage: str  # of another origin, as the real hub's is

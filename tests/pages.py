@@ -1,4 +1,6 @@
-"""The documentation pages (README.md, CONTRIBUTING.md, CHANGELOG.md, tests/README.md, docs/): their blocks, commands and links."""
+"""The documentation pages (README.md, CONTRIBUTING.md, CHANGELOG.md, tests/README.md, docs/): their blocks,
+commands and links.
+"""
 
 import re
 import shlex
@@ -89,7 +91,9 @@ def command(line: str) -> Command | None:
 
 
 def commands() -> list[Command]:
-    """All commands that start a Python program, from blocks and, if flags or paths follow, from sentences; no duplicates."""
+    """All commands that start a Python program, from blocks and, if flags or paths follow, from sentences;
+    no duplicates.
+    """
     inline = [found for page in pages() for found in INLINE.findall(prose(page)) if len(found.split()) > 3]
     found = [command(line) for line in dict.fromkeys([*shell_lines(), *inline])]
     return [one for one in found if one is not None]

@@ -1,4 +1,6 @@
-"""What the pages say is true of the code: commands parse and their dry runs pass, flags, links, modules and messages exist."""
+"""What the pages say is true of the code: commands parse and their dry runs pass, flags, links, modules
+and messages exist.
+"""
 
 import ast
 import dataclasses

@@ -1,4 +1,6 @@
-"""Text files and texts of other programs are UTF-8 whatever the locale: every call that opens one names its encoding."""
+"""Text files and texts of other programs are UTF-8 whatever the locale: every call
+that opens one names its encoding.
+"""
 
 import ast
 import re

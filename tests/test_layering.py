@@ -1,7 +1,8 @@
-"""Who may import whom, read off the syntax tree (imports inside functions and under TYPE_CHECKING count), and that g3pt imports on a bare GPU machine.
+"""Who may import whom, read off the syntax tree (imports inside functions and under TYPE_CHECKING count), and that g3pt
+imports on a bare GPU machine.
 
-`FORBIDDEN` holds jobs -> pipelines -> g3pt, `ROOMS_ABOVE` the order of the folders of `pipelines` and of `g3pt`. Modules of one room
-may import each other; no circle of modules exists anywhere.
+`FORBIDDEN` holds jobs -> pipelines -> g3pt, `ROOMS_ABOVE` the order of the folders of `pipelines` and of `g3pt`.
+Modules of one room may import each other; no circle of modules exists anywhere.
 """
 
 import ast
@@ -106,7 +107,9 @@ def room_of(module: str) -> str:
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """One circle, as the path from its first module by name back to it, for each group of modules that reach each other."""
+    """One circle, as the path from its first module by name back to it, for each group of modules
+    that reach each other.
+    """
     reach = {name: reachable(graph, name) for name in graph}
     groups = {
         frozenset(other for other in reach[name] if name in reach[other]) for name in graph if name in reach[name]

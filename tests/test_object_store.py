@@ -256,7 +256,10 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 
 
 def test_a_forked_process_reads_too(bucket: str) -> None:
-    """As a DataLoader worker does after its parent used the store. The parent is a new process, since this one may run Ray."""
+    """As a DataLoader worker does after its parent used the store.
+
+    The parent is a new process, since this one may run Ray.
+    """
     info = write_rows(location(bucket) / "data", [ok_row(name) for name in "abc"])
     done = subprocess.run([sys.executable, "-c", FORKS, str(info.path)], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == " ".join([str(list("abc"))] * 4), done.stderr[-2000:]

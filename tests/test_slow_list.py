@@ -9,7 +9,9 @@ TESTS = Path(__file__).parent
 
 
 def slow_tests() -> Iterator[str]:
-    """Names of the functions that are marked slow: by themselves, by a case in a list of cases, or by their module's `pytestmark`."""
+    """Names of the functions that are marked slow: by themselves, by a case in a list of cases, or
+    by their module's `pytestmark`.
+    """
     for file in sorted(TESTS.rglob("test_*.py")):
         body = ast.parse(file.read_text()).body
         assigned = [node for node in body if isinstance(node, (ast.Assign, ast.AugAssign)) and is_slow(node)]

@@ -1,4 +1,6 @@
-"""The released weights load, reconstruct shapes, follow unseen prompts, and were trained on redistributable data only."""
+"""The released weights load, reconstruct shapes, follow unseen prompts,
+and were trained on redistributable data only.
+"""
 
 import json
 import re

@@ -1,4 +1,6 @@
-"""Objaverse in small for the hub's stand-in: six boxes in three folders, all but the last with annotation, three of them in LVIS."""
+"""Objaverse in small for the hub's stand-in: six boxes in three folders, all but the last with annotation,
+three of them in LVIS.
+"""
 
 import functools
 from typing import Any

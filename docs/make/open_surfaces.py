@@ -1,7 +1,9 @@
-"""The picture of filled open surfaces: `python docs/make/open_surfaces.py FOLDER...` writes docs/images/open_surfaces.png and its credits.
+"""The picture of filled open surfaces: `python docs/make/open_surfaces.py FOLDER...` writes
+docs/images/open_surfaces.png and its credits.
 
-Each object is shown from above and from below as its file has it, and as a section through both solids: dark is the wall that
-`--open-surfaces wall` leaves, orange is what `--open-surfaces fill` adds. FOLDER: folders of meshes, each with a manifest.csv.
+Each object is shown from above and from below as its file has it, and as a section through both solids: dark is the
+wall that `--open-surfaces wall` leaves, orange is what `--open-surfaces fill` adds. FOLDER: folders of meshes, each
+with a manifest.csv.
 """
 
 import csv

@@ -1,6 +1,7 @@
 """The diagram of the whole system in README.md: `python docs/make/overview.py` writes docs/images/overview.svg.
 
-How: every shape is a line of SVG text; positions are computed from a few numbers below. Only DejaVu, Arial or any sans-serif is needed.
+How: every shape is a line of SVG text; positions are computed from a few numbers below. Only DejaVu, Arial or any
+sans-serif is needed.
 """
 
 import math

@@ -1,7 +1,9 @@
-"""Reference pages that are made from the code: `python docs/make/reference.py` writes docs/reference/cli.md and presets.md.
+"""Reference pages that are made from the code: `python docs/make/reference.py` writes docs/reference/cli.md and
+presets.md.
 
-How: each command is loaded as if it were started, with `pipelines.cli.main.main` replaced by a function that keeps the flag class and
-the example, from which the help page is drawn. tests/test_docs.py compares the files with what this program would write.
+How: each command is loaded as if it were started, with `pipelines.cli.main.main` replaced by a function that keeps the
+flag class and the example, from which the help page is drawn. tests/test_docs.py compares the files with what this
+program would write.
 """
 
 import dataclasses
@@ -80,7 +82,9 @@ class Command:
 
 
 def load(program: str) -> Command:
-    """The command that `python jobs/x.py` or `python -m package.module` starts; `program` is the part after `python `."""
+    """The command that `python jobs/x.py` or `python -m package.module` starts;
+    `program` is the part after `python `.
+    """
     given: list[Command] = []
 
     def keep(flags: type, run: Callable[[Any], Any], *, example: str, defaults: Any = None, **_: Any) -> None:
@@ -97,7 +101,9 @@ def load(program: str) -> Command:
 
 
 def _imported(command: Command, module: str) -> Command:
-    """The command with a flag class of `__main__` replaced by the one that importing the module gives: its type hints can be resolved."""
+    """The command with a flag class of `__main__` replaced by the one that importing the module gives:
+    its type hints can be resolved.
+    """
     if command.flags.__module__ != "__main__":
         return command
     found = importlib.import_module(module)

@@ -1,8 +1,8 @@
 """Training batches whose content depends only on (seed, samples seen), so that a resumed run continues them exactly.
 
-Each epoch visits the objects in an order shuffled from (seed, epoch); a batch may span two epochs. Worker r of w takes every w-th
-object of each global batch. Points within an object are windows of the stored points (`window`) from (seed, sample number). A
-generator's batches: pipelines/train/car_batches.py.
+Each epoch visits the objects in an order shuffled from (seed, epoch); a batch may span two epochs. Worker r of w takes
+every w-th object of each global batch. Points within an object are windows of the stored points (`window`) from (seed,
+sample number). A generator's batches: pipelines/train/car_batches.py.
 
 Shapes: N objects, P surface points, Q query points; tensors with suffix B are batches.
 """
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from g3pt.config import CVQConfig
 
-# Part of a run's hash. Raise it when a seed gives other objects, points or views than before: an unfinished run must not be resumed
-# with them. Runs before version 2 have none; they drew query points with replacement and validated on the first ids.
+# Part of a run's hash. Raise it when a seed gives other objects, points or views than before: an unfinished run must
+# not be resumed with them. Runs before version 2 have none; they drew query points with replacement and validated on
+# the first ids.
 DATA_ORDER = 2
 
 
@@ -47,7 +48,9 @@ def global_batches(
 def batch_indices(
     num_objects: int, batch_size: int, seed: int, start_sample: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(Sample numbers, object indices) of this worker's share of each global batch, from `start_sample` on, without end."""
+    """(Sample numbers, object indices) of this worker's share of each global batch, from `start_sample` on,
+    without end.
+    """
     orders: dict[int, np.ndarray] = {}
     for samples in global_batches(num_objects, batch_size, start_sample, rank, world_size):
         epochs = samples // num_objects
@@ -59,7 +62,10 @@ def batch_indices(
 
 
 def window(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` consecutive rows from a random start, wrapping around. Stored points are in random order, so this is a random sample."""
+    """`count` consecutive rows from a random start, wrapping around.
+
+    Stored points are in random order, so this is a random sample.
+    """
     return values[window_rows(len(values), count, rng)]
 
 
@@ -137,8 +143,8 @@ def rows_of(batch: dict[str, Any], num_rows: int, rank: int = 0, world_size: int
 def rand_rows(batch: dict[str, Any], *shape: int) -> Tensor:
     """Uniform numbers (B, *shape) in [0, 1) on the batch's device, which depend on an object's row in the global batch.
 
-    All workers and micro-batches draw for the whole global batch from the step's seed and take their rows, so that an object
-    gets the same numbers however the batch is divided. A batch without rows (outside `fit`) counts as whole.
+    All workers and micro-batches draw for the whole global batch from the step's seed and take their rows, so that an
+    object gets the same numbers however the batch is divided. A batch without rows (outside `fit`) counts as whole.
     """
     row_B = batch.get("row_B")
     if row_B is None:
@@ -148,7 +154,9 @@ def rand_rows(batch: dict[str, Any], *shape: int) -> Tensor:
 
 
 def prefetched(batches: Iterator[dict[str, Any]], depth: int, pin: bool = False) -> Iterator[dict[str, Any]]:
-    """The same batches, up to `depth` of them made ahead by a thread, in pinned memory with `pin`. A depth of 0 uses no thread.
+    """The same batches, up to `depth` of them made ahead by a thread, in pinned memory with `pin`.
+
+    A depth of 0 uses no thread.
 
     An error of the thread is raised in place of its batch. Closing the iterator ends the thread.
     """

@@ -1,9 +1,10 @@
 """Captions with some attributes left out, so that a generator is also trained on prompts shorter than its captions.
 
-How: "a tall round table with a thick top and four legs" has a head ("a tall round table") and phrases after "with". Each phrase may be
-left out, and each plain adjective of size, shape or colour between the article and a noun of at most three words. Any other text
-loses only what follows its "with"; a text without either is kept: no word is dropped by guess ("ice cream" has no adjective). Phrases
-are separated at commas and at an "and" before a determiner ("black and white stripes" is one phrase).
+How: "a tall round table with a thick top and four legs" has a head ("a tall round table") and phrases after "with".
+Each phrase may be left out, and each plain adjective of size, shape or colour between the article and a noun of at most
+three words. Any other text loses only what follows its "with"; a text without either is kept: no word is dropped by
+guess ("ice cream" has no adjective). Phrases are separated at commas and at an "and" before a determiner ("black and
+white stripes" is one phrase).
 
 Ours: all of it. A text encoder trained on full captions alone gave a chair for "a long truck" (LOG.md).
 """
@@ -51,7 +52,9 @@ def split_caption(caption: str) -> tuple[list[str], list[str]]:
 
 
 def droppable(words: list[str]) -> list[int]:
-    """Indices of the adjectives that may be dropped from a head "article adjectives noun"; none for heads of another form."""
+    """Indices of the adjectives that may be dropped from a head "article adjectives noun"; none for heads
+    of another form.
+    """
     if not words or words[0] not in ("a", "an"):
         return []
     noun = next(

@@ -1,7 +1,7 @@
 """Writing and opening a dataset: its shards, their sidecars, and dataset.json.
 
-How: a shard's parquet is written first and its sidecar second, each whole or not at all; dataset.json comes last. So a file that
-exists is finished, and dataset.json has each shard's sha256.
+How: a shard's parquet is written first and its sidecar second, each whole or not at all; dataset.json comes last. So a
+file that exists is finished, and dataset.json has each shard's sha256.
 
 Layout: docs/concepts/contracts.md.
 """
@@ -54,7 +54,8 @@ def write_shard(
 ) -> dict[str, Any]:
     """Write one shard, parquet first and sidecar second, each whole or not at all. Returns the sidecar.
 
-    `settings` is what config_sha256 covers. `files`: id -> stamps by which a later run recognises that the object's files are unchanged.
+    `settings` is what config_sha256 covers. `files`: id -> stamps by which a later run recognises that the object's
+    files are unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = sorted(rows, key=lambda row: row["id"])
@@ -99,7 +100,10 @@ def write_dataset(
     num_shards: int,
     shards: Tally | Mapping[int, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Write dataset.json from all sidecars (index -> sidecar) or their sum. `settings` is what the config hash covers."""
+    """Write dataset.json from all sidecars (index -> sidecar) or their sum.
+
+    `settings` is what the config hash covers.
+    """
     tally = shards if isinstance(shards, Tally) else Tally(shards)
     config_sha256 = config_hash(settings)
     summary = {
@@ -166,7 +170,10 @@ class DatasetInfo:
 
 
 def open_dataset(path: str | Location) -> DatasetInfo:
-    """Read and check dataset.json. ValueError, with one clear line, if it is missing, damaged or of another schema version."""
+    """Read and check dataset.json.
+
+    ValueError, with one clear line, if it is missing, damaged or of another schema version.
+    """
     folder = location(path)
     file = folder / "dataset.json"
     try:

@@ -1,12 +1,15 @@
-"""A dataset, local or in a bucket: what it contains (`summary`), and whether it is intact. Needs torch, numpy and pyarrow alone.
+"""A dataset, local or in a bucket: what it contains (`summary`), and whether it is intact.
+
+Needs torch, numpy and pyarrow alone.
 
     python -m g3pt.data.inspection DATASET [--verify]
 
-How: one pass over the shards. Presence, sizes, sidecars against dataset.json, numbers of rows and counts are always compared. With
-`verify` every parquet is read and hashed, its ids and content hashes are compared with its sidecar, and the fingerprint is
-computed again. A dataset without dataset.json is unfinished; its finished shards are inspected.
+How: one pass over the shards. Presence, sizes, sidecars against dataset.json, numbers of rows and counts are always
+compared. With `verify` every parquet is read and hashed, its ids and content hashes are compared with its sidecar, and
+the fingerprint is computed again. A dataset without dataset.json is unfinished; its finished shards are inspected.
 
-Layout: docs/concepts/contracts.md. Exit codes: 0 intact, 1 something is wrong (each fault is named, with the remedy), 2 no dataset there.
+Layout: docs/concepts/contracts.md. Exit codes: 0 intact, 1 something is wrong (each fault is named, with the remedy), 2
+no dataset there.
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ SIDECAR_KEYS = {"rows", "counts", "splits", "failures", "content", "seconds", "b
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong. `remedy_removes`: the file to remove first, where preprocessing would not notice the fault."""
+    """One thing that is wrong.
+
+    `remedy_removes`: the file to remove first, where preprocessing would not notice the fault.
+    """
 
     file: str
     text: str
@@ -182,7 +188,9 @@ class Inspection:
                 )
 
     def _compare_totals(self) -> None:
-        """Compare sums with dataset.json, unless a shard's fault explains a difference, and find files that it doesn't name."""
+        """Compare sums with dataset.json, unless a shard's fault explains a difference, and find files
+        that it doesn't name.
+        """
         if self.info is None:
             return
         whole = not self.faults
@@ -227,7 +235,11 @@ class Inspection:
         return [*said, f"remedy: {self._remedy()}"]
 
     def _remedy(self) -> str:
-        """What to do. Preprocessing trusts a shard whose sidecar exists and whose size is right, so such a sidecar must be removed first."""
+        """What to do.
+
+        Preprocessing trusts a shard whose sidecar exists and whose size is right, so such a sidecar must be removed
+        first.
+        """
         removed = sorted({fault.remedy_removes for fault in self.faults} - {""})
         names = " ".join(removed[:SHOWN_FAULTS]) + (
             f" and those of the {len(removed) - SHOWN_FAULTS:,d} other shards" if len(removed) > SHOWN_FAULTS else ""

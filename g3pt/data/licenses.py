@@ -1,7 +1,7 @@
 """Licences of objects: which are open, and SPDX names for Objaverse's words. The one place for both.
 
-Ours: `open` in a list of licences means all that released weights may be trained on: no condition but credit. Non-commercial (NC),
-share-alike (SA) and no-derivatives (ND) licences must be named.
+Ours: `open` in a list of licences means all that released weights may be trained on: no condition but credit.
+Non-commercial (NC), share-alike (SA) and no-derivatives (ND) licences must be named.
 """
 
 from __future__ import annotations
@@ -42,5 +42,8 @@ def unknown(wanted: Collection[str], found: Collection[str]) -> list[str]:
 
 
 def of_objaverse(word: str) -> str:
-    """The SPDX name of Objaverse's word (`by-nc`: CC-BY-NC-4.0). An unknown word is returned as it is, so no list allows it."""
+    """The SPDX name of Objaverse's word (`by-nc`: CC-BY-NC-4.0).
+
+    An unknown word is returned as it is, so no list allows it.
+    """
     return _OF_OBJAVERSE.get(word, word)

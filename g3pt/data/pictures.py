@@ -1,10 +1,11 @@
 """A picture of an object becomes the image encoder's input: the object alone, in the middle of a small square.
 
-How: transparent pixels are the background if they are at least MASK_SHARE of the picture or half of its border. If they are fewer
-(the rounded corners of a photograph, stray pixels) a warning says so, and the picture is treated as one without transparency: if nine
-tenths of its opaque border have one colour, the pixels of that colour connected to the border are background; otherwise the picture is
-used whole, with a warning. The square around the object is filled with the mean colour, which normalises to zero: on white a small
-encoder trained from scratch learnt nothing (LOG.md). Of an animation or a file of several pages the first picture is used.
+How: transparent pixels are the background if they are at least MASK_SHARE of the picture or half of its border. If they
+are fewer (the rounded corners of a photograph, stray pixels) a warning says so, and the picture is treated as one
+without transparency: if nine tenths of its opaque border have one colour, the pixels of that colour connected to the
+border are background; otherwise the picture is used whole, with a warning. The square around the object is filled with
+the mean colour, which normalises to zero: on white a small encoder trained from scratch learnt nothing (LOG.md). Of an
+animation or a file of several pages the first picture is used.
 
 Ours: all of it.
 Shapes: H W pixels.
@@ -42,8 +43,9 @@ MAX_PIXELS = 2**26  # of a picture; more would take gigabytes while it is cut ou
 def prepare_image(image: Any, size: int, margin: float = 0.05) -> Tensor:
     """Normalised pixels float32 (3, size, size) of a PIL image, encoded bytes or a path.
 
-    The object is cut out as a square with a margin of `margin` times its side. Warns (UserWarning) if background can't be told from
-    object. ValueError for a picture that can't be used: not one of IMAGE_FORMATS, broken, above MAX_PIXELS, or empty.
+    The object is cut out as a square with a margin of `margin` times its side. Warns (UserWarning) if background can't
+    be told from object. ValueError for a picture that can't be used: not one of IMAGE_FORMATS, broken, above
+    MAX_PIXELS, or empty.
     """
     pixels, warning = cut_out(image, size, margin)
     if warning:
@@ -155,7 +157,9 @@ def _shrunk(picture: Any) -> Any:
 
 
 def _to_8_bits(image: Any) -> Any:
-    """16-bit, integer and float greyscale stretched to 8 bits (PIL's own conversion clips); non-finite pixels are black."""
+    """16-bit, integer and float greyscale stretched to 8 bits (PIL's own conversion clips);
+    non-finite pixels are black.
+    """
     import numpy as np
     from PIL import Image
 
@@ -167,7 +171,9 @@ def _to_8_bits(image: Any) -> Any:
 
 
 def _without_background(picture: Any) -> tuple[Any, str]:
-    """An RGBA picture with its background made transparent if its transparent pixels are not that already; and a warning, or ""."""
+    """An RGBA picture with its background made transparent if its transparent pixels are not that already;
+    and a warning, or "".
+    """
     import numpy as np
     from PIL import Image
 
@@ -192,7 +198,8 @@ def _border(values_HW: Any) -> Any:
 
 
 def _even_background(pixels_HW3: Any, clear_HW: Any) -> Any:
-    """The pixels of the border's colour that are connected to the border, bool (H, W); none if the border has several colours.
+    """The pixels of the border's colour that are connected to the border, bool (H, W); none
+    if the border has several colours.
 
     The transparent pixels `clear_HW` have any colour.
     """

@@ -29,8 +29,8 @@ def read_rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows as dicts of numpy arrays, strings and numbers, in order of shards and ids.
 
-    `split`, `status` and `ids` of None keep all rows; `shards` of None reads all shards. With `ids`, row groups without any of them
-    are not read.
+    `split`, `status` and `ids` of None keep all rows; `shards` of None reads all shards. With `ids`, row groups without
+    any of them are not read.
     """
     info = dataset if isinstance(dataset, DatasetInfo) else open_dataset(dataset)
     unknown = [name for name in columns if name not in info.columns]
@@ -95,8 +95,8 @@ def load_arrays(
 ) -> dict[str, Any]:
     """Whole columns in memory, sorted by id: tensors as (N, ...) arrays, numbers as (N,), text and views as lists.
 
-    With `limit` only the objects with the smallest sha256(id) are returned, a sample that no source or category dominates. Row
-    groups without them are not read.
+    With `limit` only the objects with the smallest sha256(id) are returned, a sample that no source or category
+    dominates. Row groups without them are not read.
     """
     info = dataset if isinstance(dataset, DatasetInfo) else open_dataset(dataset)
     wanted = list(dict.fromkeys(["id", "license", *columns]))
@@ -144,7 +144,10 @@ def load_shards(
     count: int,
     selection: Selection = ALL,
 ) -> dict[str, Any]:
-    """Columns of the `count` ok and selected objects of some shards, in the given order. Tensors are in memory once; the rest are lists."""
+    """Columns of the `count` ok and selected objects of some shards, in the given order.
+
+    Tensors are in memory once; the rest are lists.
+    """
     arrays = {
         name: np.empty((count, *shape), dtype)
         for name, (dtype, shape) in dataset.config.tensors.items()

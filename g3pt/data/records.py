@@ -5,16 +5,16 @@
     DATASET/shard-00042.json     sidecar, written after its parquet: hashes, counts, seconds
     DATASET/derived/<kind>-<export-hash8>/shard-00042.parquet   tokens or features, joined by id
 
-A row that is not `ok` contains zeros in its tensor columns, never nulls: one null in a fixed-size list makes the whole file
-unreadable. Readers filter on `status`. An object's shard and split follow from its id alone, so neither depends on what else is in
-the dataset.
+A row that is not `ok` contains zeros in its tensor columns, never nulls: one null in a fixed-size list makes the whole
+file unreadable. Readers filter on `status`. An object's shard and split follow from its id alone, so neither depends on
+what else is in the dataset.
 
-This file defines a row. Elsewhere: datasets.py writes and opens datasets, reading.py reads rows, derived.py joins tables to them,
-inspection.py checks a whole dataset, geometry/convert.py computes a row's tensors.
+This file defines a row. Elsewhere: datasets.py writes and opens datasets, reading.py reads rows, derived.py joins
+tables to them, inspection.py checks a whole dataset, geometry/convert.py computes a row's tensors.
 
 Layout, hashes and splits: docs/concepts/contracts.md.
-Ours: `solid` is a binary PLY (any mesh tool reads it); views, sharp points and query points have columns only if they were asked for;
-dataset.json lists its shards with their sha256, so a reader never mixes two states of a folder.
+Ours: `solid` is a binary PLY (any mesh tool reads it); views, sharp points and query points have columns only if they
+were asked for; dataset.json lists its shards with their sha256, so a reader never mixes two states of a folder.
 
 Shapes: P surface points, Q query points (a multiple of 8), V views.
 """
@@ -66,7 +66,9 @@ ADDED_COLUMNS = ("largest_component_share",)  # since 0.1.0; datasets of this sc
 
 @dataclass(frozen=True, kw_only=True)
 class RecordConfig:
-    """The schema's parameters: numbers of points, queries and views of a row, and whether it keeps its solid and has FILL_COLUMNS."""
+    """The schema's parameters: numbers of points, queries and views of a row, and whether it keeps its solid
+    and has FILL_COLUMNS.
+    """
 
     num_surface: int = 16384
     num_sharp: int = 4096
@@ -85,7 +87,9 @@ class RecordConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     def as_json(self) -> dict[str, Any]:
-        """The parameters as JSON values; `filled` only if it is true, so that datasets without it are as they were before it."""
+        """The parameters as JSON values; `filled` only if it is true, so
+        that datasets without it are as they were before it.
+        """
         return {name: value for name, value in asdict(self).items() if name != "filled" or value}
 
     @property
@@ -95,7 +99,10 @@ class RecordConfig:
 
     @property
     def tensors(self) -> dict[str, tuple[type, tuple[int, ...]]]:
-        """Tensor column -> (numpy type, shape of one row). Columns of no points are left out: Parquet has no lists of length 0."""
+        """Tensor column -> (numpy type, shape of one row).
+
+        Columns of no points are left out: Parquet has no lists of length 0.
+        """
         half, byte = np.float16, np.uint8
         named: dict[str, tuple[type, tuple[int, ...]]] = {
             "offset": (np.float64, (3,)),

@@ -1,8 +1,10 @@
-"""Which objects of a dataset a model may be trained on: by licence, and by patterns of ids. Which licences are open: licenses.py.
+"""Which objects of a dataset a model may be trained on: by licence, and by patterns of ids.
 
-Licences are compared exactly with the dataset's (SPDX names where the source gives them): `CC-BY` is not `CC-BY-4.0`. `open` means all
-open ones. Patterns are the shell's, match the whole id and respect case; `*` also matches `/`. The same selection applies to
-validation and test.
+Which licences are open: licenses.py.
+
+Licences are compared exactly with the dataset's (SPDX names where the source gives them): `CC-BY` is not `CC-BY-4.0`.
+`open` means all open ones. Patterns are the shell's, match the whole id and respect case; `*` also matches `/`. The
+same selection applies to validation and test.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class Selection:
         return cls(licenses=tuple(config.get("licenses") or ()), exclude_ids=tuple(config.get("exclude_ids") or ()))
 
     def as_config(self) -> dict[str, list[str]]:
-        """Entries for a run's configuration, as `of` reads them; none if everything is kept, so that the run's name does not change."""
+        """Entries for a run's configuration, as `of` reads them; none if everything is kept, so
+        that the run's name does not change.
+        """
         found = {"licenses": list(self.licenses), "exclude_ids": list(self.exclude_ids)}
         return {name: values for name, values in found.items() if values}
 

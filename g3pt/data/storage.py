@@ -1,13 +1,14 @@
 """Storage locations: a local folder or a bucket of an object store, with the same few operations on both.
 
-How: `location("out/data")` is a pathlib.Path, `location("s3://bucket/data")` a `RemotePath` with the methods of Path that datasets use.
-What Path lacks is a function here: listing a folder's files, writing a file whole or not at all, Parquet. Locally a file is written
-under a temporary name, flushed and renamed; on an object store an upload becomes visible when it ends.
-pyarrow finds login and endpoint where other tools do (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, a machine's role). Options of
-pyarrow's file system may follow in the URI: s3://bucket/data?region=eu-west-1
+How: `location("out/data")` is a pathlib.Path, `location("s3://bucket/data")` a `RemotePath` with the methods of Path
+that datasets use. What Path lacks is a function here: listing a folder's files, writing a file whole or not at all,
+Parquet. Locally a file is written under a temporary name, flushed and renamed; on an object store an upload becomes
+visible when it ends. pyarrow finds login and endpoint where other tools do (AWS_ACCESS_KEY_ID, AWS_PROFILE,
+AWS_ENDPOINT_URL, a machine's role). Options of pyarrow's file system may follow in the URI:
+s3://bucket/data?region=eu-west-1
 
-Ours: uploads stay in pyarrow's background threads. Without them, closing after a failed part completes the upload (measured): the
-file then lacks its middle.
+Ours: uploads stay in pyarrow's background threads. Without them, closing after a failed part completes the upload
+(measured): the file then lacks its middle.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-# S3: one PUT instead of three calls per small file. Google's client would retry for 15 minutes before it reports an unreachable store.
+# S3: one PUT instead of three calls per small file. Google's client would retry for 15 minutes before it reports an
+# unreachable store.
 OPTIONS = {"s3": "allow_delayed_open=true", "gs": "retry_limit_seconds=30"}
 PARALLEL_READS = 32  # from a bucket; they wait for the network, not for the processor
 READ_AHEAD = 512
@@ -42,7 +44,9 @@ LOGIN = (
 
 @dataclass(frozen=True, order=True)
 class RemotePath:
-    """A file or folder in a bucket: `store` (s3://bucket), `key` (the path in it) and `options` (after ? in the URI)."""
+    """A file or folder in a bucket: `store` (s3://bucket), `key` (the path in it) and `options` (after ?
+    in the URI).
+    """
 
     store: str
     key: str = ""
@@ -132,7 +136,9 @@ class RemotePath:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[pafs.FileSystem, str]]:
-        """A context with (pyarrow's file system, this path in it), whose errors become one line with path and remedy."""
+        """A context with (pyarrow's file system, this path in it), whose errors become one line
+        with path and remedy.
+        """
         try:
             yield _file_system(self.store, self.options, os.getpid()), f"{self.store.partition('://')[2]}/{self.key}"
         except FileNotFoundError:
@@ -183,7 +189,10 @@ def is_remote(path: str | Path | RemotePath) -> bool:
 
 
 def listing(folder: Location) -> dict[str, int]:
-    """Name -> bytes of the files directly in a folder, empty if it is missing. One request per thousand files of a bucket."""
+    """Name -> bytes of the files directly in a folder, empty if it is missing.
+
+    One request per thousand files of a bucket.
+    """
     if isinstance(folder, RemotePath):
         with folder.opened() as (files, path):
             found = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))

@@ -1,11 +1,11 @@
 """Objects of a split that does not fit memory, read shard by shard, in an order that follows from (seed, epoch) alone.
 
-Two shuffles: each epoch permutes the shards and divides them into groups of a few; the objects of a group are shuffled together. So
-an object meets other objects in each epoch. Reading can start at any sample number: groups before it are counted, not read. A
-thread reads the next group while this one is used, so two groups are in memory.
+Two shuffles: each epoch permutes the shards and divides them into groups of a few; the objects of a group are shuffled
+together. So an object meets other objects in each epoch. Reading can start at any sample number: groups before it are
+counted, not read. A thread reads the next group while this one is used, so two groups are in memory.
 
-Every worker reads every group and uses its share of it. That keeps the order independent of the number of workers, at the cost that
-each of them reads everything (`benchmarks/tokenizer.py` measures the rate).
+Every worker reads every group and uses its share of it. That keeps the order independent of the number of workers, at
+the cost that each of them reads everything (`benchmarks/tokenizer.py` measures the rate).
 Ours: all of it. Shapes: N objects of the split.
 """
 
@@ -45,7 +45,9 @@ class ShardedObjects:
     def rows(
         self, batch_size: int, seed: int, start_sample: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[np.ndarray, list[Row]]]:
-        """(Sample numbers, objects) of this worker's share of each global batch, from `start_sample` on, without end."""
+        """(Sample numbers, objects) of this worker's share of each global batch, from `start_sample` on,
+        without end.
+        """
         with contextlib.closing(prefetched(self._loaded(seed, start_sample), 1)) as groups:
             group = next(groups)
             for samples in global_batches(len(self), batch_size, start_sample, rank, world_size):
@@ -73,7 +75,9 @@ class ShardedObjects:
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """Columns of another table, `num_bytes` per object; `join(arrays, shards)` adds them to the columns of some shards, by id."""
+    """Columns of another table, `num_bytes` per object; `join(arrays, shards)` adds them to the columns
+    of some shards, by id.
+    """
 
     num_bytes: int
     join: Callable[[dict[str, Any], list[int]], dict[str, Any]]
@@ -89,7 +93,10 @@ def training_objects(
     in_memory_bytes: int = IN_MEMORY_BYTES,
     group_bytes: int = GROUP_BYTES,
 ) -> dict[str, Any] | ShardedObjects:
-    """The train split: arrays if the columns `sized_by` fit memory, else shards to stream. The choice depends on the dataset alone."""
+    """The train split: arrays if the columns `sized_by` fit memory, else shards to stream.
+
+    The choice depends on the dataset alone.
+    """
     row_bytes = object_bytes(dataset, columns if sized_by is None else sized_by) + (joined.num_bytes if joined else 0)
     if dataset.splits.get("train", 0) * row_bytes <= in_memory_bytes:
         arrays = reading.load_arrays(dataset, "train", columns, selection=selection)
@@ -107,7 +114,9 @@ def training_objects(
 
 
 def object_bytes(dataset: datasets.DatasetInfo, columns: Sequence[str]) -> int:
-    """Bytes of an object's columns in memory: tensors by their shape, text and views by the mean over the shards' footers."""
+    """Bytes of an object's columns in memory: tensors by their shape, text and views
+    by the mean over the shards' footers.
+    """
     tensors = {
         name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, (dtype, shape) in dataset.config.tensors.items()
     }

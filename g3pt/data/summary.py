@@ -1,9 +1,11 @@
-"""What a dataset's rows are together: counts by status, reason, split, licence and category, and quantiles of faces, volume, thickness, seconds.
+"""What a dataset's rows are together: counts by status, reason, split, licence and category, and quantiles of faces,
+volume, thickness, seconds.
 
-How: the small columns are added up one shard at a time; tensors are never read. The memory used does not grow with the dataset: a
-count per name (`Names`, at most MOST_NAMES of them) and per bin of width 1 % (`Quantiles`).
+How: the small columns are added up one shard at a time; tensors are never read. The memory used does not grow with the
+dataset: a count per name (`Names`, at most MOST_NAMES of them) and per bin of width 1 % (`Quantiles`).
 
-Source: Masson et al. 2019, "DDSketch" (quantiles with a bounded relative error from bins of equal width in the logarithm).
+Source: Masson et al. 2019, "DDSketch" (quantiles with a bounded relative error from bins of equal width in the
+logarithm).
 Ours: licences, categories and figures are those of ok rows; seconds are of all.
 """
 

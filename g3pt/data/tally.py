@@ -1,7 +1,7 @@
 """The sum of a dataset's sidecars, added one at a time: counts, each parquet's sha256, the fingerprint.
 
-How: pairs of id and content hash go into a temporary SQLite table, which sorts them outside of memory: for ten million objects the
-memory used depends on the number of shards only.
+How: pairs of id and content hash go into a temporary SQLite table, which sorts them outside of memory: for ten million
+objects the memory used depends on the number of shards only.
 
 Fingerprint: docs/concepts/contracts.md.
 """
@@ -46,7 +46,9 @@ class Tally:
         self._db.executemany("INSERT INTO content VALUES (?, ?)", sidecar["content"].items())
 
     def fingerprint(self, config_sha256: str) -> str:
-        """sha256 of canonical JSON of the config hash and the sorted (id, content sha256) pairs, hashed piece by piece."""
+        """sha256 of canonical JSON of the config hash and the sorted (id, content sha256) pairs,
+        hashed piece by piece.
+        """
         digest = hashlib.sha256(f'{{"config":{json.dumps(config_sha256)},"objects":['.encode())
         separator = ""
         for pair in self._db.execute("SELECT id, sha256 FROM content ORDER BY id"):

@@ -1,7 +1,9 @@
-"""Compiled loops that measure how a surface encloses each grid point: signed crossings along 13 lines through the point.
+"""Compiled loops that measure how a surface encloses each grid point: signed crossings along 13 lines through the
+point.
 
-Sequential and deterministic like `_kernels`; imported only inside functions, because it needs numba. Grids are arrays indexed
-[x, y, z] in grid units; their outermost layer is outside the surface's box. Line k of point p contains the points p + i LINES[k].
+Sequential and deterministic like `_kernels`; imported only inside functions, because it needs numba. Grids are arrays
+indexed [x, y, z] in grid units; their outermost layer is outside the surface's box. Line k of point p contains the
+points p + i LINES[k].
 
 Shapes: F faces, (X, Y, Z) grid points along the axes.
 """
@@ -37,7 +39,8 @@ def _covered(row: float, corners: np.ndarray) -> tuple[float, float]:
 
 @njit(cache=True, nogil=True)
 def _mark(triangles: np.ndarray, step: np.ndarray, marks: np.ndarray) -> None:
-    """Add each crossing of the triangles (F, 3, 3) by a line along `step` to the first grid point of `marks` (int16) behind it.
+    """Add each crossing of the triangles (F, 3, 3) by a line along `step` to the first grid point of `marks`
+    (int16) behind it.
 
     A crossing is +1 if the line leaves through the face (it comes out of the front), -1 if it enters.
     """
@@ -101,10 +104,10 @@ def _sum_after(marks: np.ndarray, step: np.ndarray, total: np.ndarray) -> None:
 def enclosure(triangles: np.ndarray, shape: tuple[int, int, int], lines: np.ndarray) -> tuple:
     """How the triangles (F, 3, 3) enclose each grid point, by its 26 rays, two per line.
 
-    Returns five grids. `votes` (int8): the rays that leave more faces than they enter, minus those that enter more. `winding` (int8):
-    the sum over the rays of faces left minus faces entered, each ray limited to -2 to 2. `exits` (uint8): the lines on which both rays
-    leave more faces than they enter. `odd` (uint8): the rays with an odd number of crossings. `odd_lines` (uint8): the lines of two
-    such rays.
+    Returns five grids. `votes` (int8): the rays that leave more faces than they enter, minus those that enter more.
+    `winding` (int8): the sum over the rays of faces left minus faces entered, each ray limited to -2 to 2. `exits`
+    (uint8): the lines on which both rays leave more faces than they enter. `odd` (uint8): the rays with an odd number
+    of crossings. `odd_lines` (uint8): the lines of two such rays.
     """
     marks, before, after = np.zeros(shape, np.int16), np.zeros(shape, np.int16), np.zeros(shape, np.int16)
     votes, winding, exits = np.zeros(shape, np.int8), np.zeros(shape, np.int8), np.zeros(shape, np.uint8)

@@ -40,7 +40,9 @@ def first_equal(bits: np.ndarray) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _bucket(a: int, b: int, num_vertices: int) -> int:
-    """The bucket of an edge: by the sum of its ends, so that the many edges of one corner (a fan's) are in different ones."""
+    """The bucket of an edge: by the sum of its ends, so that the many edges of one corner (a fan's) are
+    in different ones.
+    """
     total = a + b
     return total - num_vertices if total >= num_vertices else total
 
@@ -132,9 +134,11 @@ def component_labels(faces: np.ndarray, num_vertices: int) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def column_crossings(corners: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Signed crossings of the vertical lines through a grid's columns by triangles (F, 3, 3) in cells, int32 (X, Y + 1, Z).
+    """Signed crossings of the vertical lines through a grid's columns by triangles (F, 3, 3) in cells, int32 (X,
+    Y + 1, Z).
 
-    Cell centres are at whole numbers. A crossing is counted at the number of centres below it: +1 for a face that looks up.
+    Cell centres are at whole numbers. A crossing is counted at the number of centres below it: +1 for a face that looks
+    up.
     """
     num_x, num_y, num_z = shape
     crossings = np.zeros((num_x, num_y + 1, num_z), dtype=np.int32)

@@ -13,8 +13,9 @@ _FLAT = 1e-12  # twice a triangle's area below which its three corners are on on
 def cut_ears(plane: np.ndarray, triangles: np.ndarray) -> None:
     """Fill `triangles` (N - 2, 3) with the corners of the triangles of a counter-clockwise polygon (N, 2).
 
-    A corner is an ear if it is convex and no other corner is in its triangle. Where none is left, a corner on a straight
-    line is cut; where there is none either, because the polygon crosses itself, the convex corner of the least area.
+    A corner is an ear if it is convex and no other corner is in its triangle. Where none is left, a corner on a
+    straight line is cut; where there is none either, because the polygon crosses itself, the convex corner of the least
+    area.
     """
     count = plane.shape[0]
     before, after = np.arange(-1, count - 1), np.arange(1, count + 1)

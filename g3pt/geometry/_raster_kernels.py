@@ -1,11 +1,14 @@
-"""Compiled rasteriser: triangles with textures, vertex colours and transparency to linear light, without a graphics driver.
+"""Compiled rasteriser: triangles with textures, vertex colours and transparency to linear light,
+without a graphics driver.
 
-How: a depth buffer over sample points finds the opaque triangle that each sample sees; those are shaded once; transparent triangles
-are then blended over them from back to front. Colours are linear and premultiplied by alpha until the samples of a pixel are averaged
-and encoded, so edges have no fringe and textures keep their brightness. Sequential, hence the same bytes everywhere. Textures
-are sampled bilinearly from the mip level that fits a triangle. An edge shared by two triangles belongs to one of them.
+How: a depth buffer over sample points finds the opaque triangle that each sample sees; those are shaded once;
+transparent triangles are then blended over them from back to front. Colours are linear and premultiplied by alpha until
+the samples of a pixel are averaged and encoded, so edges have no fringe and textures keep their brightness. Sequential,
+hence the same bytes everywhere. Textures are sampled bilinearly from the mip level that fits a triangle. An edge shared
+by two triangles belongs to one of them.
 
-Shapes: V vertices, F faces, M materials, S samples per side. Screen points are (x right, y down, 1 / distance) in samples.
+Shapes: V vertices, F faces, M materials, S samples per side. Screen points are (x right, y down, 1 / distance) in
+samples.
 Source: perspective-correct interpolation and the top-left rule as in any rasteriser; glTF 2.0, 3.9.4 (alpha modes).
 """
 
@@ -148,8 +151,8 @@ def rasterise(
 ) -> None:  # fmt: skip
     """Draw the faces of `order` (indices, back to front where `over`).
 
-    Without `over` the visible opaque faces go into `nearest` (S, S; 1 / distance) and `owner` (S, S; face). With it transparent
-    faces that are not hidden are blended over `picture` (S, S, 4; linear, premultiplied).
+    Without `over` the visible opaque faces go into `nearest` (S, S; 1 / distance) and `owner` (S, S; face). With it
+    transparent faces that are not hidden are blended over `picture` (S, S, 4; linear, premultiplied).
     """
     size = len(nearest)
     for f in order:
@@ -221,7 +224,10 @@ def shade(
     scene: Scene, screen: np.ndarray, level: np.ndarray, eye: np.ndarray, lights: np.ndarray, ambient: float, owner: np.ndarray,
     picture: np.ndarray, each: int,
 ) -> None:  # fmt: skip
-    """Colour every sample owned by an opaque face. A face is shaded once per pixel of `each` x `each` samples, near the middle."""
+    """Colour every sample owned by an opaque face.
+
+    A face is shaded once per pixel of `each` x `each` samples, near the middle.
+    """
     for top in range(0, len(owner), each):
         for left in range(0, len(owner), each):
             shaded = -1

@@ -1,6 +1,7 @@
 """What a mesh's surface looks like: parts with textures, vertex colours and materials, which `render.py` draws.
 
-Base colour texture and factor, vertex colours, alpha mode and sidedness are kept. `load_appearance.py` reads them from files.
+Base colour texture and factor, vertex colours, alpha mode and sidedness are kept. `load_appearance.py` reads them from
+files.
 
 Shapes: V vertices, F faces.
 """
@@ -32,7 +33,9 @@ class Material:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Triangles of one material; normals (V, 3), uvs (V, 2; origin upper left), linear RGBA colours (V, 4) if the file has them."""
+    """Triangles of one material; normals (V, 3), uvs (V, 2; origin upper left), linear RGBA colours (V, 4)
+    if the file has them.
+    """
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -80,7 +83,9 @@ def decode_image(content: bytes) -> np.ndarray:
 
 
 def smooth_normals(vertices: np.ndarray, faces: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Normals (V, 3), not of unit length: means over the faces around all vertices with equal rows of `same` (V, any)."""
+    """Normals (V, 3), not of unit length: means over the faces around all vertices with equal rows of `same`
+    (V, any).
+    """
     from g3pt.geometry.cleanup import unique_rows
 
     rows, group = unique_rows(np.ascontiguousarray(same, dtype=np.float32))

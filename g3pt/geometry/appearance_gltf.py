@@ -1,12 +1,14 @@
 """What the triangles of a glTF asset look like: base colour, vertex colours, alpha, as parts of `appearance.py`.
 
-The parts are those of `gltf.read_parts`, so they are where the solid's triangles are. Of materials only what a matt picture needs is
-read. Normals are never transformed: vertices with the same position and normal in the file are smooth together, other edges stay
-hard, and normals are computed from the placed triangles. So skins, mirrors and uneven scales need no rules of their own.
+The parts are those of `gltf.read_parts`, so they are where the solid's triangles are. Of materials only what a matt
+picture needs is read. Normals are never transformed: vertices with the same position and normal in the file are smooth
+together, other edges stay hard, and normals are computed from the placed triangles. So skins, mirrors and uneven scales
+need no rules of their own.
 
-Source: Khronos glTF 2.0, 3.9 (materials); KHR_texture_transform, KHR_materials_unlit, KHR_materials_pbrSpecularGlossiness,
-KHR_materials_transmission, EXT_texture_webp.
-Ours: transmission counts as transparency (a share GLASS of it); a primitive that is drawn in several ways is drawn opaque.
+Source: Khronos glTF 2.0, 3.9 (materials); KHR_texture_transform, KHR_materials_unlit,
+KHR_materials_pbrSpecularGlossiness, KHR_materials_transmission, EXT_texture_webp.
+Ours: transmission counts as transparency (a share GLASS of it); a primitive that is drawn in several ways is drawn
+opaque.
 """
 
 from typing import Any

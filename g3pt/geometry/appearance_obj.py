@@ -1,8 +1,9 @@
 """What the triangles of an OBJ file look like: the triangles of `obj.py`, one part per material of its .mtl files.
 
-Of a material, Kd, d or Tr, and map_Kd are read; colours are sRGB. Without a material, colours behind the vertices' coordinates count.
-Files that an OBJ names (.mtl, pictures) are read by the reader passed in. A `#` in a material's name is no comment. Texture
-coordinates and normals that are missing or can't be read leave a corner without them, never the file.
+Of a material, Kd, d or Tr, and map_Kd are read; colours are sRGB. Without a material, colours behind the vertices'
+coordinates count. Files that an OBJ names (.mtl, pictures) are read by the reader passed in. A `#` in a material's name
+is no comment. Texture coordinates and normals that are missing or can't be read leave a corner without them, never the
+file.
 
 Shapes: V vertices, C corners of all polygons, P polygons, F faces.
 """
@@ -99,7 +100,9 @@ def _chosen(values: np.ndarray, index: np.ndarray) -> np.ndarray | None:
 
 
 def _rows_of(text: bytes, word: bytes, width: int) -> np.ndarray:
-    """The first numbers (N, width) of every `vt` or `vn` statement; zeros where they are not finite or missing; no rows if a token is no number."""
+    """The first numbers (N, width) of every `vt` or `vn` statement; zeros where they are not finite or missing;
+    no rows if a token is no number.
+    """
     rows = re.findall(rb"^[ \t\v]*" + word + rb"(?!\S)([^\n]*)", text, re.MULTILINE)
     try:
         numbers, widths = ragged_numbers(rows, np.float64)

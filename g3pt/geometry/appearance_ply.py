@@ -1,4 +1,5 @@
-"""What the triangles of a PLY file look like: the triangles of `ply.py` with the colours of its vertices, else of its faces.
+"""What the triangles of a PLY file look like: the triangles of `ply.py` with the colours of its vertices, else
+of its faces.
 
 Colours are red, green, blue and perhaps alpha, sRGB; integers are shares of their type's largest value.
 """

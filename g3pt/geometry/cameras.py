@@ -1,8 +1,8 @@
 """Where views are taken from: presets of camera-to-world matrices around the origin.
 
 OpenGL convention: the camera looks along its -z, its +y is up, +x right; vertical (and horizontal) field of view
-FIELD_OF_VIEW_DEGREES, square pixels, principal point in the middle. A world point p is seen, with c = inverse(matrix) @ (p, 1) and
-f = size / 2 / tan(field of view / 2), at column size / 2 + f * c.x / -c.z and row size / 2 - f * c.y / -c.z.
+FIELD_OF_VIEW_DEGREES, square pixels, principal point in the middle. A world point p is seen, with c = inverse(matrix) @
+(p, 1) and f = size / 2 / tan(field of view / 2), at column size / 2 + f * c.x / -c.z and row size / 2 - f * c.y / -c.z.
 
 Shapes: N views.
 """
@@ -26,7 +26,8 @@ _AXES = (
 def place_cameras(preset: str, num_views: int, vertices: np.ndarray, seed: int) -> np.ndarray:
     """Cameras (N, 4, 4) float32 at which all vertices just fit.
 
-    `random`: evenly spaced around from a random start, random elevations; `ring`: evenly spaced from the front, one elevation;
+    `random`: evenly spaced around from a random start, random elevations; `ring`: evenly spaced from the front, one
+    elevation;
     `axes`: front, right, back, left, top, bottom, repeated after six.
     """
     if preset not in PRESETS:
@@ -52,7 +53,9 @@ def fitting_distance(vertices: np.ndarray) -> float:
 
 
 def look_at_origin(azimuth_degrees: float, elevation_degrees: float, distance: float) -> np.ndarray:
-    """Camera-to-world matrix (4, 4) float32; azimuth 0 looks from +z, 90 from +x. y is up; from the poles -z or +z is."""
+    """Camera-to-world matrix (4, 4) float32; azimuth 0 looks from +z, 90 from +x. y is up; from the poles -z
+    or +z is.
+    """
     azimuth, elevation = np.radians([azimuth_degrees, elevation_degrees])
     back = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
     right = np.array([np.cos(azimuth), 0.0, -np.sin(azimuth)])

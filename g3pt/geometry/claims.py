@@ -9,7 +9,9 @@ _CONTAINERS = {
 
 
 def refuse_foreign(content: bytes, suffix: str) -> None:
-    """MeshError if the content is not a file of this kind: an archive, a web page, a git-LFS pointer, another format."""
+    """MeshError if the content is not a file of this kind: an archive, a web page, a git-LFS pointer,
+    another format.
+    """
     head = content[:200].lstrip().lower()
     if content.startswith(b"version https://git-lfs"):
         raise MeshError("corrupt", "a git-LFS pointer, not the file itself")

@@ -59,11 +59,12 @@ def _compact(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def simplify(vertices: np.ndarray, faces: np.ndarray, max_faces: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """A closed mesh reduced to at most `max_faces` faces, and ""; or the mesh unchanged, and why it could not be reduced.
+    """A closed mesh reduced to at most `max_faces` faces, and ""; or the mesh unchanged,
+    and why it could not be reduced.
 
-    How: VTK's quadric decimation. It does not guarantee a closed surface, so a result that is not watertight, not facing outward or
-    too large is discarded. On 25 decoded meshes at 5000, 1000 and 200 faces 75 of 75 were closed; of fast-simplification
-    74, of VTK's topology-preserving decimation 51 (and three times its error).
+    How: VTK's quadric decimation. It does not guarantee a closed surface, so a result that is not watertight, not
+    facing outward or too large is discarded. On 25 decoded meshes at 5000, 1000 and 200 faces 75 of 75 were closed; of
+    fast-simplification 74, of VTK's topology-preserving decimation 51 (and three times its error).
     """
     import pyvista
 
@@ -78,7 +79,9 @@ def simplify(vertices: np.ndarray, faces: np.ndarray, max_faces: int) -> tuple[n
 
 
 def is_closed(vertices: np.ndarray, faces: np.ndarray) -> bool:
-    """Whether every edge has two faces that run along it in opposite directions, no face is degenerate, and the volume is positive."""
+    """Whether every edge has two faces that run along it in opposite directions, no face is degenerate,
+    and the volume is positive.
+    """
     if not len(faces):
         return False
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).astype(np.int64)

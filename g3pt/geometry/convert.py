@@ -16,7 +16,9 @@ from g3pt.geometry.watertight import METHODS, OPEN_SURFACES, Solid
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """Parameters of the conversion: grid resolution, method, what becomes of open surfaces, and how many points of each kind."""
+    """Parameters of the conversion: grid resolution, method, what becomes of open surfaces, and how many points
+    of each kind.
+    """
 
     resolution: int = 256
     watertight: str = "narrowband"
@@ -50,9 +52,9 @@ def convert_mesh(
 
     Keys: surface, sharp, eval_surface (P, 6) and near_points, volume_points (Q, 3) float16; near_occupancy,
     volume_occupancy uint8 (Q / 8,) packed little; the numbers of records.NUMBER_COLUMNS; scale, offset (3,) with
-    solid = input * scale + offset; solid (vertices, faces); with open_surfaces "fill" those of records.FILL_COLUMNS. Without sharp points (num_sharp = 0) or query points (num_queries = 0)
-    their keys are missing, and volume_share is nan.
-    Raises MeshError when the mesh can't become a solid.
+    solid = input * scale + offset; solid (vertices, faces); with open_surfaces "fill" those of records.FILL_COLUMNS.
+    Without sharp points (num_sharp = 0) or query points (num_queries = 0) their keys are missing, and volume_share is
+    nan. Raises MeshError when the mesh can't become a solid.
     """
     from g3pt.geometry.quality import chamfer_to_input, is_watertight, solid_figures
     from g3pt.geometry.surface import sample_sharp, sample_surface
@@ -84,7 +86,9 @@ def convert_mesh(
 def labelled_points(
     solid: Solid, config: ConvertConfig, near_rng: np.random.Generator, volume_rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Query points near the surface and in the volume, their packed labels, and the share of the volume's that are inside."""
+    """Query points near the surface and in the volume, their packed labels, and the share of the volume's
+    that are inside.
+    """
     from g3pt.geometry.labels import inside
 
     near = near_points(solid, config, near_rng).astype(np.float16)

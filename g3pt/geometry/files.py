@@ -1,8 +1,8 @@
 """Meshes to files and back: .glb .obj .ply .stl, by trimesh; written whole or not at all.
 
-All formats get the same coordinates, those of the model: y up and right-handed, as glTF prescribes, if it was trained on glTF files
-or procedural shapes. Files of other formats keep their axes in training, so a model trained on those keeps them too. OBJ and PLY
-files say so in a comment, STL files in their header.
+All formats get the same coordinates, those of the model: y up and right-handed, as glTF prescribes, if it was trained
+on glTF files or procedural shapes. Files of other formats keep their axes in training, so a model trained on those
+keeps them too. OBJ and PLY files say so in a comment, STL files in their header.
 
 Shapes: V vertices, F faces.
 """

@@ -1,20 +1,21 @@
-"""Which air an open surface encloses: a column without lids or a mountain without a floor becomes solid, a cup stays hollow.
+"""Which air an open surface encloses: a column without lids or a mountain without a floor becomes solid,
+a cup stays hollow.
 
-26 rays in fixed directions start at each grid point outside the solid. A ray that leaves through the backs of more faces than it
-enters through their fronts votes for inside, one that enters more votes against. The air may be enclosed where the votes for are ahead
-by more than half of the rays, or where rays through walls of several layers make up for others.
-A connected part of that air is filled if its mean winding number is high and, somewhere in it, many of the 13 lines leave through
-faces at both ends (`ENCLOSED`). Less is enough for a part whose opening is flat (`BEHIND_FLAT_OPENING`), such as a tile without a
-floor. So a sheet, an angle of two sheets and the space between bars stay open, as does a vessel with an inner and an outer wall,
-whose cavity has winding number 0, and a room seen from inside, whose winding number is negative.
-If many neighbouring faces contradict each other in orientation, rays with an odd number of crossings are counted instead.
-The opening is closed a voxel beyond the place where the votes pass one half, as walls are a voxel thick on either side: flat, if its
-rim is in a plane along the axes or their diagonals.
+26 rays in fixed directions start at each grid point outside the solid. A ray that leaves through the backs of more
+faces than it enters through their fronts votes for inside, one that enters more votes against. The air may be enclosed
+where the votes for are ahead by more than half of the rays, or where rays through walls of several layers make up for
+others. A connected part of that air is filled if its mean winding number is high and, somewhere in it, many of the 13
+lines leave through faces at both ends (`ENCLOSED`). Less is enough for a part whose opening is flat
+(`BEHIND_FLAT_OPENING`), such as a tile without a floor. So a sheet, an angle of two sheets and the space between bars
+stay open, as does a vessel with an inner and an outer wall, whose cavity has winding number 0, and a room seen from
+inside, whose winding number is negative. If many neighbouring faces contradict each other in orientation, rays with an
+odd number of crossings are counted instead. The opening is closed a voxel beyond the place where the votes pass one
+half, as walls are a voxel thick on either side: flat, if its rim is in a plane along the axes or their diagonals.
 
 Source: generalised winding numbers, Jacobson et al. 2013; votes of rays by parity, Nooruddin and Turk 2003.
-Ours: 26 lattice directions, whose crossings are found by drawing each triangle once per direction and adding up along grid lines, in
-place of a sum over all triangles; the conditions on a part; in the mean winding number a ray counts at most 2, so that walls of
-several layers (houses with trim) count as enclosing and stacked sheets do not add up.
+Ours: 26 lattice directions, whose crossings are found by drawing each triangle once per direction and adding up along
+grid lines, in place of a sum over all triangles; the conditions on a part; in the mean winding number a ray counts at
+most 2, so that walls of several layers (houses with trim) count as enclosing and stacked sheets do not add up.
 
 Shapes: F faces, (X, Y, Z) grid points along the axes.
 """
@@ -37,14 +38,18 @@ _COARSE = 2  # grid points per point of the first look
 
 @dataclass(frozen=True)
 class Filling:
-    """What was counted to decide (WINDING, PARITY, or "" where nothing was filled), and the share of the solid that filling added."""
+    """What was counted to decide (WINDING, PARITY, or "" where nothing was filled), and the share
+    of the solid that filling added.
+    """
 
     rule: str = ""
     share: float = 0.0
 
 
 def fill_enclosed(field: np.ndarray, triangles: np.ndarray, snap: float) -> Filling:
-    """Make enclosed air of `field` (X, Y, Z; positive in outside air) negative, in place; triangles (F, 3, 3) in grid units."""
+    """Make enclosed air of `field` (X, Y, Z; positive in outside air) negative, in place; triangles (F, 3, 3)
+    in grid units.
+    """
     from g3pt.geometry._kernels import outside_field
     from g3pt.geometry._mesh_kernels import closed
 
@@ -63,7 +68,9 @@ def fill_enclosed(field: np.ndarray, triangles: np.ndarray, snap: float) -> Fill
 
 
 def distinct(triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The triangles without repetitions, also turned ones, and their corners as numbers (F, 3): equal positions, equal numbers."""
+    """The triangles without repetitions, also turned ones, and their corners as numbers (F, 3): equal positions,
+    equal numbers.
+    """
     from g3pt.geometry._mesh_kernels import first_equal
 
     corners = np.ascontiguousarray(triangles.reshape(-1, 3)) + 0.0  # -0.0 becomes 0.0
@@ -73,7 +80,9 @@ def distinct(triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def conflicts(faces: np.ndarray) -> float:
-    """Share of the edges of faces (F, 3) that two or more faces run in the same direction, among those of two or more faces."""
+    """Share of the edges of faces (F, 3) that two or more faces run in the same direction, among those of two
+    or more faces.
+    """
     start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
     edges = np.minimum(start, end) * (faces.max() + 1) + np.maximum(start, end)
     edge = np.unique(edges, return_inverse=True)[1]
@@ -119,9 +128,11 @@ def _enclosed(air: np.ndarray, triangles: np.ndarray, rule: str) -> np.ndarray:
 
 
 def _flatness(parts: np.ndarray, count: int, air: np.ndarray) -> np.ndarray:
-    """How flat the opening of each of the parts 1 to `count` is (count + 1,): 1 for one plane, less if its sides face each other.
+    """How flat the opening of each of the parts 1 to `count` is (count + 1,): 1 for one plane, less
+    if its sides face each other.
 
-    The sum of the outward normals of the grid faces between the part and open air, in absolute value, over their number.
+    The sum of the outward normals of the grid faces between the part and open air, in absolute value, over their
+    number.
     """
     open_air = air & (parts == 0)
     sums, total = np.zeros(count + 1), np.zeros(count + 1)
@@ -135,9 +146,11 @@ def _flatness(parts: np.ndarray, count: int, air: np.ndarray) -> np.ndarray:
 
 
 def _close(field: np.ndarray, air: np.ndarray, filled: np.ndarray) -> None:
-    """Lower the field in the filled air and at its openings, to the signed distance of a surface half-way between the points.
+    """Lower the field in the filled air and at its openings, to the signed distance
+    of a surface half-way between the points.
 
-    The distance follows from the share of filled points among the air of each point's 27 neighbours, so that walls do not count.
+    The distance follows from the share of filled points among the air of each point's 27 neighbours, so that walls do
+    not count.
     """
     share = _neighbours(filled) / np.maximum(_neighbours(air), 1)
     touched = air & (share > 0.0)

@@ -3,10 +3,11 @@
     gltf_document  GLB, JSON, buffers, accessors       gltf_scene  nodes and instances
     gltf_mesh      primitives, Draco, morphs, skins    here        placed parts of the default scene
 
-Textures, points, lines, cameras and animations are not read here. An asset that requires an extension which may change its triangles
-and is not decoded is refused by name; extensions of materials, pictures, lights, sound, physics, animation and metadata may be
-required, since the triangles do not depend on them. trimesh 5.2 is not used for glTF because it decodes
-every image, drops triangle fans silently, ignores skins and answers broken files with unrelated exceptions.
+Textures, points, lines, cameras and animations are not read here. An asset that requires an extension which may change
+its triangles and is not decoded is refused by name; extensions of materials, pictures, lights, sound, physics,
+animation and metadata may be required, since the triangles do not depend on them. trimesh 5.2 is not used for glTF
+because it decodes every image, drops triangle fans silently, ignores skins and answers broken files with unrelated
+exceptions.
 
 Source: Khronos glTF 2.0 specification.
 """
@@ -39,7 +40,8 @@ _WITHOUT_TRIANGLES = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One triangle primitive where the scene places it: vertices (V, 3) float64 in the scene's coordinates, faces (F, 3).
+    """One triangle primitive where the scene places it: vertices (V, 3) float64 in the scene's coordinates, faces
+    (F, 3).
 
     Its vertices are in the order of `primitive`'s, so `primitive.attribute("TEXCOORD_0")` belongs to them.
     """
@@ -76,7 +78,9 @@ def _refuse_required(names: list[str]) -> None:
 
 
 def _refuse_empty(document: Document) -> NoReturn:
-    """Raise the fault of what the scene leaves out (a missing buffer, a node that is its own ancestor), else `no-faces`."""
+    """Raise the fault of what the scene leaves out (a missing buffer, a node that is its own ancestor),
+    else `no-faces`.
+    """
     document.check_buffers()
     check_nodes(document)
     for mesh in document.items("meshes"):

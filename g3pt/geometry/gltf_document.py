@@ -1,7 +1,8 @@
 """A glTF 2.0 document and its numbers: GLB chunks, JSON, buffers, buffer views, accessors.
 
 Every read is checked against its buffer, so a false count or offset is a MeshError, not a crash.
-An asset that needs a later version than 2.0 (`asset.minVersion`, or without it a major `asset.version` other than 2) is refused.
+An asset that needs a later version than 2.0 (`asset.minVersion`, or without it a major `asset.version` other than 2) is
+refused.
 
 Source: Khronos glTF 2.0 specification, 3.2 (versions), 3.6 (buffers, accessors), 4.4 (GLB).
 """

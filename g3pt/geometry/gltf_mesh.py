@@ -17,7 +17,8 @@ _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 
 @dataclass(frozen=True, kw_only=True)
 class Primitive:
-    """A triangle primitive as its mesh stores it: vertices (V, 3) float64, faces (F, 3) int64, and its material's index.
+    """A triangle primitive as its mesh stores it: vertices (V, 3) float64, faces (F, 3) int64,
+    and its material's index.
 
     `attribute(name)` returns a vertex attribute (V, width), or None; `json` is the primitive's own object.
     """

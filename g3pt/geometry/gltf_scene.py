@@ -1,11 +1,11 @@
 """Which meshes a glTF scene places, and where: nodes, their transforms, instances, visibility.
 
-Rules where the specification is silent or broken: `scene` that is absent means the first scene, and `scenes` that are absent mean
-all nodes that no node has for a child. A quaternion of another length is scaled to length 1, and one of length 0 turns nothing.
-A node with a matrix ignores its translation, rotation and scale.
+Rules where the specification is silent or broken: `scene` that is absent means the first scene, and `scenes` that are
+absent mean all nodes that no node has for a child. A quaternion of another length is scaled to length 1, and one of
+length 0 turns nothing. A node with a matrix ignores its translation, rotation and scale.
 
-Ours: three.js also takes the first scene and the matrix, but shows nothing without scenes and shears by a quaternion that is not of
-unit length. Blender's importer scales the quaternion, as here, and also takes nodes that no scene has.
+Ours: three.js also takes the first scene and the matrix, but shows nothing without scenes and shears by a quaternion
+that is not of unit length. Blender's importer scales the quaternion, as here, and also takes nodes that no scene has.
 Source: Khronos glTF 2.0 specification, 3.5 (scenes, nodes); EXT_mesh_gpu_instancing; KHR_node_visibility.
 """
 

@@ -1,9 +1,9 @@
 """From a field to a surface: the search for the cells that the surface crosses, then marching cubes block by block.
 
-A search (`g3pt.geometry.search`) is a generator that yields points and receives the field's values there: `extract` runs one search on
-one field, `extract_many` runs a batch of searches together. The vertices are those of dense decoding, except for parts that are
-entirely between the points of the coarse grid. Memory: that of the search, stated there, one block of marching cubes
-(132^3 * 5 B = 12 MB) and the mesh.
+A search (`g3pt.geometry.search`) is a generator that yields points and receives the field's values there: `extract`
+runs one search on one field, `extract_many` runs a batch of searches together. The vertices are those of dense
+decoding, except for parts that are entirely between the points of the coarse grid. Memory: that of the search, stated
+there, one block of marching cubes (132^3 * 5 B = 12 MB) and the mesh.
 
 Shapes: N points or cells, V vertices, F faces.
 """
@@ -61,10 +61,12 @@ def extract_many(
     coarse: int | None = None,
     level: float = 0.0,
 ) -> list[tuple[np.ndarray, np.ndarray] | NoSurface]:
-    """The surface of each of `count` fields, as `extract` returns it, or why it has none. The fields are evaluated together.
+    """The surface of each of `count` fields, as `extract` returns it, or why it has none.
 
-    answer: {index of the field: points (N, 3)} -> {index: values (N,)}, once per round for all unfinished searches. A field with few
-    cells near its surface takes no more rounds than one with many. Memory: the sum of what each needs.
+    The fields are evaluated together.
+
+    answer: {index of the field: points (N, 3)} -> {index: values (N,)}, once per round for all unfinished searches. A
+    field with few cells near its surface takes no more rounds than one with many. Memory: the sum of what each needs.
     """
     coarse = default_coarse(resolution) if coarse is None else coarse
     searches = {number: search(resolution, coarse, level) for number in range(count)}
@@ -92,10 +94,11 @@ def default_coarse(resolution: int) -> int:
 
 
 def marching_cubes(crossed: Crossed) -> tuple[np.ndarray, np.ndarray]:
-    """The surface in the crossed cells, (V, 3) float32 and (F, 3) int64: Lewiner's marching cubes, one block of cells at a time.
+    """The surface in the crossed cells, (V, 3) float32 and (F, 3) int64: Lewiner's marching cubes, one block
+    of cells at a time.
 
-    A vertex on the border of two blocks has bitwise the same coordinates in both (along the border both count from the same
-    corner), so equal vertices can be merged.
+    A vertex on the border of two blocks has bitwise the same coordinates in both (along the border both count from the
+    same corner), so equal vertices can be merged.
     """
     block_N3 = (crossed.cells_N3 + 1) // BLOCK
     key_N = block_N3 @ np.array([1 << 40, 1 << 20, 1])

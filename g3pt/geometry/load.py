@@ -1,8 +1,9 @@
 """Read one mesh file into plain arrays, safely: .glb .gltf .obj .ply .stl .off. Which endings are meshes: reading.py.
 
-Node transforms (and rest-pose skins) are applied, polygons triangulated, points and lines ignored, textures never read. Faces without
-an area and vertices without a face are left out, except such faces that close a seam. Files that an asset names are read only below `root`; others are refused with a reason. A MemoryError passes through: whether a mesh fits depends
-on the machine (pipelines.preprocess.sandbox turns it into a failed row). Each reader refuses a file that claims
+Node transforms (and rest-pose skins) are applied, polygons triangulated, points and lines ignored, textures never read.
+Faces without an area and vertices without a face are left out, except such faces that close a seam. Files that an asset
+names are read only below `root`; others are refused with a reason. A MemoryError passes through: whether a mesh fits
+depends on the machine (pipelines.preprocess.sandbox turns it into a failed row). Each reader refuses a file that claims
 more than it contains before it allocates anything.
 """
 
@@ -96,9 +97,11 @@ def checked(vertices: np.ndarray, faces: np.ndarray, up_axis: str) -> LoadedMesh
 
 
 def _on_seam(vertices: np.ndarray, faces: np.ndarray, with_area: np.ndarray) -> np.ndarray:
-    """Whether a face without an area joins others (F,): its corners are three different ones, each of a face with an area.
+    """Whether a face without an area joins others (F,): its corners are three different ones, each of a face
+    with an area.
 
-    Exporters close the seam at a corner in the middle of another face's side by such a face. It adds nothing to the box.
+    Exporters close the seam at a corner in the middle of another face's side by such a face. It adds nothing to the
+    box.
     """
     on_seam = np.zeros(len(faces), dtype=bool)
     candidates = np.flatnonzero(~with_area)

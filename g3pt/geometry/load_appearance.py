@@ -1,8 +1,9 @@
-"""Read what a mesh file's surface looks like, as `load.py` reads its triangles: the same triangles in the same coordinates.
+"""Read what a mesh file's surface looks like, as `load.py` reads its triangles: the same triangles
+in the same coordinates.
 
-Emission, metalness, roughness and normal maps are not read. A picture that is missing, broken, too large or neither PNG, JPEG nor
-WebP leaves its material with the plain colour, and the kind says so; the object is kept. Formats without colours (.stl .off) have
-no appearance and are drawn as clay.
+Emission, metalness, roughness and normal maps are not read. A picture that is missing, broken, too large or neither
+PNG, JPEG nor WebP leaves its material with the plain colour, and the kind says so; the object is kept. Formats without
+colours (.stl .off) have no appearance and are drawn as clay.
 """
 
 from pathlib import Path

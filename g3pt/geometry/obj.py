@@ -1,11 +1,14 @@
-"""Vertices and faces of Wavefront OBJ text: `v` and `f` statements. Materials and colours are read by `appearance_obj.py`.
+"""Vertices and faces of Wavefront OBJ text: `v` and `f` statements.
 
-Rules: tokens are separated by any white space; a backslash at a line's end continues the statement, but not a comment; a negative
-index counts back from the vertices read so far; indices 0 and beyond the file's vertices are refused; a fourth number of a vertex
-that has exactly four is the weight w by which the others are divided; faces of any number of corners are triangulated by their shape.
+Materials and colours are read by `appearance_obj.py`.
 
-Ours: trimesh 5.2 resolves negative indices against all vertices, takes index 0 for the last vertex, continues comments, loses a file
-for a normal that is no number, and cuts every polygon as a fan.
+Rules: tokens are separated by any white space; a backslash at a line's end continues the statement, but not a comment;
+a negative index counts back from the vertices read so far; indices 0 and beyond the file's vertices are refused; a
+fourth number of a vertex that has exactly four is the weight w by which the others are divided; faces of any number of
+corners are triangulated by their shape.
+
+Ours: trimesh 5.2 resolves negative indices against all vertices, takes index 0 for the last vertex, continues comments,
+loses a file for a normal that is no number, and cuts every polygon as a fan.
 """
 
 import itertools

@@ -1,9 +1,10 @@
 """Vertices and faces of OFF text: [ST][C][N][4]OFF in any case, or the counts without a key word.
 
-Comments begin with # and end with the line. Where each vertex and each face has its own line, tokens after the coordinates and after
-the face's corners (normals, colours, texture coordinates) are ignored. Otherwise the file is a stream of tokens: plain OFF and 4OFF
-only, since nothing says how many tokens a colour has. In 4OFF the fourth coordinate divides the others. Faces of any number of
-corners are triangulated by their shape. nOFF and binary OFF are refused.
+Comments begin with # and end with the line. Where each vertex and each face has its own line, tokens after the
+coordinates and after the face's corners (normals, colours, texture coordinates) are ignored. Otherwise the file is a
+stream of tokens: plain OFF and 4OFF only, since nothing says how many tokens a colour has. In 4OFF the fourth
+coordinate divides the others. Faces of any number of corners are triangulated by their shape. nOFF and binary OFF are
+refused.
 
 Ours: trimesh 5.2 reads faces of three and four corners only, ignores 4OFF's fourth coordinate, and cuts quads as fans.
 Source: geomview's manual, "OFF Files".

@@ -1,11 +1,12 @@
 """Vertices and faces of PLY files: text and binary of either byte order, polygons of any size, triangle strips.
 
-All elements and properties are read as the header declares them; x, y, z of `vertex`, the index list of `face` (vertex_indices or
-vertex_index) and of `tristrips` (where -1 begins a new strip) are used. Text is a stream of numbers, so that a row may have
-several lines; rows longer than declared are refused. What follows the last element is ignored, and header comments may be in any encoding.
+All elements and properties are read as the header declares them; x, y, z of `vertex`, the index list of `face`
+(vertex_indices or vertex_index) and of `tristrips` (where -1 begins a new strip) are used. Text is a stream of numbers,
+so that a row may have several lines; rows longer than declared are refused. What follows the last element is ignored,
+and header comments may be in any encoding.
 
-Ours: trimesh 5.2 refuses binary files of mixed polygons or with bytes after the end, and cuts polygons as fans. VTK 9.7 reads no
-strips, and reads from a path only.
+Ours: trimesh 5.2 refuses binary files of mixed polygons or with bytes after the end, and cuts polygons as fans. VTK 9.7
+reads no strips, and reads from a path only.
 Source: G. Turk, "The PLY Polygon File Format" (1994).
 
 Shapes: R rows of an element, L values of all its lists.

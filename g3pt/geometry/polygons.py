@@ -1,9 +1,10 @@
 """Triangles of polygons by their shape, for every format that has polygons.
 
-The fan from the first corner is kept where none of its triangles turns against the polygon's normal, which includes every
-convex polygon. Other polygons are cut by ears in the plane of that normal: concave ones, and those whose hole is joined by a
-bridge that is passed twice. Corners of a polygon that isn't flat are projected onto the plane. A polygon that crosses itself keeps
-its signed area, but is covered twice in places. A polygon without a normal (no area) becomes a fan.
+The fan from the first corner is kept where none of its triangles turns against the polygon's normal, which includes
+every convex polygon. Other polygons are cut by ears in the plane of that normal: concave ones, and those whose hole is
+joined by a bridge that is passed twice. Corners of a polygon that isn't flat are projected onto the plane. A polygon
+that crosses itself keeps its signed area, but is covered twice in places. A polygon without a normal (no area) becomes
+a fan.
 
 Source: Newell's normal; G. H. Meisters, "Polygons have ears" (1975).
 Shapes: V vertices, P polygons, N corners of one polygon, C corners of all, F faces.
@@ -15,7 +16,8 @@ _AGAINST = -1e-9  # share of a polygon's area by which a triangle may turn again
 
 
 def triangulate(vertices: np.ndarray, corners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Faces (F, 3) of polygons with `sizes` (P,) corners whose vertex indices are `corners` (C,), in the polygons' order.
+    """Faces (F, 3) of polygons with `sizes` (P,) corners whose vertex indices are `corners` (C,),
+    in the polygons' order.
 
     A polygon of N corners gives N - 2 faces; one with fewer than three gives none.
     """

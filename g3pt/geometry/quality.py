@@ -1,9 +1,9 @@
 """How good a solid is: the figures of a dataset row, and the bounds that a good row must keep.
 
-By construction a solid is watertight, faces outward and has one surface per component, because its field is negative everywhere but
-in one connected region, the outside air. The figures check that instead of assuming it.
-Chamfer: mean of both directed mean nearest distances between 4096 samples of the input and of the solid, in the solid's box.
-Two samplings of one surface are .01 to .03 apart, and what the input has inside the solid counts as far away.
+By construction a solid is watertight, faces outward and has one surface per component, because its field is negative
+everywhere but in one connected region, the outside air. The figures check that instead of assuming it.
+Chamfer: mean of both directed mean nearest distances between 4096 samples of the input and of the solid, in the solid's
+box. Two samplings of one surface are .01 to .03 apart, and what the input has inside the solid counts as far away.
 
 Shapes: V vertices, F faces, C components, N points.
 """
@@ -20,7 +20,9 @@ _STEP_UP = 1e-9  # distance above a component's topmost corner: far below a voxe
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """Bounds of an `ok` row, far outside what real objects have (LOG.md, 2026-11-25), so that only failures violate them."""
+    """Bounds of an `ok` row, far outside what real objects have (LOG.md, 2026-11-25), so
+    that only failures violate them.
+    """
 
     min_volume: float = 8e-4  # of the box [-1, 1]^3, that is 3 of 32,768 volume points: a wire a voxel thin
     max_chamfer: float = 0.25
@@ -53,7 +55,9 @@ def quality_faults(figures: dict, num_queries: int, bounds: Bounds = Bounds()) -
 
 
 def solid_figures(solid: Solid) -> dict:
-    """Figures of a solid: components, inner shells, watertightness, volume, area, thickness (of a slab of that volume and area)."""
+    """Figures of a solid: components, inner shells, watertightness, volume, area, thickness (of a slab of
+    that volume and area).
+    """
     from g3pt.geometry.surface import face_normals
 
     components, count = _components(solid)
@@ -96,7 +100,9 @@ def _component_volumes(solid: Solid, component_F: np.ndarray, count: int) -> np.
 
 
 def _enclosed(solid: Solid, components: np.ndarray, count: int) -> np.ndarray:
-    """Whether it is solid just above each component's topmost corner (C,): then the component is inside another, or a cavity's wall."""
+    """Whether it is solid just above each component's topmost corner (C,): then the component is inside another,
+    or a cavity's wall.
+    """
     from g3pt.geometry.labels import inside
 
     height = solid.vertices[:, 2]
@@ -109,7 +115,9 @@ def _enclosed(solid: Solid, components: np.ndarray, count: int) -> np.ndarray:
 
 
 def is_watertight(vertices: np.ndarray, faces: np.ndarray) -> bool:
-    """Whether, after equal vertices are merged, every edge belongs to exactly two faces that run it in opposite ways."""
+    """Whether, after equal vertices are merged, every edge belongs to exactly two faces that run it
+    in opposite ways.
+    """
     from g3pt.geometry._mesh_kernels import closed, first_equal
 
     exact = np.ascontiguousarray(vertices, dtype=np.float64) + 0.0  # -0.0 becomes 0.0: equal vertices have equal bits

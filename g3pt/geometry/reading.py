@@ -1,4 +1,5 @@
-"""Bytes of mesh files, read safely below one folder; which endings are meshes, and the error for those that can't be used.
+"""Bytes of mesh files, read safely below one folder; which endings are meshes, and the error for those
+that can't be used.
 
 `load.py` turns the bytes into arrays, `load_appearance.py` into what a surface looks like.
 """
@@ -42,14 +43,18 @@ class MeshError(ValueError):
 
 
 def _printable(text: str) -> str:
-    """One line of at most 300 characters that moves no terminal's cursor: file names and parsers' errors hold anything."""
+    """One line of at most 300 characters that moves no terminal's cursor: file names
+    and parsers' errors hold anything.
+    """
     line = " ".join(text.split())[:300]
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
 @contextlib.contextmanager
 def naming_file(path: Path, root: Path) -> Iterator[None]:
-    """Inside the block every exception but MemoryError becomes a MeshError whose message begins with the file's path below root."""
+    """Inside the block every exception but MemoryError becomes a MeshError whose message begins
+    with the file's path below root.
+    """
     try:
         yield
     except MeshError as error:
@@ -67,7 +72,10 @@ def shown_path(path: Path, root: Path) -> str:
 
 
 def read_below(path: Path, root: Path, missing_reason: str) -> bytes:
-    """Content of a regular file that, links resolved, lies below root and is not huge. Never waits on a pipe or device."""
+    """Content of a regular file that, links resolved, lies below root and is not huge.
+
+    Never waits on a pipe or device.
+    """
     try:
         resolved = Path(os.path.realpath(path))  # unlike Path.resolve it answers for links that run in a circle
         if not resolved.is_relative_to(root):

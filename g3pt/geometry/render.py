@@ -1,8 +1,10 @@
-"""Pictures of meshes: RGBA, transparent background, without a display or a graphics driver (`_raster_kernels`, compiled by numba).
+"""Pictures of meshes: RGBA, transparent background, without a display or a graphics driver (`_raster_kernels`,
+compiled by numba).
 
-Each pixel is the mean of SAMPLES x SAMPLES samples in linear light, encoded as sRGB, with straight alpha. Three lights move with
-the camera (key from the upper left, fill from the right, rim from behind), with a constant ambient term; a surface that faces the
-camera keeps about its own brightness. Cameras are `cameras.py`'s. The same arguments give the same bytes.
+Each pixel is the mean of SAMPLES x SAMPLES samples in linear light, encoded as sRGB, with straight alpha. Three lights
+move with the camera (key from the upper left, fill from the right, rim from behind), with a constant ambient term; a
+surface that faces the camera keeps about its own brightness. Cameras are `cameras.py`'s. The same arguments give the
+same bytes.
 
 Shapes: V vertices, F faces, N views.
 """
@@ -110,7 +112,9 @@ def contact_sheet(
     azimuth_degrees: float = 35.0,
     elevation_degrees: float = 20.0,
 ) -> None:
-    """A PNG with a picture of each (vertices, faces, title), in rows of `columns`; a mesh without faces is left blank."""
+    """A PNG with a picture of each (vertices, faces, title), in rows of `columns`;
+    a mesh without faces is left blank.
+    """
     views = (
         picture(vertices, faces, size, azimuth_degrees, elevation_degrees) if len(faces) else None
         for vertices, faces, _ in items
@@ -121,7 +125,8 @@ def contact_sheet(
 def picture_sheet(
     path: str | Path, titles: Sequence[str], pictures: Iterable["Image.Image | None"], columns: int, size: int
 ) -> None:
-    """A PNG of pictures (RGBA, size x size; None is blank) below their titles, in rows of `columns`, fewer if there are fewer.
+    """A PNG of pictures (RGBA, size x size; None is blank) below their titles, in rows of `columns`, fewer
+    if there are fewer.
 
     A title has two lines; characters that can't be printed become question marks.
     """

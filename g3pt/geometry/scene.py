@@ -1,4 +1,5 @@
-"""The parts of an appearance as the arrays that the compiled rasteriser reads: one vertex list, one table of texels with mip levels.
+"""The parts of an appearance as the arrays that the compiled rasteriser reads: one vertex list, one table
+of texels with mip levels.
 
 Shapes: V vertices, F faces, M materials, L mip levels, T texels.
 """

@@ -1,17 +1,18 @@
-"""Which cells of a fine grid a field's surface crosses, found from a coarse one: only cells near the surface are evaluated.
+"""Which cells of a fine grid a field's surface crosses, found from a coarse one:
+only cells near the surface are evaluated.
 
-A coarse grid over the whole box is evaluated. At each doubling, the cells that the surface crosses (the first time with their
-neighbours) are split into eight, and their unknown corners are evaluated. Where the surface leaves them through a face, the cell behind
-that face is evaluated too, until it leaves none. The crossed cells are those of dense evaluation, except for parts of the surface
-that are entirely between the points of the coarse grid. Grid point i of R cells is at 2 i / R - 1; beyond the box the field counts as
-outside, so that a solid that touches the box is closed there.
+A coarse grid over the whole box is evaluated. At each doubling, the cells that the surface crosses (the first time with
+their neighbours) are split into eight, and their unknown corners are evaluated. Where the surface leaves them through a
+face, the cell behind that face is evaluated too, until it leaves none. The crossed cells are those of dense evaluation,
+except for parts of the surface that are entirely between the points of the coarse grid. Grid point i of R cells is at 2
+i / R - 1; beyond the box the field counts as outside, so that a solid that touches the box is closed there.
 
-Cells and points are sorted arrays of integer keys: nothing of size R^3 is ever allocated. Memory for N cells crossed on the last grid
-but one (about 4 N on the last), in bytes: keys and corner values of 8 N children (320 N), keys and values of about 11 N corners (130 N),
-and as much again while sorted sets are merged and sides compared: at most BYTES_PER_CELL N, besides the first grid and _SLAB_POINTS
-points evaluated at a time (measured: 1250 N). N is about 1.5 area / (4 / R)^2: 110,000 for a sphere of radius 0.6 at R = 512, which
-takes 144 MB, where one dense float32 grid takes 540 MB. More than MAX_CELLS is refused (`TooComplexField`), so that even noise stays
-below MAX_CELLS * BYTES_PER_CELL = 2 GB.
+Cells and points are sorted arrays of integer keys: nothing of size R^3 is ever allocated. Memory for N cells crossed on
+the last grid but one (about 4 N on the last), in bytes: keys and corner values of 8 N children (320 N), keys and values
+of about 11 N corners (130 N), and as much again while sorted sets are merged and sides compared: at most BYTES_PER_CELL
+N, besides the first grid and _SLAB_POINTS points evaluated at a time (measured: 1250 N). N is about 1.5 area / (4 /
+R)^2: 110,000 for a sphere of radius 0.6 at R = 512, which takes 144 MB, where one dense float32 grid takes 540 MB. More
+than MAX_CELLS is refused (`TooComplexField`), so that even noise stays below MAX_CELLS * BYTES_PER_CELL = 2 GB.
 
 Shapes: N points or cells, 8 corners of a cell in the order of CORNERS.
 """
@@ -58,7 +59,9 @@ class TooComplexField(NoSurface):
 
 @dataclass(frozen=True)
 class Crossed:
-    """Cells that the surface crosses: lower corners (N, 3), from -1 (beyond the box), and the field less its level at their corners (N, 8)."""
+    """Cells that the surface crosses: lower corners (N, 3), from -1 (beyond the box),
+    and the field less its level at their corners (N, 8).
+    """
 
     resolution: int
     cells_N3: np.ndarray
@@ -66,7 +69,9 @@ class Crossed:
 
 
 def search(resolution: int, coarse: int, level: float) -> Search:
-    """Generator: yields points (N, 3), receives the field's values there, returns the crossed cells of the finest grid."""
+    """Generator: yields points (N, 3), receives the field's values there, returns the crossed cells
+    of the finest grid.
+    """
     doublings = (resolution // coarse).bit_length() - 1 if coarse > 0 else -1
     if coarse < 2 or doublings < 0 or coarse << doublings != resolution:
         raise ValueError(f"resolution must be coarse * 2^k, not {resolution} with coarse {coarse}")
@@ -119,7 +124,8 @@ def _ask(index_N3: np.ndarray, size: int, level: float) -> Generator[np.ndarray,
 
 
 class _Near:
-    """The cells near the surface on a grid of `size` cells per side: their sorted keys, and the values at their corners.
+    """The cells near the surface on a grid of `size` cells per side: their sorted keys,
+    and the values at their corners.
 
     A key is ((x + 2) side + y + 2) side + z + 2: room for two layers beyond the box, and keys sort as (x, y, z) do.
     """
@@ -153,7 +159,9 @@ class _Near:
         self.cells, self.values_N8 = cells, values_N8
 
     def refine(self) -> Generator[np.ndarray, np.ndarray, None]:
-        """The next grid: the cells' children and the cells that the surface leads to from them, of which the crossed ones are kept."""
+        """The next grid: the cells' children and the cells that the surface leads to from them, of
+        which the crossed ones are kept.
+        """
         points, values = self._corners()
         index, cells = self.unpack(points), self.unpack(self.cells)
         self.size *= 2

@@ -1,8 +1,8 @@
 """Triangles of STL files, binary and text.
 
-A file is binary if its count of facets fits its length exactly, or if it isn't text. Bytes after the last facet of a binary file are
-ignored. Text may begin with a byte order mark or white space and name its solids by any words; facets of any number of corners are
-triangulated by their shape, and normals are ignored.
+A file is binary if its count of facets fits its length exactly, or if it isn't text. Bytes after the last facet of a
+binary file are ignored. Text may begin with a byte order mark or white space and name its solids by any words; facets
+of any number of corners are triangulated by their shape, and normals are ignored.
 
 Ours: trimesh 5.2 loses files with a byte after the last facet, "end solid", or a key word in a name.
 """
@@ -52,7 +52,9 @@ def _lower(content: bytes) -> bytes:
 
 
 def _without_names(text: bytes) -> tuple[bytes, bool]:
-    """The text with the lines that begin with `solid`, `endsolid` or `end solid` blank, and whether a solid is closed."""
+    """The text with the lines that begin with `solid`, `endsolid` or `end solid` blank,
+    and whether a solid is closed.
+    """
     kept, is_closed, at = [], False, 0
     while (word := text.find(b"solid", at)) >= 0:
         start = text.rfind(b"\n", 0, word) + 1

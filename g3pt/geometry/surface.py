@@ -75,8 +75,8 @@ def sample_sharp(
 def _draw(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Indices (count,) drawn in proportion to the weights, stratified: one draw in each of `count` equal shares.
 
-    The shares are visited in steps of the golden ratio, so that every run of consecutive points is nearly stratified too: a tokenizer
-    that reads a part of a cloud sees less of the noise of sampling (LOG.md, 2026-11-25).
+    The shares are visited in steps of the golden ratio, so that every run of consecutive points is nearly stratified
+    too: a tokenizer that reads a part of a cloud sees less of the noise of sampling (LOG.md, 2026-11-25).
     """
     total = np.cumsum(weights)
     places = (np.arange(count) + rng.random(count)) / count * total[-1]

@@ -13,7 +13,9 @@ _END = 2**62  # marks the end of a row between the numbers; larger than any inde
 
 
 def unified_line_ends(content: bytes) -> bytes:
-    """The content with every CR LF and lone CR as a line feed, and every vertical tab, form feed and zero as a blank."""
+    """The content with every CR LF and lone CR as a line feed, and every vertical tab, form feed
+    and zero as a blank.
+    """
     return content.replace(b"\r\n", b"\n").translate(bytes.maketrans(b"\r\v\f\0", b"\n   "))
 
 

@@ -1,13 +1,13 @@
 """Turn any triangle soup into one solid: watertight, a single outer surface, no inner shell.
 
-The mesh is scaled into a grid no larger than its own box and a margin. In a narrow band around each face the distance to the nearest
-face is exact. Grid points that are further than the offset and that outside air can't reach count as inside. Marching cubes takes
-the surface at the offset. A closed cube and a hollow double shell both become a solid cube, an open sheet becomes a thin slab, and
-disjoint parts stay. Air that an open surface encloses is inside too, unless its walls alone are asked for (filling.py). The result
-is centred by its box and scaled into [-BOX, BOX]^3.
+The mesh is scaled into a grid no larger than its own box and a margin. In a narrow band around each face the distance
+to the nearest face is exact. Grid points that are further than the offset and that outside air can't reach count as
+inside. Marching cubes takes the surface at the offset. A closed cube and a hollow double shell both become a solid
+cube, an open sheet becomes a thin slab, and disjoint parts stay. Air that an open surface encloses is inside too,
+unless its walls alone are asked for (filling.py). The result is centred by its box and scaled into [-BOX, BOX]^3.
 
-Ours: mesh2sdf's fix option keeps one component and sweeps the whole grid; here its unsigned distance goes through the same fill and
-marching cubes, so that the two methods differ in the distance alone.
+Ours: mesh2sdf's fix option keeps one component and sweeps the whole grid; here its unsigned distance goes through the
+same fill and marching cubes, so that the two methods differ in the distance alone.
 
 Shapes: V vertices, F faces, (X, Y, Z) grid points along the axes.
 """
@@ -30,7 +30,10 @@ OPEN_SURFACES = ("fill", "wall")
 
 @dataclass(frozen=True, kw_only=True)
 class Solid:
-    """Final solid: vertices (V, 3) float64, faces (F, 3) int64; solid = input * scale + offset. `filling`: what was filled."""
+    """Final solid: vertices (V, 3) float64, faces (F, 3) int64; solid = input * scale + offset.
+
+    `filling`: what was filled.
+    """
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -48,7 +51,8 @@ def watertight(
 ) -> Solid:
     """Solid of a mesh (V, 3), (F, 3) whose surface lies OFFSET_VOXELS voxels (of 2 / resolution) outside it.
 
-    `open_surfaces`: whether air that an open surface encloses is filled, or the surface becomes a wall two offsets thick. Raises MeshError for a mesh without usable faces, non-finite coordinates or no extent.
+    `open_surfaces`: whether air that an open surface encloses is filled, or the surface becomes a wall two offsets
+    thick. Raises MeshError for a mesh without usable faces, non-finite coordinates or no extent.
     """
     from skimage.measure import marching_cubes
 
@@ -69,7 +73,9 @@ def watertight(
 
 
 def _into_grid(vertices: np.ndarray, faces: np.ndarray, resolution: int) -> tuple[np.ndarray, float, np.ndarray]:
-    """Triangles (F, 3, 3) in grid units, their box inside the margin, and the transform grid = input * scale + offset."""
+    """Triangles (F, 3, 3) in grid units, their box inside the margin, and the transform grid = input * scale +
+    offset.
+    """
     vertices = np.asarray(vertices, dtype=np.float64)
     if len(faces) == 0:
         raise MeshError("no-faces", "the mesh has no faces")
@@ -114,7 +120,9 @@ def _mesh2sdf(triangles: np.ndarray, shape: tuple[int, ...], resolution: int) ->
 
 
 def outside_field(distance: np.ndarray) -> np.ndarray:
-    """Field (X, Y, Z) in voxels, positive in the outside air only, from an unsigned distance in voxels (overwritten)."""
+    """Field (X, Y, Z) in voxels, positive in the outside air only, from an unsigned distance
+    in voxels (overwritten).
+    """
     from g3pt.geometry import _kernels
 
     _kernels.outside_field(distance, OFFSET_VOXELS, _SNAP_VOXELS)

@@ -1,8 +1,8 @@
 """Compiled loop over pairs of point clouds: squared Chamfer distances of two sets.
 
-One pass over a pair's points serves both directions. Floats that are not negative order like the integers of their bits; compilers
-vectorise minima of integers but not of floats (0.2 ns instead of 1 ns per pair of points). Sequential and cached on disk, like
-`geometry._kernels`. Imported only inside functions, because it needs numba.
+One pass over a pair's points serves both directions. Floats that are not negative order like the integers of their
+bits; compilers vectorise minima of integers but not of floats (0.2 ns instead of 1 ns per pair of points). Sequential
+and cached on disk, like `geometry._kernels`. Imported only inside functions, because it needs numba.
 
 Shapes: N, M clouds of the two sets, P points of a cloud.
 """

@@ -1,10 +1,12 @@
-"""The simplest discrete shape, as a baseline: a cube of occupancy bits, as many as a tokenizer spends, interpolated trilinearly.
+"""The simplest discrete shape, as a baseline: a cube of occupancy bits, as many as a tokenizer spends,
+interpolated trilinearly.
 
-How: n = floor(bits^(1/3)) samples per side at the centres of n^3 equal cells of [-1, 1]^3. Between them the field is trilinear, beyond
-the outermost it falls to 0 within one cell, and the solid is where it exceeds 1/2. Datasets store no solid, so a sample's occupancy
-is the side of the nearest stored surface point, by that point's normal. Compared with the exact solid of 14 procedural shapes this
-agrees at 99.97 % of 10^3 and 99.98 % of 31^3 samples (IoU .645 instead of .644, .886 instead of .886); the nearest stored *label* agrees
-at 98 % only and favours the grid. Samples from face to face of the solid's box were worse at 31 (.883).
+How: n = floor(bits^(1/3)) samples per side at the centres of n^3 equal cells of [-1, 1]^3. Between them the field is
+trilinear, beyond the outermost it falls to 0 within one cell, and the solid is where it exceeds 1/2. Datasets store no
+solid, so a sample's occupancy is the side of the nearest stored surface point, by that point's normal. Compared with
+the exact solid of 14 procedural shapes this agrees at 99.97 % of 10^3 and 99.98 % of 31^3 samples (IoU .645 instead of
+.644, .886 instead of .886); the nearest stored *label* agrees at 98 % only and favours the grid. Samples from face to
+face of the solid's box were worse at 31 (.883).
 
 Ours: all of it. Shapes: P surface points, N points.
 """

@@ -1,8 +1,9 @@
-"""Bits of an object's codes: stored as they are, and after an entropy coder that knows each digit's frequencies at each position.
+"""Bits of an object's codes: stored as they are, and after an entropy coder
+that knows each digit's frequencies at each position.
 
-How: the coder's model is counting with one added to every count (Laplace), one table per position and digit, fitted to the *other*
-objects. So the length is one that a decoder could reach; it may exceed the plain length, and does with few objects. The sum of position
-entropies would not be valid: N objects can't show more than log2 N bits at a position.
+How: the coder's model is counting with one added to every count (Laplace), one table per position and digit, fitted to
+the *other* objects. So the length is one that a decoder could reach; it may exceed the plain length, and does with few
+objects. The sum of position entropies would not be valid: N objects can't show more than log2 N bits at a position.
 
 Ours: all of it. Shapes: N objects, S tokens, C digits of a code.
 """

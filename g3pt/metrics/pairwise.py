@@ -1,8 +1,11 @@
-"""Distances between two shapes, and confidence intervals, each in one definition used everywhere. Sets of shapes: sets.py.
+"""Distances between two shapes, and confidence intervals, each in one definition used everywhere.
+
+Sets of shapes: sets.py.
 
 How: nearest neighbours by scipy's exact k-d tree; point sets are surface samples in the box [-0.95, 0.95]^3.
-Ours: all definitions (the paper's sampling counts and thresholds are unknown): Chamfer is the *mean* of the two directed mean
-unsquared distances, not their sum; figures of other papers use other definitions and must not be compared.
+Ours: all definitions (the paper's sampling counts and thresholds are unknown): Chamfer is the *mean* of the two
+directed mean unsquared distances, not their sum; figures of other papers use other definitions and must not be
+compared.
 Legend: A, C points of two clouds (..._A3: points, ..._A6: points and unit normals), N objects.
 """
 
@@ -69,7 +72,9 @@ def _harmonic(distance_A: np.ndarray, distance_C: np.ndarray, threshold: float) 
 
 
 def hausdorff_95(points_A3: np.ndarray, points_C3: np.ndarray) -> float:
-    """The larger of the two directed 95th percentiles of distances to the nearest point: Hausdorff without the worst twentieth."""
+    """The larger of the two directed 95th percentiles of distances to the nearest point:
+    Hausdorff without the worst twentieth.
+    """
     return float(
         max(np.percentile(nearest(points_A3, points_C3)[0], 95), np.percentile(nearest(points_C3, points_A3)[0], 95))
     )
@@ -111,10 +116,10 @@ def nearest_objects(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Index of the nearest library cloud by Chamfer distance, and that distance, for each cloud of points (A, 3).
 
-    How: Chamfer of the first `coarse` points, by one matrix product with the whole library, ranks the library. For the `keep` best,
-    the first `num_queries` points of each side find their nearest among all points of the other; dense targets keep the
-    distance of equal surfaces near 0. Points within a cloud must be in random order. `exclude[i]` is a library index that is
-    never the result for cloud i (-1: none), so that a set can be searched in itself.
+    How: Chamfer of the first `coarse` points, by one matrix product with the whole library, ranks the library. For the
+    `keep` best, the first `num_queries` points of each side find their nearest among all points of the other; dense
+    targets keep the distance of equal surfaces near 0. Points within a cloud must be in random order. `exclude[i]` is a
+    library index that is never the result for cloud i (-1: none), so that a set can be searched in itself.
     """
     from scipy.spatial import cKDTree
 

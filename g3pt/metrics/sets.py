@@ -1,13 +1,14 @@
 """How similar two sets of shapes are: coverage, minimum matching distance, 1-nearest-neighbour accuracy.
 
-How: a compiled kernel computes squared Chamfer distances of all pairs. The three tables (within either set, and across) give each
-object's verdict; means of verdicts are the metrics, and the verdicts give their intervals.
+How: a compiled kernel computes squared Chamfer distances of all pairs. The three tables (within either set, and across)
+give each object's verdict; means of verdicts are the metrics, and the verdicts give their intervals.
 
-Source: COV and MMD: Achlioptas et al. (arXiv 1707.02392), section 4; 1-NNA and the squared Chamfer distance, a sum of two means:
-PointFlow (Yang et al., arXiv 1906.12320), section 5.1.
-Ours: clouds stay in the box of `metrics.pairwise.PROTOCOL`, neither centred nor scaled to unit variance; fewer points than PointFlow's
-2048 if the caller gives fewer; a tie between an object's nearest of its own set and of the other goes to the other, so that copies are
-noticed (two equal sets have 1-NNA 0). Intervals keep the neighbours fixed: another draw of either set varies more.
+Source: COV and MMD: Achlioptas et al. (arXiv 1707.02392), section 4; 1-NNA and the squared Chamfer distance, a sum of
+two means: PointFlow (Yang et al., arXiv 1906.12320), section 5.1.
+Ours: clouds stay in the box of `metrics.pairwise.PROTOCOL`, neither centred nor scaled to unit variance; fewer points
+than PointFlow's 2048 if the caller gives fewer; a tie between an object's nearest of its own set and of the other goes
+to the other, so that copies are noticed (two equal sets have 1-NNA 0). Intervals keep the neighbours fixed: another
+draw of either set varies more.
 Legend: N samples and as many reference objects, P points of a cloud.
 """
 
@@ -30,7 +31,9 @@ PROTOCOL: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Tables:
-    """Distances within the samples and within the references, both (N, N) with an infinite diagonal, and from samples to references."""
+    """Distances within the samples and within the references, both (N, N) with an infinite diagonal, and
+    from samples to references.
+    """
 
     within_NN: np.ndarray
     reference_NN: np.ndarray
@@ -38,7 +41,10 @@ class Tables:
 
 
 def stacked(clouds_N: Sequence[np.ndarray], num_points: int) -> np.ndarray:
-    """The first `num_points` positions of each cloud as (N, 3, P) float32. Points of a cloud must be in random order."""
+    """The first `num_points` positions of each cloud as (N, 3, P) float32.
+
+    Points of a cloud must be in random order.
+    """
     if not len(clouds_N):
         raise ValueError("expected clouds of points, got none")
     for k, cloud in enumerate(clouds_N):
@@ -51,14 +57,19 @@ def stacked(clouds_N: Sequence[np.ndarray], num_points: int) -> np.ndarray:
 
 
 def squared_chamfer_pairs(clouds_N3P: np.ndarray, others_M3P: np.ndarray) -> np.ndarray:
-    """Squared Chamfer distance of each cloud of one set to each of the other, float64 (N, M); clouds as `stacked` returns them."""
+    """Squared Chamfer distance of each cloud of one set to each of the other, float64 (N, M);
+    clouds as `stacked` returns them.
+    """
     from g3pt.metrics._cloud_kernels import squared_chamfer_pairs as compiled
 
     return compiled(clouds_N3P, others_M3P)
 
 
 def squared_chamfer_within(clouds_N3P: np.ndarray) -> np.ndarray:
-    """The same within one set, (N, N), each pair computed once. The diagonal is infinite: no object is its own neighbour."""
+    """The same within one set, (N, N), each pair computed once.
+
+    The diagonal is infinite: no object is its own neighbour.
+    """
     num = len(clouds_N3P)
     found = np.full((num, num), np.inf)
     for row in range(num - 1):
@@ -88,7 +99,10 @@ def told_apart(tables: Tables) -> np.ndarray:
 
 
 def set_figures(tables: Tables, prefix: str = "") -> dict[str, float | list[float]]:
-    """COV, MMD and 1-NNA with their intervals. ValueError unless both sets have the same number of objects, at least 2."""
+    """COV, MMD and 1-NNA with their intervals.
+
+    ValueError unless both sets have the same number of objects, at least 2.
+    """
     num = len(tables.within_NN)
     if num < 2 or any(table.shape != (num, num) for table in (tables.reference_NN, tables.across_NN)):
         raise ValueError(f"expected two sets of equally many objects, at least 2, got {tables.across_NN.shape}")

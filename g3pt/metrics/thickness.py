@@ -1,4 +1,5 @@
-"""Bands of an object's thickness, by which a tokenizer's metrics are reported: an average over objects hides thin parts.
+"""Bands of an object's thickness, by which a tokenizer's metrics are reported:
+an average over objects hides thin parts.
 
 A solid's thickness is 2 volume / area, the thickness of a slab of that volume and area (column `thickness`). The bounds
 are fixed in voxels of a grid of 128 cells, whatever resolution an object was converted or decoded at, so that figures

@@ -1,11 +1,12 @@
 """Attention: the tokenizer's, the generator's block-causal one without a dense mask, and the K/V cache of sampling.
 
-Levels are runs of tokens in order: the image tokens, then each scale. A level attends to itself and to all levels before it, so on
-the CPU each level's queries are one unmasked call of PyTorch's fused attention over the keys up to the level's end. On a GPU, where
-many small calls are slow, one FlexAttention kernel does the same with a block mask. Sampling computes one level at a time
-against the cache and needs neither.
+Levels are runs of tokens in order: the image tokens, then each scale. A level attends to itself and to all levels
+before it, so on the CPU each level's queries are one unmasked call of PyTorch's fused attention over the keys up to the
+level's end. On a GPU, where many small calls are slow, one FlexAttention kernel does the same with a block mask.
+Sampling computes one level at a time against the cache and needs neither.
 
-Source: G3PT (arXiv 2409.06322): queries and keys normalised to unit vectors. VAR (2404.02905): a learned scale per head, capped at
+Source: G3PT (arXiv 2409.06322): queries and keys normalised to unit vectors. VAR (2404.02905): a learned scale per
+head, capped at
 100. FlexAttention: torch.nn.attention.flex_attention (2412.05496).
 Shapes: B batch, N tokens of all levels, T tokens of one, M context tokens, H heads, D width.
 """
@@ -30,7 +31,10 @@ MAX_LOG_SCALE = math.log(100.0)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `query_BND` over `context_BMD`, which is `query_BND` by default. Inputs arrive normalised."""
+    """Multi-head attention of `query_BND` over `context_BMD`, which is `query_BND` by default.
+
+    Inputs arrive normalised.
+    """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()

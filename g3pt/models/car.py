@@ -1,8 +1,9 @@
 """G3PT, the generator as it is trained, exported and used: CAR with its frozen tokenizer and its two encoders.
 
-`G3PT.next_input` is the one place where codes become CAR's inputs: the tokenizer's own CQT aligns the sum of the coarser scales to
-the next scale's tokens, in teacher forcing and in sampling alike. Where conditions enter the transformer: transformer.py. Either
-condition may be absent: learned null embeddings take its place, and training drops one or both at random.
+`G3PT.next_input` is the one place where codes become CAR's inputs: the tokenizer's own CQT aligns the sum of the
+coarser scales to the next scale's tokens, in teacher forcing and in sampling alike. Where conditions enter the
+transformer: transformer.py. Either condition may be absent: learned null embeddings take its place, and training drops
+one or both at random.
 
 Source: G3PT (arXiv 2409.06322): cross-scale alignment, DINOv2 and CLIP as conditions.
 Ours: the weights of the scales in the loss; the loss that aligns image and text.
@@ -50,7 +51,9 @@ class G3PT(nn.Module, Pretrained):
         small: dict[str, Any] | None = None,
         stored: dict[str, StoredEncoder] | None = None,
     ) -> None:
-        """`small` configures the encoders trained here; `stored` replaces pretrained ones whose features are in the batches."""
+        """`small` configures the encoders trained here; `stored` replaces pretrained ones whose features are
+        in the batches.
+        """
         super().__init__()
         self.small = small or {"text": SMALL_TEXT, "image": SMALL_IMAGE}
         self.tokenizer = tokenizer.requires_grad_(False).eval()
@@ -96,7 +99,9 @@ class G3PT(nn.Module, Pretrained):
         return self
 
     def set_phase(self, step: int, num_steps: int) -> bool:
-        """Progressive training: only the coarser half of the scales during the first `progressive_share` of the steps."""
+        """Progressive training: only the coarser half of the scales during the first `progressive_share`
+        of the steps.
+        """
         early = step < round(self.config.progressive_share * num_steps)
         self.active_scales = math.ceil(len(self.scales) / 2) if early else len(self.scales)
         return False
@@ -113,7 +118,9 @@ class G3PT(nn.Module, Pretrained):
 
     @torch.no_grad()
     def aligned_inputs(self, codes_BS: Tensor, num_scales: int | None = None) -> Tensor:
-        """Teacher forcing: the inputs of all scales but the coarsest for known codes, (B, S less the coarsest's tokens, A)."""
+        """Teacher forcing: the inputs of all scales but the coarsest for known codes, (B,
+        S less the coarsest's tokens, A).
+        """
         scales = self.scales[:num_scales]
         canvas_BLA, aligned = self.tokenizer.canvas_start(len(codes_BS)), []
         for scale, codes_BT in enumerate(codes_BS[:, : sum(scales)].split(list(scales), dim=1)[:-1], start=1):
@@ -126,9 +133,9 @@ class G3PT(nn.Module, Pretrained):
     def forward(self, batch: dict[str, Tensor], step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss and cross-entropies, in nats per token.
 
-        `batch`: codes_BS; text_BM, text_mask_BM, has_text_B; images_B3HW, has_image_B if the model reads images; text_BC and
-        image_BMC, in any precision, may replace the encoders' inputs; aligned_BTA may hold inputs computed before.
-        While training, conditions are dropped at random.
+        `batch`: codes_BS; text_BM, text_mask_BM, has_text_B; images_B3HW, has_image_B if the model reads images;
+        text_BC and image_BMC, in any precision, may replace the encoders' inputs; aligned_BTA may hold inputs computed
+        before. While training, conditions are dropped at random.
         """
         aligned_BTA, codes_BS = self._teacher(batch)
         encoded = self._encoded(batch)
@@ -149,7 +156,9 @@ class G3PT(nn.Module, Pretrained):
         return self.aligned_inputs(codes_BS, self.active_scales), codes_BS
 
     def _encoded(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The encoders' outputs, also for objects without the condition: every trained tensor needs a gradient at every step."""
+        """The encoders' outputs, also for objects without the condition:
+        every trained tensor needs a gradient at every step.
+        """
         text_BC = batch["text_BC"].float() if "text_BC" in batch else self.text(batch["text_BM"], batch["text_mask_BM"])
         if self.image is None:
             return text_BC, None
@@ -168,8 +177,8 @@ class G3PT(nn.Module, Pretrained):
     def _kept(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Which objects keep their text, and which their image.
 
-        While training, one draw per object drops both, or one of them if it has the other: `drop_both` is the probability that
-        nothing remains, whether an object has one condition or two.
+        While training, one draw per object drops both, or one of them if it has the other: `drop_both` is the
+        probability that nothing remains, whether an object has one condition or two.
         """
         has_text_B = batch["has_text_B"]
         has_image_B = batch["has_image_B"] if self.image is not None else torch.zeros_like(has_text_B)
@@ -186,15 +195,17 @@ class G3PT(nn.Module, Pretrained):
     def _image_text_gap(self, text_BC: Tensor, image_BMC: Tensor, both_B: Tensor) -> Tensor:
         """Mean squared difference between the modulation that an image alone and its caption alone give.
 
-        Ours. No gradient reaches the caption's side: images (and the null text) learn to give the caption's modulation. From codes
-        alone a small image encoder learns very slowly (LOG.md).
+        Ours. No gradient reaches the caption's side: images (and the null text) learn to give the caption's modulation.
+        From codes alone a small image encoder learns very slowly (LOG.md).
         """
         said_BD = self.car.modulator(text_BC, self.car.null_image.expand_as(image_BMC)).detach()
         seen_BD = self.car.modulator(self.car.null_text.expand_as(text_BC), image_BMC)
         return ((seen_BD - said_BD).float().square().mean(dim=1) * both_B).mean()
 
     def _loss(self, entropy_BS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean over scales of their mean cross-entropies; a scale of T tokens is weighted by T ** (1 - scale_loss_power)."""
+        """The mean over scales of their mean cross-entropies; a scale of T tokens is weighted by T **
+        (1 - scale_loss_power).
+        """
         scales = self.scales[: self.active_scales]
         mean_K = torch.stack([part.mean() for part in entropy_BS.split(list(scales), dim=1)])
         weight_K = mean_K.new_tensor(scales) ** (1 - self.config.scale_loss_power)
@@ -204,7 +215,10 @@ class G3PT(nn.Module, Pretrained):
 
     @torch.inference_mode()
     def encode_prompts(self, texts: Sequence[str | None], images: Sequence[Any | None]) -> tuple[Tensor, Tensor | None]:
-        """Conditions of prompts, of which either part may be None. Each is encoded alone, so that it does not depend on the others."""
+        """Conditions of prompts, of which either part may be None.
+
+        Each is encoded alone, so that it does not depend on the others.
+        """
         device = self.car.start.device
         known_texts: dict[str, Tensor] = {}
         for text in {t for t in texts if t is not None}:
@@ -233,8 +247,8 @@ class G3PT(nn.Module, Pretrained):
     ) -> Tensor:
         """Codes int64 (B, S) of one prompt and one seed per row, with settings for all rows or one per row.
 
-        Rows that need the same passes of guidance are sampled in batches of exactly `batch` (the last is padded), so that a row's
-        floating-point operations, and with them its codes, don't depend on the other rows.
+        Rows that need the same passes of guidance are sampled in batches of exactly `batch` (the last is padded), so
+        that a row's floating-point operations, and with them its codes, don't depend on the other rows.
         """
         return self.sample_encoded(*self.encode_prompts(texts, images), seeds, settings, batch)
 

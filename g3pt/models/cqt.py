@@ -1,17 +1,20 @@
 """The Cross-scale Querying Transformer: L latents <-> tokens of S scales, through residuals.
 
-From the coarsest scale to the finest: down queries read what is still unexplained of the latents (the residual) into T tokens,
-these are quantised, up queries spread them over the L latents again, and the result is added to a running sum, the *canvas*.
-`spread` is the only place where a scale's codes reach the canvas, and `align` the only one where the canvas becomes a scale's
+From the coarsest scale to the finest: down queries read what is still unexplained of the latents (the residual) into T
+tokens, these are quantised, up queries spread them over the L latents again, and the result is added to a running sum,
+the *canvas*. `spread` is the only place where a scale's codes reach the canvas, and `align` the only one where the
+canvas becomes a scale's
 tokens: encoding, decoding, teacher forcing and sampling all use these two.
 
 Source: G3PT, the CQT (down-sampling queries, quantisation, up-sampling queries, residual).
-Ours: float32 under any autocast, because a rounding error of bf16 moves z to another code; residual amplitudes sigma_k; per-position statistics before the quantiser; a learned base canvas; the query inside the
-up block's MLP and a sink token, so that one token can still give position-dependent values; queries initialised from places
-(random Fourier features of anchors), so that attention starts local; identity instead of attention at the finest scale.
-Controls (`resampling`), measured in LOG.md: `pooled` has no queries: a scale's token is the mean of the latents nearest to its
-centre, spread back by distance (VAR's interpolation; L tokens at every scale make it plain residual VQ). `slices` is one-level VQ:
-token i is latent i, and a "scale" is the next group of latents in Morton order, which reads the group before it.
+Ours: float32 under any autocast, because a rounding error of bf16 moves z to another code; residual amplitudes sigma_k;
+per-position statistics before the quantiser; a learned base canvas; the query inside the up block's MLP and a sink
+token, so that one token can still give position-dependent values; queries initialised from places (random Fourier
+features of anchors), so that attention starts local; identity instead of attention at the finest scale. Controls
+(`resampling`), measured in LOG.md: `pooled` has no queries: a scale's token is the mean of the latents nearest to its
+centre, spread back by distance (VAR's interpolation; L tokens at every scale make it plain residual VQ). `slices` is
+one-level VQ: token i is latent i, and a "scale" is the next group of latents in Morton order, which reads the group
+before it.
 
 Shapes: B batch, L latents, T tokens of a scale, D width, C code digits.
 """
@@ -175,7 +178,9 @@ class CQT(nn.Module, RunningStatistics):
         return first, first + self.config.scales[scale]
 
     def _align_slice(self, features_BLD: Tensor, scale: int) -> Tensor:
-        """As many latents as the group has, taken from before it: the canvas contains nothing of the group itself yet."""
+        """As many latents as the group has, taken from before it: the canvas contains nothing
+        of the group itself yet.
+        """
         first, _ = self._slice(scale)
         num_tokens = self.config.scales[scale]
         return F.layer_norm(
@@ -227,7 +232,9 @@ class CQTOutput:
 
 
 def make_anchors(num_anchors: int) -> Tensor:
-    """Fixed points in the box, (L, 3) in [-0.95, 0.95]: scrambled Sobol points in Morton order, so that neighbours have near indices."""
+    """Fixed points in the box, (L, 3) in [-0.95, 0.95]: scrambled Sobol points in Morton order, so
+    that neighbours have near indices.
+    """
     points = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(num_anchors).double() * BOX - BOX / 2
     cell = ((points + 1) / 2 * 1024).long()
     key = torch.zeros(num_anchors, dtype=torch.int64)

@@ -1,9 +1,10 @@
 """From latents to meshes: the one place where a tokenizer's decoder and the iso-surface search meet.
 
-Generation and both evaluations call it. The search asks for a number of points per object; these are packed into calls of the
-decoder of at most one chunk: each row has points of one object, rows of similar length share a call, shorter ones are padded.
-Memory: a chunk's activations, and per object what `g3pt.geometry.search` states. Objects are searched in groups of `group_size`, so
-that a group of shapes with a surface of 12 square units (a car has about 5) needs under 1 GB.
+Generation and both evaluations call it. The search asks for a number of points per object; these are packed into calls
+of the decoder of at most one chunk: each row has points of one object, rows of similar length share a call, shorter
+ones are padded.
+Memory: a chunk's activations, and per object what `g3pt.geometry.search` states. Objects are searched in groups of
+`group_size`, so that a group of shapes with a surface of 12 square units (a car has about 5) needs under 1 GB.
 
 Source: G3PT (arXiv 2409.06322), occupancy at query points. Ours: chunks, packing, groups.
 Shapes: B batch, L latents, D width, Q query points, V vertices, F faces.
@@ -28,7 +29,9 @@ CHUNK_CPU = 4096  # fits a CPU's cache
 
 @dataclass(frozen=True)
 class Decoded:
-    """One object's mesh, vertices float32 (V, 3) and faces int64 (F, 3); empty, with the reason, where there is none."""
+    """One object's mesh, vertices float32 (V, 3) and faces int64 (F, 3); empty, with the reason,
+    where there is none.
+    """
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -64,7 +67,10 @@ def logits_of_rows(tokenizer: CVQ, latents_BLD: Tensor, rows_BQ3: list[np.ndarra
 def decode_meshes(
     tokenizer: CVQ, latents_BLD: Tensor, resolution: int = 128, coarse: int | None = None
 ) -> list[Decoded]:
-    """Each object's cleaned mesh, or why it has none. `coarse`: cells per side of the first grid, as in `geometry.isosurface.extract`."""
+    """Each object's cleaned mesh, or why it has none.
+
+    `coarse`: cells per side of the first grid, as in `geometry.isosurface.extract`.
+    """
     from g3pt.geometry.cleanup import clean
     from g3pt.geometry.isosurface import extract_many
     from g3pt.geometry.search import NoSurface
@@ -85,7 +91,10 @@ def decode_meshes(
 def decode_mesh(
     tokenizer: CVQ, latents_BLD: Tensor, resolution: int = 128, coarse: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One object's latents -> (vertices float32 (V, 3), faces int64 (F, 3)), without floating fragments. May raise NoSurface."""
+    """One object's latents -> (vertices float32 (V, 3), faces int64 (F, 3)), without floating fragments.
+
+    May raise NoSurface.
+    """
     (found,) = decode_meshes(tokenizer, latents_BLD, resolution, coarse)
     if found.reason is not None:
         raise found.reason
@@ -98,7 +107,9 @@ def group_size(resolution: int) -> int:
 
 
 def packed_logits(tokenizer: CVQ, latents_BLD: Tensor, wanted: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """Logits at each object's points (index in the batch -> points), by calls of at most one chunk of points, padding included."""
+    """Logits at each object's points (index in the batch -> points), by calls of at most one chunk of points,
+    padding included.
+    """
     chunk = CHUNK_GPU if latents_BLD.is_cuda else CHUNK_CPU
     found = {number: np.empty(len(points), dtype=np.float32) for number, points in wanted.items()}
     for pieces in packed_pieces({number: len(points) for number, points in wanted.items()}, chunk):
@@ -111,7 +122,9 @@ def packed_logits(tokenizer: CVQ, latents_BLD: Tensor, wanted: dict[int, np.ndar
 
 
 def packed_pieces(lengths: dict[int, int], chunk: int) -> list[list[tuple[int, int, int]]]:
-    """All points as calls of pieces (index, start, end); a call's number of pieces times its longest is at most `chunk`."""
+    """All points as calls of pieces (index, start, end); a call's number
+    of pieces times its longest is at most `chunk`.
+    """
     pieces = [
         (number, start, min(start + chunk, length))
         for number, length in lengths.items()

@@ -1,12 +1,13 @@
-"""What a tokenizer's codes are worth, per scale: collapse, information, stability and quality, on objects not trained on.
+"""What a tokenizer's codes are worth, per scale: collapse, information, stability and quality,
+on objects not trained on.
 
-Two entropies are distinguished. The pooled one counts a scale's codes over all positions and objects; it looks healthy even when
-each position has one constant code. The one at a fixed position, averaged over positions, is zero then: only it measures
-information about the object. Agreement is the share of codes that two independent samplings of a surface have in common: the
-rest is noise that no generator can predict.
+Two entropies are distinguished. The pooled one counts a scale's codes over all positions and objects; it looks healthy
+even when each position has one constant code. The one at a fixed position, averaged over positions, is zero then: only
+it measures information about the object. Agreement is the share of codes that two independent samplings of a surface
+have in common: the rest is noise that no generator can predict.
 
-Ours: all of it (the paper reports a utilisation without its definition; ours is distinct codes divided by the number that uniform
-draws would show); reasons in LOG.md.
+Ours: all of it (the paper reports a utilisation without its definition; ours is distinct codes divided by the number
+that uniform draws would show); reasons in LOG.md.
 
 Shapes: N objects, P surface points, Q query points, T tokens of a scale, S tokens of all scales, V codes.
 """
@@ -33,11 +34,13 @@ EVAL_BATCH = 32
 
 @torch.no_grad()
 def diagnose(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "cpu") -> dict[str, float]:
-    """All figures over `arrays` (surface, eval_surface, sharp, volume_points, volume_occupancy) of one split, as a flat record.
+    """All figures over `arrays` (surface, eval_surface, sharp, volume_points, volume_occupancy) of one split,
+    as a flat record.
 
-    In the continuous phase only the autoencoder's IoU and loss are known. Keys end in `_scale_1` (the coarsest) and so on.
-    If `arrays` has thickness, IoUs of the bands of `g3pt.metrics.thickness` that have objects follow, as in `iou_thin`.
-    `loss_volume` is the term of that name in the training loss: binary cross-entropy of occupancy at volume points.
+    In the continuous phase only the autoencoder's IoU and loss are known. Keys end in `_scale_1` (the coarsest) and so
+    on. If `arrays` has thickness, IoUs of the bands of `g3pt.metrics.thickness` that have objects follow, as in
+    `iou_thin`. `loss_volume` is the term of that name in the training loss: binary cross-entropy of occupancy at volume
+    points.
     """
     model.eval()
     parts = [_diagnose_batch(model, batch) for batch in eval_batches(arrays, model, device)]

@@ -1,12 +1,14 @@
-"""The two condition encoders: a text becomes one vector, an image a row of tokens. Where they enter the generator: transformer.py.
+"""The two condition encoders: a text becomes one vector, an image a row of tokens.
 
-A hub id (or a folder) names a CLIPTextModel or a Dinov2Model. It is loaded with `from_pretrained`, frozen, and only named in the
-export, with its revision. `small` builds a small encoder with fresh weights, which is trained jointly with the generator and is part
-of its export: a CLIPTextModel, and convolutions (`g3pt.models.image_encoder`).
+Where they enter the generator: transformer.py.
+
+A hub id (or a folder) names a CLIPTextModel or a Dinov2Model. It is loaded with `from_pretrained`, frozen, and only
+named in the export, with its revision. `small` builds a small encoder with fresh weights, which is trained jointly with
+the generator and is part of its export: a CLIPTextModel, and convolutions (`g3pt.models.image_encoder`).
 
 Source: G3PT (arXiv 2409.06322): CLIP text embedding, DINOv2 patch tokens (ViT-L/14).
-Ours: the small encoders, the small text encoder's tokenizer of words and bytes, and DINOv2's class token, which is kept as one
-more image token.
+Ours: the small encoders, the small text encoder's tokenizer of words and bytes, and DINOv2's class token, which is kept
+as one more image token.
 Shapes: B batch, M condition tokens (words of a text, patches of an image), C width of an encoder, H W pixels.
 """
 
@@ -46,8 +48,8 @@ SMALL_IMAGE: dict[str, Any] = {"widths": [16, 32, 64, 64], "blocks": [0, 1, 1, 1
 class WordTokenizer:
     """Lower-case words and punctuation marks between BEGIN and END, padded to the longest text of the batch.
 
-    A word that is not in `words` is spelled in UTF-8 bytes after a space. From bytes alone the small encoder learnt the first words of
-    a caption but not its end, whose position varies (LOG.md, 2026-11-28).
+    A word that is not in `words` is spelled in UTF-8 bytes after a space. From bytes alone the small encoder learnt the
+    first words of a caption but not its end, whose position varies (LOG.md, 2026-11-28).
     """
 
     def __init__(self, words: Sequence[str] = (), max_length: int = SMALL_TEXT["max_position_embeddings"]) -> None:
@@ -56,7 +58,10 @@ class WordTokenizer:
         self.ids = {word: END + k for k, word in enumerate(words, start=1)}
 
     def __call__(self, texts: Sequence[str], cut: bool = False) -> tuple[Tensor, Tensor]:
-        """(ids int64 (B, M), mask int64 (B, M)) of texts. ValueError for a text that does not fit, unless it is to be `cut`."""
+        """(ids int64 (B, M), mask int64 (B, M)) of texts.
+
+        ValueError for a text that does not fit, unless it is to be `cut`.
+        """
         room = self.max_length - 2
         encoded = [self.encode(text) for text in texts]
         longest = max(len(e) for e in encoded)
@@ -90,7 +95,10 @@ def split_words(text: str) -> list[str]:
 
 
 def common_words(texts: Iterable[str]) -> list[str]:
-    """The MAX_WORDS most frequent words that occur at least MIN_COUNT times, most frequent first. Rarer ones are spelled."""
+    """The MAX_WORDS most frequent words that occur at least MIN_COUNT times, most frequent first.
+
+    Rarer ones are spelled.
+    """
     counts = Counter(word for text in texts for word in split_words(text))
     return sorted(
         (word for word, count in counts.items() if count >= MIN_COUNT), key=lambda word: (-counts[word], word)
@@ -188,7 +196,9 @@ def _pretrained_dino(name: str, revision: str | None) -> nn.Module:
 
 
 class StoredEncoder(nn.Module):
-    """The shape of a pretrained encoder, without weights, for a model whose features are stored (`g3pt.models.features`)."""
+    """The shape of a pretrained encoder, without weights, for a model whose features are stored
+    (`g3pt.models.features`).
+    """
 
     trained_here = False
 
@@ -207,7 +217,9 @@ class MissingEncoder(ValueError):
 
 @contextlib.contextmanager
 def from_hub(name: str) -> Iterator[None]:
-    """A context to load an encoder in: it keeps the random state, and turns the errors of an unreachable hub into MissingEncoder."""
+    """A context to load an encoder in: it keeps the random state, and turns the errors
+    of an unreachable hub into MissingEncoder.
+    """
     try:
         with torch.random.fork_rng(devices=[]):
             yield

@@ -1,9 +1,11 @@
-"""Condition features of a dataset: pretrained encoders' outputs for its captions and views, in float16, one derived table per encoder.
+"""Condition features of a dataset: pretrained encoders' outputs for its captions and views, in float16,
+one derived table per encoder.
 
-`DATASET/derived/text-<hash8>/` has `id` and `text` (C,). `DATASET/derived/image-<hash8>/` has `id`, `num_views` and one column per view
-(`view_0`, `view_1`, ...) of (M, C). There each object is a row group of its own, so that training reads only the view that it shows:
-0.5 MB for DINOv2 ViT-L/14. hash8 covers encoder, revision (of a folder: its files), image size and the preparation of pictures. A
-table's metadata names its encoder, so that reading needs neither the encoder nor a hub.
+`DATASET/derived/text-<hash8>/` has `id` and `text` (C,). `DATASET/derived/image-<hash8>/` has `id`, `num_views` and one
+column per view (`view_0`, `view_1`, ...) of (M, C). There each object is a row group of its own, so that training reads
+only the view that it shows: 0.5 MB for DINOv2 ViT-L/14. hash8 covers encoder, revision (of a folder: its files), image
+size and the preparation of pictures. A table's metadata names its encoder, so that reading needs neither the encoder
+nor a hub.
 
 Source: G3PT (arXiv 2409.06322): CLIP text embedding, DINOv2 patch tokens.
 Ours: the layout.
@@ -79,7 +81,9 @@ def _files_hash(folder: str) -> str:
 
 
 def encodings(config: CARConfig) -> list[Encoding]:
-    """The pretrained encoders of a generator whose inputs never change: not the text encoder if captions lose phrases at random."""
+    """The pretrained encoders of a generator whose inputs never change: not the text encoder
+    if captions lose phrases at random.
+    """
     text = Encoding(condition="text", encoder=config.text_encoder, revision=config.text_revision, image_size=0)
     image = Encoding(
         condition="image", encoder=config.image_encoder, revision=config.image_revision, image_size=config.image_size

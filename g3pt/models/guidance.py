@@ -1,16 +1,18 @@
 """Classifier-free guidance with a strength of its own for each condition, in as few forward passes as a row needs.
 
-A row may need three passes: with both conditions, with the image alone, and with none. Guided logits are a weighted sum of the
-passes' logits; a row's weights sum to one. With t_T for the text and t_I for the image:
+A row may need three passes: with both conditions, with the image alone, and with none. Guided logits are a weighted sum
+of the passes' logits; a row's weights sum to one. With t_T for the text and t_I for the image:
 
     none + (1 + t_I) (image - none) + (1 + t_T) (both - image)  =  (1 + t_T) both + (t_I - t_T) image - t_I none
 
-A pass whose weight is zero at every scale is not run: equal strengths and single conditions cost a second pass, different
-strengths a third.
+A pass whose weight is zero at every scale is not run: equal strengths and single conditions cost a second pass,
+different strengths a third.
 
-Source: InstructPix2Pix (2211.09800), equation 3, for the nested form with the image inside; VAR (2404.02905) for t = scale - 1.
+Source: InstructPix2Pix (2211.09800), equation 3, for the nested form with the image inside; VAR (2404.02905) for t =
+scale - 1.
 Ours: a row without one of the conditions is guided by the other's strength alone; passes of no weight are left out.
-Shapes: B batch, K scales, W passes (both, image, none), T tokens of a scale, V values, M image tokens, C condition width.
+Shapes: B batch, K scales, W passes (both, image, none), T tokens of a scale, V values, M image tokens, C condition
+width.
 """
 
 from __future__ import annotations

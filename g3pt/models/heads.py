@@ -1,11 +1,12 @@
 """How CAR's hidden states become the probability of a code. How a code is drawn from it: sampling.py.
 
-`CodeHead` predicts a code as a chain of few small softmaxes instead of one over all V codes. `BitHead` predicts its bits (or digits)
-independently.
+`CodeHead` predicts a code as a chain of few small softmaxes instead of one over all V codes. `BitHead` predicts its
+bits (or digits) independently.
 
-Source: G3PT (arXiv 2409.06322): one of 8192 classes (`head="joint"`). Infinity (2412.04431): independent bits (`head="bits"`).
-Ours: the chain over the digits or bits of a code (`head="digits"`); one logit per bit where Infinity has two; an independent
-softmax per digit for FSQ, whose digits have more than two values.
+Source: G3PT (arXiv 2409.06322): one of 8192 classes (`head="joint"`). Infinity (2412.04431): independent bits
+(`head="bits"`).
+Ours: the chain over the digits or bits of a code (`head="digits"`); one logit per bit where Infinity has two; an
+independent softmax per digit for FSQ, whose digits have more than two values.
 Shapes: B batch, T tokens of a scale, D width, F factors of a code, V values of a factor.
 """
 
@@ -21,7 +22,9 @@ from g3pt.config import CARConfig, CVQConfig
 
 
 class Head(nn.Module):
-    """Base of all heads. A code is a mixed-radix number of its factors, first factor fastest, as the quantiser numbers codes.
+    """Base of all heads.
+
+    A code is a mixed-radix number of its factors, first factor fastest, as the quantiser numbers codes.
 
     `outs` and `mixes` are the head's linear layers, each applied once to every token.
     """
@@ -62,7 +65,9 @@ class Head(nn.Module):
 
 
 class CodeHead(Head):
-    """p(code | hidden) as a chain over the code's factors: p(f1) p(f2 | f1) ...; one factor of V values is the plain head."""
+    """p(code | hidden) as a chain over the code's factors: p(f1) p(f2 | f1) ...; one factor
+    of V values is the plain head.
+    """
 
     def __init__(self, width: int, factors: Sequence[int]) -> None:
         super().__init__(factors)
@@ -91,7 +96,10 @@ class BitHead(Head):
         self.mixes = nn.ModuleList()
 
     def logits(self, hidden_BTD: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-        """Logits (B, T, V) of the factor after the `earlier` ones, whose values are ignored. Those of a bit are 0 and its logit."""
+        """Logits (B, T, V) of the factor after the `earlier` ones, whose values are ignored.
+
+        Those of a bit are 0 and its logit.
+        """
         first, (out,) = sum(self.sizes[: len(earlier)]), self.outs
         rows = slice(first, first + self.sizes[len(earlier)])
         return padded(F.linear(hidden_BTD, out.weight[rows], out.bias[rows]))
@@ -118,7 +126,9 @@ def build_head(config: CARConfig, codec: CVQConfig) -> Head:
 
 
 def code_factors(config: CARConfig, codec: CVQConfig) -> tuple[int, ...]:
-    """Sizes of a code's factors: V for the joint head, each digit for `bits`, else neighbouring digits joined up to `factor_values`."""
+    """Sizes of a code's factors: V for the joint head, each digit for `bits`,
+    else neighbouring digits joined up to `factor_values`.
+    """
     if config.head == "joint":
         return (codec.num_codes,)
     if config.head == "bits":

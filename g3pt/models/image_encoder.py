@@ -1,6 +1,8 @@
-"""The small image encoder that a generator trains from scratch: residual convolutions down to a coarse grid of tokens, then attention.
+"""The small image encoder that a generator trains from scratch: residual convolutions down to a coarse grid
+of tokens, then attention.
 
-A small DINOv2 over 14-pixel patches with two layers learnt next to nothing from a few thousand pictures (LOG.md, 2026-11-28).
+A small DINOv2 over 14-pixel patches with two layers learnt next to nothing from a few thousand pictures (LOG.md,
+2026-11-28).
 
 Source: residual blocks before activation (1603.05027); convolutions as a transformer's stem (2106.14881).
 Ours: the sizes.

@@ -1,7 +1,8 @@
 """Residual blocks of the tokenizer and the generator: pre-LayerNorm, attention, then a perceptron.
 
-`SelfBlock` and `CrossBlock` make up the tokenizer, `ModulatedBlock` the generator, whose condition enters in its layer norms (AdaLN).
-Attention itself is in attention.py, the convolutional blocks of the small image encoder in image_encoder.py.
+`SelfBlock` and `CrossBlock` make up the tokenizer, `ModulatedBlock` the generator, whose condition enters in its layer
+norms (AdaLN). Attention itself is in attention.py, the convolutional blocks of the small image encoder in
+image_encoder.py.
 
 Shapes: B batch, N tokens, M context tokens, D width, H heads, P points, F point features.
 Source: standard; AdaLN as in DiT (2212.09748); Fourier features as in the 3DShape2VecSet family (8 frequencies).

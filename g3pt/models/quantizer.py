@@ -1,16 +1,17 @@
 """The two scalar quantisers of CVQ behind one interface, and the statistics that keep their codes from collapsing.
 
-A quantiser turns a normalised vector z (C digits) into the nearest code: FSQ rounds each digit to one of a few levels, LFQ takes the
-sign of each bit. Both use a straight-through gradient and number a code by its digits, mixed radix, first digit fastest.
-`RunningNorm` first centres and scales z per scale *and token position*: without it a code only says where a token is, not
-what is there (LOG.md).
+A quantiser turns a normalised vector z (C digits) into the nearest code: FSQ rounds each digit to one of a few levels,
+LFQ takes the sign of each bit. Both use a straight-through gradient and number a code by its digits, mixed radix, first
+digit fastest. `RunningNorm` first centres and scales z per scale *and token position*: without it a code only says
+where a token is, not what is there (LOG.md).
 
-Source: FSQ, Mentzer et al. 2309.15505 (bound by tanh with half-step offset for even levels, as in vector-quantize-pytorch); LFQ, Yu
-et al. 2310.05737 (sign, entropy terms, commitment); LFQ with 8192 codes is G3PT's.
+Source: FSQ, Mentzer et al. 2309.15505 (bound by tanh with half-step offset for even levels, as in
+vector-quantize-pytorch); LFQ, Yu et al. 2310.05737 (sign, entropy terms, commitment); LFQ with 8192 codes is G3PT's.
 Ours: the per-position statistics; the joint entropy over groups of at most seven bits.
 
-The library vector-quantize-pytorch is only compared with (tests/g3pt/models/test_quantizer_parity.py): it needs einops, einx and
-loguru; its LFQ computes the entropy over 8192 codes for every token of a batch at once, and numbers codes from the other end.
+The library vector-quantize-pytorch is only compared with (tests/g3pt/models/test_quantizer_parity.py): it needs einops,
+einx and loguru; its LFQ computes the entropy over 8192 codes for every token of a batch at once, and numbers codes from
+the other end.
 
 Shapes: B batch, T tokens of a scale, C digits or bits of a code, G bits of a group.
 """
@@ -30,7 +31,8 @@ from g3pt.training.statistics import RunningStatistics, pace
 class RunningNorm(nn.Module, RunningStatistics):
     """z minus its running mean, divided by its running deviation, per token position and digit; neither has a gradient.
 
-    In training, unless `frozen`, the statistics follow each step's; `calls` counts those steps. The first `settling` of them leave no
+    In training, unless `frozen`, the statistics follow each step's; `calls` counts those steps. The first `settling` of
+    them leave no
     trace: what a scale sees follows the statistics of all coarser scales, each of which needs a step.
     """
 

@@ -1,13 +1,14 @@
 """Next-scale sampling: guidance, top-k, top-p, inverse-CDF draws, and the loop over scales with a K/V cache.
 
-Every random number of a sample is drawn before the loop from its own generator (`draw_uniforms`), and every row has its own
-settings, so that a sample depends on its prompt, seed and settings and not on the rest of its batch. A code is drawn factor by
-factor (see `heads.CodeHead`). At each scale only that scale's tokens pass through the transformer; the keys and values of the
-prefix and of all coarser scales are in a cache allocated once.
+Every random number of a sample is drawn before the loop from its own generator (`draw_uniforms`), and every row has its
+own settings, so that a sample depends on its prompt, seed and settings and not on the rest of its batch. A code is
+drawn factor by factor (see `heads.CodeHead`). At each scale only that scale's tokens pass through the transformer; the
+keys and values of the prefix and of all coarser scales are in a cache allocated once.
 
-Source: VAR (2404.02905): guidance t = cfg * k / (S - 1) over scales; G3PT's cross-scale alignment makes the next scale's input
-(`car.G3PT.next_input`). Guidance of text and image: g3pt/models/guidance.py.
-Ours: inverse-CDF draws per sample, top-k and top-p per factor of a code, the constant schedule, lists with a number per scale.
+Source: VAR (2404.02905): guidance t = cfg * k / (S - 1) over scales; G3PT's cross-scale alignment makes the next
+scale's input (`car.G3PT.next_input`). Guidance of text and image: g3pt/models/guidance.py.
+Ours: inverse-CDF draws per sample, top-k and top-p per factor of a code, the constant schedule, lists with a number per
+scale.
 Shapes: B batch, S tokens of all scales, T tokens of a scale, F factors of a code, V values of a factor, D width,
 M image tokens, C condition width, K scales, W passes of guidance.
 """
@@ -43,7 +44,10 @@ RANGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """How codes are drawn from logits. A tuple has one number per scale, coarse to fine; `check_scales` checks its length."""
+    """How codes are drawn from logits.
+
+    A tuple has one number per scale, coarse to fine; `check_scales` checks its length.
+    """
 
     cfg: PerScale = 2.0  # guidance of both conditions: 0 is none
     cfg_text: PerScale | None = None  # of the text alone; None follows cfg
@@ -140,7 +144,9 @@ def filter_logits(logits_V: Tensor, top_k: int | Tensor, top_p: float | Tensor) 
 
 
 def inverse_cdf(logits_V: Tensor, uniform: Tensor) -> Tensor:
-    """The value whose slice of the cumulative distribution holds `uniform` in [0, 1): logits (..., V) -> int64 (...)."""
+    """The value whose slice of the cumulative distribution holds `uniform` in [0, 1): logits (...,
+    V) -> int64 (...).
+    """
     cumulative_V = logits_V.double().softmax(-1).cumsum(-1)
     threshold = uniform.double() * cumulative_V[..., -1]
     return (cumulative_V <= threshold[..., None]).sum(-1).clamp_max(logits_V.shape[-1] - 1)
@@ -166,7 +172,9 @@ def row_settings(settings: SampleConfig | Sequence[SampleConfig], num_rows: int)
 def row_weights(
     model: NextScaleModel, text_BC: Tensor, image_BMC: Tensor | None, rows: Sequence[SampleConfig]
 ) -> Tensor:
-    """Weights (B, K, 3) of the passes of rows with these encoded conditions; a condition equal to its null embedding is absent."""
+    """Weights (B, K, 3) of the passes of rows with these encoded conditions; a condition equal
+    to its null embedding is absent.
+    """
     num_scales = len(model.scales)
     has_text_B = (text_BC != model.car.null_text).any(-1).tolist()
     has_image_B = (

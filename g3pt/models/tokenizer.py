@@ -1,12 +1,14 @@
 """CVQ, the tokenizer: surface points -> latents -> codes of S scales -> latents -> occupancy.
 
-Training has three phases in one run (`set_phase`): A, the autoencoder without the pyramid of scales; A2, the autoencoder as
-before, and beside it the quantised pyramid fitted to the latents, which the decoder does not read yet; B, the decoder reads
-the pyramid. In B its input is canvas + latents - stop_gradient(latents), and the pyramid reads stop_gradient(latents): a
-straight-through step around the whole pyramid, so that the encoder keeps the gradient of an autoencoder (LOG.md).
+Training has three phases in one run (`set_phase`): A, the autoencoder without the pyramid of scales; A2, the
+autoencoder as before, and beside it the quantised pyramid fitted to the latents, which the decoder does not read yet;
+B, the decoder reads the pyramid. In B its input is canvas + latents - stop_gradient(latents), and the pyramid reads
+stop_gradient(latents): a straight-through step around the whole pyramid, so that the encoder keeps the gradient of an
+autoencoder (LOG.md).
 
 Source: G3PT, CVQ (cross-attention encoder, CQT, self-attention decoder, occupancy of query points; two-phase training).
-Ours: phase A2; the straight-through step around the pyramid; latent queries anchored to places (`latent_queries='anchored'`).
+Ours: phase A2; the straight-through step around the pyramid; latent queries anchored to places
+(`latent_queries='anchored'`).
 
 Shapes: B batch, P surface points, Q query points, L latents, T tokens of a scale, S tokens of all scales, D width.
 """
@@ -71,14 +73,17 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def _weights(self, places_BP3: Tensor) -> Tensor:
-        """Weight of each point for each anchor, (B, L, P): softmax of minus the squared distance over twice the squared width."""
+        """Weight of each point for each anchor, (B, L, P): softmax of minus the squared distance over twice the squared
+        width.
+        """
         anchors = self.anchors_L3.expand(len(places_BP3), -1, -1)
         width = self.config.anchor_blur * anchor_spacing(self.config.num_latents)
         with float32_on(places_BP3.device):  # bf16 is too coarse for distances
             logits_BLP = torch.bmm(anchors, places_BP3.transpose(1, 2)).mul_(-2)
             logits_BLP.add_(places_BP3.square().sum(-1)[:, None])  # the anchor's own square is the same for all points
             logits_BLP.div_(-2 * width**2)
-            # weights below exp(-FARTHEST) of the largest would be denormal numbers, with which a CPU multiplies 20 times slower
+            # weights below exp(-FARTHEST) of the largest would be denormal numbers, with which a CPU multiplies 20
+            # times slower
             logits_BLP.clamp_min_(logits_BLP.amax(-1, keepdim=True) - FARTHEST)
             return logits_BLP.softmax(-1)
 
@@ -108,7 +113,10 @@ class Decoder(nn.Module):
 
 
 class CVQ(nn.Module, Pretrained, RunningStatistics):
-    """The tokenizer. `encode` and `decode_latents` are deterministic in evaluation mode; `scale` is an index into `config.scales`."""
+    """The tokenizer.
+
+    `encode` and `decode_latents` are deterministic in evaluation mode; `scale` is an index into `config.scales`.
+    """
 
     kind = "cvq"
     config_class = CVQConfig
@@ -240,7 +248,9 @@ class CVQ(nn.Module, Pretrained, RunningStatistics):
         return canvas_BLD
 
     def decode_latents(self, codes_BS: Tensor, num_scales: int | None = None) -> Tensor:
-        """Decoder latents (B, L, D) for `occupancy_logits`, from codes; from the first `num_scales` scales only, if given."""
+        """Decoder latents (B, L, D) for `occupancy_logits`, from codes; from the first `num_scales` scales only,
+        if given.
+        """
         used = sum(self.config.scales[:num_scales]) if num_scales is not None else self.config.num_tokens
         return self.decoder.latents(self.canvas(codes_BS[:, :used]))
 

@@ -1,12 +1,15 @@
-"""CAR, the next-scale transformer: aligned tokens and conditions in, hidden states of all tokens out. Conditions enter here.
+"""CAR, the next-scale transformer: aligned tokens and conditions in, hidden states of all tokens out.
 
-All tokens of a scale are predicted at once from all coarser scales. The coarsest scale reads a learned start token; every other
-scale reads the sum of the coarser ones, aligned to its own tokens (`car.G3PT.next_input`). Attention is full inside a scale and
-causal across scales. Image tokens come first and attend only to each other. The text, and the mean of the image tokens, enter
-through adaptive layer norm (AdaLN). The encoders that make the conditions are in encoders.py.
+Conditions enter here.
 
-Source: G3PT (arXiv 2409.06322): GPT-2 style decoder, unit-norm queries and keys, causal across scales, DINOv2 prefix, CLIP by AdaLN.
-VAR (2404.02905): capped per-head scale, level and position embeddings.
+All tokens of a scale are predicted at once from all coarser scales. The coarsest scale reads a learned start token;
+every other scale reads the sum of the coarser ones, aligned to its own tokens (`car.G3PT.next_input`). Attention is
+full inside a scale and causal across scales. Image tokens come first and attend only to each other. The text, and the
+mean of the image tokens, enter through adaptive layer norm (AdaLN). The encoders that make the conditions are in
+encoders.py.
+
+Source: G3PT (arXiv 2409.06322): GPT-2 style decoder, unit-norm queries and keys, causal across scales, DINOv2 prefix,
+CLIP by AdaLN. VAR (2404.02905): capped per-head scale, level and position embeddings.
 Ours: AdaLN that starts at the identity (no zero gates); the mean image token in it, beside the prefix.
 Shapes: B batch, S tokens of all scales, T tokens of a scale, D width (A of the tokenizer's aligned tokens), H heads,
 M image tokens, C width of a condition, N tokens of prefix and scales.
@@ -77,7 +80,9 @@ class CAR(nn.Module):
 
     @property
     def num_params_no_adaln(self) -> int:
-        """The same without the layers that modulate norms (AdaLN): a third of each block, used once per object, not per token."""
+        """The same without the layers that modulate norms (AdaLN): a third of each block, used once per object,
+        not per token.
+        """
         modulations = (self.modulation, *(block.modulation for block in self.blocks))
         return self.num_params_no_embed - sum(p.numel() for part in modulations for p in part.parameters())
 
@@ -85,7 +90,8 @@ class CAR(nn.Module):
     def flops_per_object(self) -> int:
         """Operations of the matrix products of one forward pass of one object, a multiply-add counted as two.
 
-        Training costs three times as much. Attention is counted over the pairs that attend; encoders and tokenizer are not counted.
+        Training costs three times as much. Attention is counted over the pairs that attend; encoders and tokenizer are
+        not counted.
         """
         per_object = [self.text, self.modulation, *(block.modulation for block in self.blocks)]
         per_token = [
@@ -119,7 +125,9 @@ class CAR(nn.Module):
         return pooled_BD
 
     def embed(self, aligned_BTA: Tensor | None, batch: int, first: int, last: int) -> Tensor:
-        """Input tokens of the scales from `first` to before `last`: start or aligned tokens, plus level and position embeddings."""
+        """Input tokens of the scales from `first` to before `last`: start or aligned tokens, plus level
+        and position embeddings.
+        """
         start, end = sum(self.scales[:first]), sum(self.scales[:last])
         parts = [self.start.expand(batch, -1, -1)] if first == 0 else []
         if aligned_BTA is not None:
@@ -133,7 +141,9 @@ class CAR(nn.Module):
     def forward(
         self, aligned_BTA: Tensor | None, text_BC: Tensor, image_BMC: Tensor | None, num_scales: int | None = None
     ) -> Tensor:
-        """Teacher forcing: aligned tokens of all scales but the coarsest -> hidden states (B, T, D) of the first `num_scales` scales."""
+        """Teacher forcing: aligned tokens of all scales but the coarsest -> hidden states (B, T, D)
+        of the first `num_scales` scales.
+        """
         num_scales = len(self.scales) if num_scales is None else num_scales
         condition_BD = self.condition(text_BC, image_BMC)
         x_BND = self.embed(aligned_BTA, len(text_BC), 0, num_scales)

@@ -1,4 +1,5 @@
-"""The commands of `python -m g3pt.scaling`: fit own or published points, find the best size for a budget, compare studies.
+"""The commands of `python -m g3pt.scaling`: fit own or published points, find the best size for a budget,
+compare studies.
 
 Needs NumPy and SciPy alone: neither torch nor Ray.
 """

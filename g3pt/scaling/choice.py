@@ -1,4 +1,5 @@
-"""Which form describes a study: by how well it predicts rungs left out, never by how well it fits; and whether any does.
+"""Which form describes a study: by how well it predicts rungs left out, never by how well it fits;
+and whether any does.
 
 How: the largest sizes, the largest numbers of samples, or both, are left out in turn; each form is fitted to the rest
 and predicts them. A lack of fit compares the residuals with the spread of replicate seeds (F test). The sensitivity

@@ -100,8 +100,8 @@ def compute_multiplier(
     draws: int = 100,
     seed: int = 0,
 ) -> tuple[float, tuple[float, float]]:
-    """Operations that the second law needs, at its best sizes, for the reducible loss that the first has with `flops` at
-    its best size, over `flops`; with the 95 % percentiles of joint draws of both laws' parameters, paired where the
+    """Operations that the second law needs, at its best sizes, for the reducible loss that the first has with `flops`
+    at its best size, over `flops`; with the 95 % percentiles of joint draws of both laws' parameters, paired where the
     studies share points. A draw without an answer counts as infinite.
     """
     first, second = studies

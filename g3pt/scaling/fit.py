@@ -44,7 +44,9 @@ class Fit:
         return self.form.predict(theta_p, x, y)
 
     def __getitem__(self, name: str) -> float:
-        """A parameter by its name without `log`: E, A, alpha, B, beta; H of the saturating form, d of the broken one."""
+        """A parameter by its name without `log`: E, A, alpha, B, beta; H of the saturating form, d
+        of the broken one.
+        """
         values = dict(zip(self.form.parameters, self.theta_p.tolist(), strict=True))
         if name == "H":
             return self["E"] + float(np.exp(values["log H-E"]))

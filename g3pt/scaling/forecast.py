@@ -73,7 +73,9 @@ def read_forecast(path: Path | str) -> dict[str, Any]:
 
 
 def compared(body: Mapping[str, Any], losses: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Each rung of a forecast beside the loss of its run, where that was measured; `losses` are those of runs by name."""
+    """Each rung of a forecast beside the loss of its run, where that was measured; `losses` are those
+    of runs by name.
+    """
     found = []
     for rung in body["rungs"]:
         row = dict(rung)

@@ -8,8 +8,8 @@ correlated.
 Source: Hoffmann et al. 2022 (arXiv 2203.15556), equation 10: additive. Kaplan et al. 2020 (arXiv 2001.08361), equation
 1.5, to which a floor E is added: joint. Caballero et al. 2022 (arXiv 2210.14891), equation 1: one smooth break, here in
 D. Golub & Pereyra 1973: variable projection.
-Ours: saturating, in which the loss approaches a ceiling H (for codes: their marginal entropy) where N or D is small; the
-sharpness BREAK of the break, which few points determine.
+Ours: saturating, in which the loss approaches a ceiling H (for codes: their marginal entropy) where N or D is small;
+the sharpness BREAK of the break, which few points determine.
 Shapes: n points, x = log N and y = log D less their means, both (n,).
 """
 
@@ -64,7 +64,8 @@ class Form:
         return np.array(low), np.array(high)
 
 
-# ------------------------------------------------------------------------------------------------------------- in N alone
+# ------------------------------------------------------------------------------------------------------------- in N
+# alone
 
 
 def _power(theta: Theta, x: np.ndarray, _y: np.ndarray) -> np.ndarray:
@@ -96,7 +97,8 @@ PURE = Form(
 )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------------ in N and D
+# ------------------------------------------------------------------------------------------------------------ in N and
+# D
 
 
 def _additive(theta: Theta, x: np.ndarray, y: np.ndarray) -> np.ndarray:

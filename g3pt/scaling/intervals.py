@@ -7,7 +7,8 @@ linearisation, and the degrees of freedom of Student's t by Satterthwaite's rule
 covers too rarely: it cannot see a size's error, and k seeds understate a variance by (k - 1) / k.
 
 Source: Searle, Casella & McCulloch 1992, Variance Components, chapter 5 (moments); Satterthwaite 1946.
-Ours: which parts a study has; a part whose variance is estimated below 0 is left out. Coverage: benchmarks/law_coverage.py.
+Ours: which parts a study has; a part whose variance is estimated below 0 is left out. Coverage:
+benchmarks/law_coverage.py.
 Shapes: n points, p parameters, g groups.
 """
 

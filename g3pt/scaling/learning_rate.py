@@ -1,7 +1,7 @@
 """Learning rates of a study: the best one per size and number of samples, a rule through them, and its check elsewhere.
 
-How: the best rate is the vertex of a parabola of log L in log LR about the lowest loss. The rule is log LR* = c + a log N
-+ b log D by least squares. The gate trains another size with half, once and twice the rule's rate: it holds if the
+How: the best rate is the vertex of a parabola of log L in log LR about the lowest loss. The rule is log LR* = c + a log
+N + b log D by least squares. The gate trains another size with half, once and twice the rule's rate: it holds if the
 vertex is inside and the rule costs at most GATE of the loss there.
 
 Source: the form of the rule: Li et al. 2025 (arXiv 2503.04715). Ours: the gate.

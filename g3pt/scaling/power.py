@@ -20,7 +20,8 @@ from g3pt.scaling.forms import ADDITIVE, Form
 from g3pt.scaling.intervals import errors
 from g3pt.scaling.points import Points
 
-# For small generators of procedural shapes, in nats per token: assumed, not measured. A finished study has a law of its own.
+# For small generators of procedural shapes, in nats per token: assumed, not measured. A finished study has a law of its
+# own.
 ASSUMED = {"E": 4.2, "A": 50.0, "alpha": 0.35, "B": 107.6, "beta": 0.45}
 ASSUMED_ERRORS = {"size": 0.003, "seed": 0.003, "point": 0.0015}
 

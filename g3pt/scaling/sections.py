@@ -1,8 +1,8 @@
 """What a fitted law says: sections L(N) and L(C), IsoFLOP parabolas, and the best N and D for a number of operations.
 
 How: operations per sample as a function of N are those that the points counted, linear between them in logarithms and
-beyond them by the slope of the last two sizes; 6 N only where nothing was counted. IsoFLOP parabolas are a picture and a
-cross-check: their vertices are biased on wide grids, so the surface decides.
+beyond them by the slope of the last two sizes; 6 N only where nothing was counted. IsoFLOP parabolas are a picture and
+a cross-check: their vertices are biased on wide grids, so the surface decides.
 
 Source: Hoffmann et al. 2022 (arXiv 2203.15556), approaches 2 and 3; arXiv 2603.22339 on the bias of the parabolas.
 Shapes: n points, s sizes.

@@ -27,7 +27,9 @@ METHOD = (
 
 
 def rivals(points: Points, ceiling: float | None = None) -> tuple[Form, ...]:
-    """The forms compared, with a known ceiling in the saturating one; laws in N alone below three numbers of samples."""
+    """The forms compared, with a known ceiling in the saturating one; laws
+    in N alone below three numbers of samples.
+    """
     if len(np.unique(points.samples)) < 3:
         return POWER, PURE
     return tuple(saturating_at(ceiling) if ceiling and form.name == "saturating" else form for form in SURFACES)

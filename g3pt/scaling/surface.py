@@ -18,7 +18,9 @@ from g3pt.scaling.forms import ADDITIVE
 
 @dataclass(frozen=True, kw_only=True)
 class LossSurface:
-    """L(N, D) = irreducible + params_coefficient * N ** -params_exponent + samples_coefficient * D ** -samples_exponent."""
+    """L(N, D) = irreducible + params_coefficient * N ** -params_exponent + samples_coefficient * D **
+    -samples_exponent.
+    """
 
     irreducible: float  # E
     params_coefficient: float  # A

@@ -1,8 +1,8 @@
 """Procedural captioned objects: 100,000 ids per seed, each of which determines an object's geometry and caption.
 
-How: an id `shapes/<family>-<index>` and a seed give the random stream. `s<seed>/shapes/<family>-<index>` is that object of another seed,
-so that one dataset can have objects of several seeds. The family draws its attributes, builds overlapping closed
-parts and names the visible attributes in a caption of a closed vocabulary. NumPy only.
+How: an id `shapes/<family>-<index>` and a seed give the random stream. `s<seed>/shapes/<family>-<index>` is that object
+of another seed, so that one dataset can have objects of several seeds. The family draws its attributes, builds
+overlapping closed parts and names the visible attributes in a caption of a closed vocabulary. NumPy only.
 Source: none. Ours: all of it (the paper trains on Objaverse).
 """
 
@@ -18,8 +18,8 @@ import numpy as np
 from g3pt.shapes.families import ALL
 from g3pt.shapes.primitives import Part, join
 
-# Identifies a shape's content together with its id and seed. Raise it whenever an id gives another mesh or caption, so that older
-# datasets are recognised as different; tests/g3pt/shapes/golden.txt contains what this version gives.
+# Identifies a shape's content together with its id and seed. Raise it whenever an id gives another mesh or caption, so
+# that older datasets are recognised as different; tests/g3pt/shapes/golden.txt contains what this version gives.
 GENERATOR_VERSION = 1
 FAMILIES: tuple[str, ...] = tuple(ALL)
 NUM_SHAPES = 100_000  # of one seed
@@ -73,7 +73,10 @@ def parse_id(shape_id: str) -> tuple[str, int]:
 
 
 def make_shape(shape_id: str, seed: int = 0) -> Shape:
-    """The object of an id: the same arrays for the same id and seed, whatever else was made before. The seed of `s<seed>/<id>` wins."""
+    """The object of an id: the same arrays for the same id and seed, whatever else was made before.
+
+    The seed of `s<seed>/<id>` wins.
+    """
     plain_id, seed = without_seed(shape_id, seed)
     family, _ = parse_id(plain_id)
     digest = hashlib.sha256(f"{plain_id}|{seed}".encode()).digest()
@@ -103,7 +106,10 @@ def caption_vocabulary() -> tuple[str, ...]:
 
 
 def caption_family(caption: str) -> str | None:
-    """The family that a caption names, or None. Free text names a family if exactly one family's name is a word of it."""
+    """The family that a caption names, or None.
+
+    Free text names a family if exactly one family's name is a word of it.
+    """
     if caption in all_captions():
         return all_captions()[caption][0]
     named = [family for family in FAMILIES if family in caption.lower().replace(",", " ").replace(".", " ").split()]
@@ -123,7 +129,8 @@ def caption_attributes(caption: str) -> dict[str, str]:
 def unseen_captions(train_captions: Iterable[str], count: int, seed: int = 0) -> list[str]:
     """`count` captions absent from training, alternating between families, repeated only after all were used.
 
-    A caption is eligible only if its family occurs in training: an unseen combination of known words, not an unseen family.
+    A caption is eligible only if its family occurs in training: an unseen combination of known words, not an unseen
+    family.
     """
     train = set(train_captions)
     families = {caption_family(caption) for caption in train}

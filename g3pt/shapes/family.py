@@ -1,7 +1,8 @@
 """What a family of procedural objects is: its attributes, its caption and the function that builds it.
 
-How: a slot is a visible discrete attribute whose values are the caption's words; a range is a continuous attribute, uniform in
-(low, high). The bounds may depend on a slot's value (`By`), so that between "tall" and "low" there is a gap that can be measured.
+How: a slot is a visible discrete attribute whose values are the caption's words; a range is a continuous attribute,
+uniform in (low, high). The bounds may depend on a slot's value (`By`), so that between "tall" and "low" there is a gap
+that can be measured.
 Ours: all of it.
 """
 

@@ -28,7 +28,9 @@ def _legs(width: float, depth: float, height: float, thickness: float, splay: fl
 
 
 def _base(kind: str, width: float, depth: float, height: float, thickness: float, foot: float) -> list[Part]:
-    """Supports of a top: four legs, a pedestal on a round foot (share `foot` of the smaller side) or two side panels."""
+    """Supports of a top: four legs, a pedestal on a round foot (share `foot` of the smaller side)
+    or two side panels.
+    """
     overlap = height + 0.02
     if kind == "four legs":
         return _legs(width, depth, overlap, thickness)

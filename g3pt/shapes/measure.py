@@ -1,9 +1,11 @@
-"""Measures the visible attributes of a mesh: a caption is checked against geometry, not against the generator's parameters.
+"""Measures the visible attributes of a mesh: a caption is checked against geometry,
+not against the generator's parameters.
 
-How: the mesh becomes occupancy on a grid by counting signed crossings of vertical rays (right for overlapping closed parts), and each
-family's measurement uses extents, slices, runs and counts. It also works on generated solids. NumPy; SciPy and numba inside.
-Ours: all of it. The thresholds are in the gaps between the families' ranges, on the shapes and on their solids at 64 cells and finer,
-which are a voxel thicker on every side (LOG.md, 2026-11-28).
+How: the mesh becomes occupancy on a grid by counting signed crossings of vertical rays (right for overlapping closed
+parts), and each family's measurement uses extents, slices, runs and counts. It also works on generated solids. NumPy;
+SciPy and numba inside.
+Ours: all of it. The thresholds are in the gaps between the families' ranges, on the shapes and on their solids at 64
+cells and finer, which are a voxel thicker on every side (LOG.md, 2026-11-28).
 Legend: n grid cells per side; the grid covers the mesh's own bounding box with cubic cells.
 """
 
@@ -18,7 +20,9 @@ _CELLS = 96
 
 @dataclass(frozen=True)
 class Ruler:
-    """Occupancy (x, y, z) cropped to the bounding box, the extents (x, y, z) and the cell size, all in the mesh's own units."""
+    """Occupancy (x, y, z) cropped to the bounding box, the extents (x, y, z) and the cell size, all
+    in the mesh's own units.
+    """
 
     grid: np.ndarray
     extent: np.ndarray
@@ -35,7 +39,9 @@ class Ruler:
         return self.grid[min(nx - 1, int(x * nx)), :, min(nz - 1, int(z * nz))]
 
     def top(self, x: float, z: float) -> float:
-        """Height of the highest occupied cell's upper face at shares x and z above the box's floor; 0 for an empty column."""
+        """Height of the highest occupied cell's upper face at shares x and z above the box's floor; 0
+        for an empty column.
+        """
         occupied = np.flatnonzero(self.column(x, z))
         return (occupied[-1] + 1) * self.cell if len(occupied) else 0.0
 
@@ -77,7 +83,9 @@ def _pick(value: float, threshold: float, above: str, below: str) -> str:
 
 
 def occupancy(vertices: np.ndarray, faces: np.ndarray, cells: int = _CELLS) -> Ruler:
-    """Occupancy of closed parts on a grid over their bounding box, `cells` along its longest side; winding number > 0 is inside."""
+    """Occupancy of closed parts on a grid over their bounding box, `cells` along its longest side;
+    winding number > 0 is inside.
+    """
     from g3pt.geometry._mesh_kernels import column_crossings
 
     low, extent = vertices.min(axis=0), np.ptp(vertices, axis=0)

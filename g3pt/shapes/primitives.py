@@ -1,7 +1,7 @@
 """Closed triangle primitives that procedural objects are built from.
 
-How: every function returns `(vertices, faces)` of one closed, outward-facing part; an object is a list of parts that may overlap,
-and preprocessing turns their union into one solid. y is up.
+How: every function returns `(vertices, faces)` of one closed, outward-facing part; an object is a list of parts that
+may overlap, and preprocessing turns their union into one solid. y is up.
 Ours: all of it (the paper used Objaverse; nothing here is the paper's).
 """
 
@@ -101,7 +101,8 @@ def tube(path: Sequence[Point], radii: Sequence[float] | float, segments: int = 
 
 
 def lathe(profile: Sequence[tuple[float, float]], segments: int = 24, centre: tuple[float, float] = (0.0, 0.0)) -> Part:
-    """A profile of (radius, y) pairs turned around the y axis; four segments give a square section with sides along x and z.
+    """A profile of (radius, y) pairs turned around the y axis; four segments give a square section
+    with sides along x and z.
 
     The first and last radius may be 0; between them the profile may fold back, so that a vessel gets an inside.
     A square section's half side is the radius.

@@ -1,4 +1,5 @@
-"""Vessels: mug, vase, teapot. y up, open at the top where a real one is; walls at least about 0.08 of the longest extent.
+"""Vessels: mug, vase, teapot. y up, open at the top where a real one is; walls at least about 0.08
+of the longest extent.
 
 Ours: all of it.
 """

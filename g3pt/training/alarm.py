@@ -1,20 +1,25 @@
-"""The collapse alarm: which figures of a ledger record are past their limit, in words. No torch: `jobs/status.py` reads it too.
+"""The collapse alarm: which figures of a ledger record are past their limit, in words.
 
-`skipped_line` says which steps a run skipped because they were not finite. It is no alarm: the run goes on without them.
+No torch: `jobs/status.py` reads it too.
 
-A record carries, per scale, what `g3pt.training.usage` counted over the training batches since the record before. Four faults are
-told apart, because each is invisible in the figures of the others (LOG.md):
+`skipped_line` says which steps a run skipped because they were not finite. It is no alarm: the run goes on without
+them.
+
+A record carries, per scale, what `g3pt.training.usage` counted over the training batches since the record before. Four
+faults are told apart, because each is invisible in the figures of the others (LOG.md):
 
     utilisation    distinct codes, as a share of those that as many uniform draws would show: few codes are in use
-    information    entropy of the codes at a fixed position, as a share of the reachable: codes only encode their position
+    information    entropy of the codes at a fixed position, as a share of the reachable: codes only encode their
+                   position
     entropy_gap    bits by which a code's digits vary together: all bits flip at once, though each is balanced
     digit_balance  entropy of the least varied digit over its maximum: a digit or bit is stuck
 
-The alarm is raised when a fault lasts PATIENCE records in a row, or is in the last record of a finished run: when quantisation sets
-in, healthy runs fall below utilisation's floor at the finest scale for a while (LOG.md). The ledger's `alarm` counts the faults of
-each record, lasting or not.
+The alarm is raised when a fault lasts PATIENCE records in a row, or is in the last record of a finished run: when
+quantisation sets in, healthy runs fall below utilisation's floor at the finest scale for a while (LOG.md). The ledger's
+`alarm` counts the faults of each record, lasting or not.
 
-Ours: all of it. Utilisation's floor is the project's; the others are far from both healthy runs and provoked collapse (LOG.md).
+Ours: all of it. Utilisation's floor is the project's; the others are far from both healthy runs and provoked collapse
+(LOG.md).
 """
 
 from __future__ import annotations
@@ -49,7 +54,9 @@ class Fault(NamedTuple):
 
 
 def faults(record: Mapping[str, float]) -> list[Fault]:
-    """The faults of a ledger record, or of the part that `g3pt.training.usage` makes, by scale; a value that is not finite is one too."""
+    """The faults of a ledger record, or of the part that `g3pt.training.usage` makes, by scale; a value
+    that is not finite is one too.
+    """
     found, scale = [], 1
     while f"utilisation_scale_{scale}" in record:
         for kind in SAYS:
@@ -97,7 +104,9 @@ def skipped_line(records: Iterable[Mapping[str, float]]) -> str:
 
 
 def in_words(found: Iterable[Fault]) -> str:
-    """`codes collapse at scales 1, 3: 0.03, 0.21 of the reachable codes are used (floor 0.5); scale 2: ...`, or an empty string."""
+    """`codes collapse at scales 1, 3: 0.03, 0.21 of the reachable codes are used (floor 0.5); scale 2: ...`,
+    or an empty string.
+    """
     found, parts = list(found), []
     for kind, words in SAYS.items():
         same = [fault for fault in found if fault.kind == kind]

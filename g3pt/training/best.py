@@ -1,7 +1,8 @@
 """The averaged weights of the best validation record, kept beside the last ones.
 
-How: `fit` calls `consider` after each evaluation. The weights are part of the checkpoint, so that a resumed run keeps the same ones. One
-process, and rank 0 of DDP, keeps them in main memory; a sharded model's workers keep their own slices on the device.
+How: `fit` calls `consider` after each evaluation. The weights are part of the checkpoint, so that a resumed run keeps
+the same ones. One process, and rank 0 of DDP, keeps them in main memory; a sharded model's workers keep their own
+slices on the device.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""Exports: models as safetensors and JSON, written whole or not at all. Training checkpoints: pipelines/train/checkpoints.py.
+"""Exports: models as safetensors and JSON, written whole or not at all.
 
-An export is a folder with `config.json` (kind, format version, configuration, notes) and `model.safetensors`. Loading it unpickles
-nothing.
+Training checkpoints: pipelines/train/checkpoints.py.
 
-Ours: the three methods of huggingface_hub's mixin, with the same meaning, so that huggingface_hub is needed only for hub names.
+An export is a folder with `config.json` (kind, format version, configuration, notes) and `model.safetensors`. Loading
+it unpickles nothing.
+
+Ours: the three methods of huggingface_hub's mixin, with the same meaning, so that huggingface_hub is needed only for
+hub names.
 """
 
 from __future__ import annotations
@@ -58,7 +61,9 @@ class Pretrained:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> Self:
-        """Load an export folder, a finished run's folder, or a repository of the Hugging Face hub, in evaluation mode."""
+        """Load an export folder, a finished run's folder, or a repository of the Hugging Face hub,
+        in evaluation mode.
+        """
         folder = find_export(name) if Path(name).exists() else _download(str(name), revision)
         values = read_export_config(folder)
         if values["kind"] != cls.kind:
@@ -82,7 +87,9 @@ class Pretrained:
 
 
 def check_weights(path: str | Path) -> None:
-    """ValueError if the weights of an export or finished run can't be read or are not finite; called before workers start."""
+    """ValueError if the weights of an export or finished run can't be read or are not finite;
+    called before workers start.
+    """
     for _ in finite_tensors(path):
         pass
 
@@ -93,7 +100,10 @@ def finite_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _finite_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a weights file. Weights that are not finite would give the same codes for every prompt, without an error."""
+    """Names and tensors of a weights file.
+
+    Weights that are not finite would give the same codes for every prompt, without an error.
+    """
     from safetensors import SafetensorError, safe_open
 
     remedy = "export the run again, or fetch the file anew"
@@ -109,7 +119,10 @@ def _finite_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def find_export(path: str | Path) -> Path:
-    """The export folder at `path`: itself, or `export/` of a finished run. ValueError, with what is wrong, for anything else."""
+    """The export folder at `path`: itself, or `export/` of a finished run.
+
+    ValueError, with what is wrong, for anything else.
+    """
     path = Path(path)
     if (path / CONFIG_NAME).exists() and (path / WEIGHTS_NAME).exists():
         return path
@@ -121,7 +134,10 @@ def find_export(path: str | Path) -> Path:
 
 
 def read_export_config(path: str | Path) -> dict[str, Any]:
-    """`config.json` of an export or finished run, parsed. ValueError for another format version, or without a `kind`."""
+    """`config.json` of an export or finished run, parsed.
+
+    ValueError for another format version, or without a `kind`.
+    """
     file = find_export(path) / CONFIG_NAME
     values = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(values, dict) or "kind" not in values:

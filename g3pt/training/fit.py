@@ -1,17 +1,19 @@
 """The training loop of tokenizer and generator, in a test, a notebook or a Ray worker, on one process or many.
 
-`fit` is plain: batches in, records and states out through two callbacks. It keeps no random state: each step seeds itself from
-(seed, step), and batches are requested by the number of samples seen, so a resumed run repeats an uninterrupted one. What is
-drawn at random for an object follows from its row in the global batch (`g3pt.data.batches.rand_rows`): neither the number of
-workers nor micro-batches change it.
+`fit` is plain: batches in, records and states out through two callbacks. It keeps no random state: each step seeds
+itself from (seed, step), and batches are requested by the number of samples seen, so a resumed run repeats an
+uninterrupted one. What is drawn at random for an object follows from its row in the global batch
+(`g3pt.data.batches.rand_rows`): neither the number of workers nor micro-batches change it.
 
-Micro-batches (gradient accumulation) keep the global batch where a worker's share does not fit memory. They change a model whose
-loss is a mean over objects by float noise. Running statistics do not change within a step (`g3pt.training.statistics`). LFQ's
-entropy term reads the mean code of one micro-batch of all workers, so its weights differ a little.
+Micro-batches (gradient accumulation) keep the global batch where a worker's share does not fit memory. They change a
+model whose loss is a mean over objects by float noise. Running statistics do not change within a step
+(`g3pt.training.statistics`). LFQ's entropy term reads the mean code of one micro-batch of all workers, so its weights
+differ a little.
 
 A step whose loss or gradient is not finite changes nothing (`g3pt.training.skipped`); the next record names it.
 
-Every key of a record becomes an MLflow metric; what is logged under which key is decided by the models' losses and evaluations.
+Every key of a record becomes an MLflow metric; what is logged under which key is decided by the models' losses and
+evaluations.
 """
 
 from __future__ import annotations
@@ -79,16 +81,16 @@ def fit(
 ) -> nn.Module:
     """Train `model` for `config.steps` steps; returns it whole, with its averaged (EMA) weights.
 
-    The result is `model` itself, unless that was sharded: then it is another one on rank 0, and an empty shell elsewhere.
-    `model(batch, step)` returns (loss, logs). `batches(start_sample)` yields this worker's share of each global batch.
-    `report` receives one flat record per `log_every` steps; its key `step` is the number of samples seen so far.
-    `save(state, samples)` receives what `resume` takes. Both are called on every worker with the same content, apart from
-    the slices of a sharded model's tensors. States are saved every `checkpoint_every` steps, at the samples `save_at`, and at
-    the end. `evaluate` runs on every worker too; a sharded model gathers one block at a
+    The result is `model` itself, unless that was sharded: then it is another one on rank 0, and an empty shell
+    elsewhere. `model(batch, step)` returns (loss, logs). `batches(start_sample)` yields this worker's share of each
+    global batch. `report` receives one flat record per `log_every` steps; its key `step` is the number of samples seen
+    so far. `save(state, samples)` receives what `resume` takes. Both are called on every worker with the same content,
+    apart from the slices of a sharded model's tensors. States are saved every `checkpoint_every` steps, at the samples
+    `save_at`, and at the end. `evaluate` runs on every worker too; a sharded model gathers one block at a
     time for it. `evaluate_raw` does the same with the weights themselves in place of their average. `best` keeps the
-    averaged weights of the best evaluation, whole on rank 0 in the end. `micro_batch` objects are computed at once, by default a worker's whole share.
-    `stop` is asked on every worker after each step: if any says yes, all save and raise AskedToStop.
-    Raises NonFiniteLoss when too many steps were skipped; nothing is saved from then on.
+    averaged weights of the best evaluation, whole on rank 0 in the end. `micro_batch` objects are computed at once, by
+    default a worker's whole share. `stop` is asked on every worker after each step: if any says yes, all save and raise
+    AskedToStop. Raises NonFiniteLoss when too many steps were skipped; nothing is saved from then on.
     """
     parallel, device = parallel or SingleProcess(), torch.device(device)
     share = config.batch_size // parallel.world_size
@@ -194,7 +196,10 @@ def backward(
     config: TrainConfig,
     parallel: SingleProcess,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Gradients of the mean loss over `parts` micro-batches; that loss and its logs, detached. Moves the running statistics."""
+    """Gradients of the mean loss over `parts` micro-batches; that loss and its logs, detached.
+
+    Moves the running statistics.
+    """
     autocast = bf16_where(config.precision == "bf16", batch["row_B"].device)
     losses, logs = [], []
     for index, part in enumerate(split(batch, parts)):
@@ -242,7 +247,9 @@ def set_phase(model: nn.Module, step: int, num_steps: int) -> bool:
 
 
 def take_window(model: nn.Module) -> Record:
-    """`model.take_window()` if there is one: what it counted since the last record, over all workers, who must all call it."""
+    """`model.take_window()` if there is one: what it counted since the last record, over all workers,
+    who must all call it.
+    """
     take = getattr(model, "take_window", None)
     return take() if take else {}
 
@@ -250,8 +257,8 @@ def take_window(model: nn.Module) -> Record:
 class WeightAverage:
     """An exponential moving average (EMA) of each trained parameter, with a decay that warms up.
 
-    The decay of a parameter's n-th update is min(decay, (1 + n) / (10 + n)): with a constant decay the average of a short run, or of
-    a part that starts training late, would still contain its random start.
+    The decay of a parameter's n-th update is min(decay, (1 + n) / (10 + n)): with a constant decay the average of a
+    short run, or of a part that starts training late, would still contain its random start.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -275,8 +282,8 @@ class WeightAverage:
 def _lerp_unless(skip: Tensor | None, averages: list[Tensor], values: list[Tensor], weight: float) -> None:
     """average += weight * (value - average) for each pair, unless `skip` is 1.
 
-    One kernel of fused SGD: it ascends the "gradient" `value` with a weight decay of 1. Other foreach functions cannot be masked on
-    the device without a temporary copy of the model.
+    One kernel of fused SGD: it ascends the "gradient" `value` with a weight decay of 1. Other foreach functions cannot
+    be masked on the device without a temporary copy of the model.
     """
     torch._fused_sgd_(
         averages,
@@ -295,7 +302,8 @@ def _lerp_unless(skip: Tensor | None, averages: list[Tensor], values: list[Tenso
 
 
 def mean_record(pending: list[Step]) -> Record:
-    """Means over the steps since the last record and over workers, and the steps that were skipped, which no mean contains.
+    """Means over the steps since the last record and over workers, and the steps that were skipped,
+    which no mean contains.
 
     A value that only some steps logged is averaged over those.
     """
@@ -324,7 +332,10 @@ def begun_record(pending: list[Step], model: nn.Module) -> dict[str, Any]:
 
 
 def go_on_with_record(state: dict[str, Any], model: nn.Module, is_first: bool) -> list[Step]:
-    """The steps that `begun_record` stored. Every worker gets the means; only the first gets the counts, as those are summed."""
+    """The steps that `begun_record` stored.
+
+    Every worker gets the means; only the first gets the counts, as those are summed.
+    """
     if state.get("window"):
         model.load_window(state["window"], is_first)
     exact = {"dtype": torch.float64, "device": next(model.parameters()).device}
@@ -360,8 +371,9 @@ def load_state(
     parallel: SingleProcess,
     best: Best | None = None,
 ) -> tuple[int, list[Step], list[int]]:
-    """Restore a state, sharded as the model is now; returns the number of steps done, the steps so far of the next record, and the
-    steps skipped lately."""
+    """Restore a state, sharded as the model is now; returns the number of steps done, the steps so far of the next
+    record, and the steps skipped lately.
+    """
     state = resume(filled_in_place(model, optimizer, average)) if callable(resume) else resume
     if state["batch_size"] != config.batch_size:
         raise ValueError(
@@ -384,7 +396,9 @@ def load_state(
 
 
 def filled_in_place(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage) -> Like:
-    """Maps a stored tensor to the one to fill: the model's, the average's, or a new moment that is sharded as its parameter."""
+    """Maps a stored tensor to the one to fill: the model's, the average's, or a new moment
+    that is sharded as its parameter.
+    """
     parameters, weights = numbered(optimizer), model.state_dict()
 
     def place(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -1,12 +1,14 @@
 """What a training step costs: floating-point operations of the matrix products, counted exactly. Its memory: memory.py.
 
-Operations are multiply-adds counted as two, of linear layers and of attention over all pairs (as it is computed). Norms, activations
-and the quantiser are left out, as torch's own counter leaves them out. A backward pass costs twice a forward one, less the
-gradients that nothing needs (of the points, and of what a phase does not train). Tests compare the counts with
-`torch.utils.flop_counter` on real passes.
+Operations are multiply-adds counted as two, of linear layers and of attention over all pairs (as it is computed).
+Norms, activations and the quantiser are left out, as torch's own counter leaves them out. A backward pass costs twice a
+forward one, less the gradients that nothing needs (of the points, and of what a phase does not train). Tests compare
+the counts with `torch.utils.flop_counter` on real passes.
 
-The tokenizer is counted here by part. CAR counts its own forward pass (`CAR.flops_per_object`); `car_training` multiplies it.
-Shapes: as in g3pt/models/tokenizer.py: P surface points, Q query points, L latents, T tokens of a scale, D width, C digits of a code.
+The tokenizer is counted here by part. CAR counts its own forward pass (`CAR.flops_per_object`); `car_training`
+multiplies it.
+Shapes: as in g3pt/models/tokenizer.py: P surface points, Q query points, L latents, T tokens of a scale, D width, C
+digits of a code.
 """
 
 from __future__ import annotations
@@ -76,7 +78,10 @@ def _trained(forward: int) -> Cost:
 
 
 def _blocks(count: int, config: CVQConfig, before: int = 0) -> Cost:
-    """`count` self-attention blocks over the latents, and `before` operations. A recomputed block stops before its last layer, whose output is not needed."""
+    """`count` self-attention blocks over the latents, and `before` operations.
+
+    A recomputed block stops before its last layer, whose output is not needed.
+    """
     rows, width = config.num_latents, config.width
     recomputed = count * (self_block(rows, width) - linear(rows, 4 * width, width)) if config.checkpoint_layers else 0
     forward = before + count * self_block(rows, width)

@@ -1,12 +1,14 @@
 """The memory that a training step needs on a worker, measured on a machine that need not have it.
 
-What stays for the whole run (weights, gradients, AdamW's moments, averages) is counted from the number of parameters. What a forward
-and a backward pass hold beside it is measured: `rehearse` runs both on torch's fake tensors, which have shapes and types but no
-memory, and follows every storage from its allocation until it is freed. So the code itself says what autograd keeps, what autocast
-casts, and which temporaries exist at the peak; no formula has to follow a change of the model.
+What stays for the whole run (weights, gradients, AdamW's moments, averages) is counted from the number of parameters.
+What a forward and a backward pass hold beside it is measured: `rehearse` runs both on torch's fake tensors, which have
+shapes and types but no memory, and follows every storage from its allocation until it is freed. So the code itself says
+what autograd keeps, what autocast casts, and which temporaries exist at the peak; no formula has to follow a change of
+the model.
 
-Ours: all of it. Fake tensors are on the CPU, also where torch has CUDA, and `as_on_gpu` adds what CUDA's autocast computes in float32
-and the CPU's does not. Not counted: the CUDA context, libraries' workspaces, and gaps in the allocator's blocks.
+Ours: all of it. Fake tensors are on the CPU, also where torch has CUDA, and `as_on_gpu` adds what CUDA's autocast
+computes in float32 and the CPU's does not. Not counted: the CUDA context, libraries' workspaces, and gaps in the
+allocator's blocks.
 Shapes: none; models bring their own.
 """
 
@@ -63,11 +65,11 @@ def training_memory(
 ) -> Memory:
     """Memory of a worker that trains `trained` parameters in `shards` shards; `frozen` ones are whole on each worker.
 
-    `activations` are those of `rehearse`. A worker that `accumulates` gradients of micro-batches, or is one of several, holds all of
-    them throughout; otherwise they come while activations go. DDP's buckets are the gradients.
-    Of a sharded model a worker holds whole: the current block and the next one, what is in no block, and the gradients of one block
-    (as computed, and in float32 for the sum) and of what is in no block. It also holds its share of the best weights, which are in
-    main memory otherwise.
+    `activations` are those of `rehearse`. A worker that `accumulates` gradients of micro-batches, or is one of several,
+    holds all of them throughout; otherwise they come while activations go. DDP's buckets are the gradients.
+    Of a sharded model a worker holds whole: the current block and the next one, what is in no block, and the gradients
+    of one block (as computed, and in float32 for the sum) and of what is in no block. It also holds its share of the
+    best weights, which are in main memory otherwise.
     """
     held = -(-trained // shards)
     weights = gradients = 0
@@ -104,8 +106,8 @@ def rehearse(
 ) -> Activations:
     """Measure steps of `model` over one object and over two, on fake tensors.
 
-    `batch_of` returns the batch of a number of objects. The model loses its weights; it may be one without memory (on the meta
-    device). `narrow`: FSDP2 gathers the blocks in bf16, so that autocast casts none of their weights.
+    `batch_of` returns the batch of a number of objects. The model loses its weights; it may be one without memory (on
+    the meta device). `narrow`: FSDP2 gathers the blocks in bf16, so that autocast casts none of their weights.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -169,9 +171,11 @@ class LiveBytes(TorchDispatchMode):
 
 @contextlib.contextmanager
 def as_on_gpu() -> Iterator[None]:
-    """A context in which norms under autocast are computed in float32, as on CUDA; autocast on the CPU leaves them in bf16.
+    """A context in which norms under autocast are computed in float32, as on CUDA;
+    autocast on the CPU leaves them in bf16.
 
-    It replaces functions of `torch.nn.functional`, because a TorchFunctionMode does not reach what the backward pass recomputes.
+    It replaces functions of `torch.nn.functional`, because a TorchFunctionMode does not reach what the backward pass
+    recomputes.
     """
     kept = {name: getattr(F, name) for name in ("layer_norm", "group_norm", "normalize")}
 

@@ -1,9 +1,11 @@
-"""Storage of a sharded training state (weights, optimiser, average): all workers write it, any number of workers reads it.
+"""Storage of a sharded training state (weights, optimiser, average): all workers write it, any number
+of workers reads it.
 
-How: torch.distributed.checkpoint decides which worker writes what (a whole tensor that all hold is written once) into safetensors
-files, one per worker, with each slice's place in the file's header. `state.json` is written last. It contains everything that is no
-tensor, the tensors' shapes, and each file's size, so that a folder that lacks a part is refused before anything is loaded. Reading
-fills the tensors that a model already has, whole or sharded, with the slices that overlap: no worker holds more than its own.
+How: torch.distributed.checkpoint decides which worker writes what (a whole tensor that all hold is written once) into
+safetensors files, one per worker, with each slice's place in the file's header. `state.json` is written last. It
+contains everything that is no tensor, the tensors' shapes, and each file's size, so that a folder that lacks a part is
+refused before anything is loaded. Reading fills the tensors that a model already has, whole or sharded, with the slices
+that overlap: no worker holds more than its own.
 
 Source: torch.distributed.checkpoint with its HuggingFace storage.
 Ours: safetensors and JSON instead of its default files, whose metadata is a pickle: nothing here is ever unpickled.
@@ -28,7 +30,9 @@ Like = Callable[[str, torch.Size, torch.dtype], Tensor]  # the tensor to fill, b
 
 
 def write_sharded(folder: Path, state: dict[str, Any], is_first: bool = True) -> None:
-    """Write `state`, whose tensors are whole or sharded; every worker calls it. The folder is complete when rank 0 returns.
+    """Write `state`, whose tensors are whole or sharded; every worker calls it.
+
+    The folder is complete when rank 0 returns.
 
     `folder` must exist and be empty. Keys become strings, tuples lists. The first error of any worker is raised on all.
     """
@@ -70,7 +74,8 @@ class ShardedState:
             raise ValueError(f"{folder} lacks parts of {len(wrong)} tensors, {wrong[0]} first")
 
     def read(self, part: str, like: Like | None = None) -> Any:
-        """The state under the key `part`, read into the tensors that `like` returns; by default new whole ones in main memory.
+        """The state under the key `part`, read into the tensors that `like` returns; by default new whole ones
+        in main memory.
 
         `like` receives names below `part`, shape and type.
         """

@@ -1,15 +1,17 @@
-"""How several processes train one model: data-parallel (DDP) or fully sharded (FSDP2), behind the interface that `fit` uses.
+"""How several processes train one model: data-parallel (DDP) or fully sharded (FSDP2), behind the interface
+that `fit` uses.
 
-DDP keeps the whole model on each worker and averages gradients. FSDP2 gives each worker a slice of every trained tensor (weights,
-gradients, AdamW's moments, averaged weights) and gathers a block's weights while it computes; models mark their blocks with
-`ShardUnit`. Both run on NCCL and on gloo. Frozen tensors (a generator's tokenizer) and buffers stay whole everywhere. All workers
-store a sharded state together (g3pt/training/optimizer_state.py); any number of workers of either kind reads it back.
+DDP keeps the whole model on each worker and averages gradients. FSDP2 gives each worker a slice of every trained tensor
+(weights, gradients, AdamW's moments, averaged weights) and gathers a block's weights while it computes; models mark
+their blocks with `ShardUnit`. Both run on NCCL and on gloo. Frozen tensors (a generator's tokenizer) and buffers stay
+whole everywhere. All workers store a sharded state together (g3pt/training/optimizer_state.py); any number of workers
+of either kind reads it back.
 
-No worker holds a sharded model whole while it trains: evaluation gathers one block at a time, too. Only the finished model is
-gathered, on rank 0 (4 bytes per parameter).
-Ours: in a bf16 run the generator's blocks are gathered in bf16: half the traffic and memory; gradients are summed over workers in
-float32. What is in no block, and the whole tokenizer, is gathered in float32, because FSDP2 fixes the type of gradients when it
-first runs, and the tokenizer's phases change which tensors have one.
+No worker holds a sharded model whole while it trains: evaluation gathers one block at a time, too. Only the finished
+model is gathered, on rank 0 (4 bytes per parameter).
+Ours: in a bf16 run the generator's blocks are gathered in bf16: half the traffic and memory; gradients are summed over
+workers in float32. What is in no block, and the whole tokenizer, is gathered in float32, because FSDP2 fixes the type
+of gradients when it first runs, and the tokenizer's phases change which tensors have one.
 """
 
 from __future__ import annotations
@@ -112,7 +114,9 @@ class DataParallel(ProcessGroup):
 
 
 class FullyShard(ProcessGroup):
-    """FSDP2: one transformer block at a time is gathered, computed and freed; what is in no block belongs to the root."""
+    """FSDP2: one transformer block at a time is gathered, computed and freed; what is in no block belongs
+    to the root.
+    """
 
     is_sharded = True
 
@@ -138,7 +142,10 @@ class FullyShard(ProcessGroup):
 
     @contextlib.contextmanager
     def holding(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
-        """As for one process. What is in no block stays gathered meanwhile: evaluation calls methods without FSDP's hooks."""
+        """As for one process.
+
+        What is in no block stays gathered meanwhile: evaluation calls methods without FSDP's hooks.
+        """
         with super().holding(model, weights):
             model.unshard()
             try:
@@ -149,7 +156,10 @@ class FullyShard(ProcessGroup):
 
     @torch.no_grad()
     def finished(self, model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-        """The whole model on rank 0, a model without memory elsewhere. Other workers hold one whole tensor at a time."""
+        """The whole model on rank 0, a model without memory elsewhere.
+
+        Other workers hold one whole tensor at a time.
+        """
         buffers, found = dict(model.named_buffers()), self._shell
         weights = dict(model.named_parameters()) | weights
         for name, shell in list(found.named_parameters()):
@@ -176,7 +186,10 @@ def float32_on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 
 
 def shell_of(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose parameters take no memory. Frozen encoders, which are not in its module tree, are shared."""
+    """A copy of `model` whose parameters take no memory.
+
+    Frozen encoders, which are not in its module tree, are shared.
+    """
     known: dict[int, Any] = {
         id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()
     }

@@ -1,8 +1,9 @@
-"""Steps that are not finite: their update is skipped on the device, and they are counted when a record or checkpoint is due.
+"""Steps that are not finite: their update is skipped on the device, and they are counted when a record
+or checkpoint is due.
 
-How: `skip_flag` is 1 on every worker if the loss of any worker, or the norm of the gradient, is not finite. The fused kernels of AdamW
-and of the average read it as `found_inf` and then write nothing; `Buffers` puts running statistics back. The host never waits for
-the flag: it reads those of all steps since the last record together.
+How: `skip_flag` is 1 on every worker if the loss of any worker, or the norm of the gradient, is not finite. The fused
+kernels of AdamW and of the average read it as `found_inf` and then write nothing; `Buffers` puts running statistics
+back. The host never waits for the flag: it reads those of all steps since the last record together.
 
 Ours: all of it. The learning rate and the average's warm-up count a skipped step as a step.
 """
@@ -32,7 +33,10 @@ def skip_flag(loss: Tensor, grad_norm: Tensor) -> Tensor:
 
 
 class Buffers:
-    """A model's buffers before a step, to put back if it is skipped. Only buffers that change are copied after the first step."""
+    """A model's buffers before a step, to put back if it is skipped.
+
+    Only buffers that change are copied after the first step.
+    """
 
     def __init__(self) -> None:
         self.kept: dict[str, Tensor] = {}
@@ -57,7 +61,10 @@ class Buffers:
 
 
 def with_skipped(earlier: Sequence[int], steps: Sequence[int], flags: Sequence[Tensor]) -> list[int]:
-    """The skipped ones of `earlier` and `steps` (whose flag is 1), without those too old to matter. Synchronises a GPU."""
+    """The skipped ones of `earlier` and `steps` (whose flag is 1), without those too old to matter.
+
+    Synchronises a GPU.
+    """
     if not steps:
         return list(earlier)
     new = [step for step, skip in zip(steps, torch.stack(list(flags)).tolist(), strict=True) if skip]
@@ -65,13 +72,17 @@ def with_skipped(earlier: Sequence[int], steps: Sequence[int], flags: Sequence[T
 
 
 def skipped_record(steps: Sequence[int]) -> dict[str, float]:
-    """The part of a record that names skipped `steps`: their number, and each as skipped_step_1 and so on; empty without one."""
+    """The part of a record that names skipped `steps`: their number, and each as skipped_step_1 and so on;
+    empty without one.
+    """
     named = {f"skipped_step_{i}": float(step) for i, step in enumerate(steps, 1)}
     return {"skipped_steps": float(len(steps)), **named} if steps else {}
 
 
 def check_skipped(skipped: Sequence[int], num_steps: int | None = None) -> None:
-    """Raise NonFiniteLoss if more than MAX_SKIPPED of WINDOW steps in a row were skipped, or all `num_steps` of a finished run."""
+    """Raise NonFiniteLoss if more than MAX_SKIPPED of WINDOW steps in a row were skipped, or all `num_steps`
+    of a finished run.
+    """
     several = [skipped[i : i + MAX_SKIPPED + 1] for i in range(len(skipped) - MAX_SKIPPED)]
     found = next((steps for steps in several if steps[-1] - steps[0] < WINDOW), None)
     if found or len(skipped) == num_steps:

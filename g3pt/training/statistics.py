@@ -1,8 +1,9 @@
 """Running statistics of a model: buffers that follow means over the objects of each step, and stay fixed within a step.
 
-During a step the modules only sum up what they see (`see`), micro-batch by micro-batch. `update_statistics` ends the step: it
-averages over micro-batches and workers, with one all-reduce for all modules, and each module moves its buffers (`follow`). So a
-step's gradients do not depend on how its objects are divided among micro-batches and workers, but for float noise.
+During a step the modules only sum up what they see (`see`), micro-batch by micro-batch. `update_statistics` ends the
+step: it averages over micro-batches and workers, with one all-reduce for all modules, and each module moves its buffers
+(`follow`). So a step's gradients do not depend on how its objects are divided among micro-batches and workers, but for
+float noise.
 
 Ours: all of it. BatchNorm normalises by the batch at hand; with a momentum of 0.03 that is 3 % of these statistics.
 """
@@ -23,7 +24,9 @@ class RunningStatistics:
 
     @torch.no_grad()
     def see(self, mean: Tensor) -> None:
-        """Take note of a mean over the objects of one micro-batch; each of a step's has the same shape and number of objects."""
+        """Take note of a mean over the objects of one micro-batch; each of a step's has the same shape
+        and number of objects.
+        """
         self._sum = mean.detach() if self._sum is None else self._sum + mean
         self._count += 1
 
@@ -52,6 +55,7 @@ def update_statistics(model: nn.Module) -> None:
 
 
 def pace(steps: Tensor, momentum: float) -> Tensor:
-    """How far to move in step number `steps`: all the way up to step 1, then as an exact average over 1 / `momentum` steps, then
-    as an exponential one."""
+    """How far to move in step number `steps`: all the way up to step 1, then as an exact average over 1 / `momentum`
+    steps, then as an exponential one.
+    """
     return (1.0 / steps.clamp_min(1)).clamp_min(momentum)  # a tensor, so that no GPU is synchronised

@@ -1,16 +1,17 @@
-"""How the codes of training batches are spread, counted batch by batch: what the collapse alarm reads (limits: `alarm.py`).
+"""How the codes of training batches are spread, counted batch by batch: what the collapse alarm reads
+(limits: `alarm.py`).
 
-How: a window opens at the first quantised step after a ledger record and closes with the next record. Two tables are counted:
-codes per scale, (K, V), which give the entropies and digits exactly; and per token position the codes hashed into HASHED buckets,
-(S, 256). Whole codes at every position would take 2408 x 8192 cells at the paper's size instead of 0.6 million. Merging codes at
-random can only lower an entropy, and lowers small ones least, so a collapse stays visible. Workers add up their tables when the
-window closes. Steps without a quantiser are not counted.
+How: a window opens at the first quantised step after a ledger record and closes with the next record. Two tables are
+counted: codes per scale, (K, V), which give the entropies and digits exactly; and per token position the codes hashed
+into HASHED buckets, (S, 256). Whole codes at every position would take 2408 x 8192 cells at the paper's size instead of
+0.6 million. Merging codes at random can only lower an entropy, and lowers small ones least, so a collapse stays
+visible. Workers add up their tables when the window closes. Steps without a quantiser are not counted.
 
 The tables are neither parameters nor buffers, and no export holds them. Checkpoints are written where windows end
 (pipelines/train/jobs.py); that of a run which is asked to stop contains the tables.
 
-Ours: all of it. The entropy that n draws can reach is corrected for repetition: a window longer than the dataset has only
-`num_objects` different draws.
+Ours: all of it. The entropy that n draws can reach is corrected for repetition: a window longer than the dataset has
+only `num_objects` different draws.
 
 Shapes: B batch, T tokens of a scale, S tokens of all scales, K scales, V codes, H hash buckets, C digits.
 """
@@ -59,7 +60,9 @@ class CodeUsage:
         self.starts_2S = torch.stack([scale_S * self.num_codes, torch.arange(num_tokens) * HASHED]).to(device)
 
     def take(self) -> dict[str, float]:
-        """Close the window and return its figures over all workers, who must all call it; empty if no step was counted."""
+        """Close the window and return its figures over all workers, who must all call it; empty
+        if no step was counted.
+        """
         if self.counts_KV is None or self.hashed_SH is None:
             return {}
         counts_KV, hashed_SH = sum_over_workers(self.counts_KV).cpu(), sum_over_workers(self.hashed_SH).cpu()
@@ -87,7 +90,9 @@ class CodeUsage:
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor], is_first: bool, device: torch.device) -> None:
-        """Open a window with the tables of `state` on the first worker, and an empty one on the others: tables are summed later."""
+        """Open a window with the tables of `state` on the first worker, and an empty one on the others:
+        tables are summed later.
+        """
         self._open(device)
         if is_first and self.counts_KV is not None and self.hashed_SH is not None:
             self.counts_KV.copy_(state["counts_KV"])

@@ -87,7 +87,8 @@ def placed(place: Callable[[], dict[str, object]]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_disk(safe: Callable[[], str]) -> Iterator[None]:
-    """Add `safe` to an error or interruption that leaves the block: it says what is safe on disk when the message is written.
+    """Add `safe` to an error or interruption that leaves the block: it says what is safe on disk when the message is
+    written.
 
     By then Ray is gone, so that nothing is finished after it was counted.
     """

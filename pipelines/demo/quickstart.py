@@ -1,8 +1,10 @@
-"""The whole pipeline at toy size, on one laptop: first meshes by the released weights, then everything from shapes to a size sweep.
+"""The whole pipeline at toy size, on one laptop: first meshes by the released weights, then everything from shapes
+to a size sweep.
 
-How: every stage is the function that its own command calls, in one process with one local Ray cluster. OUTPUT/report.html is
-written after the stages that add something to look at, so that there are meshes on the screen while the rest is trained. A finished
-stage is skipped when the same command starts again. OUTPUT/summary.md holds the results in short.
+How: every stage is the function that its own command calls, in one process with one local Ray cluster.
+OUTPUT/report.html is written after the stages that add something to look at, so that there are meshes on the screen
+while the rest is trained. A finished stage is skipped when the same command starts again. OUTPUT/summary.md holds the
+results in short.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ class Demo:
         write_json(file, self.seconds)
 
     def sum_seconds(self) -> None:
-        """All stages together, whichever start went through them; a stage that was killed counts from where it was taken up again."""
+        """All stages together, whichever start went through them; a stage that was killed counts
+        from where it was taken up again.
+        """
         self.seconds["all"] = sum(self.seconds[title] for title, _ in STAGES)
         write_json(self.root / "seconds.json", self.seconds)
 

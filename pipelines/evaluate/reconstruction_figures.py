@@ -1,9 +1,9 @@
 """The metrics of a tokenizer's evaluation (means, medians, tails, categories, baselines), its protocol and its table.
 
-How: `summarise` turns the objects' scores into one flat record (and `by_thickness` and `by_category`). A name is the metric with a prefix
-for what it is of (`continuous_`: the same latents without the quantiser; `grid_`: a cube of occupancy bits of equal
-size; `distinct_`: without near-duplicates of training objects) and a suffix for the statistic (none: mean; `_median`;
-`_p05` or `_p95`: the bad tail; `_interval_95`: interval of the mean).
+How: `summarise` turns the objects' scores into one flat record (and `by_thickness` and `by_category`). A name is the
+metric with a prefix for what it is of (`continuous_`: the same latents without the quantiser; `grid_`: a cube of
+occupancy bits of equal size; `distinct_`: without near-duplicates of training objects) and a suffix for the statistic
+(none: mean; `_median`; `_p05` or `_p95`: the bad tail; `_interval_95`: interval of the mean).
 """
 
 from collections.abc import Callable, Sequence

@@ -102,7 +102,9 @@ class GenerateConfig(DryRun, OnRay, Replace):
 
 
 def is_blank(text: str) -> bool:
-    """Whether the text has nothing to see: only spaces, line ends, control characters, byte order marks and the like."""
+    """Whether the text has nothing to see: only spaces, line ends, control characters, byte order marks
+    and the like.
+    """
     return all(unicodedata.category(character)[0] in "ZC" for character in text)
 
 

@@ -1,10 +1,10 @@
 """The output folder of a generation job: where meshes are, and a small record per sample of its input and result.
 
 A sample's identity is the hash of its prompt, seed, settings and model. Its mesh is renamed into place, then its
-record, which also has the job's settings in words. A sample is done if its record has its identity and its mesh the recorded sha256. A sample without a surface is
-also done: another try would give none either. Up to FLAT samples are kept flat, meshes in the output folder and records
-in samples/. A folder begun for more samples keeps both in 256 subfolders, chosen by a hash of the sample's name,
-whatever later jobs add to it.
+record, which also has the job's settings in words. A sample is done if its record has its identity and its mesh the
+recorded sha256. A sample without a surface is also done: another try would give none either. Up to FLAT samples are
+kept flat, meshes in the output folder and records in samples/. A folder begun for more samples keeps both in 256
+subfolders, chosen by a hash of the sample's name, whatever later jobs add to it.
 """
 
 from __future__ import annotations

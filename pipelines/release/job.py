@@ -1,6 +1,7 @@
 """Makes a folder of released weights from a finished run; refuses if a licence does not allow it.
 
-    python -m pipelines.release RUN --output weights/g3pt-nano-cvq [--evaluation FILE.json] [--weights best] [--precision fp16]
+    python -m pipelines.release RUN --output weights/g3pt-nano-cvq [--evaluation FILE.json] [--weights best]
+        [--precision fp16]
 
 How: the folder contains model.safetensors, config.json, the model card README.md and CREDITS.md; `from_pretrained`
 loads it. It is made under another name and renamed. Every training object of the model (and of a generator's tokenizer)

@@ -1,7 +1,7 @@
 """Ledger, the records of a training run on disk (metrics.jsonl): the source of truth, of which MLflow is a view.
 
-How: rank 0 appends records. The driver reads the new ones every few seconds (`Periodic`, `NewRecords`), to show progress
-and to copy them to MLflow (`pipelines.train.follow`, `pipelines.tracking.client`).
+How: rank 0 appends records. The driver reads the new ones every few seconds (`Periodic`, `NewRecords`), to show
+progress and to copy them to MLflow (`pipelines.train.follow`, `pipelines.tracking.client`).
 """
 
 import contextlib

@@ -30,7 +30,9 @@ from pipelines.train import follow
 
 @dataclass(frozen=True, kw_only=True)
 class RelogFlags:
-    """Log the training runs and studies of a folder to MLflow again, from their files; what MLflow has already stays."""
+    """Log the training runs and studies of a folder to MLflow again, from their files;
+    what MLflow has already stays.
+    """
 
     dir: tyro.conf.Positional[str]
     """folder of runs, a run, a study, or any folder above them"""

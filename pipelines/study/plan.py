@@ -110,8 +110,8 @@ def _ladders(
 
 
 def _rates(sizes: dict[str, tuple[Any, Any]], counts: Sequence[int], flags: SweepFlags) -> dict[str, float]:
-    """Learning rate of each size: the preset's, or the rule's at the geometric middle of the numbers of samples, because
-    all runs of a trajectory share one.
+    """Learning rate of each size: the preset's, or the rule's at the geometric middle of the numbers of samples,
+    because all runs of a trajectory share one.
     """
     if not flags.lr_rule:
         return {size: train.learning_rate for size, (_, train) in sizes.items()}

@@ -17,7 +17,9 @@ ENVIRONMENT_FILE = "environment.json"  # of the machine that trained a run
 
 
 def collect(specs: Sequence[RunSpec], study: Path, held_out: Collection[str] = ()) -> list[dict[str, Any]]:
-    """One point per run, from the last record of its ledger, smallest size first; those named in `held_out` are marked."""
+    """One point per run, from the last record of its ledger, smallest size first; those named
+    in `held_out` are marked.
+    """
     points = [{**point(spec, study / "runs" / spec.name), "held_out": int(spec.name in held_out)} for spec in specs]
     return sorted(points, key=lambda row: (row["params_no_embed"], row["seed"], row["samples"]))
 
@@ -63,8 +65,8 @@ def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
 
 
 def step_seconds(records: Sequence[Record]) -> list[float]:
-    """Seconds between the records of a ledger, without evaluations and pauses. Those of a trajectory that runs share are
-    in the ledgers of all of them.
+    """Seconds between the records of a ledger, without evaluations and pauses.
+    Those of a trajectory that runs share are in the ledgers of all of them.
     """
     seen, found = 0.0, []
     for record in records:
@@ -117,7 +119,9 @@ def has_surface(points: Sequence[dict[str, Any]]) -> bool:
 
 
 def surface(study: Path, ceiling: float | None = None) -> dict[str, Any]:
-    """The law in N and D of a study's points.csv, by all counts of N; that of its fit.json if it has the same points."""
+    """The law in N and D of a study's points.csv, by all counts of N; that of its fit.json
+    if it has the same points.
+    """
     from g3pt.scaling.points import COUNTS, read_points
     from g3pt.scaling.study import report
 

@@ -1,9 +1,9 @@
 """`--tune-lr`: learning rates of some sizes, a rule through the best ones, and its check at the largest size: lr.json.
 
 How: the smallest, the middle and the second largest size are trained with five rates, each half of the next, about that
-of their preset, at the fewest and the middle number of samples (one trajectory per rate). A parabola gives the best rate
-of each; the rule follows (`g3pt.scaling.learning_rate`). Then the largest size is trained with half, once and twice the
-rule's rate. The runs are ordinary runs below STUDY/runs; those that a study needs later are there already.
+of their preset, at the fewest and the middle number of samples (one trajectory per rate). A parabola gives the best
+rate of each; the rule follows (`g3pt.scaling.learning_rate`). Then the largest size is trained with half, once and
+twice the rule's rate. The runs are ordinary runs below STUDY/runs; those that a study needs later are there already.
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def train_all(
 
 
 def kept_samples(specs: Sequence[RunSpec]) -> dict[str, tuple[int, ...]]:
-    """Name of each run -> the samples at which it keeps a checkpoint: where a run of its trajectory begins to cool down."""
+    """Name of each run -> the samples at which it keeps a checkpoint: where a run of its trajectory begins
+    to cool down.
+    """
     branches: dict[str, set[int]] = {}
     for spec in specs:
         if key := trajectory(spec):
@@ -178,9 +180,9 @@ def trial(
     max_failures: int = MAX_FAILURES,
     key: str = "",
 ) -> dict[str, float]:
-    """Train the runs of one trajectory inside a Tune trial: on their own Ray Train workers, or without workers in Train's
-    local mode in this process. Tune restarts a trial whose own process died; a run that failed after its own retries is
-    not tried again, and the others go on. The first worker calls `begun(key)`.
+    """Train the runs of one trajectory inside a Tune trial: on their own Ray Train workers, or without workers in
+    Train's local mode in this process. Tune restarts a trial whose own process died; a run that failed after its own
+    retries is not tried again, and the others go on. The first worker calls `begun(key)`.
     """
     import torch
 

@@ -295,7 +295,8 @@ def best_effort(what: str, work: Callable[[], Result]) -> Result | None:
             )
         return None
     except Exception as error:
-        # MLflow raises errors of its own, of SQLAlchemy, requests and the OS; a report whatever a half-written file causes.
+        # MLflow raises errors of its own, of SQLAlchemy, requests and the OS; a report whatever a half-written file
+        # causes.
         if what not in _warned:
             _warned.add(what)
             say(

@@ -23,8 +23,8 @@ PATTERNS = ("samples-*.pt", "samples-*.dcp")
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int, kept: Container[int] = ()) -> Path:
-    """Write `samples-<n>.pt` (temporary name, fsync, rename), keep the newest `num_to_keep` checkpoints and those at the
-    samples `kept`, and return its path.
+    """Write `samples-<n>.pt` (temporary name, fsync, rename), keep the newest `num_to_keep` checkpoints and those at
+    the samples `kept`, and return its path.
     """
     import torch
 

@@ -26,9 +26,9 @@ def count_cvq(model: Any) -> dict[str, int]:
 def count_car(model: Any, codec: Any = None) -> dict[str, int]:
     """Parameters of a generator's transformer, counted three ways. Allocates no memory for them.
 
-    `parameters_no_embed`: without embeddings, projections of inputs and conditions, and head; `parameters_no_adaln`: also
-    without the modulation of norms; `parameters_total`: all of the transformer, for the codes of the tokenizer `codec`
-    (default: of `nano`). Encoders and tokenizer are in none of them.
+    `parameters_no_embed`: without embeddings, projections of inputs and conditions, and head; `parameters_no_adaln`:
+    also without the modulation of norms; `parameters_total`: all of the transformer, for the codes of the tokenizer
+    `codec` (default: of `nano`). Encoders and tokenizer are in none of them.
     """
     from g3pt.config import cvq_preset
 

@@ -1,4 +1,5 @@
-"""Exports a run's last or best weights, also of a run that is not finished: `python -m pipelines.train.export RUN --output FOLDER`.
+"""Exports a run's last or best weights, also of a run that is not finished:
+`python -m pipelines.train.export RUN --output FOLDER`.
 
 How: a finished run has both exports already, and one of them is copied. Otherwise the weights are those of the newest
 readable checkpoint; the run's data must still be where it was.

@@ -1,8 +1,8 @@
 """`--init-from`: a run starts from the weights of another run or export instead of random ones.
 
-How: the command checks names and shapes of the tensors before Ray starts, as far as they follow from the configuration; a worker
-compares all of them. The hash of the export is part of the run's identity. A generator's frozen tokenizer and encoders are
-not taken from the export. Optimiser, average and learning rate start anew.
+How: the command checks names and shapes of the tensors before Ray starts, as far as they follow from the configuration;
+a worker compares all of them. The hash of the export is part of the run's identity. A generator's frozen tokenizer and
+encoders are not taken from the export. Optimiser, average and learning rate start anew.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ WORDS = "small_encoders"
 
 
 def started_from(spec: RunSpec, init_from: str | None) -> RunSpec:
-    """`spec` with the export at `init_from`, if there is one. UsageError if its tensors do not fit the configured model."""
+    """`spec` with the export at `init_from`, if there is one.
+
+    UsageError if its tensors do not fit the configured model.
+    """
     if init_from is None:
         return spec
     with bad_input():

@@ -314,7 +314,9 @@ def named_by_micro_batch(spec: RunSpec, flags: TrainFlags) -> RunSpec:
 
 
 def refuse_unknown_gpu(flags: TrainFlags, size: int | None) -> None:
-    """UsageError if --micro-batch auto would be resolved by a cluster's GPUs, which nobody knows before it is joined."""
+    """UsageError if --micro-batch auto would be resolved by a cluster's GPUs,
+    which nobody knows before it is joined.
+    """
     from pipelines.cluster.start import address_and_source
 
     address, _ = address_and_source(flags.ray_address)
@@ -326,7 +328,10 @@ def refuse_unknown_gpu(flags: TrainFlags, size: int | None) -> None:
 
 
 def gpu_bytes_of_workers(flags: Any) -> int | None:
-    """Memory of one of the connected cluster's GPUs, if workers will get one, else None. Says so while it waits for it."""
+    """Memory of one of the connected cluster's GPUs, if workers will get one, else None.
+
+    Says so while it waits for it.
+    """
     from pipelines.train.run import workers_need
 
     if not flags.num_workers or not session.wants_gpu(flags.device):

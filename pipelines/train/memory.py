@@ -117,7 +117,9 @@ def gpu_bytes(flags: Any) -> int | None:
 
 
 def plan_step(model: Any, train: Any, flags: Any, codec: Any, size: int | None) -> Choice:
-    """How workers compute their share on GPUs of `size` bytes (None: without a GPU): as --micro-batch says, or by `choose`."""
+    """How workers compute their share on GPUs of `size` bytes (None: without a GPU): as --micro-batch says,
+    or by `choose`.
+    """
     workers = workers_of(train, flags)
     given = None if flags.micro_batch == AUTO else min(flags.micro_batch, workers.share)
     if size is None:

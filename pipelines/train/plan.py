@@ -39,8 +39,8 @@ def print_plan(stage: str, flags: Any, model: Any, train: Any) -> None:
 
 
 def schedule_line(model: Any, train: Any) -> str:
-    """The learning rate's peak and course, as "learning rate 0.002, 0.001 of hidden matrices; cosine: 24 steps of warm-up,
-    1,176 of a cosine to zero".
+    """The learning rate's peak and course, as "learning rate 0.002, 0.001 of hidden matrices; cosine: 24 steps of
+    warm-up, 1,176 of a cosine to zero".
     """
     hidden = train.learning_rate * train.base_width / model.width if train.base_width else train.learning_rate
     falls = train.cooldown_steps if train.schedule == "wsd" else train.steps - train.warmup_steps

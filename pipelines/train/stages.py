@@ -37,7 +37,9 @@ class Stage(Protocol):
         ...
 
     def best_by(self, record: Mapping[str, float]) -> float | None:
-        """The validation loss of a ledger record by which the best weights are chosen; None for records that do not count."""
+        """The validation loss of a ledger record by which the best weights are chosen; None for records
+        that do not count.
+        """
         ...
 
     def final(self, model: nn.Module) -> dict[str, float]:

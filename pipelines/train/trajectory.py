@@ -1,8 +1,8 @@
 """Runs that take the same first steps: a run starts from the checkpoint of another where both would be at that step.
 
 A generator's run with schedule wsd, a warm-up in samples and all scales from the start does not depend on its length
-until its cooldown begins. So every shorter or longer run of the same settings can start from its checkpoint, and has the
-weights and the ledger that it would have by itself (to the bit on a CPU), under the same name. `branch.json` in its
+until its cooldown begins. So every shorter or longer run of the same settings can start from its checkpoint, and has
+the weights and the ledger that it would have by itself (to the bit on a CPU), under the same name. `branch.json` in its
 folder says where it started.
 
 Source: Hägele et al. 2024 (arXiv 2405.18392): many cooldowns from one constant trajectory.
@@ -85,7 +85,9 @@ def _spec_of(folder: Path) -> RunSpec | None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The checkpoint under another name; a hard link of its files where the file system has them: none is ever changed."""
+    """The checkpoint under another name; a hard link of its files where the file system has them:
+    none is ever changed.
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():

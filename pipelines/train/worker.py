@@ -37,7 +37,10 @@ LOCK_WAIT_S = STALE_S + 30.0  # time for a worker of a killed driver to disappea
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How a run is computed; not part of its identity. The micro-batch is in the run's config (`pipelines.train.memory`)."""
+    """How a run is computed; not part of its identity.
+
+    The micro-batch is in the run's config (`pipelines.train.memory`).
+    """
 
     parallel: str = "ddp"  # or fsdp: how several workers share the model
     num_to_keep: int = 2  # checkpoints to keep
@@ -123,7 +126,9 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
 
 
 def remedy(share: int, used: int) -> str:
-    """The flag against a lack of GPU memory for a worker that computes its `share` of a batch in parts of `used` objects."""
+    """The flag against a lack of GPU memory for a worker that computes its `share` of a batch in parts
+    of `used` objects.
+    """
     fewer = max((number for number in range(1, used) if share % number == 0), default=None)
     if fewer is None:
         return "--parallel fsdp with more workers, or a smaller preset: one object at a time is too much"
@@ -188,7 +193,9 @@ class Journal:
 
 
 def export(stage: Any, model: Any, target: Path, best: dict[str, Any] | None = None) -> None:
-    """Write the model to the folder `target`, complete or not at all; config.json says of which record the best weights are."""
+    """Write the model to the folder `target`, complete or not at all; config.json says of
+    which record the best weights are.
+    """
     from g3pt.training.exports import write_json
 
     temporary = target.with_name(f".{target.name}")

@@ -1,6 +1,8 @@
-"""Small trainings that one process and two must do alike: run by tests/g3pt/training/test_parallel.py, as a worker of a gloo group too.
+"""Small trainings that one process and two must do alike: run by tests/g3pt/training/test_parallel.py, as a worker
+of a gloo group too.
 
-python -m tests.g3pt.two_workers FOLDER RANK      one of two workers; leaves FOLDER/<case>-<kind>.pt, and FOLDER/<case>-<kind>
+python -m tests.g3pt.two_workers FOLDER RANK      one of two workers; leaves FOLDER/<case>-<kind>.pt, and
+    FOLDER/<case>-<kind>
                                                   with the half-way state of a sharded training
 """
 
@@ -138,7 +140,9 @@ def _trained(
 
 @contextlib.contextmanager
 def counted_reduces() -> Iterator[list[int]]:
-    """The all-reduces of each step's forward and backward passes and statistics, without those of DDP and FSDP2 themselves."""
+    """The all-reduces of each step's forward and backward passes and statistics, without those of DDP
+    and FSDP2 themselves.
+    """
     reduce, backward, calls, found = dist.all_reduce, fitting.backward, [0], list[int]()
 
     def counting(*args: Any, **kwargs: Any) -> Any:

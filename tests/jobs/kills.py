@@ -15,7 +15,8 @@ import pytest
 from tests.die_with_parent import die_with_parent
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
-# Twenty kills of a driver: five each end a local Ray with it, fifteen leave one behind that the next start joins, at a third of the cost.
+# Twenty kills of a driver: five each end a local Ray with it, fifteen leave one behind that the next start joins, at a
+# third of the cost.
 TWENTY = pytest.mark.parametrize(
     ("number", "ray_of_commands"), [(5, "own"), (15, "joined")], indirect=["ray_of_commands"], ids=["own Ray", "joined Ray"]
 )  # fmt: skip
@@ -129,8 +130,10 @@ def is_alive(pid: int) -> bool:
 def interrupt_when(
     args: Sequence[str], folder: Path, ready: Callable[[], bool], number: int = signal.SIGINT, **environment: str
 ) -> str:
-    """Start the command and signal it once `ready()` is true. It must end within 20 s with the signal's exit code, without a
-    traceback, leave no process behind and name the command that resumes. Returns its stderr."""
+    """Start the command and signal it once `ready()` is true.
+    It must end within 20 s with the signal's exit code, without a traceback, leave no process behind and name the
+    command that resumes. Returns its stderr.
+    """
     process = start(args, folder, **environment)
     wait_until(process, folder, ready)
     family = descendants(process.pid)
@@ -166,9 +169,9 @@ def kill_often(
 ) -> None:  # fmt: skip
     """SIGKILL `kills` starts of a command, then let it finish; call `check` on each folder in which it finished.
 
-    A start is killed at a random point of its remaining work (`progress(folder)` of `total`) or while it ends; every fourth start
-    is killed before any work. After a start that finishes, the next begins in a new folder. The point of each kill is printed on
-    stderr.
+    A start is killed at a random point of its remaining work (`progress(folder)` of `total`) or while it ends; every
+    fourth start is killed before any work. After a start that finishes, the next begins in a new folder. The point of
+    each kill is printed on stderr.
     """
     rng, done, turn, start_s = random.Random(time.time_ns()), 0, 0, 5.0
     while done < kills:
@@ -204,10 +207,11 @@ def kill_below_often(
     args_for: Callable[[Path], Sequence[str]], root: Path, check: Callable[[Path], None], kind: str, kills: int, pause_s: tuple[float, float],
     progress: Callable[[Path], int],
 ) -> None:  # fmt: skip
-    """Kill `kills` sandbox children or workers of a command at random intervals; each start must finish, then `check` its folder.
+    """Kill `kills` sandbox children or workers of a command at random intervals; each start must finish,
+    then `check` its folder.
 
-    After IN_A_ROW kills the next one waits until `progress(folder)` has grown: a command gives up if no child starts between kills
-    (sandbox.MAX_STARTS), and on a busy machine no interval is long enough for a child to start.
+    After IN_A_ROW kills the next one waits until `progress(folder)` has grown: a command gives up if no child starts
+    between kills (sandbox.MAX_STARTS), and on a busy machine no interval is long enough for a child to start.
     """
     rng, done, turn, missed = random.Random(time.time_ns()), 0, 0, 0
     while done < kills:

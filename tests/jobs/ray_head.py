@@ -1,7 +1,7 @@
 """A Ray head as docs/guide/cluster.md starts one, and a shell beside it in which commands are typed.
 
-Its home directory has a Ray token (as any local run of Ray leaves one). The head has ports and a temporary folder of its own
-and is ended by its processes' ids: `ray stop` would end every Ray on the machine.
+Its home directory has a Ray token (as any local run of Ray leaves one). The head has ports and a temporary folder of
+its own and is ended by its processes' ids: `ray stop` would end every Ray on the machine.
 """
 
 import contextlib

@@ -1,4 +1,6 @@
-"""Bad input to the commands that read datasets and runs: exit 2 and one clear line, before Ray starts and before anything is written."""
+"""Bad input to the commands that read datasets and runs: exit 2 and one clear line, before Ray starts
+and before anything is written.
+"""
 
 import json
 from pathlib import Path

@@ -1,9 +1,11 @@
-"""The commands and the Python of all pages, typed in reading order on one Ray head with one tiny dataset, tokenizer and generator.
+"""The commands and the Python of all pages, typed in reading order on one Ray head with one tiny dataset,
+tokenizer and generator.
 
-A smallest set of lines is run that covers every program, every flag, both kinds of model, every source and every way to submit.
-tests/test_docs.py parses all lines and makes their dry runs. `ray job submit` and servers run in a shell; other lines run in a fork
-of a process that has imported everything (tests/jobs/typist.py). Commands join the head through RAY_ADDRESS, so that none starts a
-Ray of its own; other tests run them without. Only sizes, ports and numbers of workers differ from the pages.
+A smallest set of lines is run that covers every program, every flag, both kinds of model, every source and every way to
+submit. tests/test_docs.py parses all lines and makes their dry runs. `ray job submit` and servers run in a shell; other
+lines run in a fork of a process that has imported everything (tests/jobs/typist.py). Commands join the head through
+RAY_ADDRESS, so that none starts a Ray of its own; other tests run them without. Only sizes, ports and numbers of
+workers differ from the pages.
 """
 
 import json

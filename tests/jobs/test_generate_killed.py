@@ -1,4 +1,6 @@
-"""jobs/generate.py killed with SIGKILL: started again, it makes nothing twice and ends with the files of an uninterrupted job."""
+"""jobs/generate.py killed with SIGKILL: started again, it makes nothing twice and ends with the files
+of an uninterrupted job.
+"""
 
 import json
 import random

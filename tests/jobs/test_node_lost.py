@@ -1,4 +1,7 @@
-"""A node of a cluster is lost while a run trains on it: real raylets on this machine, of one CPU each. By hand, through `make soak`."""
+"""A node of a cluster is lost while a run trains on it: real raylets on this machine, of one CPU each.
+
+By hand, through `make soak`.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""jobs/preprocess.py as a command on a real Ray: exit codes, the result line, Ctrl-C, and SIGKILL at a random moment."""
+"""jobs/preprocess.py as a command on a real Ray: exit codes, the result line, Ctrl-C,
+and SIGKILL at a random moment.
+"""
 
 import json
 import random
@@ -77,8 +79,10 @@ def is_the_same(target: Path, whole: datasets.DatasetInfo) -> None:
 def test_interrupted_and_killed_then_finished_equals_an_uninterrupted_run(
     tmp_path: Path, whole: datasets.DatasetInfo, empty_store: EmptyStore
 ) -> None:
-    """Ctrl-C in the middle of the work; then kill -9 at random moments, three times each, of the driver, a sandbox child and a Ray
-    worker: the driver twice while it starts and last of all; then to the end."""
+    """Ctrl-C in the middle of the work; then kill -9 at random moments, three times each, of the driver, a sandbox
+    child and a Ray
+    worker: the driver twice while it starts and last of all; then to the end.
+    """
     empty_store.lay(tmp_path / "mlflow.db")
     target, args = tmp_path / "data", kills.command("preprocess", output=tmp_path / "data", **SHAPES)
     said = kills.interrupt_when(args, tmp_path, lambda: len(finished(target)) >= 2)

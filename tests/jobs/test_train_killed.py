@@ -1,4 +1,6 @@
-"""jobs/train_cvq.py interrupted and killed: started again, its export, ledger and MLflow run are those of an uninterrupted run."""
+"""jobs/train_cvq.py interrupted and killed: started again, its export, ledger and MLflow run are those
+of an uninterrupted run.
+"""
 
 import json
 import random
@@ -75,7 +77,8 @@ def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(
     killed_at = kills.kill_when(
         command(data, tmp_path), tmp_path, lambda: checkpoints.checkpointed(run_dir) > at, wait_s
     )
-    # Ray's worker may outlive the driver by a moment, and even come to the run's end: then the third start only tells MLflow so.
+    # Ray's worker may outlive the driver by a moment, and even come to the run's end: then the third start only tells
+    # MLflow so.
     reached = Ledger(run_dir / "metrics.jsonl").last_samples()
     assert kills.finish(command(data, tmp_path), tmp_path) == str(run_dir)
     is_the_same(run_dir, uninterrupted(run_dir, tmp_path / "whole" / "runs"))

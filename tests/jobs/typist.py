@@ -1,8 +1,8 @@
 """Runs lines from stdin, each in a fork of this process, which has imported everything.
 
-A line is JSON: {"program": "jobs/x.py" or "-m package.module", "args": [...], "output": FILE} or {"code": ..., "output": FILE}; it is
-run like `python PROGRAM ARGS` or `python -c CODE`, with stdout and stderr in FILE. The answer is its exit code.
-Importing torch, Ray and MLflow would take longer than most of the lines.
+A line is JSON: {"program": "jobs/x.py" or "-m package.module", "args": [...], "output": FILE} or {"code": ...,
+"output": FILE}; it is run like `python PROGRAM ARGS` or `python -c CODE`, with stdout and stderr in FILE. The answer is
+its exit code. Importing torch, Ray and MLflow would take longer than most of the lines.
 """
 
 import json

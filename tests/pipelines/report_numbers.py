@@ -1,4 +1,6 @@
-"""Holds every number of a report's page against the file that it names; written apart from the code that wrote the page."""
+"""Holds every number of a report's page against the file that it names; written apart from the code
+that wrote the page.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,10 @@ from tests.g3pt.models.test_tokenizer import spheres
 
 
 class TinyCVQStage:
-    """See `pipelines.train.stages.Stage`. `spec.paths` may have `marks`, a folder, and `kill_at`, samples separated by commas."""
+    """See `pipelines.train.stages.Stage`.
+
+    `spec.paths` may have `marks`, a folder, and `kill_at`, samples separated by commas.
+    """
 
     def __init__(self, spec: RunSpec, rank: int = 0, world_size: int = 1) -> None:
         self.train_config: TrainConfig = from_dict(TrainConfig, spec.config["train"])

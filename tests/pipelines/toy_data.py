@@ -1,4 +1,6 @@
-"""A dataset of analytic boxes and balls, captioned, with views, and an untrained tokenizer's export: no geometry code needed."""
+"""A dataset of analytic boxes and balls, captioned, with views, and an untrained tokenizer's export:
+no geometry code needed.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,9 @@ CAR_STEPS = {"steps": STEPS, "batch_size": BATCH}
 
 
 def write_everything(root: Path, export: Path) -> Path:
-    """Write root/{data, runs/cvq-.., runs/car-.., study, meshes, car.json}; all models share the toy tokenizer `export`."""
+    """Write root/{data, runs/cvq-.., runs/car-.., study, meshes, car.json};
+    all models share the toy tokenizer `export`.
+    """
     data = write_toy_dataset(root / "data", count=14, num_shards=2)
     note(root / "data", f"python jobs/preprocess.py --output {root}/data", total=14, unit="objects")
     cvq = write_run(root / "runs" / "cvq-toy-s0-11111111", data, export)

@@ -31,9 +31,10 @@ class ToyModel(nn.Module):
 
 
 class ToyStage:
-    """config["toy"] has width and, optionally: dropout (0 if numbers of workers are compared, since each worker draws its own),
-    sleep_s per step, fail_at (the sample that raises an error), and term_at and kill_at (samples at which the process gets
-    SIGTERM or SIGKILL, once each)."""
+    """config["toy"] has width and, optionally: dropout (0 if numbers of workers are compared, since each worker draws
+    its own), sleep_s per step, fail_at (the sample that raises an error), and term_at and kill_at (samples at which the
+    process gets SIGTERM or SIGKILL, once each).
+    """
 
     def __init__(self, spec: RunSpec, rank: int, world_size: int) -> None:
         self.toy, self.rank, self.world_size = spec.config["toy"], rank, world_size

@@ -1,7 +1,7 @@
 """Every real object read again by another library (assimp): the same extents, area and number of triangles.
 
-What may differ, by rule: assimp's wheel decodes no Draco, and it places skinned meshes by their nodes instead of their joints, so that
-only their triangles are counted. A few minutes, by hand through `make real`.
+What may differ, by rule: assimp's wheel decodes no Draco, and it places skinned meshes by their nodes instead of their
+joints, so that only their triangles are counted. A few minutes, by hand through `make real`.
 """
 
 import json

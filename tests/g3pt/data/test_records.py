@@ -153,7 +153,9 @@ def test_sidecar_counts_failures_by_reason(tmp_path: Path) -> None:
 
 
 def test_shard_and_split_are_those_of_the_contract() -> None:
-    """Worked out here from the words: h = first 8 bytes, big-endian, of sha256(id); h mod num_shards; (h >> 32) mod 100."""
+    """Worked out here from the words: h = first 8 bytes, big-endian, of sha256(id); h mod num_shards;
+    (h >> 32) mod 100.
+    """
     counts = dict.fromkeys(records.SPLITS, 0)
     for k in range(500):
         h = int(hashlib.sha256(f"objects/{k:03d}é".encode()).hexdigest()[:16], 16)

@@ -1,4 +1,6 @@
-"""Batches made ahead are the same batches; streamed shards show each object once an epoch, resume anywhere, whoever reads."""
+"""Batches made ahead are the same batches; streamed shards show each object once an epoch, resume anywhere,
+whoever reads.
+"""
 
 import itertools
 import threading

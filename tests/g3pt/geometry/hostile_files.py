@@ -175,7 +175,10 @@ ODD_NAMES = (
 
 
 def write_all(folder: Path) -> dict[str, str]:
-    """Write good, bad, oddly named and special files into `folder`. Returns path -> reason, or "ok" where one must load."""
+    """Write good, bad, oddly named and special files into `folder`.
+
+    Returns path -> reason, or "ok" where one must load.
+    """
     folder.mkdir(parents=True)
     outside = folder.parent / "outside"
     outside.mkdir()

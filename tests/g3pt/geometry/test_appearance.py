@@ -142,7 +142,9 @@ def test_alpha_sides_vertex_colours_and_extensions(tmp_path: Path) -> None:
 
 
 def test_smooth_edges_are_those_whose_normals_meet(tmp_path: Path) -> None:
-    """A quad folded along its diagonal, its corners on the fold stored once: smooth with equal normals, flat without any."""
+    """A quad folded along its diagonal, its corners on the fold stored once: smooth with equal normals,
+    flat without any.
+    """
     asset = Asset()
     folded = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 1]], dtype="<f4")
     asset.primitive["attributes"]["POSITION"] = asset.add(folded)

@@ -183,7 +183,9 @@ def test_config_refuses_bad_values(change: dict) -> None:
 
 
 def test_any_run_of_a_cloud_is_spread_more_evenly_than_chance() -> None:
-    """Points of a strip of 64 equal squares: a quarter of a cloud, from anywhere, counts far closer to equal than independent draws."""
+    """Points of a strip of 64 equal squares: a quarter of a cloud, from anywhere, counts far closer
+    to equal than independent draws.
+    """
     x = np.arange(65.0)
     vertices = np.concatenate([np.stack([x, 0 * x, 0 * x], axis=1), np.stack([x, 0 * x + 1, 0 * x], axis=1)])
     k = np.arange(64)
@@ -196,7 +198,9 @@ def test_any_run_of_a_cloud_is_spread_more_evenly_than_chance() -> None:
 
 
 def test_a_corner_with_very_many_edges_costs_no_more_than_its_edges() -> None:
-    """The base of a cone of 100,000 sides meets in one corner: comparing each of its edges with each would take minutes."""
+    """The base of a cone of 100,000 sides meets in one corner: comparing each of its edges
+    with each would take minutes.
+    """
     cone = trimesh.creation.cone(1.0, 1.0, sections=100_000)
     vertices, faces = np.asarray(cone.vertices), np.asarray(cone.faces)
     assert is_watertight(vertices, faces)

@@ -1,4 +1,6 @@
-"""Open surfaces that enclose air become solid, with their known volume; vessels, sheets, angles and bars stay as they are."""
+"""Open surfaces that enclose air become solid, with their known volume; vessels, sheets, angles
+and bars stay as they are.
+"""
 
 from collections.abc import Callable
 
@@ -32,7 +34,9 @@ def volume(solid: Solid) -> float:
 
 
 def grown(mesh: Mesh, volume: float, area: float, curvature: float) -> float:
-    """Volume of a convex body grown by the offset of one voxel (Steiner): `curvature` is its integrated mean curvature."""
+    """Volume of a convex body grown by the offset of one voxel (Steiner):
+    `curvature` is its integrated mean curvature.
+    """
     by = float(np.ptp(mesh.vertices, axis=0).max()) / (2 * BOX / (2 / R) - 2)
     return volume + area * by + curvature * by**2 + 4 / 3 * np.pi * by**3
 

@@ -1,4 +1,5 @@
-"""Damaged files of every format: each gives a sound mesh or a MeshError of ours, never another exception or much memory.
+"""Damaged files of every format: each gives a sound mesh or a MeshError of ours, never another exception
+or much memory.
 
 The same seeds damage the same bytes. More by hand: python tests/g3pt/geometry/test_fuzz.py 20000
 """
@@ -90,7 +91,9 @@ FILES = _files()
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """The content with one to three damages: a token replaced, doubled or dropped, bytes changed, swapped or cut off."""
+    """The content with one to three damages: a token replaced, doubled or dropped, bytes changed, swapped
+    or cut off.
+    """
     if content.startswith(b"{") and rng.random() < 0.8:
         return _json(content, rng)
     for _ in range(rng.randint(1, 3)):

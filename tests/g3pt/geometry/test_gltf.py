@@ -1,4 +1,6 @@
-"""glTF as found in the wild: instances, scenes, morphs, skins, sparse and quantised data, compression, buffers elsewhere."""
+"""glTF as found in the wild: instances, scenes, morphs, skins, sparse and quantised data, compression,
+buffers elsewhere.
+"""
 
 import base64
 import json

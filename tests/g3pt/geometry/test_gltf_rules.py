@@ -1,4 +1,6 @@
-"""One rule per thing that a glTF file may leave open or get wrong: versions, extensions, scenes, transforms, accessors."""
+"""One rule per thing that a glTF file may leave open or get wrong: versions, extensions, scenes,
+transforms, accessors.
+"""
 
 import json
 from typing import Any
@@ -124,7 +126,10 @@ def facing(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("scale", [[-1, 1, 1], [-2, -3, -4], [1, -1, 1], [-1, -1, 1]])
 def test_mirrors_keep_faces_outward_wherever_they_occur(scale: list[int]) -> None:
-    """Of a node, of its parent, of an instance, and of a skin's joint. Mirroring z itself turns the quad's outside down."""
+    """Of a node, of its parent, of an instance, and of a skin's joint.
+
+    Mirroring z itself turns the quad's outside down.
+    """
     outside = np.sign(np.prod(scale)) * np.sign(scale[0] * scale[1])
     asset = Asset()
     asset.json["nodes"] = [{"children": [1]}, {"mesh": 0}]

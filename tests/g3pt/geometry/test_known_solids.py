@@ -1,9 +1,11 @@
-"""Meshes whose solid is known exactly, at 64, 128 and 256 cells: surfaces, genus, volume by Steiner's formula, what stays.
+"""Meshes whose solid is known exactly, at 64, 128 and 256 cells: surfaces, genus, volume by Steiner's formula,
+what stays.
 
-The offset, exactly: the mesh is scaled until its largest extent leaves OFFSET_VOXELS voxels to the box on either side, and
-the solid is everything within that distance of the mesh or enclosed by it. For a closed convex body of volume V, area A and
-mean curvature M that is V + A d + M d^2 + 4/3 pi d^3 (Steiner), d = OFFSET_VOXELS * 2 / resolution in the box's units.
-Marching cubes cuts what is round between grid points short: by less than 5 % of a voxel's share of the thickness.
+The offset, exactly: the mesh is scaled until its largest extent leaves OFFSET_VOXELS voxels to the box on either side,
+and the solid is everything within that distance of the mesh or enclosed by it. For a closed convex body of volume V,
+area A and mean curvature M that is V + A d + M d^2 + 4/3 pi d^3 (Steiner), d = OFFSET_VOXELS * 2 / resolution in the
+box's units. Marching cubes cuts what is round between grid points short: by less than 5 % of a voxel's share of the
+thickness.
 """
 
 from collections.abc import Callable
@@ -132,7 +134,9 @@ def messy_cube() -> Known:
 
 
 def hair() -> Known:
-    """A rod far thinner than any voxel stays; on a grid line marching cubes makes it a square prism, 64 % of the round one."""
+    """A rod far thinner than any voxel stays; on a grid line marching cubes makes it a square prism, 64 %
+    of the round one.
+    """
     return Known(mesh=box(1e-4, 1e-4, 1), parts=1, euler=2, volume=lambda s, d: 2 * s * d**2 + 4 / 3 * d**3)
 
 

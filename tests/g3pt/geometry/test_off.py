@@ -1,4 +1,6 @@
-"""OFF text gives the vertices and faces that it states, whatever its variant; other files are refused with their line."""
+"""OFF text gives the vertices and faces that it states, whatever its variant; other files are refused
+with their line.
+"""
 
 import numpy as np
 import pytest

@@ -1,7 +1,8 @@
-"""Labels against an oracle that shares nothing with them: the generalised winding number of the mesh as given (point-cloud-utils).
+"""Labels against an oracle that shares nothing with them: the generalised winding number
+of the mesh as given (point-cloud-utils).
 
-For closed meshes without inner cavities, on points further than the offset from the mesh. Where they may differ: marching cubes
-rounds concave corners outward by a fraction of a voxel, and a gap narrower than two voxels closes.
+For closed meshes without inner cavities, on points further than the offset from the mesh. Where they may differ:
+marching cubes rounds concave corners outward by a fraction of a voxel, and a gap narrower than two voxels closes.
 Source: Barill et al., Fast Winding Numbers for Soups and Clouds, 2018.
 """
 

@@ -1,4 +1,6 @@
-"""Views show the object that was given, from the camera that is returned, with its own colours and nothing around them."""
+"""Views show the object that was given, from the camera that is returned, with its own colours
+and nothing around them.
+"""
 
 import io
 from pathlib import Path
@@ -58,7 +60,9 @@ def test_views_have_the_silhouette_of_their_cameras() -> None:
 
 @pytest.mark.parametrize("preset", ["random", "ring", "axes"])
 def test_known_points_are_where_the_stored_matrix_says(preset: str) -> None:
-    """Small coloured balls on transparent ground: each is found, by its colour, at its projected place in every view that shows it."""
+    """Small coloured balls on transparent ground: each is found, by its colour, at its projected place
+    in every view that shows it.
+    """
     places = {RED: (0.8, 0.5, 0.0), GREEN: (-0.7, 0.1, 0.4), BLUE: (0.1, -0.8, -0.6), YELLOW: (0.0, 0.4, 0.8)}
     ball = trimesh.creation.icosphere(1, 0.06)
     parts = [

@@ -1,4 +1,6 @@
-"""Samples of a surface: uniform over the area (chi-square tests), on sharp edges or uniform without any, normals outward."""
+"""Samples of a surface: uniform over the area (chi-square tests), on sharp edges or uniform without any,
+normals outward.
+"""
 
 import numpy as np
 import point_cloud_utils as pcu
@@ -37,7 +39,9 @@ def test_faces_are_hit_in_proportion_to_their_area(knot: Solid) -> None:
 
 
 def test_points_are_uniform_within_a_triangle() -> None:
-    """Sixteen equal parts of one triangle; the draws inside it are independent, so the statistic may not be too small either."""
+    """Sixteen equal parts of one triangle; the draws inside it are independent,
+    so the statistic may not be too small either.
+    """
     vertices = np.array([[0.0, 0.0, 0.0], [3.0, 0.5, 0.0], [-1.0, 2.0, 1.0]])
     points = sample_surface(vertices, np.array([[0, 1, 2]]), SAMPLES, np.random.default_rng(1))[:, :3]
     weights = np.linalg.lstsq(

@@ -1,4 +1,6 @@
-"""COV, MMD and 1-NNA where their values are known: equal sets, sets apart, one distribution, one mode, tables written by hand."""
+"""COV, MMD and 1-NNA where their values are known: equal sets, sets apart, one distribution, one mode,
+tables written by hand.
+"""
 
 import numpy as np
 import pytest

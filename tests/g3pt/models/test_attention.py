@@ -45,7 +45,9 @@ def test_level_by_level_equals_a_dense_mask_forward_and_backward(levels: Sequenc
 def test_flex_attention_equals_a_dense_mask_forward_and_backward(
     levels: Sequence[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Uncompiled: on a CPU FlexAttention refuses gradients, although its own formulas for them run there; the refusal is taken away."""
+    """Uncompiled: on a CPU FlexAttention refuses gradients, although its own formulas for them run there;
+    the refusal is taken away.
+    """
     from torch.nn.attention import flex_attention as module
 
     monkeypatch.setattr(module, "_validate_device", lambda *tensors: None)

@@ -1,4 +1,6 @@
-"""Latents to meshes: a trained field coarse-to-fine as densely, batches of different objects in shared calls, names for what has no mesh."""
+"""Latents to meshes: a trained field coarse-to-fine as densely, batches of different objects in shared calls,
+names for what has no mesh.
+"""
 
 from types import SimpleNamespace
 
@@ -74,7 +76,9 @@ def test_a_trained_field_decodes_as_densely_closed_and_outward(trained: tuple[CV
 
 
 def analytic(latents_B14: Tensor, points_BQ3: Tensor) -> Tensor:
-    """A decoder whose latents are a ball's centre and radius; a radius below 0 is an empty field, one above 2 a full one."""
+    """A decoder whose latents are a ball's centre and radius; a radius below 0 is an empty field,
+    one above 2 a full one.
+    """
     return latents_B14[:, :, 3] - (points_BQ3 - latents_B14[:, :, :3]).norm(dim=-1)
 
 

@@ -1,4 +1,6 @@
-"""FSQ and LFQ: codes round-trip, nearest codes, parity with a naive version; statistics that see position-only codes."""
+"""FSQ and LFQ: codes round-trip, nearest codes, parity with a naive version; statistics
+that see position-only codes.
+"""
 
 import itertools
 

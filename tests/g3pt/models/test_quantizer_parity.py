@@ -1,4 +1,6 @@
-"""FSQ and LFQ against vector-quantize-pytorch, a development dependency: equal where they mean the same, and how they differ elsewhere."""
+"""FSQ and LFQ against vector-quantize-pytorch, a development dependency: equal where they mean the same,
+and how they differ elsewhere.
+"""
 
 import dataclasses
 
@@ -36,7 +38,9 @@ def test_fsq_has_the_library_s_values_codes_and_gradient(levels: tuple[int, ...]
 
 
 def test_neither_takes_a_digit_of_two_levels() -> None:
-    """Its border would lie at z = -3.8, so the digit would be stuck: the library refuses it, and so does the configuration."""
+    """Its border would lie at z = -3.8, so the digit would be stuck: the library refuses it, and
+    so does the configuration.
+    """
     with pytest.raises(AssertionError, match="preserve_symmetry"):
         published.FSQ([2, 3])
     with pytest.raises(ValueError, match="at least 3"):
@@ -64,7 +68,9 @@ def test_lfq_has_the_library_s_signs_and_gradient_and_numbers_codes_from_the_oth
 
 @pytest.mark.parametrize("inverse_temperature", [0.25, 1.0, 2.5])
 def test_lfq_s_entropy_loss_is_the_library_s_when_no_group_splits_the_code(inverse_temperature: float) -> None:
-    """Ours is told the slope of a bit's logit; the library's is four times smaller (it scales 2 z c, and c is 1 or -1)."""
+    """Ours is told the slope of a bit's logit; the library's is four times smaller (it scales 2 z c,
+    and c is 1 or -1).
+    """
     ours = LFQ((2,) * BITS, temperature=4 * inverse_temperature, group_bits=BITS)
     z_BTC = some_z(BITS, spread=0.4)
     _, parts = theirs_lfq()(z_BTC, inv_temperature=inverse_temperature, return_loss_breakdown=True)
@@ -73,7 +79,9 @@ def test_lfq_s_entropy_loss_is_the_library_s_when_no_group_splits_the_code(inver
 
 
 def test_groups_of_bits_only_relax_the_entropy_of_the_mean_code() -> None:
-    """A code's own entropy is a sum over bits either way; the mean code's is at most the sum over groups, so ours asks for less."""
+    """A code's own entropy is a sum over bits either way; the mean code's is at most the sum over groups,
+    so ours asks for less.
+    """
     z_BTC = some_z(1, spread=2.0).expand(-1, -1, BITS) + some_z(BITS, spread=0.1)
     losses = [float(LFQ((2,) * BITS, group_bits=bits)._entropy_loss(z_BTC)) for bits in (BITS, 4, 1)]
     assert losses[0] > losses[1] + 0.5 and losses[1] > losses[2] + 0.5

@@ -1,4 +1,6 @@
-"""CVQ: codes round-trip, scales build on each other, point order is irrelevant, everything trains, one batch is learnt."""
+"""CVQ: codes round-trip, scales build on each other, point order is irrelevant, everything trains,
+one batch is learnt.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -99,7 +101,10 @@ def test_each_scale_quantises_what_the_scales_before_it_left(changes: dict) -> N
 
 
 def test_two_scales_rebuild_what_one_cannot() -> None:
-    """Hand-made: one latent; scale 1 adds a coarse digit, scale 2 the rest. Latents 0.6 and 0.4 need both, and 0 neither."""
+    """Hand-made: one latent; scale 1 adds a coarse digit, scale 2 the rest.
+
+    Latents 0.6 and 0.4 need both, and 0 neither.
+    """
 
     def halves(width: float) -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Rounds to the nearest of -width, 0, width: digits 0, 1, 2."""

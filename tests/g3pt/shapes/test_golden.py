@@ -10,7 +10,9 @@ GOLDEN = Path(__file__).with_name("golden.txt")
 
 
 def golden_lines() -> list[str]:
-    """A line with the version, then one for each of three ids of each family: sizes, means of |x|, |y|, |z|, area, caption."""
+    """A line with the version, then one for each of three ids of each family: sizes, means of |x|, |y|, |z|,
+    area, caption.
+    """
     lines = [f"version {GENERATOR_VERSION}"]
     for family in FAMILIES:
         for index, seed in ((0, 0), (1, 0), (2, 1)):

@@ -176,7 +176,9 @@ def test_a_training_split_of_400_leaves_combinations_out_but_shows_every_value()
 @pytest.mark.slow
 @pytest.mark.parametrize("family", shapes.FAMILIES)
 def test_within_a_family_objects_differ(family: str) -> None:
-    """Median nearest-neighbour Chamfer >= 0.02 between final solids, whose noise (two samples of one solid) is taken out."""
+    """Median nearest-neighbour Chamfer >= 0.02 between final solids, whose noise (two samples
+    of one solid) is taken out.
+    """
     assert nearest_neighbour_chamfer(family) >= 0.02
 
 
@@ -201,7 +203,9 @@ def nearest_neighbour_chamfer(family: str, count: int = 40) -> float:
 
 
 def test_the_demo_prompts_with_captions_of_the_grammar() -> None:
-    """The text encoder that the demo trains knows nothing else: a caption with an attribute left out gives another family."""
+    """The text encoder that the demo trains knows nothing else: a caption
+    with an attribute left out gives another family.
+    """
     from pipelines.demo.quickstart import PROMPTS
 
     assert set(PROMPTS) <= set(shapes.all_captions())

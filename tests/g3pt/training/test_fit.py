@@ -1,4 +1,6 @@
-"""Batches follow from (seed, samples seen); the loop averages weights, reports each step once and stops on a bad loss."""
+"""Batches follow from (seed, samples seen); the loop averages weights, reports each step once
+and stops on a bad loss.
+"""
 
 import copy
 import dataclasses

@@ -58,7 +58,9 @@ def test_every_preset_is_counted_and_larger_ones_cost_more() -> None:
 
 
 def test_a_step_at_the_largest_width_is_counted_on_the_meta_device() -> None:
-    """Forward as the formula says; the step three times that, and each block once more, as it is computed again; what is read wants no gradient."""
+    """Forward as the formula says; the step three times that, and each block once more, as it is computed again;
+    what is read wants no gradient.
+    """
     config = dataclasses.replace(CAR_PRESETS["1.5B"][0], depth=2, checkpoint_layers=True)
     one, two = (count("1.5B", dataclasses.replace(config, depth=depth), CVQ_PRESETS["nano"][0]) for depth in (1, 2))
     assert two["forward_flop"] == two["forward_formula"]

@@ -1,4 +1,6 @@
-"""Schedules at points of their formulas, parameter groups by name, and how a step's change of activations depends on the width."""
+"""Schedules at points of their formulas, parameter groups by name, and how a step's change
+of activations depends on the width.
+"""
 
 import contextlib
 import dataclasses

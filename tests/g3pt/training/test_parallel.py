@@ -1,4 +1,6 @@
-"""One worker and two, DDP and FSDP2, whole batches and micro-batches: one loss curve; a checkpoint of one goes on under another."""
+"""One worker and two, DDP and FSDP2, whole batches and micro-batches: one loss curve; a checkpoint
+of one goes on under another.
+"""
 
 import os
 import subprocess
@@ -89,7 +91,9 @@ def test_a_generator_gathered_in_bf16_learns_as_one_that_computes_in_bf16(folder
 
 @pytest.mark.parametrize(("case", "block_bytes"), [("car-fsdp", 4), ("car-bf16-fsdp", 2)])
 def test_a_sharded_generator_is_gathered_a_block_at_a_time(folder: Path, case: str, block_bytes: int) -> None:
-    """What the first block finds whole: itself, and what is in no block (the next block, on its way, is not yet the model's)."""
+    """What the first block finds whole: itself, and what is in no block (the next block, on its way,
+    is not yet the model's).
+    """
     found = load(folder, case)
     plan = found["gathered"]
     assert plan["narrow"] and found["held_bytes"] == block_bytes * plan["block"] + 4 * plan["outside"]

@@ -1,4 +1,6 @@
-"""The collapse alarm: silent for lively codes, however few objects there are; each way to collapse is seen, by the measure meant for it."""
+"""The collapse alarm: silent for lively codes, however few objects there are; each way to collapse is seen,
+by the measure meant for it.
+"""
 
 import itertools
 import math
@@ -110,7 +112,9 @@ def test_every_collapse_is_seen(name: str) -> None:
 
 
 def test_codes_that_name_their_position_pass_every_pooled_measure() -> None:
-    """Why the entropy at a fixed position is measured: with many positions and some noise the pooled numbers look healthy."""
+    """Why the entropy at a fixed position is measured: with many positions
+    and some noise the pooled numbers look healthy.
+    """
     scales, samples = (2304,), 64
     own_S = torch.randint(8192, (1, 2304), generator=torch.Generator().manual_seed(0))
     noise_BS = (torch.rand(samples, 2304, generator=torch.Generator().manual_seed(1)) < 0.03) * torch.randint(
@@ -215,7 +219,8 @@ def test_a_resumed_run_reports_the_windows_of_an_uninterrupted_one() -> None:
     assert "entropy_gap_scale_4" in whole[-1] and "entropy_gap_scale_4" not in whole[0]
 
 
-# ------------------------------------------------------------------------------------------------------------- the alarm
+# ------------------------------------------------------------------------------------------------------------- the
+# alarm
 
 
 def test_an_alarm_is_told_once_when_it_has_lasted() -> None:

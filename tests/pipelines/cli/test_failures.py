@@ -1,4 +1,6 @@
-"""The block that a failed command prints: the worker's own error, place, item and what is safe, without Ray's wrappers."""
+"""The block that a failed command prints: the worker's own error, place, item and what is safe,
+without Ray's wrappers.
+"""
 
 import errno
 import json
@@ -174,7 +176,9 @@ def test_usage_errors_of_workers_exit_2_with_one_line(tmp_path: Path, capsys: py
 
 
 def test_library_noise_goes_to_the_file_and_our_words_stay(tmp_path: Path, repository: Path) -> None:
-    """Runs in its own process with a real descriptor 2: native output, console loggers made before and after, warnings."""
+    """Runs in its own process with a real descriptor 2: native output, console loggers made before
+    and after, warnings.
+    """
     import subprocess
 
     program = (

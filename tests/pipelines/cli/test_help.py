@@ -1,4 +1,6 @@
-"""--help of every job fits a screen, has each flag with its default and an example that parses; a mistyped flag gets a suggestion."""
+"""--help of every job fits a screen, has each flag with its default and an example that parses;
+a mistyped flag gets a suggestion.
+"""
 
 import dataclasses
 import re

@@ -1,4 +1,6 @@
-"""Stored features are what the encoders give, are made once, and train the run that computing them in each step trains."""
+"""Stored features are what the encoders give, are made once, and train the run that computing them
+in each step trains.
+"""
 
 import dataclasses
 import hashlib

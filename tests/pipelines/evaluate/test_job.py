@@ -1,4 +1,6 @@
-"""Evaluation: an oracle scores perfectly, copies and wrong families are detected, untrained models run, refusals are one line."""
+"""Evaluation: an oracle scores perfectly, copies and wrong families are detected, untrained models run,
+refusals are one line.
+"""
 
 import dataclasses
 import json
@@ -82,7 +84,9 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_an_oracle_tokenizer_is_perfect(
     dataset: Path, exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logits of the true solid give IoU 1 and a mesh within one grid cell: scores come from the logits, not from labels."""
+    """Logits of the true solid give IoU 1 and a mesh within one grid cell: scores come from the logits,
+    not from labels.
+    """
     from g3pt.geometry.labels import inside
     from g3pt.geometry.watertight import watertight
 
@@ -186,7 +190,9 @@ def test_a_shuffled_scale_takes_only_that_scale_from_another_object() -> None:
 def test_training_objects_in_the_test_split_are_found_and_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second sample of a training object is a near-duplicate, although its Chamfer is above the threshold; a moved object is not."""
+    """A second sample of a training object is a near-duplicate, although its Chamfer is above the threshold;
+    a moved object is not.
+    """
     random = np.random.default_rng(0)
 
     def box(size: np.ndarray, count: int = 1024) -> np.ndarray:

@@ -361,7 +361,9 @@ def test_a_folder_that_began_flat_stays_so(model: Path, tmp_path: Path, monkeypa
 def test_actors_ask_for_the_gpus_that_the_cluster_has(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each actor asks for one GPU if there are any: actors that ask for CPUs would all share the first GPU of their node."""
+    """Each actor asks for one GPU if there are any: actors that ask for CPUs would all share the first GPU
+    of their node.
+    """
     import ray
 
     from pipelines.cluster import pool as pools

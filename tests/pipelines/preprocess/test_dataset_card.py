@@ -1,4 +1,6 @@
-"""The dataset's card: exact counts, pictures that do not depend on order, and a report that shows it only for its own dataset."""
+"""The dataset's card: exact counts, pictures that do not depend on order, and a report that shows it only
+for its own dataset.
+"""
 
 import json
 from pathlib import Path

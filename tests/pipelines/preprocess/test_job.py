@@ -329,7 +329,9 @@ def test_a_run_that_dies_keeps_what_is_finished_and_is_no_dataset_until_it_is(
 def test_a_start_that_only_finishes_the_dataset_tells_of_it_once(
     tmp_path: Path, meshes: Path, logged: list[dict]
 ) -> None:
-    """After a kill between the last shard and dataset.json nothing is left to convert, but there is no card and no MLflow run yet."""
+    """After a kill between the last shard and dataset.json nothing is left to convert, but there is no card
+    and no MLflow run yet.
+    """
     first = run(config(tmp_path))
     whole = (first.path / "dataset.json").read_bytes()
     for name in MADE_BESIDE:

@@ -1,4 +1,6 @@
-"""Preprocessing and its output folder: a full or read-only disk, foreign files, two runs at once, and what an edit redoes."""
+"""Preprocessing and its output folder: a full or read-only disk, foreign files, two runs at once,
+and what an edit redoes.
+"""
 
 import errno
 import multiprocessing

@@ -75,7 +75,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-# ---------------------------------------------------------------------------------------------------------- what is read
+# ---------------------------------------------------------------------------------------------------------- what is
+# read
 
 
 def test_a_plan_reads_no_file_of_new_shards_and_none_again_whose_stamp_holds(
@@ -129,7 +130,8 @@ def test_a_pipe_is_no_file_and_is_not_waited_for(tmp_path: Path) -> None:
     assert content.read_content(tmp_path, "pipe.off") == content.Content()
 
 
-# --------------------------------------------------------------------------------------------------------- what is chosen
+# --------------------------------------------------------------------------------------------------------- what is
+# chosen
 
 
 @pytest.fixture
@@ -306,7 +308,8 @@ def test_exactly_the_shards_of_changed_manifest_rows_are_touched(
     assert {*found.tasks.reasons, *found.extra} == {records.shard_index(name, 1000) for name in touched}
 
 
-# --------------------------------------------------------------------------------------------------------------- the plan
+# --------------------------------------------------------------------------------------------------------------- the
+# plan
 
 
 def test_tasks_are_the_same_in_any_order_and_cover_every_object(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The page of a study with a law in N and D: its law is drawn as it was fitted, its forecast stands beside the measured loss."""
+"""The page of a study with a law in N and D: its law is drawn as it was fitted,
+its forecast stands beside the measured loss.
+"""
 
 import json
 import re

@@ -1,4 +1,7 @@
-"""Reports of every kind of folder: whole, unfinished, damaged, hostile. In a browser: tests/jobs/test_report_page.py."""
+"""Reports of every kind of folder: whole, unfinished, damaged, hostile.
+
+In a browser: tests/jobs/test_report_page.py.
+"""
 
 import hashlib
 import html.parser

@@ -1,4 +1,6 @@
-"""SIGKILL in and between the phases of a tokenizer's training: weights and ledger are bitwise those of an uninterrupted run."""
+"""SIGKILL in and between the phases of a tokenizer's training: weights and ledger are bitwise those
+of an uninterrupted run.
+"""
 
 import dataclasses
 import multiprocessing

@@ -1,4 +1,6 @@
-"""The table of generator sizes has every preset, and the sizes are spaced for a scaling study; tests/test_docs.py compares the page."""
+"""The table of generator sizes has every preset, and the sizes are spaced for a scaling study;
+tests/test_docs.py compares the page.
+"""
 
 import dataclasses
 

@@ -200,7 +200,9 @@ def test_killed_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) ->
 def test_a_signal_to_the_driver_saves_the_step_at_hand(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The signal comes between two records and two checkpoints; the next start resumes there, with the ledger and weights of an uninterrupted run."""
+    """The signal comes between two records and two checkpoints; the next start resumes there, with the ledger and
+    weights of an uninterrupted run.
+    """
     monkeypatch.setattr(interrupt, "GRACE_S", 1e6)  # what would cut this process off
     spec = toy_spec(term_at=16, paths={"mark": str(tmp_path / "mark")})
     run_dir = tmp_path / "runs" / spec.name
@@ -248,7 +250,9 @@ def test_an_unreadable_newest_checkpoint_is_passed_over(
 
 @pytest.mark.slow
 def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(whole: Path, tmp_path: Path) -> None:
-    """A worker of the killed start still has the run and writes a checkpoint after the new start's second worker has begun."""
+    """A worker of the killed start still has the run and writes a checkpoint after the new start's second worker has
+    begun.
+    """
     program = (
         "import datetime, sys; from pathlib import Path; import torch.distributed as dist; import g3pt.training.fit\n"
         "from tests.pipelines.train.test_run import *\n"
@@ -369,8 +373,10 @@ def test_object_store_is_refused_clearly() -> None:
 def test_under_ray_a_lost_worker_costs_nothing(
     whole: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """After SIGTERM the worker saves the current step, between two records and two checkpoints, and the run ends with the signal's code.
-    Started again, the worker kills itself and Train restarts it; the export is that of an uninterrupted run without Ray."""
+    """After SIGTERM the worker saves the current step, between two records and two checkpoints, and the run ends with
+    the signal's code. Started again, the worker kills itself and Train restarts it; the export is that of an
+    uninterrupted run without Ray.
+    """
     spec = toy_spec(term_at=16, kill_at=40, paths={"mark": str(tmp_path / "mark")})
     with pytest.raises(Stopped) as stopped:
         train.train_run(spec, tmp_path / "runs", num_workers=1, build=TOY)
@@ -386,7 +392,10 @@ def test_under_ray_a_lost_worker_costs_nothing(
 
 @pytest.mark.slow
 def test_two_workers_see_each_sample_once(whole: Path, tmp_path: Path, ray_cluster: None) -> None:
-    """Fully sharded, with micro-batches of one, which are no part of a run's name. Equal curves: tests/g3pt/training/test_parallel.py."""
+    """Fully sharded, with micro-batches of one, which are no part of a run's name.
+
+    Equal curves: tests/g3pt/training/test_parallel.py.
+    """
     with pytest.raises(
         UsageError, match="the cluster can never provide 3xCPU: it has 2 CPU on 1 node.*lower --num-workers"
     ):

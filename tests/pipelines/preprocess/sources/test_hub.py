@@ -1,4 +1,6 @@
-"""One file from a hub that fails in every way: it arrives whole or not at all, within its time limit, with a clear error."""
+"""One file from a hub that fails in every way: it arrives whole or not at all, within its time limit,
+with a clear error.
+"""
 
 import os
 import time
@@ -111,7 +113,9 @@ def test_a_fault_that_stays_is_named_and_leaves_nothing(
 def test_a_server_that_sends_a_byte_now_and_then_holds_nobody_up(
     hub: HubServer, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No single wait is long, so only the limit on the whole download ends it; for headers, only that nobody waits any more."""
+    """No single wait is long, so only the limit on the whole download ends it; for headers, only
+    that nobody waits any more.
+    """
     monkeypatch.setattr(client, "GRACE_S", 0.1)
     hub.faults[NAME], hub.for_ever = [fault], True
     with pytest.raises(DownloadError, match=r"download-timeout: over 0.4 s"):

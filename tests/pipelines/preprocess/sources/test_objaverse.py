@@ -78,7 +78,8 @@ def run_kept(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator
         yield json.loads(stage._process_text(task.to_json(), json.dumps(dataclasses.asdict(settings))))
 
 
-# --------------------------------------------------------------------------------------------------------------- listing
+# ---------------------------------------------------------------------------------------------------------------
+# listing
 
 
 def test_an_object_brings_its_licence_author_and_address(hub: HubServer, tmp_path: Path) -> None:
@@ -210,7 +211,8 @@ def test_a_dry_run_asks_nobody_and_writes_nothing(
     assert hub.seen == [] and not (tmp_path / "data").exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------- dataset
+# ----------------------------------------------------------------------------------------------------------------
+# dataset
 
 
 def test_open_objects_become_a_dataset_and_a_second_start_asks_for_nothing(hub: HubServer, tmp_path: Path) -> None:
