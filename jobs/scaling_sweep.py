@@ -11,6 +11,7 @@ from pipelines.demo.defaults import SCALING_SWEEP  # noqa: E402
 from pipelines.report.page import write_report  # noqa: E402
 from pipelines.study.config import SweepFlags  # noqa: E402
 from pipelines.study.job import scaling_sweep  # noqa: E402
+from pipelines.study.plan_file import with_plan_file  # noqa: E402
 
 if __name__ == "__main__":
     main(
@@ -18,4 +19,5 @@ if __name__ == "__main__":
         partial(scaling_sweep, page=write_report),
         example="python jobs/scaling_sweep.py --data out/shapes --tokenizer out/runs/cvq-nano-s0-XXXXXXXX --output out/study --steps 150",
         defaults=SCALING_SWEEP,
+        expand=with_plan_file,
     )

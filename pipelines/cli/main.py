@@ -12,6 +12,7 @@ escapes.
 
 import codecs
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -47,15 +48,17 @@ def main(
     args: Sequence[str] | None = None,
     keep_stdout: bool = False,
     defaults: Defaults | None = None,
+    expand: Callable[[Sequence[str]], list[str]] = list,
 ) -> NoReturn:
     """Parse `args` (default sys.argv), call `run(flags)`, print `result: PATH` when it returns one, exit with the code.
 
-    `defaults` is what the command does without flags (pipelines.cli.defaults). `example` is a command line that --help
+    `defaults` is what the command does without flags (pipelines.cli.defaults). `expand` replaces words of the command
+    line by those that they stand for; its ValueError is bad usage. `example` is a command line that --help
     shows; `keep_stdout` is for commands whose product is what they print. The docstring of `flags_class` is the
     command's description.
     """
     escape_foreign_characters()
-    call = completed(flags_class, example, sys.argv[1:] if args is None else args, defaults)
+    call = completed(flags_class, example, sys.argv[1:] if args is None else args, defaults, expand)
     flags = parse(flags_class, example=example, args=call.words)
     if args is None:
         sys.argv[1:] = (
@@ -154,8 +157,14 @@ def reader_left() -> bool:
     return any(events & select.POLLERR for _, events in stdout.poll(0))
 
 
-def completed(flags_class: type, example: str, given: Sequence[str], defaults: Defaults | None) -> Call:
-    """The words of a call with its defaults, announced in one line on stderr; exits after --save-config, and with 2 for
+def completed(
+    flags_class: type,
+    example: str,
+    given: Sequence[str],
+    defaults: Defaults | None,
+    expand: Callable[[Sequence[str]], list[str]] = list,
+) -> Call:
+    """The words of a call, expanded and with its defaults, announced in one line on stderr; exits after --save-config, and with 2 for
     a bad g3pt.toml.
     """
     if not program(example).endswith(".py") or {"-h", "--help"} & set(given):
@@ -163,7 +172,8 @@ def completed(flags_class: type, example: str, given: Sequence[str], defaults: D
     command = Path(program(example).split()[-1]).stem
     saved = SAVE_CONFIG in given
     try:
-        call = complete(flags_class, command, [word for word in given if word != SAVE_CONFIG], defaults)
+        call = complete(flags_class, command, expand([word for word in given if word != SAVE_CONFIG]), defaults)
+        call = dataclasses.replace(call, words=expand(call.words))  # g3pt.toml may name such a word, too
         if saved:
             flags = parse(flags_class, example=example, args=call.words)
             print(f"result: {save(flags_class, command, call.words, flags)}")

@@ -14,6 +14,8 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeatures, WithTokeniz
 
     output: str
     """folder of the study: study.json, points.csv, fit.json, curve.png, runs/"""
+    plan: str | None = None
+    """study.toml, or study.json of a study, with these flags; what is typed overrides it; default none"""
     sizes: str = DEFAULT_SIZES
     """CAR presets or DEPTHxWIDTH, comma-separated; the fit wants three at least, below six it is a demonstration"""
     samples: str | None = None

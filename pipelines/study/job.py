@@ -24,6 +24,7 @@ from pipelines.runs.settings import changes, check_unchanged, flag
 from pipelines.study.config import SweepFlags
 from pipelines.study.cost import print_plan
 from pipelines.study.plan import Row, plan
+from pipelines.study.plan_file import plan_of
 from pipelines.study.points import collect, fit_and_draw, write_forecast
 from pipelines.study.rates import lines, sweep_rows, tune_rates
 from pipelines.study.trials import check_finished, study_need, train_all
@@ -155,7 +156,8 @@ def _run_study(
     from g3pt.training.exports import write_json
 
     (study / "_SUCCESS").unlink(missing_ok=True)  # of the same study with other runs
-    write_json(study / "study.json", {"runs": [spec.to_dict() for spec in specs], "flags": dataclasses.asdict(flags)})
+    about = {"runs": [spec.to_dict() for spec in specs], "flags": dataclasses.asdict(flags), "plan": plan_of(flags)}
+    write_json(study / "study.json", about)
     note = working_in(study, total=len(specs), unit="runs", flags=dataclasses.asdict(flags))
     with note, on_disk(lambda: _finished_runs(specs, study)):
         size = gpu_bytes(flags) or gpu_bytes_of_workers(flags)
