@@ -8,7 +8,7 @@ one or both at random.
 Source: G3PT (arXiv 2409.06322): cross-scale alignment, DINOv2 and CLIP as conditions.
 Ours: the weights of the scales in the loss; the loss that aligns image and text.
 Shapes: B batch, S tokens of all scales, T tokens of a scale, L latents, A width of the tokenizer's aligned tokens,
-M image tokens (or words of a text), C width of a condition.
+M image tokens (or words of a text), C width of a condition, K scales.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class G3PT(nn.Module, Pretrained):
         return torch.cat(aligned, dim=1)
 
     def forward(self, batch: dict[str, Tensor], step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss and cross-entropies, in nats per token.
+        """The training loss and cross-entropies, in nats per token; in evaluation mode also those of each object and scale.
 
         `batch`: codes_BS; text_BM, text_mask_BM, has_text_B; images_B3HW, has_image_B if the model reads images;
         text_BC and image_BMC, in any precision, may replace the encoders' inputs; aligned_BTA may hold inputs computed
@@ -141,7 +141,11 @@ class G3PT(nn.Module, Pretrained):
         encoded = self._encoded(batch)
         text_BC, image_BMC = self._dropped(batch, *encoded)
         hidden_BSD = self.car(aligned_BTA, text_BC, image_BMC, num_scales=self.active_scales)
-        loss, logs = self._loss(self.car.head.cross_entropy(hidden_BSD, codes_BS))
+        entropy_BS = self.car.head.cross_entropy(hidden_BSD, codes_BS)
+        loss, logs = self._loss(entropy_BS)
+        if not self.training:
+            parts = entropy_BS.split(list(self.scales[: self.active_scales]), dim=1)
+            logs["ce_BK"] = torch.stack([part.mean(dim=1) for part in parts], dim=1)
         if self.training and self.config.image_text_weight and image_BMC is not None:
             gap = self._image_text_gap(*encoded, batch["has_text_B"] & batch["has_image_B"])
             loss, logs = loss + self.config.image_text_weight * gap, logs | {"image_text_gap": gap.detach()}

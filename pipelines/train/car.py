@@ -1,6 +1,8 @@
 """The generator's training run: batches of stored codes with their conditions (`pipelines.train.car_batches`),
 cross-entropies, an export.
 
+Shapes: N objects, K scales.
+
 Ours: validation and test give the text and no image, so that datasets with and without views are comparable. The
 cross-entropies given only an image, and given nothing, are recorded beside them.
 """
@@ -68,6 +70,7 @@ class CARStage:
             self.model, self.info, self.kind, self.train_config, self.selection, rank, world_size, self.stored
         )
         self._splits: dict[str, ConditionedCodes] = {}
+        self._test_ce_NK: Tensor | None = None
         if not len(self.train):
             raise ValueError(
                 f"{spec.paths['data']}: its train split has no object with status ok and an allowed licence"
@@ -111,7 +114,7 @@ class CARStage:
         """`val_ce` of weights that are not averaged, as `val_ce_raw`."""
         data = self._split("val", EVAL_OBJECTS)
         model.eval()
-        return {"val_ce_raw": cross_entropies(model, data, len(data), True, False)["ce"]} if len(data) else {}
+        return {"val_ce_raw": cross_entropies(model, data, len(data), True, False)[0]["ce"]} if len(data) else {}
 
     def best_by(self, record: Mapping[str, float]) -> float | None:
         """Its `val_ce`."""
@@ -120,6 +123,15 @@ class CARStage:
     def final(self, model: nn.Module) -> dict[str, float]:
         """The same over the test objects, prefixed `test_`."""
         return self._cross_entropies(model, "test", TEST_OBJECTS)
+
+    def object_losses(self) -> dict[str, Any]:
+        """Cross-entropy of each test object given its text, over all scales and by scale, as `final` found them."""
+        if self._test_ce_NK is None:
+            return {}
+        ids = self._split("test", TEST_OBJECTS).arrays["id"]
+        tokens_K = self._test_ce_NK.new_tensor(self.model.scales)
+        by_scale = {f"ce_scale_{k}": ce_N.numpy() for k, ce_N in enumerate(self._test_ce_NK.unbind(1), start=1)}
+        return {"id": list(ids), "ce": (self._test_ce_NK @ tokens_K / tokens_K.sum()).numpy(), **by_scale}
 
     def _cross_entropies(self, model: nn.Module, split: str, limit: int) -> dict[str, float]:
         data = self._split(split, limit)
@@ -132,7 +144,9 @@ class CARStage:
             given["_image"] = (False, True)
         found: dict[str, float] = {f"{split}_objects": float(count)}
         for name, (text, image) in given.items():
-            logs = cross_entropies(model, data, count, text, image)
+            logs, ce_NK = cross_entropies(model, data, count, text, image)
+            if split == "test" and not name:
+                self._test_ce_NK = ce_NK
             kept = {key: value for key, value in logs.items() if not name or key == "ce"}
             found |= {f"{split}_{key}{name}": value for key, value in kept.items()}
         return found
@@ -153,11 +167,13 @@ class CARStage:
 
 
 @torch.no_grad()
-def cross_entropies(model: nn.Module, data: ConditionedCodes, count: int, text: bool, image: bool) -> dict[str, float]:
-    """Mean cross-entropies over the first `count` objects, given their text and image as far as these are enabled and
-    exist.
+def cross_entropies(
+    model: nn.Module, data: ConditionedCodes, count: int, text: bool, image: bool
+) -> tuple[dict[str, float], Tensor]:
+    """(means over the first `count` objects, float32 (N, K) of each object and scale) of the cross-entropy, given their
+    text and image as far as these are enabled and exist.
     """
-    device, sums = next(model.parameters()).device, {}
+    device, sums, objects = next(model.parameters()).device, dict[str, float](), []
     for start in range(0, count, EVAL_BATCH):
         indices = list(range(start, min(start + EVAL_BATCH, count)))
         batch = data.batch(indices, [0] * len(indices))
@@ -165,6 +181,7 @@ def cross_entropies(model: nn.Module, data: ConditionedCodes, count: int, text: 
         if "has_image_B" in batch:
             batch["has_image_B"] &= image
         _, logs = model({name: value.to(device) for name, value in batch.items()})
+        objects.append(logs.pop("ce_BK").float().cpu())
         for name, value in logs.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(indices)
-    return {name: value / count for name, value in sums.items()}
+    return {name: value / count for name, value in sums.items()}, torch.cat(objects)

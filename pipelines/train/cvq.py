@@ -79,6 +79,10 @@ class CVQStage:
         """The same over the test objects, prefixed `test_`."""
         return self._diagnose(model, "test", TEST_OBJECTS)
 
+    def object_losses(self) -> dict[str, Any]:
+        """None: `jobs/evaluate.py` measures a tokenizer's objects."""
+        return {}
+
     def _diagnose(self, model: nn.Module, split: str, limit: int) -> dict[str, float]:
         arrays = self._arrays(split, limit)
         if not len(arrays["surface"]):

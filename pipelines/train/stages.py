@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
@@ -44,6 +44,10 @@ class Stage(Protocol):
 
     def final(self, model: nn.Module) -> dict[str, float]:
         """Metrics of test objects, computed once at the end."""
+        ...
+
+    def object_losses(self) -> dict[str, Any]:
+        """Columns of the test objects' losses (`id`, then numbers) as `final` found them; empty for a stage without."""
         ...
 
     def export(self, model: nn.Module, folder: Path) -> None:

@@ -28,6 +28,7 @@ from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger, Record
 from pipelines.runs.locks import STALE_S, Held, locked
 from pipelines.train.checkpoints import agreed_checkpoint, remove_unfinished, save_checkpoint, save_sharded
+from pipelines.train.object_losses import write_object_losses
 
 BUILD_STAGE = "pipelines.train.stages:build_stage"
 WORKER_LOCK = ".worker.lock"  # rank 0's, beside the driver's: a killed driver's worker may live for some seconds
@@ -114,6 +115,8 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
             )
         if journal:
             journal.finish(stage.final(model))
+            if losses := stage.object_losses():
+                write_object_losses(losses, run_dir)
             export(stage, model, run_dir / EXPORT)
             if best.weights:
                 model.load_state_dict(best.weights, strict=False)

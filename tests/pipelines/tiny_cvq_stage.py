@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -47,6 +48,9 @@ class TinyCVQStage:
     def best_by(self, record: Mapping[str, float]) -> float | None:
         """The first evaluation of the last phase is the best, as norms fall."""
         return -record["val_norm"] if self.model.phase == "joint" and "val_norm" in record else None
+
+    def object_losses(self) -> dict[str, Any]:
+        return {}
 
     def final(self, model: nn.Module) -> dict[str, float]:
         return {f"test_{name[4:]}": value for name, value in self.evaluate(model).items()}

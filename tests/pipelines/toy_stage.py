@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,9 @@ class ToyStage:
 
     def best_by(self, record: Mapping[str, float]) -> float | None:
         return record.get("val_loss")
+
+    def object_losses(self) -> dict[str, Any]:
+        return {}
 
     def final(self, model: nn.Module) -> dict[str, float]:
         return {"test_ce": 2.0 + 10.0 / self.toy["width"]}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from pipelines.study import points
 from pipelines.train import car_batches
 from pipelines.train.car import CARStage
 from pipelines.train.car_batches import ConditionedCodes
+from pipelines.train.object_losses import read_object_losses, write_object_losses
 from tests.g3pt.tiny import tiny_tokenizer
 from tests.pipelines.toy_data import TOY, write_toy_dataset, write_toy_tokenizer
 
@@ -152,6 +154,12 @@ def test_training_lowers_the_cross_entropy_and_repeats_bitwise(paths: dict[str, 
     assert run.evaluate_raw(run.model) == {"val_ce_raw": evaluated["val_ce"]} and run.best_by(evaluated) > 0
     final = run.final(run.model)
     assert {"test_ce", "test_ce_scale_1", "test_objects"} <= final.keys()
+    write_object_losses(run.object_losses(), tmp_path)
+    objects = read_object_losses(tmp_path)
+    assert objects is not None and len(objects["id"]) == final["test_objects"] == len(set(objects["id"]))
+    for name in ("ce", "ce_scale_1", "ce_scale_4"):
+        assert np.mean(objects[name]) == pytest.approx(final[f"test_{name}"], rel=1e-6), name
+    assert len(set(objects["ce"])) > 1 and read_object_losses(tmp_path / "older") is None
     run.export(run.model, tmp_path / "export")
     again = G3PT.from_pretrained(tmp_path / "export")
     assert run.final(again)["test_ce"] == pytest.approx(final["test_ce"], abs=1e-6)
