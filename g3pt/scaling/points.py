@@ -1,9 +1,10 @@
-"""A study's points as a table: read from CSV, checked line by line, imported from what others published.
+"""A study's points as a table: read from CSV or Parquet, checked line by line, imported from what others published.
 
 A point is one trained model: parameters N by three counts, samples D, seed, counted operations, test loss. Columns:
-docs/concepts/contracts.md; fits need one count of parameters, samples and a loss.
+docs/concepts/contracts.md; fits need one count of parameters, samples and a loss. A Parquet table has the same rows, and
+with each the losses of its test objects in columns that begin with OBJECTS.
 
-Shapes: n points.
+Shapes: n points, o test objects.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 COUNTS = ("params_no_embed", "params_no_adaln", "params_total")
 LOSS = "test_ce"
+OBJECTS = "objects_"  # of a column with a list per point: objects_id, objects_ce, objects_ce_scale_<k>
 # Header of a published table -> (column of ours -> column of theirs). Samples are counted in their unit, mostly tokens.
 KNOWN: dict[str, dict[str, str]] = {
     "Epoch AI's reading of Chinchilla's figure 4": {"params_total": "Model Size", "flops": "Training FLOP", LOSS: "loss"},
@@ -88,7 +90,28 @@ def read_points(path: Path | str, *, count: str = "", column: str = LOSS, held_o
 
 
 def read_rows(path: Path | str) -> list[dict[str, str]]:
-    """The rows of a CSV file by column. ValueError for a file that is none."""
+    """The rows of a CSV or Parquet file by column, without losses of objects. ValueError for a file that is none."""
+    rows = _parquet_rows(path) if str(path).endswith(".parquet") else _csv_rows(path)
+    if not rows:
+        raise ValueError(f"{path} has no points")
+    return rows
+
+
+def _parquet_rows(path: Path | str) -> list[dict[str, str]]:
+    """Rows of a Parquet file as those of a CSV file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            names = [name for name in file.schema_arrow.names if not name.startswith(OBJECTS)]
+            rows = file.read(names, use_threads=False).to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+    return [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
+
+
+def _csv_rows(path: Path | str) -> list[dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
@@ -98,8 +121,6 @@ def read_rows(path: Path | str) -> list[dict[str, str]]:
     for k, row in enumerate(rows):
         if None in row or None in row.values():
             raise ValueError(f"{path} line {k + 2} has another number of values than the header")
-    if not rows:
-        raise ValueError(f"{path} has no points")
     return rows
 
 
@@ -153,3 +174,31 @@ def write_rows(rows: Sequence[Mapping[str, object]], path: Path | str) -> None:
         writer.writeheader()
         writer.writerows(rows)
     os.replace(temporary, path)
+
+
+def write_parquet(
+    rows: Sequence[Mapping[str, object]], losses: Sequence[Mapping[str, Sequence[object]] | None], path: Path | str
+) -> None:
+    """Write the same table as Parquet, complete or not at all, with the losses of each point's test objects: columns of
+    equal length, `id` and numbers, or None for a point whose objects were not kept.
+    """
+    import os
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    arrays = {name: pa.array([row.get(name) for row in rows]) for name in names}
+    kinds = list(dict.fromkeys(name for columns in losses if columns for name in columns))
+    for name in kinds or ("id",):
+        kind = pa.list_(pa.string() if name == "id" else pa.float32())
+        arrays[OBJECTS + name] = pa.array([columns and columns.get(name) for columns in losses], kind)
+    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+    pq.write_table(pa.table(arrays), temporary, compression="zstd", use_dictionary=_as_dictionary(arrays))
+    os.replace(temporary, path)
+
+
+def _as_dictionary(arrays: Mapping[str, object]) -> list[str]:
+    """Paths of the columns whose values repeat: all but losses of objects."""
+    repeated = [name for name in arrays if not name.startswith(OBJECTS)]
+    return [*repeated, f"{OBJECTS}id.list.element"]

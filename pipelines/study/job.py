@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from g3pt.scaling.points import write_rows
 from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cli.failures import on_disk
 from pipelines.cli.main import absolute
@@ -25,7 +24,7 @@ from pipelines.study.config import SweepFlags
 from pipelines.study.cost import print_plan
 from pipelines.study.plan import Row, plan
 from pipelines.study.plan_file import plan_of
-from pipelines.study.points import collect, fit_and_draw, write_forecast
+from pipelines.study.points import collect, fit_and_draw, write_forecast, write_points
 from pipelines.study.rates import lines, sweep_rows, tune_rates
 from pipelines.study.trials import check_finished, study_need, train_all
 from pipelines.tracking import cards
@@ -188,7 +187,7 @@ def train_and_fit(
     train_all(specs, study, flags, parent, page=page)
     check_finished(specs, study)
     points = collect(specs, study, held_out)
-    write_rows(points, study / "points.csv")
+    write_points(points, study)
     fit_and_draw(points, study, flags.ceiling)
 
 

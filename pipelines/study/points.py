@@ -1,4 +1,6 @@
-"""The points of a study, from the ledgers of its runs, and the law fitted to them: points.csv, fit.json, curve.png."""
+"""The points of a study, from the ledgers of its runs, and the law fitted to them: points.csv and points.parquet,
+fit.json, curve.png.
+"""
 
 import dataclasses
 import json
@@ -6,22 +8,41 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from g3pt.scaling.points import write_parquet, write_rows
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger, Record
-from pipelines.runs.notes import read_note
+from pipelines.runs.notes import COMMAND_FILE, read_note
 from pipelines.train.counts import count_car
 from pipelines.train.jobs import open_data
+from pipelines.train.object_losses import read_object_losses
 from pipelines.train.trajectory import branched_from
 
 ENVIRONMENT_FILE = "environment.json"  # of the machine that trained a run
 
 
 def collect(specs: Sequence[RunSpec], study: Path, held_out: Collection[str] = ()) -> list[dict[str, Any]]:
-    """One point per run, from the last record of its ledger, smallest size first; those named
-    in `held_out` are marked.
+    """One point per run, from the last record of its ledger, smallest size first; those named in `held_out` are marked.
+    `command` is that of the study: none makes a single run of a trajectory.
     """
-    points = [{**point(spec, study / "runs" / spec.name), "held_out": int(spec.name in held_out)} for spec in specs]
+    command = (read_note(study, COMMAND_FILE) or {}).get("command", "")
+    points = [
+        {
+            **point(spec, study / "runs" / spec.name),
+            "held_out": int(spec.name in held_out),
+            "command": command,
+        }
+        for spec in specs
+    ]
     return sorted(points, key=lambda row: (row["params_no_embed"], row["seed"], row["samples"]))
+
+
+def write_points(rows: Sequence[dict[str, Any]], study: Path) -> None:
+    """Write points.csv, and points.parquet: the same rows, each with the losses of its test objects as far as its run has
+    them.
+    """
+    write_rows(rows, study / "points.csv")
+    losses = [read_object_losses(study / "runs" / row["run"]) for row in rows]
+    write_parquet(rows, losses, study / "points.parquet")
 
 
 def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
@@ -45,8 +66,8 @@ def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
         "flops": 3 * exported["flops_per_object"] * samples,
         "seed": spec.seed,
         "samples": samples,
-        "epochs": round(samples / objects, 4),
         "unique_share": round(min(1.0, objects / samples), 4),
+        "epochs": round(samples / objects, 4),
         "batch_size": train["batch_size"],
         "lr": train["learning_rate"],
         "schedule": train["schedule"],
@@ -57,8 +78,8 @@ def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
         "data": spec.config.get("dataset", ""),
         "tokenizer": exported["tokenizer_hash"],
         "code": about.get("git_commit", "unknown"),
+        "weights_sha256": export_hash(run_dir),
         "device": ", ".join(about.get("gpus", [])) or about.get("cpu", "unknown"),
-        "weights": export_hash(run_dir),
         "seconds": round(sum(step_seconds(Ledger.of(run_dir).read())), 1),
         "run": spec.name,
     }

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from g3pt.scaling.points import import_rows, read_points, write_rows
+from g3pt.scaling.points import import_rows, read_points, read_rows, write_parquet, write_rows
 
 ROWS = "size,params_no_embed,params_total,flops,seed,samples,test_ce,test_ce_scale_1\ns,1000,1200,6e6,0,100,8.5,3.1\ns,1000,1200,,1,200,8.25,3.0\n"
 
@@ -20,6 +21,35 @@ def test_a_table_is_read_by_its_columns(tmp_path: Path) -> None:
     assert other.params.tolist() == [1200, 1200] and other.loss.tolist() == [3.1, 3.0] and other.sha256 != points.sha256
     (tmp_path / "p.csv").write_text(ROWS.replace("8.25", "8.26"))
     assert read_points(tmp_path / "p.csv").sha256 != points.sha256
+
+
+def test_a_parquet_table_has_the_rows_of_the_csv_and_each_object_s_loss(tmp_path: Path) -> None:
+    """A run that was made before objects were kept has none."""
+    rows = [
+        {
+            "size": "s",
+            "params_no_embed": 1000,
+            "flops": 6e6,
+            "seed": k,
+            "samples": 100,
+            "test_ce": 8.1 + k / 3,
+            "parent": "",
+        }
+        for k in range(2)
+    ]
+    objects = {"id": ["a", "b"], "ce": [8.0, 8.2], "ce_scale_1": [3.0, 3.5]}
+    write_rows(rows, tmp_path / "p.csv")
+    write_parquet(rows, [objects, None], tmp_path / "p.parquet")
+    assert read_rows(tmp_path / "p.parquet") == read_rows(tmp_path / "p.csv")
+    assert read_points(tmp_path / "p.parquet").sha256 == read_points(tmp_path / "p.csv").sha256
+    table = pq.read_table(tmp_path / "p.parquet").to_pydict()
+    assert table["objects_id"] == [["a", "b"], None] and table["objects_ce_scale_1"] == [[3.0, 3.5], None]
+    assert table["objects_ce"][0] == pytest.approx([8.0, 8.2])
+    write_parquet(rows, [None, None], tmp_path / "p.parquet")
+    assert pq.read_table(tmp_path / "p.parquet").to_pydict()["objects_id"] == [None, None]
+    (tmp_path / "p.parquet").write_bytes(b"no table")
+    with pytest.raises(ValueError, match=r"p.parquet is not a readable Parquet file"):
+        read_points(tmp_path / "p.parquet")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "refuse_impossible", lambda _: None)
     monkeypatch.setattr(job, "gpu_bytes_of_workers", lambda _: None)
     monkeypatch.setattr(job, "with_plan", lambda spec, *_: spec)
-    monkeypatch.setattr(job, "collect", lambda specs, *_: [{"size": s.preset} for s in specs])
+    monkeypatch.setattr(job, "collect", lambda specs, *_: [{"size": s.preset, "run": s.name} for s in specs])
 
 
 def test_a_finished_study_is_left_alone_and_one_that_grew_is_fitted_again(

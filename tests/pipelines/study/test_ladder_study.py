@@ -8,12 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from g3pt.config import CARConfig, from_dict
+from g3pt.scaling.__main__ import main
 from g3pt.scaling.forecast import read_forecast, seal, write_forecast
 from g3pt.scaling.learning_rate import Rule, rule_of
-from g3pt.scaling.points import read_points
+from g3pt.scaling.points import read_points, read_rows
 from pipelines.cli.errors import UsageError
 from pipelines.derive import tokens
 from pipelines.runs.identity import RunSpec
@@ -101,14 +104,29 @@ def test_trunks_first_then_branches_then_the_forecast_then_what_it_is_about(
     assert [row["run"] for row in rows_of.values() if row["held_out"] == "1"] == [names["1x32", 400]]
     row = rows_of[names["1x8", 320]]
     assert (row["samples"], row["batch_size"], row["schedule"], row["seed"]) == ("320", "4", "wsd", "0")
-    assert len(row["weights"]) == 64 and len(row["tokenizer"]) == 64 and row["device"] and float(row["seconds"]) > 0
+    assert (
+        len(row["weights_sha256"]) == 64
+        and row["command"]
+        and len(row["tokenizer"]) == 64
+        and row["device"]
+        and float(row["seconds"]) > 0
+    )
     assert 0 < int(row["params_no_adaln"]) < int(row["params_no_embed"]) < int(row["params_total"])
     assert float(row["unique_share"]) == pytest.approx(
         min(1, float(row["samples"]) / float(row["epochs"]) / 320), abs=0.01
     )
+    table = pq.read_table(study / "points.parquet").to_pylist()
+    assert [one["run"] for one in table] == list(rows_of)
+    for one in table:
+        assert len(one["objects_id"]) == one["test_objects"] and np.mean(one["objects_ce"]) == pytest.approx(
+            one["test_ce"]
+        )
     body = read_forecast(study / "forecast.json")
     assert body["points_sha256"] == fitted.sha256 and [rung["run"] for rung in body["rungs"]] == [names["1x32", 400]]
     found = json.loads((study / "fit.json").read_text())
+    assert main(["fit", str(study / "points.csv"), "--output", str(study / "again.json")]) == 0
+    assert json.loads((study / "again.json").read_text()) == found["surface"], "the law again from points.csv alone"
+    assert read_rows(study / "points.parquet") == read_rows(study / "points.csv")
     assert found["surface"]["points"]["num"] == 9 and found["samples"] == 400 and found["num_points"] == 3
     (compared,) = found["forecast"]
     assert compared["measured"] == pytest.approx(float(rows_of[names["1x32", 400]]["test_ce"]))
