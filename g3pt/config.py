@@ -130,8 +130,10 @@ class CARConfig:
     drop_image: float = 0.2  # the image of an object that keeps its text
     image_text_weight: float = 4.0  # of the loss that pulls an image's modulation towards its caption's (ours)
     drop_phrases: float = 0.0  # probability that training removes attributes of a caption (g3pt/data/captions.py)
-    text_encoder: str = "small"  # "small": trained here, jointly; else a hub id or a folder of CLIPTextModel
-    text_revision: str | None = None
+    # "small": trained here, jointly; a generator's export or run: its text encoder, frozen ("exported" in the
+    # configuration of what is trained with it); else a hub id or a folder of CLIPTextModel
+    text_encoder: str = "small"
+    text_revision: str | None = None  # a hub id's commit, an export's hash
     image_encoder: str = "small"  # "none", "small": trained here, jointly; else a hub id or a folder of Dinov2Model
     image_revision: str | None = None
     image_size: int = 56  # pixels, both sides, of what the image encoder reads

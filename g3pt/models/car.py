@@ -26,7 +26,7 @@ from g3pt.config import CARConfig, CVQConfig, from_dict
 from g3pt.data.batches import rand_rows
 from g3pt.data.pictures import prepare_image
 from g3pt.models.decoding import decode_mesh
-from g3pt.models.encoders import NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, StoredEncoder, TextEncoder
+from g3pt.models.encoders import EXPORTED, NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, StoredEncoder, TextEncoder
 from g3pt.models.guidance import needed_passes
 from g3pt.models.sampling import SampleConfig, row_settings, row_weights, sample_codes
 from g3pt.models.tokenizer import CVQ
@@ -37,8 +37,9 @@ from g3pt.training.exports import Pretrained
 class G3PT(nn.Module, Pretrained):
     """Text or image to mesh: the frozen tokenizer, CAR, and the two condition encoders.
 
-    Encoders trained here are parts of the module and travel in its export; pretrained ones are frozen, live outside
-    the module's tensors, and are loaded again by name and revision.
+    Encoders trained here are parts of the module and travel in its export, as does a text encoder that was taken from
+    another export. Pretrained ones are frozen, live outside the module's tensors, and are loaded again by name and
+    revision.
     """
 
     kind = "car"
@@ -59,13 +60,14 @@ class G3PT(nn.Module, Pretrained):
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         self.frozen: dict[str, nn.Module] = {}
         stored = stored or {}
-        text = stored.get("text") or TextEncoder(config.text_encoder, config.text_revision, self.small["text"])
+        text = None if config.text_encoder == EXPORTED else stored.get("text")  # the export needs its weights
+        text = text or TextEncoder(config.text_encoder, config.text_revision, self.small["text"])
         image = stored.get("image")
         if config.image_encoder != NONE and image is None:
             image = ImageEncoder(config.image_encoder, config.image_revision, config.image_size, self.small["image"])
         self.config = dataclasses.replace(config, text_revision=text.revision, image_revision=image and image.revision)
         for name, encoder in (("text", text), ("image", image)):
-            if encoder is not None and encoder.trained_here:
+            if encoder is not None and encoder.in_export:
                 self.add_module(f"{name}_encoder", encoder)
             elif encoder is not None:
                 self.frozen[name] = encoder

@@ -4,7 +4,8 @@ Where they enter the generator: transformer.py.
 
 A hub id (or a folder) names a CLIPTextModel or a Dinov2Model. It is loaded with `from_pretrained`, frozen, and only
 named in the export, with its revision. `small` builds a small encoder with fresh weights, which is trained jointly with
-the generator and is part of its export: a CLIPTextModel, and convolutions (`g3pt.models.image_encoder`).
+the generator and is part of its export: a CLIPTextModel, and convolutions (`g3pt.models.image_encoder`). `exported` is
+the small text encoder of another generator's export, frozen, which becomes part of the new export too.
 
 Source: G3PT (arXiv 2409.06322): CLIP text embedding, DINOv2 patch tokens (ViT-L/14).
 Ours: the small encoders, the small text encoder's tokenizer of words and bytes, and DINOv2's class token, which is kept
@@ -15,6 +16,7 @@ Shapes: B batch, M condition tokens (words of a text, patches of an image), C wi
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,9 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from g3pt.models.image_encoder import ConvEncoder
+from g3pt.training.exports import CONFIG_NAME, export_hash, find_export, finite_tensors, read_export_config
 
 SMALL = "small"
 NONE = "none"
+EXPORTED = "exported"
 PAD, BEGIN, END = 256, 257, 258  # ids after those of the 256 bytes; words follow
 MAX_WORDS, MIN_COUNT = 4096, 3  # of the training captions
 SMALL_TEXT: dict[str, Any] = {
@@ -128,13 +132,15 @@ class TextEncoder(nn.Module):
         from transformers import CLIPTextConfig, CLIPTextModel
 
         super().__init__()
-        self.trained_here = name == SMALL
-        if self.trained_here:
+        self.trained_here, self.in_export = name == SMALL, name in (SMALL, EXPORTED)
+        if self.in_export:
             values = dict(small or SMALL_TEXT)
             words = values.pop("words")
             self.tokenizer: WordTokenizer | HubTokenizer = WordTokenizer(words, values["max_position_embeddings"])
             self.model = CLIPTextModel(CLIPTextConfig(**values | {"vocab_size": END + 1 + len(words)}))
             _freeze_key_biases(self.model)
+            if name == EXPORTED:
+                self.requires_grad_(False)
         else:
             revision = commit_of(name, revision)
             with from_hub(name):
@@ -145,6 +151,14 @@ class TextEncoder(nn.Module):
                     .eval()
                 )
         self.revision = revision
+
+    @classmethod
+    def of_export(cls, path: str | Path) -> TextEncoder:
+        """The frozen text encoder that a generator's export (or finished run) contains. ValueError if it contains none."""
+        small, state = exported_text(path)
+        encoder = cls(EXPORTED, export_hash(path), small)
+        encoder.load_state_dict(state)
+        return encoder.eval()
 
     @property
     def width(self) -> int:
@@ -157,6 +171,31 @@ class TextEncoder(nn.Module):
             return self.model(input_ids=ids_BM, attention_mask=mask_BM).pooler_output
 
 
+def export_of(name: str) -> Path | None:
+    """The export folder at `name`; None for a hub id and for a folder of another library. ValueError for an unfinished run."""
+    folder = Path(name)
+    config = folder / CONFIG_NAME
+    ours = config.exists() and "kind" in json.loads(config.read_text(encoding="utf-8"))
+    if ours or (folder / "metrics.jsonl").exists() or (folder / "export").is_dir():
+        return find_export(folder)
+    return None
+
+
+def text_is_small(name: str) -> bool:
+    """Whether a configuration's text encoder has the sizes of SMALL_TEXT: it is trained here, or taken from an export."""
+    return name in (SMALL, EXPORTED) or export_of(name) is not None
+
+
+def exported_text(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration and the tensors of the text encoder in a generator's export. ValueError if it contains none."""
+    values = read_export_config(path)
+    if values["kind"] != "car" or values["model"].get("text_encoder", SMALL) not in (SMALL, EXPORTED):
+        raise ValueError(f"{path}: contains no text encoder; name a generator that was trained with text_encoder=small")
+    prefix = "text_encoder."
+    state = {name.removeprefix(prefix): t for name, t in finite_tensors(path) if name.startswith(prefix)}
+    return values["small_encoders"]["text"], state
+
+
 class ImageEncoder(nn.Module):
     """DINOv2 with its class token and patch tokens, or the small encoder with its tokens."""
 
@@ -164,7 +203,7 @@ class ImageEncoder(nn.Module):
         self, name: str = SMALL, revision: str | None = None, size: int = 56, small: dict[str, Any] | None = None
     ) -> None:
         super().__init__()
-        self.trained_here = name == SMALL
+        self.trained_here = self.in_export = name == SMALL
         self.size = size
         self.revision = revision if self.trained_here else commit_of(name, revision)
         if self.trained_here:
@@ -200,7 +239,7 @@ class StoredEncoder(nn.Module):
     (`g3pt.models.features`).
     """
 
-    trained_here = False
+    trained_here = in_export = False
 
     def __init__(self, name: str, revision: str | None, width: int, num_tokens: int = 1) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ from g3pt.data.datasets import DatasetInfo
 from g3pt.data.pictures import prepare_image
 from g3pt.data.records import shard_index
 from g3pt.data.storage import open_parquet
-from g3pt.models.encoders import NONE, SMALL, ImageEncoder, StoredEncoder, TextEncoder
+from g3pt.models.encoders import NONE, SMALL, ImageEncoder, StoredEncoder, TextEncoder, export_of
 
 PREPARATION = 1  # of pictures: raise it when `prepare_image` changes pixels, so that older features are not used
 ENCODE_BATCH = 16
@@ -67,7 +67,8 @@ class Encoding:
     def load(self) -> TextEncoder | ImageEncoder:
         """The encoder with its weights, in float32."""
         if self.condition == "text":
-            return TextEncoder(self.encoder, self.revision)
+            exported = export_of(self.encoder)
+            return TextEncoder.of_export(exported) if exported else TextEncoder(self.encoder, self.revision)
         return ImageEncoder(self.encoder, self.revision, self.image_size)
 
 
@@ -80,11 +81,13 @@ def _files_hash(folder: str) -> str:
     return digest.hexdigest()
 
 
-def encodings(config: CARConfig) -> list[Encoding]:
-    """The pretrained encoders of a generator whose inputs never change: not the text encoder
-    if captions lose phrases at random.
+def encodings(config: CARConfig, text_export: str | None = None) -> list[Encoding]:
+    """The frozen encoders of a generator whose inputs never change: not the text encoder if captions lose phrases at
+    random. `text_export` is the export whose text encoder the generator takes, if there is one.
     """
-    text = Encoding(condition="text", encoder=config.text_encoder, revision=config.text_revision, image_size=0)
+    text = Encoding(
+        condition="text", encoder=text_export or config.text_encoder, revision=config.text_revision, image_size=0
+    )
     image = Encoding(
         condition="image", encoder=config.image_encoder, revision=config.image_revision, image_size=config.image_size
     )

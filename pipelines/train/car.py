@@ -22,7 +22,7 @@ from g3pt.data import datasets, reading
 from g3pt.data.records import shard_index
 from g3pt.data.selection import Selection
 from g3pt.models.car import G3PT
-from g3pt.models.encoders import NONE, SMALL, SMALL_IMAGE, SMALL_TEXT, common_words
+from g3pt.models.encoders import EXPORTED, NONE, SMALL, SMALL_IMAGE, SMALL_TEXT, common_words, exported_text
 from g3pt.models.features import StoredFeatures
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.exports import export_hash
@@ -43,7 +43,8 @@ class CARStage:
 
     `spec.config` has model, train, dataset, tokenizer.
 
-    `spec.paths` may have `text_features` and `image_features`, derived tables that replace the pretrained encoders.
+    `spec.paths` may have `text_features` and `image_features`, derived tables that replace the pretrained encoders, and
+    `text_encoder`, the export whose text encoder the model takes.
     """
 
     def __init__(self, spec: RunSpec, rank: int = 0, world_size: int = 1) -> None:
@@ -66,6 +67,7 @@ class CARStage:
                 self._small(config),
                 self.stored.encoders() if self.stored else None,
             )
+        self._take_text_encoder()
         self.train = TrainBatches(
             self.model, self.info, self.kind, self.train_config, self.selection, rank, world_size, self.stored
         )
@@ -86,10 +88,22 @@ class CARStage:
     def _small(self, config: CARConfig) -> dict[str, Any]:
         """Sizes of the small encoders; the vocabulary of the text encoder comes from the training captions."""
         words: list[str] = []
+        if config.text_encoder == EXPORTED:
+            small, _ = exported_text(self.spec.paths["text_encoder"])
+            return {"text": small, "image": SMALL_IMAGE}
         if config.text_encoder == SMALL:
             captions = reading.load_arrays(self.info, "train", ("caption",), selection=self.selection)["caption"]
             words = common_words(caption for caption in captions if caption)
         return {"text": SMALL_TEXT | {"words": words}, "image": SMALL_IMAGE}
+
+    def _take_text_encoder(self) -> None:
+        """Copy the text encoder of the export that the configuration names. ValueError if that has changed since."""
+        if self.model.config.text_encoder != EXPORTED:
+            return
+        export = self.spec.paths["text_encoder"]
+        if export_hash(export) != self.model.config.text_revision:
+            raise ValueError(f"{export}: changed since this run was named; start the command again for a new run")
+        self.model.text.load_state_dict(exported_text(export)[1])
 
     def batches(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
         """Endless batches from sample number `start_sample` on."""

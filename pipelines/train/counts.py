@@ -64,10 +64,10 @@ def meta_car(model: Any, codec: Any) -> Any:
 
 def condition_widths(model: Any) -> tuple[int, int | None, int]:
     """(width of the text's vector, width of an image token, number of image tokens)."""
-    from g3pt.models.encoders import NONE, SMALL, SMALL_IMAGE, SMALL_TEXT
+    from g3pt.models.encoders import NONE, SMALL, SMALL_IMAGE, SMALL_TEXT, text_is_small
     from g3pt.models.image_encoder import grid_tokens
 
-    text = SMALL_TEXT["hidden_size"] if model.text_encoder == SMALL else CLIP_WIDTH
+    text = SMALL_TEXT["hidden_size"] if text_is_small(model.text_encoder) else CLIP_WIDTH
     if model.image_encoder == NONE:
         return text, None, 0
     if model.image_encoder == SMALL:

@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import nn
 
+from g3pt.models.encoders import EXPORTED
 from g3pt.training.exports import export_hash, find_export, finite_tensors, read_export_config
 from pipelines.cli.errors import bad_input
 from pipelines.runs.identity import RunSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
-FROZEN = "tokenizer."  # of a generator: embedded in its export
 WORDS = "small_encoders"
 
 
@@ -59,8 +59,14 @@ def configured_shapes(spec: RunSpec) -> Shapes:
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of what is loaded into `model`: its state without a frozen tokenizer."""
-    return {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith(FROZEN)}
+    """Shapes of what is loaded into `model`: its state without frozen parts."""
+    return {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith(frozen(model))}
+
+
+def frozen(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the tensors that a generator has from elsewhere: of its tokenizer, and of an export's text encoder."""
+    exported = getattr(getattr(model, "config", None), "text_encoder", None) == EXPORTED
+    return ("tokenizer.", "text_encoder.") if exported else ("tokenizer.",)
 
 
 def check_shapes(wanted: Shapes, found: Shapes, export: Path) -> None:
@@ -84,9 +90,9 @@ def initialise(model: Any, spec: RunSpec) -> None:
     export = Path(spec.paths["init_from"])
     if export_hash(export) != spec.config["init_from"]:
         raise ValueError(f"{export}: changed since this run was named; start the command again for a new run")
-    own = model.export_config().get(WORDS)
+    own = model.export_config().get(WORDS) if "text_encoder." not in frozen(model) else None
     if own and own["text"] != read_export_config(export)[WORDS]["text"] and hasattr(model, "text_encoder"):
         raise ValueError(f"{export}: its text encoder knows other words than this dataset's captions have")
-    tensors = {name: tensor for name, tensor in finite_tensors(export) if not name.startswith(FROZEN)}
+    tensors = {name: tensor for name, tensor in finite_tensors(export) if not name.startswith(frozen(model))}
     check_shapes(shapes_of(model), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, export)
-    model.load_state_dict(tensors, strict=False)  # the names were compared; a frozen tokenizer keeps its own
+    model.load_state_dict(tensors, strict=False)  # the names were compared; frozen parts keep their own

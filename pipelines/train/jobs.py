@@ -172,10 +172,11 @@ def car_spec(data: str, tokenizer: str, preset: str, model: Any, train: Any, sel
         if kind != "cvq":
             raise ValueError(f"{tokenizer}: contains a {kind!r} model; --tokenizer takes a finished CVQ run")
         upstream = export_hash(tokenizer)
-        model = pinned(model)
-    return _spec(
+        model, text_export = pinned(model)
+    spec = _spec(
         "car", preset, model, train, info, selection, tokenizer={"path": absolute(tokenizer), "hash": upstream}
     )
+    return dataclasses.replace(spec, paths=spec.paths | text_export)
 
 
 def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, device: str = "auto") -> None:
@@ -191,18 +192,28 @@ def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, devi
     )
 
 
-def pinned(model: Any) -> Any:
-    """The configuration with the commits of its pretrained encoders: the hub's main branch may move before a run is
-    resumed.
-    """
-    from g3pt.models.encoders import NONE, SMALL, commit_of
+def pinned(model: Any) -> tuple[Any, dict[str, str]]:
+    """The configuration with the commits of its pretrained encoders, since the hub's main branch may move before a run is
+    resumed, and the path of the export whose text encoder it takes, as `text_encoder`, if it takes one.
 
+    Such an export is named by its hash alone, so that its place is no part of a run's name.
+    """
+    from g3pt.models.encoders import EXPORTED, NONE, SMALL, commit_of, export_of, exported_text
+    from g3pt.training.exports import export_hash
+
+    if model.text_encoder not in (SMALL, NONE, EXPORTED) and (export := export_of(model.text_encoder)):
+        exported_text(export)  # refuses one without a text encoder
+        model = dataclasses.replace(model, text_encoder=EXPORTED, text_revision=export_hash(export))
+        model, _ = pinned(model)
+        return model, {"text_encoder": absolute(str(export))}
+    if model.text_encoder == EXPORTED and model.text_revision is None:
+        raise ValueError(f"text_encoder={EXPORTED} needs the folder of a generator's export: text_encoder=FOLDER")
     commits = {}
     for condition in ("text", "image"):
         name = getattr(model, f"{condition}_encoder")
-        if name not in (SMALL, NONE):
+        if name not in (SMALL, NONE, EXPORTED):
             commits[f"{condition}_revision"] = commit_of(name, getattr(model, f"{condition}_revision"))
-    return dataclasses.replace(model, **commits)
+    return dataclasses.replace(model, **commits), {}
 
 
 def with_features(specs: Sequence[RunSpec], flags: Any) -> list[RunSpec]:
@@ -220,12 +231,14 @@ def with_features(specs: Sequence[RunSpec], flags: Any) -> list[RunSpec]:
     pool = Pool(
         num_workers=max(1, flags.num_workers), all_gpus=True, ray_address=flags.ray_address, device=flags.device
     )
-    wanted = [tuple(encodings(from_dict(CARConfig, spec.config["model"]))) for spec in specs]
+    wanted = [
+        tuple(encodings(from_dict(CARConfig, spec.config["model"]), spec.paths.get("text_encoder"))) for spec in specs
+    ]
     if not any(wanted):
         presets = ", ".join(dict.fromkeys(spec.preset for spec in specs))
         raise UsageError(
-            f"--features stored: {presets} trains its encoders, so there is nothing to store; leave out the flag, or "
-            "use a preset from 0.1B on"
+            f"--features stored: {presets} trains its encoders, so there is nothing to store; leave out the flag, use a "
+            "preset from 0.1B on, or name a generator's export as text_encoder"
         )
     made = {some: store_features(specs[0].paths["data"], some, pool) for some in dict.fromkeys(wanted) if some}
     told = [{f"{condition}_features": kind for condition, kind in made.get(some, {}).items()} for some in wanted]

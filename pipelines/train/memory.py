@@ -230,11 +230,13 @@ def car_step(config: Any, codec: Any) -> tuple[Any, Callable[[int], dict[str, An
     import torch
 
     from g3pt.models.car import G3PT
-    from g3pt.models.encoders import NONE, SMALL, StoredEncoder
+    from g3pt.models.encoders import EXPORTED, NONE, SMALL, StoredEncoder, text_is_small
 
     text, image, image_tokens = condition_widths(config)
     stored = {}
-    if config.text_encoder != SMALL:
+    if text_is_small(config.text_encoder):
+        config = dataclasses.replace(config, text_encoder=SMALL if config.text_encoder == SMALL else EXPORTED)
+    else:
         stored["text"] = StoredEncoder(config.text_encoder, None, text)
     if config.image_encoder not in (SMALL, NONE):
         stored["image"] = StoredEncoder(config.image_encoder, None, image, image_tokens)
@@ -266,9 +268,10 @@ def car_step(config: Any, codec: Any) -> tuple[Any, Callable[[int], dict[str, An
 
 def frozen_parameters(model: Any, codec: Any, encoders: bool = True) -> int:
     """Frozen parameters: those of the tokenizer and, unless their features are stored, of the pretrained encoders."""
-    from g3pt.models.encoders import NONE, SMALL
+    from g3pt.models.encoders import NONE, SMALL, text_is_small
 
-    named = [(model.text_encoder, CLIP_PARAMETERS), (model.image_encoder, DINO_PARAMETERS)]
+    text = SMALL if text_is_small(model.text_encoder) else model.text_encoder  # one of an export is not worth counting
+    named = [(text, CLIP_PARAMETERS), (model.image_encoder, DINO_PARAMETERS)]
     return tokenizer_parameters(codec) + sum(count for name, count in named if encoders and name not in (SMALL, NONE))
 
 

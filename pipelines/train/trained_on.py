@@ -26,7 +26,7 @@ Row = dict[str, str]
 
 
 def collect(spec: RunSpec) -> list[Row]:
-    """The training objects of a run and of the export that it started from, sorted by id, each once."""
+    """The training objects of a run and of the exports whose weights it took, sorted by id, each once."""
     selection = Selection.of(spec.config)
     rows = reading.read_rows(
         spec.paths["data"], ["id", "license", "author", "attribution_url", "source_url"], split="train"
@@ -41,8 +41,8 @@ def collect(spec: RunSpec) -> list[Row]:
         for row in rows
         if selection.keeps(row)
     ]
-    if "init_from" in spec.paths:  # its weights contain what they were trained on
-        kept += read(spec.paths["init_from"])
+    for name in ("init_from", "text_encoder"):  # their weights contain what they were trained on
+        kept += read(spec.paths[name]) if name in spec.paths else []
     return [by_id for _, by_id in sorted({row["id"]: row for row in reversed(kept)}.items())]
 
 
