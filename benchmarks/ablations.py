@@ -231,7 +231,8 @@ def table(folder: Path) -> str:
         row = json.loads(path.read_text(encoding="utf-8"))
         rows.setdefault((row["row"], row["steps"]), []).append(row)
     lines = [
-        "| row | steps | seeds | CPU s | IoU by first k scales | continuous | agreement | nats | completion | family | Chamfer |",
+        "| row | steps | seeds | CPU s | IoU by first k scales | continuous | agreement | nats | completion | family "
+        "| Chamfer |",
         "|" + "---|" * 11,
     ]
     order = list(ROWS)
@@ -259,8 +260,11 @@ def cells(name: str, steps: int, found: list[dict[str, Any]]) -> list[str]:
         np.mean([row["completion"][k] for row in found if "completion" in row])
         for k in range(len(found[0].get("completion", [])))
     ]
-    return [name, str(steps), str(len(found)), over("cvq_seconds", 0), by_scale("test_iou") + (" (" + over("test_iou") + ")" if len(found) > 1 else ""), over("test_iou_continuous"),
-            by_scale("test_agreement", 2), over("nats", 0), " ".join(f"{v:.3f}" for v in completed), over("family"), over("chamfer", 4)]  # fmt: skip
+    return [name, str(steps), str(len(found)), over("cvq_seconds", 0),
+            by_scale("test_iou") + (" (" + over("test_iou") + ")" if len(found) > 1 else ""),
+            over("test_iou_continuous"),
+            by_scale("test_agreement", 2), over("nats", 0), " ".join(f"{v:.3f}" for v in completed), over("family"),
+            over("chamfer", 4)]  # fmt: skip
 
 
 def main() -> None:

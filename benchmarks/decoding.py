@@ -134,7 +134,8 @@ def main() -> None:
         if c != r or r <= flags.dense
     ]
     print(
-        f"{'cells':>6} {'from':>5} {'s':>8} {'cpu s':>8} {'field s':>8} {'clean s':>8} {'evaluations':>12} {'of dense':>9} {'peak MB':>8} {'vertices':>9}"
+        f"{'cells':>6} {'from':>5} {'s':>8} {'cpu s':>8} {'field s':>8} {'clean s':>8} {'evaluations':>12} "
+        f"{'of dense':>9} {'peak MB':>8} {'vertices':>9}"
     )
     rows = []
     for resolution, coarse in cases:
@@ -154,8 +155,10 @@ def main() -> None:
             ).stdout.splitlines()[-1]
         )
         rows.append(found)
-        print(f"{resolution:6d} {coarse:5d} {found['seconds']:8.2f} {found['cpu_seconds']:8.2f} {found['field_seconds']:8.2f} {found['clean_seconds']:8.2f} {found['evaluations']:12,d} "
-              f"{found['share_of_dense']:9.2%} {found['peak_mb']:8.0f} {found['vertices']:9,d}", flush=True)  # fmt: skip
+        print(f"{resolution:6d} {coarse:5d} {found['seconds']:8.2f} {found['cpu_seconds']:8.2f} "
+              f"{found['field_seconds']:8.2f} {found['clean_seconds']:8.2f} {found['evaluations']:12,d} "
+              f"{found['share_of_dense']:9.2%} {found['peak_mb']:8.0f} {found['vertices']:9,d}",
+              flush=True)  # fmt: skip
     report = {"field": flags.model or "sphere", "hardware": hardware(), "rows": rows}
     if flags.output:
         Path(flags.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

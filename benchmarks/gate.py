@@ -126,10 +126,12 @@ def main() -> None:
     passed = ratio is not None and len(both) == len(rows) and ratio <= BOUND
     for row in rows:
         print(
-            f"  {row['caption'][:48]:48} reconstruction {row['reconstruction'] or float('nan'):.4f}  sample {row['sample'] or float('nan'):.4f}  codes equal {row['codes_equal']:.2f}"
+            f"  {row['caption'][:48]:48} reconstruction {row['reconstruction'] or float('nan'):.4f}  sample "
+            f"{row['sample'] or float('nan'):.4f}  codes equal {row['codes_equal']:.2f}"
         )
     print(
-        f"gate {'passed' if passed else 'FAILED'}: Chamfer {means['sample']} of samples against {means['reconstruction']} of reconstructions, {len(both)} of {len(rows)} with both meshes; ratio {ratio}"
+        f"gate {'passed' if passed else 'FAILED'}: Chamfer {means['sample']} of samples against "
+        f"{means['reconstruction']} of reconstructions, {len(both)} of {len(rows)} with both meshes; ratio {ratio}"
     )
     flags.output.write_text(
         json.dumps(

@@ -122,11 +122,14 @@ def whole_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, An
     }
     again = job("generate", **given)
     start_up, work_s = made[0] - began, made[-1] - made[0]
-    return {"prompts": len(rows), "ok": len(ok), "made_before": before, "seconds": first.seconds, "cpu_s": first.cpu_s, "peak_mb": first.peak_mb,
+    return {"prompts": len(rows), "ok": len(ok), "made_before": before, "seconds": first.seconds, "cpu_s": first.cpu_s,
+            "peak_mb": first.peak_mb,
             "start_up_s": start_up, "work_s": work_s, "end_s": first.seconds - start_up - work_s,
-            "objects_per_s": (len(made) - 1) / work_s, "tokens_per_s": (len(made) - 1) * tokens / work_s, "start_up_share": start_up / first.seconds,
+            "objects_per_s": (len(made) - 1) / work_s, "tokens_per_s": (len(made) - 1) * tokens / work_s,
+            "start_up_share": start_up / first.seconds,
             "again_s": again.seconds, "again_cpu_s": again.cpu_s, "watertight": sum(row["watertight"] for row in ok),
-            "mean_faces": sum(row["faces"] for row in ok) / len(ok), "mesh_kb": sum((output / row["file"]).stat().st_size for row in ok) / len(ok) / 1024, **parts}  # fmt: skip
+            "mean_faces": sum(row["faces"] for row in ok) / len(ok),
+            "mesh_kb": sum((output / row["file"]).stat().st_size for row in ok) / len(ok) / 1024, **parts}  # fmt: skip
 
 
 def job_flags(flags: argparse.Namespace, model: str, work: Path, folder: str) -> dict[str, Any]:
@@ -169,9 +172,12 @@ def killed_job(flags: argparse.Namespace, model: str, work: Path) -> dict[str, A
         {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.glb")}
         for folder in (output, whole)
     )
-    return {"killed_at": len(found), "made_at_restart": len(kept), "made_twice": sum(file.stat().st_mtime_ns != at for file, at in kept.items()),
-            "seconds": resumed.seconds, "cpu_s": resumed.cpu_s, "rows": len(ours), "rows_that_differ": sum(ours.get(name) != row for name, row in theirs.items()),
-            "files": len(ours_files), "files_that_differ": sum(ours_files.get(name) != data for name, data in theirs_files.items()),
+    return {"killed_at": len(found), "made_at_restart": len(kept),
+            "made_twice": sum(file.stat().st_mtime_ns != at for file, at in kept.items()),
+            "seconds": resumed.seconds, "cpu_s": resumed.cpu_s, "rows": len(ours),
+            "rows_that_differ": sum(ours.get(name) != row for name, row in theirs.items()),
+            "files": len(ours_files), "files_that_differ": sum(ours_files.get(name) != data for name,
+                                                               data in theirs_files.items()),
             "files_more": len(set(ours_files) - set(theirs_files))}  # fmt: skip
 
 
@@ -236,7 +242,8 @@ def main() -> None:
         "resolution": flags.resolution,
         "num_workers": flags.num_workers,
     }
-    parts = {"scan": (flags.scan, lambda: scan(flags.scan, model, work)), "job": (flags.prompts, lambda: whole_job(flags, model, work)),
+    parts = {"scan": (flags.scan, lambda: scan(flags.scan, model, work)),
+             "job": (flags.prompts, lambda: whole_job(flags, model, work)),
              "killed": (flags.prompts and flags.kill_at, lambda: killed_job(flags, model, work))}  # fmt: skip
     for name, (wanted, part) in parts.items():
         if wanted:

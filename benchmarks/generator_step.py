@@ -102,8 +102,10 @@ def count(name: str, config: CARConfig, codec: CVQConfig) -> dict[str, Any]:
     return {
         "preset": name, "tokens": model.tokens, "parameters": parameters,
         "forward_flop": forward, "forward_formula": model.car.flops_per_object,
-        "step_flop": forward + counter.get_total_flops(), "step_formula": flops.car_training(model.car.flops_per_object, config),
-        "weights_bytes": memory.weights, "gradient_bytes": memory.gradients, "optimizer_bytes": memory.optimizer, "average_bytes": memory.average,
+        "step_flop": forward + counter.get_total_flops(),
+        "step_formula": flops.car_training(model.car.flops_per_object, config),
+        "weights_bytes": memory.weights, "gradient_bytes": memory.gradients, "optimizer_bytes": memory.optimizer,
+        "average_bytes": memory.average,
     }  # fmt: skip
 
 
@@ -128,8 +130,10 @@ def measure(
     rate, work = matrix_rate(device, train.precision, timer), 3 * model.car.flops_per_object / seconds
     return {
         "preset": name, "precision": train.precision, "batch_size": train.batch_size, "micro_batch": objects,
-        "parameters": parameters, "tokens": model.tokens, "samples_per_s": 1 / seconds, "tokens_per_s": model.tokens / seconds,
-        "clock": "wall" if on_gpu or flags.threads > 1 else "cpu", "model_flop_per_object": 3 * model.car.flops_per_object,
+        "parameters": parameters, "tokens": model.tokens, "samples_per_s": 1 / seconds,
+        "tokens_per_s": model.tokens / seconds,
+        "clock": "wall" if on_gpu or flags.threads > 1 else "cpu",
+        "model_flop_per_object": 3 * model.car.flops_per_object,
         "utilisation_of_product": work / rate, "matrix_flop_per_s": rate,
         "utilisation_of_peak": work / (1e12 * flags.peak_tflops) if flags.peak_tflops else None,
         "peak_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None, "estimated_bytes": estimated,
@@ -140,9 +144,11 @@ def show_count(row: dict[str, Any]) -> None:
     """Print what was counted."""
     gib = {key: value / 2**30 for key, value in row.items() if "bytes" in key}
     print(
-        f"{row['preset']}: {row['parameters'] / 1e6:.1f} M parameters, {row['tokens']} tokens; an object's forward pass {row['forward_flop'] / 1e12:.4g} TFLOP "
-        f"(formula {row['forward_formula'] / 1e12:.4g}), its step {row['step_flop'] / 1e12:.4g} (formula {row['step_formula'] / 1e12:.4g})\n"
-        f"  GiB: weights {gib['weights_bytes']:.2f}, gradients {gib['gradient_bytes']:.2f}, AdamW {gib['optimizer_bytes']:.2f}, averages {gib['average_bytes']:.2f}",
+        f"{row['preset']}: {row['parameters'] / 1e6:.1f} M parameters, {row['tokens']} tokens; an object's forward "
+        f"pass {row['forward_flop'] / 1e12:.4g} TFLOP (formula {row['forward_formula'] / 1e12:.4g}), its step "
+        f"{row['step_flop'] / 1e12:.4g} (formula {row['step_formula'] / 1e12:.4g})\n  GiB: weights "
+        f"{gib['weights_bytes']:.2f}, gradients {gib['gradient_bytes']:.2f}, AdamW {gib['optimizer_bytes']:.2f}, "
+        f"averages {gib['average_bytes']:.2f}",
         flush=True,
     )
 
@@ -152,9 +158,11 @@ def show(row: dict[str, Any]) -> None:
     peak = f", {row['utilisation_of_peak']:.0%} of the peak" if row["utilisation_of_peak"] else ""
     memory = f"peak {row['peak_bytes'] / 2**30:.2f} GiB, " if row["peak_bytes"] else ""
     print(
-        f"{row['preset']} {row['precision']} batch {row['batch_size']} by {row['micro_batch']}: {row['samples_per_s']:.3g} samples/s, {row['tokens_per_s']:.4g} tokens/s "
-        f"({row['clock']} time), {row['model_flop_per_object'] / 1e9:.4g} GFLOP an object, {row['utilisation_of_product']:.0%} of a matrix product's "
-        f"{row['matrix_flop_per_s'] / 1e12:.3g} TFLOP/s{peak}; {memory}estimated {row['estimated_bytes'] / 2**30:.2f} GiB",
+        f"{row['preset']} {row['precision']} batch {row['batch_size']} by {row['micro_batch']}: "
+        f"{row['samples_per_s']:.3g} samples/s, {row['tokens_per_s']:.4g} tokens/s ({row['clock']} time), "
+        f"{row['model_flop_per_object'] / 1e9:.4g} GFLOP an object, {row['utilisation_of_product']:.0%} of a matrix "
+        f"product's {row['matrix_flop_per_s'] / 1e12:.3g} TFLOP/s{peak}; {memory}estimated "
+        f"{row['estimated_bytes'] / 2**30:.2f} GiB",
         flush=True,
     )
 

@@ -61,7 +61,8 @@ def write_manifest(folder: Path, num_objects: int) -> int:
             name = id_of(number)
             author = f"author{number % 9973}"
             file.write(
-                f"{name},{name[:2]}/{name}.glb,{LICENCES[number % 3]},{author},https://example.org/{name},Object {number},{CATEGORIES[number % 8]}\n"
+                f"{name},{name[:2]}/{name}.glb,{LICENCES[number % 3]},{author},https://example.org/{name},Object "
+                f"{number},{CATEGORIES[number % 8]}\n"
             )
     return (folder / "manifest.csv").stat().st_size
 
@@ -93,10 +94,14 @@ def fabricate(config: Any) -> None:
         found = list(fetched(task.objects, config))
         ids = [one.item.id for one in found]
         sidecar = {
-            "schema_version": records.SCHEMA_VERSION, "config_sha256": sha256, "inputs_sha256": inputs_hash([one.item for one in found]),
-            "num_shards": task.num_shards, "rows": len(ids), "counts": {"ok": len(ids)}, "splits": dict(Counter(map(records.split_of, ids))),
-            "failures": {}, "content": dict.fromkeys(ids, "0" * 64), "seconds": dict.fromkeys(ids, 0.4), "view_seconds": 0.0,
-            "files": {name: [[f"{name[:2]}/{name}.glb", -1, 0]] for name in ids}, "bytes": len(PARQUET), "sha256": "0" * 64,
+            "schema_version": records.SCHEMA_VERSION, "config_sha256": sha256,
+            "inputs_sha256": inputs_hash([one.item for one in found]),
+            "num_shards": task.num_shards, "rows": len(ids), "counts": {"ok": len(ids)},
+            "splits": dict(Counter(map(records.split_of, ids))),
+            "failures": {}, "content": dict.fromkeys(ids, "0" * 64), "seconds": dict.fromkeys(ids, 0.4),
+            "view_seconds": 0.0,
+            "files": {name: [[f"{name[:2]}/{name}.glb", -1, 0]] for name in ids}, "bytes": len(PARQUET),
+            "sha256": "0" * 64,
         }  # fmt: skip
         sidecar["inputs_sha256"] = inputs_hash(known(config, found, sidecar))
         writers.submit(
@@ -243,7 +248,8 @@ def on_buckets(flags: argparse.Namespace) -> list[dict[str, Any]]:
             kinds = Counter("LIST" if "list-type" in request else request.split()[0] for request in set(asked))
             rows.append(row | {"requests": dict(kinds), "tried_again": len(asked) - kinds.total()})
             print(
-                f"{line(rows[-1])} {row['wall_s']:.0f} s, requests {dict(kinds)}, tried again {rows[-1]['tried_again']}",
+                f"{line(rows[-1])} {row['wall_s']:.0f} s, requests {dict(kinds)}, tried again "
+                f"{rows[-1]['tried_again']}",
                 flush=True,
             )
     return rows
@@ -254,7 +260,10 @@ HEAD = "| case | objects | shards | stale | CPU s | peak MB |\n|---|---|---|---|
 
 def line(row: dict[str, Any]) -> str:
     """One row of the table."""
-    return f"| {SHOWN[row['what']]} | {row['objects']:,d} | {row['num_shards']:,d} | {row['stale']:,d} | {row['seconds']:.1f} | {row['peak_mb']:.0f} |"
+    return (
+        f"| {SHOWN[row['what']]} | {row['objects']:,d} | {row['num_shards']:,d} | {row['stale']:,d} | "
+        f"{row['seconds']:.1f} | {row['peak_mb']:.0f} |"
+    )
 
 
 def main() -> None:

@@ -272,10 +272,14 @@ def markdown(report: dict[str, Any]) -> str:
         way: min((run for run in runs if run["way"] == way), key=lambda run: run["phases"]["convert"]["wall_s"])
         for way in WORKERS
     }
-    head = f"{about['cpu']}, {about['cores']} cores, commit {about['commit']}, {best['loop']['objects']} objects of {report['meshes']} at {report['resolution']} cells"
+    head = (
+        f"{about['cpu']}, {about['cores']} cores, commit {about['commit']}, {best['loop']['objects']} objects of "
+        f"{report['meshes']} at {report['resolution']} cells"
+    )
     load = f"load {about['load_average'][0]:.1f} to {about['load_average_after'][0]:.1f}"
     lines = [
-        "| way | start-up: s | CPU s | convert: s | CPU s | CPU ms an object | CPU above loop | servers | at work | others | end: s | CPU s |",
+        "| way | start-up: s | CPU s | convert: s | CPU s | CPU ms an object | CPU above loop | servers | at work | "
+        "others | end: s | CPU s |",
         "| --- |" + " --- |" * 11,
     ]
     lines += [_line(way, best[way], _cpu(runs, "loop") / best["loop"]["objects"], _cpu(runs, way)) for way in WORKERS]
@@ -312,7 +316,8 @@ def _ratios(best: dict[str, dict[str, Any]]) -> list[str]:
     shares = 2 * _at_work("ray-2", best["ray-2"]) / _at_work("ray-1", best["ray-1"])
     return [
         f"wall seconds of converting: ray-1 {100 * (wall('ray-1') / wall('loop') - 1):+.1f} % above loop",
-        f"two workers convert {wall('ray-1') / wall('ray-2'):.2f} times as fast as one ({shares:.2f} by their shares at work); two bare loops {wall('loop') / wall('loops-2'):.2f} times as fast as one",
+        f"two workers convert {wall('ray-1') / wall('ray-2'):.2f} times as fast as one ({shares:.2f} by their shares "
+        f"at work); two bare loops {wall('loop') / wall('loops-2'):.2f} times as fast as one",
     ]
 
 

@@ -11,7 +11,10 @@ MILLION = 1_000_000
 def markdown(report: dict[str, Any]) -> str:
     """All tables of a report that have at least one row."""
     about = report["machine"]
-    head = f"{about['cpu']}, commit {about['commit']}, meshes {report['meshes']}, load {about['load_average'][0]:.1f} to {about['load_average_after'][0]:.1f}"
+    head = (
+        f"{about['cpu']}, commit {about['commit']}, meshes {report['meshes']}, load {about['load_average'][0]:.1f} "
+        f"to {about['load_average_after'][0]:.1f}"
+    )
     parts = [head, stages(report["stages"]), meshes(report["stages"])]
     parts += [methods(report["methods"])] if report["methods"] else []
     parts += [core_hours(report["sample"])] if report["sample"] else []
@@ -86,8 +89,10 @@ def methods(rows: list[dict[str, Any]]) -> str:
                 continue
             ratios = sorted(row["seconds"] / first[row["path"]] for row in done)
             total = sum(row["seconds"] for row in done) / sum(first[row["path"]] for row in done)
-            lines.append([str(resolution), method, f"{len(done)} of {len(tried)}", f"{_mean(done, 'seconds'):.2f}", f"{total:.1f}", f"{ratios[0]:.1f} to {ratios[-1]:.1f}",
-                          f"{max(row['peak_mb'] for row in done):.0f}", f"{_mean(done, 'iou'):.3f}", f"{_mean(done, 'equal_far'):.4f}"])  # fmt: skip
+            lines.append([str(resolution), method, f"{len(done)} of {len(tried)}", f"{_mean(done, 'seconds'):.2f}",
+                          f"{total:.1f}", f"{ratios[0]:.1f} to {ratios[-1]:.1f}",
+                          f"{max(row['peak_mb'] for row in done):.0f}", f"{_mean(done, 'iou'):.3f}",
+                          f"{_mean(done, 'equal_far'):.4f}"])  # fmt: skip
     return _table(
         [
             "cells",

@@ -111,8 +111,9 @@ def main() -> None:
     found = {way: summary(rows, way) for way in drawn}
     for way, value in found.items():
         low, high = value["ratio_interval_95"]
-        print(f"from {way}: Chamfer {value['ratio_of_means']:.2f} times the tokenizer's (mean of ratios {low:.2f} to {high:.2f}); {value['within_aim']} of {len(rows)} "
-              f"objects within {AIM}; {value['without_mesh']} without a mesh; codes equal {value['codes_equal']:.3f}")  # fmt: skip
+        print(f"from {way}: Chamfer {value['ratio_of_means']:.2f} times the tokenizer's (mean of ratios {low:.2f} to "
+              f"{high:.2f}); {value['within_aim']} of {len(rows)} objects within {AIM}; {value['without_mesh']} "
+              f"without a mesh; codes equal {value['codes_equal']:.3f}")  # fmt: skip
     flags.output.write_text(
         json.dumps(
             {"machine": about("torch"), "flags": vars(flags) | {"output": str(flags.output)}, **found, "objects": rows},

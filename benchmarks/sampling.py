@@ -236,13 +236,15 @@ def measure(preset: str, flags: argparse.Namespace) -> dict[str, Any]:
     bench = Bench(build(preset, flags.model), flags)
     model = bench.model
     print(
-        f"\n{flags.model or preset}: {sum(p.numel() for p in model.car.parameters()):,} parameters, scales {model.scales}, {model.car.num_prefix} image tokens, cfg {flags.cfg}"
+        f"\n{flags.model or preset}: {sum(p.numel() for p in model.car.parameters()):,} parameters, scales "
+        f"{model.scales}, {model.car.num_prefix} image tokens, cfg {flags.cfg}"
     )
     rows = [bench.rates(batch, cached) for batch in flags.batches for cached in (True, False)]
     print(f"{'batch':>6} {'':>9} {'s':>9} {'objects/s':>10} {'tokens/s':>10} {'peak MB':>8}")
     for row in rows:
         print(
-            f"{row['batch']:6d} {'cached' if row['cached'] else 'uncached':>9} {row['seconds']:9.4f} {row['objects_per_s']:10.2f} {row['tokens_per_s']:10.0f} {row['peak_mb']:8.1f}"
+            f"{row['batch']:6d} {'cached' if row['cached'] else 'uncached':>9} {row['seconds']:9.4f} "
+            f"{row['objects_per_s']:10.2f} {row['tokens_per_s']:10.0f} {row['peak_mb']:8.1f}"
         )
     flops, may = bench.operations(), allowed(model)
     speedups = {
@@ -254,12 +256,15 @@ def measure(preset: str, flags: argparse.Namespace) -> dict[str, Any]:
         + f"; the schedule allows {may:.2f}"
     )
     print(
-        f"operations of the transformer: cached {flops['cached']:.4g}, {flops['cached'] / flops['teacher_forced']:.4f} of a teacher-forced pass; uncached {flops['uncached'] / flops['cached']:.2f} times that"
+        f"operations of the transformer: cached {flops['cached']:.4g}, "
+        f"{flops['cached'] / flops['teacher_forced']:.4f} of a teacher-forced pass; uncached "
+        f"{flops['uncached'] / flops['cached']:.2f} times that"
     )
     first, parts = bench.first_mesh(), bench.parts(flags.batches[-1])
     whole = sum(parts.values())
     print(
-        f"first mesh after {first:.3f} s; an object in a batch of {flags.batches[-1]} takes {whole:.4f} s at {flags.resolution} cells:"
+        f"first mesh after {first:.3f} s; an object in a batch of {flags.batches[-1]} takes {whole:.4f} s at "
+        f"{flags.resolution} cells:"
     )
     print("  " + ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in parts.items()))
     return {

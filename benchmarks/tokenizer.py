@@ -207,7 +207,8 @@ def measure(preset: str, flags: argparse.Namespace, device: torch.device) -> dic
         "train_samples_per_s": train.batch_size / step_s,
         "train_with_data_samples_per_s": train.batch_size / fed_s,
         "step_ms": 1e3 * step_s, "clock": "wall" if timer.now is time.perf_counter else "cpu",
-        "flop_per_object": flops.cvq_training(config, "joint"), "matrix_flop_per_s": rate, "utilisation": done / step_s / rate,
+        "flop_per_object": flops.cvq_training(config, "joint"), "matrix_flop_per_s": rate,
+        "utilisation": done / step_s / rate,
         "peak_bytes": peak, "estimated_bytes": estimate(config, train),
         "parts_ms": parts(trainer, make, timer, flags.steps),
     }  # fmt: skip
@@ -302,10 +303,11 @@ def show(row: dict[str, Any]) -> None:
     """Print the figures of one preset."""
     peak = f", peak {row['peak_bytes'] / 2**30:.2f} GiB" if row["peak_bytes"] else ""
     print(
-        f"{row['preset']} {row['precision']} batch {row['batch_size']}: train {row['train_samples_per_s']:.1f} samples/s "
-        f"({row['train_with_data_samples_per_s']:.1f} with its data; data alone {row['data_samples_per_s']:.0f}), "
-        f"step {row['step_ms']:.1f} ms of {row['clock']} time, {row['flop_per_object'] / 1e9:.3g} GFLOP an object, "
-        f"utilisation {row['utilisation']:.0%} of {row['matrix_flop_per_s'] / 1e12:.3g} TFLOP/s{peak}, estimated {row['estimated_bytes'] / 2**30:.2f} GiB"
+        f"{row['preset']} {row['precision']} batch {row['batch_size']}: train {row['train_samples_per_s']:.1f} "
+        f"samples/s ({row['train_with_data_samples_per_s']:.1f} with its data; data alone "
+        f"{row['data_samples_per_s']:.0f}), step {row['step_ms']:.1f} ms of {row['clock']} time, "
+        f"{row['flop_per_object'] / 1e9:.3g} GFLOP an object, utilisation {row['utilisation']:.0%} of "
+        f"{row['matrix_flop_per_s'] / 1e12:.3g} TFLOP/s{peak}, estimated {row['estimated_bytes'] / 2**30:.2f} GiB"
     )
     print(
         f"  encode {row['encode_objects_per_s']:.1f} objects/s, decode {row['decode_objects_per_s']:.1f} objects/s "

@@ -34,7 +34,8 @@ _MODULES = {
     "fit_surface": "g3pt.scaling.surface",
 }
 __all__ = [
-    "CVQ", "G3PT", "SampleConfig", "convert_mesh", "fit_power_law", "fit_surface", "load_arrays", "load_mesh", "open_dataset", "volume_iou",
+    "CVQ", "G3PT", "SampleConfig", "convert_mesh", "fit_power_law", "fit_surface", "load_arrays", "load_mesh",
+    "open_dataset", "volume_iou",
 ]  # fmt: skip
 
 

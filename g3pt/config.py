@@ -243,7 +243,8 @@ def check_format(values: Mapping[str, Any], file: str | Path) -> None:
     said = "has no format version" if found is None else f"has format version {found}"
     _require(
         found == FORMAT_VERSION,
-        f"{file} {said}; this g3pt reads version {FORMAT_VERSION}: use the g3pt that wrote it, or train or export again with this one",
+        f"{file} {said}; this g3pt reads version {FORMAT_VERSION}: use the g3pt that wrote it, or train or "
+        "export again with this one",
     )
 
 
@@ -255,32 +256,34 @@ SHORT: dict[str, Any] = {"steps": 1200, "batch_size": 16, "warmup_share": 0.08, 
 # Heads from `micro` on are 64 wide, a tile of a GPU's matrix units (`1.5M` and `10M`: 32). Learning rates above `nano`
 # are not measured.
 # fmt: off
+CVQ_LONG: dict[str, Any] = {"steps": 60_000, "base_width": 64, "precision": "bf16"}
 CVQ_PRESETS: dict[str, tuple[CVQConfig, TrainConfig]] = {
     "nano":  (CVQConfig(scales=(1, 4, 16, 64), width=64, num_heads=4, encoder_layers=1, decoder_layers=2,
-                        num_fourier=2, num_points=1024, num_encode_points=4096, num_volume_queries=256, num_near_queries=256),
+                        num_fourier=2, num_points=1024, num_encode_points=4096, num_volume_queries=256,
+                        num_near_queries=256),
               TrainConfig(**SHORT, learning_rate=2e-3, base_width=64, eval_every=300)),
     "micro": (CVQConfig(scales=(1, 4, 9, 16, 32, 64, 128), width=128, num_heads=2, encoder_layers=2, decoder_layers=4,
                         num_points=2048, num_volume_queries=512, num_near_queries=512),
               TrainConfig(steps=20_000, batch_size=32, learning_rate=2e-3, base_width=64)),
-    "small": (CVQConfig(scales=(1, 4, 9, 16, 36, 81, 182, 512), width=256, num_heads=4, encoder_layers=4, decoder_layers=6,
-                        num_points=8192, num_sharp_points=2048, num_encode_points=16384,
+    "small": (CVQConfig(scales=(1, 4, 9, 16, 36, 81, 182, 512), width=256, num_heads=4, encoder_layers=4,
+                        decoder_layers=6, num_points=8192, num_sharp_points=2048, num_encode_points=16384,
                         num_volume_queries=2048, num_near_queries=2048),
-              TrainConfig(steps=60_000, batch_size=256, learning_rate=1.6e-3, base_width=64, precision="bf16", ema_decay=0.9995)),
-    "base":  (CVQConfig(scales=(1, 4, 9, 16, 36, 81, 182, 410, 1024), width=384, num_heads=6, encoder_layers=8, decoder_layers=12,
-                        num_points=16384, num_sharp_points=4096, num_encode_points=16384,
+              TrainConfig(batch_size=256, learning_rate=1.6e-3, **CVQ_LONG, ema_decay=0.9995)),
+    "base":  (CVQConfig(scales=(1, 4, 9, 16, 36, 81, 182, 410, 1024), width=384, num_heads=6, encoder_layers=8,
+                        decoder_layers=12, num_points=16384, num_sharp_points=4096, num_encode_points=16384,
                         num_volume_queries=4096, num_near_queries=4096),
-              TrainConfig(steps=60_000, batch_size=128, learning_rate=1.2e-3, base_width=64, precision="bf16", ema_decay=0.9999)),
+              TrainConfig(batch_size=128, learning_rate=1.2e-3, **CVQ_LONG, ema_decay=0.9999)),
     "paper": (CVQConfig(scales=PAPER_SCALES, width=512, num_heads=8, encoder_layers=12, decoder_layers=16,
                         latent_queries="learned", quantizer="lfq",
                         num_points=16384, num_sharp_points=0, num_encode_points=16384,
                         num_volume_queries=8192, num_near_queries=8192),
-              TrainConfig(steps=60_000, batch_size=256, learning_rate=8e-4, base_width=64, precision="bf16", ema_decay=0.9999)),
+              TrainConfig(batch_size=256, learning_rate=8e-4, **CVQ_LONG, ema_decay=0.9999)),
     # The paper's size with what won at `nano` (LOG.md): anchored latents with their blur, FSQ, and sharp points as from
     # `small` on.
     "large": (CVQConfig(scales=PAPER_SCALES, width=512, num_heads=8, encoder_layers=12, decoder_layers=16,
                         num_points=16384, num_sharp_points=4096, num_encode_points=16384,
                         num_volume_queries=8192, num_near_queries=8192),
-              TrainConfig(steps=60_000, batch_size=256, learning_rate=8e-4, base_width=64, precision="bf16", ema_decay=0.9999)),
+              TrainConfig(batch_size=256, learning_rate=8e-4, **CVQ_LONG, ema_decay=0.9999)),
 }
 # Small sizes are named by their parameters; from 0.1B on, VAR's rule: width = 64 x depth, heads = depth.
 # 18 x depth x width^2 parameters each, without embeddings and head. From nano on a size is 1.5 to 2.9 times the one
@@ -291,29 +294,36 @@ PRETRAINED: dict[str, Any] = {
     "image_size": 224,
     "image_text_weight": 0.0,  # DINOv2 is trained on pictures already; not measured
 }
+CAR_LONG: dict[str, Any] = {"steps": 200_000, "base_width": 96, "precision": "bf16", "ema_decay": 0.9999}
 CAR_PRESETS: dict[str, tuple[CARConfig, TrainConfig]] = {
     "5k":    (CARConfig(depth=1, width=16, num_heads=1),   TrainConfig(**SHORT, learning_rate=3e-3, base_width=96)),
     "20k":   (CARConfig(depth=1, width=32, num_heads=2),   TrainConfig(**SHORT, learning_rate=3e-3, base_width=96)),
     "80k":   (CARConfig(depth=2, width=48, num_heads=2),   TrainConfig(**SHORT, learning_rate=3e-3, base_width=96)),
     "150k":  (CARConfig(depth=2, width=64, num_heads=2),   TrainConfig(**SHORT, learning_rate=3e-3, base_width=96)),
     "nano":  (CARConfig(depth=3, width=96, num_heads=3),   TrainConfig(**SHORT, learning_rate=3e-3, base_width=96)),
-    "1.5M":  (CARConfig(depth=5, width=128, num_heads=4),  TrainConfig(steps=4000, batch_size=32, learning_rate=2.6e-3, base_width=96, warmup_share=0.08, ema_decay=0.995)),
-    "micro": (CARConfig(depth=6, width=192, num_heads=3),  TrainConfig(steps=10_000, batch_size=64, learning_rate=2e-3, base_width=96)),
-    "10M":   (CARConfig(depth=8, width=256, num_heads=8),  TrainConfig(steps=20_000, batch_size=128, learning_rate=1.6e-3, base_width=96, precision="bf16")),
-    "small": (CARConfig(depth=8, width=384, num_heads=6),  TrainConfig(steps=50_000, batch_size=256, learning_rate=1.6e-3, base_width=96, precision="bf16")),
-    "base":  (CARConfig(depth=12, width=512, num_heads=8), TrainConfig(steps=100_000, batch_size=256, learning_rate=1.1e-3, base_width=96, precision="bf16")),
+    "1.5M":  (CARConfig(depth=5, width=128, num_heads=4),
+              TrainConfig(steps=4000, batch_size=32, learning_rate=2.6e-3, base_width=96, warmup_share=0.08,
+                          ema_decay=0.995)),
+    "micro": (CARConfig(depth=6, width=192, num_heads=3),
+              TrainConfig(steps=10_000, batch_size=64, learning_rate=2e-3, base_width=96)),
+    "10M":   (CARConfig(depth=8, width=256, num_heads=8),
+              TrainConfig(steps=20_000, batch_size=128, learning_rate=1.6e-3, base_width=96, precision="bf16")),
+    "small": (CARConfig(depth=8, width=384, num_heads=6),
+              TrainConfig(steps=50_000, batch_size=256, learning_rate=1.6e-3, base_width=96, precision="bf16")),
+    "base":  (CARConfig(depth=12, width=512, num_heads=8),
+              TrainConfig(steps=100_000, batch_size=256, learning_rate=1.1e-3, base_width=96, precision="bf16")),
     "0.1B":  (CARConfig(depth=11, width=704, num_heads=11, **PRETRAINED),
-              TrainConfig(steps=200_000, batch_size=256, learning_rate=1.5e-3, base_width=96, precision="bf16", ema_decay=0.9999)),
+              TrainConfig(**CAR_LONG, batch_size=256, learning_rate=1.5e-3)),
     "0.2B":  (CARConfig(depth=14, width=896, num_heads=14, **PRETRAINED),
-              TrainConfig(steps=200_000, batch_size=256, learning_rate=1.9e-3, base_width=96, precision="bf16", ema_decay=0.9999)),
+              TrainConfig(**CAR_LONG, batch_size=256, learning_rate=1.9e-3)),
     "0.3B":  (CARConfig(depth=16, width=1024, num_heads=16, **PRETRAINED),
-              TrainConfig(steps=200_000, batch_size=512, learning_rate=1.9e-3, base_width=96, precision="bf16", ema_decay=0.9999)),
+              TrainConfig(**CAR_LONG, batch_size=512, learning_rate=1.9e-3)),
     "0.5B":  (CARConfig(depth=19, width=1216, num_heads=19, **PRETRAINED),
-              TrainConfig(steps=200_000, batch_size=512, learning_rate=1.9e-3, base_width=96, precision="bf16", ema_decay=0.9999)),
+              TrainConfig(**CAR_LONG, batch_size=512, learning_rate=1.9e-3)),
     "0.9B":  (CARConfig(depth=23, width=1472, num_heads=23, **PRETRAINED),
-              TrainConfig(steps=200_000, batch_size=1024, learning_rate=1.9e-3, base_width=96, precision="bf16", ema_decay=0.9999)),
+              TrainConfig(**CAR_LONG, batch_size=1024, learning_rate=1.9e-3)),
     "1.5B":  (CARConfig(depth=27, width=1728, num_heads=27, **PRETRAINED),
-              TrainConfig(steps=200_000, batch_size=1024, learning_rate=1.9e-3, base_width=96, precision="bf16", ema_decay=0.9999)),
+              TrainConfig(**CAR_LONG, batch_size=1024, learning_rate=1.9e-3)),
 }
 # fmt: on
 

@@ -17,7 +17,8 @@ if __name__ == "__main__":
     main(
         SweepFlags,
         partial(scaling_sweep, page=write_report),
-        example="python jobs/scaling_sweep.py --data out/shapes --tokenizer out/runs/cvq-nano-s0-XXXXXXXX --output out/study --steps 150",
+        example="python jobs/scaling_sweep.py --data out/shapes --tokenizer out/runs/cvq-nano-s0-XXXXXXXX --output "
+        "out/study --steps 150",
         defaults=SCALING_SWEEP,
         expand=with_plan_file,
     )

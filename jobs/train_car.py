@@ -15,6 +15,7 @@ if __name__ == "__main__":
     main(
         TrainCARFlags,
         partial(train_car, page=write_report),
-        example="python jobs/train_car.py --data out/shapes --tokenizer out/runs/cvq-nano-s0-XXXXXXXX --output out/runs --preset nano",
+        example="python jobs/train_car.py --data out/shapes --tokenizer out/runs/cvq-nano-s0-XXXXXXXX --output "
+        "out/runs --preset nano",
         defaults=TRAIN_CAR,
     )

@@ -29,7 +29,8 @@ GIVEN = {
     "chair.png": (REPOSITORY / "docs" / "images" / "samples.png").read_bytes(),
 }  # files of the reader's own that a command names
 ELSEWHERE = {
-    "--working-dir", "--address", "--backend-store-uri", "--generate", "--head", "--constraint", "--editable", "--index-url",
+    "--working-dir", "--address", "--backend-store-uri", "--generate", "--head", "--constraint", "--editable",
+    "--index-url",
     "--force-reinstall", "--no-cache-dir", "--check",
 }  # fmt: skip # flags of ray, pip, ruff and mlflow
 OWN_PARSERS = ("pipelines.tracking.moved_store", "pipelines.release.mixed_folder", "g3pt.data.inspection", "pytest")

@@ -216,7 +216,8 @@ def test_g3pt_reads_no_environment() -> None:
 
 
 def test_g3pt_does_nothing_at_import() -> None:
-    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If, ast.TypeAlias) if sys.version_info >= (3, 12) else (
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If,
+               ast.TypeAlias) if sys.version_info >= (3, 12) else (
         ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If)  # fmt: skip
     work = [
         f"{path.relative_to(REPOSITORY)}:{node.lineno}"

@@ -59,7 +59,10 @@ def icosahedron(x: float, y: float, radius: float, fill: bool) -> Iterator[str]:
             shade = 222 - int(26 * sum(corners[k][0] - x for k in face) / radius)
             points = " ".join(f"{corners[k][0]:.1f},{corners[k][1]:.1f}" for k in face)
             colour = f"rgb({shade - 60},{shade - 30},{shade})" if fill else "white"
-            yield f'<polygon points="{points}" fill="{colour}" stroke="{INK}" stroke-width="1.2" stroke-linejoin="round"/>'
+            yield (
+                f'<polygon points="{points}" fill="{colour}" stroke="{INK}" stroke-width="1.2" '
+                f'stroke-linejoin="round"/>'
+            )
 
 
 def points(x: float, y: float, radius: float) -> Iterator[str]:
@@ -97,7 +100,10 @@ def scales(x: float, y: float, side: float = 44) -> Iterator[str]:
 
 def field(x: float, y: float, radius: float) -> Iterator[str]:
     yield f'<circle cx="{x}" cy="{y}" r="{radius + 9}" fill="url(#field)"/>'
-    yield f'<circle cx="{x}" cy="{y}" r="{radius - 8}" fill="none" stroke="{INK}" stroke-width="1.6" stroke-dasharray="4 3"/>'
+    yield (
+        f'<circle cx="{x}" cy="{y}" r="{radius - 8}" fill="none" stroke="{INK}" stroke-width="1.6" '
+        f'stroke-dasharray="4 3"/>'
+    )
 
 
 def tokenizer() -> Iterator[str]:
@@ -113,7 +119,8 @@ def tokenizer() -> Iterator[str]:
     yield from icosahedron(result, MIDDLE, 44, fill=True)
     for x, name, more in (
         (mesh, "mesh", "made watertight"), (cloud, "points", "on its surface"), (latent, "latents", "64 vectors"),
-        (code, "codes by scale", "each scale adds detail"), (occupancy, "field", "inside or outside"), (result, "mesh", "marching cubes"),
+        (code, "codes by scale", "each scale adds detail"), (occupancy, "field", "inside or outside"),
+        (result, "mesh", "marching cubes"),
     ):  # fmt: skip
         yield text(x, 222, name, 15, weight=700) + text(x, 241, more, 13, SOFT)
     edges = [
@@ -186,9 +193,10 @@ def svg() -> str:
         'font-family="DejaVu Sans, Verdana, Arial, sans-serif" role="img" aria-label="Overview of g3pt">'
     )
     defs = (
-        f'<defs><marker id="head" markerWidth="9" markerHeight="9" refX="7" refY="4" orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="{SOFT}"/></marker>'
-        f'<radialGradient id="field"><stop offset="0" stop-color="{CODES[0]}"/><stop offset="0.55" stop-color="{CODES[0]}" stop-opacity="0.8"/>'
-        f'<stop offset="1" stop-color="{CODES[0]}" stop-opacity="0"/></radialGradient></defs>'
+        f'<defs><marker id="head" markerWidth="9" markerHeight="9" refX="7" refY="4" orient="auto"><path d="M0,0 L8,4 '
+        f'L0,8 z" fill="{SOFT}"/></marker><radialGradient id="field"><stop offset="0" stop-color="{CODES[0]}"/><stop '
+        f'offset="0.55" stop-color="{CODES[0]}" stop-opacity="0.8"/><stop offset="1" stop-color="{CODES[0]}" '
+        f'stop-opacity="0"/></radialGradient></defs>'
     )
     background = f'<rect width="{WIDTH}" height="{HEIGHT}" rx="14" fill="white"/>'
     title = text(36, 36, "From a mesh to codes, from a prompt to a mesh", 18, anchor="start", weight=700)

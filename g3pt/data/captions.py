@@ -16,9 +16,12 @@ import re
 import numpy as np
 
 ADJECTIVES = {
-    "big", "small", "large", "little", "tiny", "huge", "tall", "low", "high", "short", "long", "wide", "narrow", "broad", "thick", "thin",
-    "slim", "deep", "shallow", "flat", "round", "square", "straight", "curved", "tapered", "flared", "conical", "open", "closed", "old", "new",
-    "modern", "simple", "red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "black", "white", "grey", "gray",
+    "big", "small", "large", "little", "tiny", "huge", "tall", "low", "high", "short", "long", "wide", "narrow",
+    "broad", "thick", "thin",
+    "slim", "deep", "shallow", "flat", "round", "square", "straight", "curved", "tapered", "flared", "conical", "open",
+    "closed", "old", "new",
+    "modern", "simple", "red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "black", "white", "grey",
+    "gray",
 }  # fmt: skip
 FIXED = (["low", "poly"], ["high", "poly"])  # the adjective belongs to the noun
 DETERMINERS = (

@@ -31,7 +31,11 @@ from g3pt.data.storage import Location, location, open_parquet, read_many
 from g3pt.data.summary import COLUMNS, Contents, plain, tensors_of
 from g3pt.data.tally import Tally
 
-USAGE = "usage: python -m g3pt.data.inspection DATASET [--verify]\n\nShow what a dataset contains (a folder, or s3://bucket/path, gs://bucket/path); --verify also reads and hashes every shard."
+USAGE = (
+    "usage: python -m g3pt.data.inspection DATASET [--verify]\n\n"
+    "Show what a dataset contains (a folder, or s3://bucket/path, gs://bucket/path); --verify also reads "
+    "and hashes every shard."
+)
 AHEAD = 8  # shards of a bucket fetched at once
 TELL_EVERY_S = 10.0
 SHOWN_FAULTS = 20
@@ -183,7 +187,8 @@ class Inspection:
             elif strange:
                 self._fault(
                     file,
-                    f"contains {strange[0]!r}, which belongs in {shard_name(shard_index(strange[0], self.info.num_shards))}",
+                    f"contains {strange[0]!r}, which belongs in "
+                    f"{shard_name(shard_index(strange[0], self.info.num_shards))}",
                     name,
                 )
 
@@ -218,7 +223,8 @@ class Inspection:
         head = [
             f"dataset {self.folder}",
             f"  {'state':<12}{state}",
-            f"  {'holds':<12}{held.num_rows:,d} objects in {held.num_shards:,d} shards, {held.num_bytes / 1e6:,.1f} MB of Parquet",
+            f"  {'holds':<12}{held.num_rows:,d} objects in {held.num_shards:,d} shards, {held.num_bytes / 1e6:,.1f} "
+            f"MB of Parquet",
         ]
         return [*head, *held.lines(), *self._verdict()]
 
@@ -244,7 +250,10 @@ class Inspection:
         names = " ".join(removed[:SHOWN_FAULTS]) + (
             f" and those of the {len(removed) - SHOWN_FAULTS:,d} other shards" if len(removed) > SHOWN_FAULTS else ""
         )
-        again = f"start the command that made the dataset again{self._command()}: it makes these shards anew and keeps the others"
+        again = (
+            f"start the command that made the dataset again{self._command()}: it makes these shards anew and "
+            f"keeps the others"
+        )
         return f"remove {names} there, then {again}" if removed else again
 
     def _command(self) -> str:
@@ -264,7 +273,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if unknown or len(paths) != 1:
             raise ValueError(
-                f"{f'unknown flag {unknown[0]}' if unknown else f'give one dataset, not {len(paths)}'}; {USAGE.splitlines()[0]}"
+                f"{f'unknown flag {unknown[0]}' if unknown else f'give one dataset, not {len(paths)}'}; "
+                f"{USAGE.splitlines()[0]}"
             )
         looked = Inspection(paths[0], verify="--verify" in arguments)
     except (ValueError, OSError) as error:

@@ -167,7 +167,8 @@ def load_shards(
             kept.append(row[name])
     if found != count:
         raise ValueError(
-            f"dataset {dataset.path}: shards {list(shards)} do not contain the {count} objects counted before: it changed while it was read"
+            f"dataset {dataset.path}: shards {list(shards)} do not contain the {count} objects counted before: it "
+            f"changed while it was read"
         )
     return arrays | lists
 

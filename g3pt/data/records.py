@@ -46,7 +46,8 @@ NUMBER_COLUMNS: dict[str, pa.DataType] = {
     "num_faces": pa.int64(),  # of the mesh as given, as is was_watertight
     "was_watertight": pa.bool_(),
     "num_components": pa.int64(),  # of the solid, as are all below
-    "largest_component_share": pa.float64(),  # longest side of the largest component by area / longest side of the solid
+    # longest side of the largest component by area / longest side of the solid
+    "largest_component_share": pa.float64(),
     "num_inner_shells": pa.int64(),  # components inside another one, or facing inward; 0 in a good row
     "solid_faces": pa.int64(),
     "solid_watertight": pa.bool_(),

@@ -126,7 +126,8 @@ class Contents:
             rows += [
                 (
                     "shrunk",
-                    f"{self.num_small:,d} ok objects whose largest component fills less than {SMALL_SHARE:g} of the box",
+                    f"{self.num_small:,d} ok objects whose largest component fills less than {SMALL_SHARE:g} of the "
+                    f"box",
                 )
             ]
         if self.filled:

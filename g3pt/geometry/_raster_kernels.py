@@ -146,7 +146,8 @@ def _doubled_area(points: np.ndarray, i: int, j: int, k: int) -> float:
 
 @njit(cache=True, nogil=True)
 def rasterise(
-    order: np.ndarray, over: bool, scene: Scene, screen: np.ndarray, level: np.ndarray, eye: np.ndarray, lights: np.ndarray,
+    order: np.ndarray, over: bool, scene: Scene, screen: np.ndarray, level: np.ndarray, eye: np.ndarray,
+    lights: np.ndarray,
     ambient: float, nearest: np.ndarray, owner: np.ndarray, picture: np.ndarray,
 ) -> None:  # fmt: skip
     """Draw the faces of `order` (indices, back to front where `over`).
@@ -221,7 +222,8 @@ def _owns(x0: float, y0: float, x1: float, y1: float) -> bool:
 
 @njit(cache=True, nogil=True)
 def shade(
-    scene: Scene, screen: np.ndarray, level: np.ndarray, eye: np.ndarray, lights: np.ndarray, ambient: float, owner: np.ndarray,
+    scene: Scene, screen: np.ndarray, level: np.ndarray, eye: np.ndarray, lights: np.ndarray, ambient: float,
+    owner: np.ndarray,
     picture: np.ndarray, each: int,
 ) -> None:  # fmt: skip
     """Colour every sample owned by an opaque face.

@@ -42,13 +42,16 @@ def quality_faults(figures: dict, num_queries: int, bounds: Bounds = Bounds()) -
     expected = min(max(volume / 8.0, 0.0), 1.0)
     spread = (expected * (1.0 - expected) / num_queries) ** 0.5 + 1.0 / num_queries if num_queries else 0.0
     checks = [
-        (not figures["solid_watertight"], "not-watertight", "an edge of the solid does not belong to exactly two faces"),
+        (not figures["solid_watertight"], "not-watertight",
+         "an edge of the solid does not belong to exactly two faces"),
         (shells > 0, "inner-shell", f"{shells} of the solid's components lie inside another or face inward"),
         (not volume >= bounds.min_volume, "too-thin", f"volume {volume:.3g} is below {bounds.min_volume:.3g}"),
-        (not chamfer <= bounds.max_chamfer, "far-from-input", f"chamfer_to_input {chamfer:.3g} is above {bounds.max_chamfer:.3g}"),
+        (not chamfer <= bounds.max_chamfer, "far-from-input",
+         f"chamfer_to_input {chamfer:.3g} is above {bounds.max_chamfer:.3g}"),
         (
             num_queries > 0 and not abs(share - expected) <= bounds.max_share_sigmas * spread,
-            "labels-disagree", f"{share:.4f} of the volume points lie inside, the solid fills {expected:.4f} of the box",
+            "labels-disagree",
+            f"{share:.4f} of the volume points lie inside, the solid fills {expected:.4f} of the box",
         ),
     ]  # fmt: skip
     return [(reason, text) for broken, reason, text in checks if broken]

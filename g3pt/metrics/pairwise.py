@@ -18,7 +18,8 @@ F_THRESHOLDS: tuple[float, ...] = (0.005, 0.01, 0.02)
 PROTOCOL: dict[str, str] = {
     "box": "the final solid is centred by its bounding box and scaled uniformly into [-0.95, 0.95]^3",
     "iou": "|A and B| / |A or B| over stored query points; both empty counts as 1; mean over objects",
-    "chamfer": "Chamfer-L1: (mean_a min_b |a-b| + mean_b min_a |a-b|) / 2: mean of both directions, distances unsquared",
+    "chamfer": "Chamfer-L1: (mean_a min_b |a-b| + mean_b min_a |a-b|) / 2: mean of both directions, distances "
+    "unsquared",
     "chamfer_squared": "Chamfer-L2: the same with squared distances: mean of both directions",
     "f_score": "harmonic mean of precision and recall, distance strictly below the threshold in box units",
     "hausdorff_95": "the larger of the two directed 95th percentiles of distances to the nearest point",

@@ -20,11 +20,12 @@ import numpy as np
 from g3pt.metrics.pairwise import bootstrap_interval, wilson_interval
 
 PROTOCOL: dict[str, str] = {
-    "chamfer": "squared Chamfer distance as in PointFlow: mean_a min_b |a-b|^2 + mean_b min_a |a-b|^2, a sum of both directions",
+    "chamfer": "squared Chamfer distance as in PointFlow: mean_a min_b |a-b|^2 + mean_b min_a |a-b|^2, a sum of both "
+    "directions",
     "cov": "share of reference objects that are the nearest one of at least one sample",
     "mmd": "mean over reference objects of the distance to their nearest sample",
-    "one_nna": "share of all objects of both sets whose nearest other object is of their own set; .5 if the sets can't be told apart, "
-    "1 if they lie apart, near 0 if samples copy references",
+    "one_nna": "share of all objects of both sets whose nearest other object is of their own set; .5 if the sets "
+    "can't be told apart, 1 if they lie apart, near 0 if samples copy references",
     "intervals": "95 %, neighbours held fixed: Wilson for shares, percentile bootstrap for mmd",
 }
 

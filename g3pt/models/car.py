@@ -133,7 +133,8 @@ class G3PT(nn.Module, Pretrained):
         return torch.cat(aligned, dim=1)
 
     def forward(self, batch: dict[str, Tensor], step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss and cross-entropies, in nats per token; in evaluation mode also those of each object and scale.
+        """The training loss and cross-entropies, in nats per token; in evaluation mode also those
+        of each object and scale.
 
         `batch`: codes_BS; text_BM, text_mask_BM, has_text_B; images_B3HW, has_image_B if the model reads images;
         text_BC and image_BMC, in any precision, may replace the encoders' inputs; aligned_BTA may hold inputs computed

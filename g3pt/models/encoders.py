@@ -154,7 +154,10 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def of_export(cls, path: str | Path) -> TextEncoder:
-        """The frozen text encoder that a generator's export (or finished run) contains. ValueError if it contains none."""
+        """The frozen text encoder that a generator's export (or finished run) contains.
+
+        ValueError if it contains none.
+        """
         small, state = exported_text(path)
         encoder = cls(EXPORTED, export_hash(path), small)
         encoder.load_state_dict(state)
@@ -172,7 +175,10 @@ class TextEncoder(nn.Module):
 
 
 def export_of(name: str) -> Path | None:
-    """The export folder at `name`; None for a hub id and for a folder of another library. ValueError for an unfinished run."""
+    """The export folder at `name`; None for a hub id and for a folder of another library.
+
+    ValueError for an unfinished run.
+    """
     folder = Path(name)
     config = folder / CONFIG_NAME
     ours = config.exists() and "kind" in json.loads(config.read_text(encoding="utf-8"))
@@ -182,7 +188,9 @@ def export_of(name: str) -> Path | None:
 
 
 def text_is_small(name: str) -> bool:
-    """Whether a configuration's text encoder has the sizes of SMALL_TEXT: it is trained here, or taken from an export."""
+    """Whether a configuration's text encoder has the sizes of SMALL_TEXT: it is trained here, or taken
+    from an export.
+    """
     return name in (SMALL, EXPORTED) or export_of(name) is not None
 
 
@@ -269,8 +277,9 @@ def from_hub(name: str) -> Iterator[None]:
 
         said = " ".join(str(error).split("\n")[0].split()).rstrip(" .")
         raise MissingEncoder(
-            f"encoder {name} is neither in the Hugging Face cache {constants.HF_HUB_CACHE} nor available from the hub ({said}); "
-            f"remedy: `hf download {name}` where there is a network, and HF_HOME set to a cache that every node reads"
+            f"encoder {name} is neither in the Hugging Face cache {constants.HF_HUB_CACHE} nor available from the hub "
+            f"({said}); remedy: `hf download {name}` where there is a network, and HF_HOME set to a cache that every "
+            f"node reads"
         ) from error
 
 

@@ -199,7 +199,8 @@ class StoredFeatures:
     def _check(self, kind: str, index: int) -> None:
         if not derived.derived_is_current(self.info, kind, index):
             raise ValueError(
-                f"{derived.derived_path(self.info, kind, index)} is missing or older than its shard: start the command with --features stored again"
+                f"{derived.derived_path(self.info, kind, index)} is missing or older than its shard: start the "
+                f"command with --features stored again"
             )
 
     def columns(self, ids: Sequence[str], shards: Sequence[int]) -> dict[str, Any]:

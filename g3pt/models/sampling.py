@@ -80,7 +80,8 @@ class SampleConfig:
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != num_scales:
                 raise ValueError(
-                    f"{name} has {len(value)} numbers, but the model has {num_scales} scales: give one number, or one per scale"
+                    f"{name} has {len(value)} numbers, but the model has {num_scales} scales: give one number, or one "
+                    f"per scale"
                 )
 
     def at(self, name: str, scale: int) -> float:

@@ -115,7 +115,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     """A report as text. A law that misses says so first."""
     law, points = found["law"], found["points"]
     shown = [
-        f"{points['num']} points, {found['num_sizes']} sizes, {found['num_samples']} numbers of samples; N is {points['count']}"
+        f"{points['num']} points, {found['num_sizes']} sizes, {found['num_samples']} numbers of samples; N is "
+        f"{points['count']}"
     ]
     if found["misses"]:
         lack = found["lack_of_fit"]
@@ -158,7 +159,8 @@ def optimum_command(flags: argparse.Namespace) -> None:
     print(f"{flags.flops:.3g} operations ({counted}), L = {law.form.formula}")
     print(f"  N {best.params:.4g}, 95 % [{best.params_interval[0]:.3g}, {best.params_interval[1]:.3g}]")
     print(
-        f"  D {best.samples:.4g}    loss {best.loss:.4f}, 95 % [{best.loss_interval[0]:.4f}, {best.loss_interval[1]:.4f}]"
+        f"  D {best.samples:.4g}    loss {best.loss:.4f}, 95 % [{best.loss_interval[0]:.4f}, "
+        f"{best.loss_interval[1]:.4f}]"
     )
     words = beyond(points, best.params, best.samples)
     if words:
@@ -168,7 +170,8 @@ def optimum_command(flags: argparse.Namespace) -> None:
         by_loss = {name: float(law(n, flags.flops / cost(n))) for name, n in known.items()}
         nearest = min(by_loss, key=lambda name: by_loss[name])
         print(
-            f"  size that exists: {nearest} (N {known[nearest]:.4g}) with D {flags.flops / float(cost(known[nearest])):.4g}, loss {by_loss[nearest]:.4f}"
+            f"  size that exists: {nearest} (N {known[nearest]:.4g}) with D "
+            f"{flags.flops / float(cost(known[nearest])):.4g}, loss {by_loss[nearest]:.4f}"
         )
 
 
@@ -183,7 +186,8 @@ def compare_command(flags: argparse.Namespace) -> None:
         low, high = one.interval
         words = "" if one.seen else ": not seen"
         print(
-            f"  {one.name}: {one.first:.4f} and {one.second:.4f}, difference {one.difference:+.4f}, 95 % [{low:+.4f}, {high:+.4f}]{words}"
+            f"  {one.name}: {one.first:.4f} and {one.second:.4f}, difference {one.difference:+.4f}, 95 % [{low:+.4f}, "
+            f"{high:+.4f}]{words}"
         )
     most = [float(points.flops[points.flops == points.flops].max(initial=0)) for points in (first, second)]
     flops = flags.flops or min(most)
@@ -192,7 +196,8 @@ def compare_command(flags: argparse.Namespace) -> None:
         return
     value, (low, high) = compute_multiplier(parts, (first, second), (cost_of(first), cost_of(second)), flops)
     print(
-        f"  the second needs {value:.3g} times the {flops:.3g} operations of the first for the same loss above E, 95 % [{low:.3g}, {high:.3g}]"
+        f"  the second needs {value:.3g} times the {flops:.3g} operations of the first for the same loss above E, 95 "
+        f"% [{low:.3g}, {high:.3g}]"
     )
 
 

@@ -104,8 +104,8 @@ def report(params: Sequence[float], losses: Sequence[float], seeds: Sequence[obj
         "num_sizes": sizes,
         "num_points": len(params),
         "status": "estimate" if sizes >= MIN_SIZES_FOR_ESTIMATE else "demonstration, not an estimate",
-        "method": "Least squares of log L from starts by variable projection; 95 % intervals by the errors of sizes and "
-        "of single runs (moments, Student's t)",
+        "method": "Least squares of log L from starts by variable projection; 95 % intervals by the errors of sizes "
+        "and of single runs (moments, Student's t)",
     }
     for name, pure in (("power_law_with_floor", False), ("pure_power_law", True)):
         if sizes < (2 if pure else 3):
@@ -114,6 +114,7 @@ def report(params: Sequence[float], losses: Sequence[float], seeds: Sequence[obj
         law = _fit(params, losses, pure)
         parts = errors(law, list(params), list(seeds) or list(range(len(params))))
         found[name] = {
-            **dataclasses.asdict(_power_law(law)), "interval_95": intervals(parts), "band_95": band(parts, params), "hold_out": hold_out_largest(params, losses, pure=pure),
+            **dataclasses.asdict(_power_law(law)), "interval_95": intervals(parts), "band_95": band(parts, params),
+            "hold_out": hold_out_largest(params, losses, pure=pure),
         }  # fmt: skip
     return found

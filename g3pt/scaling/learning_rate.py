@@ -66,7 +66,8 @@ def minimum(sweep: Sweep) -> Minimum:
     bend, slope, height = np.polyfit(x[at - 1 : at + 2] - x[at], y[at - 1 : at + 2], 2)
     shift = -slope / (2 * bend)
     return Minimum(
-        rate=float(np.exp(x[at] + shift)), loss=float(np.exp(height + slope * shift / 2)), inside=True, curvature=2 * float(bend)
+        rate=float(np.exp(x[at] + shift)), loss=float(np.exp(height + slope * shift / 2)), inside=True,
+        curvature=2 * float(bend)
     )  # fmt: skip
 
 

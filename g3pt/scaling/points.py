@@ -1,8 +1,8 @@
 """A study's points as a table: read from CSV or Parquet, checked line by line, imported from what others published.
 
 A point is one trained model: parameters N by three counts, samples D, seed, counted operations, test loss. Columns:
-docs/concepts/contracts.md; fits need one count of parameters, samples and a loss. A Parquet table has the same rows, and
-with each the losses of its test objects in columns that begin with OBJECTS.
+docs/concepts/contracts.md; fits need one count of parameters, samples and a loss. A Parquet table has the same rows,
+and with each the losses of its test objects in columns that begin with OBJECTS.
 
 Shapes: n points, o test objects.
 """
@@ -23,7 +23,8 @@ LOSS = "test_ce"
 OBJECTS = "objects_"  # of a column with a list per point: objects_id, objects_ce, objects_ce_scale_<k>
 # Header of a published table -> (column of ours -> column of theirs). Samples are counted in their unit, mostly tokens.
 KNOWN: dict[str, dict[str, str]] = {
-    "Epoch AI's reading of Chinchilla's figure 4": {"params_total": "Model Size", "flops": "Training FLOP", LOSS: "loss"},
+    "Epoch AI's reading of Chinchilla's figure 4": {"params_total": "Model Size", "flops": "Training FLOP",
+                                                    LOSS: "loss"},
 }  # fmt: skip
 
 
@@ -84,7 +85,8 @@ def read_points(path: Path | str, *, count: str = "", column: str = LOSS, held_o
     return Points(
         params=values[count], samples=values["samples"], loss=values[column],
         size=tuple(row.get("size") or row[count] for row in rows), seed=tuple(row.get("seed") or "0" for row in rows),
-        flops=np.array([_number(path, k, row, "flops") if row.get("flops") else math.nan for k, row in enumerate(rows)]),
+        flops=np.array([_number(path, k, row, "flops") if row.get("flops") else math.nan for k,
+                        row in enumerate(rows)]),
         count=count, column=column, source=str(path),
     )  # fmt: skip
 

@@ -83,7 +83,8 @@ def optimum(law: Fit, cost: Cost, flops: float, errors: Errors | None = None) ->
     )
     low, high = errors.interval(slope_p, best)
     return Optimum(
-        flops=flops, params=params, samples=samples, loss=found.loss, params_interval=(float(np.exp(low)), float(np.exp(high))),
+        flops=flops, params=params, samples=samples, loss=found.loss,
+        params_interval=(float(np.exp(low)), float(np.exp(high))),
         loss_interval=errors.loss(params, samples),
     )  # fmt: skip
 

@@ -21,8 +21,8 @@ from g3pt.scaling.points import Points
 
 LACK_LEVEL = 0.05  # a law whose lack of fit is less probable is said to miss
 METHOD = (
-    "least squares of log L from starts by variable projection; 95 % intervals by the errors of sizes, seeds and points "
-    "(moments, Satterthwaite); the form is the one that predicts rungs left out best"
+    "least squares of log L from starts by variable projection; 95 % intervals by the errors of sizes, seeds and "
+    "points (moments, Satterthwaite); the form is the one that predicts rungs left out best"
 )
 
 

@@ -88,8 +88,8 @@ def check_skipped(skipped: Sequence[int], num_steps: int | None = None) -> None:
     if found or len(skipped) == num_steps:
         found = list(found or skipped)
         error = NonFiniteLoss(
-            f"{len(found)} of {num_steps or WINDOW:,} steps were skipped because the loss or its gradient was not finite: "
-            f"steps {', '.join(map(str, found))}; lower the learning rate or look at those batches"
+            f"{len(found)} of {num_steps or WINDOW:,} steps were skipped because the loss or its gradient was not "
+            f"finite: steps {', '.join(map(str, found))}; lower the learning rate or look at those batches"
         )
         error.step = found[-1]
         raise error

@@ -32,8 +32,8 @@ PLAIN = (
     errno.ENETUNREACH,
 )  # errors of the machine, whose message says everything
 NO_GPU_MEMORY = re.compile(
-    r"(CUDA|HIP|MPS)( error)?: out of memory|(CUDA|HIP) out of memory|MPS backend out of memory|CUBLAS_STATUS_ALLOC_FAILED|"
-    r"CUDNN_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED|NCCL.*out of memory"
+    r"(CUDA|HIP|MPS)( error)?: out of memory|(CUDA|HIP) out of memory|MPS backend out of "
+    r"memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED|NCCL.*out of memory"
 )
 # Errors that another try cannot change. Not OSError and RuntimeError: a lost node or a broken collective raises them.
 DETERMINISTIC = (

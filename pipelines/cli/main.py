@@ -36,7 +36,8 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_NO_READER = 1, 2, 130, 141
 ESCAPES = "g3pt.escapes"  # the name of an error handler of encodings
 KINDS = {"INT": "whole number", "FLOAT": "number"}  # by tyro's names
 WRONG_TYPE = re.compile(
-    r"Error parsing (?P<flag>--\S+): (no type matching .* from \[(?P<optional>.*?)\]\. Got errors:|.*?: (?P<one>'.*')) .*?Argument helptext: --\S+ (\{None\}\|)?(?P<kind>INT|FLOAT) "
+    r"Error parsing (?P<flag>--\S+): (no type matching .* from \[(?P<optional>.*?)\]\. Got errors:|.*?: "
+    r"(?P<one>'.*')) .*?Argument helptext: --\S+ (\{None\}\|)?(?P<kind>INT|FLOAT) "
 )
 
 
@@ -164,8 +165,8 @@ def completed(
     defaults: Defaults | None,
     expand: Callable[[Sequence[str]], list[str]] = list,
 ) -> Call:
-    """The words of a call, expanded and with its defaults, announced in one line on stderr; exits after --save-config, and with 2 for
-    a bad g3pt.toml.
+    """The words of a call, expanded and with its defaults, announced in one line on stderr; exits after --save-config,
+    and with 2 for a bad g3pt.toml.
     """
     if not program(example).endswith(".py") or {"-h", "--help"} & set(given):
         return Call(words=list(given))

@@ -72,4 +72,7 @@ def _one_of(value: str, choices: dict[str, Any]) -> Any:
 
 def _unknown(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3)
-    return f"--set {name}: no such field; {'did you mean ' + ', '.join(close) if close else 'the fields are ' + ', '.join(known)}"
+    return (
+        f"--set {name}: no such field; "
+        f"{'did you mean ' + ', '.join(close) if close else 'the fields are ' + ', '.join(known)}"
+    )

@@ -26,7 +26,8 @@ from pipelines.cli.main import absolute
 from pipelines.report.page import write_report
 from pipelines.runs.locks import alone_in
 
-PROMPTS = (  # captions of the shapes' own grammar: the text encoder trained here is lost outside it (LOG.md, 2026-11-25)
+# Captions of the shapes' own grammar: the text encoder trained here is lost outside it (LOG.md, 2026-11-25).
+PROMPTS = (
     "a tall wide chair with a solid back and four legs",
     "a tall round table with a thick top and four legs",
     "a long low bench with a back and a solid base",
@@ -140,7 +141,8 @@ def make_shapes(demo: Demo) -> str | None:
     from pipelines.preprocess.job import preprocess
 
     config = PreprocessConfig(
-        source="shapes", output=demo.data, limit=demo.flags.num_shapes, num_shards=max(2, demo.flags.num_shapes // 32), resolution=RESOLUTION,
+        source="shapes", output=demo.data, limit=demo.flags.num_shapes, num_shards=max(2, demo.flags.num_shapes // 32),
+        resolution=RESOLUTION,
         views=3, view_size=64, num_surface=4096, num_sharp=512, num_queries=8192, seed=demo.flags.seed,
         replace=demo.flags.replace,
     )  # fmt: skip
@@ -309,7 +311,8 @@ def write_summary(demo: Demo) -> str:
     ]
     lines += ["| what | value |", "|---|---|"]
     lines += [
-        f"| objects (train / val / test) | {' / '.join(str(n) for n in dataset['splits'].values())}; {dataset['counts']} |"
+        f"| objects (train / val / test) | {' / '.join(str(n) for n in dataset['splits'].values())}; "
+        f"{dataset['counts']} |"
     ]
     lines += [f"| {name} | {value} |" for name, value in metric_rows(tokenizer["metrics"], generator["metrics"])]
     lines += [f"| scaling, {fit['num_sizes']} sizes | {fit['status']}; pure power law exponent {_exponent(fit)} |", ""]
@@ -322,7 +325,8 @@ def write_summary(demo: Demo) -> str:
     ]
     lines += ["Pictures: " + ", ".join(f"[{p.name}]({p.relative_to(demo.root)})" for p in pictures(demo)), ""]
     lines += [
-        "How each number was made stands in `tokenizer.json` and `generator.json` under `protocol`; [report.html](report.html) shows it all.",
+        "How each number was made stands in `tokenizer.json` and `generator.json` under `protocol`; "
+        "[report.html](report.html) shows it all.",
         f"Runs: `mlflow ui --backend-store-uri sqlite:///{demo.root}/mlflow.db`",
     ]
     text = "\n".join(lines) + "\n"
@@ -339,16 +343,23 @@ def metric_rows(tokenizer: dict[str, Any], generator: dict[str, Any]) -> list[tu
     )
     low, high = generator["family_accuracy_interval_95"]
     return [
-        ("tokenizer, test split: volume IoU / near-surface IoU", f"{tokenizer['iou_volume']:.3f} / {tokenizer['iou_near']:.3f}"),
+        ("tokenizer, test split: volume IoU / near-surface IoU",
+         f"{tokenizer['iou_volume']:.3f} / {tokenizer['iou_near']:.3f}"),
         ("Chamfer / F-score at 0.02", f"{tokenizer['chamfer']:.4f} / {tokenizer['f_score_0.02']:.3f}"),
         ("IoU by number of scales", " ".join(f"{value:.3f}" for value in first)),
         ("IoU lost when one scale's codes are another object's", " ".join(f"{value:.3f}" for value in lost)),
-        ("generator: samples of the prompted family", f"{generator['family_accuracy']:.3f} ({low:.3f} to {high:.3f}), chance {generator['family_chance']:.3f}"),
+        ("generator: samples of the prompted family",
+         f"{generator['family_accuracy']:.3f} ({low:.3f} to {high:.3f}), chance {generator['family_chance']:.3f}"),
         ("the same, prompts never trained on", f"{generator['family_accuracy_unseen']:.3f}"),
-        *([("the same, given only a held-out picture", f"{generator['image_family_accuracy']:.3f}")] if generator.get("image_family_accuracy") is not None else []),
-        *([("attributes of the prompt found on the mesh", f"{_interval(generator, 'attribute_agreement')}, chance {generator['attribute_chance']:.3f}")] if generator.get("attribute_agreement") is not None else []),
+        *([("the same, given only a held-out picture",
+            f"{generator['image_family_accuracy']:.3f}")]
+          if generator.get("image_family_accuracy") is not None else []),
+        *([("attributes of the prompt found on the mesh",
+            f"{_interval(generator, 'attribute_agreement')}, chance {generator['attribute_chance']:.3f}")]
+          if generator.get("attribute_agreement") is not None else []),
         ("samples watertight and in one body", _interval(generator, "valid_share")),
-        ("nearest training object, median Chamfer", f"{generator['nearest_chamfer_median']:.4f}; test objects {generator['held_out_nearest_chamfer_median']:.4f}"),
+        ("nearest training object, median Chamfer",
+         f"{generator['nearest_chamfer_median']:.4f}; test objects {generator['held_out_nearest_chamfer_median']:.4f}"),
     ]  # fmt: skip
 
 

@@ -75,7 +75,8 @@ def choose_images(info: DatasetInfo, export: Path, held: dict[str, Any], flags: 
     found = {row["id"]: row for row in rows if row["id"] in wanted and len(row["views"])}
     return [
         {
-            "text": None, "image": bytes(found[i]["views"][0]), "family": told[i][0], "attributes": attributes_of(told[i][1]), "pictured": i,
+            "text": None, "image": bytes(found[i]["views"][0]), "family": told[i][0],
+            "attributes": attributes_of(told[i][1]), "pictured": i,
             "credit": {name: found[i][name] for name in CREDITED},
         }
         for i in drawn

@@ -39,8 +39,8 @@ def protocol(
         "sampling": settings(flags) or "the sampler's defaults",
         "iso_surface": f"logit 0 on a grid of {flags.resolution} cells per side, refined near the surface from "
         f"{flags.coarse}; floaters below 1 % of the area removed",
-        "surface_points": f"for {NUM_QUERIES} points of each surface the nearest among all {info.config.num_surface} of "
-        "the other is searched",
+        "surface_points": f"for {NUM_QUERIES} points of each surface the nearest among all {info.config.num_surface} "
+        f"of the other is searched",
         "family_accuracy": "share of samples whose nearest training object by Chamfer is of the prompted family; a "
         "sample without a mesh counts as wrong",
         "chance": "share of the prompted family in the training split, mean over prompts (a random training object)",
@@ -91,9 +91,9 @@ def guidance_protocol(flags: Any) -> dict[str, str]:
     if flags.guidance_grid is None:
         return {}
     return {
-        "guidance": f"the first {min(GRID_SAMPLES, flags.num_samples)} prompts with their seeds at each strength; ramp: "
-        "from 0 at the first scale to the strength at the last; constant: the same at all scales; 0: no guidance. "
-        "Cross-entropy is measured without guidance and is not part of this"
+        "guidance": f"the first {min(GRID_SAMPLES, flags.num_samples)} prompts with their seeds at each strength; "
+        f"ramp: from 0 at the first scale to the strength at the last; constant: the same at all scales; 0: no "
+        f"guidance. Cross-entropy is measured without guidance and is not part of this"
     }
 
 

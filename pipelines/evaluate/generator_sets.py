@@ -64,9 +64,9 @@ def protocol(found: dict[str, Any], split: str) -> dict[str, str]:
         return {"sets": "not compared: --num-compared, samples with a mesh or held-out objects are fewer than 2"}
     size = found["num_compared"]
     return {
-        "sets": f"the first {size} samples of texts with a mesh, and {size} random objects of split {split!r}; prompts are "
-        f"not these objects' captions; train_*: {size} random training objects in the samples' place, the result of a "
-        "perfect sampler",
+        "sets": f"the first {size} samples of texts with a mesh, and {size} random objects of split {split!r}; "
+        f"prompts are not these objects' captions; train_*: {size} random training objects in the samples' place, the "
+        f"result of a perfect sampler",
         "sets_points": f"{found['num_compared_points']} points per surface, in the dataset's box, neither moved nor "
         "scaled",
         **{f"sets_{name}": words for name, words in sets.PROTOCOL.items()},

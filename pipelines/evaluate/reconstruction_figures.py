@@ -6,7 +6,7 @@ occupancy bits of equal size; `distinct_`: without near-duplicates of training o
 (none: mean; `_median`; `_p05` or `_p95`: the bad tail; `_interval_95`: interval of the mean).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -140,20 +140,20 @@ def protocol(flags: Any, info: DatasetInfo, config: Any, duplicates: str) -> dic
         **pairwise.PROTOCOL,
         "task": "reconstruction: the model reads `surface`; its output is compared with `eval_surface`, an independent "
         "sample of the same solid",
-        "query_points": f"{queries} volume points uniform in [-1, 1]^3 and {queries} near-surface points per object, with "
-        "exact labels",
+        "query_points": f"{queries} volume points uniform in [-1, 1]^3 and {queries} near-surface points per object, "
+        f"with exact labels",
         "surface_points": f"{info.config.num_surface} per surface, uniform over the area",
         "iso_surface": f"logit 0 on a grid of {flags.resolution} cells per side, refined near the surface from "
         f"{flags.coarse}; floaters below 1 % of the area removed",
-        "aggregation": "mean over objects; objects without a mesh count 0 in F-scores and are left out of mean distances "
-        "(num_without_mesh)",
+        "aggregation": "mean over objects; objects without a mesh count 0 in F-scores and are left out of mean "
+        "distances (num_without_mesh)",
         "tails": "median, and the bad tail: 5th percentile where more is better, 95th where less is; a missing mesh "
         "counts as infinitely far",
         "intervals": "95 % percentile bootstrap over objects, 1000 resamples, seed 0",
         "by_thickness": BY_THICKNESS,
         "by_category": "means over the objects of a category",
-        "shuffled": "the codes of one scale are replaced by those of another object of the split (one cycle through all "
-        "objects)",
+        "shuffled": "the codes of one scale are replaced by those of another object of the split (one cycle through "
+        "all objects)",
         "first_scales": "IoU of the first k scales over all objects; Chamfer over at most "
         f"{flags.num_detailed} objects spread evenly over the split, those with a mesh at every k",
         "continuous": "the same latents without the quantiser; IoU over all objects, surface metrics over the same "
@@ -210,5 +210,5 @@ def table(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def numbers(found: dict[str, Any], *names: str, spec: str = ".4f", separator: str = " / ") -> str:
     """The values of these names in one string."""
-    show: Callable[[str], str] = lambda name: "none" if found.get(name) is None else format(found[name], spec)  # noqa: E731
-    return separator.join(show(name) for name in names)
+    values = [found.get(name) for name in names]
+    return separator.join("none" if value is None else format(value, spec) for value in values)

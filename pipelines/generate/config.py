@@ -60,7 +60,8 @@ class GenerateConfig(DryRun, OnRay, Replace):
     max_faces: int = 0
     """simplify each mesh to at most this many faces, if it stays closed; 0 keeps all"""
     format: Literal["glb", "obj", "ply", "stl"] = "glb"
-    """mesh file format; all have the same axes, y up as in glTF (unless the model was trained on files with other axes)"""
+    """mesh file format; all have the same axes, y up as in glTF (unless the model was trained on files with other
+    axes)"""
     num_workers: int | None = None
     """workers, each with one GPU, or one CPU if the cluster has no GPU; default all"""
 

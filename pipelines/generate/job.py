@@ -258,7 +258,8 @@ def _finish(output: Path, rows: list[dict[str, Any]], made: int, seconds: float,
         first = next(row["sample"] for row in ok if note in row["note"])
         print(f"generate: {note} ({count} of {len(ok)}, the first {first})", file=sys.stderr)
     outcome.nothing_done = not made
-    outcome.metrics |= {"samples_ok": float(len(ok)), "samples_not_ok": float(len(rows) - len(ok)), "samples_made": float(made), "seconds": seconds,
+    outcome.metrics |= {"samples_ok": float(len(ok)), "samples_not_ok": float(len(rows) - len(ok)),
+                        "samples_made": float(made), "seconds": seconds,
                         "seconds_per_sample": sum(r["seconds"] for r in ok) / max(1, len(ok)),
                         "tokens_per_s": sum(r["tokens_per_s"] for r in ok) / max(1, len(ok))}  # fmt: skip
     picture = _picture(output, ok)

@@ -292,7 +292,8 @@ def _sample(
         if isinstance(source, bytes):
             path = _picture_file(config, source)
             image = path.relative_to(output_folder(config)).as_posix()
-    return Sample(id=object_id, text=text, image=image, image_path=path and str(path), image_sha256=digest, seed=config.seed,
+    return Sample(id=object_id, text=text, image=image, image_path=path and str(path), image_sha256=digest,
+                  seed=config.seed,
                   cfg=asked.cfg, cfg_text=asked.cfg_text, cfg_image=asked.cfg_image)  # fmt: skip
 
 

@@ -116,7 +116,8 @@ class SampleMaker:
         write_mesh(self.folder.output / file, vertices, faces)
         digest = hashlib.sha256((self.folder.output / file).read_bytes()).hexdigest()
         seconds |= {"seconds_decoding": decoded - begun, "seconds_writing": time.perf_counter() - decoded}
-        self._record(sample, status="ok", error="", note=note, file=file, sha256=digest, vertices=len(vertices), faces=len(faces),
+        self._record(sample, status="ok", error="", note=note, file=file, sha256=digest, vertices=len(vertices),
+                     faces=len(faces),
                      watertight=watertight, **seconds)  # fmt: skip
 
     def _identity(self, sample: Sample) -> str:

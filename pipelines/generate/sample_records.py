@@ -26,7 +26,8 @@ SUBFOLDERS = [f"{number:02x}" for number in range(256)]
 
 def identity(config: GenerateConfig, sample: Sample, model_hash: str) -> str:
     """sha256 of everything that determines a sample's mesh."""
-    values = {"prompt": [sample.text, sample.image_sha256], "seed": sample.seed, "model": model_hash, "resolution": config.resolution,
+    values = {"prompt": [sample.text, sample.image_sha256], "seed": sample.seed, "model": model_hash,
+              "resolution": config.resolution,
               "format": config.format, "sampling": sample.settings(config).as_dict()}  # fmt: skip
     if config.max_faces:  # otherwise the identity is as before this flag existed
         values["max_faces"] = config.max_faces

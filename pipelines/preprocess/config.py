@@ -52,8 +52,8 @@ class PreprocessConfig(DryRun, OnRay, Replace):
     watertight: Literal["narrowband", "mesh2sdf"] = "narrowband"
     """method that makes the solid; mesh2sdf is slow"""
     open_surfaces: Literal["fill", "wall"] = "fill"
-    """what becomes of open surfaces. fill: air that they enclose is inside (a column without lids, a mountain without a floor);
-    wall: they become walls two voxels thick"""
+    """what becomes of open surfaces. fill: air that they enclose is inside (a column without lids, a mountain without a
+    floor); wall: they become walls two voxels thick"""
     views: int = 0
     """rendered RGBA views per object, with textures"""
     view_size: int = 256
@@ -65,8 +65,8 @@ class PreprocessConfig(DryRun, OnRay, Replace):
     num_sharp: int = 4096
     """points on sharp edges per object; 0: no column sharp"""
     num_queries: int = 32768
-    """labelled points near the surface, and the same number in the volume, a multiple of 8; 0: none, which is enough for a
-    generator but not for a tokenizer"""
+    """labelled points near the surface, and the same number in the volume, a multiple of 8; 0: none, which is enough
+    for a generator but not for a tokenizer"""
     near_voxels: Numbers | None = None
     """noise of the points near the surface in voxels, as 0.5,1,3; default 0.001,0.005,0.02 of the box's half"""
     timeout_s: float | None = None
@@ -80,8 +80,8 @@ class PreprocessConfig(DryRun, OnRay, Replace):
     seed: int = 0
     """seed of shapes, points and views"""
     seeds: str | None = None
-    """shapes: objects of several seeds, comma-separated, 100,000 per seed; ids of seed K above 0 begin with sK/; default
-    those of --seed"""
+    """shapes: objects of several seeds, comma-separated, 100,000 per seed; ids of seed K above 0 begin with sK/;
+    default those of --seed"""
     retry_failed: bool = False
     """redo shards with timeouts, out-of-memory or download errors"""
     rehash: bool = False

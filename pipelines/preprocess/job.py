@@ -220,7 +220,8 @@ def _report(
 ) -> None:
     """Print what the dataset contains and, if anything was done, fill in what MLflow shows."""
     print(
-        f"dataset: {_counted(summary['counts'])}; splits {_counted(summary['splits'])}; {len(summary['shards'])} shards",
+        f"dataset: {_counted(summary['counts'])}; splits {_counted(summary['splits'])}; {len(summary['shards'])} "
+        f"shards",
         flush=True,
     )
     if summary["failures"]:

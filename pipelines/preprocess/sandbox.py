@@ -146,7 +146,8 @@ class Sandbox:
         command = [sys.executable, "-m", "pipelines.preprocess.sandbox", "--memory-limit-gb", str(self.memory_limit_gb)]
         command += ["--parent-pid", str(os.getpid())] + (["--warm-up", self.warm_up] if self.warm_up else [])
         self._child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=_child_environment(), start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=_child_environment(),
+            start_new_session=True
         )  # fmt: skip
         try:
             read_frame(self._child.stdout, time.monotonic() + START_TIMEOUT_S)

@@ -24,11 +24,15 @@ KINDS = {
 }
 CLASSES = {"cvq": "CVQ", "car": "G3PT"}  # public names of the package g3pt
 SHOWN = {  # metrics of an evaluation, in this order, as far as it has them
-    "iou_volume": "volume IoU", "iou_near": "IoU near the surface", "chamfer": "Chamfer distance", "f_score_0.005": "F-score at 0.005",
+    "iou_volume": "volume IoU", "iou_near": "IoU near the surface", "chamfer": "Chamfer distance",
+    "f_score_0.005": "F-score at 0.005",
     "f_score_0.01": "F-score at 0.01", "f_score_0.02": "F-score at 0.02", "normal_consistency": "normal consistency",
-    "hausdorff_95": "Hausdorff distance, 95 %", "distinct_iou_volume": "volume IoU without near-duplicates", "distinct_chamfer": "Chamfer without near-duplicates",
-    "continuous_iou_volume": "volume IoU of the unquantised latents", "grid_iou_volume": "volume IoU of an occupancy grid of equal bits", "family_accuracy": "right family",
-    "attribute_agreement": "attributes of the prompt found on the mesh", "valid_share": "watertight and in one body", "nearest_chamfer_median": "Chamfer to the nearest training object, median",
+    "hausdorff_95": "Hausdorff distance, 95 %", "distinct_iou_volume": "volume IoU without near-duplicates",
+    "distinct_chamfer": "Chamfer without near-duplicates",
+    "continuous_iou_volume": "volume IoU of the unquantised latents",
+    "grid_iou_volume": "volume IoU of an occupancy grid of equal bits", "family_accuracy": "right family",
+    "attribute_agreement": "attributes of the prompt found on the mesh", "valid_share": "watertight and in one body",
+    "nearest_chamfer_median": "Chamfer to the nearest training object, median",
 }  # fmt: skip
 
 
@@ -63,8 +67,10 @@ def read_run(
     from pipelines.runs.notes import COMMAND_FILE, read_note
 
     return Made(
-        name=name, config=json.loads((export / "config.json").read_text(encoding="utf-8")), run=json.loads((run_dir / "config.json").read_text(encoding="utf-8")),
-        records=Ledger.of(run_dir).read(), environment=(read_note(run_dir, COMMAND_FILE) or {}).get("environment") or {},
+        name=name, config=json.loads((export / "config.json").read_text(encoding="utf-8")),
+        run=json.loads((run_dir / "config.json").read_text(encoding="utf-8")),
+        records=Ledger.of(run_dir).read(), environment=(read_note(run_dir,
+                                                                  COMMAND_FILE) or {}).get("environment") or {},
         trained_on=trained_on, evaluation=evaluation, precision=precision,
     )  # fmt: skip
 
@@ -190,7 +196,10 @@ def credits(made: Made) -> str:
 def budget(made: Made) -> list[str]:
     """Section: steps, samples, time, hardware."""
     train, about = made.run["config"]["train"], made.environment
-    hardware = f"{about.get('cores', '?')} x {about.get('cpu', 'unknown processor')}, {', '.join(about.get('gpus') or []) or 'no GPU'}"
+    hardware = (
+        f"{about.get('cores', '?')} x {about.get('cpu', 'unknown processor')}, "
+        f"{', '.join(about.get('gpus') or []) or 'no GPU'}"
+    )
     return [
         "## Training", "",
         f"{train['steps']:,} steps of {train['batch_size']} objects ({train['steps'] * train['batch_size']:,} "

@@ -42,7 +42,10 @@ def generator(page: Page, file: Path) -> None:
     if samples:
         body += [paragraph(f"The first samples, none left out. {HINT}", "soft"), cards(samples)]
     if pictured:
-        words = "The first samples made only from a picture of a held-out object, none left out. Left: the picture. Right: the sample."
+        words = (
+            "The first samples made only from a picture of a held-out object, none left out. Left: the picture. "
+            "Right: the sample."
+        )
         body += [paragraph(words, "soft"), cards(pictured, "pairs")]
     if not entries:
         body.append(no_gallery())
@@ -67,7 +70,8 @@ def _pictured(page: Page, file: Path, source: Source, entry: Source) -> Markup:
     mesh, why_not = mesh_of(file, entry)
     words = f"picture of {entry.get('id')}"
     views = Markup(
-        '<div class="pair"><div>{}<div class="which">picture</div></div><div>{}<div class="which">sample</div></div></div>'
+        '<div class="pair"><div>{}<div class="which">picture</div></div><div>{}<div '
+        'class="which">sample</div></div></div>'
     ).format(_picture(file, entry, words), page.view(mesh, f"Sample from a {words}", why_not=why_not))
     told = Markup("seed {} · {}").format(scored.number("seed", spec="d"), text(entry.get("id")))
     return card(views, caption(scored.get("family") or words), told, _nearest(scored))

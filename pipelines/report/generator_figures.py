@@ -94,9 +94,11 @@ def families(metrics: Source) -> Markup:
 def attributes(metrics: Source) -> Markup:
     """Table: shares of the prompt's attributes that the mesh shows."""
     parts = [
-        (label, f"{prefix}attribute_agreement{suffix}", f"{prefix}attribute_chance{suffix}", f"{prefix}num_with_attributes{suffix}")
+        (label, f"{prefix}attribute_agreement{suffix}", f"{prefix}attribute_chance{suffix}",
+         f"{prefix}num_with_attributes{suffix}")
         for label, prefix, suffix in (
-            ("All texts", "", ""), ("Seen in training", "", "_seen"), ("Never trained on", "", "_unseen"), ("A held-out picture, no text", "image_", ""),
+            ("All texts", "", ""), ("Seen in training", "", "_seen"), ("Never trained on", "", "_unseen"),
+            ("A held-out picture, no text", "image_", ""),
             ("Held-out objects through the tokenizer", "rebuilt_", ""), ("Held-out objects as they are", "solid_", ""),
         )
     ]  # fmt: skip
@@ -246,8 +248,11 @@ def guidance(metrics: Source) -> Markup:
         )
     ]
     rows = [
-        (point.number("cfg", spec="g"), text(point.get("cfg_schedule") if point.get("cfg") else "none"), point.number("family_accuracy"), point.interval("family_accuracy_interval_95"),
-         point.number("attribute_agreement"), point.interval("attribute_agreement_interval_95"), point.number("nearest_chamfer_median", spec=".4f"), point.number("valid_share"), point.number("num_samples", spec=",d"))
+        (point.number("cfg", spec="g"), text(point.get("cfg_schedule") if point.get("cfg") else "none"),
+         point.number("family_accuracy"), point.interval("family_accuracy_interval_95"),
+         point.number("attribute_agreement"), point.interval("attribute_agreement_interval_95"),
+         point.number("nearest_chamfer_median", spec=".4f"), point.number("valid_share"),
+         point.number("num_samples", spec=",d"))
         for point in points
     ]  # fmt: skip
     heads = (

@@ -18,7 +18,10 @@ from typing import Any
 from markupsafe import Markup
 
 ASSETS = Path(__file__).with_name("assets")
-POLICY = "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data:; base-uri "
+    "'none'; form-action 'none'"
+)
 LINK_LETTERS = 36
 LICENCES_WITH_PAGES = {
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
@@ -57,7 +60,8 @@ class Page:
         """Add a number at the top."""
         self.tiles.append(
             Markup(
-                '<div class="tile"><div class="value">{}</div><div class="label">{}</div><div class="note">{}</div></div>'
+                '<div class="tile"><div class="value">{}</div><div class="label">{}</div><div '
+                'class="note">{}</div></div>'
             ).format(value, label, note)
         )
 
@@ -81,7 +85,8 @@ class Page:
         self.objects.append(shape)
         number = len(self.objects) - 1
         return Markup(
-            '<canvas tabindex="0" role="img" aria-roledescription="3D view" aria-label="{}. Arrow keys turn it, plus and minus zoom." data-object="{}" data-group="{}"></canvas>'
+            '<canvas tabindex="0" role="img" aria-roledescription="3D view" aria-label="{}. Arrow keys turn it, plus '
+            'and minus zoom." data-object="{}" data-group="{}"></canvas>'
         ).format(label, number, group or f"alone-{number}")
 
 
@@ -240,7 +245,8 @@ def _viewer(objects: list[dict[str, Any]]) -> Markup:
     data = json.dumps(objects, separators=(",", ":")).replace("<", "\\u003c")
     viewer = (ASSETS / "viewer.js").read_text(encoding="utf-8")
     return Markup(
-        '<script type="importmap">{}</script>\n<script type="application/json" id="objects">{}</script>\n<script type="module">\n{}</script>'
+        '<script type="importmap">{}</script>\n<script type="application/json" id="objects">{}</script>\n'
+        '<script type="module">\n{}</script>'
     ).format(Markup(imports), Markup(data), Markup(viewer))
 
 
@@ -250,5 +256,6 @@ def _address(script: str) -> str:
 
 def _notice() -> Markup:
     return Markup(
-        '<details class="notice"><summary>This page contains three.js 0.185.1 (MIT licence)</summary><pre>{}</pre></details>'
+        '<details class="notice"><summary>This page contains three.js 0.185.1 (MIT '
+        "licence)</summary><pre>{}</pre></details>"
     ).format((ASSETS / "LICENSE.three").read_text(encoding="utf-8"))

@@ -141,13 +141,15 @@ def _axis(
 def _grid(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> Markup:
     lines = [
         Markup(
-            '<line x1="{}" x2="{}" y1="{y}" y2="{y}" stroke="#e6e9ee"/><text x="{}" y="{}" text-anchor="end" font-size="11.5" fill="#5d6675">{}</text>'
+            '<line x1="{}" x2="{}" y1="{y}" y2="{y}" stroke="#e6e9ee"/><text x="{}" y="{}" text-anchor="end" '
+            'font-size="11.5" fill="#5d6675">{}</text>'
         ).format(LEFT, WIDTH - RIGHT, LEFT - 6, f"{y_axis(v) + 4:.1f}", short(v), y=f"{y_axis(v):.1f}")
         for v in y_axis.ticks(5)
     ]
     lines += [
         Markup(
-            '<line x1="{x}" x2="{x}" y1="{}" y2="{}" stroke="#9aa2ad"/><text x="{x}" y="{}" text-anchor="middle" font-size="11.5" fill="#5d6675">{}</text>'
+            '<line x1="{x}" x2="{x}" y1="{}" y2="{}" stroke="#9aa2ad"/><text x="{x}" y="{}" text-anchor="middle" '
+            'font-size="11.5" fill="#5d6675">{}</text>'
         ).format(HEIGHT - BOTTOM, HEIGHT - BOTTOM + 4, HEIGHT - BOTTOM + 16, short(v), x=f"{x_axis(v):.1f}")
         for v in x_axis.ticks(5)
     ]
@@ -163,7 +165,8 @@ def _grid(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> Markup:
     )
     lines.append(
         Markup(
-            '<text transform="translate(11 {}) rotate(-90)" text-anchor="middle" font-size="12" fill="#1d2430">{}</text>'
+            '<text transform="translate(11 {}) rotate(-90)" text-anchor="middle" font-size="12" '
+            'fill="#1d2430">{}</text>'
         ).format((TOP + HEIGHT - BOTTOM) / 2, y_label)
     )
     return join(lines)

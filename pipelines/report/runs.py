@@ -189,7 +189,10 @@ def _by_scale(ledger: Source, scales: list[int]) -> list[Markup]:
         for k in range(1, len(scales) + 1)
     ]
     heads = ("k", "tokens of k scales", *(head for head, _ in DIAGNOSTICS.values()))
-    words = "For validation objects. Codes that differ between two samplings of one surface are noise to a generator. Reachable codes: as many as the same number of uniform draws would show."
+    words = (
+        "For validation objects. Codes that differ between two samplings of one surface are noise to a generator. "
+        "Reachable codes: as many as the same number of uniform draws would show."
+    )
     shown = plot(
         "Quality by tokens", lines, x_label="tokens of the first 1 to k scales", y_label="volume IoU", log_x=True
     )

@@ -88,7 +88,8 @@ def _finished_study(page: Page, points: Source, fit: Source) -> list[Markup]:
     )
     listed = [
         (
-            text(point.get("size")), point.number("params_no_embed", spec=",d"), point.number("seed", spec="d"), point.number("samples", spec=",d"),
+            text(point.get("size")), point.number("params_no_embed", spec=",d"), point.number("seed", spec="d"),
+            point.number("samples", spec=",d"),
             point.number("lr", spec="g"), point.number("test_ce"), *(point.number(key, spec=".2f") for key in scales),
         )
         for point in (points.at(k) for k in range(len(points.value)))

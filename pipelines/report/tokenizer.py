@@ -87,7 +87,8 @@ def _pair(page: Page, file: Path, entry: Source) -> Markup:
         cloud = None
     mesh, why_not = mesh_of(file, entry)
     views = Markup(
-        '<div class="pair"><div>{}<div class="which">input</div></div><div>{}<div class="which">reconstruction</div></div></div>'
+        '<div class="pair"><div>{}<div class="which">input</div></div><div>{}<div '
+        'class="which">reconstruction</div></div></div>'
     ).format(
         page.view(cloud, f"Input: {words}", group, "the input is missing"),
         page.view(mesh, f"Reconstruction: {words}", group, why_not),

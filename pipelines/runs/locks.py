@@ -110,7 +110,8 @@ def alone_in(output: Path, *, is_file: bool = False) -> Iterator[None]:
         except Held as held:
             who = f" ({held.holder})" if held.holder else ""
             raise UsageError(
-                f"--output {output}: another command is working there{who}; wait until it ends, or choose another output"
+                f"--output {output}: another command is working there{who}; wait until it ends, or choose another "
+                f"output"
             ) from None
         except OSError as error:
             raise UsageError(f"--output {output} cannot be written: {error.strerror}") from error

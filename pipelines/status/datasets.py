@@ -64,7 +64,10 @@ def finished_dataset(place: Place, note: dict[str, Any], inputs: Inputs) -> dict
     notes = ["--retry-failed retries timeouts, memory and download errors"] if retried(failures) else []
     common = {"done": total, "total": total, "unit": "objects", "failures": failures}
     if lost:
-        reason = f"{len(lost)} of {len(found['shards'])} shards are missing, the first is {shard_name(int(min(lost, key=int)))}.parquet"
+        reason = (
+            f"{len(lost)} of {len(found['shards'])} shards are missing, the first is "
+            f"{shard_name(int(min(lost, key=int)))}.parquet"
+        )
         return common | {"state": "failed", "reason": reason, "next": inputs.command(place.path)}
     if not counts.get("ok"):
         return common | {"state": "failed", "done": 0, "reason": "no object is ok", "next": inputs.command(place.path)}

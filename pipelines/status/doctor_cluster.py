@@ -37,7 +37,10 @@ from pipelines.status.doctor_machine import (
 from pipelines.tracking.client import Tracking, tracking_uri
 
 SKEW_S = 5.0  # largest accepted difference of clocks between driver and worker, beyond the time of the answer
-NO_ANSWER = "a head that has ended leaves its address in /tmp/ray/ray_current_cluster: start it again, or leave out --ray-address and RAY_ADDRESS"
+NO_ANSWER = (
+    "a head that has ended leaves its address in /tmp/ray/ray_current_cluster: start it again, or leave out "
+    "--ray-address and RAY_ADDRESS"
+)
 RAY_FIRST = "fix `ray` first"
 NO_TOKEN = "export RAY_AUTH_MODE=token; ray get-auth-token --generate"
 
@@ -154,7 +157,10 @@ def judge_node(node: Node, about: Any, here: dict[str, Any], skew_s: float | Non
     """Compare a node with the driver."""
     name = f"{node.address}{' (driver)' if node.is_driver else ''}: {node.cpus:g} CPUs, {node.gpus:g} GPUs"
     if isinstance(about, BaseException):
-        remedy = f"look at this node's logs (/tmp/ray/session_latest/logs); the repository must be at {REPOSITORY} there, or be sent by `ray job submit --working-dir .`"
+        remedy = (
+            f"look at this node's logs (/tmp/ray/session_latest/logs); the repository must be at {REPOSITORY} "
+            f"there, or be sent by `ray job submit --working-dir .`"
+        )
         return failed(f"{name}; {said(about)}", remedy)
     problems, remedies, state = [], [], "warning"
     if about["python"].rsplit(".", 1)[0] != here["python"].rsplit(".", 1)[0]:

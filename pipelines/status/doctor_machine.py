@@ -31,7 +31,10 @@ DISK_LIMITS = {
     "/dev/shm": (OBJECT_STORE_BYTES, 0),
 }  # free bytes below which there is a warning, and a failure
 REPAIR = "pip install -c constraints.txt -e '.[dev]'"
-LIST_GPUS = "import torch\nfor i in range(torch.cuda.device_count()): print(torch.cuda.get_device_name(i), *torch.cuda.mem_get_info(i), sep='|')"
+LIST_GPUS = (
+    "import torch\nfor i in range(torch.cuda.device_count()): print(torch.cuda.get_device_name(i), "
+    "*torch.cuda.mem_get_info(i), sep='|')"
+)
 CHILD_TIMEOUT_S = 60.0
 
 

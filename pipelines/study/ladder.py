@@ -33,7 +33,8 @@ def ladder(base: TrainConfig, samples: Sequence[int], warmup_samples: int) -> li
             raise ValueError(f"{count} samples are {steps} steps: too few for a cooldown of {MIN_COOLDOWN_STEPS}")
         if warmup_samples > MAX_WARMUP_SHARE * count:
             raise ValueError(
-                f"a warm-up of {warmup_samples} samples is more than {MAX_WARMUP_SHARE:g} of the {count} samples of a run"
+                f"a warm-up of {warmup_samples} samples is more than {MAX_WARMUP_SHARE:g} of the {count} samples of a "
+                f"run"
             )
         cooldown = max(COOLDOWN_SHARE, MIN_COOLDOWN_STEPS / steps)
         found.append(

@@ -37,8 +37,8 @@ def collect(specs: Sequence[RunSpec], study: Path, held_out: Collection[str] = (
 
 
 def write_points(rows: Sequence[dict[str, Any]], study: Path) -> None:
-    """Write points.csv, and points.parquet: the same rows, each with the losses of its test objects as far as its run has
-    them.
+    """Write points.csv, and points.parquet: the same rows, each with the losses of its test objects as far as its run
+    has them.
     """
     write_rows(rows, study / "points.csv")
     losses = [read_object_losses(study / "runs" / row["run"]) for row in rows]

@@ -105,8 +105,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         )
         verdict = "holds" if check["holds"] else "DOES NOT HOLD"
         shown.append(
-            f"gate at N {check['params']:,.0f}, D {check['samples']:,.0f}: best {check['best']:.3g}, rule {check['rule']:.3g}: "
-            f"{cost}; {verdict}"
+            f"gate at N {check['params']:,.0f}, D {check['samples']:,.0f}: best {check['best']:.3g}, rule "
+            f"{check['rule']:.3g}: {cost}; {verdict}"
         )
     return shown
 

@@ -55,7 +55,8 @@ EXPERIMENTS = {
     "g3pt/evaluate": Experiment(
         "Evaluations: reconstructions by tokenizers, samples of prompts by generators. The JSON explains each number "
         "under `protocol`.",
-        ("iou_volume", "chamfer", "f_score_0.02", "family_accuracy", "family_accuracy_unseen", "family_chance", "attribute_agreement", "valid_share"),
+        ("iou_volume", "chamfer", "f_score_0.02", "family_accuracy", "family_accuracy_unseen", "family_chance",
+         "attribute_agreement", "valid_share"),
         ("model", "split", "resolution", "dataset"),
     ),
 }  # fmt: skip
@@ -78,10 +79,14 @@ def experiment_tags(name: str, number: str) -> dict[str, str]:
 def saved_view(shown: Experiment) -> str:
     """A view of the table with the experiment's columns, in the format of MLflow's page."""
     columns = [f"metrics.`{name}`" for name in shown.metrics] + [f"params.`{name}`" for name in shown.params]
-    state = {"searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": False, "startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": [],
-             "modelVersionFilter": "All Runs", "selectedColumns": columns, "columnOrder": columns, "columnWidths": {}, "runsHiddenMode": "FIRST_10_RUNS", "hideEmptyCharts": True,
-             "viewMaximized": False, "runListHidden": False, "isAccordionReordered": False, "useGroupedValuesInCharts": True, "groupBy": None, "groupsExpanded": {},
-             "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""}}  # fmt: skip
+    state = {"searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": False, "startTime": "ALL",
+             "lifecycleFilter": "Active", "datasetsFilter": [],
+             "modelVersionFilter": "All Runs", "selectedColumns": columns, "columnOrder": columns, "columnWidths": {},
+             "runsHiddenMode": "FIRST_10_RUNS", "hideEmptyCharts": True,
+             "viewMaximized": False, "runListHidden": False, "isAccordionReordered": False,
+             "useGroupedValuesInCharts": True, "groupBy": None, "groupsExpanded": {},
+             "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0,
+                                       "selectedXAxisMetricKey": ""}}  # fmt: skip
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     now_ms = int(time.time() * 1000)
     return json.dumps({"name": "Results", "createdAt": now_ms, "updatedAt": now_ms, "state": f"deflate;{packed}"})

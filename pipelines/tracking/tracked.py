@@ -231,11 +231,17 @@ def common_tags(card: Card, output: str | Path, note: Mapping[str, Any] | None =
     note = note or {"command": this_command(), "environment": environment()}
     about, program = note["environment"], note["command"].split()
     commit, packages = about["git_commit"], about["packages"]
-    hardware = f"{about['cores']} x {about['cpu']}, {about['memory_bytes'] / 2**30:.0f} GiB, {', '.join(about['gpus']) or 'no GPU'}"
+    hardware = (
+        f"{about['cores']} x {about['cpu']}, {about['memory_bytes'] / 2**30:.0f} GiB, "
+        f"{', '.join(about['gpus']) or 'no GPU'}"
+    )
     return {
-        "g3pt.stage": card.stage, "g3pt.group": str(group_folder(output)), "g3pt.path": str(card.folder), "g3pt.command": note["command"],
-        "g3pt.hardware": hardware, "g3pt.versions": f"python {about['python']}, torch {packages['torch']}, ray {packages['ray']}",
-        "g3pt.dirty": str(commit.endswith("-dirty")).lower(), "mlflow.source.git.commit": commit, "mlflow.source.name": Path(program[1] if len(program) > 1 else sys.argv[0]).name,
+        "g3pt.stage": card.stage, "g3pt.group": str(group_folder(output)), "g3pt.path": str(card.folder),
+        "g3pt.command": note["command"],
+        "g3pt.hardware": hardware,
+        "g3pt.versions": f"python {about['python']}, torch {packages['torch']}, ray {packages['ray']}",
+        "g3pt.dirty": str(commit.endswith("-dirty")).lower(), "mlflow.source.git.commit": commit,
+        "mlflow.source.name": Path(program[1] if len(program) > 1 else sys.argv[0]).name,
         "mlflow.source.type": "LOCAL", "mlflow.user": _user(),
     }  # fmt: skip
 

@@ -64,7 +64,9 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def frozen(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the tensors that a generator has from elsewhere: of its tokenizer, and of an export's text encoder."""
+    """Prefixes of the tensors that a generator has from elsewhere: of its tokenizer, and
+    of an export's text encoder.
+    """
     exported = getattr(getattr(model, "config", None), "text_encoder", None) == EXPORTED
     return ("tokenizer.", "text_encoder.") if exported else ("tokenizer.",)
 
@@ -75,8 +77,8 @@ def check_shapes(wanted: Shapes, found: Shapes, export: Path) -> None:
         if wanted.get(name) != found.get(name):
             theirs, ours = (shapes.get(name, "missing") for shapes in (found, wanted))
             raise ValueError(
-                f"{export}: tensor {name} is {theirs}, in this run's model {ours}; --init-from takes a model of the same "
-                "sizes"
+                f"{export}: tensor {name} is {theirs}, in this run's model {ours}; --init-from takes a model of the "
+                f"same sizes"
             )
 
 

@@ -193,8 +193,8 @@ def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, devi
 
 
 def pinned(model: Any) -> tuple[Any, dict[str, str]]:
-    """The configuration with the commits of its pretrained encoders, since the hub's main branch may move before a run is
-    resumed, and the path of the export whose text encoder it takes, as `text_encoder`, if it takes one.
+    """The configuration with the commits of its pretrained encoders, since the hub's main branch may move before a run
+    is resumed, and the path of the export whose text encoder it takes, as `text_encoder`, if it takes one.
 
     Such an export is named by its hash alone, so that its place is no part of a run's name.
     """
@@ -237,8 +237,8 @@ def with_features(specs: Sequence[RunSpec], flags: Any) -> list[RunSpec]:
     if not any(wanted):
         presets = ", ".join(dict.fromkeys(spec.preset for spec in specs))
         raise UsageError(
-            f"--features stored: {presets} trains its encoders, so there is nothing to store; leave out the flag, use a "
-            "preset from 0.1B on, or name a generator's export as text_encoder"
+            f"--features stored: {presets} trains its encoders, so there is nothing to store; leave out the flag, use "
+            f"a preset from 0.1B on, or name a generator's export as text_encoder"
         )
     made = {some: store_features(specs[0].paths["data"], some, pool) for some in dict.fromkeys(wanted) if some}
     told = [{f"{condition}_features": kind for condition, kind in made.get(some, {}).items()} for some in wanted]
@@ -335,8 +335,8 @@ def refuse_unknown_gpu(flags: TrainFlags, size: int | None) -> None:
     address, _ = address_and_source(flags.ray_address)
     if flags.micro_batch == AUTO and size is None and flags.device != "cpu" and address != "local":
         raise UsageError(
-            "with LFQ the micro-batch is part of a tokenizer's name, and this machine has no GPU to derive it from: give "
-            "--micro-batch N, or --gpu-memory GIB of the cluster's GPUs, or --device cpu"
+            "with LFQ the micro-batch is part of a tokenizer's name, and this machine has no GPU to derive it from: "
+            "give --micro-batch N, or --gpu-memory GIB of the cluster's GPUs, or --device cpu"
         )
 
 

@@ -1,7 +1,7 @@
 """test_losses.parquet of a finished generator's run: the cross-entropy of each test object, in nats per token.
 
-Columns: `id`, `ce` over all scales, `ce_scale_<k>`. Their means are `test_ce` and `test_ce_scale_<k>` of the ledger's last
-record, to rounding. They cost no evaluation of their own.
+Columns: `id`, `ce` over all scales, `ce_scale_<k>`. Their means are `test_ce` and `test_ce_scale_<k>` of the ledger's
+last record, to rounding. They cost no evaluation of their own.
 """
 
 from __future__ import annotations

@@ -98,7 +98,10 @@ def _memory_line(model: Any, train: Any, flags: Any, codec: Any, encoders: bool 
     memory = needs(model, train.precision, codec, encoders, narrow).memory(flags.micro_batch, workers)
     names = ("weights", "gradients", "optimizer", "average", "best", "batch", "activations")
     parts = ", ".join(f"{name} {with_bytes(size)}" for name in names if (size := getattr(memory, name)))
-    return f"memory of a worker: {with_bytes(memory.total)} ({parts} of {flags.micro_batch} objects at once; {flags.parallel})"
+    return (
+        f"memory of a worker: {with_bytes(memory.total)} ({parts} of {flags.micro_batch} objects at once; "
+        f"{flags.parallel})"
+    )
 
 
 def with_flop(count: float) -> str:

@@ -18,7 +18,8 @@ JOBS = Path(__file__).resolve().parents[2] / "jobs"
 # Twenty kills of a driver: five each end a local Ray with it, fifteen leave one behind that the next start joins, at a
 # third of the cost.
 TWENTY = pytest.mark.parametrize(
-    ("number", "ray_of_commands"), [(5, "own"), (15, "joined")], indirect=["ray_of_commands"], ids=["own Ray", "joined Ray"]
+    ("number", "ray_of_commands"), [(5, "own"), (15, "joined")], indirect=["ray_of_commands"],
+    ids=["own Ray", "joined Ray"]
 )  # fmt: skip
 START_S = 600.0  # the longest that a start may take to a point of its work
 IN_A_ROW = 5  # kills of children or workers without any progress between them
@@ -164,7 +165,8 @@ def descendants(pid: int) -> set[int]:
 
 
 def kill_often(
-    args_for: Callable[[Path], Sequence[str]], root: Path, check: Callable[[Path], None], kills: int, progress: Callable[[Path], int], total: int,
+    args_for: Callable[[Path], Sequence[str]], root: Path, check: Callable[[Path], None], kills: int,
+    progress: Callable[[Path], int], total: int,
     **environment: str,
 ) -> None:  # fmt: skip
     """SIGKILL `kills` starts of a command, then let it finish; call `check` on each folder in which it finished.
@@ -191,7 +193,8 @@ def kill_often(
                 process.wait()
                 done += 1
                 print(
-                    f"{folder.name}: kill {done} at {found} + {progress(folder) - found} of {total}, {time.monotonic() - began:.1f} s",
+                    f"{folder.name}: kill {done} at {found} + {progress(folder) - found} of {total}, "
+                    f"{time.monotonic() - began:.1f} s",
                     file=sys.stderr,
                 )
             elif process.returncode and ray_did_not_start(folder) and not missed:
@@ -204,7 +207,8 @@ def kill_often(
 
 
 def kill_below_often(
-    args_for: Callable[[Path], Sequence[str]], root: Path, check: Callable[[Path], None], kind: str, kills: int, pause_s: tuple[float, float],
+    args_for: Callable[[Path], Sequence[str]], root: Path, check: Callable[[Path], None], kind: str, kills: int,
+    pause_s: tuple[float, float],
     progress: Callable[[Path], int],
 ) -> None:  # fmt: skip
     """Kill `kills` sandbox children or workers of a command at random intervals; each start must finish,

@@ -73,7 +73,10 @@ QUIET = re.compile(
     r"jobs/(status|doctor)|g3pt\.data\.inspection|moved_store|status\.relog|train\.presets"
 )  # these name no result
 MESHES = ("ball.ply", "box.obj", "rod.stl")
-MANIFEST = "path,id,caption,license,author\nball.ply,ball,a ball,CC0-1.0,Ann\nbox.obj,box,a box,MIT,Bob\nrod.stl,rod,a rod,CC0-1.0,Ann\n"
+MANIFEST = (
+    "path,id,caption,license,author\nball.ply,ball,a ball,CC0-1.0,Ann\nbox.obj,box,a box,MIT,Bob\n"
+    "rod.stl,rod,a rod,CC0-1.0,Ann\n"
+)
 
 
 def submitted(command: pages.Command) -> set[tuple[str, ...]]:

@@ -37,7 +37,8 @@ def test_a_run_goes_on_when_a_node_is_killed_and_has_the_loss_it_would_have_had(
         program = (
             "import json; from tests.pipelines.train.test_run import *\n"
             f"spec = RunSpec.from_dict(json.loads(Path({str(tmp_path / 'spec.json')!r}).read_text()))\n"
-            f"train.train_run(spec, {str(tmp_path / 'runs')!r}, num_workers=2, ray_address={cluster.address!r}, build=TOY)\n"
+            f"train.train_run(spec, {str(tmp_path / 'runs')!r}, num_workers=2, ray_address={cluster.address!r}, "
+            f"build=TOY)\n"
         )
         with open(tmp_path / "stderr.txt", "w") as err:
             environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -201,5 +201,6 @@ def test_killed_twenty_times(
     tmp_path: Path, whole: datasets.DatasetInfo, number: int, ray_of_commands: dict[str, str]
 ) -> None:
     kills.kill_often(
-        args, tmp_path, lambda folder: is_the_same(folder / "data", whole), number, lambda folder: len(finished(folder / "data")), len(whole.shards), **ray_of_commands
+        args, tmp_path, lambda folder: is_the_same(folder / "data", whole), number,
+        lambda folder: len(finished(folder / "data")), len(whole.shards), **ray_of_commands
     )  # fmt: skip

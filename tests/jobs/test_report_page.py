@@ -27,9 +27,11 @@ QUIET = [
 SOFTWARE_GL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 NO_GL = ["--disable-gpu", "--disable-3d-apis"]
 # What a canvas shows, as one number, read off a small copy: 0 where nothing was drawn.
-PICTURE = """canvas => { const copy = new OffscreenCanvas(48, 48).getContext('2d', {willReadFrequently: true}); copy.drawImage(canvas, 0, 0, 48, 48);
+PICTURE = """canvas => { const copy = new OffscreenCanvas(48, 48).getContext('2d', {willReadFrequently: true});
+  copy.drawImage(canvas, 0, 0, 48, 48);
   const data = copy.getImageData(0, 0, 48, 48).data; let sum = 0, drawn = 0;
-  for (let i = 0; i < data.length; i += 4) if (data[i + 3]) { drawn++; sum = (sum * 31 + data[i] + i) % 1000003; } return drawn > 40 ? sum + 1 : 0; }"""
+  for (let i = 0; i < data.length; i += 4) if (data[i + 3]) { drawn++; sum = (sum * 31 + data[i] + i) % 1000003; }
+  return drawn > 40 ? sum + 1 : 0; }"""
 
 
 def chromium() -> str | None:
@@ -181,7 +183,8 @@ def test_nothing_overflows(browser: Browser, report: Path, width: int) -> None:
     page.evaluate("() => document.querySelectorAll('details').forEach(part => part.open = true)")
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
     wide = page.evaluate(
-        f"() => [...document.querySelectorAll('main > section > *')].filter(e => e.getBoundingClientRect().right > {width} + 1).map(e => e.outerHTML.slice(0, 80))"
+        f"() => [...document.querySelectorAll('main > section > *')].filter(e => e.getBoundingClientRect().right > "
+        f"{width} + 1).map(e => e.outerHTML.slice(0, 80))"
     )
     assert wide == []
 

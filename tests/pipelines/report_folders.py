@@ -100,8 +100,10 @@ def make_generation(folder: Path, text: str = "a chair", error: str = "empty-fie
 
     (folder / "samples").mkdir(parents=True)
     write_mesh(folder / "a-s0.glb", BOX_V3, BOX_F3)
-    shared = {"id": "a", "text": text, "image": "", "cfg": 2.0, "cfg_schedule": "ramp", "top_k": 0, "top_p": 0.95, "temperature": 1.0, "resolution": 64,
-              "model": "/runs/car", "model_hash": "ab", "sha256": "", "seconds": 0.25, "tokens_per_s": 100.5}  # fmt: skip
+    shared = {"id": "a", "text": text, "image": "", "cfg": 2.0, "cfg_schedule": "ramp", "top_k": 0, "top_p": 0.95,
+              "temperature": 1.0, "resolution": 64,
+              "model": "/runs/car", "model_hash": "ab", "sha256": "", "seconds": 0.25,
+              "tokens_per_s": 100.5}  # fmt: skip
     rows = [
         shared
         | {"sample": "a-s0", "seed": 7, "file": "a-s0.glb", "vertices": 8, "faces": 12, "status": "ok", "error": ""},
@@ -167,13 +169,21 @@ def make_evaluation(
                 "worst": 1,
             },
         ]
-        metrics: dict[str, Any] = {"num_objects": 2, "num_without_mesh": 1, "iou_volume": 0.40625, "iou_volume_interval_95": [0.3, 0.5], "iou_near": 0.5,
-                                   "chamfer": 0.0371, "normal_consistency": None, "f_score_0.02": 0.25, "iou_first_1_scales": 0.25, "iou_first_2_scales": 0.40625,
-                                   "iou_drop_shuffled_scale_1": 0.375, "iou_drop_shuffled_scale_2": -0.01, "chamfer_p95": None, "chamfer_median": 0.03, "bits": 1102.5,
-                                   "num_detailed": 1, "num_chamfer_by_scale": 1, "chamfer_first_1_scales": 0.08, "chamfer_first_2_scales": 0.0371,
-                                   "continuous_iou_volume": 0.8, "continuous_chamfer": 0.03, "grid_chamfer": 0.06, "detailed_chamfer": 0.0371, "distinct_chamfer": 0.04, "num_near_duplicates": 1,
-                                   "by_thickness": {"thin": {"num_objects": 2, "num_without_mesh": 1, "iou_volume": 0.40625, "iou_near": 0.5, "chamfer": 0.0371, "f_score_0.02": 0.25}},
-                                   "by_category": {"<b>ball": {"num_objects": 2, "iou_volume": 0.40625, "chamfer": 0.0371}}}  # fmt: skip
+        metrics: dict[str, Any] = {"num_objects": 2, "num_without_mesh": 1, "iou_volume": 0.40625,
+                                   "iou_volume_interval_95": [0.3, 0.5], "iou_near": 0.5,
+                                   "chamfer": 0.0371, "normal_consistency": None, "f_score_0.02": 0.25,
+                                   "iou_first_1_scales": 0.25, "iou_first_2_scales": 0.40625,
+                                   "iou_drop_shuffled_scale_1": 0.375, "iou_drop_shuffled_scale_2": -0.01,
+                                   "chamfer_p95": None, "chamfer_median": 0.03, "bits": 1102.5,
+                                   "num_detailed": 1, "num_chamfer_by_scale": 1, "chamfer_first_1_scales": 0.08,
+                                   "chamfer_first_2_scales": 0.0371,
+                                   "continuous_iou_volume": 0.8, "continuous_chamfer": 0.03, "grid_chamfer": 0.06,
+                                   "detailed_chamfer": 0.0371, "distinct_chamfer": 0.04, "num_near_duplicates": 1,
+                                   "by_thickness": {"thin": {"num_objects": 2, "num_without_mesh": 1,
+                                                             "iou_volume": 0.40625, "iou_near": 0.5, "chamfer": 0.0371,
+                                                             "f_score_0.02": 0.25}},
+                                   "by_category": {"<b>ball": {"num_objects": 2, "iou_volume": 0.40625,
+                                                               "chamfer": 0.0371}}}  # fmt: skip
         objects: list[dict[str, Any]] = [{"id": "toy/0", "iou_volume": 0.8125}]
     else:
         gallery = [
@@ -189,19 +199,31 @@ def make_evaluation(
                 **credit,
             },
         ]
-        metrics = {"num_samples": 2, "num_without_mesh": 1, "family_accuracy": 0.75, "family_accuracy_interval_95": [0.6, 0.85], "family_chance": 0.0625, "num_labelled": 2,
-                   "nearest_chamfer_median": 0.05, "nearest_chamfer_median_interval_95": [0.04, 0.06], "held_out_nearest_chamfer_median": 0.03,
-                   "nearest_chamfer_of_a_copy": 0.01, "held_out_nearest_family_accuracy": 0.9, "num_held_out": 5}  # fmt: skip
-        verdicts = {"family_accuracy": 0.5, "family_accuracy_interval_95": [0.25, 0.75], "attribute_agreement": 0.625, "attribute_agreement_interval_95": [0.5, 0.7],
-                    "nearest_chamfer_median": 0.04, "nearest_chamfer_median_interval_95": [0.03, 0.05], "valid_share": 0.5, "num_samples": 64}  # fmt: skip
-        metrics |= {"attribute_agreement": 0.8125, "attribute_agreement_interval_95": [0.7, 0.9], "attribute_chance": 0.4375, "num_with_attributes": 2, "all_attributes": 0.5,
-                    "all_attributes_interval_95": [0.1, 0.9], "rebuilt_attribute_agreement": 0.95, "rebuilt_attribute_chance": 0.4, "rebuilt_num_with_attributes": 16,
-                    "by_attribute": {"<i>size": {"num": 2, "agreement": 0.5, "agreement_interval_95": [0.1, 0.9], "chance": 0.25}},
-                    "mesh_share": 0.5, "mesh_share_interval_95": [0.1, 0.9], "valid_share": 0.5, "valid_share_interval_95": [0.1, 0.9], "num_faces": 4321.5,
-                    "num_faces_interval_95": [4000.0, 5000.0], "statuses": {"full-field": 1, "ok": 1}, "copy_share": 0.0, "copy_share_interval_95": [0.0, 0.6], "held_out_copy_share": 0.125,
-                    "num_compared": 64, "cov": 0.3125, "cov_interval_95": [0.2, 0.4], "one_nna": 0.875, "one_nna_interval_95": [0.8, 0.9], "mmd": 0.00625, "mmd_interval_95": [0.005, 0.007],
+        metrics = {"num_samples": 2, "num_without_mesh": 1, "family_accuracy": 0.75,
+                   "family_accuracy_interval_95": [0.6, 0.85], "family_chance": 0.0625, "num_labelled": 2,
+                   "nearest_chamfer_median": 0.05, "nearest_chamfer_median_interval_95": [0.04, 0.06],
+                   "held_out_nearest_chamfer_median": 0.03,
+                   "nearest_chamfer_of_a_copy": 0.01, "held_out_nearest_family_accuracy": 0.9,
+                   "num_held_out": 5}  # fmt: skip
+        verdicts = {"family_accuracy": 0.5, "family_accuracy_interval_95": [0.25, 0.75], "attribute_agreement": 0.625,
+                    "attribute_agreement_interval_95": [0.5, 0.7],
+                    "nearest_chamfer_median": 0.04, "nearest_chamfer_median_interval_95": [0.03, 0.05],
+                    "valid_share": 0.5, "num_samples": 64}  # fmt: skip
+        metrics |= {"attribute_agreement": 0.8125, "attribute_agreement_interval_95": [0.7, 0.9],
+                    "attribute_chance": 0.4375, "num_with_attributes": 2, "all_attributes": 0.5,
+                    "all_attributes_interval_95": [0.1, 0.9], "rebuilt_attribute_agreement": 0.95,
+                    "rebuilt_attribute_chance": 0.4, "rebuilt_num_with_attributes": 16,
+                    "by_attribute": {"<i>size": {"num": 2, "agreement": 0.5, "agreement_interval_95": [0.1, 0.9],
+                                                 "chance": 0.25}},
+                    "mesh_share": 0.5, "mesh_share_interval_95": [0.1, 0.9], "valid_share": 0.5,
+                    "valid_share_interval_95": [0.1, 0.9], "num_faces": 4321.5,
+                    "num_faces_interval_95": [4000.0, 5000.0], "statuses": {"full-field": 1, "ok": 1},
+                    "copy_share": 0.0, "copy_share_interval_95": [0.0, 0.6], "held_out_copy_share": 0.125,
+                    "num_compared": 64, "cov": 0.3125, "cov_interval_95": [0.2, 0.4], "one_nna": 0.875,
+                    "one_nna_interval_95": [0.8, 0.9], "mmd": 0.00625, "mmd_interval_95": [0.005, 0.007],
                     "train_cov": 0.5625, "train_one_nna": 0.53125, "train_mmd": 0.00525,
-                    "guidance": [verdicts | {"cfg": cfg, "cfg_schedule": schedule} for cfg, schedule in ((0.0, "ramp"), (2.0, "ramp"), (2.0, "constant"))]}  # fmt: skip
+                    "guidance": [verdicts | {"cfg": cfg, "cfg_schedule": schedule} for cfg,
+                                 schedule in ((0.0, "ramp"), (2.0, "ramp"), (2.0, "constant"))]}  # fmt: skip
         objects = [
             {
                 "text": caption,
@@ -218,9 +240,16 @@ def make_evaluation(
             for k in range(2)
         ]
     found = {
-        "kind": kind, "model": {"path": "/runs/x/export", "export_sha256": export_sha256}, "dataset": {"path": "/data", "fingerprint": "f", "split": "test"},
-        "seconds": 12.5, "seconds_per_object": {"codes": 0.125, "codes_interval_95": [0.1, 0.2], "mesh": 0.25, "mesh_interval_95": None}, "protocol": {"task": "made by hand", "chance": "one in sixteen", "sets_cov": "share that is met", "dataset_settings": {"resolution": 64}}, "metrics": metrics, "objects": objects,
-        "image_objects": [{"pictured": "toy/4", "family": "ball", "seed": 5, "nearest": "toy/3", "nearest_family": "box", "chamfer": 0.07}],
+        "kind": kind, "model": {"path": "/runs/x/export", "export_sha256": export_sha256},
+        "dataset": {"path": "/data", "fingerprint": "f", "split": "test"},
+        "seconds": 12.5, "seconds_per_object": {"codes": 0.125, "codes_interval_95": [0.1, 0.2], "mesh": 0.25,
+                                                "mesh_interval_95": None},
+                                                "protocol": {"task": "made by hand", "chance": "one in sixteen",
+                                                             "sets_cov": "share that is met",
+                                                             "dataset_settings": {"resolution": 64}},
+                                                             "metrics": metrics, "objects": objects,
+        "image_objects": [{"pictured": "toy/4", "family": "ball", "seed": 5, "nearest": "toy/3",
+                           "nearest_family": "box", "chamfer": 0.07}],
         "environment": ENVIRONMENT, "gallery": write_gallery(gallery, folder_of(file)),
     }  # fmt: skip
     file.write_text(json.dumps(found))

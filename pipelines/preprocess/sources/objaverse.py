@@ -53,7 +53,10 @@ MESH_PATH = re.compile(
 )  # it becomes a local path, so nothing else is accepted
 UID = re.compile(r"[0-9A-Za-z_-]+")
 ADDRESS = f"https://huggingface.co/datasets/{REPOSITORY}/resolve/main"  # for source_url, whatever mirror was used
-REMEDY = "set HF_ENDPOINT to a mirror that you can reach, or set --input to a folder with the dataset's files (default $HF_HOME/objaverse)"
+REMEDY = (
+    "set HF_ENDPOINT to a mirror that you can reach, or set --input to a folder with the dataset's files "
+    "(default $HF_HOME/objaverse)"
+)
 VIEWER = "https://sketchfab.com/3d-models"
 Chosen = Callable[[str], bool]
 

@@ -49,7 +49,10 @@ def good_files() -> dict[str, bytes]:
     """One small valid file of each format, and of each way to write it."""
     number = lambda row: " ".join(f"{x:g}" for x in row)  # noqa: E731
     vertices, faces = [number(row) for row in CORNERS], [number(row) for row in FACES]
-    ply = "ply\nformat {}\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\nelement face 4\nproperty list uchar int vertex_indices\nend_header\n"
+    ply = (
+        "ply\nformat {}\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\nelement face 4\n"
+        "property list uchar int vertex_indices\nend_header\n"
+    )
     rows = b"".join(struct.pack("<B3i", 3, *row) for row in FACES)
     triangles = CORNERS[FACES]
     facets = b"".join(struct.pack("<12fH", 0, 0, 0, *corners.reshape(-1), 0) for corners in triangles)
@@ -139,8 +142,10 @@ def _bad_gltf() -> Iterator[tuple[str, dict, str]]:
     )
     yield "short_uri.gltf", gltf(buffers=[{"uri": data_uri(b"PK\x03\x04")}]), "corrupt"
     uris = {
-        "climb": "../../../../etc/passwd", "climb_escaped": "%2e%2e/%2e%2e/etc/passwd", "climb_inside": "a/../../secret.bin",
-        "absolute": "/etc/passwd", "file": "file:///etc/passwd", "http": "http://127.0.0.1:9/a.bin", "windows": "C:\\secret.bin",
+        "climb": "../../../../etc/passwd", "climb_escaped": "%2e%2e/%2e%2e/etc/passwd",
+        "climb_inside": "a/../../secret.bin",
+        "absolute": "/etc/passwd", "file": "file:///etc/passwd", "http": "http://127.0.0.1:9/a.bin",
+        "windows": "C:\\secret.bin",
         "share": "\\\\host\\share", "linked": "link_out.bin", "linked_folder": "folder_out/secret.bin",
     }  # fmt: skip
     for name, uri in uris.items():
@@ -157,7 +162,8 @@ def _crowd() -> dict:
     views = [{"buffer": 0, "byteLength": 36_000}, {"buffer": 0, "byteOffset": 36_000, "byteLength": 6}]
     return gltf(
         nodes=[{"mesh": 0}] * 25_000, scenes=[{"nodes": list(range(25_000))}], bufferViews=views,
-        buffers=[{"uri": data_uri(points)}], accessors=[accessor(3000, "VEC3", 0, 5126), accessor(3, "SCALAR", 1, 5123)],
+        buffers=[{"uri": data_uri(points)}], accessors=[accessor(3000, "VEC3", 0, 5126),
+                                                        accessor(3, "SCALAR", 1, 5123)],
     )  # fmt: skip
 
 

@@ -156,7 +156,10 @@ def test_smooth_edges_are_those_whose_normals_meet(tmp_path: Path) -> None:
     np.testing.assert_allclose(normals[0], (first + second) / np.linalg.norm(first + second), atol=1e-6)
 
 
-OBJ = "mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\nusemtl one\nf 1/1 2/2 3/3\nusemtl two\nf 1/1 3/3 4/4\n"
+OBJ = (
+    "mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\nusemtl one\nf 1/1 2/2 3/3\n"
+    "usemtl two\nf 1/1 3/3 4/4\n"
+)
 
 
 def test_materials_and_pictures_of_an_obj(tmp_path: Path) -> None:

@@ -26,12 +26,16 @@ from tests.g3pt.geometry.hostile_files import good_files
 FIELD = Path(__file__).parent / "field"
 CASES = 60  # per file
 NUMBERS = (
-    "-1", "0", "1", "7", "255", "65535", "65536", "4294967295", "-2147483648", "9007199254740993", "1e30", "-1e-30", "1e400",
-    "nan", "-inf", "0x10", "1.5", "99999999999999999999999", "1e", "+", "1_0", "\u0661", "", "1,5", "1/2/3", "-1//2", "#", "\\", "'", "null",
+    "-1", "0", "1", "7", "255", "65535", "65536", "4294967295", "-2147483648", "9007199254740993", "1e30", "-1e-30",
+    "1e400",
+    "nan", "-inf", "0x10", "1.5", "99999999999999999999999", "1e", "+", "1_0", "\u0661", "", "1,5", "1/2/3", "-1//2",
+    "#", "\\", "'", "null",
 )  # fmt: skip
 VALUES = (
-    None, True, False, 0, 1, 2, -1, 3, 7, 255, 5120, 5121, 5122, 5123, 5125, 5126, 2**31, 2**63, 10**400, 0.5, -1e30, float("nan"), float("inf"), "", "0",
-    "SCALAR", "VEC4", "MAT4", "a.bin", "data:,x", "data:;base64,AAAA", [], [0], [[]], [1, 2, 3], {}, {"0": 0}, {"bufferView": 0},
+    None, True, False, 0, 1, 2, -1, 3, 7, 255, 5120, 5121, 5122, 5123, 5125, 5126, 2**31, 2**63, 10**400, 0.5, -1e30,
+    float("nan"), float("inf"), "", "0",
+    "SCALAR", "VEC4", "MAT4", "a.bin", "data:,x", "data:;base64,AAAA", [], [0], [[]], [1, 2, 3], {}, {"0": 0},
+    {"bufferView": 0},
 )  # fmt: skip
 
 
@@ -75,7 +79,8 @@ def _gltf() -> dict:
     plain = {"attributes": {"POSITION": 0}, "indices": 1, "mode": 5}
     instances = {"EXT_mesh_gpu_instancing": {"attributes": {"TRANSLATION": 5}}}
     return {
-        "asset": {"version": "2.0", "minVersion": "2.0"}, "scene": 0, "scenes": [{"nodes": [0, 2]}], "extensionsRequired": ["KHR_node_visibility"],
+        "asset": {"version": "2.0", "minVersion": "2.0"}, "scene": 0, "scenes": [{"nodes": [0, 2]}],
+        "extensionsRequired": ["KHR_node_visibility"],
         "nodes": [
             {"mesh": 0, "skin": 0, "children": [1]},
             {"translation": [1, 0, 0], "rotation": [0, 0, 0.6, 0.8], "scale": [1, 2, 1]},

@@ -233,16 +233,21 @@ def found(path: Path) -> tuple[np.ndarray, np.ndarray]:
         ("a.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\nnan 0 1 2\n", "line 6: nan is no number of corners"),
         ("a.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n-3 0 1 2\n", "line 6: -3 is no number of corners"),
         ("a.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n1e300 0 1 2\n", "line 6: 4 of 1e+300 numbers"),
-        ("a.stl", b"solid a\nfacet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 a\nvertex 0 1 0\nendloop\nendfacet\nendsolid\n", "line 5: 'a' is no"),
+        ("a.stl",
+         b"solid a\nfacet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 a\nvertex 0 1 0\nendloop\nendfacet\n"
+         b"endsolid\n", "line 5: 'a' is no"),
         ("a.stl", bytes(80) + b"\x05\0\0\0" + bytes(50), "STL says 5 faces but contains 1"),
-        ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\nelement face 1\n"
-         b"property list uchar int vertex_indices\nend_header\n0 0 0\n3 0 0 1\n", "face 0 has the index 1 for 1 vertices"),
+        ("a.ply",
+         b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\n"
+         b"element face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n3 0 0 1\n",
+         "face 0 has the index 1 for 1 vertices"),
         ("a.gltf", b'{"asset": {"version": "4.0"}}', "glTF version 4.0"),
         ("a.glb", b"glTF\x02\0\0\0\x40\0\0\0", "GLB says 64 bytes but has 12"),
         ("a.obj", b"", "is empty"),
         ("a.obj", b"v 0 0 0\nv nan 0 0\nv 0 1 0\nf 1 2 3\n", "line 2: 'nan' is no finite number"),
         ("a.stl", bytes(80) + b"\x01\0\0\0" + bytes(50), "no face has an area"),
-        ("a.stl", bytes(80) + b"\x01\0\0\0" + bytes(12) + b"\0\0\xc0\x7f" * 9 + b"\0\0", "vertex 0 is at (nan, nan, nan)"),
+        ("a.stl", bytes(80) + b"\x01\0\0\0" + bytes(12) + b"\0\0\xc0\x7f" * 9 + b"\0\0",
+         "vertex 0 is at (nan, nan, nan)"),
     ],
 )  # fmt: skip
 def test_every_refusal_names_the_file_and_the_fault(tmp_path: Path, name: str, content: bytes, problem: str) -> None:

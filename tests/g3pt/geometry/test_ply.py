@@ -47,7 +47,8 @@ def binary(order: str, end: str = "\n", after: bytes = b"") -> bytes:
         text("4 0 1 2 3", "3 0 1 4", end="\r\n"),
         text("4 0 1 2 3", "3 0 1 4", "the end", "7 8 9"),
         text("4 0 1", "2 3", "3 0 1 4"),
-        text("7 2 .5 .5 4 0 1 2 3", "8 0 3 0 1 4", face="uchar red|list uchar float texcoord|list uchar uint vertex_index"),
+        text("7 2 .5 .5 4 0 1 2 3", "8 0 3 0 1 4",
+             face="uchar red|list uchar float texcoord|list uchar uint vertex_index"),
         text("4 0 1 2 3 -1.#IND", "3 0 1 4 x", face="list uchar int vertex_indices|float quality"),
         text("1 2", "4 0 1 2 3", "3 0 1 4", more="element edge 1|property int a|property int b"),
     ],
@@ -60,7 +61,8 @@ def test_a_quad_and_a_triangle(content: bytes) -> None:
 
 def test_a_header_that_ends_with_cr_before_data_that_begins_with_lf() -> None:
     lines = ["ply", "format binary_little_endian 1.0", "element vertex 3", "property uchar x", "property uchar y",
-             "property uchar z", "element face 1", "property list uchar uchar vertex_indices", "end_header", ""]  # fmt: skip
+             "property uchar z", "element face 1", "property list uchar uchar vertex_indices", "end_header",
+             ""]  # fmt: skip
     vertices, faces = read_ply("\r".join(lines).encode() + bytes([10, 0, 0, 1, 0, 0, 0, 1, 0, 3, 0, 1, 2]))
     assert vertices.tolist() == [[10, 0, 0], [1, 0, 0], [0, 1, 0]] and faces.tolist() == [[0, 1, 2]]
 

@@ -37,7 +37,8 @@ FACETS = "".join(loop(corners) for corners in CORNERS.tolist())
         f"SOLID endsolid outer loop\n{FACETS.upper()}ENDSOLID facet vertex\n".encode(),
         f"solid x\r{FACETS}endsolid x\r".replace("\n", "\r").encode(),
         f"solid x\n{FACETS}endsolid x\nthe end\n".encode(),
-        f"solid x\n{loop(CORNERS[0].tolist(), 'a b')}endsolid\nsolid y\n{loop(CORNERS[1].tolist(), '-1.#IND 0 0')}endsolid".encode(),
+        f"solid x\n{loop(CORNERS[0].tolist(), 'a b')}endsolid\nsolid "
+        f"y\n{loop(CORNERS[1].tolist(), '-1.#IND 0 0')}endsolid".encode(),
         f"solid x\n{FACETS}endsolid x\n".replace("endfacet", "end facet").replace("\n", " \n\t\t ").encode(),
     ],
 )

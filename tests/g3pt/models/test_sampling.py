@@ -142,7 +142,8 @@ def test_the_coldest_temperature_and_the_strongest_guidance_still_draw_the_likel
     """Below and above, float32 overflows and every code is 0; the settings that would are refused."""
     model = tiny_g3pt().eval()
     codes = [model.sample_codes(["a chair"] * 2, [None] * 2, [0, 1], settings, batch=2) for settings in (
-        SampleConfig(cfg=MAX_CFG, temperature=MIN_TEMPERATURE, top_p=1.0), SampleConfig(cfg=MAX_CFG, top_k=1))]  # fmt: skip
+        SampleConfig(cfg=MAX_CFG, temperature=MIN_TEMPERATURE, top_p=1.0),
+        SampleConfig(cfg=MAX_CFG, top_k=1))]  # fmt: skip
     assert torch.equal(*codes) and len(codes[0].unique()) > 3
     for name, value in (
         ("temperature", 1e-40),
@@ -287,8 +288,10 @@ def test_limits_may_differ_by_row() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"top_k": 1.5}, {"temperature": 0}, {"temperature": math.inf}, {"cfg": -1}, {"cfg": math.inf},
-     {"cfg": math.nan}, {"cfg_schedule": "up"}, {"cfg_text": -1}, {"cfg_image": math.nan}, {"top_p": (0.9, 0)}, {"cfg": ()}, {"temperature": [1.0, -1]}],
+    [{"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"top_k": 1.5}, {"temperature": 0}, {"temperature": math.inf},
+     {"cfg": -1}, {"cfg": math.inf},
+     {"cfg": math.nan}, {"cfg_schedule": "up"}, {"cfg_text": -1}, {"cfg_image": math.nan}, {"top_p": (0.9, 0)},
+     {"cfg": ()}, {"temperature": [1.0, -1]}],
 )  # fmt: skip
 def test_impossible_settings_are_refused_by_name(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):

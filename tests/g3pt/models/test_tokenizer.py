@@ -23,7 +23,8 @@ from g3pt.training.statistics import update_statistics
 from tests.g3pt.tiny import tiny_tokenizer
 
 TINY = CVQConfig(
-    scales=(1, 3, 6, 8), width=16, num_heads=2, encoder_layers=1, decoder_layers=1, num_points=128, num_encode_points=128,
+    scales=(1, 3, 6, 8), width=16, num_heads=2, encoder_layers=1, decoder_layers=1, num_points=128,
+    num_encode_points=128,
     num_volume_queries=128, num_near_queries=128,
 )  # fmt: skip
 

@@ -8,7 +8,10 @@ import pytest
 
 from g3pt.scaling.points import import_rows, read_points, read_rows, write_parquet, write_rows
 
-ROWS = "size,params_no_embed,params_total,flops,seed,samples,test_ce,test_ce_scale_1\ns,1000,1200,6e6,0,100,8.5,3.1\ns,1000,1200,,1,200,8.25,3.0\n"
+ROWS = (
+    "size,params_no_embed,params_total,flops,seed,samples,test_ce,test_ce_scale_1\ns,1000,1200,6e6,0,100,8.5,3.1\n"
+    "s,1000,1200,,1,200,8.25,3.0\n"
+)
 
 
 def test_a_table_is_read_by_its_columns(tmp_path: Path) -> None:

@@ -34,8 +34,10 @@ WATCHED = {
 @pytest.mark.parametrize(
     ("config", "rates"),
     [
-        (CONFIG, {0: 0.2, 4: 1.0, 9: 2.0, 10: 2.0, 32: 1 + math.cos(math.pi * 22 / 90), 55: 1.0, 99: 1 - math.cos(math.pi / 90)}),
-        (WSD, {0: 0.2, 9: 2.0, 10: 2.0, 79: 2.0, 80: 2.0, 81: 2 - 2 * math.sqrt(1 / 20), 85: 1.0, 99: 2 - 2 * math.sqrt(19 / 20)}),
+        (CONFIG, {0: 0.2, 4: 1.0, 9: 2.0, 10: 2.0, 32: 1 + math.cos(math.pi * 22 / 90), 55: 1.0,
+                  99: 1 - math.cos(math.pi / 90)}),
+        (WSD, {0: 0.2, 9: 2.0, 10: 2.0, 79: 2.0, 80: 2.0, 81: 2 - 2 * math.sqrt(1 / 20), 85: 1.0,
+               99: 2 - 2 * math.sqrt(19 / 20)}),
     ],
 )  # fmt: skip
 def test_schedules_have_the_values_of_their_formulas(config: TrainConfig, rates: dict[int, float]) -> None:
@@ -108,7 +110,8 @@ def test_hidden_matrices_learn_at_a_rate_that_falls_with_the_width() -> None:
     fixed = {name for name, rate in by_name(cvq, config, "rate").items() if rate == 1 and name.endswith("weight")}
     linear = {f"{name}.weight" for name, layer in cvq.named_modules() if isinstance(layer, nn.Linear)}
     assert fixed & linear == {
-        "encoder.embed.project.weight", "decoder.embed.project.weight", "cqt.last_up.weight", *(f"cqt.ups.{k}.embed.weight" for k in range(3)),
+        "encoder.embed.project.weight", "decoder.embed.project.weight", "cqt.last_up.weight",
+        *(f"cqt.ups.{k}.embed.weight" for k in range(3)),
     }  # fmt: skip
     assert set(by_name(cvq, CONFIG, "rate").values()) == {1.0}, "without a base width all learn at one rate"
 
@@ -160,7 +163,8 @@ def growth(kind: str, base_width: int | None, steps: int = 3) -> dict[str, float
         model, batch = widened(kind, width)
         before = outputs(model, kind, batch)
         config = TrainConfig(
-            steps=100, batch_size=len(next(iter(batch.values()))), learning_rate=5e-3, warmup_share=0.0, weight_decay=0.0,
+            steps=100, batch_size=len(next(iter(batch.values()))), learning_rate=5e-3, warmup_share=0.0,
+            weight_decay=0.0,
             base_width=base_width, log_every=100,
         )  # fmt: skip
         asked = iter([False] * (steps - 1) + [True])

@@ -39,7 +39,10 @@ def wrapped_by_train(*errors: BaseException) -> BaseException:
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
     from ray.train.v2.api.exceptions import WorkerGroupError
 
-    text = 'Traceback:\n  File "/copy/of/pipelines/train/run.py", line 5, in work\n  File "/x/site-packages/pipelines/base.py", line 1, in no\n'
+    text = (
+        'Traceback:\n  File "/copy/of/pipelines/train/run.py", line 5, in work\n'
+        '  File "/x/site-packages/pipelines/base.py", line 1, in no\n'
+    )
     failures = {rank: UserExceptionWithTraceback(error, text) for rank, error in enumerate(errors)}
     return WorkerGroupError(text, failures)
 
@@ -187,8 +190,8 @@ def test_library_noise_goes_to_the_file_and_our_words_stay(tmp_path: Path, repos
         "from pipelines.cli.quiet import noise_aside\n"
         "with noise_aside() as noise:\n"
         "    late = logging.getLogger('late'); late.addHandler(logging.StreamHandler())\n"
-        "    early.warning('NOISE early'); late.error('NOISE late'); logging.warning('NOISE root'); warnings.warn('NOISE warned')\n"
-        "    os.write(2, b'NOISE native\\n'); os.system('echo NOISE child >&2')\n"
+        "    early.warning('NOISE early'); late.error('NOISE late'); logging.warning('NOISE root'); "
+        "warnings.warn('NOISE warned')\n    os.write(2, b'NOISE native\\n'); os.system('echo NOISE child >&2')\n"
         "    print('our words', file=sys.stderr)\n"
         "    log = noise.keep('the traceback')\n"
         "print(log)\n"

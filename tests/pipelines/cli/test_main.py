@@ -106,7 +106,10 @@ def test_a_reader_that_leaves_ends_the_command_quietly(
     args: tuple[str, ...], unbuffered: str, repository: Path
 ) -> None:
     """With `| head -0` the other end of the pipe is closed before the first line."""
-    program = "import sys; sys.stdin.read(); from tests.pipelines.cli.test_main import *; main.main(ToyFlags, run, example='', args=sys.argv[1:])"
+    program = (
+        "import sys; sys.stdin.read(); from tests.pipelines.cli.test_main import *; main.main(ToyFlags, run, "
+        "example='', args=sys.argv[1:])"
+    )
     pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     process = subprocess.Popen(

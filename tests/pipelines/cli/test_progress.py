@@ -45,7 +45,8 @@ def test_elsewhere_than_on_a_terminal_a_line_every_ten_seconds_and_one_at_each_e
     assert [fields(line)["done"] for line in lines] == ["0", "40", "80", "1000"]
     assert [fields(line)["state"] for line in lines] == ["running"] * 3 + ["done"]
     assert fields(lines[1]) == {
-        "stage": "preprocess", "state": "running", "done": "40", "total": "1000", "unit": "objects", "rate": "4", "failed": "10", "left_s": "240",
+        "stage": "preprocess", "state": "running", "done": "40", "total": "1000", "unit": "objects", "rate": "4",
+        "failed": "10", "left_s": "240",
     }  # fmt: skip
     assert fields(lines[-1])["seconds"] == "30"
     assert not set("\r\x1b") & set(stream.getvalue())

@@ -16,7 +16,10 @@ from pipelines.cli.errors import UsageError
 from pipelines.cluster import session, start
 from pipelines.cluster.start import NoRay
 
-BUSY = "The current node timed out during startup. This could happen because the raylet failed to startup or the GCS has become overloaded."
+BUSY = (
+    "The current node timed out during startup. This could happen because the raylet failed to startup or the GCS "
+    "has become overloaded."
+)
 
 
 @pytest.fixture
@@ -53,7 +56,8 @@ def test_a_busy_machine_gets_three_tries(init: list[dict[str, Any]], capsys: pyt
     fail(init, *[Exception(BUSY)] * 3)
     with pytest.raises(
         UsageError,
-        match=r"Ray did not start in 3 tries: Exception: The current node timed out .* CPUs: start the command again when",
+        match=r"Ray did not start in 3 tries: Exception: The current node timed out .* CPUs: start the command again "
+        r"when",
     ):
         session.connect("local")
     assert len(init) == 6

@@ -114,7 +114,10 @@ def test_what_can_never_come_is_refused_at_once(
 ) -> None:
     cluster = Cluster(monkeypatch)
     assert autoscaler_max() == []
-    wrong = "the cluster can never provide 4xCPU: it has 2 CPU on 1 node, and no autoscaler adds enough; lower --num-workers"
+    wrong = (
+        "the cluster can never provide 4xCPU: it has 2 CPU on 1 node, and no autoscaler adds enough; lower "
+        "--num-workers"
+    )
     with pytest.raises(UsageError, match=wrong), asked("train", CPU4):
         pytest.fail("the work must not begin")
     cluster.keys[waiting.STATUS_KEY] = b'{"autoscaler_report": {"active_nodes": {"cpu-workers": 1}}}'

@@ -235,7 +235,8 @@ def test_a_hub_s_encoder_comes_from_the_cache_with_its_commit_and_a_missing_one_
     assert TextEncoder("openai/clip-vit-large-patch14").revision == COMMIT
     with pytest.raises(
         UsageError,
-        match=r"encoder facebook/dinov2-large is neither in the Hugging Face cache .* `hf download facebook/dinov2-large`",
+        match=r"encoder facebook/dinov2-large is neither in the Hugging Face cache .* `hf download "
+        r"facebook/dinov2-large`",
     ):
         jobs.car_spec(paths["data"], paths["tokenizer"], "0.1B", *car_preset("0.1B"))
     hub_cache(tmp_path, "facebook/dinov2-large", pretrained / "dino")

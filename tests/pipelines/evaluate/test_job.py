@@ -231,7 +231,8 @@ def _scores(
         "status": "ok" if chamfer is not None else "empty-field",
     } | surface
     return verdict | {
-        "id": "x", "category": category, "thickness": thickness, "iou_first_scales": [iou / 2, iou], "iou_shuffled_scale": [iou / 4, iou / 2], "near_duplicate": duplicate,
+        "id": "x", "category": category, "thickness": thickness, "iou_first_scales": [iou / 2, iou],
+        "iou_shuffled_scale": [iou / 4, iou / 2], "near_duplicate": duplicate,
         "continuous": {"iou_volume": 1.0, "iou_near": 1.0}, "grid": verdict, "bits": 100.0, "bits_coded": 90.0,
     }  # fmt: skip
 
@@ -476,8 +477,10 @@ def test_an_untrained_generator_runs_and_repeats(dataset: Path, exports: dict[st
 
 def test_a_sample_without_a_mesh_counts_as_wrong() -> None:
     nothing: dict[str, Any] = {
-        "text": "t", "family": "chair", "unseen": False, "seed": 0, "nearest": None, "nearest_family": None, "chamfer": None, "copy": False,
-        "status": "empty-field", "num_faces": 0, "num_bodies": 0, "watertight": False, "attributes": {"size": "tall", "base": "four legs"}, "measured": {},
+        "text": "t", "family": "chair", "unseen": False, "seed": 0, "nearest": None, "nearest_family": None,
+        "chamfer": None, "copy": False,
+        "status": "empty-field", "num_faces": 0, "num_bodies": 0, "watertight": False,
+        "attributes": {"size": "tall", "base": "four legs"}, "measured": {},
     }  # fmt: skip
     good = nothing | {
         "status": "ok",

@@ -153,8 +153,10 @@ def test_bad_rows_become_failed_rows(model: Path, tmp_path: Path) -> None:
     good = {("good", 3), ("good", 4), ("picture", 0), ("a/b c", 0)}
     assert {key for key, value in status.items() if value == "ok"} == good
     assert found["good", 3]["cfg"] == 0
-    for name, reason in [("outside", "leaves the folder"), ("absolute", "leaves the folder"), ("link", "leaves the folder"),
-                         ("missing", "is missing"), ("broken", "image 'broken.png' is none of PNG, JPEG"), ("nothing", "neither text nor image"),
+    for name, reason in [("outside", "leaves the folder"), ("absolute", "leaves the folder"),
+                         ("link", "leaves the folder"),
+                         ("missing", "is missing"), ("broken", "image 'broken.png' is none of PNG, JPEG"),
+                         ("nothing", "neither text nor image"),
                          ("guidance", "cfg must be"), ("count", "n must be"), ("long", "does not fit"),
                          ("prompt-00011", "not JSON")]:  # fmt: skip
         assert reason in found[name, 0]["error"] and found[name, 0]["error"].startswith("bad-prompt: "), name
@@ -195,8 +197,10 @@ def test_rows_that_no_table_could_hold_are_failed_rows(model: Path, tmp_path: Pa
     generate(settings(model, tmp_path, prompts=write_prompts(tmp_path, lines)), use_ray=False)
     found = manifest(tmp_path)
     assert [r["status"] for r in found] == ["ok"] + ["failed"] * 11
-    for row, reason in zip(found[1:], ["text is not valid Unicode", "id is not valid Unicode", "image is not valid Unicode", "seed must be",
-                                       "seed must be", *["cfg must be a number from 0 (no guidance) to 1000"] * 3, "image 'bomb.png' cannot be read",
+    for row, reason in zip(found[1:], ["text is not valid Unicode", "id is not valid Unicode",
+                                       "image is not valid Unicode", "seed must be",
+                                       "seed must be", *["cfg must be a number from 0 (no guidance) to 1000"] * 3,
+                                       "image 'bomb.png' cannot be read",
                                        "not JSON", "n must be"], strict=True):  # fmt: skip
         assert row["error"].startswith("bad-prompt: ") and reason in row["error"], row
     assert found[2]["id"] == "id \\ud800"
@@ -216,7 +220,8 @@ def test_guidance_of_text_and_image_and_lists_for_a_row(model: Path, tmp_path: P
         use_ray=False,
     )
     found = {r["id"]: r for r in manifest(tmp_path)}
-    assert [(found[k]["cfg"], found[k]["cfg_text"], found[k]["cfg_image"]) for k in ("plain", "apart", "listed", "typed")] == [
+    assert [(found[k]["cfg"], found[k]["cfg_text"], found[k]["cfg_image"]) for k in ("plain", "apart", "listed",
+                                                                                     "typed")] == [
         (1.0, 1.0, 1.5), (3.0, 0.5, 3.0), (None, None, None), (1.0, 1.0, None)]  # fmt: skip
     assert json.loads(found["listed"]["sampling"])["cfg"] == [0, 1, 2, 2.5] and found["listed"]["top_k"] is None
     assert "cfg has 2 numbers, but the model has 4 scales" in found["short"]["error"]
@@ -269,8 +274,8 @@ def test_a_picture_used_whole_is_said(model: Path, tmp_path: Path, capsys: pytes
         "image has no background that is transparent or of one colour: used whole"
     ] * 2
     assert (
-        "generate: image has no background that is transparent or of one colour: used whole (2 of 2, the first sample-s0)"
-        in capsys.readouterr().err
+        "generate: image has no background that is transparent or of one colour: used whole (2 of 2, the first "
+        "sample-s0)" in capsys.readouterr().err
     )
 
 
@@ -465,7 +470,8 @@ from pipelines.generate import job
 from pipelines.tracking import tracked
 from pipelines.generate.config import GenerateConfig
 tracked.tell, job._picture = (lambda *_: None), (lambda *_: None)
-job.generate(GenerateConfig(model=sys.argv[1], output=sys.argv[2], text="a chair", num=40, resolution=32, cfg="1"), use_ray=False)
+flags = {"text": "a chair", "num": 40, "resolution": 32, "cfg": "1"}
+job.generate(GenerateConfig(model=sys.argv[1], output=sys.argv[2], **flags), use_ray=False)
 """
 
 

@@ -59,7 +59,8 @@ def make(settings: PreprocessConfig) -> Plan:
             records.empty_row(one.item.id, settings.record) | one.item.columns() | {"status": "ok"} for one in found
         ]
         sidecar = datasets.write_shard(
-            Path(settings.output), task.index, rows, settings.record, config_sha256=records.config_hash(settings.settings), num_shards=task.num_shards,
+            Path(settings.output), task.index, rows, settings.record,
+            config_sha256=records.config_hash(settings.settings), num_shards=task.num_shards,
             inputs_sha256=inputs_hash([one.item for one in found]), files={one.item.id: one.stamps for one in found},
         )  # fmt: skip
         todo.current.add(task.index, sidecar)
@@ -177,7 +178,8 @@ def test_ids_categories_and_licences_choose(
     [
         (
             {"licenses": "mit"},
-            r"--licenses: no object has the licence mit; the source has MIT \(1\), CC-BY-NC-4.0 \(1\), CC0-1.0 \(1\), none \(1\)",
+            r"--licenses: no object has the licence mit; the source has MIT \(1\), CC-BY-NC-4.0 \(1\), CC0-1.0 \(1\), "
+            r"none \(1\)",
         ),
         (
             {"categories": "sofa,chair"},

@@ -162,8 +162,10 @@ def test_what_a_tokenizer_was_trained_on_binds_its_generator(tmp_path: Path) -> 
 def test_an_evaluation_of_other_weights_is_refused_and_its_own_is_told(tmp_path: Path) -> None:
     run = finished_run(tmp_path, ROWS)
     found = {
-        "model": {"export_sha256": "0" * 64}, "dataset": {"split": "test"}, "protocol": {"box": "[-1, 1]^3", "scales": [1, 3]},
-        "metrics": {"num_objects": 9, "iou_volume": 0.81234, "iou_volume_interval_95": [0.8, 0.82], "chamfer": None, "iou_first_1_scales": 0.5},
+        "model": {"export_sha256": "0" * 64}, "dataset": {"split": "test"},
+        "protocol": {"box": "[-1, 1]^3", "scales": [1, 3]},
+        "metrics": {"num_objects": 9, "iou_volume": 0.81234, "iou_volume_interval_95": [0.8, 0.82], "chamfer": None,
+                    "iou_first_1_scales": 0.5},
     }  # fmt: skip
     write_json(tmp_path / "e.json", found)
     flags = ReleaseFlags(run=str(run), output=str(tmp_path / "out"), evaluation=str(tmp_path / "e.json"))
@@ -218,7 +220,8 @@ def evaluation(folder: Path, ids: list[str]) -> Path:
         [np.random.default_rng(0).uniform(-0.5, 0.5, (500, 3)), np.tile([0.0, 1.0, 0.0], (500, 1))], axis=1
     )
     items = [
-        {"id": name, "caption": f"a {name} | x", "license": "CC-BY-4.0", "author": "A_B", "attribution_url": f"https://example.org/{k}", "source_url": "",
+        {"id": name, "caption": f"a {name} | x", "license": "CC-BY-4.0", "author": "A_B",
+         "attribution_url": f"https://example.org/{k}", "source_url": "",
          "iou_volume": 0.8, "iou_near": 0.7, "status": "ok", "spread": True, "cloud": cloud, "mesh": (corners, faces)}
         for k, name in enumerate(ids)
     ]  # fmt: skip
@@ -256,8 +259,8 @@ def test_a_picture_has_its_credits_beside_it(tmp_path: Path) -> None:
         "kit\\_\\_d",
     ]
     assert (
-        "| 1 | kit\\_\\_a | a kit\\_\\_a \\| x | A\\_B | [CC-BY-4.0](https://creativecommons.org/licenses/by/4.0/) | <https://example.org/0> |"
-        in lines
+        "| 1 | kit\\_\\_a | a kit\\_\\_a \\| x | A\\_B | [CC-BY-4.0](https://creativecommons.org/licenses/by/4.0/) | "
+        "<https://example.org/0> |" in lines
     )
 
 

@@ -23,8 +23,10 @@ def rows_of_a_study() -> list[dict]:
     columns = zip(points.params, points.samples, points.seed, points.loss, points.flops, strict=True)
     return [
         {
-            "size": f"size-{int(n)}", "params_no_embed": int(n), "params_no_adaln": int(n), "params_total": int(n), "flops": c,
-            "seed": int(s), "samples": int(d), "lr": 1e-3, "test_ce": float(loss), "run": f"run-{int(n)}-{int(d)}-{s}", "held_out": 0,
+            "size": f"size-{int(n)}", "params_no_embed": int(n), "params_no_adaln": int(n), "params_total": int(n),
+            "flops": c,
+            "seed": int(s), "samples": int(d), "lr": 1e-3, "test_ce": float(loss), "run": f"run-{int(n)}-{int(d)}-{s}",
+            "held_out": 0,
         }
         for n, d, s, loss, c in columns
     ]  # fmt: skip

@@ -61,7 +61,8 @@ def test_through_a_pipe_a_thing_is_one_line(root: Path, capsys: pytest.CaptureFi
     assert (
         lines["runs/car-toy-s0-22222222"].split()
         == (
-            f"failed run runs/car-toy-s0-22222222 100% ValueError: loss is nan; 200 samples; next: python jobs/train_car.py --output {run_of(root)}"
+            f"failed run runs/car-toy-s0-22222222 100% ValueError: loss is nan; 200 samples; next: python "
+            f"jobs/train_car.py --output {run_of(root)}"
         ).split()
     )
     assert "14 objects; 2 not ok (failed/corrupt 2)" in lines["data"] and "next" not in lines["data"]
@@ -80,8 +81,10 @@ def test_json_is_the_same(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     rows = {row["path"]: row for row in found["items"]}
     assert len(rows) == 9 and rows["study/runs/car-5k-s0-33333333"]["parent"] == "study"
     assert rows["meshes"] == {
-        "kind": "generation", "path": "meshes", "state": "failed", "done": 3, "total": 4, "unit": "samples", "seconds_left": None,
-        "working": None, "idle_seconds": None, "reason": "1 of 3 meshes missing, the first is s1.glb", "notes": [], "alarm": "", "failures": {"empty": 1},
+        "kind": "generation", "path": "meshes", "state": "failed", "done": 3, "total": 4, "unit": "samples",
+        "seconds_left": None,
+        "working": None, "idle_seconds": None, "reason": "1 of 3 meshes missing, the first is s1.glb", "notes": [],
+        "alarm": "", "failures": {"empty": 1},
         "next": rows["meshes"]["next"], "parent": None,
     }  # fmt: skip
     assert rows["meshes"]["next"].startswith("python jobs/generate.py")

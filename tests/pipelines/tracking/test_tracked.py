@@ -233,8 +233,10 @@ def test_text_from_data_stays_text() -> None:
 
 @pytest.mark.parametrize(
     ("ledger", "shown"),
-    [("loss", "train/loss"), ("ce_scale_12", "train by scale/ce_scale_12"), ("val_ce_unconditional", "val/ce_unconditional"),
-     ("test_iou_scale_1", "within test/iou_scale_1"), ("val_entropy_pooled_scale_2", "val codes/entropy_pooled_scale_2")],
+    [("loss", "train/loss"), ("ce_scale_12", "train by scale/ce_scale_12"),
+     ("val_ce_unconditional", "val/ce_unconditional"),
+     ("test_iou_scale_1", "within test/iou_scale_1"),
+     ("val_entropy_pooled_scale_2", "val codes/entropy_pooled_scale_2")],
 )  # fmt: skip
 def test_a_ledger_s_name_gets_its_section(ledger: str, shown: str) -> None:
     assert cards.metric_name(ledger) == shown
@@ -242,7 +244,8 @@ def test_a_ledger_s_name_gets_its_section(ledger: str, shown: str) -> None:
 
 def test_an_evaluation_s_intervals_and_scales_become_numbers() -> None:
     found = {"iou_volume": 0.5, "iou_volume_interval_95": [0.25, 0.75], "labels": ["a"], "none_interval_95": None,
-             "iou_first_1_scales": 0.1, "iou_drop_shuffled_scale_1": 0.01, "iou_first_2_scales": 0.2, "iou_drop_shuffled_scale_2": 0.02}  # fmt: skip
+             "iou_first_1_scales": 0.1, "iou_drop_shuffled_scale_1": 0.01, "iou_first_2_scales": 0.2,
+             "iou_drop_shuffled_scale_2": 0.02}  # fmt: skip
     numbers = cards.intervals(found)
     assert (numbers["iou_volume"], numbers["iou_volume_low"], numbers["iou_volume_high"]) == (
         0.5,

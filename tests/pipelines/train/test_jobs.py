@@ -225,7 +225,10 @@ def test_the_plan_says_how_the_learning_rate_goes() -> None:
     said = "learning rate 0.002, 0.002 of hidden matrices; cosine: 20 steps of warm-up, 980 of a cosine to zero"
     assert schedule_line(model, train) == said
     wsd = dataclasses.replace(train, schedule="wsd", warmup_samples=400, base_width=128)
-    said = "learning rate 0.002, 0.0005 of hidden matrices; wsd: 50 steps of warm-up, 750 constant, 200 of 1 - sqrt to zero"
+    said = (
+        "learning rate 0.002, 0.0005 of hidden matrices; wsd: 50 steps of warm-up, 750 constant, 200 of 1 - sqrt "
+        "to zero"
+    )
     assert schedule_line(model, wsd) == said
 
 

@@ -167,14 +167,15 @@ def test_mlflow_is_told_of_a_run_that_a_worker_ended_after_its_driver_was_killed
 
 IN_FORKS = """
 import os, sys
-import torch._dynamo, g3pt.training.parallel, g3pt.training.fit, tests.pipelines.toy_stage  # five CPU seconds of what a run imports
+import torch._dynamo, g3pt.training.parallel, g3pt.training.fit, tests.pipelines.toy_stage  # five CPU s
 from tests.pipelines.train.test_run import TOY, toy_spec, train
 
 for kill_at in (4, 40):
     for _ in range(2):
         if (pid := os.fork()) == 0:
-            spec, folder = toy_spec(kill_at=kill_at, paths={"mark": f"{sys.argv[1]}/mark-{kill_at}"}), f"{sys.argv[1]}/{kill_at}"
-            train.work({"spec": spec.to_dict(), "run_dir": str(train.prepare_run(spec, folder)), "build": TOY})
+            spec = toy_spec(kill_at=kill_at, paths={"mark": f"{sys.argv[1]}/mark-{kill_at}"})
+            run_dir = train.prepare_run(spec, f"{sys.argv[1]}/{kill_at}")
+            train.work({"spec": spec.to_dict(), "run_dir": str(run_dir), "build": TOY})
             os._exit(0)
         print("killed at", kill_at, "exit", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
@@ -257,14 +258,15 @@ def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(whole: Path, tmp_pa
         "import datetime, sys; from pathlib import Path; import torch.distributed as dist; import g3pt.training.fit\n"
         "from tests.pipelines.train.test_run import *\n"
         f"folder, rank = Path({str(tmp_path)!r}), int(sys.argv[1])\n"
-        "g3pt.training.fit.fit = lambda **given: (folder / f'rank-{rank}').write_text(str(given['resume']['steps_done'])) and sys.exit()\n"
-        "dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))\n"
-        "(folder / f'there-{rank}').touch()\n"
-        "config = {'spec': toy_spec().to_dict(), 'run_dir': str(folder / 'run'), 'build': TOY}\n"
-        "try:\n"
+        "g3pt.training.fit.fit = lambda **given: (folder / "
+        "f'rank-{rank}').write_text(str(given['resume']['steps_done'])) and sys.exit()\n"
+        "dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2, "
+        "timeout=datetime.timedelta(seconds=60))\n(folder / f'there-{rank}').touch()\n"
+        "config = {'spec': toy_spec().to_dict(), 'run_dir': str(folder / 'run'), 'build': TOY}\ntry:\n"
         "    train.work(config, rank=rank, world_size=2)\n"
         "finally:\n"
-        "    dist.barrier(); dist.destroy_process_group()  # gloo's threads abort an interpreter that ends with them running\n"
+        "    dist.barrier(); dist.destroy_process_group()  # gloo's threads abort an interpreter that ends with them "
+        "running\n"
     )
     newest, older = checkpoints.checkpoints(whole / "checkpoints")
     folder = tmp_path / "run" / "checkpoints"

@@ -85,7 +85,8 @@ def run_kept(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator
 def test_an_object_brings_its_licence_author_and_address(hub: HubServer, tmp_path: Path) -> None:
     found = listed(tmp_path)
     assert found[uid(1)] == SourceObject(
-        id=uid(1), source="objaverse", path=mesh(1), license="CC-BY-NC-4.0", author="Author 1", name="Thing 1 ?", category="sofa",
+        id=uid(1), source="objaverse", path=mesh(1), license="CC-BY-NC-4.0", author="Author 1", name="Thing 1 ?",
+        category="sofa",
         attribution_url="https://sketchfab.com/3d-models/uid1", tags=("Red", "old wood"),
         source_url=f"https://huggingface.co/datasets/allenai/objaverse/resolve/main/{mesh(1)}",
     )  # fmt: skip
@@ -191,7 +192,8 @@ def test_no_network_is_one_line_that_says_what_to_do(tmp_path: Path, monkeypatch
     use(HubServer("http://127.0.0.1:9", ""), monkeypatch)
     with pytest.raises(
         UsageError,
-        match=r"lvis-annotations.json.gz .* cannot be downloaded from http://127.0.0.1:9 \(download-unreachable: .*HF_ENDPOINT.*--input",
+        match=r"lvis-annotations.json.gz .* cannot be downloaded from http://127.0.0.1:9 \(download-unreachable: "
+        r".*HF_ENDPOINT.*--input",
     ):
         preprocess(config(tmp_path), run_kept)
     assert list(tmp_path.iterdir()) == []
@@ -296,7 +298,8 @@ from pipelines.preprocess.job import preprocess
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.shards import map_here
 tracked.tell = lambda *_: None
-preprocess(PreprocessConfig(source="objaverse", input=sys.argv[1], output=sys.argv[2], num_shards=3, resolution=16, num_surface=8, num_sharp=8, num_queries=8), map_here)
+small = {"num_shards": 3, "resolution": 16, "num_surface": 8, "num_sharp": 8, "num_queries": 8}
+preprocess(PreprocessConfig(source="objaverse", input=sys.argv[1], output=sys.argv[2], **small), map_here)
 """
 
 
