@@ -25,7 +25,7 @@ from g3pt.scaling.study import law_of, report
 EXAMPLES = """examples:
   python -m g3pt.scaling fit out/study/points.csv
   python -m g3pt.scaling optimum out/study/points.csv --flops 1e15 --presets out/study/points.csv
-  python -m g3pt.scaling compare study-a/points.csv study-b/points.csv
+  python -m g3pt.scaling compare out/study-a out/study-b
   python -m g3pt.scaling import svg_extracted_data.csv --output points.csv
 
 exit code: 0 done, 2 bad usage or input"""
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, run: Any, words: str, *files: str) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=words, description=words)
         for file in files:
-            one.add_argument(file, help="CSV file of points")
+            one.add_argument(file, help="points as CSV or Parquet, or the folder of a study")
         one.set_defaults(run=run)
         return one
 
@@ -180,8 +180,12 @@ def compare_command(flags: argparse.Namespace) -> None:
     first, second = (_read(path, flags) for path in (flags.first, flags.second))
     law = law_of(first, flags.form, flags.ceiling)
     other = law_of(second, flags.form or law.form.name, flags.ceiling)
-    parts = errors(law, first.size, first.seed), errors(other, second.size, second.seed)
+    parts = (
+        errors(law, first.size, first.seed, first.evaluation_nn),
+        errors(other, second.size, second.seed, second.evaluation_nn),
+    )
     print(f"first {flags.first}, second {flags.second}; L = {law.form.formula}")
+    print(f"  {pairing(first, second)}")
     for one in differences(parts, (first, second)):
         low, high = one.interval
         words = "" if one.seen else ": not seen"
@@ -198,6 +202,17 @@ def compare_command(flags: argparse.Namespace) -> None:
     print(
         f"  the second needs {value:.3g} times the {flops:.3g} operations of the first for the same loss above E, 95 "
         f"% [{low:.3g}, {high:.3g}]"
+    )
+
+
+def pairing(first: Points, second: Points) -> str:
+    """Which test objects the intervals are about, in words."""
+    if not first.objects or not second.objects:
+        return "intervals are about the test objects of the studies: without the losses of each (points.parquet)"
+    both = len(set(first.objects.ids) & set(second.objects.ids))
+    return (
+        f"intervals include the choice of test objects: {len(first.objects.ids):,} and {len(second.objects.ids):,}, "
+        f"{both:,} in both and paired"
     )
 
 

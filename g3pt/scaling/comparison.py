@@ -1,7 +1,8 @@
 """Two laws compared, such as those of two tokenizers: differences of their exponents, and the compute multiplier.
 
 How: what two studies share (sizes, seeds, order of the data) moves both, so the covariance of their errors is estimated
-from the points that both have, by the same parts as the variances, and subtracted. Losses of different codes have
+from the points that both have, by the same parts as the variances, and subtracted; what the test objects that both share
+move is known, where the losses of single objects are. Losses of different codes have
 different units of information, so losses are not compared: only exponents, and the operations to the same reducible
 loss L - E as a share of the first one's.
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from g3pt.scaling.intervals import Errors
-from g3pt.scaling.points import Points
+from g3pt.scaling.points import Points, shared_evaluation
 from g3pt.scaling.sections import Cost, best_log_params
 
 
@@ -38,26 +39,35 @@ class Difference:
 
 
 def shared_parts(studies: tuple[Errors, Errors], points: tuple[Points, Points]) -> np.ndarray:
-    """(n, m) covariance of the errors of both studies' points, from the points of equal size, seed and D; zero where
-    neither study has the part.
+    """(n, m) covariance of the errors of both studies' points, from the points of equal size, seed and D, and from test
+    objects that both have; zero where neither study has the part.
     """
     (first, second), (first_points, second_points) = studies, points
     where = {key: k for k, key in enumerate(_keys(second_points))}
     pairs = [(k, where[key]) for k, key in enumerate(_keys(first_points)) if key in where]
-    shared = np.zeros((len(first_points), len(second_points)))
+    known_nm = np.zeros((len(first_points), len(second_points)))
+    if first_points.objects and second_points.objects:
+        known_nm = shared_evaluation(first_points.objects, second_points.objects)
     if len(pairs) < 3:
-        return shared
+        return known_nm
     rows, columns = (np.array(side) for side in zip(*pairs, strict=True))
+    both = _products(first, second, known_nm)[np.ix_(rows, columns)]
+    own = _products(first, first, first.evaluation_nn)[np.ix_(rows, rows)]
+    theirs = _products(second, second, second.evaluation_nn)[np.ix_(columns, columns)]
+    shared = known_nm.copy()
     for name in first.groups.keys() & second.groups.keys():
-        mine, theirs = first.groups[name][rows], second.groups[name][columns]
-        means = mine.sum(axis=0)
-        one, two = mine.T @ first.fit.residual_n[rows], mine.T @ second.fit.residual_n[columns]
-        product = float((one * two / means).sum())
-        own = float((one**2 / means).sum() * (two**2 / means).sum()) ** 0.5
-        correlation = float(np.clip(product / own, -1, 1)) if own > 0 else 0.0
-        size = correlation * (first.variances[name] * second.variances[name]) ** 0.5
-        shared[np.ix_(rows, columns)] += size * (mine @ theirs.T)
+        member, other = first.groups[name][rows], second.groups[name][columns]
+        mean_nn = member @ np.diag(1 / np.maximum(member.sum(axis=0), 1)) @ member.T
+        product, *squares = (float(np.sum(mean_nn * matrix)) for matrix in (both, own, theirs))
+        correlation = product / (squares[0] * squares[1]) ** 0.5 if min(squares) > 0 else 0.0
+        size = float(np.clip(correlation, -1, 1)) * (first.variances[name] * second.variances[name]) ** 0.5
+        shared[np.ix_(rows, columns)] += size * (member @ other.T)
     return shared
+
+
+def _products(one: Errors, two: Errors, known_nm: np.ndarray) -> np.ndarray:
+    """(n, m) products of two studies' residuals, less what errors of a known covariance are expected to add."""
+    return np.outer(one.fit.residual_n, two.fit.residual_n) - one.left_nn @ known_nm @ two.left_nn.T
 
 
 def _keys(points: Points) -> list[tuple[str, str, float]]:

@@ -6,6 +6,9 @@ residuals by the method of moments, which accounts for what the fit took from th
 linearisation, and the degrees of freedom of Student's t by Satterthwaite's rule. Resampling seeds within sizes instead
 covers too rarely: it cannot see a size's error, and k seeds understate a variance by (k - 1) / k.
 
+All points are evaluated on the same test objects. What other objects would change alike in all of them is no residual; its
+covariance is known where the losses of single objects are, and the other parts are estimated beside it.
+
 Source: Searle, Casella & McCulloch 1992, Variance Components, chapter 5 (moments); Satterthwaite 1946.
 Ours: which parts a study has; a part whose variance is estimated below 0 is left out. Coverage:
 benchmarks/law_coverage.py.
@@ -34,6 +37,9 @@ class Errors:
     influence_pn: np.ndarray  # change of theta by an error of each point
     weights_kl: np.ndarray  # variances = weights @ quadratic forms of the residuals
     forms_knn: np.ndarray  # the quadratic forms
+    evaluation_nn: (
+        np.ndarray
+    )  # known covariance of the errors by the choice of the test objects; 0: those objects count
 
     @property
     def determined(self) -> bool:
@@ -43,6 +49,16 @@ class Errors:
     @property
     def covariance_nn(self) -> np.ndarray:
         """Covariance of the points' errors."""
+        return self.estimated_nn + self.evaluation_nn
+
+    @property
+    def left_nn(self) -> np.ndarray:
+        """What the fit leaves of the points' errors: residuals = left @ errors."""
+        return np.eye(len(self.fit.residual_n)) - self.fit.jacobian_np @ self.influence_pn
+
+    @property
+    def estimated_nn(self) -> np.ndarray:
+        """The part of it that was estimated from the residuals."""
         parts = [self.variances[name] * member @ member.T for name, member in self.groups.items()]
         return np.sum(parts, axis=0)
 
@@ -73,7 +89,7 @@ class Errors:
         estimate_l = shares_k @ self.weights_kl  # the variance as a combination of the quadratic forms
         form_nn = np.tensordot(estimate_l, self.forms_knn, axes=1)
         covariance_nn = self.covariance_nn
-        value = float(np.trace(form_nn @ covariance_nn))
+        value = float(np.trace(form_nn @ self.estimated_nn) + influence_n @ self.evaluation_nn @ influence_n)
         spread = 2 * float(np.trace(form_nn @ covariance_nn @ form_nn @ covariance_nn))
         return max(1.0, 2 * value**2 / spread) if spread > 0 and value > 0 else 1.0
 
@@ -100,21 +116,27 @@ def loss_slope(fit: Fit, params: float, samples: float = 1.0) -> np.ndarray:
     return jacobian(fit.form, fit.theta_p, np.log([params]), np.log([samples]))[0]
 
 
-def errors(fit: Fit, sizes: Sequence[object], seeds: Sequence[object]) -> Errors:
-    """The error parts of a least-squares fit whose points have these sizes and seeds."""
+def errors(
+    fit: Fit, sizes: Sequence[object], seeds: Sequence[object], evaluation_nn: np.ndarray | None = None
+) -> Errors:
+    """The error parts of a least-squares fit whose points have these sizes and seeds. With `evaluation_nn`
+    (`Points.evaluation_nn`), intervals are about other test objects, too; without, about those of the study.
+    """
     residual_n, jacobian_np = fit.residual_n, fit.jacobian_np
     groups = _groups(sizes, seeds)
     influence_pn = np.linalg.pinv(jacobian_np)
     left_nn = np.eye(len(residual_n)) - jacobian_np @ influence_pn  # residuals = left @ errors
-    found = _moments(residual_n, left_nn, groups)
+    known_nn = np.zeros_like(left_nn) if evaluation_nn is None else evaluation_nn
+    found = _moments(residual_n, left_nn, groups, known_nn)
     while (found[0] < 0).any() and len(groups) > 1:  # a negative variance means that the part cannot be seen
         worst = list(groups)[int(np.argmin(found[0]))]
         groups = {name: member for name, member in groups.items() if name != worst}
-        found = _moments(residual_n, left_nn, groups)
+        found = _moments(residual_n, left_nn, groups, known_nn)
     variances_k, weights_kl, forms_knn = found
     return Errors(
         fit=fit, variances=dict(zip(groups, np.maximum(variances_k, 0).tolist(), strict=True)), groups=groups,
         influence_pn=influence_pn, weights_kl=weights_kl, forms_knn=forms_knn,
+        evaluation_nn=known_nn,
     )  # fmt: skip
 
 
@@ -135,14 +157,16 @@ def _members(labels: Sequence[object]) -> np.ndarray:
 
 
 def _moments(
-    residual_n: np.ndarray, left_nn: np.ndarray, groups: dict[str, np.ndarray]
+    residual_n: np.ndarray, left_nn: np.ndarray, groups: dict[str, np.ndarray], known_nn: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Variances at which each part's quadratic form of the residuals has its expectation; the weights and the forms."""
+    """Variances at which each part's quadratic form of the residuals has its expectation, beside errors of the known
+    covariance; the weights and the forms.
+    """
     forms_knn, expected_kl = [], []
     for member in groups.values():
         mean_nn = member @ np.diag(1 / member.sum(axis=0)) @ member.T  # the mean of a group, at each of its points
         forms_knn.append(left_nn.T @ mean_nn @ left_nn)
         expected_kl.append([float(np.trace(other.T @ forms_knn[-1] @ other)) for other in groups.values()])
     weights_kl = np.linalg.pinv(np.array(expected_kl))
-    seen_k = np.array([residual_n @ form @ residual_n for form in forms_knn])
+    seen_k = np.array([residual_n @ form @ residual_n - float(np.sum(form * known_nn)) for form in forms_knn])
     return weights_kl @ seen_k, weights_kl, np.array(forms_knn)

@@ -29,6 +29,34 @@ KNOWN: dict[str, dict[str, str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Objects:
+    """Losses of the test objects that all points of a study were evaluated on."""
+
+    ids: tuple[str, ...]
+    loss_no: np.ndarray
+
+    @property
+    def relative_no(self) -> np.ndarray:
+        """Losses over their mean at the point, less 1."""
+        return self.loss_no / self.loss_no.mean(axis=1, keepdims=True) - 1
+
+    def covariance_nn(self) -> np.ndarray:
+        """Covariance of the logarithms of the points' losses that the choice of the test objects gives them."""
+        return shared_evaluation(self, self)
+
+
+def shared_evaluation(first: Objects, second: Objects) -> np.ndarray:
+    """(n, m) covariance of the logarithms of two studies' losses by the test objects that both were evaluated on."""
+    where = {name: k for k, name in enumerate(second.ids)}
+    pairs = [(k, where[name]) for k, name in enumerate(first.ids) if name in where]
+    if len(pairs) < 2:
+        return np.zeros((len(first.loss_no), len(second.loss_no)))
+    mine, theirs = (np.array(side) for side in zip(*pairs, strict=True))
+    product = first.relative_no[:, mine] @ second.relative_no[:, theirs].T / (len(pairs) - 1)
+    return product * len(pairs) / (len(first.ids) * len(second.ids))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Points:
     """Points of one law, one value per point."""
 
@@ -41,6 +69,7 @@ class Points:
     count: str = COUNTS[0]
     column: str = LOSS
     source: str = ""
+    objects: Objects | None = None  # None unless every point has the losses of the same objects
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -52,7 +81,13 @@ class Points:
             params=self.params[index], samples=self.samples[index], loss=self.loss[index],
             size=tuple(self.size[k] for k in index), seed=tuple(self.seed[k] for k in index), flops=self.flops[index],
             count=self.count, column=self.column, source=self.source,
+            objects=self.objects and Objects(ids=self.objects.ids, loss_no=self.objects.loss_no[index]),
         )  # fmt: skip
+
+    @property
+    def evaluation_nn(self) -> np.ndarray | None:
+        """(n, n) covariance of log L by the choice of the test objects; None where their losses are not known."""
+        return self.objects.covariance_nn() if self.objects else None
 
     @property
     def sha256(self) -> str:
@@ -72,12 +107,14 @@ def read_points(path: Path | str, *, count: str = "", column: str = LOSS, held_o
 
     ValueError names file, line, column and value of what is missing or is no positive number.
     """
-    header = set(read_rows(path)[0])
+    path, every = table_of(path), read_rows(path)
+    header = set(every[0])
     count = count or next((name for name in COUNTS if name in header), COUNTS[0])
     for name in (count, "samples", column):
         if name not in header:
             raise ValueError(f"{path} has no column {name!r}; it has {', '.join(sorted(header)) or 'no rows'}")
-    rows = [row for row in read_rows(path) if (row.get("held_out") == "1") == held_out]
+    chosen = [k for k, row in enumerate(every) if (row.get("held_out") == "1") == held_out]
+    rows = [every[k] for k in chosen]
     values = {
         name: np.array([_number(path, k, row, name) for k, row in enumerate(rows)])
         for name in (count, "samples", column)
@@ -85,15 +122,41 @@ def read_points(path: Path | str, *, count: str = "", column: str = LOSS, held_o
     return Points(
         params=values[count], samples=values["samples"], loss=values[column],
         size=tuple(row.get("size") or row[count] for row in rows), seed=tuple(row.get("seed") or "0" for row in rows),
-        flops=np.array([_number(path, k, row, "flops") if row.get("flops") else math.nan for k,
-                        row in enumerate(rows)]),
-        count=count, column=column, source=str(path),
+        flops=np.array([_number(path, k, row, "flops") if row.get("flops") else math.nan for k, row in enumerate(rows)]),
+        count=count, column=column, source=str(path), objects=_objects(path, chosen, column),
     )  # fmt: skip
+
+
+def table_of(path: Path | str) -> Path:
+    """The file itself, or the table in a study's folder: points.parquet if it is there, else points.csv."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    return next(
+        (path / name for name in ("points.parquet", "points.csv") if (path / name).exists()), path / "points.csv"
+    )
+
+
+def _objects(path: Path, rows: Sequence[int], column: str) -> Objects | None:
+    """Losses of the objects of these rows; None if a row has none, or those of other objects."""
+    if path.suffix != ".parquet" or not rows:
+        return None
+    import pyarrow.parquet as pq
+
+    names = [f"{OBJECTS}id", OBJECTS + column.removeprefix("test_")]
+    with pq.ParquetFile(path) as file:
+        if not set(names) <= set(file.schema_arrow.names):
+            return None
+        ids, losses = (column.take(rows).to_pylist() for column in file.read(names, use_threads=False).columns)
+    if not ids[0] or any(one != ids[0] for one in ids) or None in losses:
+        return None
+    return Objects(ids=tuple(ids[0]), loss_no=np.array(losses))
 
 
 def read_rows(path: Path | str) -> list[dict[str, str]]:
     """The rows of a CSV or Parquet file by column, without losses of objects. ValueError for a file that is none."""
-    rows = _parquet_rows(path) if str(path).endswith(".parquet") else _csv_rows(path)
+    path = table_of(path)
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
     if not rows:
         raise ValueError(f"{path} has no points")
     return rows

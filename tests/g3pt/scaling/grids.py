@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from g3pt.scaling.points import Points
+from g3pt.scaling.points import Objects, Points
 
 SIZES = np.array([5e3, 12e3, 21e3, 40e3, 89e3, 157e3, 520e3, 1.2e6])
 SEEN = np.array([8, 16, 32, 64, 128]) * 1000.0
@@ -51,3 +51,15 @@ def with_loss(points: Points, loss: np.ndarray) -> Points:
     return Points(
         params=points.params, samples=points.samples, loss=loss, size=points.size, seed=points.seed, flops=points.flops
     )
+
+
+def evaluated(points: Points, rng: np.random.Generator, name: str = "", count: int = 200) -> Points:
+    """The points with losses of `count` drawn test objects, whose mean over all objects is the points' loss. Objects differ
+    by their loss and by how it changes with N: `name` says which objects they are.
+    """
+    away = np.log(points.params / 1e5)
+    level, slope = 0.3, 0.06
+    logs = rng.normal(0, level, count) + np.outer(away, rng.normal(0, slope, count))
+    loss_no = points.loss[:, None] * np.exp(logs - (level**2 + (slope * away[:, None]) ** 2) / 2)
+    objects = Objects(ids=tuple(f"{name}{k}" for k in range(count)), loss_no=loss_no)
+    return Points(**{**vars(points), "loss": loss_no.mean(axis=1), "objects": objects})

@@ -13,9 +13,9 @@ from g3pt.scaling.__main__ import main
 from g3pt.scaling.choice import fit
 from g3pt.scaling.forms import ADDITIVE, JOINT
 from g3pt.scaling.intervals import errors
-from g3pt.scaling.points import Points, read_points, write_rows
+from g3pt.scaling.points import Points, read_points, read_rows, write_parquet, write_rows
 from g3pt.scaling.study import described
-from tests.g3pt.scaling.grids import grid, noisy
+from tests.g3pt.scaling.grids import evaluated, grid, noisy
 
 EPOCH = Path(__file__).parent / "chinchilla_figure4_points.csv"
 
@@ -102,6 +102,26 @@ def test_compare_says_what_is_not_seen(study: Path, tmp_path: Path, capsys: pyte
     assert main(["compare", str(study), str(other), "--form", "additive"]) == 0
     shown = capsys.readouterr().out
     assert shown.count(": not seen") == 2 and "operations of the first for the same loss above E" in shown
+
+
+def test_compare_pairs_the_test_objects_of_two_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A study is named by its folder, whose points.parquet has the losses of objects."""
+    for k, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        points = evaluated(noisy(grid(2), np.random.default_rng(k)), np.random.default_rng(7), "object-", count=50 + k)
+        write(points, tmp_path / folder / "points.csv")
+        assert points.objects
+        losses = [{"id": points.objects.ids, "ce": row} for row in points.objects.loss_no]
+        write_parquet(read_rows(tmp_path / folder / "points.csv"), losses, tmp_path / folder / "points.parquet")
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--form", "additive"]) == 0
+    paired = capsys.readouterr().out
+    assert "include the choice of test objects: 50 and 51, 50 in both and paired" in paired
+    assert main(["compare", *(str(tmp_path / k / "points.csv") for k in "ab"), "--form", "additive"]) == 0
+    alone = capsys.readouterr().out
+    assert "without the losses of each (points.parquet)" in alone
+    assert [line.split(", diff")[0] for line in alone.splitlines()[2:4]] == [
+        line.split(", diff")[0] for line in paired.splitlines()[2:4]
+    ], "the same laws"
 
 
 def test_a_forecast_is_shown_beside_its_points(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

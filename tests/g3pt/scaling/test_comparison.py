@@ -7,13 +7,13 @@ from g3pt.scaling.choice import fit
 from g3pt.scaling.comparison import compute_multiplier, differences
 from g3pt.scaling.forms import ADDITIVE
 from g3pt.scaling.intervals import Errors, errors
-from g3pt.scaling.points import Points
+from g3pt.scaling.points import Objects, Points, shared_evaluation
 from g3pt.scaling.sections import cost_of
-from tests.g3pt.scaling.grids import additive, grid, noisy, with_loss
+from tests.g3pt.scaling.grids import additive, evaluated, grid, noisy, with_loss
 
 
 def law_of(points: Points) -> Errors:
-    return errors(fit(ADDITIVE, points), points.size, points.seed)
+    return errors(fit(ADDITIVE, points), points.size, points.seed, points.evaluation_nn)
 
 
 def steeper(params: np.ndarray | float, samples: np.ndarray | float) -> np.ndarray:
@@ -45,6 +45,30 @@ def test_errors_that_both_share_do_not_count() -> None:
         (alpha, _) = differences((law_of(one), law_of(other)), (one, other))
         widths.append(alpha.interval[1] - alpha.interval[0])
     assert widths[0] < 0.6 * widths[1]
+
+
+def test_objects_that_both_were_evaluated_on_are_paired() -> None:
+    """The same objects move both exponents alike; other objects would not."""
+    widths = {}
+    for same in (True, False):
+        one = evaluated(noisy(grid(2), np.random.default_rng(0)), np.random.default_rng(2), "a")
+        objects = (np.random.default_rng(2), "a") if same else (np.random.default_rng(3), "b")
+        other = evaluated(noisy(grid(2, steeper), np.random.default_rng(1)), *objects)
+        (alpha, _) = differences((law_of(one), law_of(other)), (one, other))
+        assert alpha.interval[0] < -0.05 < alpha.interval[1]
+        widths[same] = alpha.interval[1] - alpha.interval[0]
+    assert widths[True] < 0.7 * widths[False]
+
+
+def test_objects_of_which_only_some_are_shared_share_less() -> None:
+    points = evaluated(grid(), np.random.default_rng(0), count=400)
+    assert points.objects
+    half = Objects(ids=points.objects.ids[:200], loss_no=points.objects.loss_no[:, :200])
+    both = shared_evaluation(points.objects, half)
+    assert both == pytest.approx(points.evaluation_nn, rel=0.5)
+    assert np.trace(shared_evaluation(half, half)) == pytest.approx(2 * np.trace(both), rel=0.05)
+    apart = Objects(ids=tuple(f"other{k}" for k in range(200)), loss_no=half.loss_no)
+    assert not shared_evaluation(points.objects, apart).any()
 
 
 def test_twice_the_operations_for_the_same_loss_is_a_multiplier_of_two() -> None:

@@ -8,7 +8,7 @@ import pytest
 from g3pt.scaling.fit import fit_form
 from g3pt.scaling.forms import ADDITIVE
 from g3pt.scaling.intervals import errors
-from tests.g3pt.scaling.grids import EXPONENTS, additive, grid, noisy
+from tests.g3pt.scaling.grids import EXPONENTS, additive, evaluated, grid, noisy
 
 TRIALS = 200
 LARGER = (4.1e6, 128e3)
@@ -34,6 +34,20 @@ def test_intervals_of_95_percent_contain_the_truth_at_least_90_times_of_100(seed
             low <= additive(*LARGER) * np.exp(rng.normal(0, np.hypot(size_error, np.hypot(0.003, 0.0015)))) <= high
         )
     assert min(inside.values()) >= 0.9 * TRIALS, dict(inside)
+
+
+def test_the_choice_of_the_test_objects_is_part_of_an_interval_where_their_losses_are_known() -> None:
+    """It moves all points alike, so that no residual shows it."""
+    exact, inside = grid(2), Counter()
+    start = fit_form(ADDITIVE, exact.params, exact.samples, exact.loss)
+    for trial in range(100):
+        rng = np.random.default_rng(trial)
+        points = evaluated(noisy(exact, rng), rng)
+        law = fit_form(ADDITIVE, points.params, points.samples, points.loss, start=start)
+        for name, known in (("with", points.evaluation_nn), ("without", None)):
+            low, high = errors(law, points.size, points.seed, known).parameter("alpha")
+            inside[name] += low <= EXPONENTS["alpha"] <= high
+    assert inside["with"] >= 90 and inside["without"] < 80, dict(inside)
 
 
 def test_the_parts_of_the_errors_are_found() -> None:
