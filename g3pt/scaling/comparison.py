@@ -1,10 +1,10 @@
 """Two laws compared, such as those of two tokenizers: differences of their exponents, and the compute multiplier.
 
 How: what two studies share (sizes, seeds, order of the data) moves both, so the covariance of their errors is estimated
-from the points that both have, by the same parts as the variances, and subtracted; what the test objects that both share
-move is known, where the losses of single objects are. Losses of different codes have
-different units of information, so losses are not compared: only exponents, and the operations to the same reducible
-loss L - E as a share of the first one's.
+from the points that both have, by the same parts as the variances, and subtracted. What test objects that both have
+move is known where the losses of single objects are. Losses of different codes have different units of information, so
+losses are not compared: only exponents, and the operations to the same reducible loss L - E as a share of the first
+one's.
 
 Ours: all of it.
 Shapes: n points of each study, p parameters.

@@ -6,8 +6,8 @@ residuals by the method of moments, which accounts for what the fit took from th
 linearisation, and the degrees of freedom of Student's t by Satterthwaite's rule. Resampling seeds within sizes instead
 covers too rarely: it cannot see a size's error, and k seeds understate a variance by (k - 1) / k.
 
-All points are evaluated on the same test objects. What other objects would change alike in all of them is no residual; its
-covariance is known where the losses of single objects are, and the other parts are estimated beside it.
+All points are evaluated on the same test objects. What other objects would change alike in all of them is no residual.
+Its covariance is known where the losses of single objects are; the other parts are then estimated beside it.
 
 Source: Searle, Casella & McCulloch 1992, Variance Components, chapter 5 (moments); Satterthwaite 1946.
 Ours: which parts a study has; a part whose variance is estimated below 0 is left out. Coverage:

@@ -122,7 +122,8 @@ def read_points(path: Path | str, *, count: str = "", column: str = LOSS, held_o
     return Points(
         params=values[count], samples=values["samples"], loss=values[column],
         size=tuple(row.get("size") or row[count] for row in rows), seed=tuple(row.get("seed") or "0" for row in rows),
-        flops=np.array([_number(path, k, row, "flops") if row.get("flops") else math.nan for k, row in enumerate(rows)]),
+        flops=np.array([_number(path, k, row, "flops") if row.get("flops") else math.nan for k,
+                        row in enumerate(rows)]),
         count=count, column=column, source=str(path), objects=_objects(path, chosen, column),
     )  # fmt: skip
 

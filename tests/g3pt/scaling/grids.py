@@ -54,8 +54,8 @@ def with_loss(points: Points, loss: np.ndarray) -> Points:
 
 
 def evaluated(points: Points, rng: np.random.Generator, name: str = "", count: int = 200) -> Points:
-    """The points with losses of `count` drawn test objects, whose mean over all objects is the points' loss. Objects differ
-    by their loss and by how it changes with N: `name` says which objects they are.
+    """The points with losses of `count` drawn test objects, whose mean over all objects is the points' loss. Objects
+    differ by their loss and by how it changes with N: `name` says which objects they are.
     """
     away = np.log(points.params / 1e5)
     level, slope = 0.3, 0.06
