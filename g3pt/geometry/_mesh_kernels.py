@@ -10,6 +10,23 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
+def normals_and_areas(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit normals (F, 3), zero for degenerate faces, and areas (F,), in the precision of the vertices (V, 3)."""
+    count = faces.shape[0]
+    normals, areas = np.empty((count, 3), dtype=vertices.dtype), np.empty(count, dtype=vertices.dtype)
+    for f in range(count):
+        a, b, c = vertices[faces[f, 0]], vertices[faces[f, 1]], vertices[faces[f, 2]]
+        p0, p1, p2 = b[0] - a[0], b[1] - a[1], b[2] - a[2]
+        q0, q1, q2 = c[0] - a[0], c[1] - a[1], c[2] - a[2]
+        x, y, z = p1 * q2 - p2 * q1, p2 * q0 - p0 * q2, p0 * q1 - p1 * q0
+        length = np.sqrt(x * x + y * y + z * z)
+        unit = length if length > 0.0 else 1.0
+        normals[f, 0], normals[f, 1], normals[f, 2] = x / unit, y / unit, z / unit
+        areas[f] = length / 2
+    return normals, areas
+
+
+@njit(cache=True, nogil=True)
 def first_equal(bits: np.ndarray) -> np.ndarray:
     """For each row of (V, 3) int64, the smallest index of a row with the same values (V,).
 

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from g3pt.geometry.surface import bounds
+
 WINDING, PARITY = "winding", "parity"
 ENCLOSED = (
     0.65,
@@ -111,7 +113,8 @@ def _enclosed(air: np.ndarray, triangles: np.ndarray, rule: str) -> np.ndarray:
     votes, winding, exits, odd, odd_lines = enclosure(triangles, air.shape, LINES)
     if rule == PARITY:
         votes, winding, exits = odd, odd, odd_lines
-    low, high = np.ceil(triangles.min(axis=(0, 1))), np.floor(triangles.max(axis=(0, 1)))
+    low, high = bounds(triangles)
+    low, high = np.ceil(low), np.floor(high)
     box = tuple(slice(int(first), int(last) + 1) for first, last in zip(low, high, strict=True))
     enclosed = (votes > _RAYS // 2) | ((winding > _RAYS // 2) & (exits > _LINES // 4))
     candidates = np.zeros_like(air)

@@ -12,10 +12,11 @@ def inside(solid_vertices: np.ndarray, solid_faces: np.ndarray, points: np.ndarr
     The surface must be watertight; each point counts the crossings of its ray along +z.
     """
     from g3pt.geometry._kernels import column_index, ray_parity
+    from g3pt.geometry.surface import bounds
 
     triangles = np.ascontiguousarray(np.asarray(solid_vertices, dtype=np.float64)[np.asarray(solid_faces)])
     points = np.ascontiguousarray(points, dtype=np.float64)
-    low, high = triangles.min(axis=(0, 1)), triangles.max(axis=(0, 1))
+    low, high = bounds(triangles)
     count = int(np.clip(np.sqrt(len(triangles)), 1, 512))
     per_unit = count / np.maximum(high - low, 1e-12)
     starts, members = column_index(triangles, low, per_unit, count)

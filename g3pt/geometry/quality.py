@@ -84,7 +84,10 @@ def solid_figures(solid: Solid) -> dict:
 
 def longest_side(points: np.ndarray) -> float:
     """The longest side of the bounding box of points (N, 3)."""
-    return float(np.ptp(points, axis=0).max())
+    from g3pt.geometry.surface import bounds
+
+    low, high = bounds(points)
+    return float((high - low).max())
 
 
 def _components(solid: Solid) -> tuple[np.ndarray, int]:
@@ -137,12 +140,17 @@ def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:
 
 def chamfer_to_input(solid: Solid, vertices: np.ndarray, faces: np.ndarray, rng: np.random.Generator) -> float:
     """Chamfer distance, in the solid's box, between a solid and the mesh (V, 3), (F, 3) that it was made from."""
-    from scipy.spatial import cKDTree
-
     from g3pt.geometry.surface import sample_surface
 
     ours = sample_surface(solid.vertices, solid.faces, _CHAMFER_POINTS, rng)[:, :3]
     placed = np.asarray(vertices, dtype=np.float64) * solid.scale + solid.offset
     theirs = sample_surface(placed, np.asarray(faces), _CHAMFER_POINTS, rng)[:, :3]
-    forth, back = cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]
+    forth, back = _nearest(theirs, ours), _nearest(ours, theirs)
     return float((forth.mean() + back.mean()) / 2)
+
+
+def _nearest(points: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Distance from each query (N, 3) to the nearest point."""
+    from scipy.spatial import cKDTree
+
+    return cKDTree(points, balanced_tree=False, compact_nodes=False).query(queries)[0]  # built in half the time

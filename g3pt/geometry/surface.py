@@ -13,10 +13,15 @@ _ROUNDING = 1e-15  # of coordinates and of their products, as a share of the lar
 
 def face_normals(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Unit normals (F, 3), zero for degenerate faces, and areas (F,)."""
-    a, b, c = (vertices[faces[:, k]] for k in range(3))
-    cross = np.cross(b - a, c - a)
-    length = np.linalg.norm(cross, axis=1)
-    return cross / np.where(length > 0.0, length, 1.0)[:, None], length / 2
+    from g3pt.geometry._mesh_kernels import normals_and_areas
+
+    return normals_and_areas(np.ascontiguousarray(vertices), np.ascontiguousarray(faces))
+
+
+def bounds(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest coordinates (3,) of points (..., 3)."""
+    columns = np.moveaxis(points, -1, 0)  # one by one: a reduction to rows of three is ten times slower
+    return np.array([column.min() for column in columns]), np.array([column.max() for column in columns])
 
 
 def has_area(triangles: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from g3pt.geometry.filling import Filling, fill_enclosed
 from g3pt.geometry.reading import MeshError
-from g3pt.geometry.surface import has_area
+from g3pt.geometry.surface import bounds, has_area
 
 BOX = 0.95  # half side of the final solid's box
 OFFSET_VOXELS = 1.0
@@ -63,7 +63,7 @@ def watertight(
     if resolution < 16:
         raise ValueError(f"resolution must be at least 16, not {resolution}")
     triangles, scale, offset = _into_grid(vertices, faces, resolution)
-    shape = tuple(int(count) for count in np.ceil(triangles.max(axis=(0, 1))) + _MARGIN_VOXELS + 1)
+    shape = tuple(int(count) for count in np.ceil(bounds(triangles)[1]) + _MARGIN_VOXELS + 1)
     distance = _narrowband(triangles, shape) if method == "narrowband" else _mesh2sdf(triangles, shape, resolution)
     field = outside_field(distance)
     filling = fill_enclosed(field, triangles, _SNAP_VOXELS) if open_surfaces == "fill" else Filling()
@@ -85,7 +85,7 @@ def _into_grid(vertices: np.ndarray, faces: np.ndarray, resolution: int) -> tupl
     triangles = triangles[has_area(triangles)]  # before the box: a face without an area takes no room
     if len(triangles) == 0:
         raise MeshError("zero-extent", "every face has zero area")
-    low, high = triangles.min(axis=(0, 1)), triangles.max(axis=(0, 1))
+    low, high = bounds(triangles)
     with np.errstate(over="ignore"):  # refused just below
         extent = float((high - low).max())
     if not np.isfinite(extent) or extent <= 0.0:
@@ -130,7 +130,7 @@ def outside_field(distance: np.ndarray) -> np.ndarray:
 
 
 def _normalised(vertices: np.ndarray, faces: np.ndarray, scale: float, offset: np.ndarray) -> Solid:
-    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    low, high = bounds(vertices)
     factor = 2.0 * BOX / float((high - low).max())
     centre = (low + high) / 2
     return Solid(
