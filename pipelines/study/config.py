@@ -54,7 +54,14 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeatures, WithTokeniz
     price: float | None = None
     """price of an hour of one CPU or GPU, for the costs of --dry-run; default none are printed"""
 
+    pause: bool = False
+    """stop the study that runs at --output once its runs have saved, and wait for it; its command continues it"""
+    finish: bool = False
+    """remove the checkpoints of the finished study at --output from which further runs could branch"""
+
     def __post_init__(self) -> None:
+        if self.pause and self.finish:
+            raise ValueError("--pause and --finish do different things: give one of them")
         if self.samples and self.steps is not None:
             raise ValueError("--samples and --steps both say how long runs are: give one of them")
         if self.held_out and not self.samples:

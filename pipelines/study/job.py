@@ -22,10 +22,12 @@ from pipelines.runs.notes import working_in
 from pipelines.runs.settings import changes, check_unchanged, flag
 from pipelines.study.config import SweepFlags
 from pipelines.study.cost import print_plan
+from pipelines.study.pause import pausable, pause
 from pipelines.study.plan import Row, plan
 from pipelines.study.plan_file import plan_of
 from pipelines.study.points import collect, fit_and_draw, write_forecast, write_points
 from pipelines.study.rates import lines, sweep_rows, tune_rates
+from pipelines.study.tidy import finish, say_lost
 from pipelines.study.trials import check_finished, study_need, train_all
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, code
@@ -42,6 +44,8 @@ STUDY_FILES = ("study.json", "points.csv", "fit.json", "curve.png")
 
 def scaling_sweep(flags: SweepFlags, page: WritePage | None = None) -> str | None:
     """Run the study; return its folder, or None for a dry run."""
+    if flags.pause or flags.finish:
+        return str((pause if flags.pause else finish)(Path(absolute(flags.output))))
     rows = plan(flags)
     if flags.dry_run:
         print_plan(rows, flags)
@@ -76,7 +80,7 @@ def find_rule(flags: SweepFlags, study: Path, page: WritePage | None = None) -> 
             train_all(planned, study, flags, page=page)
             check_finished(planned, study)
 
-        with working_in(study, unit="runs", flags=dataclasses.asdict(flags)):
+        with working_in(study, unit="runs", flags=dataclasses.asdict(flags)), pausable(study):
             encode(first, max(1, flags.num_workers), flags.ray_address, flags.device)
             found = tune_rates(flags, study, lambda row: spec_of(row, flags), finish)
     print("\n".join(lines(found)), flush=True)
@@ -158,9 +162,10 @@ def _run_study(
     about = {"runs": [spec.to_dict() for spec in specs], "flags": dataclasses.asdict(flags), "plan": plan_of(flags)}
     write_json(study / "study.json", about)
     note = working_in(study, total=len(specs), unit="runs", flags=dataclasses.asdict(flags))
-    with note, on_disk(lambda: _finished_runs(specs, study)):
+    with note, on_disk(lambda: _finished_runs(specs, study)), pausable(study):
         size = gpu_bytes(flags) or gpu_bytes_of_workers(flags)
         specs = [with_plan(spec, flags, size) for spec in with_features(specs, flags)]
+        say_lost(specs, study)
         encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
         with followed(
             card(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists(), page=page

@@ -21,7 +21,8 @@ from typing import Any
 from pipelines.cli.main import absolute
 from pipelines.study.config import SweepFlags
 
-ACTIONS = {"plan", "dry_run", "replace", "tune_lr"}  # say what to do now; no part of a plan
+ACTIONS = {"plan", "dry_run", "replace", "tune_lr", "pause", "finish"}  # say what to do now; no part of a plan
+UNREAD = ("data", "tokenizer")  # by --pause and --finish
 TABLES: dict[str, tuple[str, ...]] = {
     "": (
         "data", "tokenizer", "output", "sizes", "samples", "held_out", "seeds", "steps", "batch_size",
@@ -44,12 +45,14 @@ NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or f
 
 def with_plan_file(words: Sequence[str]) -> list[str]:
     """The words of a command line with those of the file that --plan names, less what is typed; --plan itself is left
-    out. ValueError, with file, key and remedy, for a file that is no plan.
+    out. --pause and --finish need --output alone. ValueError, with file, key and remedy, for a file that is no plan.
     """
     rest, file = _without_flag(words, "plan")
+    typed = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in rest if word.startswith("--")}
+    if file is None and typed & {"pause", "finish"}:
+        return [*(word for name in UNREAD if name not in typed for word in (f"--{name}", "-")), *words]
     if file is None:
         return list(words)
-    typed = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in rest if word.startswith("--")}
     found: list[str] = []
     for name, value in read_plan(file).items():
         if name not in typed:

@@ -69,15 +69,17 @@ def train_all(
 
 
 def kept_samples(specs: Sequence[RunSpec]) -> dict[str, tuple[int, ...]]:
-    """Name of each run -> the samples at which it keeps a checkpoint: where a run of its trajectory begins
-    to cool down.
+    """Name of each run -> the samples at which it keeps a checkpoint: where a run of its trajectory begins to cool
+    down, until it does so itself.
     """
-    branches: dict[str, set[int]] = {}
+    starts: dict[str, dict[str, int]] = {}  # of each trajectory: run -> where it begins to cool down
     for spec in specs:
         if key := trajectory(spec):
-            config = from_dict(TrainConfig, spec.config["train"])
-            branches.setdefault(key, set()).add(branch_samples(config))
-    return {spec.name: tuple(sorted(branches.get(trajectory(spec), ()))) for spec in specs}
+            starts.setdefault(key, {})[spec.name] = branch_samples(from_dict(TrainConfig, spec.config["train"]))
+    kept = {spec.name: tuple[int, ...]() for spec in specs}
+    for runs in starts.values():
+        kept |= {name: tuple(sorted({at for at in runs.values() if at <= mine})) for name, mine in runs.items()}
+    return kept
 
 
 def together(todo: Sequence[dict[str, Any]]) -> list[list[int]]:

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from g3pt.config import TrainConfig, from_dict
 from pipelines.runs.identity import RunSpec, stable_hash
@@ -45,19 +46,7 @@ def start_from_another(spec: RunSpec, run_dir: Path) -> str:
     """
     from g3pt.training.exports import write_json
 
-    key = trajectory(spec)
-    if not key:
-        return ""
-    mine, best = branch_samples(from_dict(TrainConfig, spec.config["train"])), (checkpointed(run_dir), None)
-    for folder in sorted(run_dir.parent.iterdir()):
-        other = _spec_of(folder) if folder != run_dir else None
-        if other is None or trajectory(other) != key:
-            continue
-        common = min(mine, branch_samples(from_dict(TrainConfig, other.config["train"])))
-        for path in checkpoints(folder / "checkpoints"):
-            if best[0] < samples_of(path) <= common:
-                best = (samples_of(path), path)
-    samples, found = best
+    samples, found = furthest_start(spec, run_dir)
     if found is None:
         return ""
     other_dir = found.parent.parent
@@ -69,12 +58,42 @@ def start_from_another(spec: RunSpec, run_dir: Path) -> str:
     return other_dir.name
 
 
+def furthest_start(spec: RunSpec, run_dir: Path) -> tuple[int, Path | None]:
+    """(samples, the furthest checkpoint that a run beside it has on the common trajectory); None in its place, and the
+    run's own samples, if it is as far itself.
+    """
+    key = trajectory(spec)
+    best: tuple[int, Path | None] = (checkpointed(run_dir), None)
+    if not key:
+        return best
+    mine = branch_samples(from_dict(TrainConfig, spec.config["train"]))
+    for folder in sorted(run_dir.parent.iterdir()):
+        other = _spec_of(folder) if folder != run_dir else None
+        if other is None or trajectory(other) != key:
+            continue
+        common = min(mine, branch_samples(from_dict(TrainConfig, other.config["train"])))
+        for path in checkpoints(folder / "checkpoints"):
+            if best[0] < samples_of(path) <= common:
+                best = (samples_of(path), path)
+    return best
+
+
 def branched_from(run_dir: Path) -> str:
     """The run that a run started from; "" if it started from nothing."""
+    return str(_branch(run_dir).get("from", ""))
+
+
+def branched_at(run_dir: Path) -> int:
+    """Samples of the checkpoint that a run started from; 0 if it started from nothing."""
+    return int(_branch(run_dir).get("samples", 0))
+
+
+def _branch(run_dir: Path) -> dict[str, Any]:
     try:
-        return str(json.loads((run_dir / BRANCH_FILE).read_text(encoding="utf-8"))["from"])
+        found: dict[str, Any] = json.loads((run_dir / BRANCH_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return ""
+        return {}
+    return found
 
 
 def _spec_of(folder: Path) -> RunSpec | None:

@@ -4,6 +4,9 @@ import contextlib
 import dataclasses
 import json
 import math
+import shutil
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +25,16 @@ from pipelines.derive import tokens
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger
 from pipelines.study import job, points, rates, trials
+from pipelines.study import pause as pausing
 from pipelines.study.config import SweepFlags
 from pipelines.study.plan import plan
+from pipelines.study.plan_file import with_plan_file
+from pipelines.study.tidy import removed_before
 from pipelines.train import run as train
+from pipelines.train.checkpoints import checkpoints, samples_of
 from pipelines.train.counts import count_car
 from pipelines.train.jobs import car_spec
+from pipelines.train.trajectory import branched_from
 from pipelines.train.worker import work, work_config
 from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
 
@@ -72,6 +80,132 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(job, "refuse_impossible", lambda _: None)
     monkeypatch.setattr(job, "encode", lambda *_: None)
     return order
+
+
+@pytest.fixture
+def quick(here: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Runs that are trained at once and leave their checkpoints; run -> the run that it started from."""
+    parents: dict[str, str] = {}
+
+    def ray_train(spec: RunSpec, run_dir: Path, _workers: int, _device: str, _build: str, speed: Any, *_: Any) -> None:
+        here.append(spec.name)
+        parents[spec.name] = branched_from(run_dir)
+        fit = spec.config["train"]
+        samples = fit["steps"] * fit["batch_size"]
+        for at in {*speed.keep_samples, samples}:
+            file = run_dir / "checkpoints" / f"samples-{at:012d}.pt"
+            if at <= samples and not file.exists():
+                file.write_bytes(b"x" * 1000)
+        Ledger.of(run_dir).append([{"step": samples, "test_ce": 5.0}])
+        (run_dir / "_SUCCESS").touch()
+
+    def fit_and_draw(points: list[dict[str, Any]], study: Path, *_: Any) -> None:
+        for name in ("fit.json", "curve.png"):
+            (study / name).write_text("{}")
+
+    monkeypatch.setattr(train, "ray_train", ray_train)
+    monkeypatch.setattr(job, "collect", lambda specs, *_: [{"size": s.preset, "run": s.name} for s in specs])
+    monkeypatch.setattr(job, "fit_and_draw", fit_and_draw)
+    return parents
+
+
+def small(flags: SweepFlags, output: Path, **changed: Any) -> SweepFlags:
+    """A study of one size and two numbers of samples, with a warm-up that growing does not change."""
+    few = {"sizes": "1x8", "samples": "240,320", "held_out": None, "warmup_samples": 24}
+    return dataclasses.replace(flags, **{**few, "output": str(output), **changed})
+
+
+def test_a_finished_study_grows_by_samples_seeds_and_sizes_and_trains_nothing_again(
+    flags: SweepFlags, here: list[str], quick: dict[str, str], tmp_path: Path
+) -> None:
+    plans = [
+        small(flags, tmp_path),
+        small(flags, tmp_path, samples="240,320,400"),
+        small(flags, tmp_path, samples="240,320,400", seeds="0,1"),
+        small(flags, tmp_path, samples="240,320,400", seeds="0,1", sizes="1x8,1x16"),
+    ]
+    counts = []
+    for each in plans:
+        job.scaling_sweep(each)
+        counts.append(len(here))
+    assert counts == [2, 3, 6, 12] and len(set(here)) == 12
+    assert [quick[name] for name in here[:3]] == ["", here[0], here[0]], "the longer run goes on from the shorter one"
+    assert len(_rows(tmp_path / "points.csv")) == 12
+    job.scaling_sweep(plans[-1])
+    assert len(here) == 12
+
+
+def test_finish_removes_branch_points_and_a_study_that_grows_says_what_it_lacks(
+    flags: SweepFlags, here: list[str], quick: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match="is no finished study; the command without --finish continues it"):
+        job.scaling_sweep(small(flags, tmp_path, finish=True))
+    job.scaling_sweep(small(flags, tmp_path))
+    trunk, branch = (tmp_path / "runs" / name / "checkpoints" for name in here)
+    assert [samples_of(path) for path in checkpoints(trunk)] == [320, 120, 40], "kept until --finish"
+    unfinished = tmp_path / "runs" / "car-1x8-s0-00000000" / "checkpoints"
+    shutil.copytree(trunk, unfinished)
+    capsys.readouterr()
+    assert job.scaling_sweep(small(flags, tmp_path, finish=True)) == str(tmp_path)
+    assert "2 checkpoint files of 2 runs removed, 2,000 bytes" in capsys.readouterr().out, (
+        "the branch has links to them"
+    )
+    assert [samples_of(path) for path in checkpoints(trunk)] == [320] and len(checkpoints(unfinished)) == 3
+    assert [samples_of(path) for path in checkpoints(branch)] == [240]
+    shutil.rmtree(unfinished.parent)
+    job.scaling_sweep(small(flags, tmp_path, samples="240,320,400"))
+    shown = capsys.readouterr().err
+    assert f"{here[2]}: starts at 0 samples; --finish removed a checkpoint at 120" in shown and quick[here[2]] == ""
+    job.scaling_sweep(small(flags, tmp_path, finish=True))
+    assert removed_before(tmp_path)[here[0]] == [40, 120], "a second --finish forgets nothing"
+
+
+def test_a_study_that_is_asked_to_pause_stops_and_the_same_command_continues_it(
+    flags: SweepFlags, here: list[str], quick: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pausing, "POLL_S", 0.05)
+    whole = train.ray_train
+    other = threading.Thread(target=lambda: job.scaling_sweep(small(flags, tmp_path, pause=True)))
+
+    def asked_meanwhile(spec: RunSpec, run_dir: Path, *rest: Any) -> None:
+        if len(here) == 1:
+            other.start()
+            time.sleep(20)
+        whole(spec, run_dir, *rest)
+
+    monkeypatch.setattr(train, "ray_train", asked_meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        job.scaling_sweep(small(flags, tmp_path))
+    assert len(here) == 1
+    other.join(20)
+    assert not other.is_alive() and not (tmp_path / pausing.PAUSE_FILE).exists()
+    monkeypatch.setattr(train, "ray_train", whole)
+    job.scaling_sweep(small(flags, tmp_path))
+    assert len(here) == 2 and (tmp_path / "_SUCCESS").exists()
+
+
+def test_a_request_to_pause_is_for_the_command_at_work(
+    flags: SweepFlags, here: list[str], quick: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing stops later because of one that came too late."""
+    with pytest.raises(UsageError, match="--pause: there is no study at"):
+        job.scaling_sweep(small(flags, tmp_path / "none", pause=True))
+    assert job.scaling_sweep(small(flags, tmp_path, pause=True)) == str(tmp_path)
+    assert "no command works on it" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    (tmp_path / pausing.PAUSE_FILE).touch()
+    job.scaling_sweep(small(flags, tmp_path))
+    assert len(here) == 2 and not (tmp_path / pausing.PAUSE_FILE).exists()
+    with pytest.raises(ValueError, match="give one of them"):
+        small(flags, tmp_path, pause=True, finish=True)
+    assert with_plan_file(["--output", "S", "--pause"]) == [
+        "--data",
+        "-",
+        "--tokenizer",
+        "-",
+        "--output",
+        "S",
+        "--pause",
+    ]
 
 
 def test_a_run_that_an_older_forecast_does_not_name_is_refused(
@@ -137,7 +271,7 @@ def test_trunks_first_then_branches_then_the_forecast_then_what_it_is_about(
 
 
 def test_a_run_that_failed_does_not_stop_its_trajectory(
-    flags: SweepFlags, here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flags: SweepFlags, here: list[str], quick: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train.ray_train
 
@@ -147,10 +281,10 @@ def test_a_run_that_failed_does_not_stop_its_trajectory(
         whole(spec, run_dir, *rest)
 
     monkeypatch.setattr(train, "ray_train", failing)
-    one = dataclasses.replace(flags, sizes="1x8", held_out=None, output=str(tmp_path / "study"))
-    with pytest.raises(RuntimeError, match="1 of 3 runs did not finish"):
-        job.scaling_sweep(one)
-    assert len(here) == 2
+    few = {"sizes": "1x8,1x16", "held_out": None}
+    with pytest.raises(RuntimeError, match="2 of 6 runs did not finish"):
+        job.scaling_sweep(dataclasses.replace(flags, **few, output=str(tmp_path / "study")))
+    assert len(here) == 4, "nor those of another size"
 
 
 def test_a_run_that_was_trained_before_its_forecast_is_refused(
