@@ -20,6 +20,7 @@ from pipelines.runs.identity import RunSpec
 from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import working_in
 from pipelines.runs.settings import changes, check_unchanged, flag
+from pipelines.study.accounts import stated_rate, write_plan
 from pipelines.study.config import SweepFlags
 from pipelines.study.cost import print_plan
 from pipelines.study.pause import pausable, pause
@@ -166,6 +167,8 @@ def _run_study(
         size = gpu_bytes(flags) or gpu_bytes_of_workers(flags)
         specs = [with_plan(spec, flags, size) for spec in with_features(specs, flags)]
         say_lost(specs, study)
+        rate = stated_rate(flags.flops_per_s)
+        write_plan(specs, study, rate, held_out)
         encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
         with followed(
             card(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists(), page=page
@@ -176,6 +179,7 @@ def _run_study(
                 ahead = [spec for spec in specs if spec.name in held_out]
                 write_forecast(study, [rung(spec) for spec in ahead], flags.ceiling)
                 train_and_fit(specs, study, flags, parent.run_id, page, held_out)
+            write_plan(specs, study, rate, held_out)
             best_effort("describing the study in MLflow", lambda: describe_study(study, parent))
             (study / "_SUCCESS").touch()
 

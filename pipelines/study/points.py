@@ -63,7 +63,7 @@ def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
     return {
         "size": spec.preset,
         **{name.replace("parameters", "params"): count for name, count in params.items()},
-        "flops": 3 * exported["flops_per_object"] * samples,
+        "flops": operations(run_dir, samples),
         "seed": spec.seed,
         "samples": samples,
         "unique_share": round(min(1.0, objects / samples), 4),
@@ -83,6 +83,13 @@ def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
         "seconds": round(sum(step_seconds(Ledger.of(run_dir).read())), 1),
         "run": spec.name,
     }
+
+
+def operations(run_dir: Path, samples: int) -> int:
+    """Operations of training the exported model on so many samples, forward and backward (twice the forward)."""
+    from g3pt.training.exports import read_export_config
+
+    return 3 * int(read_export_config(run_dir)["flops_per_object"]) * samples
 
 
 def step_seconds(records: Sequence[Record]) -> list[float]:

@@ -50,6 +50,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(job, "fit_and_draw", fit_and_draw)
     monkeypatch.setattr(job, "train_all", train_all)
+    monkeypatch.setattr(job, "write_plan", lambda *_: None)
     monkeypatch.setattr(job, "encode", lambda *_: None)
     monkeypatch.setattr(job, "join", lambda *_, **__: None)
     monkeypatch.setattr(job, "refuse_impossible", lambda _: None)

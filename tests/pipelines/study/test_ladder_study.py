@@ -24,7 +24,7 @@ from pipelines.cli.errors import UsageError
 from pipelines.derive import tokens
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger
-from pipelines.study import job, points, rates, trials
+from pipelines.study import accounts, job, points, rates, trials
 from pipelines.study import pause as pausing
 from pipelines.study.config import SweepFlags
 from pipelines.study.plan import plan
@@ -104,6 +104,7 @@ def quick(here: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
             (study / name).write_text("{}")
 
     monkeypatch.setattr(train, "ray_train", ray_train)
+    monkeypatch.setattr(accounts, "operations", lambda _, samples: 1000 * samples)
     monkeypatch.setattr(job, "collect", lambda specs, *_: [{"size": s.preset, "run": s.name} for s in specs])
     monkeypatch.setattr(job, "fit_and_draw", fit_and_draw)
     return parents
@@ -255,6 +256,12 @@ def test_trunks_first_then_branches_then_the_forecast_then_what_it_is_about(
         assert len(one["objects_id"]) == one["test_objects"] and np.mean(one["objects_ce"]) == pytest.approx(
             one["test_ce"]
         )
+    *costs, whole = _rows(study / "plan.csv")
+    assert [cost["steps"] for cost in costs] == [cost["planned_steps"] for cost in costs] and len(costs) == 10
+    assert whole["run"] == "sum" and whole["planned_seconds"] == "" == whole["ratio"], "nothing said how fast it is"
+    for cost in costs:
+        row = rows_of[cost["run"]]
+        assert (cost["flops"] == cost["planned_flops"] == row["flops"]) == (row["parent"] == ""), "branches cost less"
     body = read_forecast(study / "forecast.json")
     assert body["points_sha256"] == fitted.sha256 and [rung["run"] for rung in body["rungs"]] == [names["1x32", 400]]
     found = json.loads((study / "fit.json").read_text())
