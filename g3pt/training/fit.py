@@ -93,13 +93,12 @@ def fit(
     AskedToStop. Raises NonFiniteLoss when too many steps were skipped; nothing is saved from then on.
     """
     parallel, device = parallel or SingleProcess(), torch.device(device)
-    share = config.batch_size // parallel.world_size
-    parts = count_parts(share, micro_batch)
+    parts = count_parts(config.batch_size // parallel.world_size, micro_batch)
     model.to(device).train()
     parallel.shard(model, config.precision)
     optimizer = make_optimizer(model, config)
-    average = WeightAverage(model, config.ema_decay)
-    first_step, pending, skipped, buffers = 0, list[Step](), list[int](), Buffers()
+    average, buffers = WeightAverage(model, config.ema_decay), Buffers()
+    first_step, pending, skipped = 0, list[Step](), list[int]()
     if resume is not None:
         first_step, pending, skipped = load_state(resume, model, optimizer, average, config, parallel, best)
     on_gpu, wrapped = device.type == "cuda", None
@@ -110,62 +109,82 @@ def fit(
     ) as stream:
         for step in range(first_step, config.steps):
             with naming_step(step):
-                changed = set_phase(model, step, config.steps)
-                if wrapped is None or changed:
+                if set_phase(model, step, config.steps) or wrapped is None:
                     wrapped = parallel.wrap(model)
                 batch = rows_of(next(stream), config.batch_size, parallel.rank, parallel.world_size)
                 optimizer.zero_grad(set_to_none=True)
                 buffers.remember(model)
                 loss, logs = backward(wrapped, model, on_device(batch, device), step, parts, config, parallel)
-                grad_norm = whole(nn.utils.clip_grad_norm_(trained_parameters(model), config.clip_norm))
-                set_learning_rate(optimizer, config, step)
-                skip = skip_flag(loss, grad_norm)
-                optimizer.found_inf = skip  # type: ignore[attr-defined]  # where it is 1, fused AdamW writes nothing
-                optimizer.step()
-                average.update(model, skip)
-                buffers.restore_if(skip, model)
-                pending.append((step, loss, grad_norm.detach(), logs, skip))
+                pending.append(update(model, optimizer, average, buffers, step, loss, logs, config))
 
             done = step + 1
-            is_last = done == config.steps
-            is_logged = is_last or done % config.log_every == 0
+            samples, is_last = done * config.batch_size, done == config.steps
             asked = stop is not None and parallel.agree(stop())
-            is_saved = is_last or asked or done % config.checkpoint_every == 0 or done * config.batch_size in save_at
+            is_logged = is_last or done % config.log_every == 0
+            is_saved = is_last or asked or done % config.checkpoint_every == 0 or samples in save_at
             if is_logged or is_saved:
                 skipped = with_skipped(skipped, [taken[0] for taken in pending], [taken[-1] for taken in pending])
                 check_skipped(skipped, config.steps if is_last else None)
             if is_logged:
-                record = mean_record(pending) | {
-                    "step": done * config.batch_size,
-                    "learning_rate": learning_rate(config, step),
-                }
+                record = mean_record(pending) | {"step": samples, "learning_rate": learning_rate(config, step)}
                 record |= take_window(model)
-                record["samples_per_second"] = (
-                    (done - logged_step) * config.batch_size / (time.perf_counter() - started)
-                )
+                seconds = time.perf_counter() - started
+                record["samples_per_second"] = (done - logged_step) * config.batch_size / seconds
                 if evaluate is not None and (is_last or done % config.eval_every < config.log_every):
-                    with parallel.holding(model, average.tensors):
-                        record |= evaluate(model)
-                    if evaluate_raw is not None:
-                        with parallel.holding(model, {}):
-                            record |= evaluate_raw(model)
-                    model.train()
+                    record |= evaluated(model, average, evaluate, evaluate_raw, parallel)
                     if best is not None:
                         best.consider(record, model, average.tensors, parallel)
                 report(record)
                 pending, started, logged_step = [], time.perf_counter(), done
             if is_saved:
-                begun = begun_record(pending, model)
+                begun = begun_record(pending, model)  # over all workers, also where nothing is saved
                 if save is not None:
                     state = state_dict(model, optimizer, average, done, config) | begun | {"skipped": skipped}
-                    state |= best.state() if best is not None else {}
-                    save(state, done * config.batch_size)
+                    save(state | (best.state() if best is not None else {}), samples)
             if asked and not is_last:
                 parallel.agree(True)  # wait for each other: a worker that leaves could end one that still writes
                 raise AskedToStop(done)
     if best is not None:
         best.gather(parallel)
     return parallel.finished(model, average.tensors)
+
+
+def update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
+    buffers: Buffers,
+    step: int,
+    loss: Tensor,
+    logs: dict[str, Tensor],
+    config: TrainConfig,
+) -> Step:
+    """Clip the gradients, then move the weights and their average, unless the loss or a gradient is not finite."""
+    grad_norm = whole(nn.utils.clip_grad_norm_(trained_parameters(model), config.clip_norm))
+    set_learning_rate(optimizer, config, step)
+    skip = skip_flag(loss, grad_norm)
+    optimizer.found_inf = skip  # type: ignore[attr-defined]  # where it is 1, fused AdamW writes nothing
+    optimizer.step()
+    average.update(model, skip)
+    buffers.restore_if(skip, model)
+    return step, loss, grad_norm.detach(), logs, skip
+
+
+def evaluated(
+    model: nn.Module,
+    average: WeightAverage,
+    evaluate: Callable[[nn.Module], Record],
+    evaluate_raw: Callable[[nn.Module], Record] | None,
+    parallel: SingleProcess,
+) -> Record:
+    """What `evaluate` returns for the averaged weights, and `evaluate_raw` for the weights themselves."""
+    with parallel.holding(model, average.tensors):
+        record = dict(evaluate(model))
+    if evaluate_raw is not None:
+        with parallel.holding(model, {}):
+            record |= evaluate_raw(model)
+    model.train()
+    return record
 
 
 def count_parts(share: int, micro_batch: int | None) -> int:
