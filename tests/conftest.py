@@ -15,6 +15,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 from tests.empty_store import EmptyStore  # noqa: E402
 
+pytest_plugins = ("tests.cpu_seconds",)
+
 for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
     os.environ.pop(name, None)
 os.environ.update(
