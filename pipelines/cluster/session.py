@@ -35,6 +35,12 @@ WORKER_ENV = {
     "RAY_TRAIN_ENABLE_V2": "1",
 }
 
+# Ray Train on a cluster of one machine that ends with the command.
+LOCAL_ENV = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that asks whether a cloud will take the node away
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray's 2 s are also what the end of a training waits for
+}
+
 
 def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_slots: float | None = None) -> None:
     """Connect this process to Ray once; a second call keeps the first connection.
@@ -61,6 +67,8 @@ def connect(ray_address: str | None = None, num_cpus: int | None = None, sweep_s
         )
 
     if address == "local":
+        for name, value in LOCAL_ENV.items():
+            os.environ.setdefault(name, value)
         options = _local_options(num_cpus or available_cpus(), sweep_slots)
         # Ray starts workers ahead of any work, but none with a runtime environment: these inherit the same variables.
         with environment(worker_env()):

@@ -1,5 +1,6 @@
 """A Ray that does not come up ends the command in a stated time, with its cause and what to do."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -112,6 +113,20 @@ def test_a_long_temporary_folder_is_not_used_for_sockets(
     monkeypatch.setattr(start, "SHORT_FOLDERS", (str(tmp_path / "missing"),))
     with pytest.raises(NoRay, match="have at most 107 bytes; export TMPDIR to a short path"):
         session.connect("local")
+
+
+def test_ray_train_is_told_what_a_local_cluster_is_unless_the_user_said_so(
+    init: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A joined cluster keeps the watcher for nodes that a cloud takes away."""
+    watcher, interval = session.LOCAL_ENV
+    monkeypatch.setattr(start, "ask", lambda _: None)
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k not in session.LOCAL_ENV})
+    session.connect("10.0.0.1:6379")
+    assert not session.LOCAL_ENV.keys() & os.environ.keys()
+    os.environ[interval] = "3"
+    session.connect("local")
+    assert (os.environ[watcher], os.environ[interval]) == ("0", "3")
 
 
 @pytest.fixture
