@@ -15,6 +15,7 @@ from typing import Any
 
 from g3pt.config import TrainConfig, from_dict
 from pipelines.cli.flags import MAX_FAILURES
+from pipelines.cli.interrupt import in_thread
 from pipelines.cli.progress import say
 from pipelines.cli.quiet import prints_aside
 from pipelines.cluster import session
@@ -129,7 +130,7 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
             ),
         )
         with prints_aside(), asking(folders):  # Tune prints a box at any verbosity
-            results = tuner.fit()
+            results = in_thread(tuner.fit)  # in the main thread Tune would end the trials before they can save
     for result in results:
         told = result.metrics or {}
         for index in groups[result.config["index"]]:

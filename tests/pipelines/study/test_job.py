@@ -4,13 +4,18 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from g3pt.training.fit import AskedToStop
+from pipelines.cli import interrupt
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import Failure
+from pipelines.cluster import stopping
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger
 from pipelines.runs.locks import alone_in
@@ -167,6 +172,39 @@ def test_what_a_trial_died_of_is_told_and_its_files_are_kept(
         job.check_finished(specs, tmp_path)
     reason = "RuntimeError: the actor died" if fails else "reason unknown"
     assert Failure.of(raised.value).doing == (f"training {specs[1].name}: {reason}",)
+
+
+def test_a_signal_to_the_driver_asks_the_runs_of_its_trials_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune ends its trials as soon as its own thread is interrupted."""
+    from ray import tune
+
+    saved: list[str] = []
+    one = spec("20k")
+    run_dir = train.prepare_run(one, tmp_path / "runs")
+
+    class Tuner:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def fit(self) -> list[SimpleNamespace]:
+            with stopping.stoppable(run_dir, rank=0) as stop:
+                os.kill(os.getpid(), signal.SIGINT)
+                while not stop():
+                    time.sleep(0.01)
+                saved.append(one.name)
+            raise AskedToStop(3)
+
+    monkeypatch.setattr(interrupt, "GRACE_S", 1e6)  # what would cut this process off
+    monkeypatch.setattr(tune, "Tuner", Tuner)
+    monkeypatch.setattr(tune, "with_parameters", lambda trial, **_: trial)
+    monkeypatch.setattr(tune, "with_resources", lambda trial, _: trial)
+    monkeypatch.setattr(trials, "trial_resources", lambda *_: ({"CPU": 1}, 1))
+    monkeypatch.setattr(trials, "asked", lambda *_: contextlib.nullcontext("key"))
+    with pytest.raises(interrupt.Stopped), interrupt.stoppable():
+        trials.tune([{"spec": one.to_dict(), "run_dir": str(run_dir)}], tmp_path, FLAGS)
+    assert saved == [one.name]
 
 
 @pytest.mark.parametrize(
