@@ -7,6 +7,7 @@ intervals.py, sections.py.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -72,7 +73,7 @@ def report(
             for name, found in predictions.items()
         },
         "sensitivity": choice.sensitivity(points, law.form, others),
-        "sections": _sections(points),
+        "sections": _sections(points, law),
     }
 
 
@@ -98,8 +99,10 @@ def at_bound(law: Fit) -> np.ndarray:
     return exponent & ((law.theta_p < low + 1e-3) | (law.theta_p > high - 1e-3))
 
 
-def _sections(points: Points) -> dict[str, Any]:
-    """L(N) at the largest D that at least three sizes reached, L(C) on the frontier, and IsoFLOP parabolas."""
+def _sections(points: Points, surface: Fit) -> dict[str, Any]:
+    """L(N) at the largest D that at least three sizes reached, L(C) on the frontier, and IsoFLOP parabolas, each with
+    the best N of the law in N and D as `optimum`.
+    """
     found: dict[str, Any] = {}
     for seen in np.unique(points.samples)[::-1]:
         part = points.where(points.samples == seen)
@@ -110,4 +113,9 @@ def _sections(points: Points) -> dict[str, Any]:
     law = sections.frontier_law(points)
     if law is not None:
         found["by_flops"] = {"num_points": len(law.residual_n), "pure": law.named()}
-    return found | {"iso_flops": sections.iso_flops(points)}
+    rows = sections.iso_flops(points)
+    cost = sections.cost_of(points)
+    for row in rows if surface.form.needs_samples else ():
+        with contextlib.suppress(ValueError):  # the law has no optimum there
+            row["optimum"] = sections.optimum(surface, cost, float(str(row["flops"]))).params
+    return found | {"iso_flops": rows}

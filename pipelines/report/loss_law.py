@@ -13,6 +13,7 @@ from g3pt.scaling.fit import Fit
 from g3pt.scaling.forms import FORMS, saturating_at
 from pipelines.report.html import columns, folded, paragraph, table, text, warning
 from pipelines.report.plots import COLOURS, Series, plot
+from pipelines.report.study_figures import iso_flops, residuals, scales
 from pipelines.report.values import Source
 
 
@@ -39,8 +40,10 @@ def surface(points: Source, fit: Source) -> list[Markup]:
                 )
             )
         )
-    shown += [columns(_by_samples(points, law_of(found)), _parameters(law)), _forms(found)]
-    return [*shown, *_forecast(fit), folded("What moves the law", _sensitivity(found))]
+    fitted = law_of(found)
+    shown += [columns(_by_samples(points, fitted), _parameters(law)), *_forecast(fit)]
+    shown += [columns(_forms(found), residuals(points, fitted)), iso_flops(points, found, fitted), scales(fit)]
+    return [*shown, folded("What moves the law", _sensitivity(found))]
 
 
 def law_of(found: Source) -> Fit:
@@ -70,8 +73,14 @@ def _by_samples(points: Source, law: Fit) -> Markup:
                 colour=colour,
             )
         )
-        series.append(Series(label=f"law at {size}", x=line.tolist(), y=law(params, line).tolist(), colour=colour))
-    return plot("Test cross-entropy against samples", series, x_label="samples D", y_label="nats per token", log=True)
+        series.append(Series(label="", x=line.tolist(), y=law(params, line).tolist(), colour=colour))
+    return plot(
+        "Test cross-entropy against samples; lines: the law",
+        series,
+        x_label="samples D",
+        y_label="nats per token",
+        log=True,
+    )
 
 
 def _parameters(law: Source) -> Markup:

@@ -25,7 +25,7 @@ MAX_POINTS = 300
 class Series:
     """One line, row of points or band of a plot."""
 
-    label: str
+    label: str  # "": not in the legend
     x: Sequence[float]
     y: Sequence[float]
     high: Sequence[float] | None = None  # if given, the series is a band from y to high
@@ -90,7 +90,7 @@ def plot(
     )
     parts = [_grid(x_axis, y_axis, x_label, y_label), *(_draw(s, x_axis, y_axis) for s in series)]
     spoken = f"{title}. {y_label} against {x_label}. " + "; ".join(
-        f"{s.label}: from {s.y[0]:.4g} to {s.y[-1]:.4g}" for s in series
+        f"{s.label}: from {s.y[0]:.4g} to {s.y[-1]:.4g}" for s in series if s.label
     )
     picture = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" font-family="inherit">{}</svg>').format(
         WIDTH, HEIGHT, spoken, join(parts)
@@ -194,7 +194,7 @@ def _draw(s: Series, x_axis: Axis, y_axis: Axis) -> Markup:
 
 def _legend(series: Sequence[Series]) -> Markup:
     items = []
-    for s in series:
+    for s in filter(lambda s: s.label, series):
         colour = COLOURS[s.colour % len(COLOURS)]
         if s.high is not None:
             mark = Markup('<rect width="22" height="10" fill="{}" fill-opacity="0.2"/>').format(colour)

@@ -13,6 +13,7 @@ from pipelines.report.html import Page, columns, folded, paragraph, table, text,
 from pipelines.report.loss_law import surface
 from pipelines.report.plots import Series, plot
 from pipelines.report.runs import SAMPLES, curve
+from pipelines.report.study_figures import cooldowns, costs, rates
 from pipelines.report.values import Source, Unreadable, read_csv, read_json, read_ledger
 
 MOST_POINTS = 20  # more are folded
@@ -37,7 +38,8 @@ def study(page: Page, folder: Path) -> None:
         body.append(_unfinished_study(planned, folder))
     else:
         body += _finished_study(page, points, fit)
-    body.append(_validation_curves(page, folder))
+    body += [rates(folder, page), costs(folder, page)]
+    body.append(cooldowns(folder, page) or _validation_curves(page, folder))
     page.add(page.heading("Scaling study", folder), *body)
 
 
@@ -55,7 +57,9 @@ def _finished_study(page: Page, points: Source, fit: Source) -> list[Markup]:
     ):
         raise Unreadable(f"{points.name}: has no columns params_no_embed and test_ce")
     law = fit.at("pure_power_law")
-    if law.value:
+    if fit.get("surface"):
+        _law_tiles(page, fit.at("surface", "law"))
+    elif law.value:
         page.tile(
             law.number("exponent"),
             "exponent of the power law",
@@ -107,6 +111,15 @@ def _finished_study(page: Page, points: Source, fit: Source) -> list[Markup]:
         *surface(points, fit),
         folded(f"{len(listed)} points", shown) if len(listed) > MOST_POINTS else shown,
     ]
+
+
+def _law_tiles(page: Page, law: Source) -> None:
+    """The exponents of the law in N and D at the top of the page."""
+    for name, what in (("alpha", "size"), ("beta", "samples")):
+        interval = Markup("95 %: {}").format(law.interval("interval_95", name))
+        page.tile(
+            law.number("parameters", name), f"exponent of {what}", interval if law.get("interval_95", name) else ""
+        )
 
 
 def _held_out(law: Source) -> Markup:

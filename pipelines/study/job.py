@@ -7,6 +7,7 @@ trials.py trains them, points.py reads and fits their losses.
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ def _run_study(
         size = gpu_bytes(flags) or gpu_bytes_of_workers(flags)
         specs = [with_plan(spec, flags, size) for spec in with_features(specs, flags)]
         say_lost(specs, study)
+        keep_rule(flags.lr_rule, study)
         rate = stated_rate(flags.flops_per_s)
         write_plan(specs, study, rate, held_out)
         encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
@@ -198,6 +200,12 @@ def train_and_fit(
     points = collect(specs, study, held_out)
     write_points(points, study)
     fit_and_draw(points, study, flags.ceiling)
+
+
+def keep_rule(file: str | None, study: Path) -> None:
+    """Copy the lr.json whose rule the runs use into the study, unless that has one."""
+    if file and not (study / "lr.json").exists():
+        shutil.copyfile(file, study / "lr.json")
 
 
 def rung(spec: RunSpec) -> dict[str, Any]:

@@ -117,6 +117,8 @@ def fit_and_draw(points: Sequence[dict[str, Any]], study: Path, ceiling: float |
     seen = {row["samples"] for row in section}
     found["samples"] = seen.pop() if len(seen) == 1 else None
     found["surface"] = surface(study, ceiling) if has_surface(fitted) else None
+    found["scales"] = by_scale(study, found["surface"]["law"]["form"]) if found["surface"] else None
+    found["learning_rate"] = rate_rule(study)
     forecast = study / "forecast.json"
     if forecast.exists():
         from g3pt.scaling.forecast import compared, read_forecast
@@ -158,6 +160,36 @@ def surface(study: Path, ceiling: float | None = None) -> dict[str, Any]:
     if known and (known["points"]["sha256"], known.get("ceiling")) == (main.sha256, ceiling):
         return known
     return report(main, ceiling=ceiling, others=others)
+
+
+def by_scale(study: Path, form: str) -> dict[str, Any]:
+    """Scale -> the law in N and D of its losses, in the form of the whole; the reason as `error` where they determine
+    none.
+    """
+    from g3pt.scaling.intervals import errors
+    from g3pt.scaling.points import read_points, read_rows
+    from g3pt.scaling.study import described, law_of
+
+    found: dict[str, Any] = {}
+    for column in (name for name in read_rows(study / "points.csv")[0] if name.startswith("test_ce_scale_")):
+        scale = column.rpartition("_")[2]
+        try:
+            points = read_points(study / "points.csv", column=column)
+            law = law_of(points, form)
+        except ValueError as reason:
+            found[scale] = {"error": str(reason)}
+            continue
+        found[scale] = described(law, errors(law, points.size, points.seed))
+    return found
+
+
+def rate_rule(study: Path) -> dict[str, Any] | None:
+    """The rule of the study's lr.json, and whether its check held; None without one."""
+    try:
+        found = json.loads((study / "lr.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return {"rule": found["rule"], "holds": found["holds"]}
 
 
 def known_surface(study: Path) -> dict[str, Any] | None:

@@ -16,6 +16,8 @@ from pipelines.report.page import write_report
 from pipelines.report.values import Source
 from pipelines.study.points import fit_and_draw, write_forecast
 from tests.g3pt.scaling.grids import SIZES, additive, grid, noisy
+from tests.pipelines.report.test_study_figures import write_rates
+from tests.pipelines.report_numbers import check_numbers
 
 
 def rows_of_a_study() -> list[dict]:
@@ -33,7 +35,8 @@ def rows_of_a_study() -> list[dict]:
 
 
 def test_law_rivals_and_forecast_are_on_the_page(tmp_path: Path) -> None:
-    rows = rows_of_a_study()
+    rows = [row | {"test_ce_scale_1": row["test_ce"] - 1, "test_ce_scale_2": -1.0} for row in rows_of_a_study()]
+    write_rates(tmp_path, best=0.001)
     (tmp_path / "runs").mkdir()
     (tmp_path / "study.json").write_text(json.dumps({"runs": [], "flags": {}}))
     write_rows(rows, tmp_path / "points.csv")
@@ -57,6 +60,11 @@ def test_law_rivals_and_forecast_are_on_the_page(tmp_path: Path) -> None:
         assert f"{number:.4g}" in words
     (rung,) = fit["forecast"]
     assert rung["inside"] and f"{rung['miss']:+.2%}" in words and "N is 2.55 times the largest measured" in words
+    assert fit["learning_rate"]["holds"] is True and check_numbers(page, tmp_path) > 100
+    assert fit["scales"]["1"]["form"] == law["form"] and "test_ce_scale_2 must be a positive number" in words
+    assert "Sections of equal operations" in words and "Residuals, a point per seed" in words
+    for row in fit["surface"]["sections"]["iso_flops"]:
+        assert f"{row['optimum']:,.0f}" in words and 0.2 < row["optimum"] / row.get("vertex", row["optimum"]) < 5
     drawn = loss_law.law_of(Source("fit.json", fit["surface"]))
     assert float(drawn(4e5, 128e3)) == pytest.approx(rung["loss"], rel=1e-9), "the curve is the law of the forecast"
     assert known_again(tmp_path, rows) == fit["surface"]["points"]["sha256"], "held-out runs are no part of the fit"
