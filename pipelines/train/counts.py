@@ -42,6 +42,12 @@ def _car_counts(model: Any, codec: Any) -> tuple[int, int, int]:
     return car.num_params_no_embed, car.num_params_no_adaln, sum(p.numel() for p in car.parameters())
 
 
+@functools.lru_cache(maxsize=64)
+def car_operations(model: Any, codec: Any) -> int:
+    """Operations of a generator's transformer in the forward pass over one object."""
+    return int(meta_car(model, codec).flops_per_object)
+
+
 def count_parameters(spec: RunSpec) -> int:
     """The size of a run's model: all parameters of a tokenizer, those of a generator without embeddings and heads."""
     from g3pt.config import CARConfig, CVQConfig, from_dict

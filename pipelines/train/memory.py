@@ -33,6 +33,7 @@ CLIP_PARAMETERS, DINO_PARAMETERS = (
     123_060_480,
     304_368_640,
 )  # of the large presets' encoders (ViT-L/14), CLIP's text tower only
+REHEARSED = (2, 3)  # layers of a deeper generator whose steps are rehearsed
 WORDS = 16  # of a caption, in the rehearsal
 
 
@@ -155,7 +156,7 @@ def with_plan(spec: RunSpec, flags: Any, size: int | None) -> RunSpec:
     return dataclasses.replace(spec, config=config)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)  # a study plans each size several ways
 def needs(model: Any, precision: str, codec: Any = None, encoders: bool = True, narrow: bool = False) -> Needs:
     """What a run of the configuration `model` needs: a generator of `codec`'s codes, else a tokenizer.
 
@@ -167,21 +168,43 @@ def needs(model: Any, precision: str, codec: Any = None, encoders: bool = True, 
 
     module, batch_of = cvq_step(model) if codec is None else car_step(model, codec)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    if codec is None or model.depth <= REHEARSED[1]:
+        activations = rehearse(module, batch_of, precision, narrow=narrow)
+    else:
+        parts = [
+            rehearse(*car_step(dataclasses.replace(model, depth=n), codec), precision, narrow=narrow) for n in REHEARSED
+        ]
+        activations = deeper(*parts, model.depth)
     return Needs(
         trained=trained,
         frozen=0 if codec is None else frozen_parameters(model, codec, encoders),
         gathered=gathered(module),
         precision=precision,
-        activations=rehearse(module, batch_of, precision, narrow=narrow),
+        activations=activations,
     )
 
 
-def choose(model: Any, precision: str, workers: Workers, size: int, **of: Any) -> Choice:
-    """The choice for GPUs of `size` bytes; `of` as in `needs`. UsageError if not even one object fits.
+def deeper(two: Activations, three: Activations, depth: int) -> Activations:
+    """The activations of a generator of `depth` layers, from those of two and of three: each further layer adds the
+    same.
+    """
+    from g3pt.training.memory import Activations
+
+    return Activations(
+        **{
+            name: getattr(two, name) + (depth - REHEARSED[0]) * (getattr(three, name) - getattr(two, name))
+            for name in ("fixed", "per_object", "batch_per_object")
+        }
+    )
+
+
+def choose(model: Any, precision: str, workers: Workers, size: int, margin: float = MARGIN, **of: Any) -> Choice:
+    """The choice for GPUs of `size` bytes of which the share `margin` stays free; `of` as in `needs`. UsageError if not
+    even one object fits.
 
     Activations are always recomputed if `model` says so.
     """
-    room = (1 - MARGIN) * size
+    room = (1 - margin) * size
     found = {}
     for recompute in (False, True):
         if model.checkpoint_layers and not recompute:
@@ -222,10 +245,11 @@ def cvq_step(config: Any) -> tuple[Any, Callable[[int], dict[str, Any]]]:
     return CVQ(config), batch_of
 
 
-def car_step(config: Any, codec: Any) -> tuple[Any, Callable[[int], dict[str, Any]]]:
-    """A generator without its tokenizer and its pretrained encoders, and its batches, which have the encoders' outputs.
+def car_step(config: Any, codec: Any, tokenizer: Any = None) -> tuple[Any, Callable[[int], dict[str, Any]]]:
+    """A generator without its pretrained encoders, and its batches, which have the encoders' outputs.
 
-    Aligned inputs are made in each step, as on a dataset that is too large to keep them.
+    Aligned inputs are made in each step, as on a dataset that is too large to keep them. Without a `tokenizer` they are
+    zeros, and the model has no memory (it is on the meta device).
     """
     import torch
 
@@ -240,12 +264,15 @@ def car_step(config: Any, codec: Any) -> tuple[Any, Callable[[int], dict[str, An
         stored["text"] = StoredEncoder(config.text_encoder, None, text)
     if config.image_encoder not in (SMALL, NONE):
         stored["image"] = StoredEncoder(config.image_encoder, None, image, image_tokens)
-    shell = torch.nn.Module()
-    shell.config = codec
-    with torch.device("meta"):
-        model = G3PT(config, shell, stored=stored)
-    aligned = (codec.num_tokens - codec.scales[0], codec.width)
-    model.aligned_inputs = lambda codes_BS, _: torch.zeros(len(codes_BS), *aligned)
+    if tokenizer is not None:
+        model = G3PT(config, tokenizer, stored=stored)
+    else:
+        shell = torch.nn.Module()
+        shell.config = codec
+        with torch.device("meta"):
+            model = G3PT(config, shell, stored=stored)
+        aligned = (codec.num_tokens - codec.scales[0], codec.width)
+        model.aligned_inputs = lambda codes_BS, _: torch.zeros(len(codes_BS), *aligned)
 
     def batch_of(objects: int) -> dict[str, Any]:
         batch = {
@@ -273,6 +300,13 @@ def frozen_parameters(model: Any, codec: Any, encoders: bool = True) -> int:
     text = SMALL if text_is_small(model.text_encoder) else model.text_encoder  # one of an export is not worth counting
     named = [(text, CLIP_PARAMETERS), (model.image_encoder, DINO_PARAMETERS)]
     return tokenizer_parameters(codec) + sum(count for name, count in named if encoders and name not in (SMALL, NONE))
+
+
+@functools.lru_cache(maxsize=64)
+def trained_parameters(model: Any, codec: Any) -> int:
+    """Trained parameters of a generator, with its small encoders."""
+    module, _ = car_step(model, codec)
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 @functools.lru_cache

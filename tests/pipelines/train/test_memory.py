@@ -169,3 +169,11 @@ def test_a_sharded_model_s_casts_are_those_of_the_blocks_that_are_gathered() -> 
     blocks = model.depth * whole.gathered.block
     assert whole.activations.fixed - narrow.activations.fixed == pytest.approx(2 * blocks, rel=0.1)
     assert whole.activations.per_object == pytest.approx(narrow.activations.per_object, rel=0.05)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_each_further_layer_adds_the_same(recompute: bool) -> None:
+    """The rehearsal of all six layers of `micro` is what two and three of them give."""
+    model, codec = dataclasses.replace(CAR_PRESETS["micro"][0], checkpoint_layers=recompute), TOKENIZERS["nano"]
+    whole = training_memory.rehearse(*memory.car_step(model, codec), "bf16")
+    assert needs(model, "bf16", codec).activations == whole
