@@ -9,7 +9,6 @@ up all runs; its ratio is that of the runs that have both numbers.
 from __future__ import annotations
 
 import csv
-import functools
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger
 from pipelines.study.points import operations, step_seconds
 from pipelines.train import follow
-from pipelines.train.counts import meta_car
+from pipelines.train.counts import car_operations
 from pipelines.train.trajectory import branch_samples, branched_at, trajectory
 
 PLAN_FILE, SUM = "plan.csv", "sum"
@@ -110,17 +109,12 @@ def stated_rate(flops_per_s: float | None) -> Rate:
 
 def operations_per_sample(spec: RunSpec) -> int:
     """Operations of training on one sample, by the configurations of the run and its tokenizer."""
+    from g3pt.training import flops
     from g3pt.training.exports import read_export_config
 
     codec = from_dict(CVQConfig, read_export_config(spec.paths["tokenizer"])["model"])
-    return _operations(from_dict(CARConfig, spec.config["model"]), codec)
-
-
-@functools.lru_cache(maxsize=64)  # a study has few sizes, and building one takes .2 s
-def _operations(model: CARConfig, codec: CVQConfig) -> int:
-    from g3pt.training import flops
-
-    return flops.car_training(meta_car(model, codec).flops_per_object, model)
+    model = from_dict(CARConfig, spec.config["model"])
+    return flops.car_training(car_operations(model, codec), model)
 
 
 def config_of(spec: RunSpec) -> TrainConfig:

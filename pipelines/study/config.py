@@ -22,38 +22,49 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeatures, WithTokeniz
     """samples of each size's runs, as 8k,16k,32k: one trajectory per size and seed, with a cooldown for each; default
     the presets' steps"""
     held_out: str | None = None
-    """runs that are predicted before they start, as 1.5M:128k,nano:256k; with --samples; default none"""
-    warmup_samples: int | None = None
-    """with --samples: samples of the warm-up; default an eighth of the fewest, which is the most"""
-    tune_lr: bool = False
-    """only find a rule for learning rates, by sweeps at three sizes and a check at the largest: lr.json, lr.png"""
-    lr_rule: str | None = None
-    """lr.json whose rule gives each size's learning rate; default the presets'"""
-    ceiling: float | None = None
-    """entropy of the codes in nats per token, at which the law may saturate; default fitted"""
+    """runs predicted before they start, as 1.5M:128k,nano:256k; default none"""
     seeds: str = "0"
     """seeds of each size, comma-separated"""
     steps: int | None = None
     """optimiser steps of every run; default each preset's"""
     batch_size: int | None = None
     """objects per step, over all workers; default each preset's"""
-    num_workers: int = 1
-    """Ray Train workers of each run, one process and one CPU or GPU each; 0 trains inside the trial's own process
-    (least start-up, CPU only)"""
+    warmup_samples: int | None = None
+    """warm-up with --samples; default (and most) an eighth of the fewest"""
+    lr_rule: str | None = None
+    """lr.json whose rule gives each size's learning rate; default the presets'"""
+    set: str | None = None
+    """change fields of every preset, name=value,... (head=bits,beta2=0.99), which train_car.py --dry-run prints;
+    default none"""
+    ceiling: float | None = None
+    """nats per token at which the law may saturate; default fitted"""
+    max_interval: float | None = None
+    """refuse a plan that would know a forecast less well than to this share of its loss (95 %, simulated); default any
+    is taken"""
+
+    num_workers: int | Literal["auto"] = "auto"
+    """Ray Train workers per run, one CPU or GPU each; auto: one CPU, or the GPUs that suit its size; 0: in the trial's
+    own process (CPU only)"""
     micro_batch: int | Literal["auto"] = "auto"
     """objects per forward pass of a worker; auto: what fits its GPU"""
     gpu_memory: float | None = None
-    """GiB of a worker's GPU, for --micro-batch auto; default as found"""
-    set: str | None = None
-    """change fields of every size's preset, name=value,... (drop_phrases=0.5,head=bits); train_car.py --dry-run prints
-    all fields; default none"""
+    """GiB of a worker's GPU; default as found"""
     max_concurrent: int | None = None
     """runs at once; default as many as the cluster has CPUs (or GPUs) for"""
-    flops_per_s: float | None = None
-    """operations per second of one CPU or GPU, for the hours of --dry-run; default none are printed"""
-    price: float | None = None
-    """price of an hour of one CPU or GPU, for the costs of --dry-run; default none are printed"""
 
+    on: str | None = None
+    """GPUs to plan for, with --dry-run, such as 64xH100; default this machine"""
+    utilisation: float = 0.2
+    """share of the peak that --on assumes, from a roofline, not measured"""
+    flops_per_s: float | None = None
+    """operations per second of a device without a --probe; default unknown"""
+    price: float | None = None
+    """price of an hour of one CPU or GPU, for --dry-run; default unknown"""
+
+    tune_lr: bool = False
+    """only find a rule for learning rates, by sweeps at three sizes and a check at the largest: lr.json, lr.png"""
+    probe: bool = False
+    """only time some steps of each size here, for plans: probe.json"""
     pause: bool = False
     """stop the study that runs at --output once its runs have saved, and wait for it; its command continues it"""
     finish: bool = False
@@ -64,5 +75,9 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeatures, WithTokeniz
             raise ValueError("--pause and --finish do different things: give one of them")
         if self.samples and self.steps is not None:
             raise ValueError("--samples and --steps both say how long runs are: give one of them")
+        if not 0 < self.utilisation <= 1:
+            raise ValueError(f"--utilisation must be a share of the peak, got {self.utilisation}")
+        if self.max_interval is not None and not self.held_out:
+            raise ValueError("--max-interval is about forecasts: it needs --held-out")
         if self.held_out and not self.samples:
             raise ValueError("--held-out needs --samples")

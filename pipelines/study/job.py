@@ -9,28 +9,31 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cli.failures import on_disk
 from pipelines.cli.main import absolute
+from pipelines.cli.progress import say
 from pipelines.cluster.storage import join
 from pipelines.cluster.waiting import refuse_impossible
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import working_in
 from pipelines.runs.settings import changes, check_unchanged, flag
-from pipelines.study.accounts import stated_rate, write_plan
+from pipelines.study.accounts import write_plan
 from pipelines.study.config import SweepFlags
-from pipelines.study.cost import print_plan
+from pipelines.study.cost import codec_of, expected, print_plan, refuse_wide
 from pipelines.study.pause import pausable, pause
-from pipelines.study.plan import Row, plan
+from pipelines.study.plan import Row, plan, unlike
 from pipelines.study.plan_file import plan_of
 from pipelines.study.points import collect, fit_and_draw, write_forecast, write_points
+from pipelines.study.probe import is_encoded, planned_rate, probe
 from pipelines.study.rates import lines, sweep_rows, tune_rates
 from pipelines.study.tidy import finish, say_lost
-from pipelines.study.trials import check_finished, study_need, train_all
+from pipelines.study.trials import check_finished, placed, study_need, train_all
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, code
 from pipelines.tracking.client import best_effort
@@ -38,8 +41,8 @@ from pipelines.tracking.tracked import Outcome, WritePage, followed, is_told
 from pipelines.train import checkpoints, follow
 from pipelines.train import run as train
 from pipelines.train.counts import count_car
-from pipelines.train.jobs import car_spec, encode, gpu_bytes_of_workers, with_features
-from pipelines.train.memory import gpu_bytes, with_plan
+from pipelines.train.jobs import car_spec, encode, with_features
+from pipelines.train.memory import AUTO
 
 STUDY_FILES = ("study.json", "points.csv", "fit.json", "curve.png")
 
@@ -56,6 +59,12 @@ def scaling_sweep(flags: SweepFlags, page: WritePage | None = None) -> str | Non
         raise UsageError(
             f"{flags.output}: studies on an object store are not supported yet; use a local or shared folder"
         )
+    if flags.probe:
+        return str(measure(rows, flags))
+    if line := unlike(rows):
+        say(f"  {line}")
+    if flags.max_interval is not None:
+        refuse_wide(expected(rows, codec_of(flags)[0]), flags.max_interval)
     if flags.tune_lr:
         return str(find_rule(flags, Path(absolute(flags.output)), page))
     specs = [spec_of(row, flags) for row in rows]
@@ -63,9 +72,22 @@ def scaling_sweep(flags: SweepFlags, page: WritePage | None = None) -> str | Non
     return str(run_study(specs, Path(absolute(flags.output)), flags, page, held_out))
 
 
+def measure(rows: Sequence[Row], flags: SweepFlags) -> Path:
+    """Write probe.json below --output; returns the folder. Real batches are used if the dataset is encoded already."""
+    study = Path(absolute(flags.output))
+    make = partial(spec_of, flags=flags) if is_encoded(flags.data, flags.tokenizer) else None
+    probe(rows, make, codec_of(flags)[0], dataclasses.replace(flags, output=str(study)))
+    return study
+
+
 def spec_of(row: Row, flags: SweepFlags) -> RunSpec:
     """The identity of a planned run."""
     return car_spec(flags.data, flags.tokenizer, row.size, row.model, row.train)
+
+
+def encoding_workers(flags: SweepFlags) -> int:
+    """CPUs that encode the dataset; of GPUs all are used."""
+    return 1 if flags.num_workers == AUTO else max(1, flags.num_workers)
 
 
 def find_rule(flags: SweepFlags, study: Path, page: WritePage | None = None) -> Path:
@@ -75,15 +97,14 @@ def find_rule(flags: SweepFlags, study: Path, page: WritePage | None = None) -> 
     with alone_in(study):
         join(flags.ray_address, writes=[study], reads=train.inputs_of(first))
         refuse_impossible(study_need(flags))
-        size = gpu_bytes(flags) or gpu_bytes_of_workers(flags)
 
         def finish(specs: Sequence[RunSpec]) -> None:
-            planned = [with_plan(spec, flags, size) for spec in with_features(specs, flags)]
+            planned = placed(with_features(specs, flags), flags)
             train_all(planned, study, flags, page=page)
             check_finished(planned, study)
 
         with working_in(study, unit="runs", flags=dataclasses.asdict(flags)), pausable(study):
-            encode(first, max(1, flags.num_workers), flags.ray_address, flags.device)
+            encode(first, encoding_workers(flags), flags.ray_address, flags.device)
             found = tune_rates(flags, study, lambda row: spec_of(row, flags), finish)
     print("\n".join(lines(found)), flush=True)
     return study
@@ -165,13 +186,11 @@ def _run_study(
     write_json(study / "study.json", about)
     note = working_in(study, total=len(specs), unit="runs", flags=dataclasses.asdict(flags))
     with note, on_disk(lambda: _finished_runs(specs, study)), pausable(study):
-        size = gpu_bytes(flags) or gpu_bytes_of_workers(flags)
-        specs = [with_plan(spec, flags, size) for spec in with_features(specs, flags)]
+        specs = placed(with_features(specs, flags), flags)
         say_lost(specs, study)
         keep_rule(flags.lr_rule, study)
-        rate = stated_rate(flags.flops_per_s)
-        write_plan(specs, study, rate, held_out)
-        encode(specs[0], max(1, flags.num_workers), flags.ray_address, flags.device)
+        write_plan(specs, study, planned_rate(str(study), flags.flops_per_s), held_out)
+        encode(specs[0], encoding_workers(flags), flags.ray_address, flags.device)
         with followed(
             card(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists(), page=page
         ) as parent:
@@ -181,7 +200,7 @@ def _run_study(
                 ahead = [spec for spec in specs if spec.name in held_out]
                 write_forecast(study, [rung(spec) for spec in ahead], flags.ceiling)
                 train_and_fit(specs, study, flags, parent.run_id, page, held_out)
-            write_plan(specs, study, rate, held_out)
+            write_plan(specs, study, planned_rate(str(study), flags.flops_per_s), held_out)
             best_effort("describing the study in MLflow", lambda: describe_study(study, parent))
             (study / "_SUCCESS").touch()
 

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from pipelines.study.config import SweepFlags
 from pipelines.study.ladder import MAX_WARMUP_SHARE, ladder
 from pipelines.train.counts import count_car
 from pipelines.train.jobs import check_workers
+from pipelines.train.memory import AUTO
 
+SHAPE = {"depth", "width", "num_heads", "checkpoint_layers"}
+OWN_TRAINING = {"steps", "learning_rate", "seed", "cooldown_share", "log_every", "eval_every", "checkpoint_every"}
 UNITS = {"": 1, "k": 1000, "M": 1_000_000}
 
 
@@ -52,7 +55,7 @@ def plan(flags: SweepFlags) -> list[Row]:
                 for seed in seeds
             ]
     for row in rows:
-        check_workers(row.train, flags.num_workers, flags.micro_batch)
+        check_workers(row.train, 1 if flags.num_workers == AUTO else flags.num_workers, flags.micro_batch)
     return sorted(rows, key=lambda row: (-count_car(row.model)["parameters_no_embed"], row.train.seed, -row.samples))
 
 
@@ -80,6 +83,44 @@ def check_different(sizes: dict[str, tuple[Any, Any]], flags: SweepFlags) -> Non
             )
 
 
+def differing(configs: Sequence[Any], own: Collection[str]) -> dict[str, list[Any]]:
+    """Field -> its values, of the fields in which these configurations differ beside their `own`."""
+    names = (f.name for f in dataclasses.fields(configs[0]) if f.name not in own)
+    values = {name: list(dict.fromkeys(getattr(config, name) for config in configs)) for name in names}
+    return {name: found for name, found in values.items() if len(found) > 1}
+
+
+def check_one_curve(sizes: dict[str, tuple[Any, Any]]) -> None:
+    """ValueError for sizes of a law in N and D that learn from other conditions, with other losses or batches: their
+    losses are not points of one curve.
+    """
+    models, trains = zip(*sizes.values(), strict=True)
+    found = differing(models, SHAPE)
+    if found:
+        values = ",".join(f"{name}={_as_set(value[-1])}" for name, value in found.items())
+        raise ValueError(
+            f"one law needs the same conditions and losses at all sizes, and {_shown(found)}: give --set, as in --set "
+            f"{values}, or leave out sizes"
+        )
+    if batches := differing(trains, {f.name for f in dataclasses.fields(trains[0])} - {"batch_size"}):
+        raise ValueError(f"one law needs one batch, and {_shown(batches)}: give --batch-size")
+
+
+def unlike(rows: Sequence[Row]) -> str:
+    """A line about what the sizes differ in beside their shape and learning rate; "" if in nothing."""
+    first = {row.size: row for row in rows}.values()
+    found = differing([row.model for row in first], SHAPE) | differing([row.train for row in first], OWN_TRAINING)
+    return f"sizes differ in more than their shape: {_shown(found)}" if found else ""
+
+
+def _shown(found: dict[str, list[Any]]) -> str:
+    return "; ".join(f"{name} is {', '.join(map(_as_set, values))}" for name, values in found.items())
+
+
+def _as_set(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _ladders(
     sizes: dict[str, tuple[Any, Any]],
     names: Sequence[str],
@@ -89,9 +130,7 @@ def _ladders(
 ) -> list[Row]:
     """Every size of `names` with every number of samples and seed, and the runs to be predicted with the first seed."""
     counts = _different("--samples", [number(text) for text in flags.samples.split(",")])  # type: ignore[union-attr]
-    batches = {name: sizes[name][1].batch_size for name in sizes}
-    if len(set(batches.values())) > 1:
-        raise ValueError(f"the presets have batches of {batches}: give --batch-size, which one law needs to be equal")
+    check_one_curve(sizes)
     for size, count in ahead:
         if size in names and count in counts:
             raise ValueError(f"--held-out {size}:{count} is one of the runs that are fitted")

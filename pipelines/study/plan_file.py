@@ -21,18 +21,18 @@ from typing import Any
 from pipelines.cli.main import absolute
 from pipelines.study.config import SweepFlags
 
-ACTIONS = {"plan", "dry_run", "replace", "tune_lr", "pause", "finish"}  # say what to do now; no part of a plan
+ACTIONS = {"plan", "dry_run", "replace", "tune_lr", "probe", "pause", "finish"}  # what to do now; no part of a plan
 UNREAD = ("data", "tokenizer")  # by --pause and --finish
 TABLES: dict[str, tuple[str, ...]] = {
     "": (
         "data", "tokenizer", "output", "sizes", "samples", "held_out", "seeds", "steps", "batch_size",
-        "warmup_samples", "lr_rule", "ceiling",
+        "warmup_samples", "lr_rule", "ceiling", "max_interval",
     ),
     "conditions": ("features",),
     "placement": (
         "num_workers", "micro_batch", "gpu_memory", "max_concurrent", "device", "max_failures", "ray_address",
     ),
-    "cost": ("flops_per_s", "price"),
+    "cost": ("on", "utilisation", "flops_per_s", "price"),
 }  # fmt: skip
 CONDITION_FIELDS = (
     "text_encoder", "text_revision", "image_encoder", "image_revision", "image_size", "drop_both", "drop_text",

@@ -1,19 +1,21 @@
 """The runs of a study as trials of Ray Tune, which only schedules them.
 
 A trial reserves no CPU or GPU, because Train reserves them for its workers and both would wait for each other for ever;
-it reserves one `sweep_slot` per worker if the cluster has them. The driver copies every run to MLflow as a child of the
-study's run.
+it reserves one `sweep_slot` per worker if the cluster has them. The number of workers is that of the run's placement
+(`pipelines.study.placement`), so trials of one study differ in it. The driver copies every run to MLflow as a child of
+the study's run.
 """
 
 import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from g3pt.config import TrainConfig, from_dict
+from g3pt.config import CARConfig, CVQConfig, TrainConfig, from_dict
+from g3pt.training.exports import read_export_config
 from pipelines.cli.flags import MAX_FAILURES
 from pipelines.cli.interrupt import in_thread
 from pipelines.cli.progress import say
@@ -21,16 +23,19 @@ from pipelines.cli.quiet import prints_aside
 from pipelines.cluster import session
 from pipelines.cluster.stopping import asking
 from pipelines.cluster.storage import check_arrived
-from pipelines.cluster.waiting import Need, asked, begun, fitting
+from pipelines.cluster.waiting import Need, asked, autoscaler_max, begun, fitting
 from pipelines.runs.environment import environment
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import FAILURE_FILE, note_failure, read_note
 from pipelines.study.config import SweepFlags
+from pipelines.study.placement import Devices, placements, with_placement
 from pipelines.study.points import ENVIRONMENT_FILE
 from pipelines.tracking.tracked import WritePage
 from pipelines.train import follow
 from pipelines.train import run as train
+from pipelines.train.jobs import gpu_bytes_of_workers
+from pipelines.train.memory import AUTO, gpu_bytes
 from pipelines.train.trajectory import branch_samples, start_from_another, trajectory
 
 NO_CPU_TRIAL_BYTES = 2**20  # memory that a trial reserves on a cluster without sweep_slots
@@ -108,14 +113,16 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
         os.environ.setdefault(name, "1")
     from ray import tune as ray_tune
 
-    resources, concurrent = trial_resources(flags)
     scratch, folders = study / "ray", [Path(item["run_dir"]) for item in todo]
     settings = {name: getattr(flags, name) for name in ("num_workers", "device", "max_failures")}
     groups = together(todo)
-    with asked("train", study_need(flags), study.name) as key:
+    workers = [workers_of(todo[group[0]], flags) for group in groups]
+    requests, concurrent = trial_resources(workers, flags.device)
+    with asked("train", study_need(flags, max(workers)), study.name) as key:
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(
-                ray_tune.with_parameters(trial, todo=todo, groups=groups, key=key, **settings), resources
+                ray_tune.with_parameters(trial, todo=todo, groups=groups, key=key, **settings),
+                lambda config: ray_tune.PlacementGroupFactory([requests[config["index"]]]),
             ),
             param_space={"index": ray_tune.grid_search(list(range(len(groups))))},
             tune_config=ray_tune.TuneConfig(
@@ -148,36 +155,92 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
     return failed
 
 
-def study_need(flags: SweepFlags) -> Need:
-    """What the first run of a study needs: its workers, or without workers a CPU for the trial itself."""
+def study_need(flags: SweepFlags, workers: int | None = None) -> Need:
+    """What the run with the most `workers` needs (before they are known: those of the flags, at least one); without
+    workers a CPU for the trial itself.
+    """
     if flags.num_workers == 0:
         return Need(count=1, each={"CPU": 1.0}, remedy="start a node that offers CPUs")
-    return train.workers_need(flags.num_workers, flags.device)
+    return train.workers_need(workers or (1 if flags.num_workers == AUTO else flags.num_workers), flags.device)
 
 
-def trial_resources(flags: SweepFlags) -> tuple[dict[str, float], int]:
-    """(resources that a trial reserves, how many trials may run at once on the cluster as it is now).
+def workers_of(item: dict[str, Any], flags: SweepFlags) -> int:
+    """Workers of a run: those of its placement, else those of the flags."""
+    placed = item["spec"]["config"].get("computed", {}).get("workers")
+    return int(placed if placed is not None else 1 if flags.num_workers == AUTO else flags.num_workers)
 
-    A trial is one actor on one node: slots are only asked for if one node has them all.
+
+def placed(specs: Sequence[RunSpec], flags: SweepFlags) -> list[RunSpec]:
+    """The runs with the placement of their size on the connected cluster, which is printed. UsageError for a size that
+    cannot be placed.
+    """
+    devices = cluster_devices(flags)
+    codec = from_dict(CVQConfig, read_export_config(specs[0].paths["tokenizer"])["model"])
+    sizes = [
+        (
+            spec.preset,
+            from_dict(CARConfig, spec.config["model"]),
+            from_dict(TrainConfig, spec.config["train"]),
+        )
+        for spec in specs
+    ]
+    found = placements(sizes, codec, devices, flags)
+    for size, placement in found.items():
+        say(f"  {size}: {placement.words(devices)}")
+    return [with_placement(spec, found[spec.preset]) for spec in specs]
+
+
+def cluster_devices(flags: SweepFlags) -> Devices:
+    """The devices that the connected cluster has, or that its autoscaler may start if those are more: GPUs if workers
+    get one each, else CPUs. Those of this machine if there are no workers.
+    """
+    import ray
+
+    if flags.num_workers == 0:
+        return Devices(count=session.available_cpus(), per_node=session.available_cpus())
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    unit = "GPU" if flags.num_workers and session.wants_gpu(flags.device) else "CPU"
+    there = [int(node.get(unit, 0)) for node in nodes if node.get(unit, 0) >= 1]
+    started = [(int(kind.resources.get(unit, 0)), kind.most or 0) for kind in autoscaler_max() or ()]
+    count = max(sum(there), sum(each * most for each, most in started), 1)
+    per_node = min(there or [each for each, most in started if each and most] or [1])
+    memory = None if unit == "CPU" else gpu_bytes(flags) or gpu_bytes_of_workers(flags)
+    return Devices(count=count, per_node=per_node, memory=memory)
+
+
+def trial_resources(workers: Sequence[int], device: str) -> tuple[list[dict[str, float]], int]:
+    """(resources that each trial of so many workers reserves, how many may run at once on the cluster as it is now).
+
+    A trial is one actor on one node: slots are only asked for if one node has them all. At most as many trials run at
+    once as the smallest fit beside each other; those whose workers find no room wait for it.
     """
     import ray
 
     have = ray.cluster_resources()
-    unit = "GPU" if flags.num_workers and session.wants_gpu(flags.device) else "CPU"
-    concurrent = max(1, int(have.get(unit, 1)) // max(1, flags.num_workers))
-    if flags.num_workers == 0:
-        return {"CPU": 1}, concurrent
-    slots = {"sweep_slot": float(flags.num_workers)}
-    if any(fitting(slots, node["Resources"]) for node in ray.nodes() if node["Alive"]):
-        return {"CPU": 0, **slots}, concurrent
-    return {"CPU": 0, "memory": NO_CPU_TRIAL_BYTES}, concurrent  # Ray refuses an empty request
+    unit = "GPU" if max(workers) and session.wants_gpu(device) else "CPU"
+    room, concurrent = max(1, int(have.get(unit, 1))), 0
+    for needed in sorted(max(1, count) for count in workers):
+        room -= needed
+        concurrent += room >= 0
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [_request(count, nodes) for count in workers], max(1, concurrent)
+
+
+def _request(workers: int, nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What the actor of a trial reserves."""
+    if workers == 0:
+        return {"CPU": 1.0}
+    slots = {"sweep_slot": float(workers)}
+    if any(fitting(slots, node) for node in nodes):
+        return {"CPU": 0.0, **slots}
+    return {"CPU": 0.0, "memory": float(NO_CPU_TRIAL_BYTES)}  # Ray refuses an empty request
 
 
 def trial(
     config: dict[str, int],
     *,
     todo: list[dict[str, Any]],
-    num_workers: int,
+    num_workers: int | str,
     device: str,
     groups: list[list[int]] | None = None,
     max_failures: int = MAX_FAILURES,
@@ -190,7 +253,7 @@ def trial(
     import torch
 
     torch.set_num_threads(1)
-    if key and not num_workers:
+    if key and not num_workers:  # a run without workers has nobody else to say so
         begun(key)
     finished = [
         train_one(todo[index], num_workers, device, max_failures, key)
@@ -199,8 +262,10 @@ def trial(
     return {"finished": float(all(finished))}
 
 
-def train_one(item: dict[str, Any], num_workers: int, device: str, max_failures: int, key: str) -> bool:
-    """Train one run, from the checkpoint of a longer one if that has passed where it cools down; False if it failed."""
+def train_one(item: dict[str, Any], num_workers: int | str, device: str, max_failures: int, key: str) -> bool:
+    """Train one run with the workers of its placement (default `num_workers`), from the checkpoint of a longer one if
+    that has passed where it cools down; False if it failed.
+    """
     from g3pt.training.exports import write_json
     from g3pt.training.fit import AskedToStop
 
@@ -208,10 +273,12 @@ def train_one(item: dict[str, Any], num_workers: int, device: str, max_failures:
     if follow.is_finished(run_dir):  # before the trial was restarted
         return True
     write_json(run_dir / ENVIRONMENT_FILE, environment())
-    speed = train.Speed(keep_samples=tuple(item.get("kept", ())))
+    computed = spec.config.get("computed", {})
+    workers = int(computed.get("workers", num_workers))
+    speed = train.Speed(keep_samples=tuple(item.get("kept", ())), parallel=computed.get("parallel", "ddp"))
     try:
         start_from_another(spec, run_dir)
-        train.ray_train(spec, run_dir, num_workers, device, item["build"], speed, max_failures, key)
+        train.ray_train(spec, run_dir, workers, device, item["build"], speed, max_failures, key)
     except AskedToStop:
         raise  # not a failure: Tune restarts the trial, or the study itself was asked to stop
     except Exception as error:

@@ -229,7 +229,10 @@ def with_features(specs: Sequence[RunSpec], flags: Any) -> list[RunSpec]:
     if flags.features == "live":
         return list(specs)
     pool = Pool(
-        num_workers=max(1, flags.num_workers), all_gpus=True, ray_address=flags.ray_address, device=flags.device
+        num_workers=1 if flags.num_workers == AUTO else max(1, flags.num_workers),
+        all_gpus=True,
+        ray_address=flags.ray_address,
+        device=flags.device,
     )
     wanted = [
         tuple(encodings(from_dict(CARConfig, spec.config["model"]), spec.paths.get("text_encoder"))) for spec in specs
@@ -349,7 +352,7 @@ def gpu_bytes_of_workers(flags: Any) -> int | None:
 
     if not flags.num_workers or not session.wants_gpu(flags.device):
         return None
-    with asked("train", dataclasses.replace(workers_need(flags.num_workers, flags.device), count=1)):
+    with asked("train", workers_need(1, flags.device)):
         return session.gpu_bytes()
 
 

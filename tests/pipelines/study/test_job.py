@@ -16,11 +16,13 @@ from pipelines.cli import interrupt
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import Failure
 from pipelines.cluster import stopping
+from pipelines.cluster.waiting import NodeType
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger
 from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import FAILURE_FILE, read_note
 from pipelines.study import job, points, trials
+from pipelines.study.placement import Devices
 from pipelines.tracking import client as tracking
 from pipelines.tracking.client import Tracking
 from pipelines.train import run as train
@@ -59,8 +61,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "encode", lambda *_: None)
     monkeypatch.setattr(job, "join", lambda *_, **__: None)
     monkeypatch.setattr(job, "refuse_impossible", lambda _: None)
-    monkeypatch.setattr(job, "gpu_bytes_of_workers", lambda _: None)
-    monkeypatch.setattr(job, "with_plan", lambda spec, *_: spec)
+    monkeypatch.setattr(job, "placed", lambda specs, _: specs)
     monkeypatch.setattr(job, "collect", lambda specs, *_: [{"size": s.preset, "run": s.name} for s in specs])
 
 
@@ -156,7 +157,7 @@ def test_what_a_trial_died_of_is_told_and_its_files_are_kept(
     monkeypatch.setattr(tune, "Tuner", Tuner)
     monkeypatch.setattr(tune, "with_parameters", lambda trial, **_: trial)
     monkeypatch.setattr(tune, "with_resources", lambda trial, _: trial)
-    monkeypatch.setattr(trials, "trial_resources", lambda _: ({"CPU": 1}, 1))
+    monkeypatch.setattr(trials, "trial_resources", lambda *_: ([{"CPU": 1}] * 2, 1))
     monkeypatch.setattr(trials, "asked", lambda *_: contextlib.nullcontext("key"))
     specs = [spec("20k"), spec("80k")]
     folders = [train.prepare_run(each, tmp_path / "runs") for each in specs]
@@ -208,23 +209,41 @@ def test_a_signal_to_the_driver_asks_the_runs_of_its_trials_to_save(
 
 
 @pytest.mark.parametrize(
-    ("nodes", "resources"),
+    ("slots", "of_16", "of_1"),
     [
-        ([{"sweep_slot": 8.0}, {"sweep_slot": 8.0}], {"CPU": 0, "memory": trials.NO_CPU_TRIAL_BYTES}),
-        ([{"sweep_slot": 8.0}, {"sweep_slot": 16.0}], {"CPU": 0, "sweep_slot": 16.0}),
-        ([{"CPU": 64.0}], {"CPU": 0, "memory": trials.NO_CPU_TRIAL_BYTES}),
+        ((8.0, 8.0), {"CPU": 0, "memory": trials.NO_CPU_TRIAL_BYTES}, {"CPU": 0, "sweep_slot": 1}),
+        ((8.0, 16.0), {"CPU": 0, "sweep_slot": 16}, {"CPU": 0, "sweep_slot": 1}),
+        ((0.0,), {"CPU": 0, "memory": trials.NO_CPU_TRIAL_BYTES}, {"CPU": 0, "memory": trials.NO_CPU_TRIAL_BYTES}),
     ],
 )
-def test_a_trial_asks_for_slots_that_one_node_has(
-    nodes: list, resources: dict, monkeypatch: pytest.MonkeyPatch
+def test_each_trial_asks_for_slots_that_one_node_has(
+    slots: tuple[float, ...], of_16: dict, of_1: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two nodes of eight slots never place a trial of sixteen, although the cluster has them."""
+    a_cluster(monkeypatch, [{"sweep_slot": count} for count in slots], CPU=64.0)
+    assert trials.trial_resources([16, 1, 0], "cpu") == ([of_16, of_1, {"CPU": 1}], 3)
+    assert trials.trial_resources([16] * 9, "cpu")[1] == 4 and trials.trial_resources([128], "cpu")[1] == 1
+
+
+def a_cluster(monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], **totals: float) -> None:
     import ray
 
-    totals = {"CPU": 64.0, "sweep_slot": sum(node.get("sweep_slot", 0.0) for node in nodes)}
+    for node in nodes:
+        for name, amount in node.items():
+            totals[name] = totals.get(name, 0.0) + amount
     monkeypatch.setattr(ray, "cluster_resources", lambda: totals)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
-    assert trials.trial_resources(dataclasses.replace(FLAGS, num_workers=16)) == (resources, 4)
+    monkeypatch.setattr(trials, "autoscaler_max", lambda: [])
+
+
+def test_the_devices_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = dataclasses.replace(FLAGS, num_workers="auto", gpu_memory=80.0)
+    a_cluster(monkeypatch, [{"CPU": 4.0}, {"CPU": 96.0, "GPU": 8.0}, {"CPU": 96.0, "GPU": 4.0}])
+    assert trials.cluster_devices(flags) == Devices(count=12, per_node=4, memory=80 * 2**30)
+    assert trials.cluster_devices(dataclasses.replace(flags, device="cpu")) == Devices(count=196, per_node=4)
+    grows = [NodeType(resources={"CPU": 96.0, "GPU": 8.0}, most=8), NodeType(resources={"CPU": 32.0}, most=None)]
+    monkeypatch.setattr(trials, "autoscaler_max", lambda: grows)
+    assert trials.cluster_devices(flags).count == 64, "with the nodes that an autoscaler may start"
 
 
 def test_a_run_that_failed_after_its_retries_is_not_tried_again_by_tune(
