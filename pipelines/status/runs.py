@@ -17,7 +17,7 @@ from pipelines.runs.ledger import LEDGER_FILE, Ledger
 from pipelines.runs.notes import FAILURE_FILE, read_note
 from pipelines.status.inputs import Inputs, Verdict, export_folder
 from pipelines.status.items import Item, Place, activity, note_of, read_object
-from pipelines.study.job import STUDY_FILES
+from pipelines.study.shown import STUDY_FILES
 
 TAIL_BYTES = 2**18  # of a ledger: a few dozen records
 RECENT = 20  # newest records, from whose speed the rest is estimated

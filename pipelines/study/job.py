@@ -32,19 +32,16 @@ from pipelines.study.plan_file import plan_of
 from pipelines.study.points import collect, fit_and_draw, write_forecast, write_points
 from pipelines.study.probe import is_encoded, planned_rate, probe
 from pipelines.study.rates import lines, sweep_rows, tune_rates
+from pipelines.study.shown import STUDY_FILES, card, describe_study
 from pipelines.study.tidy import finish, say_lost
 from pipelines.study.trials import check_finished, placed, study_need, train_all
-from pipelines.tracking import cards
-from pipelines.tracking.cards import Card, code
 from pipelines.tracking.client import best_effort
-from pipelines.tracking.tracked import Outcome, WritePage, followed, is_told
+from pipelines.tracking.tracked import WritePage, followed, is_told
 from pipelines.train import checkpoints, follow
 from pipelines.train import run as train
 from pipelines.train.counts import count_car
 from pipelines.train.jobs import car_spec, encode, with_features
 from pipelines.train.memory import AUTO
-
-STUDY_FILES = ("study.json", "points.csv", "fit.json", "curve.png")
 
 
 def scaling_sweep(flags: SweepFlags, page: WritePage | None = None) -> str | None:
@@ -254,46 +251,3 @@ def is_finished(specs: Sequence[RunSpec], study: Path) -> bool:
         return False
     known = {run["name"] for run in json.loads((study / "study.json").read_text(encoding="utf-8"))["runs"]}
     return known == {spec.name for spec in specs} and all(follow.is_finished(study / "runs" / name) for name in known)
-
-
-# --- the study in MLflow ----------------------------------------------------------------------------------------------
-
-
-def card(flags: SweepFlags, specs: Sequence[RunSpec], folder: Path) -> Card:
-    """What MLflow shows of a study.
-
-    What grows with it (sizes, seeds) are tags: MLflow's parameters cannot be changed later.
-    """
-    sizes = list(dict.fromkeys(spec.preset for spec in specs))[::-1]
-    dataset = cards.dataset_input(specs[0].paths.get("data"), specs[0].config.get("dataset"))
-    params = {"tokenizer": cards.model_name(flags.tokenizer)} | ({"dataset": cards.label(dataset)} if dataset else {})
-    changed = f", every preset with {code(flags.set)}" if flags.set else ""
-    return Card(
-        stage="scaling",
-        name=f"{folder.name}-{len(sizes)}-sizes-{sizes[0]}-to-{sizes[-1]}",
-        folder=folder,
-        dataset=dataset,
-        params=params,
-        models={"tokenizer": Path(flags.tokenizer)},
-        tags={
-            "g3pt.sizes": ",".join(sizes),
-            "g3pt.seeds": flags.seeds,
-            "g3pt.num_runs": str(len(specs)),
-            "g3pt.set": flags.set or "",
-        },
-        title=f"**Scaling study** over {len(sizes)} sizes ({', '.join(map(code, sizes))}), "
-        f"seeds {code(flags.seeds)}{changed}; its runs are the children.",
-    )
-
-
-def describe_study(study: Path, outcome: Outcome) -> None:
-    """Add what MLflow shows of a finished study: the laws with their intervals, and the study's files."""
-    found = json.loads((study / "fit.json").read_text(encoding="utf-8"))
-    for name in ("power_law_with_floor", "pure_power_law"):
-        if found[name]:
-            outcome.metrics |= {f"{name}/{key}": found[name][key] for key in ("exponent", "coefficient", "irreducible")}
-            interval = found[name]["interval_95"]["exponent"] or ()
-            outcome.metrics |= dict(zip((f"{name}/exponent_low", f"{name}/exponent_high"), interval, strict=False))
-    outcome.metrics |= {"num_sizes": float(found["num_sizes"]), "num_points": float(found["num_points"])}
-    outcome.tags["g3pt.fit"] = found["status"]
-    outcome.artifacts += [study / name for name in STUDY_FILES]

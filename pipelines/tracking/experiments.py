@@ -43,9 +43,9 @@ EXPERIMENTS = {
         ("preset", "parameters", "seed", "steps", "batch_size", "learning_rate", "dataset", "tokenizer"),
     ),
     "g3pt/scaling": Experiment(
-        "Scaling studies: a parent run with the fitted law, and one child run per size and seed.",
-        ("test/ce", "pure_power_law/exponent"),
-        ("parameters", "preset", "seed", "steps", "learning_rate", "dataset", "tokenizer"),
+        "Scaling studies: a parent run with the fitted law, and one child run per size, number of samples and seed.",
+        ("test/ce", "law/alpha", "law/beta", "law/E", "forecast/miss", "pure_power_law/exponent"),
+        ("parameters", "preset", "samples", "seed", "learning_rate", "dataset", "tokenizer"),
     ),
     "g3pt/generate": Experiment(
         "Meshes made from prompts.",

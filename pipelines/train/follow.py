@@ -133,10 +133,11 @@ def card(spec: RunSpec, run_dir: Path, experiment: str = "") -> Card:
         models["init_from"] = Path(spec.paths["init_from"])
         params["init_from"] = cards.model_name(spec.paths["init_from"])
         tags["g3pt.init_from_hash"] = spec.config["init_from"]
+    name = f"{spec.preset}-{params['samples']}-s{spec.seed}" if experiment == "scaling" else spec.name
     kind = {"cvq": "Tokenizer CVQ", "car": "Generator CAR"}[spec.stage]
     return Card(
         stage=spec.stage,
-        name=spec.name,
+        name=name,
         folder=run_dir,
         params=params,
         dataset=dataset,

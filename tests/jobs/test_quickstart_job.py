@@ -208,6 +208,8 @@ def test_the_study_is_a_parent_with_a_child_for_each_size(demo: Path) -> None:
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
         "study.json",
         "points.csv",
+        "points.parquet",
+        "plan.csv",
         "fit.json",
         "curve.png",
         "report.html",

@@ -107,7 +107,7 @@ def test_a_study_is_written_with_its_children(
         assert f"relog: {said}" in capsys.readouterr().out
         found = runs_of(store)
         parent = next(run for run in found.values() if "mlflow.parentRunId" not in run.data.tags)
-        children = [found[each.name] for each in specs]
+        children = [found[f"{each.preset}-8-s0"] for each in specs]
         assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
         assert {run.info.experiment_id for run in children} == {parent.info.experiment_id}
         assert [run.data.metrics for run in children] == [{"test/ce": 2.0}] * 3

@@ -25,6 +25,7 @@ from pipelines.study import job, points, trials
 from pipelines.study.placement import Devices
 from pipelines.tracking import client as tracking
 from pipelines.tracking.client import Tracking
+from pipelines.tracking.tracked import Outcome
 from pipelines.train import run as train
 from tests.g3pt.tiny import tiny_g3pt
 
@@ -133,6 +134,35 @@ def logged_steps(study: Path) -> list[int]:
         "curve.png",
     }
     return [metric.step for metric in client.get_metric_history(run.info.run_id, "pure_power_law/exponent")]
+
+
+def test_mlflow_has_the_law_and_its_forecast_under_the_same_names_in_every_study(tmp_path: Path) -> None:
+    law = {
+        "form": "additive",
+        "parameters": {"E": 4.0, "alpha": 0.3},
+        "interval_95": {"alpha": [0.2, 0.4]},
+        "rms": 0.01,
+    }
+    rungs = [
+        {"size": "a", "measured": 5.0, "miss": 0.01, "inside": True},
+        {"size": "b", "measured": 5.0, "miss": -0.03, "inside": False},
+        {"size": "c"},
+    ]
+    found = {
+        "num_sizes": 4, "num_points": 9, "status": "estimate", "power_law_with_floor": None, "pure_power_law": None,
+        "surface": {"law": law, "misses": True}, "forecast": rungs, "learning_rate": {"holds": False},
+    }  # fmt: skip
+    (tmp_path / "fit.json").write_text(json.dumps(found))
+    outcome = Outcome()
+    job.describe_study(tmp_path, outcome)
+    assert outcome.metrics == {
+        "num_sizes": 4, "num_points": 9, "law/E": 4.0, "law/alpha": 0.3, "law/alpha_low": 0.2, "law/alpha_high": 0.4,
+        "law/rms": 0.01, "forecast/miss": -0.03, "forecast/inside": 0.5,
+    }  # fmt: skip
+    assert outcome.tags == {
+        "g3pt.fit": "estimate", "g3pt.form": "additive", "g3pt.law_misses": "true", "g3pt.lr_rule_holds": "false",
+    }  # fmt: skip
+    assert {"points.parquet", "forecast.json", "plan.csv", "lr.json"} <= {path.name for path in outcome.artifacts}
 
 
 @pytest.mark.parametrize("fails", [True, False])
