@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipelines.runs.ledger import Ledger
 from pipelines.train.checkpoints import checkpointed, checkpoints, samples_of
 
 LENGTH = ("steps", "cooldown_share")  # what a trajectory's runs may differ by
+HOW = ("computed", "checkpoint_layers")  # how a run is computed, which another machine may change
 BRANCH_FILE = "branch.json"
 
 
@@ -31,8 +33,12 @@ def trajectory(spec: RunSpec) -> str:
     apart = train.get("schedule") != "wsd" or train.get("warmup_samples") is None or model.get("progressive_share")
     if spec.stage != "car" or apart:
         return ""
-    rest = {name: value for name, value in train.items() if name not in LENGTH}
-    return stable_hash({"seed": spec.seed, "config": {**spec.config, "train": rest}})
+    parts = {"train": _without(train, LENGTH), "model": _without(model, HOW)}
+    return stable_hash({"seed": spec.seed, "config": _without(spec.config, HOW) | parts})
+
+
+def _without(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def branch_samples(config: TrainConfig) -> int:

@@ -116,3 +116,22 @@ def test_a_ladder_that_would_tell_nothing_is_refused(samples: list[int], warmup:
     base = TrainConfig(steps=1, batch_size=8, learning_rate=1e-3, warmup_share=0.0)
     with pytest.raises(ValueError, match=said):
         ladder(base, samples, warmup)
+
+
+def test_another_placement_is_the_same_trajectory() -> None:
+    """A study that grows on a larger cluster starts from the checkpoints of the smaller one."""
+    spec = spec_of(40)
+    model = {"depth": 1, "width": 8, "num_heads": 1, "checkpoint_layers": False}
+    here = dataclasses.replace(spec, config=spec.config | {"model": model, "computed": {"micro_batch": 4}})
+    there = dataclasses.replace(
+        here,
+        config=here.config
+        | {
+            "model": model | {"checkpoint_layers": True},
+            "computed": {"micro_batch": 1, "workers": 4, "parallel": "fsdp"},
+        },
+    )
+    assert trajectory(here) == trajectory(there) != ""
+    assert trajectory(dataclasses.replace(here, config=here.config | {"model": model | {"width": 16}})) != trajectory(
+        here
+    )
