@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from g3pt.scaling import forecast as forecasts
-from g3pt.scaling.comparison import compute_multiplier, differences
+from g3pt.scaling.comparison import compared
 from g3pt.scaling.intervals import errors
 from g3pt.scaling.points import COUNTS, LOSS, Points, import_rows, read_points, read_rows, write_rows
 from g3pt.scaling.sections import beyond, cost_of, optimum
@@ -25,7 +25,7 @@ from g3pt.scaling.study import law_of, report
 EXAMPLES = """examples:
   python -m g3pt.scaling fit out/study/points.csv
   python -m g3pt.scaling optimum out/study/points.csv --flops 1e15 --presets out/study/points.csv
-  python -m g3pt.scaling compare out/study-a out/study-b
+  python -m g3pt.scaling compare out/study-a out/study-b --output out/study-a/comparison.json
   python -m g3pt.scaling import svg_extracted_data.csv --output points.csv
 
 exit code: 0 done, 2 bad usage or input"""
@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         help="operations at which the multiplier is taken; default the most that both have counted",
     )
+    two.add_argument("--output", help="JSON file to write; FIRST/comparison.json is shown by that study's page")
     for one in (fit, best, two):
         one.add_argument(
             "--count", choices=COUNTS, default="", help="column of N; default the first of these that there is"
@@ -176,44 +177,37 @@ def optimum_command(flags: argparse.Namespace) -> None:
 
 
 def compare_command(flags: argparse.Namespace) -> None:
-    """Print the differences of two laws of one form."""
+    """Print the differences of two laws of one form; with --output also write them."""
     first, second = (_read(path, flags) for path in (flags.first, flags.second))
-    law = law_of(first, flags.form, flags.ceiling)
-    other = law_of(second, flags.form or law.form.name, flags.ceiling)
-    parts = (
-        errors(law, first.size, first.seed, first.evaluation_nn),
-        errors(other, second.size, second.seed, second.evaluation_nn),
+    found = compared(first, second, form=flags.form, ceiling=flags.ceiling, flops=flags.flops)
+    print("\n".join(comparison_lines(found)))
+    if flags.output:
+        Path(flags.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(f"result: {flags.output}")
+
+
+def comparison_lines(found: dict[str, Any]) -> list[str]:
+    """A comparison as text."""
+    shown = [f"first {found['first']['source']}, second {found['second']['source']}; L = {found['formula']}"]
+    objects = found["objects"]
+    shown.append(
+        f"  intervals include the choice of test objects: {objects['first']:,} and {objects['second']:,}, "
+        f"{objects['both']:,} in both and paired"
+        if objects
+        else "  intervals are about the test objects of the studies: without the losses of each (points.parquet)"
     )
-    print(f"first {flags.first}, second {flags.second}; L = {law.form.formula}")
-    print(f"  {pairing(first, second)}")
-    for one in differences(parts, (first, second)):
-        low, high = one.interval
-        words = "" if one.seen else ": not seen"
-        print(
-            f"  {one.name}: {one.first:.4f} and {one.second:.4f}, difference {one.difference:+.4f}, 95 % [{low:+.4f}, "
-            f"{high:+.4f}]{words}"
+    for one in found["differences"]:
+        low, high = one["interval_95"]
+        shown.append(
+            f"  {one['name']}: {one['first']:.4f} and {one['second']:.4f}, difference {one['difference']:+.4f}, 95 % "
+            f"[{low:+.4f}, {high:+.4f}]{'' if one['seen'] else ': not seen'}"
         )
-    most = [float(points.flops[points.flops == points.flops].max(initial=0)) for points in (first, second)]
-    flops = flags.flops or min(most)
-    if not flops:
-        print("  compute multiplier: needs --flops, because the points have no counted operations")
-        return
-    value, (low, high) = compute_multiplier(parts, (first, second), (cost_of(first), cost_of(second)), flops)
-    print(
-        f"  the second needs {value:.3g} times the {flops:.3g} operations of the first for the same loss above E, 95 "
-        f"% [{low:.3g}, {high:.3g}]"
-    )
-
-
-def pairing(first: Points, second: Points) -> str:
-    """Which test objects the intervals are about, in words."""
-    if not first.objects or not second.objects:
-        return "intervals are about the test objects of the studies: without the losses of each (points.parquet)"
-    both = len(set(first.objects.ids) & set(second.objects.ids))
-    return (
-        f"intervals include the choice of test objects: {len(first.objects.ids):,} and {len(second.objects.ids):,}, "
-        f"{both:,} in both and paired"
-    )
+    one = found["multiplier"]
+    if one is None:
+        return [*shown, "  compute multiplier: needs --flops, because the points have no counted operations"]
+    low, high = (math.inf if end is None else end for end in one["interval_95"])
+    words = f"{one['value']:.3g} times the {one['flops']:.3g} operations of the first for the same loss above E"
+    return [*shown, f"  the second needs {words}, 95 % [{low:.3g}, {high:.3g}]"]
 
 
 def import_command(flags: argparse.Namespace) -> None:

@@ -12,14 +12,17 @@ Shapes: n points of each study, p parameters.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from g3pt.scaling.intervals import Errors
+from g3pt.scaling.intervals import Errors, errors
 from g3pt.scaling.points import Points, shared_evaluation
-from g3pt.scaling.sections import Cost, best_log_params
+from g3pt.scaling.sections import Cost, best_log_params, cost_of
+from g3pt.scaling.study import described, law_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,60 @@ class Difference:
     def seen(self) -> bool:
         """Whether the interval excludes 0."""
         return self.interval[0] > 0 or self.interval[1] < 0
+
+
+def compared(
+    first: Points, second: Points, *, form: str = "", ceiling: float | None = None, flops: float | None = None
+) -> dict[str, Any]:
+    """The content of comparison.json: both laws in one form, by default the first study's; differences of exponents;
+    the compute multiplier at `flops`, by default the most operations that both have counted; shared test objects.
+    """
+    law = law_of(first, form, ceiling)
+    laws = law, law_of(second, form or law.form.name, ceiling)
+    both = first, second
+    studies = tuple(errors(fit, one.size, one.seed, one.evaluation_nn) for fit, one in zip(laws, both, strict=True))
+    flops = flops or min(float(one.flops[np.isfinite(one.flops)].max(initial=0)) for one in both)
+    named = {
+        name: {"source": one.source, "points_sha256": one.sha256, "law": described(parts.fit, parts)}
+        for name, one, parts in zip(("first", "second"), both, studies, strict=True)
+    }
+    return named | {
+        "formula": law.form.formula,
+        "differences": [
+            {
+                "name": one.name, "first": one.first, "second": one.second, "difference": one.difference,
+                "interval_95": list(one.interval), "seen": one.seen,
+            }
+            for one in differences((studies[0], studies[1]), both)
+        ],
+        "multiplier": _multiplier_at((studies[0], studies[1]), both, flops) if flops else None,
+        "frontier": _frontier((studies[0], studies[1]), both),
+        "objects": {
+            "first": len(first.objects.ids), "second": len(second.objects.ids),
+            "both": len(set(first.objects.ids) & set(second.objects.ids)),
+        } if first.objects and second.objects else None,
+    }  # fmt: skip
+
+
+def _multiplier_at(studies: tuple[Errors, Errors], points: tuple[Points, Points], flops: float) -> dict[str, Any]:
+    value, ends = compute_multiplier(studies, points, (cost_of(points[0]), cost_of(points[1])), flops)
+    return {"flops": flops, "value": value, "interval_95": [end if np.isfinite(end) else None for end in ends]}
+
+
+def _frontier(studies: tuple[Errors, Errors], points: tuple[Points, Points]) -> list[dict[str, float]]:
+    """Loss above E of both laws at their best sizes, for operations that both have counted."""
+    counted = [one.flops[np.isfinite(one.flops)] for one in points]
+    if not all(len(one) for one in counted):
+        return []
+    costs, found = [cost_of(one) for one in points], []
+    low, high = max(one.min() for one in counted), min(one.max() for one in counted)
+    for flops in np.geomspace(low, high, 15).tolist() if low < high else ():
+        with contextlib.suppress(ValueError):  # a law has no optimum there
+            one, two = (
+                _reducible(parts, parts.fit.theta_p, cost, flops) for parts, cost in zip(studies, costs, strict=True)
+            )
+            found.append({"flops": flops, "first": one, "second": two})
+    return found
 
 
 def shared_parts(studies: tuple[Errors, Errors], points: tuple[Points, Points]) -> np.ndarray:

@@ -13,6 +13,7 @@ from pipelines.report.html import Page, columns, folded, paragraph, table, text,
 from pipelines.report.loss_law import surface
 from pipelines.report.plots import Series, plot
 from pipelines.report.runs import SAMPLES, curve
+from pipelines.report.study_comparison import comparison
 from pipelines.report.study_figures import cooldowns, costs, rates
 from pipelines.report.values import Source, Unreadable, read_csv, read_json, read_ledger
 
@@ -38,7 +39,7 @@ def study(page: Page, folder: Path) -> None:
         body.append(_unfinished_study(planned, folder))
     else:
         body += _finished_study(page, points, fit)
-    body += [rates(folder, page), costs(folder, page)]
+    body += [comparison(folder, page), rates(folder, page), costs(folder, page)]
     body.append(cooldowns(folder, page) or _validation_curves(page, folder))
     page.add(page.heading("Scaling study", folder), *body)
 

@@ -99,9 +99,18 @@ def test_optimum_names_a_size_that_exists(study: Path, capsys: pytest.CaptureFix
 
 def test_compare_says_what_is_not_seen(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write(noisy(grid(2), np.random.default_rng(1)), tmp_path / "other.csv")
-    assert main(["compare", str(study), str(other), "--form", "additive"]) == 0
+    file = tmp_path / "comparison.json"
+    assert main(["compare", str(study), str(other), "--form", "additive", "--output", str(file)]) == 0
     shown = capsys.readouterr().out
     assert shown.count(": not seen") == 2 and "operations of the first for the same loss above E" in shown
+    found = json.loads(file.read_text())
+    assert [one["name"] for one in found["differences"]] == ["alpha", "beta"] and found["objects"] is None
+    assert found["first"]["points_sha256"] == read_points(study).sha256 != found["second"]["points_sha256"]
+    assert f"{found['multiplier']['value']:.3g} times the {found['multiplier']['flops']:.3g}" in shown
+    assert len(found["frontier"]) == 15
+    for one in found["frontier"]:
+        assert one["first"] == pytest.approx(one["second"], rel=0.2), "the same law, drawn twice"
+    assert [row["first"] for row in found["frontier"]] == sorted((r["first"] for r in found["frontier"]), reverse=True)
 
 
 def test_compare_pairs_the_test_objects_of_two_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

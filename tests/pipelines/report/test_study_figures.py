@@ -10,6 +10,7 @@ import pytest
 from g3pt.scaling.learning_rate import Sweep, report
 from g3pt.scaling.points import write_rows
 from pipelines.report.html import Page
+from pipelines.report.study_comparison import comparison
 from pipelines.report.study_figures import cooldowns, costs, rates, residuals
 from pipelines.report.values import read_csv
 
@@ -82,6 +83,29 @@ def test_the_sweeps_and_their_check_are_shown(best: float, said: str, folder: Pa
     write_rates(folder, best)
     shown = words_of(rates(folder, page))
     assert said in shown and "10,000" in shown and f"{best:.3g}" in shown and "(check)" in shown
+
+
+def test_a_comparison_with_another_study_is_shown(folder: Path) -> None:
+    page = Page(root=folder)
+    assert comparison(folder, page) == ""
+    alpha = {"name": "alpha", "first": 0.31, "second": 0.25, "difference": 0.06, "interval_95": [0.01, 0.11]}
+    beta = {"name": "beta", "first": 0.4, "second": 0.39, "difference": 0.01, "interval_95": [-0.1, 0.12]}
+    alpha, beta = alpha | {"seen": True}, beta | {"seen": False}
+    found = {
+        "first": {"source": "out/a"}, "second": {"source": "out/b"}, "formula": "E + A N^-alpha + B D^-beta",
+        "differences": [alpha, beta],
+        "multiplier": {"flops": 1e12, "value": 1.75, "interval_95": [1.25, None]},
+        "frontier": [{"flops": c, "first": 1 / c, "second": 2 / c} for c in (1.0, 10.0)],
+        "objects": {"first": 4096, "second": 4096, "both": 4000},
+    }  # fmt: skip
+    (folder / "comparison.json").write_text(json.dumps(found))
+    drawn = comparison(folder, page)
+    shown = words_of(drawn)
+    assert "alpha 0.3100 0.2500 +0.0600 +0.0100 to +0.1100" in shown and shown.count("not seen") == 1
+    assert "with 1e+12 operations the second needs 1.75 times as many (95 %: 1.25 to infinity)" in shown
+    assert "4,000 are in both studies and paired" in shown and str(drawn).count("<polyline") == 2
+    (folder / "comparison.json").write_text(json.dumps(found | {"multiplier": None, "frontier": [], "objects": None}))
+    assert "Intervals are about the test objects of the studies." in words_of(comparison(folder, page))
 
 
 def test_cost_is_shown_as_planned_and_as_it_was(folder: Path) -> None:
