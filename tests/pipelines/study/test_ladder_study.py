@@ -136,6 +136,19 @@ def test_a_finished_study_grows_by_samples_seeds_and_sizes_and_trains_nothing_ag
     assert len(here) == 12
 
 
+def test_a_study_keeps_the_rule_that_gave_its_learning_rates(
+    flags: SweepFlags, here: list[str], quick: dict[str, str], tmp_path: Path
+) -> None:
+    rule = {"rule": {"c": -3.2, "a": -0.2, "b": -0.05}, "holds": False}
+    (tmp_path / "elsewhere.json").write_text(json.dumps(rule))
+    job.scaling_sweep(small(flags, tmp_path / "study", lr_rule=str(tmp_path / "elsewhere.json")))
+    assert json.loads((tmp_path / "study" / "lr.json").read_text()) == rule
+    assert points.rate_rule(tmp_path / "study") == rule and points.rate_rule(tmp_path) is None
+    (tmp_path / "study" / "lr.json").write_text("its own")
+    job.keep_rule(str(tmp_path / "elsewhere.json"), tmp_path / "study")
+    assert (tmp_path / "study" / "lr.json").read_text() == "its own"
+
+
 def test_finish_removes_branch_points_and_a_study_that_grows_says_what_it_lacks(
     flags: SweepFlags, here: list[str], quick: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
