@@ -2,14 +2,16 @@
 
     python benchmarks/generator_step.py [--presets nano,micro] [--scales paper] [--device auto] [--micro-batch N]
         [--batch-size N] [--steps 5]
-                                        [--precision fp32|bf16] [--peak-tflops 989] [--count-only]
+                                        [--precision fp32|bf16] [--compile] [--peak-tflops 989] [--count-only]
                                         [--output generator_step.json]
 
 Needs only torch and numpy. The transformer reads random aligned tokens, text vectors and image tokens of the preset's
 sizes, so no dataset and no encoders are needed or measured. `--scales` names the tokenizer preset whose scales are
 predicted: by default the preset of the same name, otherwise the paper's 2408 tokens. A step is that of `fit`: forward,
 backward, clipping, AdamW and averaged weights over `--batch-size` objects (default: one micro-batch), in micro-batches
-of `--micro-batch` objects (default: 1 above 0.1B, otherwise the preset's batch).
+of `--micro-batch` objects (default: 1 above 0.1B, otherwise the preset's batch). With `--compile` each block is
+compiled by itself, once for all of them. `kernels` are those that one step launches on a GPU; on a CPU, the operators
+it calls.
 
 Utilisation is model operations per second, divided by the rate of one large matrix product in the same precision and by
 --peak-tflops (989 for dense bf16 on an H100 or H200). Model operations are three times the forward pass of
@@ -33,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.tokenizer import Timer, begin, commit, hardware, matrix_rate
+from benchmarks.tokenizer import COMPILE, Timer, begin, commit, compile_blocks, count_kernels, hardware, matrix_rate
 from g3pt.config import CVQ_PRESETS, CARConfig, CVQConfig, TrainConfig, car_preset, cvq_preset
 from g3pt.models.transformer import CAR
 from g3pt.training import fit, flops
@@ -73,8 +75,10 @@ class Generator(nn.Module):
 class Trainer:
     """`fit`'s step on one batch."""
 
-    def __init__(self, model: Generator, train: TrainConfig, parts: int) -> None:
+    def __init__(self, model: Generator, train: TrainConfig, parts: int, backend: str | None) -> None:
         self.model, self.train, self.parts = model.train(), train, parts
+        if backend:
+            compile_blocks(model, backend)
         self.optimizer = make_optimizer(model, train)
         self.average = fit.WeightAverage(model, train.ema_decay)
         self.alone = SingleProcess()
@@ -120,24 +124,35 @@ def measure(
     at_once = flags.micro_batch or (1 if parameters > LARGE else train.batch_size)
     train = dataclasses.replace(train, batch_size=flags.batch_size or at_once)
     parts = fit.count_parts(train.batch_size, at_once)
-    trainer, batch = Trainer(model, train, parts), model.batch(train.batch_size, device)
+    trainer, batch = Trainer(model, train, parts, flags.compile), model.batch(train.batch_size, device)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     seconds = timer.seconds(lambda: trainer.step(batch), flags.steps) / train.batch_size
-    planned = needs(config, train.precision, codec, encoders=False)
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
     objects = train.batch_size // parts
-    estimated = planned.memory(objects, Workers(share=train.batch_size)).total - 4 * planned.frozen
     rate, work = matrix_rate(device, train.precision, timer), 3 * model.car.flops_per_object / seconds
     return {
         "preset": name, "precision": train.precision, "batch_size": train.batch_size, "micro_batch": objects,
+        "compiled": flags.compile, "kernels": count_kernels(lambda: trainer.step(batch), device),
         "parameters": parameters, "tokens": model.tokens, "samples_per_s": 1 / seconds,
         "tokens_per_s": model.tokens / seconds,
         "clock": "wall" if on_gpu or flags.threads > 1 else "cpu",
         "model_flop_per_object": 3 * model.car.flops_per_object,
         "utilisation_of_product": work / rate, "matrix_flop_per_s": rate,
         "utilisation_of_peak": work / (1e12 * flags.peak_tflops) if flags.peak_tflops else None,
-        "peak_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None, "estimated_bytes": estimated,
+        "peak_bytes": peak, "estimated_bytes": estimate(config, codec, train, objects),
     }  # fmt: skip
+
+
+def estimate(config: CARConfig, codec: CVQConfig, train: TrainConfig, objects: int) -> int | None:
+    """The memory that `--dry-run` plans for a step of `objects` at once, without the tokenizer; None for a preset with
+    small encoders where transformers is missing.
+    """
+    try:
+        planned = needs(config, train.precision, codec, encoders=False)
+    except ImportError:
+        return None
+    return planned.memory(objects, Workers(share=train.batch_size)).total - 4 * planned.frozen
 
 
 def show_count(row: dict[str, Any]) -> None:
@@ -156,13 +171,13 @@ def show_count(row: dict[str, Any]) -> None:
 def show(row: dict[str, Any]) -> None:
     """Print the figures of one preset."""
     peak = f", {row['utilisation_of_peak']:.0%} of the peak" if row["utilisation_of_peak"] else ""
-    memory = f"peak {row['peak_bytes'] / 2**30:.2f} GiB, " if row["peak_bytes"] else ""
+    bytes_of = {"peak": row["peak_bytes"], "estimated": row["estimated_bytes"]}
+    memory = ", ".join(f"{name} {value / 2**30:.2f} GiB" for name, value in bytes_of.items() if value)
     print(
         f"{row['preset']} {row['precision']} batch {row['batch_size']} by {row['micro_batch']}: "
         f"{row['samples_per_s']:.3g} samples/s, {row['tokens_per_s']:.4g} tokens/s ({row['clock']} time), "
         f"{row['model_flop_per_object'] / 1e9:.4g} GFLOP an object, {row['utilisation_of_product']:.0%} of a matrix "
-        f"product's {row['matrix_flop_per_s'] / 1e12:.3g} TFLOP/s{peak}; {memory}estimated "
-        f"{row['estimated_bytes'] / 2**30:.2f} GiB",
+        f"product's {row['matrix_flop_per_s'] / 1e12:.3g} TFLOP/s{peak}; {memory}",
         flush=True,
     )
 
@@ -175,6 +190,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="objects a step")
     parser.add_argument("--micro-batch", type=int, help="objects at once")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default the preset's")
+    parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help=COMPILE)
     parser.add_argument("--peak-tflops", type=float, help="the hardware's, in that precision")
     parser.add_argument("--count-only", action="store_true", help="count on the meta device")
     parser.add_argument("--steps", type=int, default=5, help="timed")

@@ -307,7 +307,7 @@ def main() -> None:
         "hardware": about,
         "resolution": flags.resolution,
         "cfg": flags.cfg,
-        "models": [measure(preset, flags) for preset in presets],
+        "rows": [measure(preset, flags) for preset in presets],
     }
     if flags.output:
         Path(flags.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -5,7 +5,9 @@
 
 Needs only torch, numpy and pyarrow. Without --data the objects are balls, so no dataset is needed. Each call is timed
 after a warm-up. The clock is wall time on a GPU, or on a CPU with several --threads, and CPU seconds with one thread,
-because wall time says little on a shared machine. Utilisation is the operations per second of a joint training step, as
+because wall time says little on a shared machine. With --compile each block is compiled by itself: a whole compiled
+model meets the limit of recompilations in its running statistics. `kernels` are those that one step launches on a GPU;
+on a CPU, the operators it calls. Utilisation is the operations per second of a joint training step, as
 g3pt/training/flops.py counts them, divided by the rate of one large matrix product in the same precision. The parts of
 a step are timed in separate steps that wait for the device after each part.
 """
@@ -35,11 +37,13 @@ from g3pt.data.batches import SurfaceBatches, prefetched, rows_of
 from g3pt.models.tokenizer import CVQ
 from g3pt.training import fit, flops
 from g3pt.training.optimizer import make_optimizer
+from g3pt.training.parallel import ShardUnit
 
 Batch = dict[str, Any]
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = 10**6  # length of the run: the last phase, which trains everything, is measured
 COLUMNS = ("surface", "near_points", "volume_points", "near_occupancy", "volume_occupancy")
+COMPILE = "compile each block by itself, by this backend of torch.compile; without a value inductor"
 QUERIES = 65536  # query points decoded in one call
 
 
@@ -114,6 +118,25 @@ class Timer:
         return (self.now() - began) / repeats
 
 
+def compile_blocks(model: torch.nn.Module, backend: str) -> None:
+    """Compile the transformer blocks of `model`, each by itself; blocks of one shape share the code."""
+    for block in model.modules():
+        if isinstance(block, ShardUnit):
+            block.compile(backend=backend)
+
+
+def count_kernels(work: Callable[[], Any], device: torch.device) -> int:
+    """Kernels that a call launches on a GPU; on a CPU, the operators that it calls, with those inside others."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
+        work()
+    kinds = (DeviceType.CUDA,) if on_gpu else (DeviceType.CPU,)
+    return sum(event.device_type in kinds and not event.name.startswith("Mem") for event in found.events())
+
+
 class Parts:
     """Seconds of named calls, without those of named calls inside them."""
 
@@ -148,12 +171,13 @@ class Parts:
 class Trainer:
     """One step of `fit`, cut into parts that can be timed; the arithmetic is the same."""
 
-    def __init__(self, config: CVQConfig, train: TrainConfig, device: torch.device, compiled: bool) -> None:
+    def __init__(self, config: CVQConfig, train: TrainConfig, device: torch.device, backend: str | None) -> None:
         self.train, self.device = train, device
         self.model = CVQ(config).to(device).train()
         self.model.set_phase(STEPS - 1, STEPS)
         self.model.statistics_frozen = False
-        self.called = torch.compile(self.model) if compiled else self.model
+        if backend:
+            compile_blocks(self.model, backend)
         self.optimizer = make_optimizer(self.model, train)
         self.average = fit.WeightAverage(self.model, train.ema_decay)
         self.alone = fit.SingleProcess()
@@ -161,7 +185,7 @@ class Trainer:
     def gradients(self, batch: Batch) -> None:
         """Forward and backward pass."""
         self.optimizer.zero_grad(set_to_none=True)
-        fit.backward(self.called, self.model, batch, 0, 1, self.train, self.alone)
+        fit.backward(self.model, self.model, batch, 0, 1, self.train, self.alone)
 
     def update(self) -> None:
         """Clip the gradients, take an AdamW step, update the averaged weights."""
@@ -203,6 +227,7 @@ def measure(preset: str, flags: argparse.Namespace, device: torch.device) -> dic
     rate, done = matrix_rate(device, train.precision, timer), flops.cvq_training(config, "joint") * train.batch_size
     row = {
         "preset": preset, "precision": train.precision, "batch_size": train.batch_size, "compiled": flags.compile,
+        "kernels": count_kernels(lambda: trainer.step(batch), device),
         "data_samples_per_s": train.batch_size / data_s,
         "train_samples_per_s": train.batch_size / step_s,
         "train_with_data_samples_per_s": train.batch_size / fed_s,
@@ -210,15 +235,14 @@ def measure(preset: str, flags: argparse.Namespace, device: torch.device) -> dic
         "flop_per_object": flops.cvq_training(config, "joint"), "matrix_flop_per_s": rate,
         "utilisation": done / step_s / rate,
         "peak_bytes": peak, "estimated_bytes": estimate(config, train),
-        "parts_ms": parts(trainer, make, timer, flags.steps),
+        "parts_ms": {} if flags.compile else parts(trainer, make, timer, flags.steps),  # what is compiled is not cut
     }  # fmt: skip
     return row | decoding(trainer.model.eval(), batch, config, train, timer, flags.steps)
 
 
 def parts(trainer: Trainer, make: SurfaceBatches, timer: Timer, steps: int) -> dict[str, float]:
-    """Milliseconds of each part of a step, uncompiled: a compiled step has no separate parts."""
+    """Milliseconds of each part of a step."""
     clock, model, stream = Parts(timer), trainer.model, make(0)
-    trainer.called = model
     watched = [
         (model.encoder.embed, "forward", "points"),
         (model.encoder, "_at_anchors", "anchors"),
@@ -313,6 +337,8 @@ def show(row: dict[str, Any]) -> None:
         f"  encode {row['encode_objects_per_s']:.1f} objects/s, decode {row['decode_objects_per_s']:.1f} objects/s "
         f"and {row['decode_queries_per_s'] / 1e6:.3g} M queries/s"
     )
+    if not row["parts_ms"]:
+        return
     whole = sum(row["parts_ms"].values())
     print(
         "  "
@@ -332,7 +358,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default the preset's")
     parser.add_argument("--steps", type=int, default=10, help="of each measurement")
     parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the training step")
+    parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help=COMPILE)
     parser.add_argument("--output", type=Path, default=Path("tokenizer.json"))
     flags = parser.parse_args()
     device = begin(flags.device, flags.threads)
