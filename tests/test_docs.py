@@ -33,7 +33,9 @@ ELSEWHERE = {
     "--index-url",
     "--force-reinstall", "--no-cache-dir", "--check",
 }  # fmt: skip # flags of ray, pip, ruff and mlflow
-OWN_PARSERS = ("pipelines.tracking.moved_store", "pipelines.release.mixed_folder", "g3pt.data.inspection", "pytest")
+OWN_PARSERS = (
+    "pipelines.tracking.moved_store", "pipelines.release.mixed_folder", "g3pt.data.inspection", "g3pt.scaling", "pytest",
+)  # fmt: skip
 PATHS = re.compile(r"`((?:g3pt|pipelines|jobs|benchmarks|tests|docs|weights|deploy)/[\w./-]*)")
 MODULES = re.compile(r"`(?:python -m )?((?:g3pt|pipelines)(?:\.\w+)+)`")
 NO_MODULES = ("g3pt.toml", "g3pt.alarm")  # a file, a tag
@@ -52,7 +54,8 @@ def is_ours(command: pages.Command) -> bool:
 def source_of(command: pages.Command) -> str:
     """The source of a program that parses its own flags; of a benchmark also the files beside it, which share flags."""
     if command.program.startswith("-m "):
-        return (REPOSITORY / command.program.removeprefix("-m ").replace(".", "/")).with_suffix(".py").read_text()
+        module = REPOSITORY / command.program.removeprefix("-m ").replace(".", "/")
+        return (module / "__main__.py" if module.is_dir() else module.with_suffix(".py")).read_text()
     return "\n".join(path.read_text() for path in sorted((REPOSITORY / command.program).parent.glob("*.py")))
 
 
