@@ -34,7 +34,8 @@ ELSEWHERE = {
     "--force-reinstall", "--no-cache-dir", "--check",
 }  # fmt: skip # flags of ray, pip, ruff and mlflow
 OWN_PARSERS = (
-    "pipelines.tracking.moved_store", "pipelines.release.mixed_folder", "g3pt.data.inspection", "g3pt.scaling", "pytest",
+    "pipelines.tracking.moved_store", "pipelines.release.mixed_folder", "g3pt.data.inspection", "g3pt.scaling",
+    "pytest",
 )  # fmt: skip
 PATHS = re.compile(r"`((?:g3pt|pipelines|jobs|benchmarks|tests|docs|weights|deploy)/[\w./-]*)")
 MODULES = re.compile(r"`(?:python -m )?((?:g3pt|pipelines)(?:\.\w+)+)`")
