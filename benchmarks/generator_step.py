@@ -1,9 +1,8 @@
 """Speed of a generator's training step by preset: samples/s, tokens/s, utilisation, memory.
 
     python benchmarks/generator_step.py [--presets nano,micro] [--scales paper] [--device auto] [--micro-batch N]
-        [--batch-size N] [--steps 5]
-                                        [--precision fp32|bf16] [--compile] [--peak-tflops 989] [--count-only]
-                                        [--output generator_step.json]
+        [--batch-size N] [--steps 5] [--precision fp32|bf16] [--compile] [--peak-tflops 989] [--count-only]
+        [--output generator_step.json]
 
 Needs only torch and numpy. The transformer reads random aligned tokens, text vectors and image tokens of the preset's
 sizes, so no dataset and no encoders are needed or measured. `--scales` names the tokenizer preset whose scales are

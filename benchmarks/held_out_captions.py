@@ -3,8 +3,7 @@
     python benchmarks/held_out_captions.py --count 4000 > ids.txt
     python jobs/preprocess.py --source shapes --ids ids.txt --resolution 64 --views 8 --view-size 64
         --num-surface 4096 --num-sharp 512 --num-queries 8192 --num-shards 64 --output out/shapes4000
-    python jobs/train_cvq.py --data out/demo/shapes --output out/runs
-        --steps 3000                        # the shapes of make demo
+    python jobs/train_cvq.py --data out/demo/shapes --output out/runs --steps 3000     # the shapes of make demo
     python jobs/train_car.py --data out/shapes4000 --tokenizer out/runs/cvq-... --output out/runs --steps 5500
         --set drop_both=0.1,drop_text=0.1,drop_image=0.35,drop_phrases=0.1,ema_decay=0.998
     python jobs/evaluate.py --model out/runs/car-... --data out/shapes4000 --resolution 64 --coarse 16

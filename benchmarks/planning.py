@@ -1,10 +1,10 @@
 """Planning at scale: CPU seconds and memory for 10^5 to 10^7 objects, and of a restart on 100,000 finished shards.
 
     python benchmarks/planning.py --output planning.json
-    python benchmarks/planning.py --objects 10000000 --shards 0
-        --folder /scratch     (2 GB of manifest there and 6 GB of temporary files; removed at the end)
-    python benchmarks/planning.py --objects "" --shards 0
-        --bucket-shards 1000,10000   (the same start on a bucket of moto's S3 server, a process of its own)
+    python benchmarks/planning.py --objects 10000000 --shards 0 --folder /scratch
+        (2 GB of manifest there and 6 GB of temporary files; removed at the end)
+    python benchmarks/planning.py --objects "" --shards 0 --bucket-shards 1000,10000
+        (the same start on a bucket of moto's S3 server, a process of its own)
 
 Each case has its own process; peak memory is what that process used beyond its imports, and seconds are CPU time. The
 manifest is written and read as a stream. Its meshes do not exist, because a plan does not open them. Finished shards

@@ -1,10 +1,10 @@
 """Cost of preprocessing: CPU seconds and peak memory per stage, and those of other libraries on the same meshes.
 
-    python benchmarks/preprocess.py --meshes FOLDER
-        --output preprocess.json          (or G3PT_MESHES=FOLDER; without: made meshes)
+    python benchmarks/preprocess.py --meshes FOLDER --output preprocess.json
+        (or G3PT_MESHES=FOLDER; without: made meshes)
     python benchmarks/preprocess.py --meshes FOLDER --resolutions 512 --only g3pt     (a large grid)
-    python benchmarks/preprocess.py --resolutions 256
-        --only g3pt                     (made meshes: the last has 1,310,720 faces)
+    python benchmarks/preprocess.py --resolutions 256 --only g3pt
+        (made meshes: the last has 1,310,720 faces)
 
 Runs on one core. Seconds are CPU time, the least of --repeat runs. Each mesh and method has its own process; peak
 memory is what that process used beyond its imports. A method that exceeds --limit-s CPU seconds is killed and reported.

@@ -1,7 +1,7 @@
 """The cost of Ray in preprocessing: the same meshes converted by a bare loop and by the job with one and two workers.
 
-    python benchmarks/preprocess_ray.py --meshes FOLDER
-        --output preprocess_ray.json      (or G3PT_MESHES=FOLDER; without: made meshes)
+    python benchmarks/preprocess_ray.py --meshes FOLDER --output preprocess_ray.json
+        (or G3PT_MESHES=FOLDER; without: made meshes)
 
 There are five ways, each in its own process; every second round runs them in reverse order. `loop` calls the pipeline's
 plain functions in one process. `child` adds the killable child process (`pipelines.preprocess.sandbox`). `ray-1` and

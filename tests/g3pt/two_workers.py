@@ -1,9 +1,10 @@
 """Small trainings that one process and two must do alike: run by tests/g3pt/training/test_parallel.py, as a worker
 of a gloo group too.
 
-python -m tests.g3pt.two_workers FOLDER RANK      one of two workers; leaves FOLDER/<case>-<kind>.pt, and
-    FOLDER/<case>-<kind>
-                                                  with the half-way state of a sharded training
+    python -m tests.g3pt.two_workers FOLDER RANK
+
+is one of two workers; it leaves FOLDER/<case>-<kind>.pt, and FOLDER/<case>-<kind> with the half-way state of a sharded
+training.
 """
 
 from __future__ import annotations
