@@ -4,7 +4,7 @@ fit.json, curve.png.
 
 import dataclasses
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def fit_and_draw(points: Sequence[dict[str, Any]], study: Path, ceiling: float |
     seen = {row["samples"] for row in section}
     found["samples"] = seen.pop() if len(seen) == 1 else None
     found["surface"] = surface(study, ceiling) if has_surface(fitted) else None
-    found["scales"] = by_scale(study, found["surface"]["law"]["form"]) if found["surface"] else None
+    found["scales"] = by_scale(study, found["surface"]) if found["surface"] else None
     found["learning_rate"] = rate_rule(study)
     forecast = study / "forecast.json"
     if forecast.exists():
@@ -162,15 +162,18 @@ def surface(study: Path, ceiling: float | None = None) -> dict[str, Any]:
     return report(main, ceiling=ceiling, others=others)
 
 
-def by_scale(study: Path, form: str) -> dict[str, Any]:
-    """Scale -> the law in N and D of its losses, in the form of the whole; the reason as `error` where they determine
-    none.
+def by_scale(study: Path, whole: Mapping[str, Any]) -> dict[str, Any]:
+    """Scale -> the law in N and D of its losses, in the form of the `whole`; the reason as `error` where they determine
+    none. Those of the study's fit.json if that has the same law of the whole.
     """
     from g3pt.scaling.intervals import errors
     from g3pt.scaling.points import read_points, read_rows
     from g3pt.scaling.study import described, law_of
 
-    found: dict[str, Any] = {}
+    known = known_fit(study)
+    if known.get("scales") and known["surface"] == whole:
+        return dict(known["scales"])
+    found, form = dict[str, Any](), whole["law"]["form"]
     for column in (name for name in read_rows(study / "points.csv")[0] if name.startswith("test_ce_scale_")):
         scale = column.rpartition("_")[2]
         try:
@@ -194,11 +197,16 @@ def rate_rule(study: Path) -> dict[str, Any] | None:
 
 def known_surface(study: Path) -> dict[str, Any] | None:
     """The law in N and D of the study's fit.json; None without one."""
+    return known_fit(study).get("surface")
+
+
+def known_fit(study: Path) -> dict[str, Any]:
+    """The content of the study's fit.json; empty without one."""
     try:
         found: dict[str, Any] = json.loads((study / "fit.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return None
-    return found.get("surface")
+        return {}
+    return found
 
 
 def write_forecast(study: Path, rows: Sequence[dict[str, Any]], ceiling: float | None = None) -> None:

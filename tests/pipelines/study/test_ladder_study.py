@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from g3pt.config import CARConfig, from_dict
-from g3pt.scaling.__main__ import main
 from g3pt.scaling.forecast import read_forecast, seal, write_forecast
 from g3pt.scaling.learning_rate import Rule, rule_of
 from g3pt.scaling.points import read_points, read_rows
+from g3pt.scaling.study import law_of
 from pipelines.cli.errors import UsageError
 from pipelines.derive import tokens
 from pipelines.runs.identity import RunSpec
@@ -278,8 +278,11 @@ def test_trunks_first_then_branches_then_the_forecast_then_what_it_is_about(
     body = read_forecast(study / "forecast.json")
     assert body["points_sha256"] == fitted.sha256 and [rung["run"] for rung in body["rungs"]] == [names["1x32", 400]]
     found = json.loads((study / "fit.json").read_text())
-    assert main(["fit", str(study / "points.csv"), "--output", str(study / "again.json")]) == 0
-    assert json.loads((study / "again.json").read_text()) == found["surface"], "the law again from points.csv alone"
+    for name in ("points.csv", "points.parquet"):
+        again = law_of(read_points(study / name), found["surface"]["law"]["form"])
+        assert again.named() == found["surface"]["law"]["parameters"], f"the law again from {name} alone"
+    assert found["surface"]["points"]["sha256"] == fitted.sha256
+    assert list(found["scales"]) == ["1", "2", "3", "4"]
     assert read_rows(study / "points.parquet") == read_rows(study / "points.csv")
     assert found["surface"]["points"]["num"] == 9 and found["samples"] == 400 and found["num_points"] == 3
     (compared,) = found["forecast"]
