@@ -40,7 +40,8 @@ class Devices:
         if self.memory is None:
             return f"{self.count} CPUs"
         nodes = -(-self.count // self.per_node)
-        return f"{self.count} GPUs of {self.memory / GIB:.1f} GiB on {nodes} node{'s' * (nodes != 1)}"
+        gpus = f"{self.count} GPU{'s' * (self.count != 1)} of {self.memory / GIB:.1f} GiB"
+        return f"{gpus} on {nodes} node{'s' * (nodes != 1)}"
 
 
 @dataclass(frozen=True, kw_only=True)
