@@ -139,19 +139,22 @@ def rates(folder: Path, page: Page) -> Markup:
         else warning("The rule for learning rates did not hold at the size that checked it.")
     )
     return said + columns(
-        plot(title, drawn, x_label="peak learning rate", y_label=NATS, log_x=True),
+        plot(title, drawn, x_label="peak learning rate", y_label="loss above the sweep's lowest, %", log_x=True),
         table(heads, [_best_rate(part) for part in parts], "Best learning rates; the last row checks the rule"),
     )
 
 
 def _sweep(part: Source, colour: int) -> list[Series]:
-    """The losses of a sweep or check, and the minimum of a sweep."""
+    """The losses of a sweep or check above its lowest, so that sizes can be compared, and the minimum of a sweep."""
+    lowest = min(part.get("losses"))
+    above = [100 * (loss / lowest - 1) for loss in part.get("losses")]
     is_check, least = part.get("holds") is not None, part.get("minimum", default={})
     label = f"N {part.get('params'):,.0f}, D {part.get('samples'):,.0f}" + " (check)" * is_check
-    losses = Series(label=label, x=part.get("rates"), y=part.get("losses"), style="both", colour=colour)
+    drawn = Series(label=label, x=part.get("rates"), y=above, style="both", colour=colour)
     if not least.get("inside"):
-        return [losses]
-    return [losses, Series(label="", x=[least["rate"]], y=[least["loss"]], style="points", colour=6)]
+        return [drawn]
+    depth = 100 * (least["loss"] / lowest - 1)
+    return [drawn, Series(label="", x=[least["rate"]], y=[depth], style="points", colour=6)]
 
 
 def _best_rate(part: Source) -> tuple[Markup | str, ...]:
