@@ -27,6 +27,7 @@ from pipelines.runs.ledger import Ledger
 from pipelines.study import accounts, job, points, rates, trials
 from pipelines.study import pause as pausing
 from pipelines.study.config import SweepFlags
+from pipelines.study.placement import Devices
 from pipelines.study.plan import plan
 from pipelines.study.plan_file import with_plan_file
 from pipelines.study.tidy import removed_before
@@ -233,6 +234,26 @@ def test_a_run_that_an_older_forecast_does_not_name_is_refused(
     with pytest.raises(UsageError, match="forecast.json was written for other runs and is never replaced"):
         job.scaling_sweep(dataclasses.replace(flags, output=str(study)))
     assert here == []
+
+
+def test_each_size_s_placement_is_printed_and_stored_and_renames_nothing(
+    flags: SweepFlags, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    specs = [car_spec(flags.data, flags.tokenizer, row.size, row.model, row.train) for row in plan(flags)]
+    for workers, objects, at_once in (("auto", 4, 8), (2, 2, 4), (0, 4, 8)):
+        monkeypatch.setattr(trials, "cluster_devices", lambda _: Devices(count=8, per_node=4))
+        found = trials.placed(specs, dataclasses.replace(flags, num_workers=workers, device="cpu"))
+        count = 1 if workers == "auto" else workers
+        computed = {"micro_batch": objects, "workers": count, "parallel": "ddp"}
+        assert all(spec.config["computed"] == computed for spec in found)
+        assert [spec.name for spec in found] == [spec.name for spec in specs]
+        assert trials.workers_of({"spec": found[0].to_dict()}, flags) == count
+        said = capsys.readouterr().err.splitlines()
+        assert (
+            len(said) == 4
+            and f"  1x24: {max(1, count)} CPU" in said[1]
+            and said[1].endswith(f"; {at_once} at once on 8 CPUs")
+        )
 
 
 @pytest.mark.slow
