@@ -20,11 +20,10 @@ from pipelines.study.devices import LAUNCH_S, devices_named
 from pipelines.study.placement import Devices, Placement, makespan, placements
 from pipelines.study.plan import Row, unlike
 from pipelines.study.probe import measured
-from pipelines.train.car import EVAL_OBJECTS, TEST_OBJECTS
 from pipelines.train.counts import car_operations, count_car
 from pipelines.train.memory import AUTO, GIB, gpu_bytes, tokenizer_parameters, trained_parameters
 from pipelines.train.plan import with_bytes, with_flop
-from pipelines.train.worker import Speed as Kept
+from pipelines.train.worker import Speed as RunSpeed
 
 SIZE_HEADS = (
     "size", "parameters", "without AdaLN", "all", "per object", "learning rate", "workers x micro-batch",
@@ -109,13 +108,6 @@ def print_plan(rows: Sequence[Row], flags: SweepFlags) -> None:
     refuse_wide(found, flags.max_interval)
 
 
-def costs_of_plan(rows: Sequence[Row], flags: SweepFlags, devices: Devices) -> list[Cost]:
-    """The costs of the runs on these devices, as --dry-run would give them."""
-    codec, _ = codec_of(flags)
-    placed = placements([(row.size, row.model, row.train) for row in rows], codec, devices, flags)
-    return cost_of(rows, codec, placed, probed(Speed(rate=flags.flops_per_s), rows, flags), _objects(flags))
-
-
 def probed(speed: Speed, rows: Sequence[Row], flags: SweepFlags) -> Speed:
     """The speed with what a probe below --output measured of these sizes (`pipelines.study.probe`)."""
     found, device = measured(flags.output, rows)
@@ -165,6 +157,8 @@ def evaluated(row: Row, steps: int, objects: Mapping[str, int]) -> int:
     """Forward passes over an object in the evaluations of a run's last `steps` steps and in its test: with the text,
     without conditions and, if there is an image encoder, with the image; during training also without the average.
     """
+    from pipelines.train.car import EVAL_OBJECTS, TEST_OBJECTS
+
     conditions = 2 + (row.model.image_encoder != "none")
     times = steps // row.train.eval_every + 1
     during = min(EVAL_OBJECTS, objects.get("val", EVAL_OBJECTS)) * (conditions + 1)
@@ -268,7 +262,7 @@ def disk_bytes(rows: Sequence[Row], codec: Any) -> int:
     """
     total = 0
     for row in rows:
-        kept = Kept().num_to_keep + (steps_taken(row, rows) < row.train.steps)
+        kept = RunSpeed().num_to_keep + (steps_taken(row, rows) < row.train.steps)
         weights = 4 * (trained_parameters(row.model, codec) + tokenizer_parameters(codec))
         total += kept * checkpoint_bytes(row, codec) + 2 * weights
     return total

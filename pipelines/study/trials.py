@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from g3pt.config import CARConfig, CVQConfig, TrainConfig, from_dict
-from g3pt.training.exports import read_export_config
 from pipelines.cli.flags import MAX_FAILURES
 from pipelines.cli.interrupt import in_thread
 from pipelines.cli.progress import say
@@ -174,6 +173,8 @@ def placed(specs: Sequence[RunSpec], flags: SweepFlags) -> list[RunSpec]:
     """The runs with the placement of their size on the connected cluster, which is printed. UsageError for a size that
     cannot be placed.
     """
+    from g3pt.training.exports import read_export_config
+
     devices = cluster_devices(flags)
     codec = from_dict(CVQConfig, read_export_config(specs[0].paths["tokenizer"])["model"])
     sizes = [

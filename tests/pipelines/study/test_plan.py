@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,3 +201,9 @@ def test_what_sizes_differ_in_is_said() -> None:
     assert (
         "; batch_size is 256, 128, 16; " in line and "; precision is bf16, fp32" in line and "learning_rate" not in line
     )
+
+
+def test_the_command_s_help_needs_no_torch() -> None:
+    program = "import sys, pipelines.study.job, pipelines.study.plan_file; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stderr
