@@ -123,6 +123,8 @@ def planned_devices(flags: SweepFlags) -> tuple[Devices, Speed]:
     if flags.on:
         with bad_input():
             devices, gpu = devices_named(flags.on)
+            if flags.num_workers != AUTO and flags.num_workers > devices.count:
+                raise ValueError(f"--on {flags.on} has no room for --num-workers {flags.num_workers}")
         said = f": {flags.on} at {flags.utilisation:.0%} of {with_flop(gpu.peak)}/s in bf16, assumed"
         return devices, Speed(rate=flags.utilisation * gpu.peak, launch_s=LAUNCH_S, said=said)
     memory, workers = gpu_bytes(flags), 1 if flags.num_workers == AUTO else max(1, flags.num_workers)

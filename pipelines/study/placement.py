@@ -102,11 +102,11 @@ def place(
             memory = _needs(recomputing, train.precision, codec, how, encoders).memory(found.micro_batch, how).total
             return Placement(
                 workers=how.count, micro_batch=found.micro_batch, parallel=how.parallel, recompute=found.recompute,
-                memory=memory, at_once=devices.count // how.count,
+                memory=memory, at_once=max(1, devices.count // how.count),
             )  # fmt: skip
         least = min(least or found, found)
     if not least:
-        raise UsageError(f"its batch of {train.batch_size} cannot be divided among {workers} workers on {devices}")
+        raise UsageError(f"its batch of {train.batch_size} is not a multiple of {workers} workers")
     raise UsageError(
         f"a worker needs at least {least / GIB:.1f} GiB, and {FITS:.0%} of a GPU of {devices.memory / GIB:.1f} GiB are "
         f"{FITS * devices.memory / GIB:.1f} (of {devices}): take more or larger GPUs, or leave out the size"
@@ -116,8 +116,7 @@ def place(
 def candidates(model: Any, train: Any, codec: Any, devices: Devices, workers: int | str = AUTO) -> Iterator[Workers]:
     """Ways to divide a batch among the devices, best first."""
     batch = train.batch_size
-    counts = list(worker_counts(batch, devices)) if workers == AUTO else [int(workers)]
-    counts = [n for n in counts if n <= devices.count and batch % n == 0]
+    counts = list(worker_counts(batch, devices)) if workers == AUTO else [int(workers)] * (batch % int(workers) == 0)
     operations = 3 * car_operations(model, codec)
     worth = [n for n in counts if workers != AUTO or n == 1 or batch / n * operations >= WORTH * model.depth]
     yield from (Workers(share=batch // n, count=n) for n in worth)

@@ -108,7 +108,8 @@ def test_numbers_that_are_given_are_kept() -> None:
     got = place(model, train, PAPER, gpus(8), workers=2, micro_batch=8)
     assert (got.workers, got.micro_batch, got.parallel) == (2, 8, "ddp")
     assert place(model, train, PAPER, gpus(8), workers=2, micro_batch=128).recompute, "128 fit no other way"
-    with pytest.raises(UsageError, match="its batch of 256 cannot be divided among 3 workers on 8 GPUs"):
+    assert place(model, train, PAPER, gpus(8), workers=16).at_once == 1, "an autoscaler may start what is not there"
+    with pytest.raises(UsageError, match="its batch of 256 is not a multiple of 3 workers"):
         place(model, train, PAPER, gpus(8), workers=3)
     three = dataclasses.replace(train, batch_size=48)
     model = CAR_PRESETS["1.5B"][0]

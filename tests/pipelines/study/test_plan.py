@@ -169,6 +169,8 @@ def test_gpus_that_are_not_here() -> None:
             devices_named(text)
     with pytest.raises(UsageError, match="--on 8xTPU: give COUNTxKIND"):
         planned_devices(dataclasses.replace(FLAGS, on="8xTPU"))
+    with pytest.raises(UsageError, match="--on 8xH100 has no room for --num-workers 16"):
+        planned_devices(dataclasses.replace(FLAGS, on="8xH100", num_workers=16))
     devices, speed = planned_devices(dataclasses.replace(FLAGS, on="8xA100-80GB", utilisation=0.5))
     assert devices.count == 8 and speed.rate == 156e12 and "at 50% of 312 TFLOP/s in bf16, assumed" in speed.said
     with pytest.raises(ValueError, match="--utilisation must be a share of the peak"):
