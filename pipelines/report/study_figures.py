@@ -43,9 +43,16 @@ def cooldowns(folder: Path, page: Page) -> Markup:
 
 
 def _ladder_runs(folder: Path, page: Page) -> list[dict[str, Any]]:
-    """Runs of a ladder of samples with the first seed: size, steps, folder."""
-    found = []
+    """Runs of the study's ladder of samples with the first seed: size, steps, folder. Others in the folder, such as
+    sweeps of the learning rate, are left out.
+    """
+    about = (
+        read_json(folder / "study.json", page.root) if (folder / "study.json").is_file() else Source("study.json", {})
+    )
+    names, found = {run["name"] for run in about.get("runs", default=[])}, []
     for file in sorted(folder.glob("runs/*/metrics.jsonl")):
+        if file.parent.name not in names:
+            continue
         spec = read_json(file.parent / "config.json", page.root)
         fit = spec.get("config", "train", default={})
         if fit.get("schedule") == "wsd" and fit.get("warmup_samples") is not None:

@@ -186,18 +186,20 @@ def _run_study(
         specs = placed(with_features(specs, flags), flags)
         say_lost(specs, study)
         keep_rule(flags.lr_rule, study)
-        write_plan(specs, study, planned_rate(str(study), flags.flops_per_s), held_out)
+        write_costs = partial(write_plan, specs, study, planned_rate(str(study), flags.flops_per_s), held_out)
+        write_costs()
         encode(specs[0], encoding_workers(flags), flags.ray_address, flags.device)
         with followed(
             card(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists(), page=page
         ) as parent:
             first = [spec for spec in specs if spec.name not in held_out]
             train_and_fit(first, study, flags, parent.run_id, page)
+            write_costs()
             if len(first) < len(specs):
                 ahead = [spec for spec in specs if spec.name in held_out]
                 write_forecast(study, [rung(spec) for spec in ahead], flags.ceiling)
                 train_and_fit(specs, study, flags, parent.run_id, page, held_out)
-            write_plan(specs, study, planned_rate(str(study), flags.flops_per_s), held_out)
+                write_costs()
             best_effort("describing the study in MLflow", lambda: describe_study(study, parent))
             (study / "_SUCCESS").touch()
 

@@ -69,6 +69,9 @@ def test_cooldowns_leave_the_longest_run_where_they_began(folder: Path) -> None:
     write_run(folder, "1x8", 100)
     write_run(folder, "1x8", 50, start=160)
     write_run(folder, "1x8", 100, seed=1)
+    write_run(folder, "1x8", 70)
+    names = ("car-1x8-s0-100", "car-1x8-s0-50", "car-1x8-s1-100")
+    (folder / "study.json").write_text(json.dumps({"runs": [{"name": name} for name in names], "flags": {}}))
     drawn = str(cooldowns(folder, page))
     whole, branch = re.findall(r'<polyline points="([^"]+)"', drawn)
     assert len(whole.split()) == 10 and len(branch.split()) == 2, "from the last validation before it: 160, 200"
