@@ -12,7 +12,7 @@ from pipelines.tracking.cards import Card, code
 from pipelines.tracking.tracked import Outcome
 
 STUDY_FILES = ("study.json", "points.csv", "fit.json", "curve.png")  # of every finished study
-FURTHER_FILES = ("points.parquet", "plan.csv", "forecast.json", "lr.json", "lr.png")  # of newer or larger ones
+FURTHER_FILES = ("points.parquet", "plan.csv", "forecast.json", "lr.json", "lr.png")  # that only some studies have
 
 
 def card(flags: SweepFlags, specs: Sequence[RunSpec], folder: Path) -> Card:
