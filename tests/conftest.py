@@ -41,12 +41,36 @@ os.environ.update(
 LONGEST = ("test_quickstart_job.py", "test_documented_commands.py")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, of these the longest, then whole commands (tests/jobs):
-    no process ends long after the others.
+WITH_RAY = pytest.StashKey[set[Path]]()  # files with tests that use `ray_cluster`
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files with slow tests first, of these the longest, then whole commands (tests/jobs), then those that share a Ray:
+    no process ends long after the others, and each starts the shared Ray once.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in slow, item.path.name not in LONGEST, item.path.parent.name != "jobs"))
+    config.stash[WITH_RAY] = with_ray = {
+        item.path
+        for item in items
+        if {"ray_cluster", "ray_of_commands"} & set(getattr(item, "fixturenames", ()))
+        and not item.get_closest_marker("soak")
+    }
+
+    def place(path: Path) -> tuple[bool, bool, int]:
+        kind = 1 if path in with_ray else 0 if path.parent.name == "jobs" else 2
+        return path not in slow, path.name not in LONGEST, kind
+
+    items.sort(key=lambda item: place(item.path))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the shared Ray before a file that does not use it: idle it takes 4 % of a core."""
+    with_ray = item.config.stash[WITH_RAY]
+    if nextitem is None or (item.path in with_ray and nextitem.path not in with_ray):
+        from pipelines.cluster import session
+
+        session.disconnect()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,14 +97,12 @@ def repository() -> Path:
     return REPOSITORY
 
 
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One private local Ray of two CPUs, shared by the slow tests of a session."""
+@pytest.fixture
+def ray_cluster() -> None:
+    """One private local Ray of two CPUs, shared by tests until a file does not use it (`pytest_runtest_teardown`)."""
     from pipelines.cluster import session
 
     session.connect("local", num_cpus=2)
-    yield
-    session.disconnect()
 
 
 @pytest.fixture

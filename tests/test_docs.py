@@ -158,6 +158,7 @@ def known_flags() -> set[str]:
         REPOSITORY / "pipelines/release/mixed_folder.py",
         REPOSITORY / "g3pt/data/inspection.py",
         REPOSITORY / "g3pt/scaling/__main__.py",
+        REPOSITORY / "tests/cpu_seconds.py",
     ]
     own = {flag for file in files for flag in re.findall(r'"(--[a-z][a-z-]*)"', file.read_text())}
     return ours | own | {"--help", defaults.SAVE_CONFIG}

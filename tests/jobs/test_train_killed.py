@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracked, "tell", lambda *_: None)
         return preprocess(
-            PreprocessConfig(source="shapes", output=str(folder), limit=24, num_shards=2, **counts), map_here
+            PreprocessConfig(source="shapes", output=str(folder), limit=16, num_shards=2, **counts), map_here
         )
 
 
@@ -60,10 +60,14 @@ def is_the_same(run_dir: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ray_of_commands", ["joined"], indirect=True)
 def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(
-    data: str, tmp_path: Path, empty_store: EmptyStore
+    data: str, tmp_path: Path, empty_store: EmptyStore, ray_of_commands: dict[str, str]
 ) -> None:
-    """Ctrl-C after the first checkpoint, SIGKILL at a random moment after the next, then an uninterrupted start."""
+    """Ctrl-C after the first checkpoint, SIGKILL at a random moment after the next, then an uninterrupted start.
+
+    The last start joins a cluster; the others have one of their own.
+    """
     empty_store.lay(tmp_path / "mlflow.db")
     number = random.Random(time.time_ns()).choice([signal.SIGINT, signal.SIGTERM])
     first = kills.interrupt_when(
@@ -80,7 +84,7 @@ def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(
     # Ray's worker may outlive the driver by a moment, and even come to the run's end: then the third start only tells
     # MLflow so.
     reached = Ledger(run_dir / "metrics.jsonl").last_samples()
-    assert kills.finish(command(data, tmp_path), tmp_path) == str(run_dir)
+    assert kills.finish(command(data, tmp_path), tmp_path, **ray_of_commands) == str(run_dir)
     is_the_same(run_dir, uninterrupted(run_dir, tmp_path / "whole" / "runs"))
     kept = [r["step"] for r in Ledger(run_dir / "metrics.jsonl").read() if r["time"] < killed_at]
     assert kept[-1] >= reached - INTERVAL, "more than one checkpoint interval was done again"
