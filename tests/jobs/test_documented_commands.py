@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cluster import session
 from tests import pages
 from tests.jobs.ray_head import Head, free_port
 
@@ -72,6 +73,7 @@ num_workers = 0
 QUIET = re.compile(
     r"jobs/(status|doctor)|g3pt\.data\.inspection|moved_store|status\.relog|train\.presets"
 )  # these name no result
+NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a dozen processes of MLflow's server for jobs of its own
 MESHES = ("ball.ply", "box.obj", "rod.stl")
 MANIFEST = (
     "path,id,caption,license,author\nball.ply,ball,a ball,CC0-1.0,Ann\nbox.obj,box,a box,MIT,Bob\n"
@@ -118,7 +120,8 @@ class Shell:
 
     def __init__(self, head: Head) -> None:
         self.head = head
-        self.environment = head.environment | {"RAY_ADDRESS": head.address, "PYTHONPATH": str(head.folder)}
+        joining = {"RAY_ADDRESS": head.address, "PYTHONPATH": str(head.folder)}
+        self.environment = session.LOCAL_ENV | head.environment | joining
         self.typist = subprocess.Popen(
             [sys.executable, str(REPOSITORY / "tests" / "jobs" / "typist.py")],
             cwd=head.folder, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -231,7 +234,7 @@ def answers(head: Head, command: str) -> None:
     server = subprocess.Popen(
         [*command.split(), "--port", str(port), "--workers", "1"],
         cwd=head.folder,
-        env=head.environment,
+        env=head.environment | NO_JOBS,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

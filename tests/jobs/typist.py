@@ -18,8 +18,9 @@ import mlflow  # noqa: E402, F401
 import ray.data  # noqa: E402, F401
 import ray.train  # noqa: E402, F401
 import torch  # noqa: E402
-import transformers  # noqa: E402, F401
+import torch._dynamo  # noqa: E402  # with an optimiser
 import trimesh  # noqa: E402, F401
+from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402, F401  # by name: `transformers` imports nothing itself
 
 
 def run(line: dict[str, Any]) -> int:
