@@ -37,6 +37,7 @@ PROMPTS = (
     "a long deep boat with a pointed bow and a sail",
     "a long hammer with a big block head and a thick handle",
 )
+RAY = "local"  # the demo never joins a cluster that happens to be about; a start with nothing to do needs none
 RESOLUTION = 64  # cells a side, of the solids and of the generated meshes
 
 
@@ -108,11 +109,9 @@ def quickstart(flags: QuickstartFlags) -> str:
 
 def _all_stages(demo: Demo) -> None:
     """The stages, each with its progress and seconds, and the report."""
-    from pipelines.cluster import session
-
+    page = demo.root / "report.html"
     write_json(demo.root / "stages.json", {"stages": [title for title, _ in STAGES]})  # for status and the report
     print(f"g3pt demo in {demo.root}: {len(STAGES)} stages; Ctrl-C is safe, the same command goes on", file=sys.stderr)
-    session.connect("local")  # the demo never joins a cluster that happens to be about
     for number, (title, stage) in enumerate(STAGES, start=1):
         print(f"\n[{number}/{len(STAGES)}] {title}", file=sys.stderr, flush=True)
         begun = time.monotonic()
@@ -123,7 +122,7 @@ def _all_stages(demo: Demo) -> None:
         demo.results[stage.__name__] = result
         demo.add_seconds(title, time.monotonic() - begun)
         print(f"      {demo.seconds[title]:.0f} s -> {result}", file=sys.stderr, flush=True)
-        if stage in SHOWN:
+        if stage in SHOWN and not (page.exists() and Path(result).stat().st_mtime < page.stat().st_mtime):
             page = write_report(demo.root)
             print(f"      open {page} in a browser; it grows while this goes on (reload it)", file=sys.stderr)
     demo.sum_seconds()
@@ -144,7 +143,7 @@ def make_shapes(demo: Demo) -> str | None:
         source="shapes", output=demo.data, limit=demo.flags.num_shapes, num_shards=max(2, demo.flags.num_shapes // 32),
         resolution=RESOLUTION,
         views=3, view_size=64, num_surface=4096, num_sharp=512, num_queries=8192, seed=demo.flags.seed,
-        replace=demo.flags.replace,
+        ray_address=RAY, replace=demo.flags.replace,
     )  # fmt: skip
     return preprocess(config, page=write_report)
 
@@ -160,6 +159,7 @@ def train_tokenizer(demo: Demo) -> str | None:
             preset="nano",
             steps=demo.flags.cvq_steps,
             seed=demo.flags.seed,
+            ray_address=RAY,
             replace=demo.flags.replace,
         ),
         page=write_report,
@@ -170,7 +170,7 @@ def encode_tokens(demo: Demo) -> str | None:
     """Codes of the whole dataset by the frozen tokenizer."""
     from pipelines.derive.tokens import encode_dataset
 
-    kind = encode_dataset(demo.data, demo.results["train_tokenizer"])
+    kind = encode_dataset(demo.data, demo.results["train_tokenizer"], ray_address=RAY)
     return str(Path(demo.data) / "derived" / kind)
 
 
@@ -187,6 +187,7 @@ def train_generator(demo: Demo) -> str | None:
             preset="nano",
             steps=demo.flags.car_steps,
             seed=seed,
+            ray_address=RAY,
             replace=demo.flags.replace,
         ),
         page=write_report,
@@ -218,6 +219,7 @@ def _generate(demo: Demo, model: str | None, name: str) -> str | None:
             output=str(demo.root / name),
             prompts=str(prompts),
             resolution=RESOLUTION,
+            ray_address=RAY,
             replace=demo.flags.replace,
         ),
         page=write_report,
@@ -249,6 +251,7 @@ def _evaluate(demo: Demo, model: str, name: str) -> str | None:
         num_detailed=8,
         num_compared=64,
         num_workers=2,
+        ray_address=RAY,
         replace=demo.flags.replace,
     )
     return evaluate(flags, page=write_report)
@@ -269,6 +272,7 @@ def sweep_sizes(demo: Demo) -> str | None:
             steps=steps,
             num_workers=0,
             set="image_encoder=none",
+            ray_address=RAY,
             replace=demo.flags.replace,
         ),
         page=write_report,

@@ -243,7 +243,8 @@ def test_a_second_start_changes_nothing(demo: Path) -> None:
         file: file.stat().st_mtime_ns for file in before if file.suffix in (".parquet", ".safetensors", ".glb", ".pt")
     }
     assert len(heavy) > 20
-    kills.finish(command(demo), demo.parent, timeout_s=600)
+    kills.finish(command(demo), demo.parent, timeout_s=600, RAY_TMPDIR=str(demo.parent / "temporary"))
+    assert not (demo.parent / "temporary").exists() and "Ray's sockets" not in kills.printed(demo.parent)[1], "no Ray"
     assert {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in before} == before
     again = {file.name for file, when in heavy.items() if file.stat().st_mtime_ns != when}
     assert again <= {"manifest.parquet"}, "a table of what is there may be written again, nothing else"
