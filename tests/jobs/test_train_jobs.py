@@ -67,7 +67,9 @@ def test_set_changes_every_size_of_a_study_and_the_names_of_its_runs(capsys: pyt
     assert call("sweep", "--set", "head=bits,learning_rate=1e-3", "--steps", "7", "--dry-run") == 0
     said = capsys.readouterr().out
     assert "every preset with head=bits,learning_rate=1e-3" in said
-    assert said.count(" of hidden matrices; cosine: 1 steps of warm-up, 6 of a cosine to zero\n") == 4
+    assert said.count("  0.001, 0.00") == 4 and said.count("  1 + 0 + 6 cosine  ") == 4, (
+        "rates of all and of hidden ones"
+    )
     flags = job.SweepFlags(data="d", tokenizer="t", output="o", sizes="5k,20k", seeds="0,1", steps=7)
     names = []
     for text in (None, "head=bits,learning_rate=1e-3"):

@@ -5,8 +5,10 @@ import dataclasses
 import json
 import math
 import shutil
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -175,8 +177,21 @@ def test_finish_removes_branch_points_and_a_study_that_grows_says_what_it_lacks(
     assert removed_before(tmp_path)[here[0]] == [40, 120], "a second --finish forgets nothing"
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, as in a command; a job in a shell's background inherits it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_study_that_is_asked_to_pause_stops_and_the_same_command_continues_it(
-    flags: SweepFlags, here: list[str], quick: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flags: SweepFlags,
+    here: list[str],
+    quick: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interruptible: None,
 ) -> None:
     monkeypatch.setattr(pausing, "POLL_S", 0.05)
     whole = train.ray_train
