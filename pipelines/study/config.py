@@ -36,8 +36,8 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeatures, WithTokeniz
     set: str | None = None
     """change fields of every preset, name=value,... (head=bits,beta2=0.99), which train_car.py --dry-run prints;
     default none"""
-    ceiling: float | None = None
-    """nats per token at which the law may saturate; default fitted"""
+    ceiling: float | Literal["auto"] | None = None
+    """nats per token at which the law may saturate; auto: frequencies of the codes; default fitted"""
     max_interval: float | None = None
     """refuse a plan that would know a forecast less well than to this share of its loss (95 %, simulated); default any
     is taken"""

@@ -24,6 +24,7 @@ from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import working_in
 from pipelines.runs.settings import changes, check_unchanged, flag
 from pipelines.study.accounts import write_plan
+from pipelines.study.ceiling import ceiling_of
 from pipelines.study.config import SweepFlags
 from pipelines.study.cost import codec_of, expected, print_plan, refuse_wide
 from pipelines.study.pause import pausable, pause
@@ -189,16 +190,17 @@ def _run_study(
         write_costs = partial(write_plan, specs, study, planned_rate(str(study), flags.flops_per_s), held_out)
         write_costs()
         encode(specs[0], encoding_workers(flags), flags.ray_address, flags.device)
+        ceiling = ceiling_of(flags.ceiling, specs[0])
         with followed(
             card(flags, specs, study), study, finished=lambda: (study / "_SUCCESS").exists(), page=page
         ) as parent:
             first = [spec for spec in specs if spec.name not in held_out]
-            train_and_fit(first, study, flags, parent.run_id, page)
+            train_and_fit(first, study, flags, ceiling, parent.run_id, page)
             write_costs()
             if len(first) < len(specs):
                 ahead = [spec for spec in specs if spec.name in held_out]
-                write_forecast(study, [rung(spec) for spec in ahead], flags.ceiling)
-                train_and_fit(specs, study, flags, parent.run_id, page, held_out)
+                write_forecast(study, [rung(spec) for spec in ahead], ceiling)
+                train_and_fit(specs, study, flags, ceiling, parent.run_id, page, held_out)
                 write_costs()
             best_effort("describing the study in MLflow", lambda: describe_study(study, parent))
             (study / "_SUCCESS").touch()
@@ -208,6 +210,7 @@ def train_and_fit(
     specs: Sequence[RunSpec],
     study: Path,
     flags: SweepFlags,
+    ceiling: float | None,
     parent: str | None,
     page: WritePage | None,
     held_out: Collection[str] = (),
@@ -217,7 +220,7 @@ def train_and_fit(
     check_finished(specs, study)
     points = collect(specs, study, held_out)
     write_points(points, study)
-    fit_and_draw(points, study, flags.ceiling)
+    fit_and_draw(points, study, ceiling)
 
 
 def keep_rule(file: str | None, study: Path) -> None:

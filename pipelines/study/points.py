@@ -12,6 +12,7 @@ from g3pt.scaling.points import write_parquet, write_rows
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger, Record
 from pipelines.runs.notes import COMMAND_FILE, read_note
+from pipelines.study.ceiling import usable
 from pipelines.train.counts import count_car
 from pipelines.train.jobs import open_data
 from pipelines.train.object_losses import read_object_losses
@@ -156,6 +157,7 @@ def surface(study: Path, ceiling: float | None = None) -> dict[str, Any]:
     from g3pt.scaling.study import report
 
     main, *others = (read_points(study / "points.csv", count=name) for name in COUNTS)
+    ceiling = usable(ceiling, main.loss.tolist())
     known = known_surface(study)
     if known and (known["points"]["sha256"], known.get("ceiling")) == (main.sha256, ceiling):
         return known
@@ -221,7 +223,7 @@ def write_forecast(study: Path, rows: Sequence[dict[str, Any]], ceiling: float |
         forecasts.read_forecast(target)  # refuses one that was changed
         return
     points, known = read_points(study / "points.csv"), known_surface(study)
-    law = law_of(points, known["law"]["form"] if known else "", ceiling)
+    law = law_of(points, known["law"]["form"] if known else "", usable(ceiling, points.loss.tolist()))
     forecasts.write_forecast(forecasts.forecast(errors(law, points.size, points.seed), points, rows), target)
 
 
