@@ -293,6 +293,7 @@ def dies_after(count: int) -> Callable[[list[ShardTask], PreprocessConfig], Iter
     return run
 
 
+@pytest.mark.slow
 def test_preprocessing_resumes_in_a_bucket_and_removes_what_is_extra(
     store: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from g3pt.training.fit import count_parts
 from g3pt.training.parallel import SingleProcess, make_parallel
 from tests.g3pt.two_workers import BAD_STEP, BATCH, CASES, KINDS, STEPS, stored, train_car, train_cvq
 
+pytestmark = pytest.mark.slow  # four processes train tokenizers and generators for all of them
 REPOSITORY = Path(__file__).resolve().parents[3]
 CURVE = 2e-4  # relative: float noise, which rounding to codes amplifies step by step
 LFQ_CURVE = 1e-3  # LFQ's gradients are divided by deviations that few objects gave

@@ -116,6 +116,7 @@ def test_a_positional_argument_has_a_default_too(folder: Path) -> None:
     assert complete(Placed, "x", ["there"], embedded).words == ["there"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["preprocess", "train_cvq", "train_car", "scaling_sweep", "generate", "evaluate"])
 def test_every_job_prints_a_plan_without_flags(job: str, repository: Path, folder: Path) -> None:
     """The defaults have existing fields and valid values; a dry run writes nothing."""

@@ -48,6 +48,7 @@ def held_at_most(model: torch.nn.Module, batch: dict[str, Any], train: TrainConf
     return before + live.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision", "recompute", "micro_batch"),
     [
@@ -67,6 +68,7 @@ def test_a_tokenizer_s_plan_is_what_its_steps_hold(
     assert planned.total == pytest.approx(found, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision", "recompute", "micro_batch"),
     [
