@@ -134,6 +134,8 @@ def fill(rows: Sequence[Row], minutes: float, device: str, toy: bool, output: Pa
     from benchmarks.tokenizer import commit
 
     end, done, left = time.monotonic() + 60 * minutes, list[dict[str, Any]](), [row.name for row in rows]
+    about = {"commit": commit(), "minutes": minutes, "toy": toy, "rows": done, "not_reached": left}
+    write(output, about)
     for row in rows:
         remaining = end - time.monotonic()
         if remaining < (1 if toy else row.seconds):
@@ -141,7 +143,7 @@ def fill(rows: Sequence[Row], minutes: float, device: str, toy: bool, output: Pa
         left.remove(row.name)
         done.append(run(row, device, toy, remaining))
         print(line(done[-1]), flush=True)
-        write(output, {"commit": commit(), "minutes": minutes, "toy": toy, "rows": done, "not_reached": left})
+        write(output, about)
     return done
 
 

@@ -64,3 +64,5 @@ def test_a_row_that_fails_or_takes_too_long_leaves_the_others(tmp_path: Path, mo
     assert good["rows"] == [{"kernels": 7}]
     assert "the time was up" in slow["failed"]
     assert found["not_reached"] == ["late"]
+    assert gpu.fill([gpu.Row(name="long", seconds=600, words=())], 1 / 60, "cpu", False, table) == []
+    assert json.loads(table.read_text())["not_reached"] == ["long"], "also where nothing fits"

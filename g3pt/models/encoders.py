@@ -181,7 +181,10 @@ def export_of(name: str) -> Path | None:
     """
     folder = Path(name)
     config = folder / CONFIG_NAME
-    ours = config.exists() and "kind" in json.loads(config.read_text(encoding="utf-8"))
+    try:
+        ours = config.exists() and "kind" in json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config}: not JSON ({error}); fetch the encoder anew") from None
     if ours or (folder / "metrics.jsonl").exists() or (folder / "export").is_dir():
         return find_export(folder)
     return None

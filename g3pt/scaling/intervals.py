@@ -37,9 +37,7 @@ class Errors:
     influence_pn: np.ndarray  # change of theta by an error of each point
     weights_kl: np.ndarray  # variances = weights @ quadratic forms of the residuals
     forms_knn: np.ndarray  # the quadratic forms
-    evaluation_nn: (
-        np.ndarray
-    )  # known covariance of the errors by the choice of the test objects; 0: those objects count
+    evaluation_nn: np.ndarray  # known covariance by the choice of the test objects; 0: only those objects count
 
     @property
     def determined(self) -> bool:

@@ -64,3 +64,12 @@ def write_toy_dataset(
 def write_toy_tokenizer(folder: Path) -> Path:
     """An untrained tokenizer of scales 1, 3, 6, 8."""
     return tiny_tokenizer().save_pretrained(folder)
+
+
+def write_encoded_toy(folder: Path, count: int = 60) -> dict[str, str]:
+    """A toy dataset with its codes by a toy tokenizer: `data` and `tokenizer`, as a run's paths have them."""
+    from pipelines.derive import tokens
+
+    info, tokenizer = write_toy_dataset(folder / "data", count=count), write_toy_tokenizer(folder / "tokenizer")
+    tokens.encode_dataset(info.path, tokenizer, use_ray=False)
+    return {"data": str(info.path), "tokenizer": str(tokenizer)}

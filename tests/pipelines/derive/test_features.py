@@ -23,14 +23,13 @@ from g3pt.training.exports import read_export_config
 from g3pt.training.fit import fit
 from pipelines.cli.errors import UsageError
 from pipelines.cluster.pool import Pool
-from pipelines.derive import tokens
 from pipelines.derive.features import store_features
 from pipelines.runs.identity import RunSpec
 from pipelines.train import car_batches, jobs
 from pipelines.train.car import CARStage
 from tests.g3pt.models.test_encoders import pretrained  # noqa: F401 (a fixture: small encoders, saved as a hub stores them)
 from tests.g3pt.tiny import given_conditions
-from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
+from tests.pipelines.toy_data import write_encoded_toy, write_toy_dataset
 
 HERE = Pool(num_workers=0)
 COMMIT = "c0ffee" * 6 + "c0ff"
@@ -41,11 +40,7 @@ TRAIN = TrainConfig(
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("features")
-    info = write_toy_dataset(folder / "data", count=40)
-    tokenizer = write_toy_tokenizer(folder / "tokenizer")
-    tokens.encode_dataset(info.path, tokenizer, use_ray=False)
-    return {"data": str(info.path), "tokenizer": str(tokenizer)}
+    return write_encoded_toy(tmp_path_factory.mktemp("features"), count=40)
 
 
 @pytest.fixture(scope="module")

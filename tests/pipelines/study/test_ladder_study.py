@@ -23,7 +23,6 @@ from g3pt.scaling.learning_rate import Rule, rule_of
 from g3pt.scaling.points import read_points, read_rows
 from g3pt.scaling.study import law_of
 from pipelines.cli.errors import UsageError
-from pipelines.derive import tokens
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger
 from pipelines.study import accounts, job, points, rates, trials
@@ -39,7 +38,7 @@ from pipelines.train.counts import count_car
 from pipelines.train.jobs import car_spec
 from pipelines.train.trajectory import branched_from
 from pipelines.train.worker import work, work_config
-from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
+from tests.pipelines.toy_data import write_encoded_toy
 
 SET = "text_encoder=small,image_encoder=none,log_every=20,eval_every=1000,checkpoint_every=1000"
 
@@ -47,11 +46,8 @@ SET = "text_encoder=small,image_encoder=none,log_every=20,eval_every=1000,checkp
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> SweepFlags:
     folder = tmp_path_factory.mktemp("ladder")
-    info = write_toy_dataset(folder / "data", count=60)
-    tokenizer = write_toy_tokenizer(folder / "tokenizer")
-    tokens.encode_dataset(info.path, tokenizer, use_ray=False)
     return SweepFlags(
-        data=str(info.path), tokenizer=str(tokenizer), output=str(folder / "study"), sizes="1x8,1x16,1x24",
+        **write_encoded_toy(folder), output=str(folder / "study"), sizes="1x8,1x16,1x24",
         samples="240,320,400", held_out="1x32:400", batch_size=4, num_workers=0, set=SET,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from pipelines.train.car import CARStage
 from pipelines.train.car_batches import ConditionedCodes
 from pipelines.train.object_losses import read_object_losses, write_object_losses
 from tests.g3pt.tiny import tiny_tokenizer
-from tests.pipelines.toy_data import TOY, write_toy_dataset, write_toy_tokenizer
+from tests.pipelines.toy_data import TOY, write_encoded_toy, write_toy_dataset
 
 MODEL = CARConfig(depth=1, width=32, num_heads=2, image_size=28)
 TRAIN = TrainConfig(
@@ -32,11 +32,7 @@ TRAIN = TrainConfig(
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("car")
-    info = write_toy_dataset(folder / "data", count=60)
-    tokenizer = write_toy_tokenizer(folder / "tokenizer")
-    tokens.encode_dataset(info.path, tokenizer, use_ray=False)
-    return {"data": str(info.path), "tokenizer": str(tokenizer)}
+    return write_encoded_toy(tmp_path_factory.mktemp("car"), count=60)
 
 
 def stage(paths: dict[str, str], rank: int = 0, world_size: int = 1, **changes: Any) -> CARStage:

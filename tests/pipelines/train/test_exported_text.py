@@ -18,13 +18,12 @@ from g3pt.training.exports import export_hash, read_export_config
 from g3pt.training.fit import fit
 from pipelines.cli.errors import UsageError
 from pipelines.cluster.pool import Pool
-from pipelines.derive import tokens
 from pipelines.derive.features import store_features
 from pipelines.runs.identity import RunSpec
 from pipelines.train import counts, jobs, trained_on
 from pipelines.train.car import CARStage
 from pipelines.train.init_from import initialise, started_from
-from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
+from tests.pipelines.toy_data import write_encoded_toy
 
 MODEL = CARConfig(depth=1, width=32, num_heads=2, image_encoder="none")
 TRAIN = TrainConfig(steps=4, batch_size=8, learning_rate=3e-3, warmup_samples=16, ema_decay=0.5, log_every=2)
@@ -32,11 +31,7 @@ TRAIN = TrainConfig(steps=4, batch_size=8, learning_rate=3e-3, warmup_samples=16
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("text")
-    info = write_toy_dataset(folder / "data", count=40)
-    tokenizer = write_toy_tokenizer(folder / "tokenizer")
-    tokens.encode_dataset(info.path, tokenizer, use_ray=False)
-    return {"data": str(info.path), "tokenizer": str(tokenizer)}
+    return write_encoded_toy(tmp_path_factory.mktemp("text"), count=40)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +68,10 @@ def test_the_weights_name_the_run_and_their_place_does_not(paths: dict[str, str]
     assert here.paths["text_encoder"] == str(source)
     with pytest.raises(UsageError, match="contains no text encoder"):
         spec_of(paths, dataclasses.replace(MODEL, text_encoder=paths["tokenizer"]))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    with pytest.raises(UsageError, match="broken/config.json: not JSON"):
+        spec_of(paths, dataclasses.replace(MODEL, text_encoder=str(tmp_path / "broken")))
     with pytest.raises(UsageError, match="text_encoder=exported needs the folder of a generator's export"):
         spec_of(paths, dataclasses.replace(MODEL, text_encoder=EXPORTED))
 

@@ -13,7 +13,6 @@ from g3pt.models.car import G3PT
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.exports import export_hash, read_export_config, write_json
 from pipelines.cli.errors import UsageError
-from pipelines.derive import tokens
 from pipelines.release import model_card
 from pipelines.runs.identity import RunSpec
 from pipelines.status.inputs import Inputs
@@ -24,7 +23,7 @@ from pipelines.train.car import CARStage
 from pipelines.train.init_from import initialise, started_from
 from tests.g3pt.models.test_tokenizer import TINY
 from tests.g3pt.tiny import tiny_tokenizer
-from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
+from tests.pipelines.toy_data import write_encoded_toy, write_toy_dataset
 
 BUILD = "tests.pipelines.tiny_cvq_stage:build_stage"
 LOOP = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "log_every": 2, "eval_every": 4, "checkpoint_every": 2}
@@ -115,11 +114,7 @@ def test_what_the_start_was_trained_on_is_credited_and_the_card_names_it(export:
 
 
 def test_a_generator_keeps_the_run_s_tokenizer_and_words_must_agree(tmp_path: Path) -> None:
-    paths = {
-        "data": str(write_toy_dataset(tmp_path / "data").path),
-        "tokenizer": str(write_toy_tokenizer(tmp_path / "tokenizer")),
-    }
-    tokens.encode_dataset(paths["data"], paths["tokenizer"], use_ray=False)
+    paths = write_encoded_toy(tmp_path)
     model = CARConfig(depth=1, width=32, num_heads=2, image_size=28)
     train_config = TrainConfig(steps=1, batch_size=2, learning_rate=1e-3)
     config = {"model": dataclasses.asdict(model), "train": dataclasses.asdict(train_config)}
