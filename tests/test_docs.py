@@ -21,7 +21,7 @@ from tests.test_layering import PIPELINES
 
 REPOSITORY = pages.REPOSITORY
 README = REPOSITORY / "README.md"
-LANGUAGES = {"sh", "text", "python", "toml"}
+LANGUAGES = {"sh", "bash", "text", "python", "toml"}  # bash: to be typed on a cluster, which no test has
 PROGRAMS = re.compile(r"(python|ray|make|source|export|\.venv/bin/mlflow) ")
 GIVEN = {
     "prompts.jsonl": b'{"text": "a chair"}\n',
@@ -31,8 +31,9 @@ GIVEN = {
 ELSEWHERE = {
     "--working-dir", "--address", "--backend-store-uri", "--generate", "--head", "--constraint", "--editable",
     "--index-url",
-    "--force-reinstall", "--no-cache-dir", "--check",
-}  # fmt: skip # flags of ray, pip, ruff and mlflow
+    "--force-reinstall", "--no-cache-dir", "--check", "--target", "--namespace", "--create-namespace", "--version",
+    "--from-literal", "--template",
+}  # fmt: skip # flags of ray, pip, ruff, mlflow, docker, helm, kubectl and Slurm
 OWN_PARSERS = (
     "pipelines.tracking.moved_store", "pipelines.release.mixed_folder", "g3pt.data.inspection", "g3pt.scaling",
     "pytest",
