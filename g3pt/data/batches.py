@@ -135,9 +135,11 @@ def unpack_rows(packed: np.ndarray, rows: np.ndarray) -> np.ndarray:
 # --- rows, and batches made ahead -------------------------------------------------------------------------------------
 
 
-def rows_of(batch: dict[str, Any], num_rows: int, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+def rows_of(
+    batch: dict[str, Any], num_rows: int, rank: int = 0, world_size: int = 1, device: str | torch.device = "cpu"
+) -> dict[str, Any]:
     """The batch with its objects' rows in the global batch, `row_B`, and the size of that batch, `num_rows`."""
-    return {**batch, "row_B": torch.arange(rank, num_rows, world_size), "num_rows": num_rows}
+    return {**batch, "row_B": torch.arange(rank, num_rows, world_size, device=device), "num_rows": num_rows}
 
 
 def rand_rows(batch: dict[str, Any], *shape: int) -> Tensor:

@@ -73,6 +73,9 @@ class G3PT(nn.Module, Pretrained):
                 self.frozen[name] = encoder
         self.car = CAR(config, tokenizer.config, text.width, image and image.width, image.num_tokens if image else 0)
         self.active_scales = len(self.scales)
+        # a buffer: made in the loss, it would be copied to the GPU in every step, which waits for it
+        weight_K = torch.tensor(self.scales, dtype=torch.float32) ** (1 - config.scale_loss_power)
+        self.register_buffer("weight_K", weight_K, persistent=False)
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -215,7 +218,7 @@ class G3PT(nn.Module, Pretrained):
         """
         scales = self.scales[: self.active_scales]
         mean_K = torch.stack([part.mean() for part in entropy_BS.split(list(scales), dim=1)])
-        weight_K = mean_K.new_tensor(scales) ** (1 - self.config.scale_loss_power)
+        weight_K = self.weight_K[: len(scales)]
         loss = (mean_K * weight_K).sum() / weight_K.sum()
         logs = {f"ce_scale_{k}": ce for k, ce in enumerate(mean_K.detach(), start=1)}
         return loss, {"ce": entropy_BS.detach().mean()} | logs

@@ -171,7 +171,16 @@ class TextEncoder(nn.Module):
     def forward(self, ids_BM: Tensor, mask_BM: Tensor) -> Tensor:
         """Token ids and mask to one vector (B, C)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained_here):
-            return self.model(input_ids=ids_BM, attention_mask=mask_BM).pooler_output
+            return self.model(input_ids=ids_BM, attention_mask=causal_mask(mask_BM)).pooler_output
+
+
+def causal_mask(mask_BM: Tensor) -> Tensor:
+    """Which words each word of a text may read, bool (B, 1, M, M): itself and those before it, without padding.
+
+    transformers would make the same from `mask_BM`, but asks first whether any word is padding, which waits for a GPU.
+    """
+    before_MM = torch.ones(mask_BM.shape[1], mask_BM.shape[1], dtype=torch.bool, device=mask_BM.device).tril()
+    return before_MM & mask_BM.bool()[:, None, None]
 
 
 def export_of(name: str) -> Path | None:

@@ -132,6 +132,8 @@ class CVQ(nn.Module, Pretrained, RunningStatistics):
             self.decoder = Decoder(config)
         self.register_buffer("latent_mean_LD", torch.zeros(config.num_latents, config.width))
         self.register_buffer("has_base", torch.zeros((), dtype=torch.bool))
+        self.knows_base = False  # `has_base`, where reading it does not wait for a GPU
+        self.register_load_state_dict_post_hook(_read_has_base)
         self.usage = CodeUsage(config.scales, config.code_levels)
         self.phase: Phase = "joint"
         self.statistics_frozen = False
@@ -142,9 +144,10 @@ class CVQ(nn.Module, Pretrained, RunningStatistics):
         start_joint = start_pyramid + round(self.config.pyramid_share * num_steps)
         phase: Phase = "continuous" if step < start_pyramid else "pyramid" if step < start_joint else "joint"
         self.statistics_frozen = step >= round((1 - self.config.stat_freeze_share) * num_steps)
-        if phase != "continuous" and start_pyramid > 0 and not self.has_base:
+        if phase != "continuous" and start_pyramid > 0 and not self.knows_base:
             assign(self.cqt.base, self.latent_mean_LD)
             self.has_base.fill_(True)
+            self.knows_base = True
         changed, self.phase = phase != self.phase, phase
         self.cqt.requires_grad_(phase != "continuous")
         return changed
@@ -257,3 +260,9 @@ class CVQ(nn.Module, Pretrained, RunningStatistics):
     def occupancy_logits(self, latents_BLD: Tensor, points_BQ3: Tensor) -> Tensor:
         """Logits (B, Q) that points in [-1, 1] are inside."""
         return self.decoder.logits(latents_BLD, points_BQ3)
+
+
+def _read_has_base(tokenizer: nn.Module, _: object) -> None:
+    """After a state was loaded."""
+    assert isinstance(tokenizer, CVQ)
+    tokenizer.knows_base = not tokenizer.has_base.is_meta and bool(tokenizer.has_base)

@@ -23,7 +23,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Container, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from g3pt.data.batches import prefetched, rows_of
 from g3pt.training.best import Best
 from g3pt.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from g3pt.training.optimizer_state import Like
-from g3pt.training.parallel import SingleProcess, bf16_where, local, mean_over_workers, shard_like, whole
+from g3pt.training.parallel import SingleProcess, bf16_where, local, means_over_workers, shard_like, whole
 from g3pt.training.skipped import Buffers, check_skipped, skip_flag, skipped_record, with_skipped
 from g3pt.training.statistics import update_statistics
 
@@ -89,8 +89,9 @@ def fit(
     `save_at`, and at the end. `evaluate` runs on every worker too; a sharded model gathers one block at a
     time for it. `evaluate_raw` does the same with the weights themselves in place of their average. `best` keeps the
     averaged weights of the best evaluation, whole on rank 0 in the end. `micro_batch` objects are computed at once, by
-    default a worker's whole share. `stop` is asked on every worker after each step: if any says yes, all save and raise
-    AskedToStop. Raises NonFiniteLoss when too many steps were skipped; nothing is saved from then on.
+    default a worker's whole share. `stop` is asked on every worker after each step. If any says yes, all save and raise
+    AskedToStop: one worker after that step, several after the next one, so that none waits for the others' answers.
+    Raises NonFiniteLoss when too many steps were skipped; nothing is saved from then on.
     """
     parallel, device = parallel or SingleProcess(), torch.device(device)
     parts = count_parts(config.batch_size // parallel.world_size, micro_batch)
@@ -111,22 +112,24 @@ def fit(
             with naming_step(step):
                 if set_phase(model, step, config.steps) or wrapped is None:
                     wrapped = parallel.wrap(model)
-                batch = rows_of(next(stream), config.batch_size, parallel.rank, parallel.world_size)
+                batch = on_device(next(stream), device)
+                batch = rows_of(batch, config.batch_size, parallel.rank, parallel.world_size, device)
                 optimizer.zero_grad(set_to_none=True)
                 buffers.remember(model)
-                loss, logs = backward(wrapped, model, on_device(batch, device), step, parts, config, parallel)
+                loss, logs = backward(wrapped, model, batch, step, parts, config, parallel)
                 pending.append(update(model, optimizer, average, buffers, step, loss, logs, config))
 
             done = step + 1
             samples, is_last = done * config.batch_size, done == config.steps
-            asked = stop is not None and parallel.agree(stop())
+            asked = stop is not None and parallel.agree_soon(stop())
             is_logged = is_last or done % config.log_every == 0
             is_saved = is_last or asked or done % config.checkpoint_every == 0 or samples in save_at
             if is_logged or is_saved:
-                skipped = with_skipped(skipped, [taken[0] for taken in pending], [taken[-1] for taken in pending])
+                taken = read_steps(pending)
+                skipped = with_skipped(skipped, [(read.step, read.is_skipped) for read in taken])
                 check_skipped(skipped, config.steps if is_last else None)
             if is_logged:
-                record = mean_record(pending) | {"step": samples, "learning_rate": learning_rate(config, step)}
+                record = mean_record(taken, device) | {"step": samples, "learning_rate": learning_rate(config, step)}
                 record |= take_window(model)
                 seconds = time.perf_counter() - started
                 record["samples_per_second"] = (done - logged_step) * config.batch_size / seconds
@@ -135,15 +138,17 @@ def fit(
                     if best is not None:
                         best.consider(record, model, average.tensors, parallel)
                 report(record)
-                pending, started, logged_step = [], time.perf_counter(), done
+                pending, taken, started, logged_step = [], [], time.perf_counter(), done
             if is_saved:
-                begun = begun_record(pending, model)  # over all workers, also where nothing is saved
+                begun = begun_record(taken, model, device)  # over all workers, also where nothing is saved
                 if save is not None:
                     state = state_dict(model, optimizer, average, done, config) | begun | {"skipped": skipped}
                     save(state | (best.state() if best is not None else {}), samples)
             if asked and not is_last:
+                parallel.settle()
                 parallel.agree(True)  # wait for each other: a worker that leaves could end one that still writes
                 raise AskedToStop(done)
+    parallel.settle()
     if best is not None:
         best.gather(parallel)
     return parallel.finished(model, average.tensors)
@@ -320,32 +325,54 @@ def _lerp_unless(skip: Tensor | None, averages: list[Tensor], values: list[Tenso
     )
 
 
-def mean_record(pending: list[Step]) -> Record:
+class Read(NamedTuple):
+    """A step whose numbers are in main memory: loss, gradient norm and logs by name."""
+
+    step: int
+    values: dict[str, float]
+    is_skipped: bool
+
+
+def read_steps(pending: list[Step]) -> list[Read]:
+    """The steps since the last record, read from their device together."""
+    named = [{"loss": loss, "grad_norm": grad_norm, **logs, "skip": skip} for _, loss, grad_norm, logs, skip in pending]
+    values = iter(read_scalars([tensor for scalars in named for tensor in scalars.values()]))
+    found = [{name: next(values) for name in scalars} for scalars in named]
+    return [Read(taken[0], scalars, bool(scalars.pop("skip"))) for taken, scalars in zip(pending, found, strict=True)]
+
+
+def read_scalars(scalars: list[Tensor]) -> list[float]:
+    """The values of scalar tensors of one device, moved to main memory at once."""
+    kinds = {tensor.dtype: [i for i, other in enumerate(scalars) if other.dtype == tensor.dtype] for tensor in scalars}
+    stacks = [torch.stack([scalars[i] for i in places]).double() for places in kinds.values()]
+    values = torch.cat(stacks).tolist() if stacks else []
+    order = [i for places in kinds.values() for i in places]
+    return [value for _, value in sorted(zip(order, values, strict=True))]
+
+
+def mean_record(taken: list[Read], device: torch.device) -> Record:
     """Means over the steps since the last record and over workers, and the steps that were skipped,
     which no mean contains.
 
     A value that only some steps logged is averaged over those.
     """
     sums: dict[str, list[float]] = {}
-    skipped = [step for step, *_, skip in pending if skip]
-    for step, loss, grad_norm, logs, _ in pending:
-        for name, value in {"loss": loss, "grad_norm": grad_norm, **logs}.items() if step not in skipped else ():
-            sums.setdefault(name, []).append(float(value))
+    skipped = [read.step for read in taken if read.is_skipped]
+    for read in taken:
+        for name, value in read.values.items() if not read.is_skipped else ():
+            sums.setdefault(name, []).append(value)
     if not sums:
         return skipped_record(skipped)
-    means = torch.tensor(
-        [sum(values) / len(values) for values in sums.values()], dtype=torch.float64, device=pending[0][1].device
-    )
-    return dict(zip(sums, mean_over_workers(means).tolist(), strict=True)) | skipped_record(skipped)
+    means = means_over_workers([sum(values) / len(values) for values in sums.values()], device)
+    return dict(zip(sums, means, strict=True)) | skipped_record(skipped)
 
 
-def begun_record(pending: list[Step], model: nn.Module) -> dict[str, Any]:
+def begun_record(taken: list[Read], model: nn.Module, device: torch.device) -> dict[str, Any]:
     """The steps so far of the next record, over all workers, who must all call it; empty right after a record."""
-    if not pending:
+    if not taken:
         return {}
-    steps = [(taken[0], {} if taken[-1] else mean_record([taken])) for taken in pending]
     return {
-        "begun": [[step, values] for step, values in steps],
+        "begun": [[read.step, {} if read.is_skipped else mean_record([read], device)] for read in taken],
         "window": model.window_state() if hasattr(model, "window_state") else {},
     }
 

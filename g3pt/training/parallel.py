@@ -59,6 +59,16 @@ class SingleProcess:
         """Whether `said` is true on any worker; every worker must call it."""
         return said
 
+    def agree_soon(self, said: bool) -> bool:
+        """The same without waiting for other workers: what they said at the call before this one.
+
+        One process gets its answer at once.
+        """
+        return said
+
+    def settle(self) -> None:
+        """Wait for the last answer of `agree_soon`; every worker calls it when it has no more to say."""
+
     @contextlib.contextmanager
     def holding(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
         """A context in which `model` has these `weights` and any of its methods may be called.
@@ -84,11 +94,25 @@ class ProcessGroup(SingleProcess):
         super().__init__(rank, world_size)
         # in main memory, so that agreeing does not synchronise a GPU
         self._words = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+        self._asked: tuple[Tensor, dist.Work] | None = None
 
     def agree(self, said: bool) -> bool:
         yes = torch.tensor(int(said))
         dist.all_reduce(yes, dist.ReduceOp.MAX, group=self._words)
         return bool(yes)
+
+    def agree_soon(self, said: bool) -> bool:
+        before, yes = self._asked, torch.tensor(int(said))
+        self._asked = yes, dist.all_reduce(yes, dist.ReduceOp.MAX, group=self._words, async_op=True)
+        if before is None:
+            return False
+        before[1].wait()
+        return bool(before[0])
+
+    def settle(self) -> None:
+        if self._asked is not None:
+            self._asked[1].wait()
+            self._asked = None
 
 
 class DataParallel(ProcessGroup):
@@ -255,6 +279,13 @@ def sum_over_workers(x: Tensor) -> Tensor:
 def mean_over_workers(x: Tensor) -> Tensor:
     """The mean of `x` over all workers; every worker must call it. Overwrites `x`."""
     return sum_over_workers(x) / num_workers() if num_workers() > 1 else x
+
+
+def means_over_workers(values: list[float], device: torch.device) -> list[float]:
+    """The mean of each value over all workers, who must all call it; on `device`, if they talk over GPUs."""
+    if num_workers() == 1:
+        return values
+    return mean_over_workers(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
 
 
 # --- tensors that may be sharded --------------------------------------------------------------------------------------

@@ -60,15 +60,14 @@ class Buffers:
         return [(name, b) for name, b in model.named_buffers() if known.get(name) != (id(b), b._version)]
 
 
-def with_skipped(earlier: Sequence[int], steps: Sequence[int], flags: Sequence[Tensor]) -> list[int]:
-    """The skipped ones of `earlier` and `steps` (whose flag is 1), without those too old to matter.
-
-    Synchronises a GPU.
+def with_skipped(earlier: Sequence[int], taken: Sequence[tuple[int, bool]]) -> list[int]:
+    """The skipped ones of `earlier` and of the steps `taken` (number, whether it was skipped), without those too old to
+    matter.
     """
-    if not steps:
+    if not taken:
         return list(earlier)
-    new = [step for step, skip in zip(steps, torch.stack(list(flags)).tolist(), strict=True) if skip]
-    return [step for step in sorted({*earlier, *new}) if step > steps[0] - WINDOW]
+    new = {step for step, is_skipped in taken if is_skipped}
+    return [step for step in sorted({*earlier, *new}) if step > taken[0][0] - WINDOW]
 
 
 def skipped_record(steps: Sequence[int]) -> dict[str, float]:

@@ -56,8 +56,9 @@ class CodeUsage:
         num_tokens = sum(self.scales)
         self.counts_KV = torch.zeros(len(self.scales), self.num_codes, dtype=torch.int32, device=device)
         self.hashed_SH = torch.zeros(num_tokens, HASHED, dtype=torch.int32, device=device)
-        scale_S = torch.tensor([scale for scale, count in enumerate(self.scales) for _ in range(count)])
-        self.starts_2S = torch.stack([scale_S * self.num_codes, torch.arange(num_tokens) * HASHED]).to(device)
+        if self.starts_2S is None or self.starts_2S.device != device:  # once: a copy to a GPU waits for it
+            scale_S = torch.tensor([scale for scale, count in enumerate(self.scales) for _ in range(count)])
+            self.starts_2S = torch.stack([scale_S * self.num_codes, torch.arange(num_tokens) * HASHED]).to(device)
 
     def take(self) -> dict[str, float]:
         """Close the window and return its figures over all workers, who must all call it; empty

@@ -3,7 +3,7 @@
 How: while rank 0 trains, the run's folder contains an empty file `.stop`. A driver that got a signal writes a word into
 it (`ask_and_wait`). Rank 0 reads the file five times a second, answers on a second line, and removes the file when the
 checkpoint is saved. A worker that gets SIGTERM itself (`catch_sigterm`) needs no file. In both cases all workers agree
-in `fit` after each step.
+in `fit` after each step; several workers stop one step later, since none waits for the others' answers.
 
 Ours: a file, because the run's folder is all that driver and workers share. It exists before it is written to: NFS
 shows a change of a known file at once, but a new file late.

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from g3pt.data.batches import SurfaceBatches
 from g3pt.models.tokenizer import CVQ
 from g3pt.training import fit as fitting
 from g3pt.training.best import Best
-from g3pt.training.fit import fit
+from g3pt.training.fit import AskedToStop, fit
 from g3pt.training.optimizer_state import ShardedState, write_sharded
 from g3pt.training.parallel import SingleProcess, gathered, make_parallel, whole
 from tests.g3pt.models.test_tokenizer import TINY, spheres
@@ -91,6 +92,24 @@ def train_car(parallel: SingleProcess, micro_batch: int | None = None, precision
     plan = dataclasses.asdict(gathered(model))  # before it is cut
     found = _trained(model, batches, dataclasses.replace(TRAIN, precision=precision), parallel, micro_batch, None)
     return found | {"gathered": plan, "held_bytes": max(held)}
+
+
+def stopped(parallel: SingleProcess, rank: int, asked_after: int) -> int:
+    """The step after which a training stops whose worker `rank` alone is asked to, after `asked_after` steps."""
+    config = dataclasses.replace(TINY, **PHASES)
+    steps = itertools.count(1)
+    try:
+        fit(
+            model=CVQ(config),
+            batches=SurfaceBatches(spheres(8), config, BATCH, 0, parallel.rank, parallel.world_size),
+            config=TRAIN,
+            report=lambda _: None,
+            parallel=parallel,
+            stop=lambda: next(steps) == asked_after and parallel.rank == rank,
+        )
+    except AskedToStop as asked:
+        return asked.step
+    return STEPS
 
 
 def _with_a_bad_object(batches: Any, parallel: SingleProcess, start_sample: int) -> Iterator[dict[str, Any]]:
@@ -204,6 +223,8 @@ def main(folder: Path, rank: int) -> None:
     keep("car-fsdp", train_car(both("fsdp")))
     keep("car-bf16-fsdp", train_car(both("fsdp"), precision="bf16"))
     keep("car-micro-ddp", train_car(both("ddp"), micro_batch=2))
+    stops = [stopped(both("ddp"), 1, after) for after in (2, STEPS)]
+    torch.save(stops, folder / f"stops-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()  # gloo's threads abort an interpreter that ends with them running
 

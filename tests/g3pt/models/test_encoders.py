@@ -48,6 +48,19 @@ def test_padding_does_not_change_a_text() -> None:
     assert (padded[0] - padded[1]).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("texts", [["a chair", "a chair with four long legs"], ["a chair", "a table"]])
+def test_the_mask_of_words_is_the_one_that_transformers_makes(texts: list[str]) -> None:
+    """To the bit, with padding and without, where it makes none."""
+    encoder = TextEncoder()
+    ids_BM, mask_BM = encoder.tokenizer(texts)
+    encoder(ids_BM, mask_BM).square().sum().backward()
+    ours = [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
+    encoder.zero_grad()
+    encoder.model(input_ids=ids_BM, attention_mask=mask_BM).pooler_output.square().sum().backward()
+    theirs = [p.grad for p in encoder.parameters() if p.grad is not None]
+    assert len(ours) == len(theirs) > 0 and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small CLIP text and DINOv2 models with their tokenizer, saved as the hub stores them."""

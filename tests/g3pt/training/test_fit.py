@@ -283,8 +283,8 @@ def test_the_thousand_steps_are_counted_exactly_wherever_records_begin() -> None
         skipped: list[int] = []
         for start in range(0, 2 * WINDOW, 20):
             steps = range(start, start + 20)
-            flags = [torch.tensor(float(5 <= step < 5 + MAX_SKIPPED or step == eleventh)) for step in steps]
-            skipped = with_skipped(skipped, steps, flags)
+            taken = [(step, 5 <= step < 5 + MAX_SKIPPED or step == eleventh) for step in steps]
+            skipped = with_skipped(skipped, taken)
             check_skipped(skipped)
         return skipped
 

@@ -64,6 +64,11 @@ def same_curve(
             )
 
 
+def test_a_request_to_one_worker_stops_both_after_the_next_step(folder: Path) -> None:
+    """None waits for the other's answer; one that comes after the last step is too late."""
+    assert [torch.load(folder / f"stops-{rank}.pt") for rank in range(2)] == [[3, STEPS]] * 2
+
+
 @pytest.mark.parametrize("name", ["fsq-ddp", "fsq-fsdp", "lfq-ddp", "car-fsdp", "car-micro-ddp"])
 def test_two_workers_give_the_loss_curve_of_one(folder: Path, alone: dict[str, dict[str, Any]], name: str) -> None:
     same_curve(load(folder, name), alone[name.split("-")[0]], rel=LFQ_CURVE if "lfq" in name else CURVE)
