@@ -1,8 +1,8 @@
 """Training batches whose content depends only on (seed, samples seen), so that a resumed run continues them exactly.
 
 Each epoch visits the objects in an order shuffled from (seed, epoch); a batch may span two epochs. Worker r of w takes
-every w-th object of each global batch. Points within an object are windows of the stored points (`window`) from (seed,
-sample number). A generator's batches: pipelines/train/car_batches.py.
+every w-th object of each global batch. Points within an object are consecutive stored ones from a start that follows
+from (seed, sample number). A generator's batches: pipelines/train/car_batches.py.
 
 Shapes: N objects, P surface points, Q query points; tensors with suffix B are batches.
 """
@@ -61,21 +61,40 @@ def batch_indices(
         yield samples, np.array([orders[int(e)][s % num_objects] for e, s in zip(epochs, samples, strict=True)])
 
 
-def window(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` consecutive rows from a random start, wrapping around.
+def unpack_rows(packed: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Bits `rows` of a little-endian packed array, as booleans."""
+    return (packed[rows >> 3] >> (rows & 7).astype(np.uint8) & 1).astype(bool)
 
-    Stored points are in random order, so this is a random sample.
+
+def window_start(num_stored: int, count: int, rng: np.random.Generator) -> int:
+    """A random first row of `count` consecutive ones, wrapping around.
+
+    Stored points are in random order, so such rows are a random sample.
     """
-    return values[window_rows(len(values), count, rng)]
-
-
-def window_rows(num_stored: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """The row numbers of a `window`."""
     if count > num_stored:
         raise ValueError(
             f"asked for {count} points of {num_stored} stored; preprocess with more or lower the preset's count"
         )
-    return (rng.integers(num_stored) + np.arange(count)) % num_stored
+    return int(rng.integers(num_stored))
+
+
+def copy_window(values: np.ndarray, start: int, drawn: np.ndarray) -> None:
+    """Fill `drawn` with rows of `values` from `start` on, wrapping around. Reads no other rows."""
+    first = min(len(drawn), len(values) - start)
+    drawn[:first] = values[start : start + first]
+    drawn[first:] = values[: len(drawn) - first]
+
+
+def copy_bits(packed: np.ndarray, start: int, drawn: np.ndarray) -> None:
+    """The same for the bits of a little-endian packed array, as booleans."""
+    first = min(len(drawn), 8 * len(packed) - start)
+    drawn[:first] = _bits(packed, start, start + first)
+    drawn[first:] = _bits(packed, 0, len(drawn) - first)
+
+
+def _bits(packed: np.ndarray, start: int, stop: int) -> np.ndarray:
+    whole = np.unpackbits(packed[start >> 3 : (stop + 7) >> 3], bitorder="little")
+    return whole[start & 7 : (start & 7) + stop - start]
 
 
 class SurfaceBatches:
@@ -93,8 +112,24 @@ class SurfaceBatches:
     def __call__(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
         """Batches from sample `start_sample` on, without end."""
         for samples, rows in self._rows(start_sample):
-            drawn = [self._draw(row, int(s)) for s, row in zip(samples, rows, strict=True)]
-            yield {name: torch.from_numpy(np.stack([one[name] for one in drawn])) for name in drawn[0]}
+            yield self.batch(samples, rows)
+
+    def batch(self, samples: np.ndarray, rows: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+        """The batch of these objects. Points have the type in which they are stored, float16."""
+        config, size = self.config, len(rows)
+        stored = rows[0]["surface"].dtype
+        queries = config.num_volume_queries + config.num_near_queries
+        drawn = {
+            "surface_BP6": np.empty((size, config.num_points, 6), stored),
+            "points_BQ3": np.empty((size, queries, 3), stored),
+            "occupancy_BQ": np.empty((size, queries), bool),
+            "near_BQ": np.tile(np.arange(queries) >= config.num_volume_queries, (size, 1)),
+        }
+        if config.num_sharp_points:
+            drawn["sharp_BP6"] = np.empty((size, config.num_sharp_points, 6), stored)
+        for place, (sample, row) in enumerate(zip(samples.tolist(), rows, strict=True)):
+            self._draw({name: values[place] for name, values in drawn.items()}, row, sample)
+        return {name: torch.from_numpy(values) for name, values in drawn.items()}
 
     def _rows(self, start_sample: int) -> Iterator[tuple[np.ndarray, list[dict[str, np.ndarray]]]]:
         if not isinstance(self.objects, dict):
@@ -106,30 +141,19 @@ class SurfaceBatches:
         ):
             yield samples, [{name: values[i] for name, values in self.objects.items()} for i in indices]
 
-    def _draw(self, row: dict[str, np.ndarray], sample: int) -> dict[str, np.ndarray]:
-        config, rng = self.config, np.random.default_rng([self.seed, sample])
-        surface = window(row["surface"], config.num_points, rng)
-        pools = [("volume", config.num_volume_queries), ("near", config.num_near_queries)]
-        points, inside = [], []
-        for pool, count in pools:
-            stored = row[f"{pool}_points"]
-            chosen = window_rows(len(stored), count, rng)
-            points.append(stored[chosen])
-            inside.append(unpack_rows(row[f"{pool}_occupancy"], chosen))
-        batch = {
-            "surface_BP6": surface.astype(np.float32),
-            "points_BQ3": np.concatenate(points).astype(np.float32),
-            "occupancy_BQ": np.concatenate(inside),
-            "near_BQ": np.repeat([False, True], [count for _, count in pools]),
-        }
-        if config.num_sharp_points:
-            batch["sharp_BP6"] = window(row["sharp"], config.num_sharp_points, rng).astype(np.float32)
-        return batch
-
-
-def unpack_rows(packed: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Bits `rows` of a little-endian packed array, as booleans."""
-    return (packed[rows >> 3] >> (rows & 7).astype(np.uint8) & 1).astype(bool)
+    def _draw(self, drawn: dict[str, np.ndarray], row: dict[str, np.ndarray], sample: int) -> None:
+        """Fill an object's part of a batch."""
+        rng, first = np.random.default_rng([self.seed, sample]), self.config.num_volume_queries
+        copy_window(
+            row["surface"], window_start(len(row["surface"]), self.config.num_points, rng), drawn["surface_BP6"]
+        )
+        for pool, part in (("volume", slice(0, first)), ("near", slice(first, None))):
+            points, inside = drawn["points_BQ3"][part], drawn["occupancy_BQ"][part]
+            start = window_start(len(row[f"{pool}_points"]), len(points), rng)
+            copy_window(row[f"{pool}_points"], start, points)
+            copy_bits(row[f"{pool}_occupancy"], start, inside)
+        if "sharp_BP6" in drawn:
+            copy_window(row["sharp"], window_start(len(row["sharp"]), len(drawn["sharp_BP6"]), rng), drawn["sharp_BP6"])
 
 
 # --- rows, and batches made ahead -------------------------------------------------------------------------------------

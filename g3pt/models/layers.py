@@ -90,7 +90,8 @@ def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
 class FourierPoints(nn.Module):
     """Points (and normals, if any) embedded: xyz, sin and cos of pi 2^i xyz for i < num_fourier, then normals.
 
-    `points_BPF` with F = 3 (xyz in [-1, 1]) or F = 6 (xyz, unit normal) gives (B, P, width).
+    `points_BPF` with F = 3 (xyz in [-1, 1]) or F = 6 (xyz, unit normal) gives (B, P, width). Points in float16, as a
+    dataset stores them, are cast to float32 here, on the device.
     """
 
     def __init__(self, width: int, num_fourier: int, num_features: int) -> None:
@@ -99,6 +100,7 @@ class FourierPoints(nn.Module):
         self.project = nn.Linear(num_features + 6 * num_fourier, width)
 
     def forward(self, points_BPF: Tensor) -> Tensor:
+        points_BPF = points_BPF.float()
         angles = (points_BPF[..., :3, None] * self.frequencies).flatten(-2)
         return self.project(torch.cat([points_BPF, angles.sin(), angles.cos()], dim=-1))
 

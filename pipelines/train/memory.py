@@ -233,13 +233,13 @@ def cvq_step(config: Any) -> tuple[Any, Callable[[int], dict[str, Any]]]:
 
     def batch_of(objects: int) -> dict[str, Any]:
         batch = {
-            "surface_BP6": torch.zeros(objects, config.num_points, 6),
-            "points_BQ3": torch.zeros(objects, queries, 3),
+            "surface_BP6": torch.zeros(objects, config.num_points, 6, dtype=torch.float16),
+            "points_BQ3": torch.zeros(objects, queries, 3, dtype=torch.float16),
             "occupancy_BQ": torch.zeros(objects, queries, dtype=torch.bool),
             "near_BQ": torch.zeros(objects, queries, dtype=torch.bool),
         }
         if config.num_sharp_points:
-            batch["sharp_BP6"] = torch.zeros(objects, config.num_sharp_points, 6)
+            batch["sharp_BP6"] = torch.zeros(objects, config.num_sharp_points, 6, dtype=torch.float16)
         return batch
 
     return CVQ(config), batch_of

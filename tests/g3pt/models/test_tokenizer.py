@@ -182,7 +182,7 @@ def test_phases_train_what_they_should() -> None:
 
 
 def test_a_wide_blur_reads_the_mean_and_a_narrow_one_the_nearest_point() -> None:
-    batch = first_batch(TINY)["surface_BP6"]
+    batch = first_batch(TINY)["surface_BP6"].float()
     narrow, wide = (CVQ(dataclasses.replace(TINY, anchor_blur=blur)).encoder for blur in (1e-4, 100.0))
     points = narrow.embed(batch)
     nearest_BL = torch.cdist(narrow.anchors_L3.expand(4, -1, -1), batch[..., :3]).argmin(-1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from g3pt.config import TrainConfig
-from g3pt.data.batches import SurfaceBatches, batch_indices, unpack_rows, window
+from g3pt.data.batches import SurfaceBatches, batch_indices, copy_bits, copy_window, unpack_rows, window_start
 from g3pt.training.best import Best
 from g3pt.training.fit import AskedToStop, WeightAverage, fit
 from g3pt.training.skipped import MAX_SKIPPED, WINDOW, NonFiniteLoss, check_skipped, with_skipped
@@ -54,7 +54,7 @@ def test_bad_batches_are_refused() -> None:
     with pytest.raises(ValueError, match="no object"):
         next(batch_indices(0, 4, 0, 0))
     with pytest.raises(ValueError, match="9 points of 8"):
-        window(np.zeros((8, 6)), 9, np.random.default_rng(0))
+        window_start(8, 9, np.random.default_rng(0))
 
 
 def test_query_points_are_windows_of_the_stored_order_with_their_labels() -> None:
@@ -79,7 +79,15 @@ def test_query_points_are_windows_of_the_stored_order_with_their_labels() -> Non
 def test_packed_bits_come_back() -> None:
     bits = np.random.default_rng(0).random(64) > 0.5
     rows = np.array([0, 7, 8, 63, 13])
-    assert np.array_equal(unpack_rows(np.packbits(bits, bitorder="little"), rows), bits[rows])
+    packed = np.packbits(bits, bitorder="little")
+    assert np.array_equal(unpack_rows(packed, rows), bits[rows])
+    for start in (0, 7, 13, 40, 63):
+        for count in (1, 9, 24, 64):
+            drawn, copied = np.zeros(count, bool), np.zeros((count, 2))
+            copy_bits(packed, start, drawn)
+            copy_window(np.stack([bits, ~bits], -1), start, copied)
+            expected = np.roll(bits, -start)[:count]
+            assert np.array_equal(drawn, expected) and np.array_equal(copied, np.stack([expected, ~expected], -1))
 
 
 class Line(nn.Module):
