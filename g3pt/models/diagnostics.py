@@ -6,6 +6,8 @@ even when each position has one constant code. The one at a fixed position, aver
 it measures information about the object. Agreement is the share of codes that two independent samplings of a surface
 have in common: the rest is noise that no generator can predict.
 
+Workers of a group share the objects, in turn; each returns all figures.
+
 Ours: all of it (the paper reports a utilisation without its definition; ours is distinct codes divided by the number
 that uniform draws would show); reasons in LOG.md.
 
@@ -15,7 +17,6 @@ Shapes: N objects, P surface points, Q query points, T tokens of a scale, S toke
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from g3pt.data.batches import unpack_rows
 from g3pt.metrics.entropy import expected_distinct, sample_entropy
 from g3pt.metrics.thickness import band_means
 from g3pt.models.tokenizer import CVQ
+from g3pt.training.parallel import in_turn, joined, part_size, sum_over_workers
 
 EVAL_QUERIES = 2048  # volume points per object that the running validation reads
 EVAL_BATCH = 32
@@ -43,7 +45,10 @@ def diagnose(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "c
     points.
     """
     model.eval()
-    parts = [_diagnose_batch(model, batch) for batch in eval_batches(arrays, model, device)]
+    starts, size = _parts(arrays)
+    mine = in_turn(len(starts), lambda i: _diagnose_batch(model, eval_batch(arrays, model, device, starts[i], size)))
+    moments = [part.pop("moments") for part in mine.values() if "moments" in part]
+    parts = joined(mine)
     by_object = {
         name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name.startswith(("iou", "loss"))
     }
@@ -56,7 +61,7 @@ def diagnose(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "c
         return record
     codes_NS, again_NS = (torch.cat([part[name] for part in parts]) for name in ("codes", "codes_again"))
     residual_NS = torch.cat([part["residual"] for part in parts])
-    variance = latent_variance([part["moments"] for part in parts], len(codes_NS))
+    variance = latent_variance(moments, len(codes_NS), model.latent_mean_LD)
     start = 0
     for scale, num_tokens in enumerate(model.config.scales):
         rows = slice(start, start + num_tokens)
@@ -72,30 +77,40 @@ def diagnose(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "c
 def validation_loss(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "cpu") -> float:
     """`loss_volume` of `diagnose` alone, for a fraction of its time: one decoding per object."""
     model.eval()
-    losses = []
-    for batch in eval_batches(arrays, model, device):
+    starts, size = _parts(arrays)
+
+    def losses(i: int) -> np.ndarray:
+        batch = eval_batch(arrays, model, device, starts[i], size)
         latents_BLD = model.encoder(batch["surface"], batch.get("sharp"))
         if model.phase != "continuous":
             latents_BLD = model.cqt(latents_BLD, frozen=True).canvases_BLD[-1]
-        losses.append(_decoded(model, latents_BLD, batch)[1])
-    return float(np.mean(np.concatenate(losses)))
+        return _decoded(model, latents_BLD, batch)[1]
+
+    return float(np.mean(np.concatenate(joined(in_turn(len(starts), losses)))))
 
 
-def eval_batches(arrays: dict[str, Any], model: CVQ, device: str | torch.device) -> Iterator[dict[str, Tensor]]:
-    """Whole objects in order: the first points of each stored sample, the same at every call."""
-    config, count = model.config, len(arrays["surface"])
-    for start in range(0, count, EVAL_BATCH):
-        rows = slice(start, min(start + EVAL_BATCH, count))
-        batch = {name: arrays[name][rows, : config.num_encode_points] for name in ("surface", "eval_surface")}
-        if config.num_sharp_points:
-            batch["sharp"] = arrays["sharp"][rows, : config.num_sharp_points]
-            # another sample if enough are stored, else the same: then agreement says nothing about sharp points
-            batch["sharp_again"] = arrays["sharp"][rows, -config.num_sharp_points :]
-        batch["points"] = arrays["volume_points"][rows, :EVAL_QUERIES]
-        index = np.arange(batch["points"].shape[1])
-        tensors = {name: torch.from_numpy(value.astype(np.float32)).to(device) for name, value in batch.items()}
-        inside = np.stack([unpack_rows(packed, index) for packed in arrays["volume_occupancy"][rows]])
-        yield tensors | {"inside": torch.from_numpy(inside).to(device)}
+def _parts(arrays: dict[str, Any]) -> tuple[range, int]:
+    """Where the parts of the objects begin that workers compute in turn, and how many objects one has."""
+    count = len(arrays["surface"])
+    size = part_size(count, EVAL_BATCH)
+    return range(0, count, size), size
+
+
+def eval_batch(
+    arrays: dict[str, Any], model: CVQ, device: str | torch.device, start: int = 0, size: int = EVAL_BATCH
+) -> dict[str, Tensor]:
+    """Up to `size` objects from `start` on: the first points of each stored sample, the same at every call."""
+    config, rows = model.config, slice(start, start + size)
+    batch = {name: arrays[name][rows, : config.num_encode_points] for name in ("surface", "eval_surface")}
+    if config.num_sharp_points:
+        batch["sharp"] = arrays["sharp"][rows, : config.num_sharp_points]
+        # another sample if enough are stored, else the same: then agreement says nothing about sharp points
+        batch["sharp_again"] = arrays["sharp"][rows, -config.num_sharp_points :]
+    batch["points"] = arrays["volume_points"][rows, :EVAL_QUERIES]
+    index = np.arange(batch["points"].shape[1])
+    tensors = {name: torch.from_numpy(value.astype(np.float32)).to(device) for name, value in batch.items()}
+    inside = np.stack([unpack_rows(packed, index) for packed in arrays["volume_occupancy"][rows]])
+    return tensors | {"inside": torch.from_numpy(inside).to(device)}
 
 
 def _diagnose_batch(model: CVQ, batch: dict[str, Tensor]) -> dict[str, Any]:
@@ -119,11 +134,14 @@ def _diagnose_batch(model: CVQ, batch: dict[str, Tensor]) -> dict[str, Any]:
     return result | {"codes_again": model.encode(batch["eval_surface"], batch.get("sharp_again")).cpu()}
 
 
-def latent_variance(moments: list[Tensor], count: int) -> float:
-    """Variance over objects, mean over latents, from the (sum, sum of squares) of each batch."""
+def latent_variance(moments: list[Tensor], count: int, like_LD: Tensor) -> float:
+    """Variance over objects, mean over latents, from the (sum, sum of squares) of each batch of this worker;
+    every worker must call it. `like_LD` has the shape of one object's latents, for a worker without a batch.
+    """
+    mine = torch.stack(moments).sum(0) if moments else torch.zeros(2, *like_LD.shape, dtype=torch.float64)
+    total, squares = sum_over_workers(mine.to(like_LD.device)).cpu()
     if count < 2:
         return 1.0
-    total, squares = torch.stack(moments).sum(0)
     return float(((squares - total.square() / count) / (count - 1)).mean())
 
 

@@ -73,6 +73,7 @@ def fit(
     resume: Resume | None = None,
     evaluate: Callable[[nn.Module], Record] | None = None,
     evaluate_raw: Callable[[nn.Module], Record] | None = None,
+    final: Callable[[nn.Module], None] | None = None,
     best: Best | None = None,
     device: str | torch.device = "cpu",
     parallel: SingleProcess | None = None,
@@ -86,9 +87,11 @@ def fit(
     global batch. `report` receives one flat record per `log_every` steps; its key `step` is the number of samples seen
     so far. `save(state, samples)` receives what `resume` takes. Both are called on every worker with the same content,
     apart from the slices of a sharded model's tensors. States are saved every `checkpoint_every` steps, at the samples
-    `save_at`, and at the end. `evaluate` runs on every worker too; a sharded model gathers one block at a
-    time for it. `evaluate_raw` does the same with the weights themselves in place of their average. `best` keeps the
-    averaged weights of the best evaluation, whole on rank 0 in the end. `micro_batch` objects are computed at once, by
+    `save_at`, and at the end. `evaluate` runs on every worker too; a sharded model gathers one block at a time for it.
+    `evaluate_raw` does the same with the weights themselves in place of their average. A bf16 run evaluates in bf16 on
+    a GPU. `final` is called once on every worker in the end, with the averaged weights, in float32 unless the model is
+    gathered in bf16. `best` keeps the averaged weights of the best evaluation, whole on rank 0 in the end.
+    `micro_batch` objects are computed at once, by
     default a worker's whole share. `stop` is asked on every worker after each step. If any says yes, all save and raise
     AskedToStop: one worker after that step, several after the next one, so that none waits for the others' answers.
     Raises NonFiniteLoss when too many steps were skipped; nothing is saved from then on.
@@ -134,7 +137,8 @@ def fit(
                 seconds = time.perf_counter() - started
                 record["samples_per_second"] = (done - logged_step) * config.batch_size / seconds
                 if evaluate is not None and (is_last or done % config.eval_every < config.log_every):
-                    record |= evaluated(model, average, evaluate, evaluate_raw, parallel)
+                    with bf16_where(evaluates_in_bf16(config, device), device):
+                        record |= evaluated(model, average, evaluate, evaluate_raw, parallel)
                     if best is not None:
                         best.consider(record, model, average.tensors, parallel)
                 report(record)
@@ -149,6 +153,9 @@ def fit(
                 parallel.agree(True)  # wait for each other: a worker that leaves could end one that still writes
                 raise AskedToStop(done)
     parallel.settle()
+    if final is not None:
+        with parallel.holding(model, average.tensors):
+            final(model)
     if best is not None:
         best.gather(parallel)
     return parallel.finished(model, average.tensors)
@@ -190,6 +197,13 @@ def evaluated(
             record |= evaluate_raw(model)
     model.train()
     return record
+
+
+def evaluates_in_bf16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether evaluations during training are computed as the training steps are: on a GPU that is eight times faster
+    than float32.
+    """
+    return config.precision == "bf16" and device.type == "cuda"
 
 
 def count_parts(share: int, micro_batch: int | None) -> int:

@@ -13,6 +13,7 @@ digits of a code.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from g3pt.config import CARConfig, CVQConfig, TrainConfig
@@ -132,6 +133,22 @@ def cvq_run(config: CVQConfig, train: TrainConfig) -> int:
     pyramid = min(round(config.pyramid_share * train.steps), train.steps - continuous)
     steps = {"continuous": continuous, "pyramid": pyramid, "joint": train.steps - continuous - pyramid}
     return train.batch_size * sum(count * cvq_training(config, phase) for phase, count in steps.items())
+
+
+def cvq_evaluation(config: CVQConfig, queries: int) -> tuple[int, int]:
+    """(operations of one object in an evaluation during training, in the test), with `queries` points per decoding.
+
+    Both encode two samplings and decode every scale and the latents themselves; during training the weights that are
+    not averaged encode and decode once more (`g3pt.models.diagnostics`).
+    """
+    seen = dataclasses.replace(
+        config, num_points=config.num_encode_points, num_volume_queries=queries, num_near_queries=0
+    )
+    forward = {name: cost.forward for name, cost in cvq_parts(seen).items()}
+    decoding = sum(forward[name] for name in ("decoder latents", "query points", "query cross-attention"))
+    encoding = sum(forward.values()) - decoding
+    test = 2 * encoding + (config.num_scales + 1) * decoding
+    return test + encoding + decoding, test
 
 
 def car_training(forward: int, config: CARConfig) -> int:

@@ -19,15 +19,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 PARALLEL = ("ddp", "fsdp")
+Part = TypeVar("Part")
 
 
 class ShardUnit:
@@ -286,6 +287,39 @@ def means_over_workers(values: list[float], device: torch.device) -> list[float]
     if num_workers() == 1:
         return values
     return mean_over_workers(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+
+
+# --- an evaluation's parts, shared by the workers ---------------------------------------------------------------------
+
+
+def part_size(count: int, most: int) -> int:
+    """Objects of a part of an evaluation of `count`: at most `most`, and few enough for each worker to have a part."""
+    return max(1, min(most, -(-count // num_workers())))
+
+
+def in_turn(count: int, compute: Callable[[int], Part]) -> dict[int, Part]:
+    """`compute(i)` by i, for those i below `count` that are this worker's: they are dealt in turn.
+
+    Every worker makes equally many calls, because a pass through a sharded model needs all workers: one that has no
+    part left computes the last one again and forgets it.
+    """
+    rank, size = (dist.get_rank(), num_workers()) if num_workers() > 1 else (0, 1)
+    mine = {}
+    for i in range(rank, -(-count // size) * size, size):
+        found = compute(min(i, count - 1))
+        if i < count:
+            mine[i] = found
+    return mine
+
+
+def joined(mine: dict[int, Part]) -> list[Part]:
+    """The parts of all workers in order, on each of them, by one exchange. Tensors must be in main memory."""
+    if num_workers() == 1:
+        return list(mine.values())
+    everyone: list[dict[int, Part]] = [{}] * num_workers()
+    dist.all_gather_object(everyone, mine)
+    found = {i: part for parts in everyone for i, part in parts.items()}
+    return [found[i] for i in sorted(found)]
 
 
 # --- tensors that may be sharded --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ shared steps counted once, and the intervals that such a study would give (`g3pt
 
 How: operations are counted (`g3pt.training.flops`). Seconds are those of a probe on this device
 (`pipelines.study.probe`), else operations over an assumed speed; traffic between workers is not counted. Evaluations
-are forward passes that every worker makes, as `pipelines.train.car` does.
+are forward passes that a run's workers share, as in `pipelines.train.car`.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ def cost_of(
                 steps=steps,
                 operations=float(operations * steps * row.train.batch_size),
                 train_s=steps * step_s if step_s is not None else None,
-                evaluate_s=evaluated(row, steps, objects) * forward_s if known and forward_s is not None else None,
+                evaluate_s=evaluated(row, steps, objects) * forward_s / max(1, placed[row.size].workers)
+                if known and forward_s is not None
+                else None,
             )
         )
     return costs

@@ -26,6 +26,8 @@ from g3pt.models.encoders import EXPORTED, NONE, SMALL, SMALL_IMAGE, SMALL_TEXT,
 from g3pt.models.features import StoredFeatures
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.exports import export_hash
+from g3pt.training.fit import read_scalars
+from g3pt.training.parallel import in_turn, joined, part_size
 from pipelines.derive import tokens
 from pipelines.train import car_batches, trained_on
 from pipelines.train.car_batches import ConditionedCodes, TrainBatches
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from pipelines.runs.identity import RunSpec
 
 EVAL_BATCH = 32
+TEXT = (True, False)  # the condition of validation and test: the text, without the image
 EVAL_OBJECTS = 256  # validation objects read while training
 TEST_OBJECTS = 4096  # test objects at the end: those with the smallest sha256(id), loaded into memory
 
@@ -128,7 +131,7 @@ class CARStage:
         """`val_ce` of weights that are not averaged, as `val_ce_raw`."""
         data = self._split("val", EVAL_OBJECTS)
         model.eval()
-        return {"val_ce_raw": cross_entropies(model, data, len(data), True, False)[0]["ce"]} if len(data) else {}
+        return {"val_ce_raw": cross_entropies(model, data, {"": TEXT})[""][0]["ce"]} if len(data) else {}
 
     def best_by(self, record: Mapping[str, float]) -> float | None:
         """Its `val_ce`."""
@@ -153,12 +156,11 @@ class CARStage:
         if not count:
             return {}
         model.eval()
-        given = {"": (True, False), "_unconditional": (False, False)}
+        given = {"": TEXT, "_unconditional": (False, False)}
         if self.model.image is not None:
             given["_image"] = (False, True)
         found: dict[str, float] = {f"{split}_objects": float(count)}
-        for name, (text, image) in given.items():
-            logs, ce_NK = cross_entropies(model, data, count, text, image)
+        for name, (logs, ce_NK) in cross_entropies(model, data, given).items():
             if split == "test" and not name:
                 self._test_ce_NK = ce_NK
             kept = {key: value for key, value in logs.items() if not name or key == "ce"}
@@ -182,20 +184,36 @@ class CARStage:
 
 @torch.no_grad()
 def cross_entropies(
-    model: nn.Module, data: ConditionedCodes, count: int, text: bool, image: bool
-) -> tuple[dict[str, float], Tensor]:
-    """(means over the first `count` objects, float32 (N, K) of each object and scale) of the cross-entropy, given their
-    text and image as far as these are enabled and exist.
+    model: nn.Module, data: ConditionedCodes, given: Mapping[str, tuple[bool, bool]]
+) -> dict[str, tuple[dict[str, float], Tensor]]:
+    """(means over objects, float32 (N, K) of each object and scale) of the cross-entropy for each of `given`: given
+    the objects' text and image as far as these are enabled and exist.
+
+    The workers share the objects; every one must call it and gets all figures.
     """
-    device, sums, objects = next(model.parameters()).device, dict[str, float](), []
-    for start in range(0, count, EVAL_BATCH):
-        indices = list(range(start, min(start + EVAL_BATCH, count)))
+    device, count = next(model.parameters()).device, len(data)
+    size = part_size(count, EVAL_BATCH)
+    parts = [(name, start) for name in given for start in range(0, count, size)]
+
+    def losses(i: int) -> tuple[dict[str, float], Tensor]:
+        name, start = parts[i]
+        indices = list(range(start, min(start + size, count)))
         batch = data.batch(indices, [0] * len(indices))
+        text, image = given[name]
         batch["has_text_B"] &= text
         if "has_image_B" in batch:
             batch["has_image_B"] &= image
         _, logs = model({name: value.to(device) for name, value in batch.items()})
-        objects.append(logs.pop("ce_BK").float().cpu())
-        for name, value in logs.items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(indices)
-    return {name: value / count for name, value in sums.items()}, torch.cat(objects)
+        ce_BK = logs.pop("ce_BK").float().cpu()
+        return dict(zip(logs, read_scalars(list(logs.values())), strict=True)), ce_BK
+
+    found: dict[str, tuple[dict[str, float], list[Tensor]]] = {name: ({}, []) for name in given}
+    for (name, _), (values, ce_BK) in zip(parts, joined(in_turn(len(parts), losses)), strict=True):
+        sums, objects = found[name]
+        objects.append(ce_BK)
+        for key, value in values.items():
+            sums[key] = sums.get(key, 0.0) + value * len(ce_BK)
+    return {
+        name: ({key: value / count for key, value in sums.items()}, torch.cat(objects))
+        for name, (sums, objects) in found.items()
+    }

@@ -5,12 +5,15 @@ Operations are exact counts (`g3pt.training.flops`). Memory is that of a rehears
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 from g3pt.training import flops
-from pipelines.train.counts import count_car, count_cvq, meta_car
+from pipelines.train.counts import car_operations, count_car, count_cvq, meta_car
 from pipelines.train.memory import GIB, MARGIN, gpu_bytes, needs, plan_step, workers_of
+
+AFFORDABLE = 0.02  # share of the operations of training that evaluations may take
 
 
 def print_plan(stage: str, flags: Any, model: Any, train: Any) -> None:
@@ -31,6 +34,7 @@ def print_plan(stage: str, flags: Any, model: Any, train: Any) -> None:
     print(f"computes: {choice} ({where})")
     for line in cvq_lines(model, train) if codec is None else car_lines(model, train, codec, which):
         print(line)
+    print(evaluation_line(model, train, codec, max(1, flags.num_workers)))
     print(_memory_line(model, train, flags, codec, encoders=getattr(flags, "features", "live") == "live"))
     print(f"samples: {train.steps * train.batch_size:,} on {flags.num_workers} worker(s)")
     print(
@@ -75,6 +79,69 @@ def car_lines(model: Any, train: Any, codec: Any, which: str) -> list[str]:
         f"the run {with_flop(training * train.steps * train.batch_size)} ({codec.num_tokens} tokens of {which}, "
         f"{car.num_prefix} of the image)",
     ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What evaluating costs beside a run's training steps; the workers share the objects."""
+
+    objects: int
+    object_operations: int  # of an object in one evaluation
+    test_objects: int
+    test_operations: int  # of an object in the test
+    step_operations: int  # of a training object, in the phase that costs least
+    train: Any
+
+    def share(self, workers: int, every: int | None = None) -> float:
+        """Operations of a worker in the evaluations each `every` steps (default: the run's), over those of its steps:
+        the worker that has the most objects.
+        """
+        steps = (every or self.train.eval_every) * self.train.batch_size // workers * self.step_operations
+        return -(-self.objects // workers) * self.object_operations / steps
+
+    def test_share(self, workers: int) -> float:
+        """The same of the test, over the whole run."""
+        steps = self.train.steps * self.train.batch_size // workers * self.step_operations
+        return -(-self.test_objects // workers) * self.test_operations / steps
+
+    def affordable(self, workers: int) -> int:
+        """The smallest number of steps between evaluations whose share is at most AFFORDABLE; a multiple of
+        `log_every`.
+        """
+        every = math.ceil(self.share(workers, 1) / AFFORDABLE)
+        return -(-every // self.train.log_every) * self.train.log_every
+
+
+def evaluation_of(model: Any, train: Any, codec: Any) -> Evaluation:
+    """The evaluations of a generator of `codec`'s codes, else of a tokenizer; of splits with enough objects."""
+    from pipelines.train import car, cvq
+
+    if codec is None:
+        from g3pt.models.diagnostics import EVAL_QUERIES
+
+        during, test = flops.cvq_evaluation(model, EVAL_QUERIES)
+        step = min(flops.cvq_training(model, phase) for phase in flops.PHASES)
+        return Evaluation(
+            objects=cvq.EVAL_OBJECTS, object_operations=during, test_objects=cvq.TEST_OBJECTS, test_operations=test,
+            step_operations=step, train=train,
+        )  # fmt: skip
+    forward = car_operations(model, codec)
+    conditions = 2 + (model.image_encoder != "none")
+    return Evaluation(
+        objects=car.EVAL_OBJECTS, object_operations=(conditions + 1) * forward, test_objects=car.TEST_OBJECTS,
+        test_operations=conditions * forward, step_operations=flops.car_training(forward, model), train=train,
+    )  # fmt: skip
+
+
+def evaluation_line(model: Any, train: Any, codec: Any, workers: int) -> str:
+    """What evaluating costs, as "evaluation: 256 objects each 200 steps, .67 % of the operations of the steps; ..."."""
+    found = evaluation_of(model, train, codec)
+    share, every = found.share(workers), found.affordable(workers)
+    advice = f" (--set eval_every={every} for at most {AFFORDABLE:.0%})" if share > AFFORDABLE else ""
+    return (
+        f"evaluation: {found.objects} objects each {train.eval_every} steps, {share:.2%} of the operations of the "
+        f"steps{advice}; the test of {found.test_objects:,} objects {found.test_share(workers):.2%}"
+    )
 
 
 def _codec(flags: Any) -> tuple[Any, str]:

@@ -96,7 +96,14 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
         ledger, best = Ledger.of(run_dir), Best(stage.best_by)
         journal = Journal(spec, ledger, stage.train_config, state, micro_batch) if rank == 0 else None
         parallel = make_parallel(speed.parallel, rank, world_size)
-        with stoppable(run_dir, rank) as stop:
+        test: Record = {}
+        with contextlib.ExitStack() as asking:
+            stop = asking.enter_context(stoppable(run_dir, rank))
+
+            def final(model: Any) -> None:
+                asking.close()  # every step is saved: a signal ends the test as it ends what follows
+                test.update(stage.final(model))
+
             model = fit(
                 model=stage.model,
                 batches=stage.batches,
@@ -107,6 +114,7 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
                 resume=state and state["fit"],
                 evaluate=stage.evaluate,
                 evaluate_raw=stage.evaluate_raw,
+                final=final,
                 best=best,
                 device=device,
                 parallel=parallel,
@@ -114,7 +122,7 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
                 stop=stop,
             )
         if journal:
-            journal.finish(stage.final(model))
+            journal.finish(test)
             if losses := stage.object_losses():
                 write_object_losses(losses, run_dir)
             export(stage, model, run_dir / EXPORT)

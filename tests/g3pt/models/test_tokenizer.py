@@ -15,7 +15,7 @@ from g3pt.config import CVQConfig, TrainConfig, cvq_preset, from_dict
 from g3pt.data.batches import SurfaceBatches
 from g3pt.metrics.pairwise import volume_iou
 from g3pt.models.cqt import anchor_spacing
-from g3pt.models.diagnostics import diagnose, eval_batches, validation_loss
+from g3pt.models.diagnostics import diagnose, eval_batch, validation_loss
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.exports import check_weights
 from g3pt.training.fit import fit
@@ -308,7 +308,7 @@ def test_the_validation_loss_is_the_occupancy_s_binary_cross_entropy() -> None:
     arrays = spheres(3)
     model = CVQ(TINY).eval()
     model.set_phase(0, 10)
-    (batch,) = eval_batches(arrays, model, "cpu")
+    batch = eval_batch(arrays, model, "cpu")
     with torch.no_grad():
         probability_BQ = (
             model.occupancy_logits(
@@ -381,7 +381,7 @@ def test_iou_counts_points_whose_probability_is_above_a_half_as_inside() -> None
     arrays = spheres(3)
     model = tiny_tokenizer()
     model.set_phase(0, 10)
-    (batch,) = eval_batches(arrays, model, "cpu")
+    batch = eval_batch(arrays, model, "cpu")
     with torch.no_grad():
         latents_BLD = model.decoder.latents(model.encoder(batch["surface"]))
         guess_BQ = model.occupancy_logits(latents_BLD, batch["points"]).sigmoid().numpy() > 0.5

@@ -8,9 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.generator_step import count
 from g3pt.config import CAR_PRESETS, CVQ_PRESETS, CVQConfig, TrainConfig
+from g3pt.models.diagnostics import diagnose, validation_loss
 from g3pt.models.tokenizer import CVQ
 from g3pt.training import flops
-from tests.g3pt.models.test_tokenizer import TINY, first_batch
+from tests.g3pt.models.test_tokenizer import TINY, first_batch, spheres
 
 VARIANTS = [
     {},
@@ -47,6 +48,18 @@ def test_forward_alone_and_the_whole_run_add_up() -> None:
     train = TrainConfig(steps=10, batch_size=3, learning_rate=1.0)
     steps = {"continuous": 2, "pyramid": 3, "joint": 5}
     assert flops.cvq_run(TINY, train) == 3 * sum(n * flops.cvq_training(TINY, phase) for phase, n in steps.items())
+
+
+@pytest.mark.parametrize("changes", VARIANTS[:2])
+def test_an_evaluation_s_operations_are_those_that_torch_counts(changes: dict) -> None:
+    config = dataclasses.replace(TINY, **changes)
+    model, arrays = CVQ(config).requires_grad_(False), spheres(3, num_points=config.num_encode_points)
+    counts = []
+    for compute in (lambda: validation_loss(model, arrays), lambda: diagnose(model, arrays)):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            compute()
+        counts.append(counter.get_total_flops() / 3)
+    assert flops.cvq_evaluation(config, arrays["volume_points"].shape[1]) == (sum(counts), counts[1])
 
 
 def test_every_preset_is_counted_and_larger_ones_cost_more() -> None:

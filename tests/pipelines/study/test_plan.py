@@ -143,8 +143,8 @@ def test_what_a_run_costs() -> None:
     trunk, half, quarter = cost_of(rows, codec, placed, Speed(rate=each * 10.0), objects)
     assert (trunk.steps, half.steps, quarter.steps) == (2000, 200, 100)
     assert trunk.operations == each * 16_000 and trunk.train_s == 2000 * 4 / 10
-    assert trunk.evaluate_s == pytest.approx((3 * 100 * 3 + 500 * 2) / 3 / 10)
-    assert half.evaluate_s == pytest.approx((1 * 100 * 3 + 500 * 2) / 3 / 10)
+    assert trunk.evaluate_s == pytest.approx((3 * 100 * 3 + 500 * 2) / 3 / 10 / 2), "shared by two workers"
+    assert half.evaluate_s == pytest.approx((1 * 100 * 3 + 500 * 2) / 3 / 10 / 2)
     assert trunk.device_hours == pytest.approx(2 * trunk.seconds / 3600)
     assert trials([trunk, half]) == [(2, trunk.seconds + half.seconds)]
     slow = cost_of(rows, codec, placed, Speed(rate=1e30, launch_s=0.5), objects)[0]
