@@ -6,8 +6,8 @@
 Needs torch. Each way is timed forward and backward in bf16, at the heads of a preset and the tokens of a tokenizer,
 after the prefix of the conditions. `dense`: one call with a mask. `levels`: one call without a mask per level, over
 the keys up to its end (`level_by_level`, which a CPU uses). `flex`: FlexAttention with the structure of the levels,
-compiled (`block_causal` on a GPU). `split`: the last level by one call without a mask, since it sees all keys, the
-levels before by `flex`. Differences are from the output of `dense` in fp32.
+compiled. `split`: the last level by one call without a mask, since it sees all keys, the levels before by `flex`
+(`block_causal` on a GPU). Differences are from the output of `dense` in fp32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ from torch import Tensor
 
 from benchmarks.tokenizer import Timer, begin, commit, hardware
 from g3pt.config import car_preset, cvq_preset
-from g3pt.models.attention import Levels, block_mask, compiled_flex, level_by_level, level_of_tokens
+from g3pt.models.attention import (
+    Causal,
+    Levels,
+    block_causal,
+    block_mask,
+    compiled_flex,
+    level_by_level,
+    level_of_tokens,
+)
 from pipelines.train.counts import condition_widths
 
 Way = Callable[[Tensor, Tensor, Tensor, Levels], Tensor]
@@ -47,10 +55,7 @@ def flex(query: Tensor, key: Tensor, value: Tensor, levels: Levels) -> Tensor:
 
 def split(query: Tensor, key: Tensor, value: Tensor, levels: Levels) -> Tensor:
     """The last level without a mask, the others by FlexAttention."""
-    before = sum(levels[:-1])
-    last = F.scaled_dot_product_attention(query[:, :, before:], key, value, scale=1.0)
-    head = flex(*(one[:, :, :before].contiguous() for one in (query, key, value)), levels[:-1])
-    return torch.cat([head, last], dim=2)
+    return block_causal(query, key, value, Causal(levels, block_mask(levels[:-1], query.device)))
 
 
 WAYS: dict[str, Way] = {"dense": dense, "levels": level_by_level, "flex": flex, "split": split}

@@ -48,7 +48,7 @@ from g3pt.data.datasets import open_dataset
 from g3pt.data.pictures import prepare_image
 from g3pt.geometry.surface import sample_surface
 from g3pt.metrics import pairwise
-from g3pt.models.attention import KVCache, Levels, UnitAttention, block_causal
+from g3pt.models.attention import Causal, KVCache, UnitAttention, block_causal
 from g3pt.models.car import G3PT
 from g3pt.models.decoding import decode_meshes
 from g3pt.models.sampling import SampleConfig
@@ -100,14 +100,14 @@ def plain_attention(model: G3PT) -> None:
 
 
 def dot_product_attention(
-    attention: UnitAttention, scale: float, x_BND: Tensor, levels: Levels | None = None, cache: KVCache | None = None
+    attention: UnitAttention, scale: float, x_BND: Tensor, causal: Causal | None = None, cache: KVCache | None = None
 ) -> Tensor:
     """`UnitAttention.forward` without its norm."""
     query, key, value = attention.to_qkv(x_BND).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     if cache is not None:
         key, value = cache.append(key, value)
     return attention.to_out(
-        block_causal(query * scale, key, value, levels or (x_BND.shape[1],)).transpose(1, 2).flatten(2)
+        block_causal(query * scale, key, value, causal or Causal((x_BND.shape[1],))).transpose(1, 2).flatten(2)
     )
 
 

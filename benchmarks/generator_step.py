@@ -34,10 +34,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.tokenizer import COMPILE, Timer, begin, commit, compile_blocks, count_kernels, hardware, matrix_rate
+from benchmarks.tokenizer import COMPILE, Timer, begin, commit, count_kernels, hardware, matrix_rate
 from g3pt.config import CVQ_PRESETS, CARConfig, CVQConfig, TrainConfig, car_preset, cvq_preset
 from g3pt.models.transformer import CAR
 from g3pt.training import fit, flops
+from g3pt.training.compiled import compile_blocks
 from g3pt.training.memory import training_memory
 from g3pt.training.optimizer import make_optimizer
 from g3pt.training.parallel import SingleProcess

@@ -36,8 +36,8 @@ from g3pt.config import CVQConfig, TrainConfig, cvq_preset
 from g3pt.data.batches import SurfaceBatches, prefetched, rows_of
 from g3pt.models.tokenizer import CVQ
 from g3pt.training import fit, flops
+from g3pt.training.compiled import compile_blocks
 from g3pt.training.optimizer import make_optimizer
-from g3pt.training.parallel import ShardUnit
 
 Batch = dict[str, Any]
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -116,13 +116,6 @@ class Timer:
             work()
         self.wait()
         return (self.now() - began) / repeats
-
-
-def compile_blocks(model: torch.nn.Module, backend: str) -> None:
-    """Compile the transformer blocks of `model`, each by itself; blocks of one shape share the code."""
-    for block in model.modules():
-        if isinstance(block, ShardUnit):
-            block.compile(backend=backend)
 
 
 def count_kernels(work: Callable[[], Any], device: torch.device) -> int:

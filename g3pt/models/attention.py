@@ -2,8 +2,9 @@
 
 Levels are runs of tokens in order: the image tokens, then each scale. A level attends to itself and to all levels
 before it, so on the CPU each level's queries are one unmasked call of PyTorch's fused attention over the keys up to the
-level's end. On a GPU, where many small calls are slow, one FlexAttention kernel does the same with a block mask.
-Sampling computes one level at a time against the cache and needs neither.
+level's end. On a GPU, where many small calls are slow, the last level, most of the tokens, is such a call, and one
+FlexAttention kernel with a block mask computes all levels before it. Sampling computes one level at a time against the
+cache and needs neither.
 
 Source: G3PT (arXiv 2409.06322): queries and keys normalised to unit vectors. VAR (2404.02905): a learned scale per
 head, capped at
@@ -17,7 +18,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 
 Levels = tuple[int, ...]  # tokens of each level, in order
 MAX_LOG_SCALE = math.log(100.0)
+
+
+class Causal(NamedTuple):
+    """Which tokens attend to which, made once for all layers by `causal`."""
+
+    levels: Levels
+    mask: BlockMask | None = None  # of all levels but the last, on a GPU
 
 
 class Attention(nn.Module):
@@ -85,29 +93,43 @@ class UnitAttention(nn.Module):
         self.to_out = nn.Linear(width, width)
         self.log_scale_H = nn.Parameter(torch.full((num_heads,), math.log(4.0)))
 
-    def forward(self, x_BND: Tensor, levels: Levels | None = None, cache: KVCache | None = None) -> Tensor:
-        """Block-causal over `levels`; without them every token attends to all, those in the `cache` included."""
+    def forward(self, x_BND: Tensor, causal: Causal | None = None, cache: KVCache | None = None) -> Tensor:
+        """Block-causal as `causal` says; without it every token attends to all, those in the `cache` included."""
         query, key, value = self.to_qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         scale_H11 = self.log_scale_H.clamp_max(MAX_LOG_SCALE).exp()[:, None, None]
         query, key = F.normalize(query, dim=-1) * scale_H11, F.normalize(key, dim=-1)
         query, key = query.to(value.dtype), key.to(value.dtype)
         if cache is not None:
             key, value = cache.append(key, value)
-        out = block_causal(query, key, value, levels or (x_BND.shape[1],))
+        out = block_causal(query, key, value, causal or Causal((x_BND.shape[1],)))
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 
-def block_causal(query: Tensor, key: Tensor, value: Tensor, levels: Levels) -> Tensor:
+def causal(levels: Levels, device: torch.device) -> Causal:
+    """What `block_causal` needs for `levels` on a device."""
+    on_gpu = device.type == "cuda" and len(levels) > 2
+    return Causal(levels, block_mask(levels[:-1], device) if on_gpu else None)
+
+
+def block_causal(query: Tensor, key: Tensor, value: Tensor, causal: Causal) -> Tensor:
     """Attention (B, H, N, head width) at scale 1, full inside a level and causal across levels."""
-    if len(levels) == 1:
-        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
-    if query.is_cuda:
-        return compiled_flex()(query, key, value, block_mask=block_mask(levels, query.device), scale=1.0)
-    return level_by_level(query, key, value, levels)
+    if causal.mask is None:
+        return level_by_level(query, key, value, causal.levels)
+    last = causal.levels[-1]
+    before = [one[:, :, :-last] for one in (query, key, value)]
+    return torch.cat(
+        [
+            flex(*before, causal.mask),
+            F.scaled_dot_product_attention(query[:, :, -last:], key, value, scale=1.0),
+        ],
+        dim=2,
+    )
 
 
 def level_by_level(query: Tensor, key: Tensor, value: Tensor, levels: Levels) -> Tensor:
     """One fused call per level, over the keys up to its end."""
+    if len(levels) == 1:
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
     ends = itertools.accumulate(levels)
     parts = [
         F.scaled_dot_product_attention(query[:, :, end - size : end], key[:, :, :end], value[:, :, :end], scale=1.0)
@@ -116,9 +138,17 @@ def level_by_level(query: Tensor, key: Tensor, value: Tensor, levels: Levels) ->
     return torch.cat(parts, dim=2)
 
 
+def flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
+    """FlexAttention as one kernel: part of the graph of a block that is being compiled, else compiled by itself."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    call = flex_attention if torch.compiler.is_compiling() else compiled_flex()
+    return call(query, key, value, block_mask=mask, scale=1.0)
+
+
 @functools.cache
 def compiled_flex() -> Callable[..., Tensor]:
-    """FlexAttention as one kernel; compiled at its first call."""
+    """FlexAttention, compiled at its first call."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from g3pt.models.attention import Attention, KVCache, Levels, UnitAttention
+from g3pt.models.attention import Attention, Causal, KVCache, UnitAttention
 from g3pt.training.parallel import ShardUnit
 
 
@@ -65,12 +65,12 @@ class ModulatedBlock(nn.Module, ShardUnit):
         self.mlp = feed_forward(width, approximate="tanh")
 
     def forward(
-        self, x_BND: Tensor, condition_BD: Tensor, levels: Levels | None = None, cache: KVCache | None = None
+        self, x_BND: Tensor, condition_BD: Tensor, causal: Causal | None = None, cache: KVCache | None = None
     ) -> Tensor:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self._modulation(condition_BD, cache)[:, None].chunk(
             6, dim=-1
         )
-        x_BND = x_BND + (1 + gate_1) * self.attention(modulate(x_BND, shift_1, scale_1), levels, cache)
+        x_BND = x_BND + (1 + gate_1) * self.attention(modulate(x_BND, shift_1, scale_1), causal, cache)
         return x_BND + (1 + gate_2) * self.mlp(modulate(x_BND, shift_2, scale_2))
 
     def _modulation(self, condition_BD: Tensor, cache: KVCache | None) -> Tensor:

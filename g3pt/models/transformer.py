@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from g3pt.config import CARConfig, CVQConfig
-from g3pt.models.attention import KVCache, Levels, attended_pairs
+from g3pt.models.attention import KVCache, Levels, attended_pairs, causal
 from g3pt.models.heads import build_head
 from g3pt.models.layers import ModulatedBlock, modulate
 
@@ -147,14 +147,14 @@ class CAR(nn.Module):
         num_scales = len(self.scales) if num_scales is None else num_scales
         condition_BD = self.condition(text_BC, image_BMC)
         x_BND = self.embed(aligned_BTA, len(text_BC), 0, num_scales)
-        levels = self.attended(num_scales)
+        structure = causal(self.attended(num_scales), x_BND.device)
         if self.num_prefix:
             x_BND = torch.cat([self.embed_prefix(image_BMC), x_BND], dim=1)
         for block in self.blocks:
             if self.config.checkpoint_layers and torch.is_grad_enabled():
-                x_BND = checkpoint(block, x_BND, condition_BD, levels, use_reentrant=False)
+                x_BND = checkpoint(block, x_BND, condition_BD, structure, use_reentrant=False)
             else:
-                x_BND = block(x_BND, condition_BD, levels)
+                x_BND = block(x_BND, condition_BD, structure)
         return self.finish(x_BND[:, self.num_prefix :], condition_BD)
 
     def finish(self, x_BTD: Tensor, condition_BD: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, OnData, Replace):
     """objects per forward pass of a worker; auto: what fits its GPU"""
     gpu_memory: float | None = None
     """GiB of a worker's GPU, for --micro-batch auto; default as found"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of each transformer block; auto: on a GPU"""
     init_from: str | None = None
     """start from the weights of this run or export; default random weights"""
     num_to_keep: int = 2
@@ -137,7 +139,7 @@ def _train(
             encode(spec, flags.num_workers, flags.ray_address, flags.device)
         return spec
 
-    speed = run.Speed(parallel=flags.parallel, num_to_keep=flags.num_to_keep)
+    speed = run.Speed(parallel=flags.parallel, num_to_keep=flags.num_to_keep, compile=flags.compile)
     workers = {"num_workers": flags.num_workers, "ray_address": flags.ray_address, "device": flags.device}
     run_dir = run.train_run(
         spec,

@@ -46,6 +46,7 @@ class Speed:
     parallel: str = "ddp"  # or fsdp: how several workers share the model
     num_to_keep: int = 2  # checkpoints to keep
     keep_samples: tuple[int, ...] = ()  # samples at which a checkpoint is saved and kept (`pipelines.train.trajectory`)
+    compile: str = "auto"  # on, off: `g3pt.training.compiled`
 
 
 def work_config(spec: RunSpec, run_dir: Path, build: str = BUILD_STAGE, speed: Speed | None = None) -> dict[str, Any]:
@@ -75,7 +76,10 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
 
     Returns this node and the files (path -> bytes) of the finished run, for `pipelines.cluster.storage.check_arrived`.
     """
+    import torch
+
     from g3pt.training.best import Best
+    from g3pt.training.compiled import prepare
     from g3pt.training.fit import fit
     from g3pt.training.parallel import make_parallel
     from pipelines.train.init_from import initialise
@@ -96,6 +100,8 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
         ledger, best = Ledger.of(run_dir), Best(stage.best_by)
         journal = Journal(spec, ledger, stage.train_config, state, micro_batch) if rank == 0 else None
         parallel = make_parallel(speed.parallel, rank, world_size)
+        if (compiled := prepare(speed.compile, stage.model, torch.device(device))) and journal:
+            print(f"{spec.name}: {compiled} transformer blocks are compiled in the first step", flush=True)
         test: Record = {}
         with contextlib.ExitStack() as asking:
             stop = asking.enter_context(stoppable(run_dir, rank))

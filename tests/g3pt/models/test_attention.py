@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from g3pt.models.attention import attended_pairs, block_mask, compiled_flex, level_by_level, level_of_tokens
+from g3pt.models import attention
+from g3pt.models.attention import (
+    Causal,
+    Levels,
+    attended_pairs,
+    block_mask,
+    compiled_flex,
+    level_by_level,
+    level_of_tokens,
+)
 
 LEVELS = [
     (5,),
@@ -56,6 +65,18 @@ def test_flex_attention_equals_a_dense_mask_forward_and_backward(
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     for a, b in zip(gradients(got, inputs), gradients(want, inputs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", LEVELS[1:])
+def test_the_last_level_alone_and_the_others_by_flex_equal_a_dense_mask(levels: Levels) -> None:
+    """What a GPU computes, here uncompiled and without gradients."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    inputs = [one.detach() for one in tensors(levels)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "compiled_flex", lambda: flex_attention)
+        got = attention.block_causal(*inputs, Causal(levels, block_mask(levels[:-1], torch.device("cpu"))))
+    torch.testing.assert_close(got, naive(*inputs, levels), rtol=1e-4, atol=1e-5)
 
 
 def test_flex_attention_skips_whole_blocks() -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from g3pt.config import CAR_PRESETS, CVQ_PRESETS, CARConfig
+from g3pt.models.attention import Causal
 from g3pt.models.car import G3PT
 from g3pt.models.heads import BitHead, CodeHead, build_head, code_factors
 from g3pt.models.layers import ModulatedBlock
@@ -46,11 +47,11 @@ def test_attention_is_full_inside_a_scale_and_blind_to_the_future() -> None:
     ).car.attended(2) == (1, 3)
     attention, x_BND = model.car.blocks[0].attention, torch.randn(1, 10, 32)
     with torch.no_grad():
-        before = attention(x_BND, (1, 3, 6))
+        before = attention(x_BND, Causal((1, 3, 6)))
         for token, level in [(0, 0), (1, 1), (3, 1), (4, 2), (9, 2)]:
             changed_BND = x_BND.clone()
             changed_BND[:, token] += 1
-            moved = (attention(changed_BND, (1, 3, 6)) - before).abs().amax(dim=(0, 2)) > 1e-6
+            moved = (attention(changed_BND, Causal((1, 3, 6))) - before).abs().amax(dim=(0, 2)) > 1e-6
             assert moved.tolist() == [other >= level for other in (0, 1, 1, 1, 2, 2, 2, 2, 2, 2)]
 
 
@@ -349,5 +350,5 @@ def test_attention_agrees_with_the_formula() -> None:
     score = 4 * F.cosine_similarity(q[..., :, None, :], k[..., None, :, :], dim=-1)
     weights = score.masked_fill(~mask, -torch.inf).softmax(-1)
     want = block.attention.to_out((weights @ v).transpose(1, 2).reshape(2, 5, 8))
-    torch.testing.assert_close(block.attention(x, (1,) * 5), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(block.attention(x, Causal((1,) * 5)), want, rtol=1e-5, atol=1e-5)
     assert isinstance(block.attention.to_qkv, nn.Linear)

@@ -1,12 +1,15 @@
 """The last and the best weights of a run, finished or not, as folders that load."""
 
 import dataclasses
+import functools
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from g3pt.models.tokenizer import CVQ
+from g3pt.training import compiled
 from g3pt.training.exports import export_hash, read_export_config
 from pipelines.cli.errors import UsageError
 from pipelines.runs.identity import RunSpec
@@ -95,3 +98,19 @@ def test_what_there_is_not_is_one_line(run_dir: Path, tmp_path: Path) -> None:
     checkpoints.save_checkpoint(new / "checkpoints", oldest, 1)
     with pytest.raises(UsageError, match="has no best weights"):
         export(ExportFlags(run=str(new), output=str(tmp_path / "out"), weights="best"), BUILD)
+
+
+def test_a_run_with_compiled_blocks_has_the_same_name_and_weights(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Captured by dynamo and run as they are, through the changes of phase; Inductor would compile for minutes."""
+    monkeypatch.setattr(compiled, "compile_blocks", functools.partial(compiled.compile_blocks, backend="eager"))
+    spec = RunSpec.from_dict(json.loads((run_dir / "config.json").read_text(encoding="utf-8")))
+    other = train.prepare_run(spec, tmp_path)
+    train.work(train.work_config(spec, other, BUILD, train.Speed(compile="on")))
+    torch.compiler.reset()
+    assert "transformer blocks are compiled" in capsys.readouterr().out
+    assert other.name == run_dir.name
+    for folder in ("export", "export-best"):
+        weights = [(run / folder / "model.safetensors").read_bytes() for run in (run_dir, other)]
+        assert weights[0] == weights[1]
