@@ -1,15 +1,19 @@
 """What feeding a training costs: CPU seconds, bytes read, and bytes touched, by way of reading.
 
-    python benchmarks/data_path.py [--objects 384] [--features 64] [--rows draw,bytes,ranks,pictures,features]
-                                   [--folder DIR] [--output data_path.json]
+    python benchmarks/data_path.py [--objects 384] [--epochs 4] [--features 64] [--folder DIR] [--output data_path.json]
+                                   [--rows draw,bytes,ranks,loaders,pictures,features]
 
 Needs torch, numpy, pyarrow and, for the pictures, PIL and SciPy. It makes a dataset of balls with the default numbers
-of points in DIR (a temporary folder without it; 0.9 MB per object) and reads it with the preset `small`. Rates are per
-CPU second of one process with one thread, because wall time says little on a shared machine; compare within one run.
+of points in DIR (a temporary folder without it; 1.7 MB per object with its copies) and reads it with the preset
+`small`. Rates are per CPU second of one process with one thread, because wall time says little on a shared machine;
+compare within one run. `memory` holds the split, `parquet` streams its shards, `cache` maps a node's copies of them.
 
-- draw: samples of a tokenizer's batches, from memory and streamed from Parquet.
-- bytes: bytes that are decompressed per sample, and bytes that the sample contains.
-- ranks: bytes that the ranks of one node ask the operating system for in one epoch (`rchar` of /proc/PID/io).
+- draw: samples of a tokenizer's batches.
+- bytes: bytes that come into memory per byte that a sample has. Of the cache these are the pages that are resident
+  after a batch was drawn from files that were evicted.
+- ranks: bytes that 4 ranks of one node ask the operating system for in one epoch (`rchar` of /proc/PID/io), filling the
+  cache included, over those of one rank.
+- loaders: CPU milliseconds of all processes per sample, by the number of loader processes.
 - pictures: views of 256 pixels as inputs of an encoder for 224 pixels.
 - features: one view's stored features of DINOv2 ViT-L/14, 257 x 1024 numbers in float16.
 """
@@ -17,10 +21,15 @@ CPU second of one process with one thread, because wall time says little on a sh
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import functools
 import itertools
 import json
+import mmap
 import multiprocessing
+import os
+import resource
 import sys
 import tempfile
 import time
@@ -38,8 +47,10 @@ from benchmarks.tokenizer import COLUMNS, balls
 from g3pt.config import cvq_preset
 from g3pt.data import datasets, derived, reading, records, streaming
 from g3pt.data.batches import SurfaceBatches
+from g3pt.data.loading import loaded
 from g3pt.data.pictures import prepare_image
 from g3pt.models import features
+from pipelines.train.node_cache import node_cache
 
 CONFIG, _ = cvq_preset("small")
 BATCH = 32
@@ -48,7 +59,7 @@ READS = (*COLUMNS, "sharp")
 VIEW_SIZE, ENCODER_SIZE = 256, 224  # pixels
 TOKENS, WIDTH = 257, 1024  # of DINOv2 ViT-L/14
 KIND = "image-00000000"
-WAYS = ("memory", "parquet")
+WAYS = ("memory", "parquet", "cache")
 IN_MEMORY, STREAMED = 2**40, 0  # `in_memory_bytes` that choose one way or the other
 GROUP_BYTES = 64 * 2**20
 
@@ -76,29 +87,60 @@ def _row(name: str, config: records.RecordConfig, arrays: dict[str, np.ndarray])
 # --- tokenizer --------------------------------------------------------------------------------------------------------
 
 
-def objects(info: datasets.DatasetInfo, way: str) -> Any:
-    """The training objects, read in one of WAYS."""
+def objects(info: datasets.DatasetInfo, way: str, folder: Path, rank: int = 0) -> Any:
+    """The training objects, read in one of WAYS; `folder` is that of the cache."""
     limit = IN_MEMORY if way == "memory" else STREAMED
-    return streaming.training_objects(info, READS, in_memory_bytes=limit, group_bytes=GROUP_BYTES)
+    wanted = streaming.Reading(dataset=info, columns=READS, in_memory_bytes=limit, group_bytes=GROUP_BYTES)
+    return streaming.training_objects(wanted, node_cache(wanted, str(folder), rank) if way == "cache" else None)
+
+
+def batches(
+    info: datasets.DatasetInfo, way: str, rank: int = 0, count: int = 1, folder: str = "cache"
+) -> SurfaceBatches:
+    """The batches of one of `count` ranks."""
+    return SurfaceBatches(objects(info, way, info.path.parent / folder, rank), CONFIG, BATCH, 0, rank, count)
 
 
 def draw(info: datasets.DatasetInfo, flags: argparse.Namespace) -> dict[str, Any]:
-    """Samples per CPU second of a tokenizer's batches in one epoch, by way of reading."""
-    rates = {}
+    """Samples per CPU second of a tokenizer's batches by way of reading, in the first epoch and in later ones."""
+    rates, steps = {}, max(1, flags.objects // BATCH)
     for way in WAYS:
-        stream = SurfaceBatches(objects(info, way), CONFIG, BATCH, 0)(0)
-        next(stream)
-        number = max(1, flags.objects // BATCH)
-        rates[way] = BATCH / cpu_seconds(functools.partial(next, stream), number)
-        stream.close()
+        with contextlib.closing(batches(info, way)(0)) as stream:
+            rates[f"{way}, first epoch"] = BATCH / cpu_seconds(functools.partial(next, stream), steps)
+            rates[way] = BATCH / cpu_seconds(functools.partial(next, stream), flags.epochs * steps)
     return rates
 
 
 def touched(info: datasets.DatasetInfo, flags: argparse.Namespace) -> dict[str, Any]:
-    """Bytes that are read into memory per sample, over the bytes of the dataset that a sample has."""
-    queries = CONFIG.num_volume_queries + CONFIG.num_near_queries
-    drawn = 12 * (CONFIG.num_points + CONFIG.num_sharp_points) + 6 * queries + queries // 8
-    return {"drawn": drawn, "parquet": streaming.object_bytes(info, READS) / drawn}
+    """Bytes that come into memory per byte that a sample has."""
+    stream = batches(info, "cache")(0)
+    files = [file for file in (info.path.parent / "cache").rglob("*.arrow") if file.stem in READS]
+    for file in files:
+        evict(file)
+    left = sum(map(resident_bytes, files))
+    batch = next(stream)
+    drawn = sum(value.nbytes for name, value in batch.items() if name[:4] not in ("near", "occu"))
+    drawn += batch["occupancy_BQ"].numel() // 8
+    found = sum(map(resident_bytes, files)) - left
+    per_object = streaming.object_bytes(info, READS)
+    return {"bytes": drawn / BATCH, "parquet": per_object * BATCH / drawn, "cache": found / drawn, "not evicted": left}
+
+
+def evict(file: Path) -> None:
+    """Drop a file's pages from memory."""
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def resident_bytes(file: Path) -> int:
+    """Bytes of a file that are in memory."""
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ) as mapped:
+        place = np.frombuffer(mapped, np.uint8)
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        ctypes.CDLL(None).mincore(ctypes.c_void_p(place.ctypes.data), ctypes.c_size_t(len(mapped)), pages)
+        del place
+        return mmap.PAGESIZE * sum(page & 1 for page in pages)
 
 
 def ranks(info: datasets.DatasetInfo, flags: argparse.Namespace) -> dict[str, Any]:
@@ -107,17 +149,15 @@ def ranks(info: datasets.DatasetInfo, flags: argparse.Namespace) -> dict[str, An
 
 
 def read_by(info: datasets.DatasetInfo, way: str, count: int) -> int:
-    """Bytes that `count` ranks ask the operating system for in one epoch."""
-    context = multiprocessing.get_context("fork")
-    with context.Pool(count) as pool:
+    """Bytes that `count` ranks ask the operating system for in one epoch, with a new cache."""
+    with multiprocessing.get_context("fork").Pool(count) as pool:
         return sum(pool.starmap(_epoch, [(info, way, rank, count) for rank in range(count)], 1))
 
 
 def _epoch(info: datasets.DatasetInfo, way: str, rank: int, count: int) -> int:
     torch.set_num_threads(1)
     before = asked_bytes()
-    found = objects(info, way)
-    stream = SurfaceBatches(found, CONFIG, BATCH, 0, rank, count)(0)
+    stream = batches(info, way, rank, count, f"cache-of-{count}")(0)
     for _ in range(max(1, info.splits["train"] // BATCH)):
         next(stream)
     stream.close()
@@ -127,6 +167,24 @@ def _epoch(info: datasets.DatasetInfo, way: str, rank: int, count: int) -> int:
 def asked_bytes() -> int:
     """Bytes that this process has asked the operating system for so far."""
     return int(Path("/proc/self/io").read_text(encoding="utf-8").split()[1])
+
+
+def loaders(info: datasets.DatasetInfo, flags: argparse.Namespace) -> dict[str, Any]:
+    """CPU milliseconds per sample of this process and its loader processes, from the cache."""
+    make, found = batches(info, "cache"), {}
+    steps = 4 * flags.epochs * max(1, flags.objects // BATCH)
+    for count in (0, 1, 2):
+        start = all_cpu_seconds()
+        with contextlib.closing(loaded(make, 0, count)) as stream:
+            for _ in range(steps):
+                next(stream)
+        found[f"{count} processes"] = 1e3 * (all_cpu_seconds() - start) / (steps * BATCH)
+    return found
+
+
+def all_cpu_seconds() -> float:
+    """CPU seconds of this process and of its children that ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 # --- generator --------------------------------------------------------------------------------------------------------
@@ -184,13 +242,21 @@ def cpu_seconds(call: Callable[[], Any], count: int) -> float:
     return (time.process_time() - start) / count
 
 
-ROWS = {"draw": draw, "bytes": touched, "ranks": ranks, "pictures": pictures, "features": stored_features}
+ROWS = {
+    "draw": draw,
+    "bytes": touched,
+    "ranks": ranks,
+    "loaders": loaders,
+    "pictures": pictures,
+    "features": stored_features,
+}
 
 
 def main() -> None:
     """Measure the rows; print them and write them to --output."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, default=384)
+    parser.add_argument("--epochs", type=int, default=4, help="epochs after the first one")
     parser.add_argument("--features", type=int, default=64, help="objects with stored features")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--folder", type=Path)
@@ -198,7 +264,7 @@ def main() -> None:
     flags = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
-        info, found = make_dataset(Path(folder), flags.objects), machine.about("torch", "numpy", "pyarrow")
+        info, found = make_dataset(Path(folder) / "data", flags.objects), machine.about("torch", "numpy", "pyarrow")
         for name in flags.rows.split(","):
             found[name] = ROWS[name](info, flags)
             print(f"{name}: " + ", ".join(f"{key} {value:,.4g}" for key, value in found[name].items()), flush=True)

@@ -298,9 +298,8 @@ def training_objects(data: str | None, config: CVQConfig) -> Any:
         return balls(config)
     from g3pt.data import datasets, streaming
 
-    return streaming.training_objects(
-        datasets.open_dataset(data), (*COLUMNS, *["sharp"] * bool(config.num_sharp_points))
-    )
+    columns = (*COLUMNS, *["sharp"] * bool(config.num_sharp_points))
+    return streaming.training_objects(streaming.Reading(dataset=datasets.open_dataset(data), columns=columns))
 
 
 def estimate(config: CVQConfig, train: TrainConfig) -> int:

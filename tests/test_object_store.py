@@ -195,7 +195,9 @@ def test_a_dataset_in_a_bucket_is_the_local_one(bucket: str, tmp_path: Path) -> 
     ]
     shown = []
     for info in (local, remote):
-        objects = streaming.training_objects(info, ("surface",), in_memory_bytes=0, group_bytes=2000)
+        objects = streaming.training_objects(
+            streaming.Reading(dataset=info, columns=("surface",), in_memory_bytes=0, group_bytes=2000)
+        )
         shown.append(
             np.stack([row["surface"] for _, some in itertools.islice(objects.rows(1, 0, 5), 30) for row in some])
         )

@@ -33,26 +33,43 @@ def sample_order(num_objects: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def global_batches(
-    num_objects: int, batch_size: int, start_sample: int, rank: int = 0, world_size: int = 1
+    num_objects: int,
+    batch_size: int,
+    start_sample: int,
+    rank: int = 0,
+    world_size: int = 1,
+    turn: int = 0,
+    turns: int = 1,
 ) -> Iterator[np.ndarray]:
-    """Sample numbers of this worker's share of each global batch, from `start_sample` on, without end."""
+    """Sample numbers of this worker's share of each global batch, from `start_sample` on, without end.
+
+    A process that makes every `turns`-th batch begins with batch `turn`.
+    """
     if batch_size % world_size:
         raise ValueError(f"global batch {batch_size} is not a multiple of {world_size} workers")
     if num_objects < 1:
         raise ValueError("no object to train on: the split has no row with status ok")
+    start_sample += turn * batch_size
     while True:
         yield np.arange(start_sample + rank, start_sample + batch_size, world_size)
-        start_sample += batch_size
+        start_sample += turns * batch_size
 
 
 def batch_indices(
-    num_objects: int, batch_size: int, seed: int, start_sample: int, rank: int = 0, world_size: int = 1
+    num_objects: int,
+    batch_size: int,
+    seed: int,
+    start_sample: int,
+    rank: int = 0,
+    world_size: int = 1,
+    turn: int = 0,
+    turns: int = 1,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(Sample numbers, object indices) of this worker's share of each global batch, from `start_sample` on,
-    without end.
+    without end. `turn` and `turns` as in `global_batches`.
     """
     orders: dict[int, np.ndarray] = {}
-    for samples in global_batches(num_objects, batch_size, start_sample, rank, world_size):
+    for samples in global_batches(num_objects, batch_size, start_sample, rank, world_size, turn, turns):
         epochs = samples // num_objects
         for epoch in set(epochs.tolist()) - set(orders):
             orders = {e: o for e, o in orders.items() if e >= epochs[0]} | {
@@ -109,9 +126,9 @@ class SurfaceBatches:
         self.objects, self.config, self.batch_size, self.seed = objects, config, batch_size, seed
         self.rank, self.world_size = rank, world_size
 
-    def __call__(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
-        """Batches from sample `start_sample` on, without end."""
-        for samples, rows in self._rows(start_sample):
+    def __call__(self, start_sample: int, turn: int = 0, turns: int = 1) -> Iterator[dict[str, Tensor]]:
+        """Batches from sample `start_sample` on, without end. `turn` and `turns` as in `global_batches`."""
+        for samples, rows in self._rows(start_sample, turn, turns):
             yield self.batch(samples, rows)
 
     def batch(self, samples: np.ndarray, rows: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
@@ -131,14 +148,14 @@ class SurfaceBatches:
             self._draw({name: values[place] for name, values in drawn.items()}, row, sample)
         return {name: torch.from_numpy(values) for name, values in drawn.items()}
 
-    def _rows(self, start_sample: int) -> Iterator[tuple[np.ndarray, list[dict[str, np.ndarray]]]]:
+    def _rows(
+        self, start_sample: int, turn: int, turns: int
+    ) -> Iterator[tuple[np.ndarray, list[dict[str, np.ndarray]]]]:
+        where = (self.batch_size, self.seed, start_sample, self.rank, self.world_size, turn, turns)
         if not isinstance(self.objects, dict):
-            yield from self.objects.rows(self.batch_size, self.seed, start_sample, self.rank, self.world_size)
+            yield from self.objects.rows(*where)
             return
-        count = len(self.objects["surface"])
-        for samples, indices in batch_indices(
-            count, self.batch_size, self.seed, start_sample, self.rank, self.world_size
-        ):
+        for samples, indices in batch_indices(len(self.objects["surface"]), *where):
             yield samples, [{name: values[i] for name, values in self.objects.items()} for i in indices]
 
     def _draw(self, drawn: dict[str, np.ndarray], row: dict[str, np.ndarray], sample: int) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from g3pt.data.datasets import DatasetInfo, open_dataset
 from g3pt.data.records import ROWS_PER_GROUP, RecordConfig, id_hash, shard_index
 from g3pt.data.selection import ALL, Selection
-from g3pt.data.storage import Location, open_parquet
+from g3pt.data.storage import Location, naming, open_parquet
 
 
 def read_rows(
@@ -45,7 +45,7 @@ def _shard_rows(
 ) -> Iterator[dict[str, Any]]:
     wanted = list(dict.fromkeys([*columns, "split", "status"] + ["id"] * (ids is not None)))
     try:
-        with open_parquet(path) as file:
+        with naming(path), open_parquet(path) as file:
             groups = None if ids is None else _groups_with(file, ids)
             for batch in file.iter_batches(
                 batch_size=ROWS_PER_GROUP, row_groups=groups, columns=wanted, use_threads=False
@@ -125,9 +125,9 @@ def count_objects(dataset: DatasetInfo, shard: int, split: str, selection: Selec
     return sum(selection.keeps(row) for row in read_rows(dataset, ["id", "license"], split, shards=[shard]))
 
 
-def stored_bytes(dataset: DatasetInfo, shard: int, columns: Sequence[str]) -> int:
-    """Uncompressed bytes of some columns of a shard, from its footer alone."""
-    with open_parquet(dataset.shard_path(shard)) as file:
+def stored_bytes(path: Location, columns: Sequence[str]) -> int:
+    """Uncompressed bytes of some columns of a Parquet file, from its footer alone."""
+    with open_parquet(path) as file:
         chunks = [
             file.metadata.row_group(g).column(c)
             for g in range(file.num_row_groups)

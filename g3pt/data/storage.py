@@ -277,3 +277,14 @@ def open_parquet(path: Location) -> Iterator[pq.ParquetFile]:
         pq.ParquetFile(source, pre_buffer=True) as file,
     ):
         yield file
+
+
+@contextlib.contextmanager
+def naming(path: Location) -> Iterator[None]:
+    """Turns what Arrow says of a file whose content it cannot read into a ValueError that names the file."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk or the network: it may be over soon
+            raise
+        raise ValueError(f"{path} cannot be read: {error}") from error

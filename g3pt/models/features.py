@@ -95,6 +95,11 @@ def encodings(config: CARConfig, text_export: str | None = None) -> list[Encodin
     return [one for one in usable if one.encoder not in (SMALL, NONE)]
 
 
+def view_column(view: int) -> str:
+    """The column of one view."""
+    return f"view_{view}"
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -146,7 +151,7 @@ def _image_tables(encoder: ImageEncoder, info: DatasetInfo, index: int) -> Itera
 
 
 def _image_table(ids: list[str], counts: list[int], views: list[np.ndarray]) -> pa.Table:
-    columns = {f"view_{number}": _tensor(view_BMC) for number, view_BMC in enumerate(views)}
+    columns = {view_column(number): _tensor(view_BMC) for number, view_BMC in enumerate(views)}
     return pa.table({"id": pa.array(ids, pa.string()), "num_views": pa.array(counts, pa.uint16()), **columns})
 
 
@@ -221,7 +226,7 @@ class StoredFeatures:
     def image(self, object_id: str, view: int) -> np.ndarray:
         """Features float16 (M, C) of one view of an object."""
         file, row_of = self._shard(shard_index(object_id, self.info.num_shards))
-        (column,) = file.read_row_group(row_of[object_id], columns=[f"view_{view}"]).columns
+        (column,) = file.read_row_group(row_of[object_id], columns=[view_column(view)]).columns
         return reading.column_values(column.combine_chunks())[0].copy()  # arrow's memory is read-only
 
     def _shard(self, index: int) -> tuple[Any, dict[str, int]]:

@@ -5,6 +5,7 @@ their own heading.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NewType
 
 Numbers = NewType("Numbers", str)  # comma-separated
@@ -38,7 +39,7 @@ class WithFeatures:
     """A command that trains generators."""
 
     features: Literal["live", "stored"] = "live"
-    """outputs of pretrained encoders: computed in every step (live), or once and kept below DATASET/derived (stored)"""
+    """pretrained encoders: live in each step, or outputs stored once"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,30 @@ class OnDevice:
 
     device: str = "auto"
     """auto (a GPU if the cluster has one), cpu or gpu"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithFeed:
+    """A command whose workers read training objects."""
+
+    cache: str = "auto"
+    """folder for a node's copies of the data; auto: from 1 GiB on; off"""
+    loader_workers: int | Literal["auto"] = "auto"
+    """processes that make batches; auto: up to 8 per GPU"""
+
+
+def check_feed(flags: WithFeed) -> None:
+    """ValueError for a cache that is no local folder and for a negative number of loader processes."""
+    if "://" in flags.cache:
+        raise ValueError(f"--cache {flags.cache}: a cache is mapped into memory; name a folder on the node's own disk")
+    if flags.loader_workers != "auto" and flags.loader_workers < 0:
+        raise ValueError(f"--loader-workers must be at least 0, got {flags.loader_workers}")
+
+
+def feed_of(flags: WithFeed) -> dict[str, str | int]:
+    """The two flags, the folder as an absolute path."""
+    folder = flags.cache if flags.cache in ("auto", "off") else str(Path(flags.cache).expanduser().resolve())
+    return {"cache": folder, "loader_workers": flags.loader_workers}
 
 
 @dataclass(frozen=True, kw_only=True)

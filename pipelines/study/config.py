@@ -3,13 +3,24 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.cli.flags import DryRun, OnData, OnDevice, OnRay, Replace, WithFeatures, WithRetries, WithTokenizer
+from pipelines.cli.flags import (
+    DryRun,
+    OnData,
+    OnDevice,
+    OnRay,
+    Replace,
+    WithFeatures,
+    WithFeed,
+    WithRetries,
+    WithTokenizer,
+    check_feed,
+)
 
 DEFAULT_SIZES = "20k,80k,150k,nano"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeatures, WithTokenizer, OnData, Replace):
+class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeed, WithFeatures, WithTokenizer, OnData, Replace):
     """Train CAR at several sizes on the same data and fit the scaling law of its test cross-entropy."""
 
     output: str
@@ -71,6 +82,7 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeatures, WithTokeniz
     """remove the checkpoints of the finished study at --output from which further runs could branch"""
 
     def __post_init__(self) -> None:
+        check_feed(self)
         if self.pause and self.finish:
             raise ValueError("--pause and --finish do different things: give one of them")
         if self.samples and self.steps is not None:

@@ -31,6 +31,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "conditions": ("features",),
     "placement": (
         "num_workers", "micro_batch", "gpu_memory", "max_concurrent", "device", "max_failures", "ray_address",
+        "cache", "loader_workers",
     ),
     "cost": ("on", "utilisation", "flops_per_s", "price"),
 }  # fmt: skip

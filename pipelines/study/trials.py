@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from g3pt.config import CARConfig, CVQConfig, TrainConfig, from_dict
-from pipelines.cli.flags import MAX_FAILURES
+from pipelines.cli.flags import MAX_FAILURES, feed_of
 from pipelines.cli.interrupt import in_thread
 from pipelines.cli.progress import say
 from pipelines.cli.quiet import prints_aside
@@ -114,6 +114,7 @@ def tune(todo: list[dict[str, Any]], study: Path, flags: SweepFlags) -> dict[str
 
     scratch, folders = study / "ray", [Path(item["run_dir"]) for item in todo]
     settings = {name: getattr(flags, name) for name in ("num_workers", "device", "max_failures")}
+    settings["feed"] = feed_of(flags)
     groups = together(todo)
     workers = [workers_of(todo[group[0]], flags) for group in groups]
     requests, concurrent = trial_resources(workers, flags.device)
@@ -245,6 +246,7 @@ def trial(
     device: str,
     groups: list[list[int]] | None = None,
     max_failures: int = MAX_FAILURES,
+    feed: dict[str, Any] | None = None,
     key: str = "",
 ) -> dict[str, float]:
     """Train the runs of one trajectory inside a Tune trial: on their own Ray Train workers, or without workers in
@@ -257,13 +259,15 @@ def trial(
     if key and not num_workers:  # a run without workers has nobody else to say so
         begun(key)
     finished = [
-        train_one(todo[index], num_workers, device, max_failures, key)
+        train_one(todo[index], num_workers, device, max_failures, feed or {}, key)
         for index in (groups[config["index"]] if groups else [config["index"]])
     ]
     return {"finished": float(all(finished))}
 
 
-def train_one(item: dict[str, Any], num_workers: int | str, device: str, max_failures: int, key: str) -> bool:
+def train_one(
+    item: dict[str, Any], num_workers: int | str, device: str, max_failures: int, feed: dict[str, Any], key: str
+) -> bool:
     """Train one run with the workers of its placement (default `num_workers`), from the checkpoint of a longer one if
     that has passed where it cools down; False if it failed.
     """
@@ -276,7 +280,7 @@ def train_one(item: dict[str, Any], num_workers: int | str, device: str, max_fai
     write_json(run_dir / ENVIRONMENT_FILE, environment())
     computed = spec.config.get("computed", {})
     workers = int(computed.get("workers", num_workers))
-    speed = train.Speed(keep_samples=tuple(item.get("kept", ())), parallel=computed.get("parallel", "ddp"))
+    speed = train.Speed(keep_samples=tuple(item.get("kept", ())), parallel=computed.get("parallel", "ddp"), **feed)
     try:
         start_from_another(spec, run_dir)
         train.ray_train(spec, run_dir, workers, device, item["build"], speed, max_failures, key)

@@ -31,6 +31,7 @@ from g3pt.training.parallel import in_turn, joined, part_size
 from pipelines.derive import tokens
 from pipelines.train import car_batches, trained_on
 from pipelines.train.car_batches import ConditionedCodes, TrainBatches
+from pipelines.train.feed import FEED, Feed, fed
 
 if TYPE_CHECKING:
     from pipelines.runs.identity import RunSpec
@@ -50,7 +51,7 @@ class CARStage:
     `text_encoder`, the export whose text encoder the model takes.
     """
 
-    def __init__(self, spec: RunSpec, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, spec: RunSpec, rank: int = 0, world_size: int = 1, feed: Feed = FEED) -> None:
         self.spec = spec
         self.train_config: TrainConfig = from_dict(TrainConfig, spec.config["train"])
         self.info = datasets.open_dataset(spec.paths["data"])
@@ -72,7 +73,15 @@ class CARStage:
             )
         self._take_text_encoder()
         self.train = TrainBatches(
-            self.model, self.info, self.kind, self.train_config, self.selection, rank, world_size, self.stored
+            self.model,
+            self.info,
+            self.kind,
+            self.train_config,
+            self.selection,
+            rank,
+            world_size,
+            self.stored,
+            feed,
         )
         self._splits: dict[str, ConditionedCodes] = {}
         self._test_ce_NK: Tensor | None = None
@@ -110,7 +119,7 @@ class CARStage:
 
     def batches(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
         """Endless batches from sample number `start_sample` on."""
-        return self.train(start_sample)
+        return fed(self.train, start_sample, self.train.feed)
 
     def _split(self, split: str, limit: int) -> ConditionedCodes:
         """The `limit` objects of a validation or test split with the smallest sha256(id)."""

@@ -21,14 +21,17 @@ from torch import Tensor
 
 from g3pt.config import TrainConfig
 from g3pt.data.batches import batch_indices
+from g3pt.data.cache import Source
 from g3pt.data.captions import shorten
 from g3pt.data.datasets import DatasetInfo
 from g3pt.data.pictures import prepare_image
 from g3pt.data.selection import Selection
-from g3pt.data.streaming import Joined, ShardedObjects, training_objects
+from g3pt.data.streaming import Joined, Reading, ShardedObjects, training_objects
 from g3pt.models.car import G3PT
-from g3pt.models.features import StoredFeatures
+from g3pt.models.features import StoredFeatures, view_column
 from pipelines.derive import tokens
+from pipelines.train.feed import FEED, Feed
+from pipelines.train.node_cache import node_cache
 
 CACHE_BYTES = 512 * 2**20  # for aligned inputs, and the same for prepared views
 ALIGN_BATCH = 32
@@ -54,7 +57,18 @@ def joined_codes(info: DatasetInfo, kind: str, num_tokens: int, stored: StoredFe
         conditions = stored.columns(arrays["id"], shards) if stored else {}
         return arrays | {"codes": np.stack(found) if found else np.zeros((0, num_tokens), np.uint16)} | conditions
 
-    return Joined(num_bytes=2 * num_tokens, join=join)
+    return Joined(num_bytes=2 * num_tokens, join=join, sources=_sources(info, kind, stored))
+
+
+def _sources(info: DatasetInfo, kind: str, stored: StoredFeatures | None) -> dict[str, Source]:
+    """Where a cache copies the joined columns from; of stored pictures, one column per view."""
+    kinds, found = stored.kinds if stored else {}, {"codes": Source("codes", kind)}
+    if "text" in kinds:
+        found["text"] = Source("text", kinds["text"])
+    if "image" in kinds:
+        names = ["num_views", *(view_column(view) for view in range(info.config.num_views))]
+        found |= {name: Source(name, kinds["image"]) for name in names}
+    return found
 
 
 class Collate:
@@ -106,11 +120,16 @@ class Collate:
     def image(self, row: Row, choice: int) -> Tensor:
         """The selected view as the encoder's input, or its stored features; zeros for an object without views."""
         if self.stored_images:
-            return torch.from_numpy(self.stored.image(row["id"], choice % max(1, num_views(row))))
+            view = choice % max(1, num_views(row))
+            cached = row.get(view_column(view))
+            return torch.from_numpy(self.stored.image(row["id"], view) if cached is None else cached.copy())
         views = row.get("views") or ()
         if not len(views):
             return torch.zeros(3, self.image_size, self.image_size)
-        return prepare_image(views[choice % len(views)], self.image_size)
+        try:
+            return prepare_image(views[choice % len(views)], self.image_size)
+        except ValueError as error:
+            raise ValueError(f"view {choice % len(views)} of {row['id']!r}: {error}") from error
 
 
 def num_views(row: Row) -> int:
@@ -132,10 +151,10 @@ class ConditionedCodes:
 
     def _aligned(self, model: G3PT) -> Tensor | None:
         """All teacher-forcing inputs; None if they do not fit in CACHE_BYTES."""
-        codes_NS = torch.from_numpy(self.arrays["codes"].astype(np.int64))
-        size = 4 * codes_NS.numel() * model.tokenizer.config.width
+        size = 4 * len(self) * sum(model.scales) * model.tokenizer.config.width
         if size > CACHE_BYTES or not len(self):
             return None
+        codes_NS = torch.from_numpy(np.stack(self.arrays["codes"]).astype(np.int64))
         return torch.cat([model.aligned_inputs(part).float() for part in codes_NS.split(ALIGN_BATCH)])
 
     def rows(self, indices: Sequence[int]) -> list[Row]:
@@ -177,24 +196,30 @@ class TrainBatches:
         rank: int = 0,
         world_size: int = 1,
         stored: StoredFeatures | None = None,
+        feed: Feed = FEED,
     ) -> None:
         self.train, self.rank, self.world_size, self.drop_phrases = train, rank, world_size, model.config.drop_phrases
         codes = joined_codes(info, kind, sum(model.scales), stored)
-        objects = training_objects(info, columns(info, stored), selection, joined=codes, sized_by=columns(info))
+        wanted = Reading(
+            dataset=info, columns=columns(info, stored), selection=selection, joined=codes, sized_by=columns(info)
+        )
+        cache = node_cache(wanted, feed.cache, rank)
+        objects = training_objects(wanted, cache)
+        self.feed = feed.over(objects, cache)
         self.objects = objects if isinstance(objects, ShardedObjects) else ConditionedCodes(model, objects, stored)
         self.collate = Collate(model, stored)
 
     def __len__(self) -> int:
         return len(self.objects)
 
-    def __call__(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
-        """Batches from a sample on, without end."""
-        size, seed, where = self.train.batch_size, self.train.seed, (start_sample, self.rank, self.world_size)
+    def __call__(self, start_sample: int, turn: int = 0, turns: int = 1) -> Iterator[dict[str, Tensor]]:
+        """Batches from a sample on, without end. `turn` and `turns` as in `g3pt.data.batches.global_batches`."""
+        where = (self.train.batch_size, self.train.seed, start_sample, self.rank, self.world_size, turn, turns)
         if isinstance(self.objects, ShardedObjects):
-            for samples, rows in self.objects.rows(size, seed, *where):
+            for samples, rows in self.objects.rows(*where):
                 yield self.collate(rows, self._choices(samples), self._shortened(samples))
             return
-        for samples, indices in batch_indices(len(self), size, seed, *where):
+        for samples, indices in batch_indices(len(self), *where):
             yield self.objects.batch(indices.tolist(), self._choices(samples), self._shortened(samples))
 
     def _choices(self, samples: np.ndarray) -> list[int]:

@@ -14,10 +14,12 @@ from g3pt.config import CVQConfig, TrainConfig, from_dict
 from g3pt.data import datasets, reading
 from g3pt.data.batches import SurfaceBatches
 from g3pt.data.selection import Selection
-from g3pt.data.streaming import training_objects
+from g3pt.data.streaming import Reading, training_objects
 from g3pt.models.diagnostics import diagnose, validation_loss
 from g3pt.models.tokenizer import CVQ
 from pipelines.train import trained_on
+from pipelines.train.feed import FEED, Feed, fed
+from pipelines.train.node_cache import node_cache
 
 if TYPE_CHECKING:
     from pipelines.runs.identity import RunSpec
@@ -34,14 +36,19 @@ class CVQStage:
     `spec.config` has model, train, dataset and the selection.
     """
 
-    def __init__(self, spec: RunSpec, rank: int, world_size: int) -> None:
+    def __init__(self, spec: RunSpec, rank: int, world_size: int, feed: Feed = FEED) -> None:
         self.spec = spec
         self.config: CVQConfig = from_dict(CVQConfig, spec.config["model"])
         self.train_config: TrainConfig = from_dict(TrainConfig, spec.config["train"])
         self.model = CVQ(self.config, seed=self.train_config.seed)
-        objects = training_objects(
-            datasets.open_dataset(spec.paths["data"]), self._columns(TRAIN_COLUMNS), Selection.of(spec.config)
+        wanted = Reading(
+            dataset=datasets.open_dataset(spec.paths["data"]),
+            columns=self._columns(TRAIN_COLUMNS),
+            selection=Selection.of(spec.config),
         )
+        cache = node_cache(wanted, feed.cache, rank)
+        objects = training_objects(wanted, cache)
+        self.feed = feed.over(objects, cache)
         num_objects = len(objects["surface"] if isinstance(objects, dict) else objects)
         if not num_objects:
             raise ValueError(
@@ -58,7 +65,7 @@ class CVQStage:
 
     def batches(self, start_sample: int) -> Iterator[dict[str, Tensor]]:
         """Endless batches from sample number `start_sample` on."""
-        return self._batches(start_sample)
+        return fed(self._batches, start_sample, self.feed)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Diagnostics over EVAL_OBJECTS validation objects, prefixed `val_`."""

@@ -20,8 +20,11 @@ from pipelines.cli.flags import (
     OnRay,
     Replace,
     WithFeatures,
+    WithFeed,
     WithRetries,
     WithTokenizer,
+    check_feed,
+    feed_of,
     listed,
 )
 from pipelines.cli.main import absolute
@@ -35,7 +38,7 @@ from pipelines.train.memory import AUTO, gpu_bytes, with_plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, OnData, Replace):
+class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeed, OnData, Replace):
     """Flags of both training commands."""
 
     output: str
@@ -69,8 +72,7 @@ class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, OnData, Replace):
     num_to_keep: int = 2
     """number of newest checkpoints to keep"""
     set: str | None = None
-    """change fields of the preset, name=value,... (drop_phrases=0.5,head=bits); --dry-run prints all fields; default
-    none"""
+    """change preset fields, name=value,... (see --dry-run); default none"""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "num_workers", "micro_batch", "num_to_keep"):
@@ -81,6 +83,7 @@ class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, OnData, Replace):
             raise ValueError(f"--gpu-memory must be positive, got {self.gpu_memory}")
         if self.max_failures < 0:
             raise ValueError(f"--max-failures must be at least 0, got {self.max_failures}")
+        check_feed(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +142,7 @@ def _train(
             encode(spec, flags.num_workers, flags.ray_address, flags.device)
         return spec
 
-    speed = run.Speed(parallel=flags.parallel, num_to_keep=flags.num_to_keep, compile=flags.compile)
+    speed = run.Speed(parallel=flags.parallel, num_to_keep=flags.num_to_keep, compile=flags.compile, **feed_of(flags))
     workers = {"num_workers": flags.num_workers, "ray_address": flags.ray_address, "device": flags.device}
     run_dir = run.train_run(
         spec,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from g3pt.config import TrainConfig
+from pipelines.train.feed import FEED, Feed
 
 if TYPE_CHECKING:
     from pipelines.runs.identity import RunSpec
@@ -55,14 +56,14 @@ class Stage(Protocol):
         ...
 
 
-def build_stage(spec: RunSpec, rank: int = 0, world_size: int = 1) -> Stage:
+def build_stage(spec: RunSpec, rank: int = 0, world_size: int = 1, feed: Feed = FEED) -> Stage:
     """The stage named by `spec.stage` ('cvq' or 'car'), with its data loaded."""
     if spec.stage == "cvq":
         from pipelines.train.cvq import CVQStage
 
-        return CVQStage(spec, rank, world_size)
+        return CVQStage(spec, rank, world_size, feed)
     if spec.stage == "car":
         from pipelines.train.car import CARStage
 
-        return CARStage(spec, rank, world_size)
+        return CARStage(spec, rank, world_size, feed)
     raise ValueError(f"unknown stage {spec.stage!r}; there are cvq and car")

@@ -47,6 +47,8 @@ class Speed:
     num_to_keep: int = 2  # checkpoints to keep
     keep_samples: tuple[int, ...] = ()  # samples at which a checkpoint is saved and kept (`pipelines.train.trajectory`)
     compile: str = "auto"  # on, off: `g3pt.training.compiled`
+    cache: str = "off"  # auto, off or a folder (`pipelines.train.node_cache`)
+    loader_workers: int | str = 0  # processes that make a worker's batches; auto: some beside a GPU
 
 
 def work_config(spec: RunSpec, run_dir: Path, build: str = BUILD_STAGE, speed: Speed | None = None) -> dict[str, Any]:
@@ -68,10 +70,13 @@ def ray_work(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("key"):
         begun(config["key"])
     with placed(lambda: place(rank)):
-        return work(config, rank=rank, world_size=world_size, device=device)
+        local = context.get_local_world_size()
+        return work(config, rank=rank, world_size=world_size, local_world_size=local, device=device)
 
 
-def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: Any = "cpu") -> dict[str, Any]:
+def work(
+    config: dict[str, Any], *, rank: int = 0, world_size: int = 1, local_world_size: int = 1, device: Any = "cpu"
+) -> dict[str, Any]:
     """Train as one worker of a run, from its newest checkpoint to the end. Only rank 0 writes.
 
     Returns this node and the files (path -> bytes) of the finished run, for `pipelines.cluster.storage.check_arrived`.
@@ -82,6 +87,7 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
     from g3pt.training.compiled import prepare
     from g3pt.training.fit import fit
     from g3pt.training.parallel import make_parallel
+    from pipelines.train.feed import Feed, loaders
     from pipelines.train.init_from import initialise
 
     keep_freed_memory(2**30, 2**31 - 1)  # activations of some MB are freed in every step
@@ -94,7 +100,8 @@ def work(config: dict[str, Any], *, rank: int = 0, world_size: int = 1, device: 
         worker_lock(run_dir) if rank == 0 else contextlib.nullcontext(),
     ):
         state = agreed_checkpoint(run_dir / "checkpoints", rank, world_size, device)
-        stage = resolve(config["build"])(spec, rank, world_size)
+        made_by = loaders(speed.loader_workers, str(device).startswith("cuda"), local_world_size)
+        stage = resolve(config["build"])(spec, rank, world_size, Feed(cache=speed.cache, loader_workers=made_by))
         if state is None:
             initialise(stage.model, spec)
         ledger, best = Ledger.of(run_dir), Best(stage.best_by)

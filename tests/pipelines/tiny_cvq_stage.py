@@ -12,6 +12,7 @@ from g3pt.config import CVQConfig, TrainConfig, from_dict
 from g3pt.data.batches import SurfaceBatches
 from g3pt.models.tokenizer import CVQ
 from pipelines.runs.identity import RunSpec
+from pipelines.train.feed import FEED, Feed
 from tests.g3pt.models.test_tokenizer import spheres
 
 
@@ -60,5 +61,5 @@ class TinyCVQStage:
         model.save_pretrained(folder)
 
 
-def build_stage(spec: RunSpec, rank: int = 0, world_size: int = 1) -> TinyCVQStage:
+def build_stage(spec: RunSpec, rank: int = 0, world_size: int = 1, feed: Feed = FEED) -> TinyCVQStage:
     return TinyCVQStage(spec, rank, world_size)

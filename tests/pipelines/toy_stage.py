@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from g3pt.config import FORMAT_VERSION, TrainConfig, from_dict
 from pipelines.runs.identity import RunSpec
+from pipelines.train.feed import FEED, Feed
 
 
 class ToyModel(nn.Module):
@@ -89,5 +90,5 @@ class ToyStage:
         (folder / "config.json").write_text(json.dumps({"kind": "toy", "format_version": FORMAT_VERSION}))
 
 
-def build_stage(spec: RunSpec, rank: int = 0, world_size: int = 1) -> ToyStage:
+def build_stage(spec: RunSpec, rank: int = 0, world_size: int = 1, feed: Feed = FEED) -> ToyStage:
     return ToyStage(spec, rank, world_size)

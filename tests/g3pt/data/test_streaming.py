@@ -2,6 +2,7 @@
 whoever reads.
 """
 
+import dataclasses
 import itertools
 import threading
 from collections.abc import Iterator
@@ -129,12 +130,12 @@ def test_a_dataset_too_large_for_memory_is_streamed_with_its_licences(tmp_path: 
     rows = [ok_row(f"x{number}") | {"license": "CC0-1.0" if number % 2 else "MIT"} for number in range(40)]
     info = write(tmp_path, rows, num_shards=3)
     columns = ("surface", "near_occupancy")
-    held = streaming.training_objects(info, columns, Selection(licenses=("MIT",)))
+    wanted = streaming.Reading(dataset=info, columns=columns, selection=Selection(licenses=("MIT",)))
+    held = streaming.training_objects(wanted)
     assert isinstance(held, dict)
     row_bytes = 8 * 6 * 2 + 2
-    streamed = streaming.training_objects(
-        info, columns, Selection(licenses=("MIT",)), in_memory_bytes=0, group_bytes=20 * row_bytes
-    )
+    assert wanted.row_bytes == row_bytes
+    streamed = streaming.training_objects(dataclasses.replace(wanted, in_memory_bytes=0, group_bytes=20 * row_bytes))
     assert isinstance(streamed, ShardedObjects) and len(streamed) == len(held["surface"]) and streamed.group_size >= 1
     shown = [row for _, some in itertools.islice(streamed.rows(1, 0, 0), len(streamed)) for row in some]
     for name in columns:
@@ -152,3 +153,12 @@ def test_a_dataset_too_large_for_memory_is_streamed_with_its_licences(tmp_path: 
     for wrong in (count - 1, count + 1):
         with pytest.raises(ValueError, match="changed while it was read"):
             reading.load_shards(info, "train", columns, [0], wrong)
+
+
+def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    info = write(tmp_path, [ok_row(f"x{number}") for number in range(6)])
+    content = info.shard_path(0).read_bytes()
+    for broken in (content[:-40], content[:200] + b"\0" * (len(content) - 208) + content[-8:]):
+        info.shard_path(0).write_bytes(broken)
+        with pytest.raises(ValueError, match="shard-00000.parquet cannot be read: "):
+            reading.load_arrays(info, "train", ("surface",))

@@ -3,6 +3,7 @@ in each step trains.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipelines.derive.features import store_features
 from pipelines.runs.identity import RunSpec
 from pipelines.train import car_batches, jobs
 from pipelines.train.car import CARStage
+from pipelines.train.feed import FEED, Feed
 from tests.g3pt.models.test_encoders import pretrained  # noqa: F401 (a fixture: small encoders, saved as a hub stores them)
 from tests.g3pt.tiny import given_conditions
 from tests.pipelines.toy_data import write_encoded_toy, write_toy_dataset
@@ -136,7 +138,7 @@ def test_a_failed_shard_leaves_nothing(tmp_path: Path, config: CARConfig, monkey
     assert len(seen) == 5 and not list(image.iterdir())
 
 
-def stage(paths: dict[str, str], config: CARConfig, kinds: dict[str, str] | None = None) -> CARStage:
+def stage(paths: dict[str, str], config: CARConfig, kinds: dict[str, str] | None = None, feed: Feed = FEED) -> CARStage:
     spec = RunSpec(
         stage="car",
         preset="toy",
@@ -145,7 +147,7 @@ def stage(paths: dict[str, str], config: CARConfig, kinds: dict[str, str] | None
         paths=paths,
     )
     told = {f"{condition}_features": kind for condition, kind in (kinds or {}).items()}
-    return CARStage(dataclasses.replace(spec, paths=paths | told))
+    return CARStage(dataclasses.replace(spec, paths=paths | told), feed=feed)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -158,18 +160,17 @@ def test_stored_and_live_features_train_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if streamed:
-        original = car_batches.training_objects
         monkeypatch.setattr(
-            car_batches,
-            "training_objects",
-            lambda *given, **more: original(*given, **more, in_memory_bytes=0, group_bytes=16_000),
+            car_batches, "Reading", functools.partial(car_batches.Reading, in_memory_bytes=0, group_bytes=16_000)
         )
     live, stored = stage(paths, config), stage(paths, config, kinds)
+    cached = stage(paths, config, kinds, Feed(cache=str(tmp_path / "cache")))
     start = [{name: p.clone() for name, p in run.model.named_parameters()} for run in (live, stored)]
     assert all(torch.equal(start[0][name], start[1][name]) for name in start[0])
     assert not list(stored.model.text.parameters()) and not list(stored.model.image.parameters())
-    batches = zip(live.batches(8), stored.batches(8), strict=True)
-    for ours, theirs in itertools.islice(batches, 3):
+    batches = zip(live.batches(8), stored.batches(8), cached.batches(8), strict=True)
+    for ours, theirs, mapped in itertools.islice(batches, 3):
+        assert all(torch.equal(theirs[name], mapped[name]) for name in theirs.keys() | mapped.keys())
         assert torch.equal(ours["codes_BS"], theirs["codes_BS"]) and torch.equal(
             ours["has_image_B"], theirs["has_image_B"]
         )

@@ -14,6 +14,7 @@ from pipelines.runs.identity import RunSpec
 from pipelines.study import trials
 from pipelines.study.config import SweepFlags
 from pipelines.study.placement import Placement
+from pipelines.train.feed import FEED, Feed
 from tests.die_with_parent import die_with_parent
 from tests.jobs.ray_head import free_port
 from tests.pipelines.toy_stage import ToyStage
@@ -24,7 +25,7 @@ WAIT_S = 240.0  # for nodes, and for trials
 BUILD = "tests.pipelines.study.test_placed_trials:build_stage"
 
 
-def build_stage(spec: RunSpec, rank: int, world_size: int) -> ToyStage:
+def build_stage(spec: RunSpec, rank: int, world_size: int, feed: Feed = FEED) -> ToyStage:
     """A toy stage that leaves a file named by its rank, the number of workers and the node. Trials of two workers wait
     for each other.
     """

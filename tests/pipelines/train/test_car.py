@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from pipelines.study import points
 from pipelines.train import car_batches
 from pipelines.train.car import CARStage
 from pipelines.train.car_batches import ConditionedCodes
+from pipelines.train.feed import FEED, Feed
 from pipelines.train.object_losses import read_object_losses, write_object_losses
 from tests.g3pt.tiny import tiny_tokenizer
 from tests.pipelines.toy_data import TOY, write_encoded_toy, write_toy_dataset
@@ -35,9 +38,9 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return write_encoded_toy(tmp_path_factory.mktemp("car"), count=60)
 
 
-def stage(paths: dict[str, str], rank: int = 0, world_size: int = 1, **changes: Any) -> CARStage:
+def stage(paths: dict[str, str], rank: int = 0, world_size: int = 1, feed: Feed = FEED, **changes: Any) -> CARStage:
     config = {"model": dataclasses.asdict(dataclasses.replace(MODEL, **changes)), "train": dataclasses.asdict(TRAIN)}
-    return CARStage(RunSpec(stage="car", preset="toy", seed=0, config=config, paths=paths), rank, world_size)
+    return CARStage(RunSpec(stage="car", preset="toy", seed=0, config=config, paths=paths), rank, world_size, feed)
 
 
 def test_batches_follow_from_the_sample_number(paths: dict[str, str]) -> None:
@@ -77,11 +80,8 @@ def test_workers_share_the_global_batch(paths: dict[str, str]) -> None:
 @pytest.fixture
 def streamed(paths: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., CARStage]:
     """The training split, streamed shard by shard as if it were too large."""
-    original = car_batches.training_objects
     monkeypatch.setattr(
-        car_batches,
-        "training_objects",
-        lambda *given, **more: original(*given, **more, in_memory_bytes=0, group_bytes=16_000),
+        car_batches, "Reading", functools.partial(car_batches.Reading, in_memory_bytes=0, group_bytes=16_000)
     )
     return lambda **more: stage(paths, **more)
 
@@ -110,6 +110,34 @@ def test_a_streamed_object_gives_the_batch_that_it_gives_in_memory(
         assert batch.keys() == expected.keys() and all(torch.equal(batch[name], expected[name]) for name in batch)
         shown += names
     assert sorted(shown[: len(held)]) == sorted(arrays["id"]), "each object once an epoch"
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_cache_and_loader_processes_give_the_same_batches(
+    in_memory: bool,
+    paths: dict[str, str],
+    streamed: Callable[..., CARStage],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    if in_memory:
+        monkeypatch.undo()  # what `streamed` changed
+    plain, feed = stage(paths, drop_phrases=0.5), Feed(cache=str(tmp_path), loader_workers=2)
+    cached = stage(paths, feed=feed, drop_phrases=0.5)
+    assert isinstance(cached.train.objects, ShardedObjects) != in_memory and list(tmp_path.glob("*/tokens-*.arrow"))
+    for start, rank, world_size in ((0, 0, 1), (19, 1, 2)):
+        for run in (plain, cached):
+            run.train.rank, run.train.world_size = rank, world_size
+        with contextlib.closing(plain.batches(start)) as ours, contextlib.closing(cached.batches(start)) as theirs:
+            for one, other in itertools.islice(zip(ours, theirs, strict=True), 7):
+                assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_view_that_cannot_be_read_names_its_object(paths: dict[str, str]) -> None:
+    run = stage(paths)
+    row = run.train.objects.rows([0])[0] | {"views": [b"no picture"]}
+    with pytest.raises(ValueError, match=f"^view 0 of '{row['id']}': image is none of"):
+        run.train.collate([row], [4])
 
 
 def test_streaming_resumes_in_the_middle_of_an_epoch(streamed: Callable[..., CARStage]) -> None:
