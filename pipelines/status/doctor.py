@@ -2,9 +2,9 @@
 
 One line per check, with the remedy.
 
-How: checks are plain functions (`doctor_machine`, `doctor_cluster`) that return a `Found`. Each has its own time limit:
-a check that hangs counts as failed, and the others continue. Exit code 0 if none failed; warnings are allowed. With
---json: `{"ok", "checks": [{"name", "state", "found", "remedy"}]}`.
+How: checks are plain functions (`doctor_machine`, `doctor_cluster`, `doctor_network`) that return a `Found`. Each has
+its own time limit: a check that hangs counts as failed, and the others continue. Exit code 0 if none failed; warnings
+are allowed. With --json: `{"ok", "checks": [{"name", "state", "found", "remedy"}]}`.
 """
 
 import json
@@ -22,8 +22,10 @@ from pipelines.cli.plain_text import console, plain, without_login
 from pipelines.cluster import session
 from pipelines.status import doctor_cluster as on_cluster
 from pipelines.status import doctor_machine as here
+from pipelines.status import doctor_network as network
 from pipelines.status.doctor_machine import Found, failed
 
+SLOW = "the hub is too slow from here: try again, what arrived is kept"
 WIDEST = 100  # columns on a terminal
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
@@ -39,6 +41,10 @@ class DoctorFlags(OnRay):
 
     storage: str | None = None
     """folder to be shared by all nodes; default ./out if it exists, else the working directory"""
+    objaverse: bool = False
+    """fetch Objaverse's lists and two objects, and compare them with what preprocessing reads"""
+    encoders: bool = False
+    """load CLIP and DINOv2, and compare their features with those of the first such check"""
     json: bool = False
     """print JSON instead of lines"""
 
@@ -78,7 +84,7 @@ def doctor(flags: DoctorFlags) -> None:
 def all_checks(flags: DoctorFlags) -> list[Check]:
     """All checks in order. Those of the cluster use the nodes found by the check `ray`."""
     storage, nodes = storage_folder(flags.storage), on_cluster.Nodes()
-    return [
+    checks = [
         Check(name="python", timeout_s=10, run=here.check_python),
         Check(name="packages", timeout_s=30, run=here.check_packages),
         Check(name="mesh2sdf", timeout_s=90, run=here.check_mesh2sdf),
@@ -96,6 +102,11 @@ def all_checks(flags: DoctorFlags) -> list[Check]:
         Check(name="storage", timeout_s=180, run=lambda: on_cluster.check_storage(nodes, storage)),
         Check(name="mlflow", timeout_s=240, run=lambda: on_cluster.check_mlflow(nodes, storage)),
     ]
+    if flags.objaverse:
+        checks.append(Check(name="objaverse", timeout_s=1800, run=network.check_objaverse, remedy=SLOW))
+    if flags.encoders:
+        checks.append(Check(name="encoders", timeout_s=1800, run=lambda: network.check_encoders(storage), remedy=SLOW))
+    return checks
 
 
 def storage_folder(given: str | None) -> str:
