@@ -20,6 +20,7 @@ from pipelines.cli.errors import UsageError
 from pipelines.cli.paths import REPOSITORY
 from pipelines.cli.progress import say
 from pipelines.cluster import start
+from pipelines.cluster.waiting import autoscaler_max
 
 OBJECT_STORE_BYTES = 512 * 2**20  # shared memory of a local cluster; datasets pass through it shard by shard
 PASSED_ON = (
@@ -100,12 +101,19 @@ def _local_options(num_cpus: int, sweep_slots: float | None) -> dict[str, object
 
 
 def wants_gpu(device: str = "auto") -> bool:
-    """Whether workers get a GPU: `gpu` always, `cpu` never, `auto` if the connected cluster has one now."""
+    """Whether workers get a GPU: `gpu` always, `cpu` never, `auto` if the connected cluster has or can start one."""
     if device not in ("auto", "cpu", "gpu"):
         raise UsageError(f"--device must be auto, cpu or gpu, got {device!r}")
+    return device == "gpu" or (device == "auto" and gpus() > 0)
+
+
+def gpus() -> int:
+    """GPUs of the connected cluster; if it has none yet, those of the largest node that its autoscaler can start."""
     import ray
 
-    return device == "gpu" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+    there = int(ray.cluster_resources().get("GPU", 0))
+    kinds = [] if there else autoscaler_max() or []
+    return there or max((int(kind.resources.get("GPU", 0)) for kind in kinds if kind.most != 0), default=0)
 
 
 def gpu_bytes() -> int | None:
@@ -122,11 +130,14 @@ def gpu_bytes() -> int | None:
 
 
 def actor_resources(device: str = "auto") -> tuple[dict[str, float], int]:
-    """The resources of an actor with a model (one GPU or one CPU), and how many such actors fit the cluster now."""
+    """The resources of an actor with a model (one GPU or one CPU), and how many such actors to start at most: as many
+    as fit the cluster now, or one GPU node if none runs yet.
+    """
     import ray
 
-    name, request = ("GPU", "num_gpus") if wants_gpu(device) else ("CPU", "num_cpus")
-    return {request: 1.0}, max(1, int(ray.cluster_resources().get(name, 1)))
+    if wants_gpu(device):
+        return {"num_gpus": 1.0}, max(1, gpus())
+    return {"num_cpus": 1.0}, max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def torch_device() -> str:

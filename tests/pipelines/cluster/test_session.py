@@ -1,18 +1,26 @@
 """Devices: a GPU for each actor if the cluster has GPUs, and none for an actor that was assigned none."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from pipelines.cli.errors import UsageError
 from pipelines.cluster import session
+from pipelines.cluster.waiting import NodeType
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, given: list[int], **resources: float) -> None:
-    """Pretend that a cluster with these resources is connected and that this worker was assigned these GPUs."""
+def pretend(
+    monkeypatch: pytest.MonkeyPatch, given: list[int], starts: Sequence[NodeType] = (), **resources: float
+) -> None:
+    """Pretend that a cluster with these resources is connected, that its autoscaler starts such nodes, and that this
+    worker was assigned these GPUs.
+    """
     import ray
     import torch
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(session, "autoscaler_max", lambda: list(starts))
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: given)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
@@ -28,6 +36,22 @@ def test_without_gpus_it_is_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, [], CPU=2.0)
     assert session.actor_resources() == ({"num_cpus": 1.0}, 2)
     assert session.torch_device() == "cpu", "no GPU was given, although this machine has one"
+
+
+def test_gpu_nodes_that_are_not_up_yet_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU node has to run all the time; one node is enough to begin with."""
+    kinds = [NodeType(resources={"CPU": 32.0}, most=16), NodeType(resources={"CPU": 16.0, "GPU": 8.0}, most=4)]
+    pretend(monkeypatch, [], kinds, CPU=0.0)
+    assert session.wants_gpu() and not session.wants_gpu("cpu")
+    assert session.actor_resources() == ({"num_gpus": 1.0}, 8)
+    pretend(monkeypatch, [], [NodeType(resources={"GPU": 8.0}, most=0)], CPU=2.0)
+    assert not session.wants_gpu()
+
+
+def test_an_autoscaler_of_unknown_size_promises_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, [], CPU=2.0)
+    monkeypatch.setattr(session, "autoscaler_max", lambda: None)
+    assert not session.wants_gpu()
 
 
 def test_without_ray_the_machine_decides(monkeypatch: pytest.MonkeyPatch) -> None:

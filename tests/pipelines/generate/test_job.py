@@ -385,6 +385,7 @@ def test_actors_ask_for_the_gpus_that_the_cluster_has(
             return iter(())
 
     monkeypatch.setattr(session, "connect", lambda address: None)
+    monkeypatch.setattr(session, "autoscaler_max", lambda: [])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
     monkeypatch.setattr(ray.data, "from_items", lambda items, **options: Data())
     monkeypatch.setattr(pools, "asked", lambda stage, need: contextlib.nullcontext("key"))
