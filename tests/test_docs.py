@@ -33,6 +33,8 @@ ELSEWHERE = {
     "--index-url",
     "--force-reinstall", "--no-cache-dir", "--check", "--target", "--namespace", "--create-namespace", "--version",
     "--from-literal", "--template",
+    "--batch", "--signal", "--cpus-per-task", "--nodes", "--gpus-per-node", "--time", "--partition", "--account",
+    "--bind", "--nv",
 }  # fmt: skip # flags of ray, pip, ruff, mlflow, docker, helm, kubectl and Slurm
 OWN_PARSERS = (
     "pipelines.tracking.moved_store", "pipelines.release.mixed_folder", "g3pt.data.inspection", "g3pt.scaling",

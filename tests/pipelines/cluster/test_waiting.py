@@ -53,9 +53,9 @@ def test_an_autoscaler_is_known_by_its_node_types() -> None:
 
     text = (Path(__file__).resolve().parents[3] / "cluster.yaml").read_text()
     found = limits(text, {"head", "gpu"})
-    assert [(dict(kind.resources).get("GPU", 0), kind.most) for kind in found] == [(0, 17), (0, 16), (8, 1)]
+    assert [(dict(kind.resources).get("GPU", 0), kind.most) for kind in found] == [(0, 20), (0, 16), (8, 4)]
     assert can_ever(Need(count=512, each={"CPU": 1.0}), [], found)
-    assert not can_ever(Need(count=9, each={"GPU": 1.0}), [], found)
+    assert not can_ever(Need(count=33, each={"GPU": 1.0}), [], found)
     assert limits(text, {"head", "tpu"}) is None, "the file of another cluster"
     assert limits(text.replace('resources: {"CPU": 32}', ""), {"head"}) is None, "Ray asks the cloud for its size"
 
