@@ -48,7 +48,7 @@ class Best:
         self.value, self.samples = float(stored["value"]), int(stored["samples"])
         for name, tensor in stored["weights"].items():
             is_slice = parallel.is_sharded and name in average
-            self.weights[name] = shard_like(tensor, average[name]) if is_slice else tensor.cpu()
+            self.weights[name] = shard_like(tensor, average[name]) if is_slice else tensor.to("cpu", copy=True)
 
     def gather(self, parallel: SingleProcess) -> None:
         """Make the weights whole on rank 0 and forget them elsewhere. Every worker must call it."""

@@ -70,6 +70,8 @@ def fit(
     report: Callable[[Record], None],
     save: Callable[[dict[str, Any], int], None] | None = None,
     save_at: Container[int] = (),
+    is_due: Callable[[], bool] | None = None,
+    saved: Callable[[], None] | None = None,
     resume: Resume | None = None,
     evaluate: Callable[[nn.Module], Record] | None = None,
     evaluate_raw: Callable[[nn.Module], Record] | None = None,
@@ -87,7 +89,9 @@ def fit(
     global batch. `report` receives one flat record per `log_every` steps; its key `step` is the number of samples seen
     so far. `save(state, samples)` receives what `resume` takes. Both are called on every worker with the same content,
     apart from the slices of a sharded model's tensors. States are saved every `checkpoint_every` steps, at the samples
-    `save_at`, and at the end. `evaluate` runs on every worker too; a sharded model gathers one block at a time for it.
+    `save_at`, at the end, and where the run is asked to stop. `is_due`, asked every `checkpoint_every` steps, may put
+    that off; one worker's yes is enough. `save` may write later: `saved` returns when all is written. `evaluate` runs
+    on every worker too; a sharded model gathers one block at a time for it.
     `evaluate_raw` does the same with the weights themselves in place of their average. A bf16 run evaluates in bf16 on
     a GPU. `final` is called once on every worker in the end, with the averaged weights, in float32 unless the model is
     gathered in bf16. `best` keeps the averaged weights of the best evaluation, whole on rank 0 in the end.
@@ -126,7 +130,9 @@ def fit(
             samples, is_last = done * config.batch_size, done == config.steps
             asked = stop is not None and parallel.agree_soon(stop())
             is_logged = is_last or done % config.log_every == 0
-            is_saved = is_last or asked or done % config.checkpoint_every == 0 or samples in save_at
+            is_saved = is_last or asked or samples in save_at
+            if not is_saved and done % config.checkpoint_every == 0:
+                is_saved = is_due is None or parallel.agree(is_due())
             if is_logged or is_saved:
                 taken = read_steps(pending)
                 skipped = with_skipped(skipped, [(read.step, read.is_skipped) for read in taken])
@@ -148,6 +154,8 @@ def fit(
                 if save is not None:
                     state = state_dict(model, optimizer, average, done, config) | begun | {"skipped": skipped}
                     save(state | (best.state() if best is not None else {}), samples)
+                if saved is not None and (is_last or asked):
+                    saved()
             if asked and not is_last:
                 parallel.settle()
                 parallel.agree(True)  # wait for each other: a worker that leaves could end one that still writes
@@ -411,11 +419,14 @@ def go_on_with_record(state: dict[str, Any], model: nn.Module, is_first: bool) -
 def state_dict(
     model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, done: int, config: TrainConfig
 ) -> dict[str, Any]:
-    """What resuming after `done` steps needs; the tensors are the model's own, sharded if it is."""
+    """What resuming after `done` steps needs; the tensors are the model's own, sharded if it is. Frozen parameters are
+    left out: whoever makes the model has them.
+    """
+    frozen = frozen_names(model, average)
     return {
         "steps_done": done,
         "batch_size": config.batch_size,
-        "model": dict(model.state_dict()),
+        "model": {name: tensor for name, tensor in model.state_dict().items() if name not in frozen},
         "optimizer": optimizer.state_dict(),
         "average": average.tensors,
         "average_updates": average.updates,
@@ -439,12 +450,16 @@ def load_state(
         raise ValueError(
             f"checkpoint was made with a global batch of {state['batch_size']}, this run has {config.batch_size}"
         )
-    model.load_state_dict({name: shard_like(state["model"][name], now) for name, now in model.state_dict().items()})
+    frozen = frozen_names(model, average)
+    model.load_state_dict(
+        {
+            name: now if name in frozen else shard_like(state["model"][name], now)
+            for name, now in model.state_dict().items()
+        }
+    )
     parameters = numbered(optimizer)
     found = {int(i): kept for i, kept in state["optimizer"]["state"].items()}
-    moments = {
-        i: {k: shard_like(v, parameters[i]) if v.ndim else v for k, v in kept.items()} for i, kept in found.items()
-    }
+    moments = {i: {k: own(v, parameters[i]) for k, v in kept.items()} for i, kept in found.items()}
     optimizer.load_state_dict({**state["optimizer"], "state": moments})
     for name, tensor in average.tensors.items():
         tensor.copy_(shard_like(state["average"][name], tensor))
@@ -453,6 +468,18 @@ def load_state(
         best.load(state["best"], average.tensors, parallel)
     begun = go_on_with_record(state, model, is_first=parallel.rank == 0)
     return int(state["steps_done"]), begun, list(state.get("skipped", []))
+
+
+def frozen_names(model: nn.Module, average: WeightAverage) -> set[str]:
+    """Names of the parameters that are never trained, and so have no average."""
+    return {name for name, _ in model.named_parameters() if name not in average.tensors}
+
+
+def own(moment: Tensor, parameter: Tensor) -> Tensor:
+    """A moment of a stored state as one that an optimiser may keep: sharded as its parameter, and no part of a file."""
+    if hasattr(moment, "placements"):
+        return moment
+    return shard_like(moment, parameter).clone() if moment.ndim else moment.clone()
 
 
 def filled_in_place(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage) -> Like:

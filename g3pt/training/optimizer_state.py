@@ -29,8 +29,8 @@ SLOT = "tensor"  # {SLOT: name} takes the place of the tensor `name` in state.js
 Like = Callable[[str, torch.Size, torch.dtype], Tensor]  # the tensor to fill, by its name (the path of its keys)
 
 
-def write_sharded(folder: Path, state: dict[str, Any], is_first: bool = True) -> None:
-    """Write `state`, whose tensors are whole or sharded; every worker calls it.
+def write_sharded(folder: Path, state: dict[str, Any], is_first: bool = True, group: Any = None) -> None:
+    """Write `state`, whose tensors are whole or sharded; every worker of the process group calls it.
 
     The folder is complete when rank 0 returns.
 
@@ -45,7 +45,8 @@ def write_sharded(folder: Path, state: dict[str, Any], is_first: bool = True) ->
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may write alone
-            dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+            writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+            dcp.save(tensors, storage_writer=writer, process_group=group)
     except CheckpointException as error:  # a BaseException, around what each worker met
         raise next(iter(error.failures.values()))[0] from None
     if is_first:

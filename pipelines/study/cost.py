@@ -22,7 +22,7 @@ from pipelines.study.plan import Row, unlike
 from pipelines.study.probe import measured
 from pipelines.train.counts import car_operations, count_car
 from pipelines.train.memory import AUTO, GIB, gpu_bytes, tokenizer_parameters, trained_parameters
-from pipelines.train.plan import with_bytes, with_flop
+from pipelines.train.plan import STATE_BYTES, with_bytes, with_flop
 from pipelines.train.worker import Speed as RunSpeed
 
 SIZE_HEADS = (
@@ -253,11 +253,10 @@ def trials(costs: Sequence[Cost]) -> list[tuple[int, float]]:
 
 
 def checkpoint_bytes(row: Row, codec: Any) -> int:
-    """Bytes of a checkpoint: the model with its tokenizer, AdamW's two moments, the average and the best weights, in
+    """Bytes of a checkpoint: the model without its tokenizer, AdamW's two moments, the average and the best weights, in
     float32.
     """
-    trained = trained_parameters(row.model, codec)
-    return 4 * (5 * trained + tokenizer_parameters(codec))
+    return STATE_BYTES * trained_parameters(row.model, codec)
 
 
 def disk_bytes(rows: Sequence[Row], codec: Any) -> int:

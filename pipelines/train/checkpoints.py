@@ -41,8 +41,10 @@ def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int, kept:
     return target
 
 
-def save_sharded(folder: Path, state: dict[str, Any], num_to_keep: int, rank: int, kept: Container[int] = ()) -> Path:
-    """Write `samples-<n>.dcp`. Called by every worker with its own slices.
+def save_sharded(
+    folder: Path, state: dict[str, Any], num_to_keep: int, rank: int, kept: Container[int] = (), group: Any = None
+) -> Path:
+    """Write `samples-<n>.dcp`. Called by every worker of the process group with its own slices.
 
     Non-tensor values are taken from rank 0, which also renames the finished folder. Returns its path.
     """
@@ -55,8 +57,8 @@ def save_sharded(folder: Path, state: dict[str, Any], num_to_keep: int, rank: in
     if rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    barrier()
-    write_sharded(temporary, state, rank == 0)
+    barrier(group)
+    write_sharded(temporary, state, rank == 0, group)
     if rank == 0:
         _sync_folder(temporary)
         _remove(target)  # an unreadable one that was skipped
@@ -117,7 +119,7 @@ def newest_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """One checkpoint: `samples` and `held` as saved, and `fit` for `g3pt.training.fit.fit`, which reads a folder's
-    tensors in place.
+    tensors in place. A file's tensors stay on disk until they are read (mmap).
     """
     if path.suffix == ".dcp":
         from g3pt.training.optimizer_state import ShardedState
@@ -130,7 +132,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         }
     import torch
 
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:

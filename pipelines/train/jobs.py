@@ -71,6 +71,8 @@ class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeed, OnData, Replace
     """start from the weights of this run or export; default random weights"""
     num_to_keep: int = 2
     """number of newest checkpoints to keep"""
+    checkpoint_minutes: float | None = None
+    """least minutes between two checkpoints; default 10 on a GPU, else 0"""
     set: str | None = None
     """change preset fields, name=value,... (see --dry-run); default none"""
 
@@ -81,6 +83,8 @@ class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeed, OnData, Replace
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         if self.gpu_memory is not None and self.gpu_memory <= 0:
             raise ValueError(f"--gpu-memory must be positive, got {self.gpu_memory}")
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes >= 0:
+            raise ValueError(f"--checkpoint-minutes must be at least 0, got {self.checkpoint_minutes}")
         if self.max_failures < 0:
             raise ValueError(f"--max-failures must be at least 0, got {self.max_failures}")
         check_feed(self)
@@ -142,7 +146,13 @@ def _train(
             encode(spec, flags.num_workers, flags.ray_address, flags.device)
         return spec
 
-    speed = run.Speed(parallel=flags.parallel, num_to_keep=flags.num_to_keep, compile=flags.compile, **feed_of(flags))
+    speed = run.Speed(
+        parallel=flags.parallel,
+        num_to_keep=flags.num_to_keep,
+        compile=flags.compile,
+        checkpoint_minutes=flags.checkpoint_minutes,
+        **feed_of(flags),
+    )
     workers = {"num_workers": flags.num_workers, "ray_address": flags.ray_address, "device": flags.device}
     run_dir = run.train_run(
         spec,

@@ -11,8 +11,11 @@ from typing import Any
 
 from g3pt.training import flops
 from pipelines.train.counts import car_operations, count_car, count_cvq, meta_car
-from pipelines.train.memory import GIB, MARGIN, gpu_bytes, needs, plan_step, workers_of
+from pipelines.train.memory import GIB, MARGIN, gpu_bytes, needs, plan_step, trained_parameters, workers_of
+from pipelines.train.saving import GPU_MINUTES
 
+COPIED_BYTES = 16  # of a checkpoint per trained parameter, for which a step waits: weight, two moments, average
+STATE_BYTES = 20  # of a checkpoint per trained parameter: the best weights, too
 AFFORDABLE = 0.02  # share of the operations of training that evaluations may take
 
 
@@ -36,6 +39,7 @@ def print_plan(stage: str, flags: Any, model: Any, train: Any) -> None:
         print(line)
     print(evaluation_line(model, train, codec, max(1, flags.num_workers)))
     print(_memory_line(model, train, flags, codec, encoders=getattr(flags, "features", "live") == "live"))
+    print(checkpoint_line(model, train, codec, flags))
     print(f"samples: {train.steps * train.batch_size:,} on {flags.num_workers} worker(s)")
     print(
         f"data: {flags.data}{'' if Path(flags.data).exists() else ' (does not exist yet)'}; output below {flags.output}"
@@ -141,6 +145,24 @@ def evaluation_line(model: Any, train: Any, codec: Any, workers: int) -> str:
     return (
         f"evaluation: {found.objects} objects each {train.eval_every} steps, {share:.2%} of the operations of the "
         f"steps{advice}; the test of {found.test_objects:,} objects {found.test_share(workers):.2%}"
+    )
+
+
+def checkpoint_line(model: Any, train: Any, codec: Any, flags: Any) -> str:
+    """When checkpoints begin, their size, and how much work a lost worker costs."""
+    trained = count_cvq(model)["parameters"] if codec is None else trained_parameters(model, codec)
+    workers = max(1, flags.num_workers) if flags.parallel == "fsdp" else 1
+    step = (
+        flops.cvq_training(model, "joint") if codec is None else flops.car_training(car_operations(model, codec), model)
+    )
+    work = with_flop(step * train.batch_size * train.checkpoint_every)
+    minutes = getattr(flags, "checkpoint_minutes", None)
+    apart = f"{GPU_MINUTES:g} minutes apart on a GPU" if minutes is None else f"{minutes:g} minutes apart"
+    each = " by each worker" if workers > 1 else ""
+    return (
+        f"checkpoints: each {train.checkpoint_every} steps ({work}), at least {apart}; "
+        f"{with_bytes(STATE_BYTES * trained)}, of which {with_bytes(COPIED_BYTES * trained // workers)} are "
+        f"copied{each} while the step waits; a lost worker costs the work since the last one"
     )
 
 

@@ -27,8 +27,9 @@ from pipelines.cluster.waiting import begun
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger, Record
 from pipelines.runs.locks import STALE_S, Held, locked
-from pipelines.train.checkpoints import agreed_checkpoint, remove_unfinished, save_checkpoint, save_sharded
+from pipelines.train.checkpoints import agreed_checkpoint
 from pipelines.train.object_losses import write_object_losses
+from pipelines.train.saving import GPU_MINUTES, Saver
 
 BUILD_STAGE = "pipelines.train.stages:build_stage"
 WORKER_LOCK = ".worker.lock"  # rank 0's, beside the driver's: a killed driver's worker may live for some seconds
@@ -45,6 +46,7 @@ class Speed:
 
     parallel: str = "ddp"  # or fsdp: how several workers share the model
     num_to_keep: int = 2  # checkpoints to keep
+    checkpoint_minutes: float | None = None  # at least between two; None: `saving.GPU_MINUTES` on a GPU, else 0
     keep_samples: tuple[int, ...] = ()  # samples at which a checkpoint is saved and kept (`pipelines.train.trajectory`)
     compile: str = "auto"  # on, off: `g3pt.training.compiled`
     cache: str = "off"  # auto, off or a folder (`pipelines.train.node_cache`)
@@ -110,8 +112,10 @@ def work(
         if (compiled := prepare(speed.compile, stage.model, torch.device(device))) and journal:
             print(f"{spec.name}: {compiled} transformer blocks are compiled in the first step", flush=True)
         test: Record = {}
-        with contextlib.ExitStack() as asking:
+        with contextlib.ExitStack() as ending, contextlib.ExitStack() as asking:
             stop = asking.enter_context(stoppable(run_dir, rank))
+            saver = make_saver(run_dir / "checkpoints", journal, parallel, speed, device)
+            ending.callback(saver.close)
 
             def final(model: Any) -> None:
                 asking.close()  # every step is saved: a signal ends the test as it ends what follows
@@ -122,9 +126,11 @@ def work(
                 batches=stage.batches,
                 config=stage.train_config,
                 report=journal.report if journal else _ignore,
-                save=make_save(run_dir / "checkpoints", journal, parallel, speed),
+                save=saver if saver.saves else None,
                 save_at=speed.keep_samples,
-                resume=state and state["fit"],
+                is_due=saver.is_due if saver.minutes else None,
+                saved=saver.wait,
+                resume=state and (lambda like: taken(state, like)),
                 evaluate=stage.evaluate,
                 evaluate_raw=stage.evaluate_raw,
                 final=final,
@@ -165,24 +171,25 @@ def _ignore(_: Record) -> None:
     """The `report` of workers other than rank 0."""
 
 
-def make_save(
-    folder: Path, journal: "Journal | None", parallel: Any, speed: Speed
-) -> Callable[[dict[str, Any], int], None] | None:
-    """The function that saves a state of `fit` on this worker; None if it saves nothing.
+def make_saver(folder: Path, journal: "Journal | None", parallel: Any, speed: Speed, device: Any) -> Saver:
+    """What saves the states of `fit` on this worker."""
+    minutes = speed.checkpoint_minutes
+    if minutes is None:
+        minutes = GPU_MINUTES if getattr(device, "type", device) == "cuda" else 0.0
+    return Saver(
+        folder,
+        parallel,
+        held=lambda: journal.held if journal else None,
+        num_to_keep=speed.num_to_keep,
+        kept=speed.keep_samples,
+        minutes=minutes,
+    )
 
-    All workers save a sharded state, else only rank 0.
-    """
 
-    def save(state: dict[str, Any], samples: int) -> None:
-        whole = {"samples": samples, "held": journal.held if journal else None, "fit": state}
-        if parallel.is_sharded:
-            save_sharded(folder, whole, speed.num_to_keep, parallel.rank, speed.keep_samples)
-        else:
-            save_checkpoint(folder, whole, speed.num_to_keep, speed.keep_samples)
-
-    if journal:
-        remove_unfinished(folder)
-    return save if journal or parallel.is_sharded else None
+def taken(state: dict[str, Any], like: Any) -> dict[str, Any]:
+    """The state of `fit` of a checkpoint, which then holds it no longer: it would stay in memory for the whole run."""
+    found = state.pop("fit")
+    return dict(found(like) if callable(found) else found)
 
 
 class Journal:

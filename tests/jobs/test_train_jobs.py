@@ -34,6 +34,7 @@ def test_dry_run_needs_no_data(command: str, capsys: pytest.CaptureFixture[str])
     assert "parameters" in printed
     if command != "sweep":
         assert "operations of an object: forward" in printed and "memory of a worker:" in printed
+        assert "\nevaluation: " in printed and "\ncheckpoints: each " in printed
     assert not Path("missing-out").exists()
 
 

@@ -259,7 +259,7 @@ def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(whole: Path, tmp_pa
         "from tests.pipelines.train.test_run import *\n"
         f"folder, rank = Path({str(tmp_path)!r}), int(sys.argv[1])\n"
         "g3pt.training.fit.fit = lambda **given: (folder / "
-        "f'rank-{rank}').write_text(str(given['resume']['steps_done'])) and sys.exit()\n"
+        "f'rank-{rank}').write_text(str(given['resume'](None)['steps_done'])) and sys.exit()\n"
         "dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2, "
         "timeout=datetime.timedelta(seconds=60))\n(folder / f'there-{rank}').touch()\n"
         "config = {'spec': toy_spec().to_dict(), 'run_dir': str(folder / 'run'), 'build': TOY}\ntry:\n"
