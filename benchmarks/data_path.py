@@ -24,6 +24,7 @@ import argparse
 import contextlib
 import ctypes
 import functools
+import io
 import itertools
 import json
 import mmap
@@ -47,8 +48,10 @@ from benchmarks.tokenizer import COLUMNS, balls
 from g3pt.config import cvq_preset
 from g3pt.data import datasets, derived, reading, records, streaming
 from g3pt.data.batches import SurfaceBatches
+from g3pt.data.cache import ID, ColumnCache, Source
 from g3pt.data.loading import loaded
-from g3pt.data.pictures import prepare_image
+from g3pt.data.pictures import cut_pixels, normalised, prepare_image
+from g3pt.geometry.render import encode
 from g3pt.models import features
 from pipelines.train.node_cache import node_cache
 
@@ -191,16 +194,53 @@ def all_cpu_seconds() -> float:
 
 
 def pictures(info: datasets.DatasetInfo, flags: argparse.Namespace) -> dict[str, Any]:
-    """Pictures per CPU second as inputs of an encoder."""
-    encoded = [encoded_view(number) for number in range(8)]
-    views = itertools.cycle(encoded)
-    return {"view": 1 / cpu_seconds(lambda: prepare_image(next(views), ENCODER_SIZE), 64)}
+    """Pictures per CPU second as inputs of an encoder: from a dataset's views, from stored ones, and from WebP of the
+    encoder's size.
+    """
+    views = [encoded_view(number) for number in range(8)]
+    stored = np.stack([cut_pixels(view, ENCODER_SIZE)[0].numpy() for view in views])
+    webp = [encode(pixels) for pixels in stored]
+    found = {"view": rate(lambda number: prepare_image(views[number], ENCODER_SIZE))}
+    found["webp"] = rate(lambda number: normalised(torch.from_numpy(decoded(webp[number]))))
+    return found | mapped_pictures(info, stored)
+
+
+def mapped_pictures(info: datasets.DatasetInfo, stored: np.ndarray) -> dict[str, Any]:
+    """The rate of stored pictures in a derived table and in a cache of it."""
+    names = write_views(info, "pictures-00000000", lambda number: stored[None, number % len(stored)], 8 * SHARDS)
+    reader = features.StoredFeatures(info, {"pictures": "pictures-00000000"})
+    mapped = cached(info, "pictures-00000000", "view_0", len(names))
+    return {
+        "parquet": rate(lambda number: normalised(torch.from_numpy(reader.image(names[number], 0)))),
+        "cache": rate(lambda number: normalised(torch.from_numpy(mapped[number].copy()))),
+    }
+
+
+def rate(make: Callable[[int], Any], count: int = 8, turns: int = 16) -> float:
+    """Calls per CPU second of `make` with the numbers below `count`."""
+    for number in range(count):
+        make(number)
+    return count / cpu_seconds(lambda: [make(number) for number in range(count)], turns)
+
+
+def decoded(content: bytes) -> np.ndarray:
+    """Pixels of an encoded picture."""
+    from PIL import Image
+
+    return np.array(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def cached(info: datasets.DatasetInfo, kind: str, column: str, count: int) -> list[np.ndarray]:
+    """Values of a derived column, mapped from a cache."""
+    cache = ColumnCache(info.path.parent / "views", info)
+    for shard in sorted(info.shards):
+        for source in (ID, Source(column, kind)):
+            cache.fill(shard, source)
+    return [value for shard in sorted(info.shards) for value in cache.open(shard, Source(column, kind))][:count]
 
 
 def encoded_view(number: int, size: int = VIEW_SIZE) -> bytes:
     """A shaded ball with some noise on a transparent background, in the format of a dataset's views."""
-    from g3pt.geometry.render import encode
-
     rng = np.random.default_rng(number)
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     height = np.sqrt(np.clip(0.6 - x**2 - y**2, 0, None))
@@ -211,24 +251,27 @@ def encoded_view(number: int, size: int = VIEW_SIZE) -> bytes:
 
 def stored_features(info: datasets.DatasetInfo, flags: argparse.Namespace) -> dict[str, Any]:
     """Stored features of one view, per CPU second."""
-    names = write_features(info, flags.features)
-    reader, turns = features.StoredFeatures(info, {"image": KIND}), itertools.cycle(names)
-    reader.image(names[0], 0)
-    return {"parquet": 1 / cpu_seconds(lambda: reader.image(next(turns), 0), len(names))}
+    rng = np.random.default_rng(0)
+    names = write_views(
+        info, KIND, lambda _: rng.normal(size=(1, TOKENS, WIDTH)).astype(np.float16), info.splits["train"]
+    )
+    reader, mapped = features.StoredFeatures(info, {"image": KIND}), cached(info, KIND, "view_0", len(names))
+    count = min(flags.features, len(names))
+    return {
+        "parquet": rate(lambda number: reader.image(names[number], 0), count, 2),
+        "cache": rate(lambda number: torch.from_numpy(mapped[number].copy()), count, 8),
+    }
 
 
-def write_features(info: datasets.DatasetInfo, count: int) -> list[str]:
-    """Features of one view for `count` objects, random numbers; returns their ids."""
-    rng, found = np.random.default_rng(0), []
-    for shard in info.shards:
-        names = [row["id"] for row in reading.read_rows(info, ["id"], shards=[shard])][: max(1, count // SHARDS)]
-        tables = [
-            features._image_table([name], [1], [rng.normal(size=(1, TOKENS, WIDTH)).astype(np.float16)])
-            for name in names
-        ]
-        derived.write_derived_groups(info, KIND, shard, tables[0].schema, tables)
+def write_views(info: datasets.DatasetInfo, kind: str, view: Callable[[int], np.ndarray], count: int) -> list[str]:
+    """A derived table with one view for each object, `view(number)` of shape (1, ...); returns `count` ids."""
+    found = []
+    for shard in sorted(info.shards):
+        names = [row["id"] for row in reading.read_rows(info, ["id"], shards=[shard])]
+        tables = [features._image_table([name], [1], [view(number)]) for number, name in enumerate(names)]
+        derived.write_derived_groups(info, kind, shard, tables[0].schema, tables)
         found += names
-    return found
+    return found[:count]
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -257,7 +300,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, default=384)
     parser.add_argument("--epochs", type=int, default=4, help="epochs after the first one")
-    parser.add_argument("--features", type=int, default=64, help="objects with stored features")
+    parser.add_argument("--features", type=int, default=64, help="objects whose stored features are read")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--output", type=Path, default=Path("data_path.json"))

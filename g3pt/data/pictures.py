@@ -55,6 +55,12 @@ def prepare_image(image: Any, size: int, margin: float = 0.05) -> Tensor:
 
 def cut_out(image: Any, size: int, margin: float = 0.05) -> tuple[Tensor, str]:
     """`prepare_image`, and its warning as text; "" if there is none."""
+    pixels_HW3, warning = cut_pixels(image, size, margin)
+    return normalised(pixels_HW3), warning
+
+
+def cut_pixels(image: Any, size: int, margin: float = 0.05) -> tuple[Tensor, str]:
+    """The same before it is normalised: RGB uint8 (size, size, 3), which `normalised` makes the encoder's input."""
     from PIL import Image
 
     picture, warning = _without_background(_open(image))
@@ -67,9 +73,13 @@ def cut_out(image: Any, size: int, margin: float = 0.05) -> tuple[Tensor, str]:
     small = canvas.convert("RGB").resize(
         (size, size), Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC
     )
-    pixels_HW3 = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(size, size, 3).float() / 255
+    return torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(size, size, 3), warning
+
+
+def normalised(pixels_HW3: Tensor) -> Tensor:
+    """Pixels uint8 (H, W, 3) as the encoder's input, float32 (3, H, W)."""
     mean, std = torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD)
-    return ((pixels_HW3 - mean) / std).permute(2, 0, 1).contiguous(), warning
+    return ((pixels_HW3.float() / 255 - mean) / std).permute(2, 0, 1).contiguous()
 
 
 def _open(image: Any) -> Any:

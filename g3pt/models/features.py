@@ -1,5 +1,5 @@
 """Condition features of a dataset: pretrained encoders' outputs for its captions and views, in float16,
-one derived table per encoder.
+one derived table per encoder; and its views as an encoder's input.
 
 `DATASET/derived/text-<hash8>/` has `id` and `text` (C,). `DATASET/derived/image-<hash8>/` has `id`, `num_views` and one
 column per view (`view_0`, `view_1`, ...) of (M, C). There each object is a row group of its own, so that training reads
@@ -18,7 +18,7 @@ import functools
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from torch import nn
 from g3pt.config import CARConfig
 from g3pt.data import derived, reading
 from g3pt.data.datasets import DatasetInfo
-from g3pt.data.pictures import prepare_image
+from g3pt.data.pictures import cut_pixels, prepare_image
 from g3pt.data.records import shard_index
 from g3pt.data.storage import open_parquet
 from g3pt.models.encoders import NONE, SMALL, ImageEncoder, StoredEncoder, TextEncoder, export_of
@@ -41,35 +41,55 @@ PREPARATION = 1  # of pictures: raise it when `prepare_image` changes pixels, so
 ENCODE_BATCH = 16
 OPEN_SHARDS = 64  # files a reader keeps open
 METADATA = b"g3pt.encoder"
+PICTURES = "pictures"
 FEATURE_FILES = ("*.json", "*.safetensors", "*.txt")  # files of an encoder's folder that decide its output
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """One pretrained encoder whose outputs are stored."""
+    """One pretrained encoder whose outputs are stored, or the size of an encoder's stored inputs."""
 
-    condition: str  # text or image
-    encoder: str  # hub id or folder
+    condition: str  # text, image, or pictures
+    encoder: str  # hub id or folder; "" of pictures
     revision: str | None  # of a hub id: the commit
     image_size: int  # pixels; 0 for text
 
     @property
     def kind(self) -> str:
-        """The derived table's name: text-<hash8> or image-<hash8>."""
+        """The derived table's name: text-<hash8>, image-<hash8> or pictures-<hash8>."""
         source = (
             {"files": _files_hash(self.encoder)}
-            if Path(self.encoder).is_dir()
+            if self.encoder and Path(self.encoder).is_dir()
             else {"encoder": self.encoder, "revision": self.revision}
         )
         told = source | {"image_size": self.image_size, "preparation": PREPARATION if self.image_size else 0}
         return f"{self.condition}-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]}"
 
-    def load(self) -> TextEncoder | ImageEncoder:
-        """The encoder with its weights, in float32."""
+    def load(self) -> TextEncoder | ImageEncoder | Cutter:
+        """The encoder with its weights, in float32; of pictures what cuts them out."""
+        if self.condition == PICTURES:
+            return Cutter(self.image_size)
         if self.condition == "text":
             exported = export_of(self.encoder)
             return TextEncoder.of_export(exported) if exported else TextEncoder(self.encoder, self.revision)
         return ImageEncoder(self.encoder, self.revision, self.image_size)
+
+
+class Cutter(nn.Module):
+    """Cuts the views out as the inputs of an encoder, in place of one."""
+
+    revision = None
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+
+def pictures_of(config: CARConfig) -> list[Encoding]:
+    """The stored inputs of a generator's image encoder; none if it has no such encoder."""
+    if config.image_encoder == NONE:
+        return []
+    return [Encoding(condition=PICTURES, encoder="", revision=None, image_size=config.image_size)]
 
 
 @functools.cache
@@ -103,12 +123,17 @@ def view_column(view: int) -> str:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_shard(encoding: Encoding, encoder: nn.Module, info: DatasetInfo, index: int) -> int:
+def write_shard(encoding: Encoding, encoder: Any, info: DatasetInfo, index: int) -> int:
     """Write one shard's features, whole or not at all; returns the number of its `ok` objects."""
-    make = _text_tables if encoding.condition == "text" else _image_tables
-    tables = make(encoder, info, index)
+    if encoding.condition == "text":
+        shape, tables = [encoder.width], _text_tables(encoder, info, index)
+    elif encoding.condition == PICTURES:
+        shape = [encoder.size, encoder.size, 3]
+        tables = _view_tables(shape, np.uint8, functools.partial(_cut, encoder.size), info, index)
+    else:
+        shape = [encoder.num_tokens, encoder.width]
+        tables = _view_tables(shape, np.float16, functools.partial(_seen, encoder), info, index)
     first = next(tables)  # without rows, for the columns
-    shape = [encoder.width] if encoding.condition == "text" else [encoder.num_tokens, encoder.width]
     told = {
         METADATA: json.dumps(asdict(encoding) | {"revision": encoder.revision, "shape": shape}, sort_keys=True).encode()
     }
@@ -135,19 +160,32 @@ def _text_tables(encoder: TextEncoder, info: DatasetInfo, index: int) -> Iterato
         yield pa.table({"id": pa.array([row["id"] for row in part], pa.string()), "text": _tensor(features_BC)})
 
 
-def _image_tables(encoder: ImageEncoder, info: DatasetInfo, index: int) -> Iterator[pa.Table]:
-    """An empty table, then one per object; zeros for missing views."""
-    num_views, empty = info.config.num_views, np.zeros((0, encoder.num_tokens, encoder.width), np.float16)
+def _view_tables(
+    shape: Sequence[int], dtype: type, made: Callable[[list[bytes]], np.ndarray], info: DatasetInfo, index: int
+) -> Iterator[pa.Table]:
+    """An empty table, then one per object; zeros for missing views. `made` returns (B, *shape) of B encoded views."""
+    num_views, empty = info.config.num_views, np.zeros((0, *shape), dtype)
     yield _image_table([], [], [empty] * num_views)
     for row in reading.read_rows(info, ["id"] + ["views"] * bool(num_views), shards=[index]):
         views = row.get("views") or []
-        features_BMC = np.zeros((num_views, *empty.shape[1:]), np.float16)
+        values = np.zeros((num_views, *shape), dtype)
         for start in range(0, len(views), ENCODE_BATCH):
-            pixels_B3HW = torch.stack(
-                [prepare_image(view, encoder.size) for view in views[start : start + ENCODE_BATCH]]
-            )
-            features_BMC[start : start + len(pixels_B3HW)] = _encoded(encoder, pixels_B3HW)
-        yield _image_table([row["id"]], [len(views)], list(features_BMC[:, None]))
+            try:
+                some = made(views[start : start + ENCODE_BATCH])
+            except ValueError as error:
+                raise ValueError(f"views of {row['id']!r}: {error}") from error
+            values[start : start + len(some)] = some
+        yield _image_table([row["id"]], [len(views)], list(values[:, None]))
+
+
+def _seen(encoder: ImageEncoder, views: list[bytes]) -> np.ndarray:
+    """The encoder's output for some views."""
+    return _encoded(encoder, torch.stack([prepare_image(view, encoder.size) for view in views]))
+
+
+def _cut(size: int, views: list[bytes]) -> np.ndarray:
+    """The views as inputs that are not normalised."""
+    return np.stack([cut_pixels(view, size)[0].numpy() for view in views])
 
 
 def _image_table(ids: list[str], counts: list[int], views: list[np.ndarray]) -> pa.Table:
@@ -166,8 +204,9 @@ def _encoded(encoder: nn.Module, *inputs: torch.Tensor) -> np.ndarray:
 
 
 def _tensor(values: np.ndarray) -> pa.Array:
-    kind = pa.fixed_shape_tensor(pa.float16(), values.shape[1:])
-    storage = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1), pa.float16()), type=kind.storage_type)
+    dtype = pa.from_numpy_dtype(values.dtype)
+    kind = pa.fixed_shape_tensor(dtype, values.shape[1:])
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1), dtype), type=kind.storage_type)
     return pa.ExtensionArray.from_storage(kind, storage)
 
 
@@ -179,10 +218,13 @@ def _batches(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 class StoredFeatures:
-    """Reader of a dataset's features; `kinds` maps text, image or both to derived tables. Each thread needs its own."""
+    """Reader of a dataset's features; `kinds` maps text, and image or pictures, to derived tables. Each thread needs
+    its own.
+    """
 
     def __init__(self, info: DatasetInfo, kinds: dict[str, str]) -> None:
         self.info, self.kinds = info, kinds
+        self.views = kinds.get("image") or kinds.get(PICTURES)  # the table with a column per view
         self._open: OrderedDict[int, tuple[ExitStack, Any, dict[str, int]]] = OrderedDict()
 
     def again(self) -> StoredFeatures:
@@ -191,7 +233,7 @@ class StoredFeatures:
 
     def encoders(self) -> dict[str, nn.Module]:
         """The encoders' shapes without weights, which replace the encoders in a model."""
-        return {condition: self._described(kind) for condition, kind in self.kinds.items()}
+        return {condition: self._described(kind) for condition, kind in self.kinds.items() if condition != PICTURES}
 
     def _described(self, kind: str) -> StoredEncoder:
         index = min(self.info.shards)
@@ -211,7 +253,7 @@ class StoredFeatures:
     def columns(self, ids: Sequence[str], shards: Sequence[int]) -> dict[str, Any]:
         """`text` float16 (N, C) and `num_views` (N,) of objects in `shards`; views are read one by one, by `image`."""
         found: dict[str, Any] = {}
-        for condition, name in (("text", "text"), ("image", "num_views")):
+        for condition, name in (("text", "text"), ("image", "num_views"), (PICTURES, "num_views")):
             if condition not in self.kinds:
                 continue
             values: dict[str, Any] = {}
@@ -224,16 +266,17 @@ class StoredFeatures:
         return found
 
     def image(self, object_id: str, view: int) -> np.ndarray:
-        """Features float16 (M, C) of one view of an object."""
+        """One view of an object: its features float16 (M, C), or its pixels uint8 (H, H, 3)."""
         file, row_of = self._shard(shard_index(object_id, self.info.num_shards))
         (column,) = file.read_row_group(row_of[object_id], columns=[view_column(view)]).columns
         return reading.column_values(column.combine_chunks())[0].copy()  # arrow's memory is read-only
 
     def _shard(self, index: int) -> tuple[Any, dict[str, int]]:
+        assert self.views is not None
         if index not in self._open:
-            self._check(self.kinds["image"], index)
+            self._check(self.views, index)
             stack = ExitStack()
-            file = stack.enter_context(open_parquet(derived.derived_path(self.info, self.kinds["image"], index)))
+            file = stack.enter_context(open_parquet(derived.derived_path(self.info, self.views, index)))
             self._open[index] = (
                 stack,
                 file,

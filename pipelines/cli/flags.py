@@ -38,8 +38,8 @@ class WithTokenizer:
 class WithFeatures:
     """A command that trains generators."""
 
-    features: Literal["live", "stored"] = "live"
-    """pretrained encoders: live in each step, or outputs stored once"""
+    features: Literal["live", "pictures", "stored"] = "live"
+    """encoders: on views, on views cut out once, or outputs stored once"""
 
 
 @dataclass(frozen=True, kw_only=True)

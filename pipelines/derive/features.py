@@ -1,4 +1,5 @@
-"""Condition features of a whole dataset, computed once: training with `--features stored` calls `store_features` first.
+"""Condition features or pictures of a whole dataset, computed once: training with `--features stored` or `pictures`
+calls `store_features` first.
 
 Each worker of a pool loads the encoders once and writes shard after shard (`pipelines.derive.tables`); finished shards
 are skipped. `g3pt.models.features` describes the tables and where they are.
@@ -45,7 +46,7 @@ class FeatureWorker:
         """Write the missing tables of one shard; return `made`."""
         count = 0
         for encoding, encoder in self.encoders:
-            what = f"{encoding.condition}s of {shard_name(index)} of {self.info.path} with {encoding.encoder}"
+            what = f"{shard_name(index)} of {self.info.path} as {encoding.condition} {encoding.encoder}".strip()
             with doing(f"encoding {what}"), remedied(lambda: WITHOUT_GPU):
                 if not is_done(self.info, [encoding.kind], index):
                     count = features.write_shard(encoding, encoder, self.info, index)

@@ -176,7 +176,7 @@ def placements(
         try:
             found[size] = place(
                 model, train, codec, devices,
-                workers=flags.num_workers, micro_batch=flags.micro_batch, encoders=flags.features == "live",
+                workers=flags.num_workers, micro_batch=flags.micro_batch, encoders=flags.features != "stored",
             )  # fmt: skip
         except UsageError as error:
             raise UsageError(f"{size} cannot be placed: {error}") from None

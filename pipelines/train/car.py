@@ -58,7 +58,7 @@ class CARStage:
         config = self._model_config()
         kinds = {
             condition: spec.paths[f"{condition}_features"]
-            for condition in ("text", "image")
+            for condition in ("text", "image", "pictures")
             if f"{condition}_features" in spec.paths
         }
         self.stored = StoredFeatures(self.info, kinds) if kinds else None

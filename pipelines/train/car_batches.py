@@ -24,11 +24,11 @@ from g3pt.data.batches import batch_indices
 from g3pt.data.cache import Source
 from g3pt.data.captions import shorten
 from g3pt.data.datasets import DatasetInfo
-from g3pt.data.pictures import prepare_image
+from g3pt.data.pictures import normalised, prepare_image
 from g3pt.data.selection import Selection
 from g3pt.data.streaming import Joined, Reading, ShardedObjects, training_objects
 from g3pt.models.car import G3PT
-from g3pt.models.features import StoredFeatures, view_column
+from g3pt.models.features import PICTURES, StoredFeatures, view_column
 from pipelines.derive import tokens
 from pipelines.train.feed import FEED, Feed
 from pipelines.train.node_cache import node_cache
@@ -41,7 +41,7 @@ Shortened = Sequence[np.random.Generator | None]  # None for a caption that is k
 
 def columns(info: DatasetInfo, stored: StoredFeatures | None = None) -> list[str]:
     """The columns read from the dataset, beside codes and stored features."""
-    return ["id", "caption"] + ["views"] * (info.config.num_views > 0 and not (stored and "image" in stored.kinds))
+    return ["id", "caption"] + ["views"] * (info.config.num_views > 0 and not (stored and stored.views))
 
 
 def joined_codes(info: DatasetInfo, kind: str, num_tokens: int, stored: StoredFeatures | None = None) -> Joined:
@@ -65,9 +65,9 @@ def _sources(info: DatasetInfo, kind: str, stored: StoredFeatures | None) -> dic
     kinds, found = stored.kinds if stored else {}, {"codes": Source("codes", kind)}
     if "text" in kinds:
         found["text"] = Source("text", kinds["text"])
-    if "image" in kinds:
+    if stored and stored.views:
         names = ["num_views", *(view_column(view) for view in range(info.config.num_views))]
-        found |= {name: Source(name, kinds["image"]) for name in names}
+        found |= {name: Source(name, stored.views) for name in names}
     return found
 
 
@@ -78,11 +78,8 @@ class Collate:
         self.stored = stored.again() if stored else None
         kinds = stored.kinds if stored else {}
         self.text_tokenizer = None if "text" in kinds else model.text.tokenizer
-        self.image_size, self.reads_images, self.stored_images = (
-            model.config.image_size,
-            model.image is not None,
-            "image" in kinds,
-        )
+        self.image_size, self.reads_images = model.config.image_size, model.image is not None
+        self.stored_images, self.stored_pictures = "image" in kinds, PICTURES in kinds
 
     def __call__(
         self,
@@ -120,9 +117,9 @@ class Collate:
     def image(self, row: Row, choice: int) -> Tensor:
         """The selected view as the encoder's input, or its stored features; zeros for an object without views."""
         if self.stored_images:
-            view = choice % max(1, num_views(row))
-            cached = row.get(view_column(view))
-            return torch.from_numpy(self.stored.image(row["id"], view) if cached is None else cached.copy())
+            return self._stored_view(row, choice)
+        if self.stored_pictures and num_views(row):
+            return normalised(self._stored_view(row, choice))
         views = row.get("views") or ()
         if not len(views):
             return torch.zeros(3, self.image_size, self.image_size)
@@ -130,6 +127,13 @@ class Collate:
             return prepare_image(views[choice % len(views)], self.image_size)
         except ValueError as error:
             raise ValueError(f"view {choice % len(views)} of {row['id']!r}: {error}") from error
+
+    def _stored_view(self, row: Row, choice: int) -> Tensor:
+        """The selected view of a table, from the cache if the row has it."""
+        assert self.stored is not None
+        view = choice % max(1, num_views(row))
+        cached = row.get(view_column(view))
+        return torch.from_numpy(self.stored.image(row["id"], view) if cached is None else cached.copy())
 
 
 def num_views(row: Row) -> int:
@@ -144,7 +148,7 @@ class ConditionedCodes:
         self.arrays, self.collate = arrays, Collate(model, stored)
         self.aligned_NTA = self._aligned(model)
         self._prepared: dict[tuple[int, int], Tensor] = {}
-        self._max_prepared = 0 if self.collate.stored_images else CACHE_BYTES // (12 * model.config.image_size**2)
+        self._max_prepared = 0 if stored and stored.views else CACHE_BYTES // (12 * model.config.image_size**2)
 
     def __len__(self) -> int:
         return len(self.arrays["caption"])

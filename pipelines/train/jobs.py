@@ -232,12 +232,13 @@ def pinned(model: Any) -> tuple[Any, dict[str, str]]:
 
 
 def with_features(specs: Sequence[RunSpec], flags: Any) -> list[RunSpec]:
-    """The runs with the paths of stored condition features, if --features asks for them. Missing features are computed.
+    """The runs with the paths of stored condition features or pictures, if --features asks for them. What is missing is
+    computed.
 
-    A run that trains its encoders is returned unchanged. UsageError if all of them do.
+    A run without such encoders is returned unchanged. UsageError if all of them are.
     """
-    from g3pt.config import CARConfig, from_dict
-    from g3pt.models.features import encodings
+    from g3pt.data.datasets import open_dataset
+    from g3pt.models.features import encodings, pictures_of
     from pipelines.cluster.pool import Pool
     from pipelines.derive.features import store_features
 
@@ -249,18 +250,29 @@ def with_features(specs: Sequence[RunSpec], flags: Any) -> list[RunSpec]:
         ray_address=flags.ray_address,
         device=flags.device,
     )
-    wanted = [
-        tuple(encodings(from_dict(CARConfig, spec.config["model"]), spec.paths.get("text_encoder"))) for spec in specs
-    ]
-    if not any(wanted):
-        presets = ", ".join(dict.fromkeys(spec.preset for spec in specs))
-        raise UsageError(
-            f"--features stored: {presets} trains its encoders, so there is nothing to store; leave out the flag, use "
-            f"a preset from 0.1B on, or name a generator's export as text_encoder"
+    data = specs[0].paths["data"]
+    if flags.features == "pictures":
+        with_views = bool(open_dataset(data).config.num_views)
+        wanted = [tuple(pictures_of(model) * with_views) for model in map(_model_of, specs)]
+        why = f"{data} has no views, or the presets read no images"
+    else:
+        wanted = [tuple(encodings(_model_of(spec), spec.paths.get("text_encoder"))) for spec in specs]
+        why = (
+            f"{', '.join(dict.fromkeys(spec.preset for spec in specs))} trains its encoders, so there is nothing to "
+            f"store; use a preset from 0.1B on, name a generator's export as text_encoder, or give --features pictures"
         )
-    made = {some: store_features(specs[0].paths["data"], some, pool) for some in dict.fromkeys(wanted) if some}
+    if not any(wanted):
+        raise UsageError(f"--features {flags.features}: {why}")
+    made = {some: store_features(data, some, pool) for some in dict.fromkeys(wanted) if some}
     told = [{f"{condition}_features": kind for condition, kind in made.get(some, {}).items()} for some in wanted]
     return [dataclasses.replace(spec, paths=spec.paths | paths) for spec, paths in zip(specs, told, strict=True)]
+
+
+def _model_of(spec: RunSpec) -> Any:
+    """The generator's configuration of a run."""
+    from g3pt.config import CARConfig, from_dict
+
+    return from_dict(CARConfig, spec.config["model"])
 
 
 def open_data(data: str, selection: Selection = ALL) -> Any:

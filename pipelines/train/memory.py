@@ -126,7 +126,7 @@ def plan_step(model: Any, train: Any, flags: Any, codec: Any, size: int | None) 
     if size is None:
         return Choice(micro_batch=given or workers.share, recompute=model.checkpoint_layers)
     narrow = workers.shards > 1 and train.precision == "bf16"
-    of = {"codec": codec, "encoders": getattr(flags, "features", "live") == "live", "narrow": narrow}
+    of = {"codec": codec, "encoders": getattr(flags, "features", "live") != "stored", "narrow": narrow}
     if given is None:
         return choose(model, train.precision, workers, size, **of)
     whole = needs(model, train.precision, **of).memory(given, workers).total

@@ -72,7 +72,8 @@ def _filled(cache: ColumnCache, sources: Sequence[Source], rank: int) -> bool:
             f"without a cache, which is slower (--cache DIR names a larger disk)"
         )
         return False
-    say(f"  cache {cache.folder}: copying about {_gib(need)} of {cache.info.path}; delete the folder to free it")
+    if rank == 0:
+        say(f"  cache {cache.folder}: copying about {_gib(need)} of {cache.info.path}; delete the folder to free it")
     for wait_s in (0.0, None):  # at last for those that other processes copy
         missing = [shard for shard in missing if not _fill(cache, shard, sources, wait_s)]
     return True

@@ -38,7 +38,7 @@ def print_plan(stage: str, flags: Any, model: Any, train: Any) -> None:
     for line in cvq_lines(model, train) if codec is None else car_lines(model, train, codec, which):
         print(line)
     print(evaluation_line(model, train, codec, max(1, flags.num_workers)))
-    print(_memory_line(model, train, flags, codec, encoders=getattr(flags, "features", "live") == "live"))
+    print(_memory_line(model, train, flags, codec, encoders=getattr(flags, "features", "live") != "stored"))
     print(checkpoint_line(model, train, codec, flags))
     print(f"samples: {train.steps * train.batch_size:,} on {flags.num_workers} worker(s)")
     print(

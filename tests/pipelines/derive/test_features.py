@@ -187,6 +187,36 @@ def test_stored_and_live_features_train_the_same(
     assert read_export_config(tmp_path / "export")["model"]["image_encoder"] == config.image_encoder
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_stored_pictures_give_the_batches_of_views(cached: bool, paths: dict[str, str], tmp_path: Path) -> None:
+    small = CARConfig(depth=1, width=32, num_heads=2, image_size=28)
+    kinds = store_features(paths["data"], features.pictures_of(small), HERE)
+    assert pq.read_schema(derived.derived_path(datasets.open_dataset(paths["data"]), kinds["pictures"], 0)).field(
+        "view_1"
+    ).type == pa.fixed_shape_tensor(pa.uint8(), (28, 28, 3))
+    live = stage(paths, small)
+    stored = stage(paths, small, kinds, Feed(cache=str(tmp_path)) if cached else FEED)
+    for ours, theirs in itertools.islice(zip(live.batches(3), stored.batches(3), strict=True), 5):
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert stored.evaluate(stored.model) == live.evaluate(live.model)
+    if cached:
+        assert list(tmp_path.glob("*/pictures-*.view_1.arrow")) and not list(tmp_path.glob("*/views.arrow"))
+
+
+def test_pictures_are_stored_for_a_preset_that_reads_some(paths: dict[str, str], config: CARConfig) -> None:
+    spec = jobs.car_spec(paths["data"], paths["tokenizer"], "toy", config, TRAIN)
+    blind = dataclasses.replace(
+        spec, config=spec.config | {"model": dataclasses.asdict(dataclasses.replace(config, image_encoder="none"))}
+    )
+    flags = jobs.TrainCARFlags(**paths, output="out", features="pictures", ray_address=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.derive.features.store_features", lambda data, some, pool: {some[0].condition: "kind"})
+        told, untold = jobs.with_features([spec, blind], flags)
+        with pytest.raises(UsageError, match="--features pictures: .* has no views, or the presets read no images"):
+            jobs.with_features([blind], flags)
+    assert untold == blind and told.name == spec.name and told.paths["pictures_features"] == "kind"
+
+
 def test_a_preset_that_trains_its_encoders_has_nothing_to_store(paths: dict[str, str], tmp_path: Path) -> None:
     flags = jobs.TrainCARFlags(**paths, output=str(tmp_path), features="stored")
     with pytest.raises(UsageError, match="nano trains its encoders"):
