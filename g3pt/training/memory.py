@@ -62,6 +62,7 @@ def training_memory(
     gathered: Gathered | None = None,
     precision: str = "fp32",
     accumulates: bool = True,
+    whole_gradients: bool = False,
 ) -> Memory:
     """Memory of a worker that trains `trained` parameters in `shards` shards; `frozen` ones are whole on each worker.
 
@@ -69,7 +70,8 @@ def training_memory(
     holds all of them throughout; otherwise they come while activations go. DDP's buckets are the gradients.
     Of a sharded model a worker holds whole: the current block and the next one, what is in no block, and the gradients
     of one block (as computed, and in float32 for the sum) and of what is in no block. It also holds its share of the
-    best weights, which are in main memory otherwise.
+    best weights, which are in main memory otherwise; and `whole_gradients`, where it computes several micro-batches
+    before they are exchanged.
     """
     held = -(-trained // shards)
     weights = gradients = 0
@@ -77,6 +79,7 @@ def training_memory(
         width = 2 if gathered.narrow and precision == "bf16" else 4
         weights = 2 * width * gathered.block + 4 * gathered.outside
         gradients = (width + 4) * gathered.block + 4 * gathered.outside
+        gradients += 4 * trained if whole_gradients else 0
     return Memory(
         weights=4 * (held + frozen) + weights,
         gradients=4 * held + gradients,

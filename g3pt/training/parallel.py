@@ -3,9 +3,10 @@ that `fit` uses.
 
 DDP keeps the whole model on each worker and averages gradients. FSDP2 gives each worker a slice of every trained tensor
 (weights, gradients, AdamW's moments, averaged weights) and gathers a block's weights while it computes; models mark
-their blocks with `ShardUnit`. Both run on NCCL and on gloo. Frozen tensors (a generator's tokenizer) and buffers stay
-whole everywhere. All workers store a sharded state together (g3pt/training/optimizer_state.py); any number of workers
-of either kind reads it back.
+their blocks with `ShardUnit`. On several nodes each node has the whole model in slices (HSDP), so that blocks are
+gathered within it. Gradients of micro-batches add up on each worker and are exchanged once per step. Both run on NCCL
+and on gloo. Frozen tensors (a generator's tokenizer) and buffers stay whole everywhere. All workers store a sharded
+state together (g3pt/training/optimizer_state.py); any number of workers of either kind reads it back.
 
 No worker holds a sharded model whole while it trains: evaluation gathers one block at a time, too. Only the finished
 model is gathered, on rank 0 (4 bytes per parameter).
@@ -141,9 +142,27 @@ class DataParallel(ProcessGroup):
 class FullyShard(ProcessGroup):
     """FSDP2: one transformer block at a time is gathered, computed and freed; what is in no block belongs
     to the root.
+
+    `per_node` of the workers are on one node. If all nodes have as many, and there are several, the model is sharded
+    within a node and the nodes' gradients are averaged (HSDP); else it is sharded over all workers.
     """
 
     is_sharded = True
+
+    def __init__(self, rank: int, world_size: int, per_node: int = 1) -> None:
+        super().__init__(rank, world_size)
+        found: list[int] = [0] * world_size
+        dist.all_gather_object(found, per_node)
+        hybrid = set(found) == {per_node} and 1 < per_node < world_size and world_size % per_node == 0
+        self.shards = per_node if hybrid else world_size
+
+    @contextlib.contextmanager
+    def accumulating(self, wrapped: nn.Module) -> Iterator[None]:
+        wrapped.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            wrapped.set_requires_gradient_sync(True)
 
     def shard(self, model: nn.Module, precision: str = "fp32") -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -155,7 +174,9 @@ class FullyShard(ProcessGroup):
         self._in_bf16 = precision == "bf16" and any(
             isinstance(module, ShardUnit) and module.gathered_in_bf16 for module in model.modules()
         )
-        mesh = init_device_mesh(next(model.parameters()).device.type, (self.world_size,))
+        sizes, names = (self.world_size // self.shards, self.shards), ("node", "worker")
+        first = int(sizes[0] == 1)  # one node needs no dimension
+        mesh = init_device_mesh(next(model.parameters()).device.type, sizes[first:], mesh_dim_names=names[first:])
         frozen = {p for p in model.parameters() if not p.requires_grad}
         for block in trained_blocks(model):
             fully_shard(
@@ -252,13 +273,15 @@ def gathered(model: nn.Module) -> Gathered:
     )
 
 
-def make_parallel(kind: str, rank: int, world_size: int) -> SingleProcess:
-    """The parallelism `kind` (ddp or fsdp) over the existing process group; one worker needs neither."""
+def make_parallel(kind: str, rank: int, world_size: int, per_node: int = 1) -> SingleProcess:
+    """The parallelism `kind` (ddp or fsdp) over the existing process group, of which this node has `per_node` workers;
+    one worker needs neither.
+    """
     if kind not in PARALLEL:
         raise ValueError(f"unknown parallelism {kind!r}; choose one of {', '.join(PARALLEL)}")
     if world_size == 1:
         return SingleProcess()
-    return (DataParallel if kind == "ddp" else FullyShard)(rank, world_size)
+    return DataParallel(rank, world_size) if kind == "ddp" else FullyShard(rank, world_size, per_node)
 
 
 # --- sums over workers ------------------------------------------------------------------------------------------------

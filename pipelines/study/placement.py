@@ -120,7 +120,8 @@ def candidates(model: Any, train: Any, codec: Any, devices: Devices, workers: in
     operations = 3 * car_operations(model, codec)
     worth = [n for n in counts if workers != AUTO or n == 1 or batch / n * operations >= WORTH * model.depth]
     yield from (Workers(share=batch // n, count=n) for n in worth)
-    yield from (Workers(share=batch // n, count=n, parallel="fsdp") for n in counts if n > 1)
+    node = devices.per_node
+    yield from (Workers(share=batch // n, count=n, parallel="fsdp", per_node=node) for n in counts if n > 1)
 
 
 def worker_counts(batch: int, devices: Devices) -> Iterator[int]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 MARGIN = 0.1  # share of a GPU's memory that stays free: CUDA's context, workspaces, gaps between blocks
+NODE_GPUS = 8  # of a node, where this machine has none
 ENOUGH = 4  # objects at once: fewer are a reason to recompute activations
 AUTO = "auto"
 CLIP_PARAMETERS, DINO_PARAMETERS = (
@@ -44,11 +45,15 @@ class Workers:
     share: int  # objects of a batch per worker
     count: int = 1
     parallel: str = "ddp"
+    per_node: int | None = None  # None: all on one node
 
     @property
     def shards(self) -> int:
-        """Parts into which the model is divided."""
-        return self.count if self.parallel == "fsdp" else 1
+        """Parts into which the model is divided: on several full nodes each has the whole model."""
+        if self.parallel != "fsdp":
+            return 1
+        node = self.per_node or self.count
+        return node if 1 < node < self.count and self.count % node == 0 else self.count
 
     def divisors(self) -> list[int]:
         """Numbers of objects that a worker may compute at once, largest first."""
@@ -78,6 +83,7 @@ class Needs:
             gathered=self.gathered,
             precision=self.precision,
             accumulates=workers.count > 1 or objects < workers.share,
+            whole_gradients=objects < workers.share,
         )
 
     def most(self, room: float, workers: Workers) -> int:
@@ -99,9 +105,16 @@ class Choice:
 
 
 def workers_of(train: Any, flags: Any) -> Workers:
-    """The workers that the flags of a training or a study ask for."""
+    """The workers that the flags of a training or a study ask for, on nodes like this machine."""
+    import torch
+
     count = max(1, flags.num_workers)
-    return Workers(share=train.batch_size // count, count=count, parallel=getattr(flags, "parallel", "ddp"))
+    return Workers(
+        share=train.batch_size // count,
+        count=count,
+        parallel=getattr(flags, "parallel", "ddp"),
+        per_node=torch.cuda.device_count() or NODE_GPUS,
+    )
 
 
 def gpu_bytes(flags: Any) -> int | None:

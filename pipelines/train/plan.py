@@ -151,7 +151,7 @@ def evaluation_line(model: Any, train: Any, codec: Any, workers: int) -> str:
 def checkpoint_line(model: Any, train: Any, codec: Any, flags: Any) -> str:
     """When checkpoints begin, their size, and how much work a lost worker costs."""
     trained = count_cvq(model)["parameters"] if codec is None else trained_parameters(model, codec)
-    workers = max(1, flags.num_workers) if flags.parallel == "fsdp" else 1
+    workers = workers_of(train, flags).shards
     step = (
         flops.cvq_training(model, "joint") if codec is None else flops.car_training(car_operations(model, codec), model)
     )

@@ -108,7 +108,7 @@ def work(
             initialise(stage.model, spec)
         ledger, best = Ledger.of(run_dir), Best(stage.best_by)
         journal = Journal(spec, ledger, stage.train_config, state, micro_batch) if rank == 0 else None
-        parallel = make_parallel(speed.parallel, rank, world_size)
+        parallel = make_parallel(speed.parallel, rank, world_size, local_world_size)
         if (compiled := prepare(speed.compile, stage.model, torch.device(device))) and journal:
             print(f"{spec.name}: {compiled} transformer blocks are compiled in the first step", flush=True)
         test: Record = {}
