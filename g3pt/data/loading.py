@@ -3,15 +3,13 @@ launches a model's kernels.
 
 How: process k of n makes batches k, k + n, k + 2 n, ...; they arrive in order, in shared memory. An error of a process
 is raised unchanged in place of its batch. The processes are forks: what the parent has read is shared with them. They
-leave signals to their parent and end with it, whatever ends it.
+leave signals to their parent. If that is killed, they end within some seconds (torch's own watch).
 
 Ours: all of it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -22,8 +20,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 Batch = dict[str, Any]
 Make = Callable[..., Iterator[Batch]]  # (start_sample, turn, turns) -> every turns-th batch, from batch `turn` on
+LIVES_ON_S = 10.0
 AHEAD = 2  # batches that a process makes ahead
-PR_SET_PDEATHSIG = 1
 NO_SHARED_MEMORY = "Bus error"  # how torch says that /dev/shm is full
 
 
@@ -84,16 +82,12 @@ class _Turns(IterableDataset):
 
 
 def _begin(_: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the parent, which may want batches until it has saved; end with it.
-
-    The kernel ends a process when the thread that made it ends: that of the iterator.
+    """Leave Ctrl-C to the parent, and SIGTERM too, for it may want batches until it has saved. A process that was
+    asked to end and that nobody ended, because the iterator was not closed, ends LIVES_ON_S seconds later.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(OSError, AttributeError):  # not Linux: torch's own watch ends it some seconds later
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:  # the parent ended before that
-        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, LIVES_ON_S))
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
 
 
 def _end(batches: Any) -> None:

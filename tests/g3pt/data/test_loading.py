@@ -2,10 +2,9 @@
 
 import contextlib
 import itertools
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from g3pt.data.batches import SurfaceBatches
+from g3pt.data.batches import SurfaceBatches, prefetched
 from g3pt.data.loading import loaded
 from tests.g3pt.models.test_tokenizer import TINY, spheres
 
@@ -83,14 +82,35 @@ def test_closing_ends_the_processes_and_signals_to_them_do_not() -> None:
     assert gone(made, 0.1)
 
 
-def test_a_killed_parent_leaves_no_process(repository: Path) -> None:
-    program = (
-        "import time; from tests.g3pt.data.test_loading import numbers, loaded\n"
-        "stream = loaded(numbers, 100, 2)\n"
-        "print(*[int(next(stream)['process']) for _ in range(2)], flush=True); time.sleep(600)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=repository) as parent:
-        assert parent.stdout is not None
-        made = set(map(int, parent.stdout.readline().split()))
+def test_processes_of_batches_that_a_thread_makes_ahead_end_with_it() -> None:
+    stream = prefetched(loaded(numbers, 100, 2), 2)
+    seen = [next(stream) for _ in range(6)]
+    assert [int(batch["number"]) for batch in seen] == list(range(100, 106))
+    stream.close()
+    assert gone({int(batch["process"]) for batch in seen}, 0.1)
+    with pytest.raises(ValueError, match="cut$"):
+        list(prefetched(loaded(numbers, 3, 2), 2))
+
+
+LEFT: list[Any] = []  # iterators that are never closed
+
+
+def _leave_open(told: Any, seconds: float) -> None:
+    LEFT.append(loaded(numbers, 100, 2))
+    told.send({int(next(LEFT[0])["process"]) for _ in range(2)})
+    time.sleep(seconds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_parent_that_ends_without_closing_leaves_no_process_and_does_not_hang(is_killed: bool) -> None:
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    parent = context.Process(target=_leave_open, args=(there, 600 if is_killed else 0))
+    parent.start()
+    made = here.recv()
+    if is_killed:
         parent.kill()
+    parent.join(60)
+    assert parent.exitcode == (-signal.SIGKILL if is_killed else 0)
     assert len(made) == 2 and gone(made)
