@@ -51,6 +51,8 @@ class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeed, OnData, Replace
     """objects per step, over all workers; default the preset's"""
     num_workers: int = 1
     """Ray Train workers; each is one process with one CPU or GPU"""
+    min_workers: int | None = None
+    """start with fewer workers, down to this, if the cluster has no more then; default --num-workers"""
     seed: int = 0
     """seed of initial weights, order of objects, and noise"""
     licenses: str | None = None
@@ -81,6 +83,10 @@ class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeed, OnData, Replace
             value = getattr(self, name)
             if value not in (None, "auto") and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise ValueError(
+                f"--min-workers must be from 1 to --num-workers {self.num_workers}, got {self.min_workers}"
+            )
         if self.gpu_memory is not None and self.gpu_memory <= 0:
             raise ValueError(f"--gpu-memory must be positive, got {self.gpu_memory}")
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes >= 0:
@@ -135,6 +141,8 @@ def _train(
     spec, size = make_spec(flags.preset, model, config, chosen(flags)), gpu_bytes(flags)
     if is_named_by_micro_batch(spec):
         refuse_unknown_gpu(flags, size)
+        if flags.min_workers is not None:
+            raise UsageError("--min-workers: with LFQ the number of workers changes the weights; leave it out")
     spec = named_by_micro_batch(with_plan(spec, flags, size), flags)
     spec = started_from(spec, flags.init_from)
 
@@ -153,7 +161,7 @@ def _train(
         checkpoint_minutes=flags.checkpoint_minutes,
         **feed_of(flags),
     )
-    workers = {"num_workers": flags.num_workers, "ray_address": flags.ray_address, "device": flags.device}
+    workers = {"num_workers": flags.num_workers, "min_workers": flags.min_workers, "device": flags.device}
     run_dir = run.train_run(
         spec,
         absolute(flags.output),
@@ -162,6 +170,7 @@ def _train(
         page=page,
         ready=ready,
         replace=flags.replace,
+        ray_address=flags.ray_address,
         **workers,
     )
     return str(run_dir)
@@ -325,6 +334,8 @@ def _varied(train: Any, flags: TrainFlags) -> Any:
         changes["checkpoint_every"] -= changes["checkpoint_every"] % changes["log_every"]
     varied = dataclasses.replace(train, seed=flags.seed, **changes)
     check_workers(varied, flags.num_workers, flags.micro_batch)
+    if flags.min_workers is not None and varied.batch_size % flags.min_workers:
+        raise UsageError(f"--batch-size {varied.batch_size} is not a multiple of --min-workers {flags.min_workers}")
     return varied
 
 

@@ -105,10 +105,10 @@ class Choice:
 
 
 def workers_of(train: Any, flags: Any) -> Workers:
-    """The workers that the flags of a training or a study ask for, on nodes like this machine."""
+    """The workers that the flags of a training or a study ask for, at least, on nodes like this machine."""
     import torch
 
-    count = max(1, flags.num_workers)
+    count = getattr(flags, "min_workers", None) or max(1, flags.num_workers)
     return Workers(
         share=train.batch_size // count,
         count=count,

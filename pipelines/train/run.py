@@ -41,6 +41,7 @@ def train_run(
     output: str | Path,
     *,
     num_workers: int = 1,
+    min_workers: int | None = None,
     ray_address: str | None = None,
     device: str = "auto",
     parent: str | None = None,
@@ -67,7 +68,7 @@ def train_run(
     with alone_in(run_dir):
         if num_workers:
             join(ray_address, writes=[run_dir], reads=inputs_of(spec))
-            refuse_impossible(workers_need(num_workers, device))
+            refuse_impossible(workers_need(min_workers or num_workers, device))
         spec = ready(spec)
         prepare_run(spec, output, replace=replace)
         note = working_in(run_dir, total=train["steps"] * train["batch_size"], unit="samples")
@@ -81,7 +82,7 @@ def train_run(
             if num_workers == 0:
                 in_thread(partial(work, work_config(spec, run_dir, build, speed)))
             else:
-                ray_train(spec, run_dir, num_workers, device, build, speed, max_failures)
+                ray_train(spec, run_dir, num_workers, device, build, speed, max_failures, min_workers=min_workers)
     return run_dir
 
 
@@ -214,10 +215,12 @@ def ray_train(
     speed: Speed | None = None,
     max_failures: int = MAX_FAILURES,
     key: str | None = None,
+    min_workers: int | None = None,
 ) -> None:
     """Run `work` on Ray Train workers.
 
-    A lost worker restarts the group from the newest checkpoint, until `max_failures` were counted (`Patience`).
+    A lost worker restarts the group from the newest checkpoint, until `max_failures` were counted (`Patience`). With
+    `min_workers` each start takes as many workers as the cluster has then (`workers_now`).
 
     num_workers 0 is Train's local mode: in this process, on the CPU. Deterministic errors are raised at once, while
     Train's own `max_failures` would retry every error. AskedToStop is raised unchanged. With a `key` somebody else
@@ -229,11 +232,16 @@ def ray_train(
 
     patience = Patience(max_failures, checkpointed(run_dir))
     failure = TrainingFailedError if num_workers else Exception  # local mode raises the error itself
+    count, batch = num_workers, spec.config["train"]["batch_size"]
     while True:
+        if min_workers is not None:
+            count = workers_now(batch, num_workers, min_workers, units_there(device))
+            if count < num_workers:
+                say(f"  {spec.name}: {count} of {num_workers} workers, as the cluster has no more now")
         try:
-            told = watched(spec, num_workers, device) if num_workers and not key else nullcontext(key)
+            told = watched(spec, count, device) if count and not key else nullcontext(key)
             with told as begins:
-                _fit_once(work_config(spec, run_dir, build, speed) | {"key": begins}, num_workers, device)
+                _fit_once(work_config(spec, run_dir, build, speed) | {"key": begins}, count, device)
             return
         except failure as error:
             if isinstance(asked := root_cause(error), AskedToStop):
@@ -250,6 +258,21 @@ def ray_train(
 def watched(spec: RunSpec, num_workers: int, device: str) -> AbstractContextManager[str]:
     """Lines about waiting until the workers of a run begin. UsageError if the cluster can never have them."""
     return asked("train", workers_need(num_workers, device), spec.name)
+
+
+def workers_now(batch: int, most: int, least: int, there: float) -> int:
+    """The largest divisor of the batch from `least` to `most` of which the cluster has `there`; the smallest, for which
+    the run waits, if it has too few now. `most` is a divisor.
+    """
+    divisors = [n for n in range(least, most + 1) if batch % n == 0]
+    return max((n for n in divisors if n <= there), default=divisors[0])
+
+
+def units_there(device: str) -> float:
+    """GPUs, or CPUs if workers get none, of the connected cluster's living nodes."""
+    import ray
+
+    return float(ray.cluster_resources().get("GPU" if session.wants_gpu(device) else "CPU", 0))
 
 
 def workers_need(num_workers: int, device: str) -> Need:

@@ -95,7 +95,7 @@ def work(
     keep_freed_memory(2**30, 2**31 - 1)  # activations of some MB are freed in every step
     spec, run_dir, speed = RunSpec.from_dict(config["spec"]), Path(config["run_dir"]), Speed(**config.get("speed", {}))
     share = spec.config["train"]["batch_size"] // world_size
-    micro_batch = min(share, spec.config.get("computed", {}).get("micro_batch", share))
+    micro_batch = at_once(share, spec.config.get("computed", {}).get("micro_batch", share))
     with (
         doing(f"training {spec.name}"),
         remedied(lambda: remedy(share, micro_batch)),
@@ -153,6 +153,13 @@ def work(
         "node": node_name(),
         "files": sizes_of([*run_dir.glob("export*/*"), run_dir / "_SUCCESS"]) if journal else {},
     }
+
+
+def at_once(share: int, planned: int) -> int:
+    """Objects that a worker with this share of the batch computes at once: at most as many as were planned, maybe for
+    another number of workers.
+    """
+    return max(n for n in range(1, min(share, planned) + 1) if share % n == 0)
 
 
 def remedy(share: int, used: int) -> str:

@@ -279,3 +279,14 @@ def test_a_short_run_saves_only_where_it_reports(steps: int) -> None:
     config = jobs._varied(dataclasses.replace(car_preset("nano")[1], steps=1200), flags)
     assert config.checkpoint_every % config.log_every == 0
     assert steps // config.checkpoint_every >= min(5, steps)
+
+
+def test_fewer_workers_have_equal_shares_too_and_lfq_refuses_them(paths: dict, tmp_path: Path) -> None:
+    flags = {"data": paths["data"], "output": str(tmp_path / "runs")}
+    with pytest.raises(ValueError, match="--min-workers must be from 1 to --num-workers 2, got 3"):
+        TrainCVQFlags(**flags, num_workers=2, min_workers=3)
+    with pytest.raises(UsageError, match="--batch-size 16 is not a multiple of --min-workers 3"):
+        train_cvq(TrainCVQFlags(**flags, num_workers=4, min_workers=3, dry_run=True))
+    changes = ",".join(["quantizer=lfq", *(f"{name}=8" for name in POINTS)])
+    with pytest.raises(UsageError, match="--min-workers: with LFQ the number of workers changes the weights"):
+        train_cvq(TrainCVQFlags(**flags, num_workers=4, min_workers=2, device="cpu", set=changes))

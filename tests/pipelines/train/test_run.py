@@ -333,6 +333,35 @@ def test_failures_count_since_the_newest_checkpoint(
     assert len(reached) - 1 == tries
 
 
+def test_each_start_takes_as_many_workers_as_the_cluster_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of four nodes are lost, then one comes back: the workers are divisors of the batch of 4."""
+    from ray.train import TrainingFailedError
+
+    class Lost(TrainingFailedError):
+        """A worker's node went away."""
+
+    there, started = iter([4, 2, 3, 9]), list[int]()
+
+    def fit_once(_: dict, count: int, device: str) -> None:
+        started.append(count)
+        if len(started) < 4:
+            raise Lost("lost")
+
+    monkeypatch.setattr(train, "_fit_once", fit_once)
+    monkeypatch.setattr(train, "units_there", lambda _: next(there))
+    train.ray_train(toy_spec(), tmp_path, 4, key="somebody watches", min_workers=1)
+    assert started == [4, 2, 2, 4]
+    assert capsys.readouterr().err.count("2 of 4 workers, as the cluster has no more now") == 2
+
+
+def test_the_number_of_workers_is_the_largest_divisor_that_there_is() -> None:
+    assert [train.workers_now(12, 12, 2, there) for there in (0, 1, 2, 5, 7, 11, 99)] == [2, 2, 2, 4, 6, 6, 12]
+    assert train.workers_now(8, 4, 4, 2) == 4, "a run without fewer waits"
+    assert [train_worker.at_once(share, 4) for share in (2, 3, 4, 6, 7, 16)] == [2, 3, 4, 3, 1, 4]
+
+
 def test_a_lack_of_gpu_memory_is_one_try_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
