@@ -130,6 +130,8 @@ class CARConfig:
     drop_image: float = 0.2  # the image of an object that keeps its text
     image_text_weight: float = 4.0  # of the loss that pulls an image's modulation towards its caption's (ours)
     drop_phrases: float = 0.0  # probability that training removes attributes of a caption (g3pt/data/captions.py)
+    # codes of each object to train on: its own, and those of variants of it (g3pt/data/variants.py)
+    code_variants: int = 1
     # "small": trained here, jointly; a generator's export or run: its text encoder, frozen ("exported" in the
     # configuration of what is trained with it); else a hub id or a folder of CLIPTextModel
     text_encoder: str = "small"
@@ -147,6 +149,7 @@ class CARConfig:
         _require(self.head in ("digits", "joint", "bits"), f"unknown head {self.head!r}")
         _require(self.factor_values >= 2, f"factor_values must be at least 2, got {self.factor_values}")
         drops = ("drop_both", "drop_text", "drop_image")
+        _require(self.code_variants >= 1, f"code_variants must be at least 1, got {self.code_variants}")
         for name in (*drops, "drop_phrases", "progressive_share"):
             _require(0 <= getattr(self, name) <= 1, f"{name} must be a share in [0, 1], got {getattr(self, name)}")
         dropped = sum(getattr(self, name) for name in drops)

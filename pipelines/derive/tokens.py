@@ -21,12 +21,14 @@ import pyarrow as pa
 from g3pt.config import CVQConfig, from_dict
 from g3pt.data import datasets, derived, reading, records
 from g3pt.data.datasets import DatasetInfo
+from g3pt.data.variants import COLUMNS as VARIED_BY
+from g3pt.data.variants import varied
 from g3pt.training.exports import export_hash, read_export_config
 from pipelines.cli.errors import bad_input
 from pipelines.cli.failures import doing, remedied
 from pipelines.cluster import session
 from pipelines.cluster.pool import Pool
-from pipelines.derive.tables import WITHOUT_GPU, derive, made
+from pipelines.derive.tables import WITHOUT_GPU, derive, is_done, made
 from pipelines.runs.settings import flag
 
 ENCODE_BATCH = 16
@@ -46,16 +48,22 @@ def tokens_kind(tokenizer: str | Path) -> str:
     return f"tokens-{export_hash(tokenizer)[:8]}"
 
 
+def variant_kind(kind: str, variant: int) -> str:
+    """The table with the codes of a variant (`g3pt.data.variants`): tokens-<hash8>, variant1-<hash8>, ..."""
+    return kind.replace("tokens-", f"variant{variant}-", 1) if variant else kind
+
+
 def encode_dataset(
     data: str | Path,
     tokenizer: str | Path,
     *,
+    variants: int = 1,
     num_workers: int = 2,
     ray_address: str | None = None,
     device: str = "auto",
     use_ray: bool = True,
 ) -> str:
-    """Encode every ok object of a dataset; return the derived kind.
+    """Encode every ok object of a dataset, and of each `variants` - 1 variants; return the derived kind of the objects.
 
     Without Ray the shards are encoded in this process, in turn.
 
@@ -68,7 +76,8 @@ def encode_dataset(
         kind = tokens_kind(tokenizer)
         check_points(info, from_dict(CVQConfig, read_export_config(tokenizer)["model"]))
     pool = Pool(num_workers=num_workers if use_ray else 0, all_gpus=True, ray_address=ray_address, device=device)
-    derive(info, [kind], ShardEncoder, (str(info.path), str(Path(tokenizer).resolve())), "tokens", pool)
+    kinds = [variant_kind(kind, variant) for variant in range(variants)]
+    derive(info, kinds, ShardEncoder, (str(info.path), str(Path(tokenizer).resolve()), variants), "tokens", pool)
     return kind
 
 
@@ -89,7 +98,7 @@ def check_points(
 class ShardEncoder:
     """A worker with a tokenizer."""
 
-    def __init__(self, data: str, tokenizer: str) -> None:
+    def __init__(self, data: str, tokenizer: str, variants: int = 1) -> None:
         import torch
 
         from g3pt.models.tokenizer import CVQ
@@ -97,18 +106,25 @@ class ShardEncoder:
         torch.set_num_threads(1)
         self.info, self.kind = datasets.open_dataset(data), tokens_kind(tokenizer)
         self.model = CVQ.from_pretrained(tokenizer).to(session.torch_device())
+        self.variants = variants
 
     def run(self, index: int) -> dict[str, Any]:
-        """Write one shard's codes; return `made`."""
+        """Write the missing codes of one shard; return `made`."""
+        tables, count = [], 0
         with doing(f"encoding {records.shard_name(index)} of {self.info.path}"), remedied(lambda: WITHOUT_GPU):
-            ids, codes_NS = encode_shard(self.model, self.info, index)
-            table = derived.write_derived(self.info, self.kind, index, codes_table(ids, codes_NS))
-        return made(len(ids), [table])
+            for variant in range(self.variants):
+                kind = variant_kind(self.kind, variant)
+                if not is_done(self.info, [kind], index):
+                    ids, codes_NS = encode_shard(self.model, self.info, index, variant)
+                    tables.append(derived.write_derived(self.info, kind, index, codes_table(ids, codes_NS)))
+                    count = len(ids)
+        return made(count, tables)
 
 
-def encode_shard(model: Any, info: DatasetInfo, index: int) -> tuple[list[str], np.ndarray]:
-    """(ids, codes uint16 (N, S)) of the ok rows of one shard."""
-    rows = list(reading.read_rows(info, ["id", *encoded_columns(model.config)], shards=[index]))
+def encode_shard(model: Any, info: DatasetInfo, index: int, variant: int = 0) -> tuple[list[str], np.ndarray]:
+    """(ids, codes uint16 (N, S)) of the ok rows of one shard, or of a variant of each."""
+    columns = [*VARIED_BY, *encoded_columns(model.config)]
+    rows = [varied(row, variant) for row in reading.read_rows(info, columns, shards=[index])]
     return [row["id"] for row in rows], encode(model, rows).astype(np.uint16)
 
 

@@ -199,7 +199,8 @@ def run_table(costs: Sequence[Cost], objects: Mapping[str, int], price: float | 
         cost = of[row.size, row.samples, train.seed]
         falling = train.cooldown_steps if train.schedule == "wsd" else train.steps - train.warmup_steps
         constant = train.steps - train.warmup_steps - falling
-        seen = row.samples / objects["train"] if objects.get("train") else None
+        unique = objects.get("train", 0) * row.model.code_variants
+        seen = row.samples / unique if unique else None
         table.append(
             (
                 row.size + (" (held out)" if row.held_out else ""),

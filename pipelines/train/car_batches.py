@@ -44,25 +44,42 @@ def columns(info: DatasetInfo, stored: StoredFeatures | None = None) -> list[str
     return ["id", "caption"] + ["views"] * (info.config.num_views > 0 and not (stored and stored.views))
 
 
-def joined_codes(info: DatasetInfo, kind: str, num_tokens: int, stored: StoredFeatures | None = None) -> Joined:
-    """The derived codes as one more column, uint16 (N, S), and stored condition features.
+def codes_column(variant: int) -> str:
+    """The column of the codes of an object's variant."""
+    return f"codes_{variant}" if variant else "codes"
+
+
+def joined_codes(
+    info: DatasetInfo, kind: str, num_tokens: int, stored: StoredFeatures | None = None, variants: int = 1
+) -> Joined:
+    """The derived codes as one more column, uint16 (N, S), one more per variant, and stored condition features.
 
     Features do not count for the size, so that streaming and order do not depend on whether they are stored or
     computed.
     """
 
+    kinds = {codes_column(variant): tokens.variant_kind(kind, variant) for variant in range(variants)}
+
     def join(arrays: dict[str, Any], shards: Sequence[int]) -> dict[str, Any]:
-        codes = tokens.load_codes(info, kind, shards) if arrays["id"] else {}
-        found = [codes[name] for name in arrays["id"]]
         conditions = stored.columns(arrays["id"], shards) if stored else {}
-        return arrays | {"codes": np.stack(found) if found else np.zeros((0, num_tokens), np.uint16)} | conditions
+        codes = {column: _codes(info, one, arrays["id"], shards, num_tokens) for column, one in kinds.items()}
+        return arrays | codes | conditions
 
-    return Joined(num_bytes=2 * num_tokens, join=join, sources=_sources(info, kind, stored))
+    sources = {column: Source("codes", one) for column, one in kinds.items()} | _condition_sources(info, stored)
+    return Joined(num_bytes=2 * num_tokens * variants, join=join, sources=sources)
 
 
-def _sources(info: DatasetInfo, kind: str, stored: StoredFeatures | None) -> dict[str, Source]:
-    """Where a cache copies the joined columns from; of stored pictures, one column per view."""
-    kinds, found = stored.kinds if stored else {}, {"codes": Source("codes", kind)}
+def _codes(info: DatasetInfo, kind: str, ids: Sequence[str], shards: Sequence[int], num_tokens: int) -> np.ndarray:
+    """Codes (N, S) of objects in `shards`."""
+    if not len(ids):
+        return np.zeros((0, num_tokens), np.uint16)
+    codes = tokens.load_codes(info, kind, shards)
+    return np.stack([codes[name] for name in ids])
+
+
+def _condition_sources(info: DatasetInfo, stored: StoredFeatures | None) -> dict[str, Source]:
+    """Where a cache copies stored conditions from; of stored pictures, one column per view."""
+    kinds, found = stored.kinds if stored else {}, dict[str, Source]()
     if "text" in kinds:
         found["text"] = Source("text", kinds["text"])
     if stored and stored.views:
@@ -154,7 +171,9 @@ class ConditionedCodes:
         return len(self.arrays["caption"])
 
     def _aligned(self, model: G3PT) -> Tensor | None:
-        """All teacher-forcing inputs; None if they do not fit in CACHE_BYTES."""
+        """All teacher-forcing inputs; None if they do not fit in CACHE_BYTES or objects have variants."""
+        if codes_column(1) in self.arrays:
+            return None
         size = 4 * len(self) * sum(model.scales) * model.tokenizer.config.width
         if size > CACHE_BYTES or not len(self):
             return None
@@ -166,10 +185,16 @@ class ConditionedCodes:
         return [{name: values[i] for name, values in self.arrays.items()} for i in indices]
 
     def batch(
-        self, indices: list[int], choices: Sequence[int], shortened: Shortened | None = None
+        self,
+        indices: list[int],
+        choices: Sequence[int],
+        shortened: Shortened | None = None,
+        variants: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
-        """The batch of the objects with these indices; `choices` and `shortened` as in `Collate`."""
-        rows = self.rows(indices)
+        """The batch of the objects with these indices, or of variants of them; `choices` and `shortened` as in
+        `Collate`.
+        """
+        rows = of_variants(self.rows(indices), variants)
         images = (
             [self._image(*one) for one in zip(indices, rows, choices, strict=True)]
             if self.collate.reads_images
@@ -185,6 +210,13 @@ class ConditionedCodes:
         if key not in self._prepared and len(self._prepared) < self._max_prepared:
             self._prepared[key] = self.collate.image(row, choice)
         return self._prepared[key] if key in self._prepared else self.collate.image(row, choice)
+
+
+def of_variants(rows: list[Row], variants: Sequence[int] | None) -> list[Row]:
+    """The rows with the codes of a variant each."""
+    if variants is None:
+        return rows
+    return [row | {"codes": row[codes_column(variant)]} for row, variant in zip(rows, variants, strict=True)]
 
 
 class TrainBatches:
@@ -203,7 +235,8 @@ class TrainBatches:
         feed: Feed = FEED,
     ) -> None:
         self.train, self.rank, self.world_size, self.drop_phrases = train, rank, world_size, model.config.drop_phrases
-        codes = joined_codes(info, kind, sum(model.scales), stored)
+        self.num_variants = model.config.code_variants
+        codes = joined_codes(info, kind, sum(model.scales), stored, self.num_variants)
         wanted = Reading(
             dataset=info, columns=columns(info, stored), selection=selection, joined=codes, sized_by=columns(info)
         )
@@ -221,14 +254,23 @@ class TrainBatches:
         where = (self.train.batch_size, self.train.seed, start_sample, self.rank, self.world_size, turn, turns)
         if isinstance(self.objects, ShardedObjects):
             for samples, rows in self.objects.rows(*where):
+                rows = of_variants(rows, self._variants(samples))
                 yield self.collate(rows, self._choices(samples), self._shortened(samples))
             return
         for samples, indices in batch_indices(len(self), *where):
-            yield self.objects.batch(indices.tolist(), self._choices(samples), self._shortened(samples))
+            drawn = self._choices(samples), self._shortened(samples), self._variants(samples)
+            yield self.objects.batch(indices.tolist(), *drawn)
 
     def _choices(self, samples: np.ndarray) -> list[int]:
         """A random number per sample, which selects its view."""
         return [int(np.random.default_rng([self.train.seed, int(sample)]).integers(2**31)) for sample in samples]
+
+    def _variants(self, samples: np.ndarray) -> list[int] | None:
+        """The variant of each sample; None if objects have none."""
+        if self.num_variants == 1:
+            return None
+        streams = [np.random.default_rng([self.train.seed, int(sample), 2]) for sample in samples]  # 2: one of its own
+        return [int(random.integers(self.num_variants)) for random in streams]
 
     def _shortened(self, samples: np.ndarray) -> Shortened | None:
         """A random generator for each sample whose caption loses attributes; None for the others, or if no caption

@@ -204,12 +204,13 @@ def car_spec(data: str, tokenizer: str, preset: str, model: Any, train: Any, sel
 
 
 def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, device: str = "auto") -> None:
-    """Encode the dataset with the run's tokenizer; finished shards are skipped."""
+    """Encode the dataset with the run's tokenizer, and the variants that it trains on; finished shards are skipped."""
     from pipelines.derive.tokens import encode_dataset
 
     encode_dataset(
         spec.paths["data"],
         spec.paths["tokenizer"],
+        variants=spec.config["model"].get("code_variants", 1),
         num_workers=max(1, num_workers),
         ray_address=ray_address,
         device=device,

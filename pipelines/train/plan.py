@@ -40,10 +40,28 @@ def print_plan(stage: str, flags: Any, model: Any, train: Any) -> None:
     print(evaluation_line(model, train, codec, max(1, flags.num_workers)))
     print(_memory_line(model, train, flags, codec, encoders=getattr(flags, "features", "live") != "stored"))
     print(checkpoint_line(model, train, codec, flags))
-    print(f"samples: {train.steps * train.batch_size:,} on {flags.num_workers} worker(s)")
+    print(samples_line(model, train, flags))
     print(
         f"data: {flags.data}{'' if Path(flags.data).exists() else ' (does not exist yet)'}; output below {flags.output}"
     )
+
+
+def samples_line(model: Any, train: Any, flags: Any) -> str:
+    """The samples of the run; with a dataset that exists also its epochs and the share of samples that are not seen
+    before. Variants of an object count as objects.
+    """
+    from g3pt.data.datasets import open_dataset
+
+    samples, variants = train.steps * train.batch_size, getattr(model, "code_variants", 1)
+    line = f"samples: {samples:,} on {flags.num_workers} worker(s)"
+    try:
+        objects = open_dataset(flags.data).splits["train"]
+    except (OSError, ValueError):
+        return line
+    unique, what = objects * variants, f"{objects:,} objects" + f" in {variants} variants" * (variants > 1)
+    if not unique:
+        return line
+    return f"{line}: {samples / unique:.3g} epochs of {what}, {min(1.0, unique / samples):.0%} of them unique"
 
 
 def schedule_line(model: Any, train: Any) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from g3pt.data import derived, reading, records
 from g3pt.data.datasets import DatasetInfo
+from g3pt.data.variants import varied
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.exports import export_hash
 from pipelines.cli.errors import UsageError
@@ -52,9 +53,7 @@ def test_finished_shards_are_skipped_and_a_missing_one_comes_back_identical(
     before = hashes(folder)
     done = []
     original = tokens.encode_shard
-    monkeypatch.setattr(
-        tokens, "encode_shard", lambda model, data, index: done.append(index) or original(model, data, index)
-    )
+    monkeypatch.setattr(tokens, "encode_shard", lambda *given: done.append(given[2]) or original(*given))
     tokens.encode_dataset(info.path, tokenizer, use_ray=False)
     assert done == []
     (folder / "shard-00001.parquet").unlink()
@@ -156,3 +155,20 @@ def test_a_preset_that_reads_more_points_than_are_stored_is_refused(made: tuple[
 
     with pytest.raises(UsageError, match="preset nano reads num_points = 1024, dataset .* stores 128"):
         cvq_spec(str(made[0].path), "nano", *cvq_preset("nano"))
+
+
+def test_variants_are_encoded_beside_the_objects_and_only_what_is_missing(
+    made: tuple[DatasetInfo, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info, tokenizer = made
+    kind = tokens.encode_dataset(info.path, tokenizer, use_ray=False)
+    before, done, original = hashes(info.path / "derived" / kind), [], tokens.encode_shard
+    monkeypatch.setattr(tokens, "encode_shard", lambda *given: done.append(given[-1]) or original(*given))
+    assert tokens.encode_dataset(info.path, tokenizer, use_ray=False, variants=3) == kind
+    assert sorted(done) == [1] * 3 + [2] * 3 and hashes(info.path / "derived" / kind) == before
+    codes = [tokens.load_codes(info, tokens.variant_kind(kind, variant)) for variant in range(3)]
+    assert codes[0].keys() == codes[1].keys() == codes[2].keys()
+    assert sum(not np.array_equal(codes[1][name], codes[2][name]) for name in codes[0]) > len(codes[0]) / 2
+    (name, *_), model = codes[0], CVQ.from_pretrained(tokenizer)
+    (found,) = reading.read_rows(info, ["id", "up_axis", *tokens.encoded_columns(model.config)], ids={name})
+    np.testing.assert_array_equal(tokens.encode(model, [varied(found, 2)])[0], codes[2][name])

@@ -1,3 +1,4 @@
+import argparse
 import contextlib
 import dataclasses
 import functools
@@ -24,6 +25,7 @@ from pipelines.train.car import CARStage
 from pipelines.train.car_batches import ConditionedCodes
 from pipelines.train.feed import FEED, Feed
 from pipelines.train.object_losses import read_object_losses, write_object_losses
+from pipelines.train.plan import samples_line
 from tests.g3pt.tiny import tiny_tokenizer
 from tests.pipelines.toy_data import TOY, write_encoded_toy, write_toy_dataset
 
@@ -131,6 +133,53 @@ def test_a_cache_and_loader_processes_give_the_same_batches(
         with contextlib.closing(plain.batches(start)) as ours, contextlib.closing(cached.batches(start)) as theirs:
             for one, other in itertools.islice(zip(ours, theirs, strict=True), 7):
                 assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_each_sample_reads_the_codes_of_a_variant_by_its_number(
+    in_memory: bool,
+    paths: dict[str, str],
+    streamed: Callable[..., CARStage],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    if in_memory:
+        monkeypatch.undo()  # what `streamed` changed
+    tokens.encode_dataset(paths["data"], paths["tokenizer"], use_ray=False, variants=3)
+    run = stage(paths, code_variants=3)
+    info, kind = datasets.open_dataset(paths["data"]), tokens.tokens_kind(paths["tokenizer"])
+    known = [tokens.load_codes(info, tokens.variant_kind(kind, variant)) for variant in range(3)]
+    of = [{codes.tobytes(): name for name, codes in some.items()} for some in known]
+    batch, shown = next(run.batches(16)), []
+    for codes in batch["codes_BS"].numpy().astype(np.uint16):
+        shown += [variant for variant in range(3) if codes.tobytes() in of[variant]]
+    assert len(shown) >= len(batch["codes_BS"]) and "aligned_BTA" not in batch
+    if in_memory:  # where objects have the same order
+        plain = next(stage(paths).batches(16))
+        assert torch.equal(plain["images_B3HW"], batch["images_B3HW"])
+        for own, codes in zip(plain["codes_BS"].numpy(), batch["codes_BS"].numpy(), strict=True):
+            name = of[0][own.astype(np.uint16).tobytes()]
+            assert any(np.array_equal(known[variant][name], codes) for variant in range(3)), name
+    assert set(shown) == {0, 1, 2}
+    cached = stage(paths, 1, 2, Feed(cache=str(tmp_path), loader_workers=2), code_variants=3)
+    with contextlib.closing(cached.batches(16)) as stream:
+        assert torch.equal(next(stream)["codes_BS"], batch["codes_BS"][1::2])
+
+
+def test_variants_count_as_objects_in_a_plan(paths: dict[str, str]) -> None:
+    flags = argparse.Namespace(data=paths["data"], num_workers=1)
+    objects, train = datasets.open_dataset(paths["data"]).splits["train"], dataclasses.replace(TRAIN, steps=84)
+    assert samples_line(MODEL, train, flags) == (
+        f"samples: 672 on 1 worker(s): {672 / objects:.3g} epochs of {objects} objects, {objects / 672:.0%} of them "
+        "unique"
+    )
+    assert (
+        f": {672 / objects / 4:.3g} epochs of {objects} objects in 4 variants, {objects / 168:.0%} of"
+        in samples_line(dataclasses.replace(MODEL, code_variants=4), train, flags)
+    )
+    assert (
+        samples_line(MODEL, train, argparse.Namespace(data="nowhere", num_workers=2)) == "samples: 672 on 2 worker(s)"
+    )
 
 
 def test_a_view_that_cannot_be_read_names_its_object(paths: dict[str, str]) -> None:
