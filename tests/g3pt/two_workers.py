@@ -73,7 +73,13 @@ def train_cvq(
     return _trained(CVQ(config), batches, train_config(case), parallel, micro_batch, resume, folder)
 
 
-def train_car(parallel: SingleProcess, micro_batch: int | None = None, precision: Any = "fp32") -> dict[str, Any]:
+def train_car(
+    parallel: SingleProcess,
+    micro_batch: int | None = None,
+    precision: Any = "fp32",
+    resume: Any = None,
+    folder: Path | None = None,
+) -> dict[str, Any]:
     """The same of a generator whose conditions are dropped at random."""
     model = tiny_g3pt(image_encoder="none", drop_both=0.5)
     held = []
@@ -90,7 +96,8 @@ def train_car(parallel: SingleProcess, micro_batch: int | None = None, precision
             yield {name: value[parallel.rank :: parallel.world_size] for name, value in everything.items()}
 
     plan = dataclasses.asdict(gathered(model))  # before it is cut
-    found = _trained(model, batches, dataclasses.replace(TRAIN, precision=precision), parallel, micro_batch, None)
+    config = dataclasses.replace(TRAIN, precision=precision)
+    found = _trained(model, batches, config, parallel, micro_batch, resume, folder)
     return found | {"gathered": plan, "held_bytes": max(held)}
 
 

@@ -14,47 +14,45 @@ from g3pt.training.memory import training_memory
 from g3pt.training.parallel import FullyShard, Gathered, SingleProcess, make_parallel
 from pipelines.train.memory import Workers
 from tests.g3pt.training.test_parallel import same_curve
-from tests.g3pt.two_workers import STEPS, stored, train_car, train_cvq
+from tests.g3pt.two_workers import STEPS, stored, train_car
 from tests.gloo import forked
 
 
-def on_two_nodes(rank: int, folder: Path) -> dict[str, Any]:
-    """A tokenizer in micro-batches of one object, and a generator with and without them."""
+def on_two_nodes(rank: int, folder: Path) -> list[tuple[dict[str, Any], int]]:
+    """A generator trained without micro-batches and with two of one object: what it found, and its reduce-scatters."""
     calls, scatter = [0], dist.reduce_scatter_single
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
         return scatter(*args, **kwargs)
 
-    def scatters(**given: Any) -> int:
-        calls[0] = 0
-        train_car(parallel, **given)
-        return calls[0]
-
+    dist.reduce_scatter_single = counting
+    uneven = make_parallel("fsdp", rank, 4, per_node=3 if rank else 1)
     parallel = make_parallel("fsdp", rank, 4, per_node=2)
-    assert isinstance(parallel, FullyShard) and parallel.shards == 2
+    assert isinstance(uneven, FullyShard) and isinstance(parallel, FullyShard)
+    assert (uneven.shards, parallel.shards) == (4, 2)
     if rank == 0:
         (folder / "fsq-fsdp").mkdir()
     dist.barrier()
-    found = train_cvq("fsq", parallel, micro_batch=1, folder=folder / "fsq-fsdp")
-    dist.reduce_scatter_single = counting
-    whole, parts = scatters(), scatters(micro_batch=1)
-    dist.reduce_scatter_single = scatter
-    uneven = make_parallel("fsdp", rank, 4, per_node=3 if rank else 1)
-    assert isinstance(uneven, FullyShard) and uneven.shards == 4
-    return {"records": found["records"], "scatters": (whole, parts)}
+    found = []
+    for given in ({}, {"micro_batch": 1, "folder": folder / "fsq-fsdp"}):
+        calls[0] = 0
+        records = train_car(parallel, **given)["records"]
+        found.append(({"records": records}, calls[0]))
+    return found
 
 
 @pytest.mark.slow
 def test_four_workers_on_two_nodes_give_the_run_of_one_and_exchange_gradients_once(tmp_path: Path) -> None:
-    alone = train_cvq("fsq", SingleProcess())
-    for found in forked(4, tmp_path / "workers", lambda rank: on_two_nodes(rank, tmp_path), timeout_s=400):
-        same_curve(found, alone)
-        whole, parts = found["scatters"]
-        assert whole == parts > STEPS, "as many with two micro-batches as with one"
-    resumed = train_cvq("fsq", SingleProcess(), resume=stored(tmp_path))
-    expected = alone["records"][STEPS // 2 :]
-    for ours, theirs in zip(resumed["records"], expected, strict=True):
+    alone = train_car(SingleProcess())
+    for (whole, scatters), (parts, same) in forked(
+        4, tmp_path / "workers", lambda rank: on_two_nodes(rank, tmp_path), timeout_s=400
+    ):
+        same_curve(whole, alone)
+        same_curve(parts, alone)
+        assert scatters == same > STEPS, "as many with two micro-batches as with one"
+    resumed = train_car(SingleProcess(), resume=stored(tmp_path))
+    for ours, theirs in zip(resumed["records"], alone["records"][STEPS // 2 :], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4)
 
 

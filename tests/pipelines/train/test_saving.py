@@ -136,7 +136,9 @@ def test_runs_that_save_by_a_thread_leave_what_others_leave(
 ) -> None:
     """One process, and two that share a sharded model: the run is cut at a checkpoint and resumed."""
     spec = toy_spec(dropout=0.0)
-    whole = train.train_run(spec, tmp_path / "whole", num_workers=0, build=TOY)
+    whole = tmp_path / "whole"
+    (whole / "checkpoints").mkdir(parents=True)
+    worker.work(train.work_config(spec, whole, TOY))
     monkeypatch.setattr(saving, "SMALL", 0)
     failing = toy_spec(dropout=0.0, fail_at=40, paths={"failures": str(tmp_path / "failures")})
     for run_spec in (failing, spec):
