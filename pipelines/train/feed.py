@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from pipelines.cli.progress import say
 from pipelines.train.node_cache import AUTO, OFF
 
 MOST_LOADERS = 8  # --loader-workers auto
+LOADER_BYTES = 2**27  # of shared memory that the batches of a process are taken to need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,17 @@ def fed(make: Make, start_sample: int, feed: Feed) -> Iterator[dict[str, Any]]:
 def loaders(wanted: int | str, on_gpu: bool, local_world_size: int = 1) -> int:
     """The number of loader processes of a worker that `--loader-workers` means.
 
-    auto: none on a CPU; beside a GPU the worker's share of the node's CPUs less two, at most MOST_LOADERS.
+    auto: none on a CPU; beside a GPU the worker's share of the node's CPUs less two, at most MOST_LOADERS, and no more
+    than its share of the free shared memory holds.
     """
     if wanted != AUTO:
         return int(wanted)
-    return max(0, min(MOST_LOADERS, len(os.sched_getaffinity(0)) // local_world_size - 2)) if on_gpu else 0
+    if not on_gpu:
+        return 0
+    cpus, memory = (count // local_world_size for count in (len(os.sched_getaffinity(0)), _free_shared_memory()))
+    return max(0, min(MOST_LOADERS, cpus - 2, memory // LOADER_BYTES))
+
+
+def _free_shared_memory() -> int:
+    """Free bytes of /dev/shm, which is small in many containers."""
+    return shutil.disk_usage("/dev/shm").free

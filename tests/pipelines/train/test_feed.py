@@ -20,9 +20,16 @@ from tests.pipelines.toy_data import write_encoded_toy
 TRAIN = TrainConfig(steps=5, batch_size=8, learning_rate=3e-3, warmup_samples=8, ema_decay=0.5, log_every=1)
 
 
-def test_loader_processes_are_a_gpu_s_share_of_the_node_s_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loader_processes_are_a_gpu_s_share_of_the_node_s_cpus_and_shared_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(feed.os, "sched_getaffinity", lambda _: set(range(24)))
+    monkeypatch.setattr(feed, "_free_shared_memory", lambda: 2**40)
     assert [loaders("auto", True, ranks) for ranks in (1, 4, 8, 24)] == [8, 4, 1, 0]
+    monkeypatch.setattr(feed, "_free_shared_memory", lambda: 2**30)
+    assert [loaders("auto", True, ranks) for ranks in (1, 2, 4)] == [8, 4, 2]
+    monkeypatch.setattr(feed, "_free_shared_memory", lambda: 2**26)  # what Docker gives
+    assert loaders("auto", True) == 0
     assert loaders("auto", False) == 0 and loaders(3, False) == loaders(3, True, 24) == 3
 
 
