@@ -40,6 +40,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
             daemon = subprocess.Popen(command, stdout=log, stderr=log, env=environment, preexec_fn=die_with_parent)
             stack.callback(_end, daemon)
         _wait_for_nodes(environment, folder / "daemons.log")
+        stack.callback(_end_jobs, environment)
         yield environment
 
 
@@ -83,6 +84,16 @@ def _wait_for_nodes(environment: dict[str, str], log: Path) -> None:
             return
         time.sleep(1)
     raise TimeoutError(log.read_text()[-2000:])
+
+
+def _end_jobs(environment: dict[str, str]) -> None:
+    """Cancel all jobs and wait until they are gone: what they started would outlive the daemons."""
+    subprocess.run(["scancel", "--full", "--user=root"], env=environment, timeout=60)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if not subprocess.run(["squeue", "-h"], env=environment, capture_output=True, timeout=60).stdout:
+            return
+        time.sleep(1)
 
 
 def _end(daemon: subprocess.Popen[bytes]) -> None:
