@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from pipelines.runs.ledger import Ledger, NewRecords, Periodic, Record
 from pipelines.runs.locks import locked
 from pipelines.tracking.breaker import LIMIT_S, Guarded, Unreachable, guarded, limit_http
 from pipelines.tracking.cards import SHORT, DatasetInput, shown_record
-from pipelines.tracking.experiments import experiment_tags
+from pipelines.tracking.experiments import experiment_tags, table_page
 from pipelines.tracking.moved_store import follow_move, location
 
 Result = TypeVar("Result")
@@ -54,12 +54,13 @@ def group_folder(output: str | Path) -> Path:
     return Path.cwd() if is_remote(output) else Path(output).absolute().parent
 
 
-def how_to_open(uri: str) -> str:
+def how_to_open(uri: str, experiments: Collection[str] = ()) -> str:
     """How to see the store in a browser: a command or an address, without a login.
 
-    MLflow 3 opens on its pages for language-model apps; this address chooses those for training runs.
+    MLflow 3 opens on its pages for language-model apps; this address chooses those for training runs. If there is one
+    experiment of ours it is that of its table of runs, with the columns that matter.
     """
-    page = "#/experiments?workflowType=machine_learning"
+    page = "#/experiments?workflowType=machine_learning" if len(experiments) != 1 else table_page(*experiments)
     if uri.startswith(("http://", "https://")):
         return f"{without_login(uri).rstrip('/')}/{page}"
     own = Path(sys.executable).with_name("mlflow")
@@ -149,15 +150,16 @@ class Tracking:
         these parameters.
         """
         tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
-        at_end(self.uri, Ending(say=lambda: f"MLflow: {how_to_open(self.uri)}"))
+        shown = _shown.setdefault(self.uri, {})
+        at_end(self.uri, Ending(say=lambda: f"MLflow: {how_to_open(self.uri, shown.values())}"))
         if resume_id is not None and self.has_run(resume_id):
+            shown[experiment] = str(self.client.get_run(resume_id).info.experiment_id)
             self.client.update_run(resume_id, status="RUNNING", name=name)
             self.set_tags(resume_id, tags)
             return resume_id
         start_ms = None if started is None else int(started * 1000)
-        run_id = str(
-            self.client.create_run(self.experiment(experiment), start_time=start_ms, run_name=name).info.run_id
-        )
+        shown[experiment] = self.experiment(experiment)
+        run_id = str(self.client.create_run(shown[experiment], start_time=start_ms, run_name=name).info.run_id)
         self.set_tags(run_id, tags)
         self.log_params(run_id, params)
         return run_id
@@ -276,6 +278,7 @@ def _artifact_location(uri: str, experiment: str) -> str | None:
     return location(Path(uri.removeprefix(SQLITE)), experiment) if uri.startswith(SQLITE) else None
 
 
+_shown: dict[str, dict[str, str]] = {}  # by store: the experiments that this process wrote to, name -> number
 _warned: set[str] = set()
 MAX_SAID = 400  # characters of an error in a warning
 

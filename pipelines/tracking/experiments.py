@@ -68,12 +68,17 @@ def experiment_tags(name: str, number: str) -> dict[str, str]:
     tags = {"mlflow.experimentKind": "custom_model_development"}
     if shown is None:
         return tags
-    page = f"#/experiments/{number}/runs?workflowType=machine_learning"
-    links = f"[Table of results]({page}&viewStateShareKey={VIEW_KEY}), [charts]({page}&compareRunsMode=CHART)"
+    charts = f"#/experiments/{number}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    links = f"[Table of results]({table_page(number)}), [charts]({charts})"
     return tags | {
         "mlflow.note.content": f"{shown.description} {links}",
         f"mlflow.sharedViewState.{VIEW_KEY}": saved_view(shown),
     }
+
+
+def table_page(number: str) -> str:
+    """The address, within MLflow's page, of an experiment's table of runs with the columns of its saved view."""
+    return f"#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW_KEY}"
 
 
 def saved_view(shown: Experiment) -> str:

@@ -14,6 +14,12 @@ from pathlib import Path
 
 ARTIFACTS = "mlartifacts"  # the folder beside the store
 
+PATHS = (
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)  # columns that begin with an experiment's artifact_location
+
 
 def location(store: Path, experiment: str) -> str:
     """The URI of an experiment's artifacts, as MLflow writes it."""
@@ -41,11 +47,11 @@ def follow_move(store: Path) -> int:
             moved += 1
             tables.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, number))
             cut = len(old) + 1  # SQLite counts from 1
-            tables.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ? AND "
-                "substr(artifact_uri, 1, ?) = ?",
-                (new, cut, number, len(old), old),
-            )
+            for table, column in PATHS:
+                tables.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                    (new, cut, len(old) + 1, f"{old}/"),
+                )
     return moved
 
 

@@ -30,6 +30,7 @@ from pipelines.tracking.cards import Card
 from pipelines.tracking.client import Mirror, Tracking, best_effort, group_folder, tracking_uri
 from pipelines.tracking.experiments import EXPERIMENTS
 from pipelines.tracking.killed import close_killed_beside, write_run_file
+from pipelines.tracking.models import Model, link_evaluation, log_model
 
 WritePage = Callable[[Path], Path]  # writes the HTML report about a folder or file; returns the report's path
 
@@ -46,6 +47,7 @@ class Outcome:
     artifacts: list[Location] = field(default_factory=list)
     dataset: cards.DatasetInput | None = None  # made by the work
     page: Path | None = None  # the HTML report, if the work wrote it itself
+    model: Model | None = None  # made by the work
     failure: str = ""
     nothing_done: bool = False  # then no run is written
     run_id: str | None = None  # of a run opened by `followed`
@@ -204,6 +206,25 @@ def finish(
     if outcome.page:  # the same name in every run, also for an evaluation's STEM.html
         tracking.client.log_text(run_id, outcome.page.read_text(encoding="utf-8"), "report.html")
     tracking.log_artifacts(run_id, [path for path in outcome.artifacts if path.is_file()])
+    best_effort(
+        "logging the model to MLflow", lambda: _log_models(tracking, run_id, card, outcome, numbers or {}, found)
+    )
+
+
+def _log_models(
+    tracking: Tracking,
+    run_id: str,
+    card: Card,
+    outcome: Outcome,
+    numbers: Mapping[str, float],
+    found: Mapping[str, str],
+) -> None:
+    """The model that the work made, with its test metrics; an evaluation's numbers go to the model that it read."""
+    if outcome.model:
+        tested = {name: value for name, value in numbers.items() if name.startswith("test/")}
+        log_model(tracking, run_id, outcome.model, card.name, {**card.params, **outcome.params}, tested)
+    if card.stage == "evaluate" and "g3pt.model_run_id" in found:
+        link_evaluation(tracking, run_id, found["g3pt.model_run_id"], outcome.metrics)
 
 
 def results(card: Card, numbers: Mapping[str, float]) -> dict[str, str]:

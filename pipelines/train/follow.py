@@ -12,6 +12,7 @@ from pipelines.runs.ledger import Ledger, NewRecords, Periodic, Record
 from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, code
 from pipelines.tracking.client import best_effort
+from pipelines.tracking.models import Model
 from pipelines.tracking.tracked import Outcome, WritePage, followed
 from pipelines.train.checkpoints import checkpointed
 
@@ -167,6 +168,7 @@ def describe_finished(spec: RunSpec, run_dir: Path, outcome: Outcome) -> None:
     )
     outcome.artifacts += [tokens] if tokens else []
     outcome.tags["g3pt.export_hash"] = export_hash(run_dir)
+    outcome.model = Model(kind=spec.stage, export=run_dir / "export", export_sha256=outcome.tags["g3pt.export_hash"])
     outcome.tags["g3pt.alarm"] = alarm_line(
         Ledger.of(run_dir).read(), finished=True
     )  # empty, so no tag, without an alarm

@@ -33,6 +33,8 @@ from pipelines.cli.progress import say
 from pipelines.cluster import session
 from pipelines.cluster.waiting import asked
 from pipelines.runs.identity import RunSpec, stable_hash
+from pipelines.tracking.client import best_effort
+from pipelines.tracking.models import register
 from pipelines.tracking.tracked import WritePage
 from pipelines.train.memory import AUTO, gpu_bytes, with_plan
 
@@ -75,6 +77,8 @@ class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeed, OnData, Replace
     """number of newest checkpoints to keep"""
     checkpoint_minutes: float | None = None
     """least minutes between two checkpoints; default 10 on a GPU, else 0"""
+    register: str | None = None
+    """name of a registered model in MLflow of which the finished run becomes a version; default none"""
     set: str | None = None
     """change preset fields, name=value,... (see --dry-run); default none"""
 
@@ -173,6 +177,9 @@ def _train(
         ray_address=flags.ray_address,
         **workers,
     )
+    if flags.register:
+        name = flags.register
+        best_effort(f"registering {run_dir.name} in MLflow", lambda: register(run_dir.parent, run_dir, name))
     return str(run_dir)
 
 
