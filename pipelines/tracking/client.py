@@ -224,8 +224,9 @@ class Tracking:
 
     def last_step(self, run_id: str) -> int:
         """The highest step of any metric of the run; -1 without metrics."""
-        keys = self.client.get_run(run_id).data.metrics
-        return max((m.step for key in keys for m in self.client.get_metric_history(run_id, key)), default=-1)
+        # The run has the newest value of each metric, with its step: one request, where histories are one per metric.
+        newest = self.client.get_run(run_id).data.to_proto().metrics
+        return max((metric.step for metric in newest), default=-1)
 
     def log_dataset(self, run_id: str, made_or_read: DatasetInput) -> None:
         """Log a dataset, identified by its fingerprint, as an input of the run."""

@@ -113,7 +113,9 @@ def register(output: str | Path, folder: Path, name: str) -> str:
     number = next((str(one.version) for one in versions if one.name == name), None)
     if number is None:
         with _default_store(tracking.uri):
-            version = client.create_model_version(name, f"models:/{model_id}", run_id=run_id, model_id=model_id)
+            version = client.create_model_version(
+                name, f"models:/{model_id}", run_id=run_id, model_id=model_id, await_creation_for=0
+            )
         number = str(version.version)
         # As mlflow.register_model does, so that the model's page lists its versions.
         mine = json.loads(client.get_logged_model(model_id).tags.get(VERSIONS_TAG, "[]"))

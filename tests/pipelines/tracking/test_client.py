@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pytest
@@ -45,6 +46,23 @@ def test_steps_do_not_repeat_after_kill_and_resume(store: Tracking, tmp_path: Pa
     run = store.client.get_run(first)
     assert run.data.params == {"width": "8"}
     assert (run.data.tags["preset"], run.data.tags["command"]) == ("nano", "second")
+
+
+def test_the_last_step_takes_one_request_however_many_metrics(store: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server with a login takes a while for each; a run has more than a hundred metrics."""
+    run_id = store.open_run("g3pt/cvq", "many", {})
+    assert store.last_step(run_id) == -1
+    store.log_records(run_id, [{"step": step, f"a{step}": 1.0, "b": -float(step)} for step in (3.0, 9.0, 6.0)])
+    asked: list[str] = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            asked.append(name)
+            return getattr(client, name)
+
+    client = store.client
+    monkeypatch.setattr(store, "client", Counting())
+    assert store.last_step(run_id) == 9 and asked == ["get_run"]
 
 
 def test_a_run_of_a_lost_store_is_made_anew(store: Tracking) -> None:
