@@ -58,7 +58,7 @@ def point(spec: RunSpec, run_dir: Path) -> dict[str, Any]:
     exported, train = read_export_config(run_dir), spec.config["train"]
     params = count_car(from_dict(CARConfig, exported["model"]), from_dict(CVQConfig, exported["tokenizer"]))
     samples = int(last["step"])
-    objects = open_data(spec.paths["data"]).splits["train"] * spec.config["model"].get("code_variants", 1)
+    objects = open_data(spec.paths["data"]).splits["train"] * exported["model"].get("code_variants", 1)
     about = read_note(run_dir, ENVIRONMENT_FILE) or {}
     tests = {key: value for key, value in last.items() if key == "test_ce" or key.startswith("test_ce_scale_")}
     return {

@@ -217,7 +217,7 @@ def encode(spec: RunSpec, num_workers: int, ray_address: str | None = None, devi
     encode_dataset(
         spec.paths["data"],
         spec.paths["tokenizer"],
-        variants=spec.config["model"].get("code_variants", 1),
+        variants=spec.config.get("model", {}).get("code_variants", 1),
         num_workers=max(1, num_workers),
         ray_address=ray_address,
         device=device,

@@ -64,7 +64,7 @@ def test_a_plan_comes_back_from_study_json(tmp_path: Path) -> None:
         ("seeds = ['0']", "seeds must be a list of which each is a whole number"),
         ("samples = []", "samples must be a list of which each is a count, such as 8000 or"),
         ("[placement]\nmicro_batch = 'all'", "micro_batch must be a whole number or \"auto\", got 'all'"),
-        ("[conditions]\nfeatures = 'kept'", 'features must be "live" or "stored"'),
+        ("[conditions]\nfeatures = 'kept'", 'features must be "live" or "pictures" or "stored"'),
         ("[conditions]\nbeta2 = 0.9", r"\[conditions\] beta2: no such key; "),
         ("[conditions]\nimage_size = 56\n[set]\nimage_size = 28", r"\[set\] image_size is in two tables: remove one"),
         ("[set]\nbeta2 = {}", r"\[set\] beta2 must be text, a number"),
