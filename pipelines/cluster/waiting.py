@@ -120,11 +120,16 @@ def asked(stage: str, need: Need, run: str = "") -> Iterator[str]:
 
 def refuse_impossible(need: Need) -> None:
     """UsageError if the connected cluster can never meet the request."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = node_resources()
     if not can_ever(need, nodes, autoscaler_max()):
         raise UsageError(too_much(need, nodes))
+
+
+def node_resources() -> list[Resources]:
+    """The resources of each living node of the connected cluster, free or not."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def begun(key: str) -> None:

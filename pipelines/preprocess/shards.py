@@ -1,5 +1,9 @@
-"""Converts shards: each mesh in a killable child (pipelines.preprocess.sandbox), each shard in one Ray task, completed
-by one rename.
+"""Converts shards: each mesh in a killable child (pipelines.preprocess.sandbox), each shard as one row of a Ray Data
+pipeline, completed by one rename.
+
+How: a row is the JSON of a shard's task, the result that of its sidecar. Tensors never pass through Ray: the worker
+writes its shard to storage. The plan is read in windows of WINDOW shards, so that a hundred thousand of them are never
+all in the driver's memory; the largest shards of a window are converted first.
 
 Ours: status `failed` means that reading or converting went wrong. `rejected` means that the file was read but is not an
       object we accept (no faces, no extent, not finite, too large, refers to files outside its folder), or that its
@@ -9,8 +13,9 @@ Ours: status `failed` means that reading or converting went wrong. `rejected` me
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +30,7 @@ from pipelines.cli.failures import doing, placed
 from pipelines.cluster.nodes import node_name
 from pipelines.cluster.place import place
 from pipelines.cluster.storage import join
-from pipelines.cluster.waiting import Need, asked, begun, refuse_impossible
+from pipelines.cluster.waiting import Need, asked, begun, node_resources, refuse_impossible
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.plan import ShardTask
 from pipelines.preprocess.sandbox import Result, Sandbox
@@ -34,6 +39,7 @@ from pipelines.preprocess.sources.fetch import drop_downloads, fetched
 from pipelines.preprocess.views import VIEW_SECONDS, rendered, view_seconds_of
 
 ONE_TASK = Need(count=1, each={"CPU": 1.0}, remedy="start a node that offers CPUs")
+WINDOW = 4096  # shards in one pipeline; between two, workers wait for the last shard
 MAX_RETRIES = 10  # of a shard whose worker or node died; a mesh that kills its child needs no retry
 REJECTED_REASONS = ("no-faces", "zero-extent", "non-finite", "too-large", "external-uri")
 
@@ -202,45 +208,61 @@ def map_here(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[d
 
 
 def map_on_ray(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict[str, Any]]:
-    """Convert shards as Ray tasks, in the order in which they finish.
+    """Convert shards on Ray Data, in the order in which they finish.
 
     The cluster is joined, and its storage and CPUs are checked, at the call. Work begins when the first result is asked
-    for. At most twice as many tasks are submitted as the cluster has CPUs.
-
-    Not Ray Data: it needs all tasks at once, and a hundred thousand of them are gigabytes in the driver.
+    for.
     """
     read = [Path(config.input, item.path) for item in tasks[0].objects[:1] if config.source == "dir" and config.input]
     join(config.ray_address, writes=[config.output], reads=read)
     refuse_impossible(ONE_TASK)
-    return _submit_all(tasks, config)
+    return _on_ray_data(tasks, config)
 
 
-def _submit_all(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict[str, Any]]:
+def _on_ray_data(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict[str, Any]]:
     import ray
 
-    process = ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_process_text)
-    arguments = ray.put(json.dumps(asdict(config)))
-    pending: list[Any] = []
+    settings, rest = json.dumps(asdict(config)), iter(tasks)
+    memory = memory_request(config.memory_limit_gb, node_resources())
     with asked("preprocess", ONE_TASK) as key:
-        try:
-            for task in tasks:
-                while len(pending) >= (config.num_workers or 2 * int(ray.cluster_resources().get("CPU", 1))):
-                    yield _first_done(pending)
-                pending.append(process.remote(task.to_json(), arguments, key))
-            while pending:
-                yield _first_done(pending)
-        finally:
-            for shard in pending:
-                ray.cancel(shard)
+        while window := list(itertools.islice(rest, WINDOW)):
+            rows = [{"task": task.to_json()} for task in sorted(window, key=_bytes, reverse=True)]
+            # One block per shard: a shard that is done is told at once, and a lost worker repeats no other.
+            done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                _convert,
+                fn_kwargs={"config": settings, "key": key},
+                batch_size=1,
+                num_cpus=ONE_TASK.each["CPU"],
+                memory=memory,
+                concurrency=config.num_workers,
+                ray_remote_args_fn=_retries,
+            )
+            for row in done.iter_rows():
+                yield json.loads(row["sidecar"])
 
 
-def _first_done(pending: list[Any]) -> dict[str, Any]:
-    """Wait for one of the pending shards, remove it from the list and return its result."""
-    import ray
+def _retries() -> dict[str, Any]:
+    """Ray Data itself would repeat a shard whose workers die without end."""
+    return {"max_retries": MAX_RETRIES}
 
-    (done, *_), _ = ray.wait(pending)
-    pending.remove(done)
-    return json.loads(ray.get(done))
+
+def memory_request(limit_gb: float, nodes: Iterable[Mapping[str, float]]) -> float:
+    """Bytes that a shard's task asks of Ray: the limit of a conversion, at most a CPU's share of the memory of the
+    leanest node, so that every CPU can have one.
+    """
+    cpus = ONE_TASK.each["CPU"]
+    shares = [cpus * node["memory"] / node["CPU"] for node in nodes if node.get("CPU") and node.get("memory")]
+    return float(int(min([limit_gb * 2**30, *shares])))
+
+
+def _bytes(task: ShardTask) -> int:
+    """Bytes of the shard's mesh files, as far as the plan knows them."""
+    return sum(item.size or 0 for item in task.objects)
+
+
+def _convert(batch: dict[str, Any], config: str, key: str) -> dict[str, Any]:
+    """Ray Data's interface around `_process_text`: {'task': (1,)} -> {'sidecar': [text]}."""
+    return {"sidecar": [_process_text(task, config, key) for task in batch["task"]]}
 
 
 def _process_text(task: str, config: str, key: str = "") -> str:

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -269,31 +270,36 @@ def test_bytes_do_not_depend_on_the_order_of_work(tmp_path: Path, meshes: Path) 
     assert (first.path / "dataset.json").read_bytes() == (other.path / "dataset.json").read_bytes()
 
 
+def test_a_shard_asks_for_its_limit_of_memory_or_for_the_share_of_a_cpu() -> None:
+    lean, rich, head = {"CPU": 16.0, "memory": 32 * 2.0**30}, {"CPU": 4.0, "memory": 64 * 2.0**30}, {"memory": 2.0**30}
+    assert stage.memory_request(1.5, [lean, rich, head]) == 1.5 * 2**30
+    assert stage.memory_request(8, [rich, head]) == 8 * 2**30
+    assert stage.memory_request(8, [lean, rich, head]) == 2 * 2**30, "all 16 CPUs of the lean node convert"
+    assert stage.memory_request(8, []) == 8 * 2**30
+
+
 @pytest.mark.slow
 def test_four_workers_and_files_in_another_order_give_the_bytes_of_one(
     tmp_path: Path, meshes: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On Ray, with all four workers converting at the same time and the folder listed backwards."""
-    import ray
-
     for number in range(6, 24):
         write_box(meshes / f"box{number}.obj", size=1 + number / 9)
     one = run(config(tmp_path, num_shards=12))
-    marks, convert, listed = tmp_path / "marks", stage._process_text, [item.id for item in list_folder(meshes)]
+    marks, convert, listed = tmp_path / "marks", stage._convert, [item.id for item in list_folder(meshes)]
     marks.mkdir()
 
-    def together(task: str, *more: str) -> str:
+    def together(batch: dict[str, Any], config: str, key: str) -> dict[str, Any]:
         (marks / str(os.getpid())).touch()
         deadline = time.monotonic() + 100
         while len(os.listdir(marks)) < 4 and time.monotonic() < deadline:
             time.sleep(0.02)
-        return convert(task, *more)
+        return convert(batch, config, key)
 
-    walk, remote = os.walk, ray.remote
-    monkeypatch.setattr(stage, "_process_text", together)
-    monkeypatch.setattr(
-        ray, "remote", lambda **options: remote(**options | {"num_cpus": 0.5})
-    )  # four on the two CPUs of tests
+    walk = os.walk
+    monkeypatch.setattr(stage, "_convert", together)
+    half = dataclasses.replace(stage.ONE_TASK, each={"CPU": 0.5})  # four on the two CPUs of tests
+    monkeypatch.setattr(stage, "ONE_TASK", half)
     monkeypatch.setattr(
         os, "walk", lambda root: [(parent, folders, names[::-1]) for parent, folders, names in walk(root)]
     )
