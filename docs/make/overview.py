@@ -162,7 +162,7 @@ def system() -> Iterator[str]:
         "start",
     )
     stages = (
-        ("preprocess", "meshes to Parquet shards", "Ray tasks"), ("train", "CVQ, then CAR", "Ray Train"),
+        ("preprocess", "meshes to Parquet shards", "Ray Data"), ("train", "CVQ, then CAR", "Ray Train"),
         ("scaling sweep", "sizes, and a power law", "Ray Tune"), ("generate", "prompts to .glb files", "Ray Data"),
         ("evaluate", "metrics with intervals", "Ray Data"),
     )  # fmt: skip

@@ -281,7 +281,7 @@ def sweep_sizes(demo: Demo) -> str | None:
 
 STAGES: tuple[tuple[str, Callable[[Demo], str | None]], ...] = (
     ("generate meshes with the released weights (Ray Data)", generate_released),
-    ("shapes to Parquet (Ray tasks)", make_shapes),
+    ("shapes to Parquet (Ray Data)", make_shapes),
     ("train the tokenizer CVQ (Ray Train)", train_tokenizer),
     ("evaluate the tokenizer", evaluate_tokenizer),
     ("encode tokens (Ray Data)", encode_tokens),

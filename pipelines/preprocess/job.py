@@ -1,4 +1,4 @@
-"""Preprocessing, meshes to a dataset of sharded Parquet: plan which shards are stale, convert them in Ray tasks, write
+"""Preprocessing, meshes to a dataset of sharded Parquet: plan which shards are stale, convert them on Ray Data, write
 dataset.json last.
 
 How: `plan` finds the stale shards, `shards` converts them. Starting the command again after a kill redoes only

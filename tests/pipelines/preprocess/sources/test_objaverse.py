@@ -73,7 +73,7 @@ def run(settings: PreprocessConfig) -> dict[str, dict[str, Any]]:
 
 
 def run_kept(tasks: Sequence[ShardTask], settings: PreprocessConfig) -> Iterator[dict]:
-    """The work of a Ray task, in this process, from text to text."""
+    """The work of a task, in this process, from text to text."""
     for task in tasks:
         yield json.loads(stage._process_text(task.to_json(), json.dumps(dataclasses.asdict(settings))))
 
