@@ -29,7 +29,8 @@ def numbers(start_sample: int, turn: int = 0, turns: int = 1) -> Iterator[dict[s
 def children(pid: int) -> set[int]:
     found = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found |= set(map(int, (task / "children").read_text().split()))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            found |= set(map(int, (task / "children").read_text().split()))
     return found
 
 
