@@ -89,10 +89,13 @@ def test_waiting_is_told_until_a_worker_begins(
     cluster = Cluster(monkeypatch)
     line = "progress stage=train state=waiting run=a needs=2xCPU free=1 total=2"
     with asked("train", Need(count=2, each={"CPU": 1.0}), "a") as key:
-        time.sleep(0.3)
+        said, deadline = list[str](), time.monotonic() + 30
+        while len(said) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            said += capsys.readouterr().err.splitlines()
         begun(key)
-        time.sleep(0.1)
-        said = capsys.readouterr().err.splitlines()
+        time.sleep(0.3)  # for a look that has begun
+        said += capsys.readouterr().err.splitlines()
         assert len(said) >= 3 and set(said) == {line}
         time.sleep(0.2)
         assert capsys.readouterr().err == "", "nobody waits any more"
