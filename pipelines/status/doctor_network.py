@@ -24,9 +24,10 @@ from pipelines.cli.plain_text import plain
 from pipelines.preprocess.sandbox import Sandbox
 from pipelines.preprocess.sources.hub import REPOSITORY, Download, DownloadError, default_folder, endpoint
 from pipelines.preprocess.sources.json_pairs import json_pairs
-from pipelines.preprocess.sources.objaverse import LVIS, MESH_PATH, PATHS, REMEDY, UID
+from pipelines.preprocess.sources.objaverse import LVIS, MESH_PATH, PATHS, UID
 from pipelines.status.doctor_machine import Found, failed, ok, warning
 
+UNREACHED = "set HF_ENDPOINT to a mirror that you can reach, or run this where there is a network"
 NUM_OBJECTS = 2  # fetched and read
 DOWNLOAD_S = 600.0
 READ_S = 60.0
@@ -52,7 +53,7 @@ def check_objaverse(folder: str | None = None) -> list[Found]:
             found.append(_read(_fetched(root, paths[uid]), uid, about.get(uid)))
         return found
     except DownloadError as error:
-        return [failed(f"{REPOSITORY} cannot be downloaded from {endpoint()} ({plain(str(error))})", REMEDY)]
+        return [failed(f"{REPOSITORY} cannot be downloaded from {endpoint()} ({plain(str(error))})", UNREACHED)]
     except (ValueError, TypeError, AttributeError, EOFError, OSError) as error:
         return [
             failed(
@@ -182,9 +183,8 @@ def check_encoders(storage: str, names: Mapping[str, str] | None = None) -> list
         try:
             values, revision, shape = FEATURES[condition](name)
         except (OSError, ValueError) as error:
-            found.append(
-                failed(f"{condition} encoder {name}: {one_line(error)}", "hf download where there is a network")
-            )
+            told, _, remedy = one_line(error).partition("; remedy: ")
+            found.append(failed(f"{condition}: {told}", remedy or f"check {name}"))
             continue
         said = f"{condition} encoder {name} at {revision or 'no commit'}: {shape} features, norm {values[-1]:.4f}"
         before = known.get(name)

@@ -156,4 +156,4 @@ def test_encoders_are_loaded_and_one_that_cannot_be_had_is_one_line(pretrained: 
     assert [one.state for one in found] == ["ok", "ok"]
     assert "24 features" in found[0].found and "257 x 24 features" in found[1].found
     (missing,) = network.check_encoders(str(tmp_path), {"text": str(tmp_path / "none")})
-    assert missing.state == "failed" and "\n" not in missing.found
+    assert missing.state == "failed" and missing.remedy and "\n" not in missing.found and "remedy" not in missing.found
