@@ -15,6 +15,7 @@ import functools
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -105,16 +106,25 @@ def agreed_checkpoint(folder: Path, rank: int, world_size: int, device: Any = "c
 def newest_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
     """(name, state) of the newest readable checkpoint.
 
-    An unreadable one (after a full disk, for example) is skipped with a warning.
+    An unreadable one (after a full disk, for example), or a file with a changed byte, is skipped with a warning.
     """
     for path in checkpoints(folder):
         try:
+            check_bytes(path)
             return path.name, read_checkpoint(path)
         except (
             Exception
         ) as error:  # torch raises whatever its unpickler met: RuntimeError, EOFError, UnpicklingError, ...
             print(f"warning: skipped the unreadable checkpoint {path.name}: {type(error).__name__}", file=sys.stderr)
     return None, None
+
+
+def check_bytes(path: Path) -> None:
+    """ValueError or BadZipFile for a file whose bytes are not those that were written: torch loads them as they are."""
+    if path.suffix == ".pt":
+        with zipfile.ZipFile(path) as parts:
+            if broken := parts.testzip():
+                raise ValueError(f"{path}: {broken} has another checksum than when it was written")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -64,6 +64,19 @@ def test_a_folder_that_lacks_a_part_is_named_and_passed_over(
     assert "skipped the unreadable checkpoint samples-000000000024.dcp" in capsys.readouterr().err
 
 
+def test_a_file_with_one_changed_byte_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """torch itself loads it without a word."""
+    older = checkpoints.save_checkpoint(tmp_path, STATE | {"samples": 20}, 2)
+    newer = checkpoints.save_checkpoint(tmp_path, STATE, 2)
+    content, values = bytearray(newer.read_bytes()), STATE["fit"]["model"]["a.b"].numpy().tobytes()
+    content[content.index(values) + 7] ^= 1
+    newer.write_bytes(content)
+    assert torch.load(newer, weights_only=True)["fit"]["model"]["a.b"].tolist() != STATE["fit"]["model"]["a.b"].tolist()
+    name, state = checkpoints.newest_checkpoint(tmp_path)
+    assert name == older.name and state is not None and state["samples"] == 20
+    assert "skipped the unreadable checkpoint samples-000000000024.pt" in capsys.readouterr().err
+
+
 def test_files_and_folders_are_kept_and_removed_alike(tmp_path: Path) -> None:
     for step in (8, 16, 24):
         (tmp_path / f"samples-{step:012d}.dcp").mkdir()
