@@ -15,7 +15,10 @@ STUDIES = sorted(path.parent for path in (REPOSITORY / "studies").glob("*/study.
 
 
 def sweeps(rows: list[dict[str, Any]]) -> list[Sweep]:
-    return [Sweep(row["params"], row["samples"], tuple(row["rates"]), tuple(row["losses"])) for row in rows]
+    return [
+        Sweep(params=row["params"], samples=row["samples"], rates=tuple(row["rates"]), losses=tuple(row["losses"]))
+        for row in rows
+    ]
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
