@@ -20,29 +20,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import time
 from collections.abc import Callable, Container, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from g3pt.config import TrainConfig
 from g3pt.data.batches import prefetched, rows_of
+from g3pt.training.average import WeightAverage
 from g3pt.training.best import Best
 from g3pt.training.optimizer import learning_rate, make_optimizer, set_learning_rate
-from g3pt.training.optimizer_state import Like
-from g3pt.training.parallel import SingleProcess, bf16_where, local, means_over_workers, shard_like, whole
-from g3pt.training.skipped import Buffers, check_skipped, skip_flag, skipped_record, with_skipped
+from g3pt.training.parallel import SingleProcess, bf16_where, whole
+from g3pt.training.skipped import Buffers, check_skipped, skip_flag, with_skipped
+from g3pt.training.state import Resume, load_state, state_dict
 from g3pt.training.statistics import update_statistics
+from g3pt.training.step_records import Record, Step, begun_record, mean_record, read_steps
 
-Record = dict[str, float]
-Resume = (
-    dict[str, Any] | Callable[[Like], dict[str, Any]]
-)  # a state, or a function that reads one into existing tensors
 Batch = dict[str, Any]  # tensors of B objects, and row_B and num_rows: their rows in the global batch, and its size
-Step = tuple[int, Tensor, Tensor, dict[str, Tensor], Tensor]  # number, loss, gradient norm, logs, 1 if it was skipped
 PREFETCH = 2  # batches made ahead, on a GPU
 
 
@@ -91,11 +87,10 @@ def fit(
     apart from the slices of a sharded model's tensors. States are saved every `checkpoint_every` steps, at the samples
     `save_at`, at the end, and where the run is asked to stop. `is_due`, asked every `checkpoint_every` steps, may put
     that off; one worker's yes is enough. `save` may write later: `saved` returns when all is written. `evaluate` runs
-    on every worker too; a sharded model gathers one block at a time for it.
-    `evaluate_raw` does the same with the weights themselves in place of their average. A bf16 run evaluates in bf16 on
-    a GPU. `final` is called once on every worker in the end, with the averaged weights, in float32 unless the model is
-    gathered in bf16. `best` keeps the averaged weights of the best evaluation, whole on rank 0 in the end.
-    `micro_batch` objects are computed at once, by
+    on every worker too; a sharded model gathers one block at a time for it. `evaluate_raw` does the same with the
+    weights themselves in place of their average. A bf16 run evaluates in bf16 on a GPU. `final` is called once on every
+    worker in the end, with the averaged weights, in float32 unless the model is gathered in bf16. `best` keeps the
+    averaged weights of the best evaluation, whole on rank 0 in the end. `micro_batch` objects are computed at once, by
     default a worker's whole share. `stop` is asked on every worker after each step. If any says yes, all save and raise
     AskedToStop: one worker after that step, several after the next one, so that none waits for the others' answers.
     Raises NonFiniteLoss when too many steps were skipped; nothing is saved from then on.
@@ -208,9 +203,7 @@ def evaluated(
 
 
 def evaluates_in_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether evaluations during training are computed as the training steps are: on a GPU that is eight times faster
-    than float32.
-    """
+    """Whether evaluations during training are computed as the training steps are, in bf16 on a GPU."""
     return config.precision == "bf16" and device.type == "cuda"
 
 
@@ -298,208 +291,3 @@ def take_window(model: nn.Module) -> Record:
     """
     take = getattr(model, "take_window", None)
     return take() if take else {}
-
-
-class WeightAverage:
-    """An exponential moving average (EMA) of each trained parameter, with a decay that warms up.
-
-    The decay of a parameter's n-th update is min(decay, (1 + n) / (10 + n)): with a constant decay the average of a
-    short run, or of a part that starts training late, would still contain its random start.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.tensors = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-        self.updates = dict.fromkeys(self.tensors, 0)
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, skip: Tensor | None = None) -> None:
-        """Move the average of every parameter that is trained now towards its value, unless `skip` is 1."""
-        groups: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        for name, p in model.named_parameters():
-            if p.requires_grad:
-                groups.setdefault(self.updates[name], []).append((local(self.tensors[name]), local(p)))
-                self.updates[name] += 1
-        for n, pairs in groups.items():
-            decay = min(self.decay, (1 + n) / (10 + n))
-            _lerp_unless(skip, [average for average, _ in pairs], [p for _, p in pairs], 1 - decay)
-
-
-def _lerp_unless(skip: Tensor | None, averages: list[Tensor], values: list[Tensor], weight: float) -> None:
-    """average += weight * (value - average) for each pair, unless `skip` is 1.
-
-    One kernel of fused SGD: it ascends the "gradient" `value` with a weight decay of 1. Other foreach functions cannot
-    be masked on the device without a temporary copy of the model.
-    """
-    torch._fused_sgd_(
-        averages,
-        [value.detach() for value in values],
-        [],
-        weight_decay=1.0,
-        momentum=0.0,
-        lr=weight,
-        dampening=0.0,
-        nesterov=False,
-        maximize=True,
-        is_first_step=False,
-        grad_scale=None,
-        found_inf=skip,
-    )
-
-
-class Read(NamedTuple):
-    """A step whose numbers are in main memory: loss, gradient norm and logs by name."""
-
-    step: int
-    values: dict[str, float]
-    is_skipped: bool
-
-
-def read_steps(pending: list[Step]) -> list[Read]:
-    """The steps since the last record, read from their device together."""
-    named = [{"loss": loss, "grad_norm": grad_norm, **logs, "skip": skip} for _, loss, grad_norm, logs, skip in pending]
-    values = iter(read_scalars([tensor for scalars in named for tensor in scalars.values()]))
-    found = [{name: next(values) for name in scalars} for scalars in named]
-    return [Read(taken[0], scalars, bool(scalars.pop("skip"))) for taken, scalars in zip(pending, found, strict=True)]
-
-
-def read_scalars(scalars: list[Tensor]) -> list[float]:
-    """The values of scalar tensors of one device, moved to main memory at once."""
-    kinds = {tensor.dtype: [i for i, other in enumerate(scalars) if other.dtype == tensor.dtype] for tensor in scalars}
-    stacks = [torch.stack([scalars[i] for i in places]).double() for places in kinds.values()]
-    values = torch.cat(stacks).tolist() if stacks else []
-    order = [i for places in kinds.values() for i in places]
-    return [value for _, value in sorted(zip(order, values, strict=True))]
-
-
-def mean_record(taken: list[Read], device: torch.device) -> Record:
-    """Means over the steps since the last record and over workers, and the steps that were skipped,
-    which no mean contains.
-
-    A value that only some steps logged is averaged over those.
-    """
-    sums: dict[str, list[float]] = {}
-    skipped = [read.step for read in taken if read.is_skipped]
-    for read in taken:
-        for name, value in read.values.items() if not read.is_skipped else ():
-            sums.setdefault(name, []).append(value)
-    if not sums:
-        return skipped_record(skipped)
-    means = means_over_workers([sum(values) / len(values) for values in sums.values()], device)
-    return dict(zip(sums, means, strict=True)) | skipped_record(skipped)
-
-
-def begun_record(taken: list[Read], model: nn.Module, device: torch.device) -> dict[str, Any]:
-    """The steps so far of the next record, over all workers, who must all call it; empty right after a record."""
-    if not taken:
-        return {}
-    return {
-        "begun": [[read.step, {} if read.is_skipped else mean_record([read], device)] for read in taken],
-        "window": model.window_state() if hasattr(model, "window_state") else {},
-    }
-
-
-def go_on_with_record(state: dict[str, Any], model: nn.Module, is_first: bool) -> list[Step]:
-    """The steps that `begun_record` stored.
-
-    Every worker gets the means; only the first gets the counts, as those are summed.
-    """
-    if state.get("window"):
-        model.load_window(state["window"], is_first)
-    exact = {"dtype": torch.float64, "device": next(model.parameters()).device}
-    found = []
-    for step, values in state.get("begun", []):  # a skipped step has no values
-        logs = {name: torch.tensor(value, **exact) for name, value in values.items()}
-        skip = torch.tensor(float(not values), dtype=torch.float32, device=exact["device"])
-        loss, grad_norm = (logs.pop(name, torch.tensor(math.nan, **exact)) for name in ("loss", "grad_norm"))
-        found.append((step, loss, grad_norm, logs, skip))
-    return found
-
-
-def state_dict(
-    model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, done: int, config: TrainConfig
-) -> dict[str, Any]:
-    """What resuming after `done` steps needs; the tensors are the model's own, sharded if it is. Frozen parameters are
-    left out: whoever makes the model has them.
-    """
-    frozen = frozen_names(model, average)
-    return {
-        "steps_done": done,
-        "batch_size": config.batch_size,
-        "model": {name: tensor for name, tensor in model.state_dict().items() if name not in frozen},
-        "optimizer": optimizer.state_dict(),
-        "average": average.tensors,
-        "average_updates": average.updates,
-    }
-
-
-def load_state(
-    resume: Resume,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage,
-    config: TrainConfig,
-    parallel: SingleProcess,
-    best: Best | None = None,
-) -> tuple[int, list[Step], list[int]]:
-    """Restore a state, sharded as the model is now; returns the number of steps done, the steps so far of the next
-    record, and the steps skipped lately.
-    """
-    state = resume(filled_in_place(model, optimizer, average)) if callable(resume) else resume
-    if state["batch_size"] != config.batch_size:
-        raise ValueError(
-            f"checkpoint was made with a global batch of {state['batch_size']}, this run has {config.batch_size}"
-        )
-    frozen = frozen_names(model, average)
-    model.load_state_dict(
-        {
-            name: now if name in frozen else shard_like(state["model"][name], now)
-            for name, now in model.state_dict().items()
-        }
-    )
-    parameters = numbered(optimizer)
-    found = {int(i): kept for i, kept in state["optimizer"]["state"].items()}
-    moments = {i: {k: own(v, parameters[i]) for k, v in kept.items()} for i, kept in found.items()}
-    optimizer.load_state_dict({**state["optimizer"], "state": moments})
-    for name, tensor in average.tensors.items():
-        tensor.copy_(shard_like(state["average"][name], tensor))
-    average.updates = {name: state["average_updates"][name] for name in average.tensors}
-    if best is not None and "best" in state:
-        best.load(state["best"], average.tensors, parallel)
-    begun = go_on_with_record(state, model, is_first=parallel.rank == 0)
-    return int(state["steps_done"]), begun, list(state.get("skipped", []))
-
-
-def frozen_names(model: nn.Module, average: WeightAverage) -> set[str]:
-    """Names of the parameters that are never trained, and so have no average."""
-    return {name for name, _ in model.named_parameters() if name not in average.tensors}
-
-
-def own(moment: Tensor, parameter: Tensor) -> Tensor:
-    """A moment of a stored state as one that an optimiser may keep: sharded as its parameter, and no part of a file."""
-    if hasattr(moment, "placements"):
-        return moment
-    return shard_like(moment, parameter).clone() if moment.ndim else moment.clone()
-
-
-def filled_in_place(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage) -> Like:
-    """Maps a stored tensor to the one to fill: the model's, the average's, or a new moment
-    that is sharded as its parameter.
-    """
-    parameters, weights = numbered(optimizer), model.state_dict()
-
-    def place(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        part, _, rest = name.partition("/")
-        if part == "optimizer" and shape:  # optimizer/state/<number>/<moment>
-            return torch.zeros_like(parameters[int(rest.split("/")[1])])
-        if part == "best" and rest.partition("/")[2] in average.tensors:  # best/weights/<name>
-            return torch.zeros_like(average.tensors[rest.partition("/")[2]])
-        known = {"model": weights, "average": average.tensors}.get(part, {})
-        return known[rest] if rest in known else torch.empty(shape, dtype=dtype)
-
-    return place
-
-
-def numbered(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The parameters in the order by which the optimiser's state numbers them."""
-    return [p for group in optimizer.param_groups for p in group["params"]]

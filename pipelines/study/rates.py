@@ -116,7 +116,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for sweep in [*found["sweeps"], *found["gate"]]:
@@ -129,5 +129,5 @@ def draw(found: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("test cross-entropy, nats per token")
     axes.set_title("the rule holds" if found["holds"] else "the rule does not hold")
     axes.grid(which="both", alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from g3pt.models import transformer
+from g3pt.models import attention, transformer
 from g3pt.models.attention import Causal, block_mask, causal
 from g3pt.training.compiled import compile_blocks, compiles, prepare
 from tests.g3pt.tiny import given_conditions, random_batch, tiny_g3pt, tiny_tokenizer
@@ -85,7 +85,9 @@ def test_a_gpu_compiles_and_a_cpu_does_not_unless_asked() -> None:
     assert all(m._compiled_call_impl is None for m in model.tokenizer.modules()), "the frozen tokenizer is not trained"
 
 
-def test_only_a_gpu_has_a_mask_and_only_for_the_levels_before_the_last() -> None:
-    assert causal((16, 1, 4, 16), torch.device("cpu")).mask is None
-    made = Causal((128, 256, 512), block_mask((128, 256), torch.device("cpu")))
-    assert made.mask.shape[-2:] == (384, 384)
+def test_only_a_gpu_has_a_mask_and_only_for_the_levels_before_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "block_mask", lambda levels, device: levels)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert causal((16, 1, 4, 16), cpu) == ((16, 1, 4, 16), None)
+    assert causal((16, 1, 4, 16), gpu) == ((16, 1, 4, 16), (16, 1, 4))
+    assert causal((1, 4), gpu).mask is None, "two calls without a mask are all of it"
