@@ -71,7 +71,7 @@ steps = 2
 num_workers = 0
 """  # g3pt.toml for jobs that are typed without flags: what the lines with flags made, so these find it finished
 QUIET = re.compile(
-    r"jobs/(status|doctor)|g3pt\.data\.inspection|moved_store|status\.relog|train\.presets"
+    r"jobs/(status|doctor|tidy)|g3pt\.data\.inspection|moved_store|status\.relog|train\.presets"
 )  # these name no result
 NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a dozen processes of MLflow's server for jobs of its own
 MESHES = ("ball.ply", "box.obj", "rod.stl")
