@@ -129,7 +129,7 @@ def test_a_command_is_understood(
     has_dry_run = "dry_run" in ours.flags.__dataclass_fields__
     more = ["--dry-run"] if has_dry_run and "--dry-run" not in args else []
     flags = main.parse(ours.flags, example="", args=[*args, *more])
-    if has_dry_run and command.program != "-m pipelines.release":  # whose dry run reads the run
+    if has_dry_run and command.program not in ("-m pipelines.release", "jobs/tidy.py"):  # they read what there is
         assert ours.run(flags) is None
         assert capsys.readouterr().out.strip()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(given), "a dry run writes nothing"
