@@ -104,3 +104,13 @@ class DryRun:
 
     dry_run: bool = False
     """print the plan and write nothing"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    """A command whose plan has a price, on GPUs that need not be at hand."""
+
+    on: str | None = None
+    """GPUs to plan for, with --dry-run, such as 64xH100; default this machine"""
+    price: float | None = None
+    """price of an hour of one CPU or GPU, for --dry-run; default unknown"""

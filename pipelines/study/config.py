@@ -8,6 +8,7 @@ from pipelines.cli.flags import (
     OnData,
     OnDevice,
     OnRay,
+    Priced,
     Replace,
     WithFeatures,
     WithFeed,
@@ -15,12 +16,13 @@ from pipelines.cli.flags import (
     WithTokenizer,
     check_feed,
 )
+from pipelines.train.devices import UTILISATION
 
 DEFAULT_SIZES = "20k,80k,150k,nano"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeed, WithFeatures, WithTokenizer, OnData, Replace):
+class SweepFlags(DryRun, Priced, OnRay, OnDevice, WithRetries, WithFeed, WithFeatures, WithTokenizer, OnData, Replace):
     """Train CAR at several sizes on the same data and fit the scaling law of its test cross-entropy."""
 
     output: str
@@ -63,14 +65,10 @@ class SweepFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeed, WithFeatures, W
     max_concurrent: int | None = None
     """runs at once; default as many as the cluster has CPUs (or GPUs) for"""
 
-    on: str | None = None
-    """GPUs to plan for, with --dry-run, such as 64xH100; default this machine"""
-    utilisation: float = 0.2
+    utilisation: float = UTILISATION
     """share of the peak that --on assumes, from a roofline, not measured"""
     flops_per_s: float | None = None
     """operations per second of a device without a --probe; default unknown"""
-    price: float | None = None
-    """price of an hour of one CPU or GPU, for --dry-run; default unknown"""
 
     tune_lr: bool = False
     """only find a rule for learning rates, by sweeps at three sizes and a check at the largest: lr.json, lr.png"""

@@ -16,11 +16,12 @@ from typing import Any
 from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cluster.session import available_cpus
 from pipelines.study.config import SweepFlags
-from pipelines.study.devices import LAUNCH_S, devices_named
-from pipelines.study.placement import Devices, Placement, makespan, placements
+from pipelines.study.placement import Placement, makespan, placements
 from pipelines.study.plan import Row, unlike
 from pipelines.study.probe import measured
+from pipelines.train.costs import short
 from pipelines.train.counts import car_operations, count_car
+from pipelines.train.devices import LAUNCH_S, Devices, devices_named
 from pipelines.train.memory import AUTO, GIB, gpu_bytes, tokenizer_parameters, trained_parameters
 from pipelines.train.plan import STATE_BYTES, with_bytes, with_flop
 from pipelines.train.worker import Speed as RunSpeed
@@ -211,9 +212,9 @@ def run_table(costs: Sequence[Cost], objects: Mapping[str, int], price: float | 
                 f"{seen:.3g}" if seen else "",
                 f"{min(1.0, 1 / seen):.0%}" if seen else "",
                 with_flop(cost.operations),
-                _short(cost.seconds) if cost.seconds is not None else "",
-                _short(cost.device_hours) if cost.device_hours is not None else "",
-                _short(cost.device_hours * price) if cost.device_hours is not None and price else "",
+                short(cost.seconds) if cost.seconds is not None else "",
+                short(cost.device_hours) if cost.device_hours is not None else "",
+                short(cost.device_hours * price) if cost.device_hours is not None and price else "",
                 f"{(cost.evaluate_s or 0) / cost.seconds:.0%}" if cost.seconds else "",
             )
         )
@@ -232,15 +233,10 @@ def sums(costs: Sequence[Cost], codec: Any, devices: Devices, price: float | Non
         share = sum(cost.evaluate_s or 0 for cost in costs) / sum(cost.seconds or 0 for cost in costs)
         wall = makespan(trials(costs), devices.count) / 3600
         lines.append(
-            f"{_short(sum(hours))} {unit}-hours{money}; {_short(wall)} hours on {devices.count} {unit}s; "
+            f"{short(sum(hours))} {unit}-hours{money}; {short(wall)} hours on {devices.count} {unit}s; "
             f"evaluation takes {share:.0%} of the seconds"
         )
     return lines
-
-
-def _short(value: float) -> str:
-    """The value with three digits, without an exponent from 100 on."""
-    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def trials(costs: Sequence[Cost]) -> list[tuple[int, float]]:

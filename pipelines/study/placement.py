@@ -20,28 +20,13 @@ from pipelines.cli.errors import UsageError
 from pipelines.runs.identity import RunSpec
 from pipelines.study.config import SweepFlags
 from pipelines.train.counts import car_operations
+from pipelines.train.devices import Devices
 from pipelines.train.memory import AUTO, GIB, Choice, Workers, choose, needs
 
 FITS = 0.85  # share of a GPU's memory that a worker may need
 # Operations per worker, layer and step, below which launching a layer's kernels (about 260 of 7 us) takes longer than
 # computing them at 200 TFLOP/s.
 WORTH = 4e11
-
-
-@dataclass(frozen=True, kw_only=True)
-class Devices:
-    """The GPUs of a cluster, or its CPUs if `memory` is None."""
-
-    count: int
-    per_node: int
-    memory: int | None = None  # bytes of one
-
-    def __str__(self) -> str:
-        if self.memory is None:
-            return f"{self.count} CPUs"
-        nodes = -(-self.count // self.per_node)
-        gpus = f"{self.count} GPU{'s' * (self.count != 1)} of {self.memory / GIB:.1f} GiB"
-        return f"{gpus} on {nodes} node{'s' * (nodes != 1)}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,9 @@ from pipelines.runs.environment import environment
 from pipelines.runs.identity import RunSpec, stable_hash
 from pipelines.study.accounts import Rate, stated_rate
 from pipelines.study.config import SweepFlags
-from pipelines.study.placement import Devices, place
+from pipelines.study.placement import place
 from pipelines.study.plan import Row
+from pipelines.train.devices import Devices
 from pipelines.train.memory import gpu_bytes
 
 FILE = "probe.json"

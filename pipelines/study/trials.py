@@ -28,11 +28,12 @@ from pipelines.runs.identity import RunSpec
 from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import FAILURE_FILE, note_failure, read_note
 from pipelines.study.config import SweepFlags
-from pipelines.study.placement import Devices, placements, with_placement
+from pipelines.study.placement import placements, with_placement
 from pipelines.study.points import ENVIRONMENT_FILE
 from pipelines.tracking.tracked import WritePage
 from pipelines.train import follow
 from pipelines.train import run as train
+from pipelines.train.devices import Devices
 from pipelines.train.jobs import gpu_bytes_of_workers
 from pipelines.train.memory import AUTO, gpu_bytes
 from pipelines.train.trajectory import branch_samples, start_from_another, trajectory

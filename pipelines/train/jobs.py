@@ -18,6 +18,7 @@ from pipelines.cli.flags import (
     OnData,
     OnDevice,
     OnRay,
+    Priced,
     Replace,
     WithFeatures,
     WithFeed,
@@ -40,7 +41,7 @@ from pipelines.train.memory import AUTO, gpu_bytes, with_plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainFlags(DryRun, OnRay, OnDevice, WithRetries, WithFeed, OnData, Replace):
+class TrainFlags(DryRun, Priced, OnRay, OnDevice, WithRetries, WithFeed, OnData, Replace):
     """Flags of both training commands."""
 
     output: str

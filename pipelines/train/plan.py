@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from g3pt.training import flops
+from pipelines.train.costs import cost_line, planned_for
 from pipelines.train.counts import car_operations, count_car, count_cvq, meta_car
 from pipelines.train.memory import GIB, MARGIN, gpu_bytes, needs, plan_step, trained_parameters, workers_of
 from pipelines.train.saving import GPU_MINUTES
@@ -21,6 +22,7 @@ AFFORDABLE = 0.02  # share of the operations of training that evaluations may ta
 
 def print_plan(stage: str, flags: Any, model: Any, train: Any) -> None:
     """Print the plan of one training command. Neither data nor tokenizer need exist."""
+    flags, gpu = planned_for(flags)
     codec, which = (None, "") if stage == "cvq" else _codec(flags)
     size = gpu_bytes(flags)
     choice = plan_step(model, train, flags, codec, size)
@@ -41,6 +43,7 @@ def print_plan(stage: str, flags: Any, model: Any, train: Any) -> None:
     print(_memory_line(model, train, flags, codec, encoders=getattr(flags, "features", "live") != "stored"))
     print(checkpoint_line(model, train, codec, flags))
     print(samples_line(model, train, flags))
+    print(cost_line(flags, gpu, model, train, codec, evaluation_of(model, train, codec)))
     print(
         f"data: {flags.data}{'' if Path(flags.data).exists() else ' (does not exist yet)'}; output below {flags.output}"
     )

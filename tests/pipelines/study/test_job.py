@@ -22,11 +22,11 @@ from pipelines.runs.ledger import Ledger
 from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import FAILURE_FILE, read_note
 from pipelines.study import job, points, trials
-from pipelines.study.placement import Devices
 from pipelines.tracking import client as tracking
 from pipelines.tracking.client import Tracking
 from pipelines.tracking.tracked import Outcome
 from pipelines.train import run as train
+from pipelines.train.devices import Devices
 from tests.g3pt.tiny import tiny_g3pt
 
 FLAGS = job.SweepFlags(data="data", tokenizer="tokenizer", output="study", num_workers=0)

@@ -28,13 +28,13 @@ from pipelines.runs.ledger import Ledger
 from pipelines.study import accounts, job, points, rates, trials
 from pipelines.study import pause as pausing
 from pipelines.study.config import SweepFlags
-from pipelines.study.placement import Devices
 from pipelines.study.plan import plan
 from pipelines.study.plan_file import with_plan_file
 from pipelines.study.tidy import removed_before
 from pipelines.train import run as train
 from pipelines.train.checkpoints import checkpoints, samples_of
 from pipelines.train.counts import count_car
+from pipelines.train.devices import Devices
 from pipelines.train.jobs import car_spec
 from pipelines.train.trajectory import branched_from
 from pipelines.train.worker import work, work_config

@@ -12,8 +12,9 @@ from pipelines.cli.errors import UsageError
 from pipelines.runs.identity import RunSpec
 from pipelines.study import placement
 from pipelines.study.config import SweepFlags
-from pipelines.study.placement import FITS, Devices, Placement, makespan, place, placements, with_placement
+from pipelines.study.placement import FITS, Placement, makespan, place, placements, with_placement
 from pipelines.train import memory
+from pipelines.train.devices import Devices
 from pipelines.train.memory import GIB, Needs
 
 PAPER = CVQ_PRESETS["paper"][0]

@@ -22,10 +22,10 @@ from pipelines.study.cost import (
     steps_taken,
     trials,
 )
-from pipelines.study.devices import devices_named
 from pipelines.study.job import scaling_sweep
-from pipelines.study.placement import Devices, Placement
+from pipelines.study.placement import Placement
 from pipelines.study.plan import number, plan, unlike
+from pipelines.train.devices import Devices, devices_named
 
 FLAGS = SweepFlags(
     data="d",

@@ -1,9 +1,9 @@
-"""GPUs that a study can be planned for without having them: `--on 8xH100`.
+"""GPUs that a plan can be made for without having them: `--on 8xH100`.
 
 Memory is about what CUDA reports; the peak is that of dense bf16 matrix products. A plan assumes a share of the peak
-(`--utilisation`). Its default, .2, is the upper bound of a roofline of the uncompiled model of 704 to 1728 channels,
-which waits for memory most of the time (.20 to .24); it was not measured. A step takes at least as long as its kernels
-take to launch. Presets in fp32 (below 10M) are slower than planned.
+(UTILISATION; a study's `--utilisation`): .2 is the upper bound of a roofline of the uncompiled model of 704 to 1728
+channels, which waits for memory most of the time (.20 to .24); it was not measured. A step takes at least as long as
+its kernels take to launch. Presets in fp32 (below 10M) are slower than planned.
 Source: NVIDIA's data sheets of A100, H100, H200, B200, L4, L40S and the Ada whitepaper (RTX 4090).
 """
 
@@ -12,11 +12,27 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pipelines.study.placement import Devices
 from pipelines.train.memory import GIB
 
 PER_NODE = 8
+UTILISATION = 0.2  # share of the peak
 LAUNCH_S = 260 * 7e-6  # of the kernels of a layer, forward and backward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Devices:
+    """The GPUs of a cluster, or its CPUs if `memory` is None."""
+
+    count: int
+    per_node: int
+    memory: int | None = None  # bytes of one
+
+    def __str__(self) -> str:
+        if self.memory is None:
+            return f"{self.count} CPUs"
+        nodes = -(-self.count // self.per_node)
+        gpus = f"{self.count} GPU{'s' * (self.count != 1)} of {self.memory / GIB:.1f} GiB"
+        return f"{gpus} on {nodes} node{'s' * (nodes != 1)}"
 
 
 @dataclass(frozen=True, kw_only=True)
