@@ -6,7 +6,7 @@ DDP keeps the whole model on each worker and averages gradients. FSDP2 gives eac
 their blocks with `ShardUnit`. On several nodes each node has the whole model in slices (HSDP), so that blocks are
 gathered within it. Gradients of micro-batches add up on each worker and are exchanged once per step. Both run on NCCL
 and on gloo. Frozen tensors (a generator's tokenizer) and buffers stay whole everywhere. All workers store a sharded
-state together (g3pt/training/optimizer_state.py); any number of workers of either kind reads it back.
+state together (g3pt/training/stored_state.py); any number of workers of either kind reads it back.
 
 No worker holds a sharded model whole while it trains: evaluation gathers one block at a time, too. Only the finished
 model is gathered, on rank 0 (4 bytes per parameter).

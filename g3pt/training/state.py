@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from g3pt.config import TrainConfig
 from g3pt.training.average import WeightAverage
 from g3pt.training.best import Best
-from g3pt.training.optimizer_state import Like
 from g3pt.training.parallel import SingleProcess, shard_like
 from g3pt.training.step_records import Step, go_on_with_record
+from g3pt.training.stored_state import Like
 
 Resume = (
     dict[str, Any] | Callable[[Like], dict[str, Any]]
@@ -62,8 +62,9 @@ def load_state(
         }
     )
     parameters = numbered(optimizer)
-    found = {int(i): kept for i, kept in state["optimizer"]["state"].items()}
-    moments = {i: {k: own(v, parameters[i]) for k, v in kept.items()} for i, kept in found.items()}
+    moments = {int(i): kept for i, kept in state["optimizer"]["state"].items()}
+    if not callable(resume):  # else the tensors were made for this optimiser
+        moments = {i: {k: own(v, parameters[i]) for k, v in kept.items()} for i, kept in moments.items()}
     optimizer.load_state_dict({**state["optimizer"], "state": moments})
     for name, tensor in average.tensors.items():
         tensor.copy_(shard_like(state["average"][name], tensor))
@@ -80,9 +81,7 @@ def frozen_names(model: nn.Module, average: WeightAverage) -> set[str]:
 
 
 def own(moment: Tensor, parameter: Tensor) -> Tensor:
-    """A moment of a stored state as one that an optimiser may keep: sharded as its parameter, and no part of a file."""
-    if hasattr(moment, "placements"):
-        return moment
+    """A moment of a state as one that an optimiser may keep: sharded as its parameter, and a copy."""
     return shard_like(moment, parameter).clone() if moment.ndim else moment.clone()
 
 
@@ -96,8 +95,9 @@ def filled_in_place(model: nn.Module, optimizer: torch.optim.Optimizer, average:
         part, _, rest = name.partition("/")
         if part == "optimizer" and shape:  # optimizer/state/<number>/<moment>
             return torch.zeros_like(parameters[int(rest.split("/")[1])])
-        if part == "best" and rest.partition("/")[2] in average.tensors:  # best/weights/<name>
-            return torch.zeros_like(average.tensors[rest.partition("/")[2]])
+        trained = average.tensors.get(rest.partition("/")[2])
+        if part == "best" and hasattr(trained, "placements"):  # best/weights/<name>; whole ones stay in main memory
+            return torch.zeros_like(trained)
         known = {"model": weights, "average": average.tensors}.get(part, {})
         return known[rest] if rest in known else torch.empty(shape, dtype=dtype)
 

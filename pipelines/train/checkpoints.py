@@ -2,13 +2,13 @@
 
 A run resumes from the newest readable one, with any number of DDP or FSDP workers.
 
-`samples-<n>.pt` is one file of whole tensors, written by rank 0: one process, and DDP, whose workers all hold the
-whole. A sharded run (FSDP) leaves a folder `samples-<n>.dcp`, to which each worker writes its own slices
-(g3pt/training/optimizer_state.py). Both appear by a rename once all is on disk.
+A checkpoint is a folder `samples-<n>.dcp` of safetensors, JSON and checksums (g3pt/training/stored_state.py). Rank 0
+writes the state of one process or of DDP, whose workers all hold the whole; of a sharded run (FSDP) each worker writes
+its own slices. The folder appears by a rename once all is on disk.
 
 Ours: our own files instead of Ray's, so that a run has one format with and without Ray, and a resumed run needs only
-its folder. Nothing is unpickled: `.pt` is torch's own format, read with `weights_only`; the folder holds safetensors
-and JSON.
+its folder. Nothing is unpickled. Files `samples-<n>.pt`, which one process and DDP wrote before, are read with torch's
+`weights_only`.
 """
 
 import functools
@@ -20,46 +20,39 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-PATTERNS = ("samples-*.pt", "samples-*.dcp")
+PATTERNS = ("samples-*.dcp", "samples-*.pt")
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any], num_to_keep: int, kept: Container[int] = ()) -> Path:
-    """Write `samples-<n>.pt` (temporary name, fsync, rename), keep the newest `num_to_keep` checkpoints and those at
-    the samples `kept`, and return its path.
-    """
-    import torch
-
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{_stem(state)}.pt"
-    temporary = folder / f".{target.name}.{os.getpid()}"
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
-    _sync_folder(folder)
-    keep_newest(folder, num_to_keep, kept)
-    return target
-
-
-def save_sharded(
-    folder: Path, state: dict[str, Any], num_to_keep: int, rank: int, kept: Container[int] = (), group: Any = None
+def save_checkpoint(
+    folder: Path,
+    state: dict[str, Any],
+    num_to_keep: int,
+    kept: Container[int] = (),
+    *,
+    is_sharded: bool = False,
+    rank: int = 0,
+    group: Any = None,
 ) -> Path:
-    """Write `samples-<n>.dcp`. Called by every worker of the process group with its own slices.
+    """Write `samples-<n>.dcp` and return its path. Keep the newest `num_to_keep` checkpoints and those at the samples
+    `kept`.
 
-    Non-tensor values are taken from rank 0, which also renames the finished folder. Returns its path.
+    A sharded state is written by every worker of the process group, each with its own slices; what is no tensor is
+    taken from rank 0. Any other state is written by one caller.
     """
-    from torch.distributed import barrier
+    from g3pt.training.stored_state import write_sharded, write_whole
 
-    from g3pt.training.optimizer_state import write_sharded
-
-    target = folder / f"{_stem(state)}.dcp"
+    target = folder / f"samples-{state['samples']:012d}.dcp"
     temporary = folder / f".{target.name}"
     if rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    barrier(group)
-    write_sharded(temporary, state, rank == 0, group)
+    if is_sharded:
+        from torch.distributed import barrier
+
+        barrier(group)
+        write_sharded(temporary, state, rank, group)
+    else:
+        write_whole(temporary, state)
     if rank == 0:
         _sync_folder(temporary)
         _remove(target)  # an unreadable one that was skipped
@@ -83,58 +76,71 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def agreed_checkpoint(folder: Path, rank: int, world_size: int, device: Any = "cpu") -> dict[str, Any] | None:
-    """The state from which all workers resume.
+    """The state from which all workers resume: the newest one that all can read.
 
-    Rank 0, which holds the run's lock, chooses it; the others wait for its choice.
-
-    If each worker chose for itself they could choose different files, while a worker of a killed start still writes
-    one.
+    Rank 0, which holds the run's lock, lists the checkpoints: a worker of a killed start may still write one. Workers
+    share the reading of a checkpoint's bytes for its checksums.
     """
     if world_size == 1:
         return newest_checkpoint(folder)[1]
     import torch
-    from torch.distributed import broadcast_object_list
+    from torch.distributed import all_reduce, broadcast_object_list
 
-    name, state = newest_checkpoint(folder) if rank == 0 else (None, None)
-    box = [name]
+    box = [[path.name for path in checkpoints(folder)] if rank == 0 else []]
     broadcast_object_list(box, src=0, device=torch.device(device))
-    if rank > 0 and box[0] is not None:
-        state = read_checkpoint(folder / box[0])
-    return state
+    for name in box[0]:
+        state = _read_if_sound(folder / name, rank, world_size)
+        failed = torch.tensor(float(state is None), device=device)
+        all_reduce(failed)
+        if not failed.item():
+            return state
+    return None
 
 
 def newest_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
     """(name, state) of the newest readable checkpoint.
 
-    An unreadable one (after a full disk, for example), or a file with a changed byte, is skipped with a warning.
+    An unreadable one (after a full disk, for example), or one with a changed byte, is skipped with a warning.
     """
     for path in checkpoints(folder):
-        try:
-            check_bytes(path)
-            return path.name, read_checkpoint(path)
-        except (
-            Exception
-        ) as error:  # torch raises whatever its unpickler met: RuntimeError, EOFError, UnpicklingError, ...
-            print(f"warning: skipped the unreadable checkpoint {path.name}: {type(error).__name__}", file=sys.stderr)
+        if (state := _read_if_sound(path)) is not None:
+            return path.name, state
     return None, None
 
 
-def check_bytes(path: Path) -> None:
-    """ValueError or BadZipFile for a file whose bytes are not those that were written: torch loads them as they are."""
-    if path.suffix == ".pt":
-        with zipfile.ZipFile(path) as parts:
-            if broken := parts.testzip():
+def _read_if_sound(path: Path, part: int = 0, parts: int = 1) -> dict[str, Any] | None:
+    """The checkpoint; None, with a warning, if it cannot be read or a byte has changed in this worker's part of it."""
+    try:
+        check_bytes(path, part, parts)
+        return read_checkpoint(path)
+    except Exception as error:  # torch raises whatever it met: RuntimeError, EOFError, SafetensorError, ...
+        print(f"warning: skipped the unreadable checkpoint {path.name}: {type(error).__name__}", file=sys.stderr)
+        return None
+
+
+def check_bytes(path: Path, part: int = 0, parts: int = 1) -> None:
+    """An error for a checkpoint whose bytes are not those that were written, which torch would load as they are.
+
+    Reads one of `parts` parts of a folder's files.
+    """
+    if path.suffix == ".dcp":
+        from g3pt.training.stored_state import check_sums
+
+        check_sums(path, part, parts)
+    elif part == 0:
+        with zipfile.ZipFile(path) as members:
+            if broken := members.testzip():
                 raise ValueError(f"{path}: {broken} has another checksum than when it was written")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """One checkpoint: `samples` and `held` as saved, and `fit` for `g3pt.training.fit.fit`, which reads a folder's
-    tensors in place. A file's tensors stay on disk until they are read (mmap).
+    tensors in place. An older file's tensors stay on disk until they are read (mmap).
     """
     if path.suffix == ".dcp":
-        from g3pt.training.optimizer_state import ShardedState
+        from g3pt.training.stored_state import StoredState
 
-        stored = ShardedState(path)
+        stored = StoredState(path)
         return {
             "samples": stored.rest["samples"],
             "held": stored.rest["held"],
@@ -142,7 +148,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         }
     import torch
 
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return found
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -159,10 +166,6 @@ def checkpointed(run_dir: Path) -> int:
 def samples_of(path: Path) -> int:
     """Samples seen at a checkpoint, by its name."""
     return int(path.stem.rpartition("-")[2])
-
-
-def _stem(state: dict[str, Any]) -> str:
-    return f"samples-{state['samples']:012d}"
 
 
 def _remove(path: Path) -> None:

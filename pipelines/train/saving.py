@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.train.checkpoints import remove_unfinished, save_checkpoint, save_sharded
+from pipelines.train.checkpoints import remove_unfinished, save_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,10 +99,15 @@ class Saver:
             self._error = error
 
     def _write(self, whole: dict[str, Any]) -> None:
-        if self.parallel.is_sharded:
-            save_sharded(self.folder, whole, self.num_to_keep, self.parallel.rank, self.kept, self.group)
-        else:
-            save_checkpoint(self.folder, whole, self.num_to_keep, self.kept)
+        save_checkpoint(
+            self.folder,
+            whole,
+            self.num_to_keep,
+            self.kept,
+            is_sharded=self.parallel.is_sharded,
+            rank=self.parallel.rank,
+            group=self.group,
+        )
 
 
 def changing_bytes(state: Mapping[str, Any]) -> int:

@@ -29,8 +29,8 @@ from g3pt.models.tokenizer import CVQ
 from g3pt.training import fit as fitting
 from g3pt.training.best import Best
 from g3pt.training.fit import AskedToStop, fit
-from g3pt.training.optimizer_state import ShardedState, write_sharded
 from g3pt.training.parallel import SingleProcess, gathered, make_parallel, whole
+from g3pt.training.stored_state import StoredState, write_sharded
 from tests.g3pt.models.test_tokenizer import TINY, spheres
 from tests.g3pt.tiny import random_batch, tiny_g3pt
 
@@ -141,7 +141,7 @@ def _trained(
 
     def save(state: dict[str, Any], step: int) -> None:
         if step < STEPS * BATCH and folder and parallel.is_sharded:
-            write_sharded(folder, {"fit": state}, parallel.rank == 0)
+            write_sharded(folder, {"fit": state}, parallel.rank)
         elif step < STEPS * BATCH and not parallel.is_sharded:
             states[step] = _copy(state)
 
@@ -198,7 +198,7 @@ def _copy(value: Any) -> Any:
 
 def stored(folder: Path) -> Callable[[Any], dict[str, Any]]:
     """The sharded half-way state, as `fit` takes it."""
-    return functools.partial(ShardedState(folder / "fsq-fsdp").read, "fit")
+    return functools.partial(StoredState(folder / "fsq-fsdp").read, "fit")
 
 
 def main(folder: Path, rank: int) -> None:

@@ -71,7 +71,7 @@ def test_cvq_interrupted_and_killed_equals_an_uninterrupted_run(
     empty_store.lay(tmp_path / "mlflow.db")
     number = random.Random(time.time_ns()).choice([signal.SIGINT, signal.SIGTERM])
     first = kills.interrupt_when(
-        command(data, tmp_path), tmp_path, lambda: any(tmp_path.glob("runs/*/checkpoints/samples-*.pt")), number
+        command(data, tmp_path), tmp_path, lambda: any(tmp_path.glob("runs/*/checkpoints/samples-*.dcp")), number
     )
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert "saving after the current step" in first

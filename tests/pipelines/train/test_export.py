@@ -94,8 +94,9 @@ def test_what_there_is_not_is_one_line(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no readable checkpoint yet"):
         export(ExportFlags(run=str(new), output=str(tmp_path / "out")), BUILD)
     oldest = checkpoints.read_checkpoint(checkpoints.checkpoints(run_dir / "checkpoints")[-1])
-    del oldest["fit"]["best"]
-    checkpoints.save_checkpoint(new / "checkpoints", oldest, 1)
+    fit = oldest["fit"]()
+    del fit["best"]
+    checkpoints.save_checkpoint(new / "checkpoints", {**oldest, "fit": fit}, 1)
     with pytest.raises(UsageError, match="has no best weights"):
         export(ExportFlags(run=str(new), output=str(tmp_path / "out"), weights="best"), BUILD)
 

@@ -68,7 +68,7 @@ def test_training_starts_from_its_weights_and_statistics_and_resumes_from_checkp
 
     weights = trained(spec)
     assert weights != trained(cvq_spec())
-    checkpoints.checkpoints(tmp_path / "runs" / spec.name / "checkpoints")[0].unlink()
+    shutil.rmtree(checkpoints.checkpoints(tmp_path / "runs" / spec.name / "checkpoints")[0])
     assert trained(spec) == weights, "it goes on from its checkpoint"
 
 

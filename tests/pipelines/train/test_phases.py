@@ -77,9 +77,9 @@ def test_killed_in_every_phase_and_at_both_switches_equals_uninterrupted(whole: 
 
 def test_as_many_checkpoints_are_kept_as_asked(tmp_path: Path) -> None:
     for step in range(4):
-        checkpoints.save_checkpoint(tmp_path, {"samples": step}, num_to_keep=3)
+        checkpoints.save_checkpoint(tmp_path, {"samples": step, "held": None}, num_to_keep=3)
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == [
-        f"samples-{step:012d}.pt" for step in (3, 2, 1)
+        f"samples-{step:012d}.dcp" for step in (3, 2, 1)
     ]
-    (tmp_path / "samples-000000000003.pt").write_bytes(b"torn")
-    assert checkpoints.newest_checkpoint(tmp_path)[0] == "samples-000000000002.pt"
+    (tmp_path / "samples-000000000003.dcp" / "state.json").write_bytes(b"torn")
+    assert checkpoints.newest_checkpoint(tmp_path)[0] == "samples-000000000002.dcp"

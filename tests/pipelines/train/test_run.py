@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipelines.cli import interrupt
 from pipelines.cli.errors import UsageError
@@ -72,8 +74,8 @@ def test_a_run_leaves_what_the_contract_says(whole: Path) -> None:
     assert ledger_steps(whole) == [8 * i for i in range(1, 11)]
     assert "test_ce" in Ledger(whole / "metrics.jsonl").read()[-1]
     assert [p.name for p in checkpoints.checkpoints(whole / "checkpoints")] == [
-        "samples-000000000080.pt",
-        "samples-000000000072.pt",
+        "samples-000000000080.dcp",
+        "samples-000000000072.dcp",
     ]
 
 
@@ -237,20 +239,47 @@ def test_resume_when_only_the_export_is_missing(whole: Path, tmp_path: Path) -> 
     assert Path(client.download_artifacts(run.info.run_id, "config.json")).exists()
 
 
+def without_its_end(output: Path) -> Path:
+    """The toy run, whose worker was killed before it wrote `_SUCCESS`."""
+    run_dir = train.prepare_run(toy_spec(), output)
+    train_worker.work(train_worker.work_config(toy_spec(), run_dir, TOY))
+    (run_dir / "_SUCCESS").unlink()
+    assert [path.name for path in checkpoints.checkpoints(run_dir / "checkpoints")] == [
+        "samples-000000000080.dcp",
+        "samples-000000000072.dcp",
+    ]
+    return run_dir
+
+
 def test_an_unreadable_newest_checkpoint_is_passed_over(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
-    (run_dir / "_SUCCESS").unlink()
+    run_dir = without_its_end(tmp_path / "runs")
     newest = checkpoints.checkpoints(run_dir / "checkpoints")[0]
-    newest.write_bytes(newest.read_bytes()[:100])
+    (newest / "model.safetensors").write_bytes((newest / "model.safetensors").read_bytes()[:100])
     train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
-    assert "unreadable checkpoint samples-000000000080.pt" in capsys.readouterr().err
+    assert "unreadable checkpoint samples-000000000080.dcp" in capsys.readouterr().err
     assert weights_hash(run_dir) == weights_hash(whole)
 
 
+def test_a_run_goes_on_from_a_file_of_before(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One process and DDP wrote `.pt`, with tuples and numbers as keys."""
+    run_dir = without_its_end(tmp_path / "runs")
+    newest, older = checkpoints.checkpoints(run_dir / "checkpoints")
+    state = checkpoints.read_checkpoint(older)
+    state["fit"] = state["fit"]()
+    state["fit"]["optimizer"]["state"] = {int(i): kept for i, kept in state["fit"]["optimizer"]["state"].items()}
+    torch.save(state, older.with_suffix(".pt"))
+    for folder in (newest, older):
+        shutil.rmtree(folder)
+    assert checkpoints.checkpointed(run_dir) == 72
+    train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
+    assert "resumes at 72 samples" in capsys.readouterr().out
+    assert weights_hash(run_dir) == weights_hash(whole) and records_of(run_dir) == records_of(whole)
+
+
 @pytest.mark.slow
-def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(whole: Path, tmp_path: Path) -> None:
+def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(tmp_path: Path) -> None:
     """A worker of the killed start still has the run and writes a checkpoint after the new start's second worker has
     begun.
     """
@@ -268,10 +297,10 @@ def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(whole: Path, tmp_pa
         "    dist.barrier(); dist.destroy_process_group()  # gloo's threads abort an interpreter that ends with them "
         "running\n"
     )
-    newest, older = checkpoints.checkpoints(whole / "checkpoints")
+    newest, older = checkpoints.checkpoints(without_its_end(tmp_path / "runs") / "checkpoints")
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / older.name).write_bytes(older.read_bytes())
+    older.rename(folder / older.name)
     with train_worker.worker_lock(tmp_path / "run"):
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         workers = [subprocess.Popen([sys.executable, "-c", program, str(rank)], env=environment) for rank in range(2)]
@@ -280,7 +309,7 @@ def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(whole: Path, tmp_pa
             assert time.monotonic() < deadline and not any(worker.poll() for worker in workers)
             time.sleep(0.1)
         time.sleep(2)
-        (folder / newest.name).write_bytes(newest.read_bytes())
+        newest.rename(folder / newest.name)
     assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in range(2)] == ["20", "20"]
 
