@@ -223,7 +223,7 @@ def run_table(costs: Sequence[Cost], objects: Mapping[str, int], price: float | 
 
 def sums(costs: Sequence[Cost], codec: Any, devices: Devices, price: float | None) -> list[str]:
     """Operations, time, money and disk of all runs."""
-    total, stored = sum(cost.operations for cost in costs), disk_bytes([cost.row for cost in costs], codec)
+    total, stored = sum(cost.operations for cost in costs), disk_bytes(costs, codec)
     counted = f"{len(costs)} runs, {with_flop(total)} in all; shared steps are counted once"
     lines = [f"{counted}; up to {with_bytes(stored)} of disk"]
     hours = [cost.device_hours for cost in costs if cost.device_hours is not None]
@@ -256,16 +256,17 @@ def checkpoint_bytes(row: Row, codec: Any) -> int:
     return STATE_BYTES * trained_parameters(row.model, codec)
 
 
-def disk_bytes(rows: Sequence[Row], codec: Any) -> int:
-    """Bytes of the checkpoints and exports that all runs leave: the newest ones, those where a cooldown begins (one for
-    each run but the longest of a trajectory), the last and the best weights.
+def disk_bytes(costs: Sequence[Cost], codec: Any) -> int:
+    """Bytes of what all runs leave, the last and the best weights and the checkpoints where a cooldown begins (one for
+    each run but the longest of a trajectory), and of the newest checkpoints of those that train at once.
     """
-    total = 0
-    for row in rows:
-        kept = RunSpeed().num_to_keep + (steps_taken(row, rows) < row.train.steps)
+    rows, total, newest = [cost.row for cost in costs], 0, [0]
+    for cost in costs:
+        row, size = cost.row, checkpoint_bytes(cost.row, codec)
         weights = 4 * (trained_parameters(row.model, codec) + tokenizer_parameters(codec))
-        total += kept * checkpoint_bytes(row, codec) + 2 * weights
-    return total
+        total += (steps_taken(row, rows) < row.train.steps) * size + 2 * weights
+        newest.append(min(cost.placement.at_once, len(costs)) * (RunSpeed().num_to_keep + 1) * size)
+    return total + max(newest)
 
 
 def by_seed(rows: Sequence[Row]) -> list[list[Row]]:

@@ -145,7 +145,7 @@ def check_forecast(study: Path, held_out: Collection[str]) -> None:
                 f"--held-out: {file} was written for other runs and is never replaced: choose another --output"
             )
         return
-    begun = [name for name in held_out if checkpoints.checkpointed(study / "runs" / name)]
+    begun = [name for name in held_out if _is_begun(study / "runs" / name)]
     if begun:
         raise UsageError(f"--held-out: {study / 'runs' / begun[0]} was trained before there was a forecast of it")
 
@@ -242,11 +242,16 @@ def rung(spec: RunSpec) -> dict[str, Any]:
     }
 
 
+def _is_begun(run_dir: Path) -> bool:
+    """Whether the run is finished or has a checkpoint."""
+    return follow.is_finished(run_dir) or checkpoints.checkpointed(run_dir) > 0
+
+
 def _finished_runs(specs: Sequence[RunSpec], study: Path) -> str:
     """What is finished when the study stops, in words."""
     folders = [study / "runs" / spec.name for spec in specs]
     done = [folder for folder in folders if follow.is_finished(folder)]
-    begun = [folder for folder in folders if folder not in done and checkpoints.checkpointed(folder)]
+    begun = [folder for folder in folders if folder not in done and _is_begun(folder)]
     return f"{len(done)} of {len(specs)} runs are finished, {len(begun)} more have a checkpoint ({study})"
 
 

@@ -1,8 +1,8 @@
 """`--finish`: a finished study gives up the checkpoints from which further runs could branch.
 
 A trajectory's runs keep a checkpoint where each of them begins to cool down (`pipelines.train.trajectory`), so that a
-study can grow. `finish` removes them, notes which in finish.json, and leaves each run its last one. Runs added later
-start from nothing; `say_lost` says so.
+study can grow. `finish` removes them and notes which in finish.json. Runs added later start from nothing; `say_lost`
+says so.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pipelines.cli.progress import say
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.locks import alone_in
 from pipelines.train import follow
-from pipelines.train.checkpoints import checkpoints, keep_newest, samples_of
+from pipelines.train.checkpoints import checkpoints, remove_finished, samples_of
 from pipelines.train.trajectory import branch_samples, furthest_start, trajectory
 
 FINISH_FILE = "finish.json"
 
 
 def finish(study: Path) -> Path:
-    """Remove all checkpoints of the study's finished runs but their last ones; returns the folder.
+    """Remove all checkpoints of the study's finished runs; returns the folder.
 
     UsageError for a study that is not finished. Unfinished runs in the folder, such as those of another plan, keep
     theirs.
@@ -37,14 +37,14 @@ def finish(study: Path) -> Path:
         removed, sizes = removed_before(study), dict[tuple[int, int], int]()
         folders = [folder for folder in sorted((study / "runs").iterdir()) if follow.is_finished(folder)]
         for folder in folders:
-            old = checkpoints(folder / "checkpoints")[1:]
+            old = checkpoints(folder / "checkpoints")
             for path in old:
                 sizes |= _bytes_by_file(path)
             if old:
                 removed[folder.name] = sorted({*removed.get(folder.name, ()), *map(samples_of, old)})
         write_json(study / FINISH_FILE, {"removed": removed})  # first, so that none is removed without a note
         for folder in folders:
-            keep_newest(folder / "checkpoints", 1)
+            remove_finished(folder)
     print(f"{study}: {len(sizes)} checkpoint files of {len(folders)} runs removed, {sum(sizes.values()):,} bytes")
     return study
 

@@ -33,6 +33,7 @@ from pipelines.study.points import ENVIRONMENT_FILE
 from pipelines.tracking.tracked import WritePage
 from pipelines.train import follow
 from pipelines.train import run as train
+from pipelines.train.checkpoints import remove_finished
 from pipelines.train.devices import Devices
 from pipelines.train.jobs import gpu_bytes_of_workers
 from pipelines.train.memory import AUTO, gpu_bytes
@@ -285,6 +286,7 @@ def train_one(
     try:
         start_from_another(spec, run_dir)
         train.ray_train(spec, run_dir, workers, device, item["build"], speed, max_failures, key)
+        remove_finished(run_dir, speed.keep_samples)
     except AskedToStop:
         raise  # not a failure: Tune restarts the trial, or the study itself was asked to stop
     except Exception as error:

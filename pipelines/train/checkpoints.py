@@ -1,6 +1,7 @@
 """Checkpoints of a run, complete or not at all.
 
-A run resumes from the newest readable one, with any number of DDP or FSDP workers.
+A run resumes from the newest readable one, with any number of DDP or FSDP workers. Once it is finished its driver
+removes them: the exports remain, and the checkpoints from which other runs of a study may start.
 
 A checkpoint is a folder `samples-<n>.dcp` of safetensors, JSON and checksums (g3pt/training/stored_state.py). Rank 0
 writes the state of one process or of DDP, whose workers all hold the whole; of a sharded run (FSDP) each worker writes
@@ -67,6 +68,14 @@ def keep_newest(folder: Path, num_to_keep: int, kept: Container[int] = ()) -> No
     for old in checkpoints(folder)[num_to_keep:]:
         if samples_of(old) not in kept:
             _remove(old)
+
+
+def remove_finished(run_dir: Path, kept: Container[int] = ()) -> None:
+    """Delete the checkpoints of a run that has its `_SUCCESS`, without those at the samples `kept`, from which other
+    runs may start. All else reads its exports.
+    """
+    if (run_dir / "_SUCCESS").exists():
+        keep_newest(run_dir / "checkpoints", 0, kept)
 
 
 def remove_unfinished(folder: Path) -> None:

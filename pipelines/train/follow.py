@@ -44,8 +44,10 @@ class Follower(Periodic):
         super().__init__(self.show)
         self.name, self.run_dir = spec.name, run_dir
         train, self.new = spec.config["train"], NewRecords(Ledger.of(run_dir))
-        state = {"run": spec.name, "done": checkpointed(run_dir), "tokens_per_unit": tokens_per_sample(spec)}
-        self.progress = Progress("train", train["steps"] * train["batch_size"], "samples", **state)
+        total = train["steps"] * train["batch_size"]
+        done = total if is_finished(run_dir) else checkpointed(run_dir)
+        state = {"run": spec.name, "done": done, "tokens_per_unit": tokens_per_sample(spec)}
+        self.progress = Progress("train", total, "samples", **state)
         self.heard, self.alarm = 0.0, Alarm()
         earlier = self.new.read()
         self.shown = earlier[-1]["step"] if earlier else None
@@ -99,7 +101,7 @@ def tracked(
 
     Yields the Outcome that MLflow shows.
     """
-    if checkpointed(run_dir):
+    if checkpointed(run_dir) and not is_finished(run_dir):
         say(f"  {spec.name}: resumes from its checkpoint at {checkpointed(run_dir)} samples")
     ledger, shown = Ledger.of(run_dir), card(spec, run_dir, "scaling" if parent else "")
     with (

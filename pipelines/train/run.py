@@ -31,7 +31,7 @@ from pipelines.runs.identity import RunSpec
 from pipelines.runs.locks import LOCK_FILE, alone_in
 from pipelines.runs.notes import working_in
 from pipelines.tracking.tracked import WritePage, is_told
-from pipelines.train.checkpoints import checkpointed
+from pipelines.train.checkpoints import checkpointed, remove_finished
 from pipelines.train.follow import is_finished, tracked
 from pipelines.train.worker import BUILD_STAGE, Speed, ray_work, work, work_config
 
@@ -83,6 +83,7 @@ def train_run(
                 in_thread(partial(work, work_config(spec, run_dir, build, speed)))
             else:
                 ray_train(spec, run_dir, num_workers, device, build, speed, max_failures, min_workers=min_workers)
+        remove_finished(run_dir, speed.keep_samples if speed else ())
     return run_dir
 
 

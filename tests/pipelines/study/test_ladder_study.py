@@ -92,7 +92,7 @@ def quick(here: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         fit = spec.config["train"]
         samples = fit["steps"] * fit["batch_size"]
         for at in {*speed.keep_samples, samples}:
-            file = run_dir / "checkpoints" / f"samples-{at:012d}.pt"
+            file = run_dir / "checkpoints" / f"samples-{at:012d}.dcp"
             if at <= samples and not file.exists():
                 file.write_bytes(b"x" * 1000)
         Ledger.of(run_dir).append([{"step": samples, "test_ce": 5.0}])
@@ -155,7 +155,7 @@ def test_finish_removes_branch_points_and_a_study_that_grows_says_what_it_lacks(
         job.scaling_sweep(small(flags, tmp_path, finish=True))
     job.scaling_sweep(small(flags, tmp_path))
     trunk, branch = (tmp_path / "runs" / name / "checkpoints" for name in here)
-    assert [samples_of(path) for path in checkpoints(trunk)] == [320, 120, 40], "kept until --finish"
+    assert [samples_of(path) for path in checkpoints(trunk)] == [120, 40], "kept until --finish"
     unfinished = tmp_path / "runs" / "car-1x8-s0-00000000" / "checkpoints"
     shutil.copytree(trunk, unfinished)
     capsys.readouterr()
@@ -163,8 +163,7 @@ def test_finish_removes_branch_points_and_a_study_that_grows_says_what_it_lacks(
     assert "2 checkpoint files of 2 runs removed, 2,000 bytes" in capsys.readouterr().out, (
         "the branch has links to them"
     )
-    assert [samples_of(path) for path in checkpoints(trunk)] == [320] and len(checkpoints(unfinished)) == 3
-    assert [samples_of(path) for path in checkpoints(branch)] == [240]
+    assert checkpoints(trunk) == checkpoints(branch) == [] and len(checkpoints(unfinished)) == 2
     shutil.rmtree(unfinished.parent)
     job.scaling_sweep(small(flags, tmp_path, samples="240,320,400"))
     shown = capsys.readouterr().err
@@ -350,7 +349,7 @@ def test_a_run_that_was_trained_before_its_forecast_is_refused(
     specs = [car_spec(fitted.data, fitted.tokenizer, row.size, row.model, row.train) for row in plan(fitted)]
     checkpoints = Path(output) / "runs" / specs[0].name / "checkpoints"
     checkpoints.mkdir(parents=True)
-    (checkpoints / "samples-000000000200.pt").touch()
+    (checkpoints / "samples-000000000200.dcp").touch()
     later = dataclasses.replace(
         flags, sizes="1x16,1x24", samples="240,320", held_out="1x8:240", output=output, warmup_samples=30
     )

@@ -73,10 +73,7 @@ def test_a_run_leaves_what_the_contract_says(whole: Path) -> None:
     assert {p.name for p in whole.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints", "export", "_SUCCESS"}
     assert ledger_steps(whole) == [8 * i for i in range(1, 11)]
     assert "test_ce" in Ledger(whole / "metrics.jsonl").read()[-1]
-    assert [p.name for p in checkpoints.checkpoints(whole / "checkpoints")] == [
-        "samples-000000000080.dcp",
-        "samples-000000000072.dcp",
-    ]
+    assert not list((whole / "checkpoints").iterdir()), "a finished run needs its exports alone"
 
 
 def test_a_finished_run_is_left_alone(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,6 +273,7 @@ def test_a_run_goes_on_from_a_file_of_before(whole: Path, tmp_path: Path, capsys
     train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
     assert "resumes at 72 samples" in capsys.readouterr().out
     assert weights_hash(run_dir) == weights_hash(whole) and records_of(run_dir) == records_of(whole)
+    assert not list((run_dir / "checkpoints").iterdir()), "files of before are removed, too"
 
 
 @pytest.mark.slow
@@ -290,7 +288,7 @@ def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(tmp_path: Path) -> 
         "g3pt.training.fit.fit = lambda **given: (folder / "
         "f'rank-{rank}').write_text(str(given['resume'](None)['steps_done'])) and sys.exit()\n"
         "dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2, "
-        "timeout=datetime.timedelta(seconds=60))\n(folder / f'there-{rank}').touch()\n"
+        "timeout=datetime.timedelta(seconds=300))\n(folder / f'there-{rank}').touch()\n"
         "config = {'spec': toy_spec().to_dict(), 'run_dir': str(folder / 'run'), 'build': TOY}\ntry:\n"
         "    train.work(config, rank=rank, world_size=2)\n"
         "finally:\n"
@@ -304,13 +302,13 @@ def test_workers_go_on_from_the_checkpoint_that_rank_0_chose(tmp_path: Path) -> 
     with train_worker.worker_lock(tmp_path / "run"):
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         workers = [subprocess.Popen([sys.executable, "-c", program, str(rank)], env=environment) for rank in range(2)]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not all((tmp_path / f"there-{rank}").exists() for rank in range(2)):
             assert time.monotonic() < deadline and not any(worker.poll() for worker in workers)
             time.sleep(0.1)
         time.sleep(2)
         newest.rename(folder / newest.name)
-    assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in range(2)] == ["20", "20"]
 
 

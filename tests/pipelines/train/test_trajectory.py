@@ -12,7 +12,14 @@ from pipelines.runs.identity import RunSpec
 from pipelines.study.ladder import ladder, steps_taken
 from pipelines.train import run as train
 from pipelines.train.checkpoints import checkpoints, samples_of
-from pipelines.train.trajectory import BRANCH_FILE, branch_samples, branched_from, start_from_another, trajectory
+from pipelines.train.trajectory import (
+    BRANCH_FILE,
+    branch_samples,
+    branched_from,
+    furthest_start,
+    start_from_another,
+    trajectory,
+)
 from pipelines.train.worker import Speed
 from tests.pipelines.train.test_run import TOY, ledger_steps, records_of, weights_hash
 
@@ -34,7 +41,9 @@ def train_one(spec: RunSpec, output: Path, keep: tuple[int, ...] = ()) -> Path:
 @pytest.fixture(scope="module")
 def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 40 steps that kept checkpoints after 14 (where 18 steps begin to cool down), and at its own cooldown."""
-    return train_one(spec_of(40), tmp_path_factory.mktemp("trunk"), keep=(56, 120))
+    run_dir = train_one(spec_of(40), tmp_path_factory.mktemp("trunk"), keep=(56, 120))
+    assert {samples_of(path) for path in checkpoints(run_dir / "checkpoints")} == {56, 120}, "all else is removed"
+    return run_dir
 
 
 def config_of(spec: RunSpec) -> TrainConfig:
@@ -65,10 +74,14 @@ def test_only_the_cooldown_s_steps_are_taken(trunk: Path, tmp_path: Path, capfd:
     assert "resumes at 56 samples" in capfd.readouterr().out
 
 
-def test_checkpoints_past_the_cooldown_s_begin_are_not_taken(trunk: Path) -> None:
-    """The newest one of the trunk is cooled down, the next is too late for 18 steps."""
-    assert {samples_of(path) for path in checkpoints(trunk / "checkpoints")} == {56, 120, 144, 160}
+def test_checkpoints_past_the_cooldown_s_begin_are_not_taken(trunk: Path, tmp_path: Path) -> None:
+    """The newest one of an unfinished trunk is cooled down, the next is too late for 18 steps."""
+    shutil.copytree(trunk, tmp_path / trunk.name)
+    for samples in (144, 160):
+        (tmp_path / trunk.name / "checkpoints" / f"samples-{samples:012d}.dcp").mkdir()
     assert branch_samples(config_of(spec_of(18))) == 56 and branch_samples(config_of(spec_of(40))) == 120
+    for spec, start in ((spec_of(18), 56), (spec_of(60), 120)):
+        assert furthest_start(spec, tmp_path / spec.name)[0] == start
 
 
 @pytest.mark.parametrize(
