@@ -26,6 +26,7 @@ MODULES = (
     "pipelines.generate.sample_sheet",
     "pipelines.release",
     "pipelines.release.pictures",
+    "pipelines.study.publish",
     "pipelines.train.export",
     "pipelines.train.presets",
 )

@@ -248,10 +248,7 @@ def write_parquet(
     """Write the same table as Parquet, complete or not at all, with the losses of each point's test objects: columns of
     equal length, `id` and numbers, or None for a point whose objects were not kept.
     """
-    import os
-
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     names = list(dict.fromkeys(name for row in rows for name in row))
     arrays = {name: pa.array([row.get(name) for row in rows]) for name in names}
@@ -259,6 +256,16 @@ def write_parquet(
     for name in kinds or ("id",):
         kind = pa.list_(pa.string() if name == "id" else pa.float32())
         arrays[OBJECTS + name] = pa.array([columns and columns.get(name) for columns in losses], kind)
+    write_arrays(arrays, path)
+
+
+def write_arrays(arrays: Mapping[str, object], path: Path | str) -> None:
+    """Write columns of equal length as `write_parquet` does."""
+    import os
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     pq.write_table(pa.table(arrays), temporary, compression="zstd", use_dictionary=_as_dictionary(arrays))
     os.replace(temporary, path)
