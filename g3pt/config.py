@@ -182,10 +182,11 @@ class TrainConfig:
     log_every: int = 20  # steps
     eval_every: int = 200  # steps
     checkpoint_every: int = 100  # steps
+    test_objects: int = 4096  # at most, of the test at the end; fewer for many short runs
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every", "test_objects"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         _require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
         _require(self.base_width is None or self.base_width >= 1, f"base_width must be positive, got {self.base_width}")

@@ -92,15 +92,18 @@ def load_arrays(
     status: str | None = "ok",
     selection: Selection = ALL,
     limit: int | None = None,
+    ids: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Whole columns in memory, sorted by id: tensors as (N, ...) arrays, numbers as (N,), text and views as lists.
 
     With `limit` only the objects with the smallest sha256(id) are returned, a sample that no source or category
-    dominates. Row groups without them are not read.
+    dominates; with `ids` only these. Row groups without them are not read.
     """
     info = dataset if isinstance(dataset, DatasetInfo) else open_dataset(dataset)
     wanted = list(dict.fromkeys(["id", "license", *columns]))
-    chosen = _smallest_ids(info, split, status, selection, limit) if limit is not None else None
+    if limit is not None:
+        ids = smallest_ids(info, split, limit, selection, status)
+    chosen = None if ids is None else set(ids)
     shards = (
         None if chosen is None else sorted({shard_index(name, info.num_shards) for name in chosen} & info.shards.keys())
     )
@@ -110,14 +113,13 @@ def load_arrays(
     return {name: _stacked(name, [row[name] for row in rows], info.config) for name in columns}
 
 
-def _smallest_ids(
-    info: DatasetInfo, split: str | None, status: str | None, selection: Selection, limit: int
-) -> set[str]:
-    """The `limit` ids with the smallest sha256."""
+def smallest_ids(
+    info: DatasetInfo, split: str | None, limit: int, selection: Selection = ALL, status: str | None = "ok"
+) -> list[str]:
+    """The `limit` ids with the smallest sha256, sorted."""
     rows = read_rows(info, ["id", "license"], split, status)
-    return set(
-        sorted((row["id"] for row in rows if selection.keeps(row)), key=lambda name: (id_hash(name), name))[:limit]
-    )
+    names = [row["id"] for row in rows if selection.keeps(row)]
+    return sorted(sorted(names, key=lambda name: (id_hash(name), name))[:limit])
 
 
 def count_objects(dataset: DatasetInfo, shard: int, split: str, selection: Selection = ALL) -> int:

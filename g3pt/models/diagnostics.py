@@ -28,16 +28,18 @@ from g3pt.data.batches import unpack_rows
 from g3pt.metrics.entropy import expected_distinct, sample_entropy
 from g3pt.metrics.thickness import band_means
 from g3pt.models.tokenizer import CVQ
-from g3pt.training.parallel import in_turn, joined, part_size, sum_over_workers
+from g3pt.training.parallel import Shared, joined, sum_over_workers
 
 EVAL_QUERIES = 2048  # volume points per object that the running validation reads
 EVAL_BATCH = 32
 
 
 @torch.no_grad()
-def diagnose(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "cpu") -> dict[str, float]:
+def diagnose(
+    model: CVQ, arrays: dict[str, Any], device: str | torch.device = "cpu", shared: Shared | None = None
+) -> dict[str, float]:
     """All figures over `arrays` (surface, eval_surface, sharp, volume_points, volume_occupancy) of one split,
-    as a flat record.
+    as a flat record. With `shared` the arrays are of this worker's objects.
 
     In the continuous phase only the autoencoder's IoU and loss are known. Keys end in `_scale_1` (the coarsest) and so
     on. If `arrays` has thickness, IoUs of the bands of `g3pt.metrics.thickness` that have objects follow, as in
@@ -45,17 +47,24 @@ def diagnose(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "c
     points.
     """
     model.eval()
-    starts, size = _parts(arrays)
-    mine = in_turn(len(starts), lambda i: _diagnose_batch(model, eval_batch(arrays, model, device, starts[i], size)))
+    shared = shared or Shared.everywhere(len(arrays["surface"]), EVAL_BATCH)
+
+    def figures(part: int) -> dict[str, Any]:
+        rows = shared.rows(part)
+        thickness = {"thickness": arrays["thickness"][rows.start : rows.stop]} if "thickness" in arrays else {}
+        return _diagnose_batch(model, eval_batch(arrays, model, device, rows.start, len(rows))) | thickness
+
+    mine = shared.in_turn(figures)
     moments = [part.pop("moments") for part in mine.values() if "moments" in part]
     parts = joined(mine)
     by_object = {
         name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name.startswith(("iou", "loss"))
     }
     record = {name: float(values_N.mean()) for name, values_N in by_object.items()}
-    if "thickness" in arrays:
+    if "thickness" in parts[0]:
+        thickness_N = np.concatenate([part["thickness"] for part in parts])
         for name in ("iou_continuous", "iou"):
-            means = band_means(by_object[name], arrays["thickness"]) if name in by_object else {}
+            means = band_means(by_object[name], thickness_N) if name in by_object else {}
             record |= {f"{name}_{band}": mean for band, mean in means.items()}
     if model.phase == "continuous":
         return record
@@ -74,26 +83,22 @@ def diagnose(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "c
 
 
 @torch.no_grad()
-def validation_loss(model: CVQ, arrays: dict[str, Any], device: str | torch.device = "cpu") -> float:
+def validation_loss(
+    model: CVQ, arrays: dict[str, Any], device: str | torch.device = "cpu", shared: Shared | None = None
+) -> float:
     """`loss_volume` of `diagnose` alone, for a fraction of its time: one decoding per object."""
     model.eval()
-    starts, size = _parts(arrays)
+    shared = shared or Shared.everywhere(len(arrays["surface"]), EVAL_BATCH)
 
-    def losses(i: int) -> np.ndarray:
-        batch = eval_batch(arrays, model, device, starts[i], size)
+    def losses(part: int) -> np.ndarray:
+        rows = shared.rows(part)
+        batch = eval_batch(arrays, model, device, rows.start, len(rows))
         latents_BLD = model.encoder(batch["surface"], batch.get("sharp"))
         if model.phase != "continuous":
             latents_BLD = model.cqt(latents_BLD, frozen=True).canvases_BLD[-1]
         return _decoded(model, latents_BLD, batch)[1]
 
-    return float(np.mean(np.concatenate(joined(in_turn(len(starts), losses)))))
-
-
-def _parts(arrays: dict[str, Any]) -> tuple[range, int]:
-    """Where the parts of the objects begin that workers compute in turn, and how many objects one has."""
-    count = len(arrays["surface"])
-    size = part_size(count, EVAL_BATCH)
-    return range(0, count, size), size
+    return float(np.mean(np.concatenate(joined(shared.in_turn(losses)))))
 
 
 def eval_batch(

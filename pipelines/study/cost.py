@@ -162,12 +162,12 @@ def evaluated(row: Row, steps: int, objects: Mapping[str, int]) -> int:
     """Forward passes over an object in the evaluations of a run's last `steps` steps and in its test: with the text,
     without conditions and, if there is an image encoder, with the image; during training also without the average.
     """
-    from pipelines.train.car import EVAL_OBJECTS, TEST_OBJECTS
+    from pipelines.train.car import EVAL_OBJECTS
 
     conditions = 2 + (row.model.image_encoder != "none")
     times = steps // row.train.eval_every + 1
     during = min(EVAL_OBJECTS, objects.get("val", EVAL_OBJECTS)) * (conditions + 1)
-    return times * during + min(TEST_OBJECTS, objects.get("test", TEST_OBJECTS)) * conditions
+    return times * during + min(row.train.test_objects, objects.get("test", row.train.test_objects)) * conditions
 
 
 def size_table(rows: Sequence[Row], codec: Any, placed: Mapping[str, Placement]) -> list[tuple[str, ...]]:

@@ -26,7 +26,7 @@ from g3pt.models.encoders import EXPORTED, NONE, SMALL, SMALL_IMAGE, SMALL_TEXT,
 from g3pt.models.features import StoredFeatures
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.exports import export_hash
-from g3pt.training.parallel import in_turn, joined, part_size
+from g3pt.training.parallel import Shared, joined
 from g3pt.training.step_records import read_scalars
 from pipelines.derive import tokens
 from pipelines.train import car_batches, trained_on
@@ -39,7 +39,15 @@ if TYPE_CHECKING:
 EVAL_BATCH = 32
 TEXT = (True, False)  # the condition of validation and test: the text, without the image
 EVAL_OBJECTS = 256  # validation objects read while training
-TEST_OBJECTS = 4096  # test objects at the end: those with the smallest sha256(id), loaded into memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Objects of a validation or test split: the ids of all, how the workers share them, and this worker's."""
+
+    ids: list[str]
+    shared: Shared
+    data: ConditionedCodes
 
 
 class CARStage:
@@ -83,7 +91,7 @@ class CARStage:
             self.stored,
             feed,
         )
-        self._splits: dict[str, ConditionedCodes] = {}
+        self._splits: dict[str, Held] = {}
         self._test_ce_NK: Tensor | None = None
         if not len(self.train):
             raise ValueError(
@@ -121,15 +129,17 @@ class CARStage:
         """Endless batches from sample number `start_sample` on."""
         return fed(self.train, start_sample, self.train.feed)
 
-    def _split(self, split: str, limit: int) -> ConditionedCodes:
-        """The `limit` objects of a validation or test split with the smallest sha256(id)."""
+    def _split(self, split: str, limit: int) -> Held:
+        """The `limit` objects of a validation or test split with the smallest sha256(id), read once."""
         if split not in self._splits:
-            arrays = reading.load_arrays(
-                self.info, split, car_batches.columns(self.info, self.stored), selection=self.selection, limit=limit
-            )
-            shards = sorted({shard_index(name, self.info.num_shards) for name in arrays["id"]})
+            ids = reading.smallest_ids(self.info, split, limit, self.selection)
+            shared = Shared.between_workers(len(ids), EVAL_BATCH)
+            mine = [ids[i] for i in shared.objects()]
+            arrays = reading.load_arrays(self.info, split, car_batches.columns(self.info, self.stored), ids=mine)
+            shards = sorted({shard_index(name, self.info.num_shards) for name in mine})
             codes = car_batches.joined_codes(self.info, self.kind, sum(self.model.scales), self.stored)
-            self._splits[split] = ConditionedCodes(self.model, codes.join(arrays, shards), self.stored)
+            data = ConditionedCodes(self.model, codes.join(arrays, shards), self.stored)
+            self._splits[split] = Held(ids, shared, data)
         return self._splits[split]
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -138,38 +148,37 @@ class CARStage:
 
     def evaluate_raw(self, model: nn.Module) -> dict[str, float]:
         """`val_ce` of weights that are not averaged, as `val_ce_raw`."""
-        data = self._split("val", EVAL_OBJECTS)
+        held = self._split("val", EVAL_OBJECTS)
         model.eval()
-        return {"val_ce_raw": cross_entropies(model, data, {"": TEXT})[""][0]["ce"]} if len(data) else {}
+        return {"val_ce_raw": cross_entropies(model, held, {"": TEXT})[""][0]["ce"]} if held.ids else {}
 
     def best_by(self, record: Mapping[str, float]) -> float | None:
         """Its `val_ce`."""
         return record.get("val_ce")
 
     def final(self, model: nn.Module) -> dict[str, float]:
-        """The same over the test objects, prefixed `test_`."""
-        return self._cross_entropies(model, "test", TEST_OBJECTS)
+        """The same over `test_objects` test objects, prefixed `test_`."""
+        return self._cross_entropies(model, "test", self.train_config.test_objects)
 
     def object_losses(self) -> dict[str, Any]:
         """Cross-entropy of each test object given its text, over all scales and by scale, as `final` found them."""
         if self._test_ce_NK is None:
             return {}
-        ids = self._split("test", TEST_OBJECTS).arrays["id"]
+        ids = self._split("test", self.train_config.test_objects).ids
         tokens_K = self._test_ce_NK.new_tensor(self.model.scales)
         by_scale = {f"ce_scale_{k}": ce_N.numpy() for k, ce_N in enumerate(self._test_ce_NK.unbind(1), start=1)}
         return {"id": list(ids), "ce": (self._test_ce_NK @ tokens_K / tokens_K.sum()).numpy(), **by_scale}
 
     def _cross_entropies(self, model: nn.Module, split: str, limit: int) -> dict[str, float]:
-        data = self._split(split, limit)
-        count = len(data)
-        if not count:
+        held = self._split(split, limit)
+        if not held.ids:
             return {}
         model.eval()
         given = {"": TEXT, "_unconditional": (False, False)}
         if self.model.image is not None:
             given["_image"] = (False, True)
-        found: dict[str, float] = {f"{split}_objects": float(count)}
-        for name, (logs, ce_NK) in cross_entropies(model, data, given).items():
+        found: dict[str, float] = {f"{split}_objects": float(len(held.ids))}
+        for name, (logs, ce_NK) in cross_entropies(model, held, given).items():
             if split == "test" and not name:
                 self._test_ce_NK = ce_NK
             kept = {key: value for key, value in logs.items() if not name or key == "ce"}
@@ -193,36 +202,34 @@ class CARStage:
 
 @torch.no_grad()
 def cross_entropies(
-    model: nn.Module, data: ConditionedCodes, given: Mapping[str, tuple[bool, bool]]
+    model: nn.Module, held: Held, given: Mapping[str, tuple[bool, bool]]
 ) -> dict[str, tuple[dict[str, float], Tensor]]:
     """(means over objects, float32 (N, K) of each object and scale) of the cross-entropy for each of `given`: given
     the objects' text and image as far as these are enabled and exist.
 
     The workers share the objects; every one must call it and gets all figures.
     """
-    device, count = next(model.parameters()).device, len(data)
-    size = part_size(count, EVAL_BATCH)
-    parts = [(name, start) for name in given for start in range(0, count, size)]
+    device = next(model.parameters()).device
 
-    def losses(i: int) -> tuple[dict[str, float], Tensor]:
-        name, start = parts[i]
-        indices = list(range(start, min(start + size, count)))
-        batch = data.batch(indices, [0] * len(indices))
-        text, image = given[name]
-        batch["has_text_B"] &= text
-        if "has_image_B" in batch:
-            batch["has_image_B"] &= image
-        _, logs = model({name: value.to(device) for name, value in batch.items()})
-        ce_BK = logs.pop("ce_BK").float().cpu()
-        return dict(zip(logs, read_scalars(list(logs.values())), strict=True)), ce_BK
+    def losses(part: int) -> list[tuple[dict[str, float], Tensor]]:
+        rows, found = list(held.shared.rows(part)), []
+        for text, image in given.values():
+            batch = held.data.batch(rows, [0] * len(rows))
+            batch["has_text_B"] &= text
+            if "has_image_B" in batch:
+                batch["has_image_B"] &= image
+            _, logs = model({name: value.to(device) for name, value in batch.items()})
+            ce_BK = logs.pop("ce_BK").float().cpu()
+            found.append((dict(zip(logs, read_scalars(list(logs.values())), strict=True)), ce_BK))
+        return found
 
     found: dict[str, tuple[dict[str, float], list[Tensor]]] = {name: ({}, []) for name in given}
-    for (name, _), (values, ce_BK) in zip(parts, joined(in_turn(len(parts), losses)), strict=True):
-        sums, objects = found[name]
-        objects.append(ce_BK)
-        for key, value in values.items():
-            sums[key] = sums.get(key, 0.0) + value * len(ce_BK)
+    for part in joined(held.shared.in_turn(losses)):
+        for (sums, objects), (values, ce_BK) in zip(found.values(), part, strict=True):
+            objects.append(ce_BK)
+            for key, value in values.items():
+                sums[key] = sums.get(key, 0.0) + value * len(ce_BK)
     return {
-        name: ({key: value / count for key, value in sums.items()}, torch.cat(objects))
+        name: ({key: value / len(held.ids) for key, value in sums.items()}, torch.cat(objects))
         for name, (sums, objects) in found.items()
     }

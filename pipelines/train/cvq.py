@@ -15,8 +15,9 @@ from g3pt.data import datasets, reading
 from g3pt.data.batches import SurfaceBatches
 from g3pt.data.selection import Selection
 from g3pt.data.streaming import Reading, training_objects
-from g3pt.models.diagnostics import diagnose, validation_loss
+from g3pt.models.diagnostics import EVAL_BATCH, diagnose, validation_loss
 from g3pt.models.tokenizer import CVQ
+from g3pt.training.parallel import Shared
 from pipelines.train import trained_on
 from pipelines.train.feed import FEED, Feed, fed
 from pipelines.train.node_cache import node_cache
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 TRAIN_COLUMNS = ("surface", "near_points", "volume_points", "near_occupancy", "volume_occupancy")
 EVAL_COLUMNS = ("surface", "eval_surface", "volume_points", "volume_occupancy", "thickness")
 EVAL_OBJECTS = 128  # validation objects for the diagnostics during training
-TEST_OBJECTS = 4096  # test objects at the end: those with the smallest sha256(id), loaded into memory
 
 
 class CVQStage:
@@ -58,7 +58,7 @@ class CVQStage:
         self._batches = SurfaceBatches(
             objects, self.config, self.train_config.batch_size, self.train_config.seed, rank, world_size
         )
-        self._eval_arrays: dict[str, dict[str, Any]] = {}
+        self._held: dict[str, tuple[Shared, dict[str, Any]]] = {}
 
     def _columns(self, columns: tuple[str, ...]) -> tuple[str, ...]:
         return columns + ("sharp",) * bool(self.config.num_sharp_points)
@@ -74,38 +74,41 @@ class CVQStage:
     def evaluate_raw(self, model: nn.Module) -> dict[str, float]:
         """`val_loss_volume` of weights that are not averaged, as `val_loss_volume_raw`."""
         assert isinstance(model, CVQ)
-        arrays = self._arrays("val", EVAL_OBJECTS)
+        shared, arrays = self._objects("val", EVAL_OBJECTS)
         device = next(model.parameters()).device
-        return {"val_loss_volume_raw": validation_loss(model, arrays, device)} if len(arrays["surface"]) else {}
+        return {"val_loss_volume_raw": validation_loss(model, arrays, device, shared)} if shared.count else {}
 
     def best_by(self, record: Mapping[str, float]) -> float | None:
         """Its `val_loss_volume` in the last phase: before it, the decoder is not trained on codes."""
         return record.get("val_loss_volume") if self.model.phase == "joint" else None
 
     def final(self, model: nn.Module) -> dict[str, float]:
-        """The same over the test objects, prefixed `test_`."""
-        return self._diagnose(model, "test", TEST_OBJECTS)
+        """The same over `test_objects` test objects, prefixed `test_`."""
+        return self._diagnose(model, "test", self.train_config.test_objects)
 
     def object_losses(self) -> dict[str, Any]:
         """None: `jobs/evaluate.py` measures a tokenizer's objects."""
         return {}
 
     def _diagnose(self, model: nn.Module, split: str, limit: int) -> dict[str, float]:
-        arrays = self._arrays(split, limit)
-        if not len(arrays["surface"]):
+        shared, arrays = self._objects(split, limit)
+        if not shared.count:
             return {}
         assert isinstance(model, CVQ)
         device = next(model.parameters()).device
-        return {f"{split}_{name}": value for name, value in diagnose(model, arrays, device).items()}
+        return {f"{split}_{name}": value for name, value in diagnose(model, arrays, device, shared).items()}
 
-    def _arrays(self, split: str, limit: int) -> dict[str, Any]:
-        """The objects of a validation or test split, read once."""
-        if split not in self._eval_arrays:
-            columns = self._columns(EVAL_COLUMNS)
-            self._eval_arrays[split] = reading.load_arrays(
-                self.spec.paths["data"], split, columns, selection=Selection.of(self.spec.config), limit=limit
-            )
-        return self._eval_arrays[split]
+    def _objects(self, split: str, limit: int) -> tuple[Shared, dict[str, Any]]:
+        """The `limit` objects of a validation or test split with the smallest sha256(id): how the workers share them,
+        and this worker's, read once.
+        """
+        if split not in self._held:
+            info = datasets.open_dataset(self.spec.paths["data"])
+            ids = reading.smallest_ids(info, split, limit, Selection.of(self.spec.config))
+            shared = Shared.between_workers(len(ids), EVAL_BATCH)
+            mine = [ids[i] for i in shared.objects()]
+            self._held[split] = shared, reading.load_arrays(info, split, self._columns(EVAL_COLUMNS), ids=mine)
+        return self._held[split]
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the model and the ids, licences and authors of its training objects."""

@@ -147,13 +147,13 @@ def evaluation_of(model: Any, train: Any, codec: Any) -> Evaluation:
         during, test = flops.cvq_evaluation(model, EVAL_QUERIES)
         step = min(flops.cvq_training(model, phase) for phase in flops.PHASES)
         return Evaluation(
-            objects=cvq.EVAL_OBJECTS, object_operations=during, test_objects=cvq.TEST_OBJECTS, test_operations=test,
+            objects=cvq.EVAL_OBJECTS, object_operations=during, test_objects=train.test_objects, test_operations=test,
             step_operations=step, train=train,
         )  # fmt: skip
     forward = car_operations(model, codec)
     conditions = 2 + (model.image_encoder != "none")
     return Evaluation(
-        objects=car.EVAL_OBJECTS, object_operations=(conditions + 1) * forward, test_objects=car.TEST_OBJECTS,
+        objects=car.EVAL_OBJECTS, object_operations=(conditions + 1) * forward, test_objects=train.test_objects,
         test_operations=conditions * forward, step_operations=flops.car_training(forward, model), train=train,
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from g3pt.config import TrainConfig, from_dict
+from g3pt.config import CARConfig, TrainConfig, from_dict, without_defaults
 from pipelines.runs.identity import RunSpec, stable_hash
 from pipelines.runs.ledger import Ledger
 from pipelines.train.checkpoints import checkpointed, checkpoints, samples_of
@@ -33,7 +33,10 @@ def trajectory(spec: RunSpec) -> str:
     apart = train.get("schedule") != "wsd" or train.get("warmup_samples") is None or model.get("progressive_share")
     if spec.stage != "car" or apart:
         return ""
-    parts = {"train": _without(train, LENGTH), "model": _without(model, HOW)}
+    parts = {
+        "train": without_defaults(TrainConfig, _without(train, LENGTH)),  # fields added later are no difference
+        "model": without_defaults(CARConfig, _without(model, HOW)),
+    }
     return stable_hash({"seed": spec.seed, "config": _without(spec.config, HOW) | parts})
 
 
