@@ -3,7 +3,7 @@
 All workers of a node fill its cache together. Each one begins at another shard and skips those that others copy. A lock
 per shard keeps them, and other runs, from copying it twice; it ends with its process, and a shard whose copy was not
 finished is copied again. Without room on the disk, or a folder that cannot be written, a worker reads the dataset
-itself and says so: the batches are the same.
+itself and says so: the batches are the same. Copies that nobody uses go (`pipelines.train.cache_uses`).
 
 Ours: all of it.
 """
@@ -21,6 +21,7 @@ from g3pt.data.cache import ID, LICENSE, ColumnCache, Source
 from g3pt.data.streaming import Reading
 from pipelines.cli.progress import say
 from pipelines.runs.locks import LOCK_FILE, Held, locked
+from pipelines.train.cache_uses import note_use, remove_unused
 
 AUTO, OFF = "auto", "off"
 AUTO_BYTES = 2**30  # --cache auto: smaller splits are read whole by each worker
@@ -40,6 +41,9 @@ def node_cache(wanted: Reading, where: str, rank: int = 0) -> ColumnCache | None
     cache, sources = ColumnCache(folder, wanted.dataset), list(dict.fromkeys([ID, LICENSE, *wanted.sources.values()]))
     try:
         _make_private(folder)
+        note_use(cache)
+        if rank == 0:
+            _say_removed(folder, remove_unused(folder, lambda: _room(folder)))
         return cache if _filled(cache, sources, rank) else None
     except OSError as error:
         say(f"  cache {folder}: {error.strerror or error}; reading {wanted.dataset.path} without it")
@@ -67,6 +71,9 @@ def _filled(cache: ColumnCache, sources: Sequence[Source], rank: int) -> bool:
         return True
     need, room = _bytes_of(cache, missing, sources), _room(cache.folder)
     if need > room:
+        _say_removed(cache.folder, remove_unused(cache.folder, lambda: _room(cache.folder), need))
+        room = _room(cache.folder)
+    if need > room:
         say(
             f"  cache {cache.folder}: {cache.info.path} needs {_gib(need)}, {_gib(room)} can be used; reading it "
             f"without a cache, which is slower (--cache DIR names a larger disk)"
@@ -77,6 +84,11 @@ def _filled(cache: ColumnCache, sources: Sequence[Source], rank: int) -> bool:
     for wait_s in (0.0, None):  # at last for those that other processes copy
         missing = [shard for shard in missing if not _fill(cache, shard, sources, wait_s)]
     return True
+
+
+def _say_removed(folder: Path, count: int) -> None:
+    if count:
+        say(f"  cache {folder}: removed the copies of {count} shards, which no running command uses")
 
 
 def _fill(cache: ColumnCache, shard: int, sources: Sequence[Source], wait_s: float | None) -> bool:

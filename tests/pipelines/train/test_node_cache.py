@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from g3pt.data.records import RecordConfig, shard_index
 from g3pt.data.selection import ALL, Selection
 from g3pt.data.streaming import Reading, ShardedObjects, training_objects
 from pipelines.train import node_cache as filling
+from pipelines.train.cache_uses import remove_unused
 from pipelines.train.cvq import TRAIN_COLUMNS
 from pipelines.train.node_cache import node_cache
 from tests.g3pt.data.test_records import failed_row, ok_row, write
@@ -188,3 +190,48 @@ def test_a_mapped_column_is_its_file(info: datasets.DatasetInfo, tmp_path: Path)
         opened.seek(place)
         opened.write(b"\0" * surface[0].nbytes)
     assert not surface[0].any(), "the file itself"
+
+
+def test_copies_that_no_living_process_uses_go_by_age_and_for_room(
+    info: datasets.DatasetInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, other = tmp_path / "cache", dataclasses.replace(info, shards={0: "f" * 64, 1: "e" * 64})
+    using = FORK.Process(target=_use_until_killed, args=(info, str(folder)))
+    using.start()
+    mine = [ColumnCache(folder, info).folder_of(shard) for shard in info.shards]
+    while not (folder / "ready").exists():
+        assert using.is_alive()
+        time.sleep(0.05)
+    old, newer = (ColumnCache(folder, other).folder_of(shard) for shard in (0, 1))
+    (folder / "somebody's").mkdir()
+    for age_days, copies in ((31, old), (2, newer), *((40, copies) for copies in mine)):
+        copies.mkdir(exist_ok=True)
+        os.utime(copies, (time.time() - 86400 * age_days,) * 2)
+
+    def there() -> list[bool]:
+        return [path.exists() for path in (old, newer, *mine)]
+
+    assert remove_unused(folder, lambda: 0) == 1 and there() == [False, True] + [True] * NUM_SHARDS
+    assert remove_unused(folder, lambda: 10 * (not newer.exists()), need=10) == 1
+    assert there() == [False, False] + [True] * NUM_SHARDS, "in use, whatever is needed"
+    using.kill()
+    using.join()
+    newer.mkdir()
+    assert remove_unused(folder, lambda: 0) == NUM_SHARDS and there() == [False, True] + [False] * NUM_SHARDS
+    assert not list((folder / "uses").iterdir()) and (folder / "somebody's").exists()
+
+    usage = shutil.disk_usage(tmp_path)
+
+    def almost_full(_: Path) -> object:
+        return usage._replace(free=int(0.05 * usage.total) + (100 if newer.exists() else 10**9))
+
+    monkeypatch.setattr(filling.shutil, "disk_usage", almost_full)
+    assert node_cache(reading(info), str(folder)) is not None and not newer.exists()
+    assert "removed the copies of 1 shards" in capsys.readouterr().err
+    assert remove_unused(folder, lambda: 0, need=1) == 0, "this process uses the rest"
+
+
+def _use_until_killed(info: datasets.DatasetInfo, folder: str) -> None:
+    assert node_cache(reading(info), folder) is not None
+    (Path(folder) / "ready").touch()
+    time.sleep(600)
