@@ -20,7 +20,6 @@ KEPT = (
     "*.parquet",
     "*.safetensors",
     "*.glb",
-    "*.pt",
     "metrics.jsonl",
     "dataset.json",
     "points.csv",
@@ -239,9 +238,7 @@ def test_status_names_what_there_is(demo: Path) -> None:
 @pytest.mark.slow
 def test_a_second_start_changes_nothing(demo: Path) -> None:
     before = {file: hashlib.sha256(file.read_bytes()).hexdigest() for kind in KEPT for file in demo.rglob(kind)}
-    heavy = {
-        file: file.stat().st_mtime_ns for file in before if file.suffix in (".parquet", ".safetensors", ".glb", ".pt")
-    }
+    heavy = {file: file.stat().st_mtime_ns for file in before if file.suffix in (".parquet", ".safetensors", ".glb")}
     assert len(heavy) > 20
     kills.finish(command(demo), demo.parent, timeout_s=600, RAY_TMPDIR=str(demo.parent / "temporary"))
     assert not (demo.parent / "temporary").exists() and "Ray's sockets" not in kills.printed(demo.parent)[1], "no Ray"
