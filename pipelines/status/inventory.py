@@ -35,6 +35,7 @@ NEVER_ENTERED = {
     "export-best",
     "samples",
     "ray",
+    "system",
     "derived",
     "node_modules",
     "__pycache__",

@@ -36,6 +36,7 @@ from pipelines.tracking.moved_store import follow_move, location
 
 Result = TypeVar("Result")
 SQLITE = "sqlite:///"
+SYSTEM = "system"  # what MLflow's names of system metrics begin with
 MAX_BATCH_METRICS, MAX_BATCH_PARAMS, MAX_PARAM_CHARS, MAX_TAG_CHARS = (
     1000,
     100,
@@ -222,11 +223,14 @@ class Tracking:
         if batch:
             self.client.log_batch(run_id, metrics=batch)
 
-    def last_step(self, run_id: str) -> int:
-        """The highest step of any metric of the run; -1 without metrics."""
+    def last_step(self, run_id: str, prefix: str = "") -> int:
+        """The highest step of the run's metrics whose names begin with `prefix`, by default of all but the system
+        metrics, which count otherwise; -1 without any.
+        """
         # The run has the newest value of each metric, with its step: one request, where histories are one per metric.
         newest = self.client.get_run(run_id).data.to_proto().metrics
-        return max((metric.step for metric in newest), default=-1)
+        found = [m.step for m in newest if m.key.startswith(prefix) and (prefix or not m.key.startswith(f"{SYSTEM}/"))]
+        return max(found, default=-1)
 
     def log_dataset(self, run_id: str, made_or_read: DatasetInput) -> None:
         """Log a dataset, identified by its fingerprint, as an input of the run."""

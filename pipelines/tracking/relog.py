@@ -15,6 +15,7 @@ from pipelines.runs.notes import COMMAND_FILE, FAILURE_FILE, driver_is_gone, rea
 from pipelines.tracking.cards import Card
 from pipelines.tracking.client import Mirror, Tracking, best_effort
 from pipelines.tracking.killed import last_change, write_run_file
+from pipelines.tracking.nodes import NodeMirror
 from pipelines.tracking.tracked import Outcome, common_tags, finish, known_run, newest
 
 LIVELY_S = 3600.0  # a run writes a record or a checkpoint more often
@@ -44,6 +45,7 @@ def relog(
     if run_id != known and card.dataset:
         tracking.log_dataset(run_id, card.dataset)
     Mirror(tracking, run_id, ledger).copy()
+    NodeMirror(tracking, run_id, folder).copy()
     outcome = Outcome(run_id=run_id, failure=str((read_note(folder, FAILURE_FILE) or {}).get("error", "")))
     if status == "FINISHED":
         best_effort(f"describing {card.name}", lambda: describe(outcome))

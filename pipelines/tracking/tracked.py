@@ -1,9 +1,9 @@
 """One MLflow run around a piece of work, whether it succeeds, fails or is killed.
 
 How: `logged(card, output)` writes the run when the work is over, with the work's start and end times: for stages whose
-result is a folder or a file. `followed(card, output, ...)` opens the run at the start, copies the ledger during the
-work, and continues the same run when killed work starts again (OUTPUT/mlflow.json names it): for training runs and
-studies. Both yield an `Outcome` for the work to fill.
+result is a folder or a file. `followed(card, output, ...)` opens the run at the start, copies the ledger and the
+numbers of the nodes during the work, and continues the same run when killed work starts again (OUTPUT/mlflow.json names
+it): for training runs and studies. Both yield an `Outcome` for the work to fill.
 Ours: interrupted work and bad input leave no run, unless the run existed before.
 """
 
@@ -31,6 +31,7 @@ from pipelines.tracking.client import Mirror, Tracking, best_effort, group_folde
 from pipelines.tracking.experiments import EXPERIMENTS
 from pipelines.tracking.killed import close_killed_beside, write_run_file
 from pipelines.tracking.models import Model, link_evaluation, log_model
+from pipelines.tracking.nodes import NodeMirror
 
 WritePage = Callable[[Path], Path]  # writes the HTML report about a folder or file; returns the report's path
 
@@ -117,11 +118,10 @@ def followed(
         best_effort("closing runs of killed commands", lambda: close_killed_beside(card.folder))
     status = "FAILED"
     try:
-        with (
-            Mirror(tracking, outcome.run_id, ledger)
-            if tracking and outcome.run_id and ledger
-            else contextlib.nullcontext()
-        ):
+        with contextlib.ExitStack() as copying:
+            if tracking and outcome.run_id and ledger:
+                copying.enter_context(Mirror(tracking, outcome.run_id, ledger))
+                copying.enter_context(NodeMirror(tracking, outcome.run_id, ledger.path.parent))
             yield outcome
     except KeyboardInterrupt:
         status = "KILLED"

@@ -27,6 +27,7 @@ from pipelines.cluster.waiting import begun
 from pipelines.runs.identity import RunSpec
 from pipelines.runs.ledger import Ledger, Record
 from pipelines.runs.locks import STALE_S, Held, locked
+from pipelines.tracking.nodes import node_ledger
 from pipelines.train.checkpoints import agreed_checkpoint
 from pipelines.train.object_losses import write_object_losses
 from pipelines.train.saving import GPU_MINUTES, Saver
@@ -71,9 +72,18 @@ def ray_work(config: dict[str, Any]) -> dict[str, Any]:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     if config.get("key"):
         begun(config["key"])
-    with placed(lambda: place(rank)):
+    with placed(lambda: place(rank)), node_sampled(Path(config["run_dir"]), context.get_local_rank()):
         local = context.get_local_world_size()
         return work(config, rank=rank, world_size=world_size, local_world_size=local, device=device)
+
+
+def node_sampled(run_dir: Path, local_rank: int) -> contextlib.AbstractContextManager[Any]:
+    """The first worker of a node samples it inside the block."""
+    if local_rank > 0:
+        return contextlib.nullcontext()
+    from pipelines.train.node_sampler import NodeSampler
+
+    return NodeSampler(node_ledger(run_dir, node_name()))
 
 
 def work(

@@ -464,6 +464,9 @@ def test_two_workers_see_each_sample_once(whole: Path, tmp_path: Path, ray_clust
     run_dir = train.train_run(spec, tmp_path / "runs", num_workers=2, build=TOY, speed=speed)
     assert run_dir.name == whole.name
     assert [path.name for path in checkpoints.checkpoints(run_dir / "checkpoints")] == ["samples-000000000048.dcp"]
+    (node,) = (run_dir / "system").iterdir()
+    sampled = Ledger(node).read()
+    assert [record["step"] for record in sampled] == [*range(len(sampled))] and sampled[-1]["disk_usage_megabytes"] > 0
     assert ledger_steps(run_dir) == ledger_steps(whole)
     assert {record["micro_batch"] for record in train_worker.Ledger.of(run_dir).read()} == {1}
     assert (run_dir / "_SUCCESS").exists()
