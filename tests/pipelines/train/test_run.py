@@ -219,11 +219,17 @@ def test_a_signal_to_the_driver_saves_the_step_at_hand(
     assert records_of(run_dir) == records_of(whole)
 
 
-def test_resume_when_only_the_export_is_missing(whole: Path, tmp_path: Path) -> None:
+def test_resume_when_only_the_export_is_missing(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The worker was killed before `_SUCCESS`; until then the last checkpoint is there."""
+    monkeypatch.setattr(train, "remove_finished", lambda *_: None)
     run_dir = train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
     (run_dir / "_SUCCESS").unlink()
     (run_dir / "export" / "model.safetensors").unlink()
+    monkeypatch.undo()
     train.train_run(toy_spec(), tmp_path / "runs", num_workers=0, build=TOY)
+    assert "resumes at 80 samples" in capsys.readouterr().out
     assert weights_hash(run_dir) == weights_hash(whole)
     assert ledger_steps(run_dir) == ledger_steps(whole)
     client = Tracking(tracking.tracking_uri(tmp_path / "runs")).client
