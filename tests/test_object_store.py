@@ -19,11 +19,13 @@ from g3pt.data import datasets, derived, reading, records, streaming
 from g3pt.data.storage import Location, RemotePath, listing, location, read_many, remove_temporaries, write_atomic
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import safe_on_disk
+from pipelines.cluster.nodes import Nodes
 from pipelines.derive import tokens
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.job import preprocess
 from pipelines.preprocess.plan import ShardTask
 from pipelines.preprocess.sources import inputs_hash
+from pipelines.status import doctor_storage
 from pipelines.tracking import tracked
 from pipelines.tracking.client import Tracking
 from pipelines.train import jobs
@@ -387,3 +389,26 @@ def test_the_command_says_in_one_line_what_is_wrong_with_a_bucket(
         )
     else:
         assert (code, err) == (2, "error: --output s3://none/data: there is no bucket s3://none\n")
+
+
+def test_the_doctor_tries_what_the_commands_do_in_a_bucket(store: S3Server, bucket: str) -> None:
+    before = len(store.requests())
+    assert doctor_storage.try_bucket(f"{bucket}/out") == ""
+    asked = store.requests()[before:]
+    assert any(line.startswith("POST") and "uploads" in line for line in asked), "an upload in parts"
+    assert sum(line.startswith(("DELETE", "POST")) and "delete" in line.lower() for line in asked) >= 1
+    assert listing(location(f"{bucket}/out")) == {}
+    found = doctor_storage.check_bucket(Nodes(), f"{bucket}/out")
+    assert found.state == "warning" and "from here, not tried from a worker" in found.found
+
+
+def test_the_doctor_names_what_a_login_may_not_do(store: S3Server, bucket: str) -> None:
+    missing = doctor_storage.check_bucket(Nodes(), "s3://no-such-bucket-of-ours/out")
+    assert missing.state == "failed" and "look for the bucket: " in missing.found
+    store.demand_logins(True)
+    try:
+        refused = doctor_storage.check_bucket(Nodes(), f"{bucket}/out")
+    finally:
+        store.demand_logins(False)
+    assert refused.state == "failed" and "put: " in refused.found and "access denied" in refused.found
+    assert "list and delete" in refused.remedy

@@ -2,9 +2,9 @@
 
 One line per check, with the remedy.
 
-How: checks are plain functions (`doctor_machine`, `doctor_cluster`, `doctor_network`) that return a `Found`. Each has
-its own time limit: a check that hangs counts as failed, and the others continue. Exit code 0 if none failed; warnings
-are allowed. With --json: `{"ok", "checks": [{"name", "state", "found", "remedy"}]}`.
+How: checks are plain functions (`doctor_machine`, `doctor_cluster`, `doctor_storage`, `doctor_network`) that return a
+`Found`. Each has its own time limit: a check that hangs counts as failed, and the others continue. Exit code 0 if none
+failed; warnings are allowed. With --json: `{"ok", "checks": [{"name", "state", "found", "remedy"}]}`.
 """
 
 import json
@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipelines.cli.errors import NotWell, UsageError, one_line
+from g3pt.data.storage import is_remote, location
+from pipelines.cli.errors import NotWell, bad_input, one_line
 from pipelines.cli.flags import OnRay
 from pipelines.cli.main import absolute, stdout_to_stderr
 from pipelines.cli.plain_text import console, plain, without_login
@@ -24,6 +25,7 @@ from pipelines.status import doctor_cluster as on_cluster
 from pipelines.status import doctor_machine as here
 from pipelines.status import doctor_network as network
 from pipelines.status.doctor_machine import Found, failed
+from pipelines.status.doctor_storage import check_storage
 
 SLOW = "the hub is too slow from here: try again, what arrived is kept"
 WIDEST = 100  # columns on a terminal
@@ -40,7 +42,8 @@ class DoctorFlags(OnRay):
     """
 
     storage: str | None = None
-    """folder to be shared by all nodes; default ./out if it exists, else the working directory"""
+    """what all nodes share: a folder, s3://bucket/path or gs://bucket/path; default ./out if it exists, else the
+    working directory"""
     objaverse: bool = False
     """fetch Objaverse's lists and two objects, and compare them with what preprocessing reads"""
     encoders: bool = False
@@ -83,7 +86,8 @@ def doctor(flags: DoctorFlags) -> None:
 
 def all_checks(flags: DoctorFlags) -> list[Check]:
     """All checks in order. Those of the cluster use the nodes found by the check `ray`."""
-    storage, nodes = storage_folder(flags.storage), on_cluster.Nodes()
+    shared, nodes = storage_folder(flags.storage), on_cluster.Nodes()
+    storage = absolute(".") if is_remote(shared) else shared
     checks = [
         Check(name="python", timeout_s=10, run=here.check_python),
         Check(name="packages", timeout_s=30, run=here.check_packages),
@@ -99,7 +103,7 @@ def all_checks(flags: DoctorFlags) -> list[Check]:
             remedy=on_cluster.NO_ANSWER,
         ),
         Check(name="node", timeout_s=240, run=lambda: on_cluster.check_nodes(nodes, storage)),
-        Check(name="storage", timeout_s=180, run=lambda: on_cluster.check_storage(nodes, storage)),
+        Check(name="storage", timeout_s=180, run=lambda: check_storage(nodes, shared)),
         Check(name="mlflow", timeout_s=240, run=lambda: on_cluster.check_mlflow(nodes, storage)),
     ]
     if flags.objaverse:
@@ -110,11 +114,10 @@ def all_checks(flags: DoctorFlags) -> list[Check]:
 
 
 def storage_folder(given: str | None) -> str:
-    """The folder to check, absolute."""
-    if given is not None and "://" in given:
-        raise UsageError(
-            f"--storage {plain(without_login(given))}: object stores are not supported yet, use a shared folder"
-        )
+    """The folder to check, absolute, or the bucket's URI. UsageError for a URI of another kind."""
+    if given is not None and is_remote(given):
+        with bad_input():
+            return str(location(given))
     return absolute(given if given is not None else "out" if Path("out").is_dir() else ".")
 
 

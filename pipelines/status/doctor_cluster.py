@@ -1,5 +1,4 @@
-"""The checks of `jobs/doctor.py` that use Ray: the cluster, its authentication, each node, shared storage, MLflow from
-a worker.
+"""The checks of `jobs/doctor.py` that use Ray: the cluster, its authentication, each node, MLflow from a worker.
 
 How: each check runs a plain function on every living node at once (`pipelines.cluster.nodes`); a node that does not
 answer in time is a finding. Without Ray the same functions run in this process alone. Tokens and passwords are never
@@ -22,7 +21,7 @@ from pipelines.cli.plain_text import duration, without_login
 from pipelines.cluster import start
 from pipelines.cluster.nodes import NODE_TIMEOUT_S, Node, Nodes
 from pipelines.cluster.start import said
-from pipelines.cluster.storage import probe, remove_own
+from pipelines.cluster.storage import remove_own
 from pipelines.status.doctor_machine import (
     Found,
     disk_space,
@@ -190,38 +189,6 @@ def judge_node(node: Node, about: Any, here: dict[str, Any], skew_s: float | Non
     if problems:
         return Found(state=state, found=f"{shown}; {'; '.join(problems)}", remedy="; ".join(remedies))  # type: ignore[arg-type]
     return ok(f"{shown}, packages as on the driver, clock within {SKEW_S:g} s")
-
-
-# ------------------------------------------------------------------------------------------------------------ storage
-
-
-def check_storage(nodes: Nodes, storage: str) -> Found:
-    """Check that files written here can be read on each node and the reverse, so that it is really one folder."""
-    folder = Path(storage)
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        answers = probe(nodes, storage)
-    except OSError as error:
-        return failed(
-            f"{storage}: {type(error).__name__}: {error.strerror}", "set --storage to a folder that you can write to"
-        )
-    finally:
-        if made and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-    problems = [
-        f"{node.address}: {said(problem) if isinstance(problem, BaseException) else problem}"
-        for node, problem in answers
-        if problem
-    ]
-    if problems:
-        return failed(
-            f"{storage}: {'; '.join(problems)}",
-            "mount the same storage at the same path on every node, or set --storage to one that is",
-        )
-    if not nodes.found:
-        return warning(f"{storage}: written here, not tried from a worker", RAY_FIRST)
-    return ok(f"{storage}: written and read both ways between driver and {counted(nodes)}")
 
 
 # ------------------------------------------------------------------------------------------------------------- MLflow

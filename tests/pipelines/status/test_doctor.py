@@ -1,5 +1,6 @@
 """jobs/doctor.py: each check on a working and on a broken machine; none hangs, none prints a secret."""
 
+import errno
 import json
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from pipelines.cli import main
 from pipelines.cluster import start
 from pipelines.cluster import storage as cluster_storage
 from pipelines.cluster.nodes import Node, Nodes, node_id
-from pipelines.status import doctor, doctor_cluster, doctor_machine
+from pipelines.status import doctor, doctor_cluster, doctor_machine, doctor_storage
 from pipelines.status.doctor import Check, DoctorFlags, run_all
 from pipelines.status.doctor_machine import GIB, Found, failed, ok, warning
 
@@ -98,8 +99,9 @@ def test_storage_is_out_where_there_is_one(tmp_path: Path, monkeypatch: pytest.M
     assert doctor.storage_folder(None) == str(tmp_path)
     (tmp_path / "out").mkdir()
     assert doctor.storage_folder(None) == str(tmp_path / "out")
-    with pytest.raises(main.UsageError, match="object stores are not supported yet"):
-        doctor.storage_folder("s3://bucket")
+    assert doctor.storage_folder("s3://bucket/out/") == "s3://bucket/out"
+    with pytest.raises(main.UsageError, match=r"ftp://host/out: ftp:// is not known"):
+        doctor.storage_folder("ftp://host/out")
 
 
 # -------------------------------------------------------------------------------------------------------- one machine
@@ -294,7 +296,7 @@ class LocalNodes(Nodes):
 
 def test_shared_storage_is_tried_both_ways_and_left_as_it_was(tmp_path: Path) -> None:
     storage = tmp_path / "out"
-    found = doctor_cluster.check_storage(LocalNodes(storage), str(storage))
+    found = doctor_storage.check_folder(LocalNodes(storage), str(storage))
     assert found == ok(f"{storage}: written and read both ways between driver and 1 node")
     assert not storage.exists(), "it was not there before"
 
@@ -302,25 +304,57 @@ def test_shared_storage_is_tried_both_ways_and_left_as_it_was(tmp_path: Path) ->
 def test_storage_that_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_storage, "SEEN_WITHIN_S", 0.3)
     storage, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
-    assert "no such folder there" in doctor_cluster.check_storage(LocalNodes(storage, elsewhere), str(storage)).found
+    assert "no such folder there" in doctor_storage.check_folder(LocalNodes(storage, elsewhere), str(storage)).found
     elsewhere.mkdir()
-    found = doctor_cluster.check_storage(LocalNodes(storage, elsewhere), str(storage))
+    found = doctor_storage.check_folder(LocalNodes(storage, elsewhere), str(storage))
     assert (found.state, "does not see the driver's file" in found.found) == ("failed", True)
     monkeypatch.setattr(cluster_storage, "read_and_write", lambda *_: "")
     assert (
         "its file does not arrive here"
-        in doctor_cluster.check_storage(LocalNodes(storage, elsewhere), str(storage)).found
+        in doctor_storage.check_folder(LocalNodes(storage, elsewhere), str(storage)).found
     )
     assert list(tmp_path.rglob("*probe*")) == []
 
 
 def test_storage_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert doctor_cluster.check_storage(Nodes(), str(tmp_path / "file")).state == "failed"
+    assert doctor_storage.check_folder(Nodes(), str(tmp_path / "file")).state == "failed"
     assert (
-        doctor_cluster.check_storage(Nodes(), str(tmp_path)).found
+        doctor_storage.check_folder(Nodes(), str(tmp_path)).found
         == f"{tmp_path}: written here, not tried from a worker"
     )
+
+
+def test_a_lock_that_is_held_here_is_seen_from_each_node(tmp_path: Path) -> None:
+    storage = tmp_path / "out"
+    found = doctor_storage.check_locks(LocalNodes(storage), str(storage))
+    assert found == ok(f"{storage}: a lock that is held here is seen by 1 node")
+    assert not storage.exists(), "it was not there before"
+
+
+def test_locks_of_one_node_alone_are_a_failure(tmp_path: Path) -> None:
+    """As on NFS mounted with local_lock: a file is shared, its locks are not."""
+
+    class Alone(LocalNodes):
+        def on_each(self, function: Callable[..., Any], *args: Any, timeout_s: float = 1.0) -> list[tuple[Node, Any]]:
+            here = Path(args[0])
+            other = here.with_name("as-there")
+            other.write_bytes(here.read_bytes())
+            return [(self.found[0], function(str(other)))]
+
+    found = doctor_storage.check_locks(Alone(tmp_path), str(tmp_path))
+    assert found.state == "failed" and "10.0.0.5: does not see the driver's lock" in found.found
+    assert "two commands on two nodes could work on one output" in found.found
+
+
+def test_a_file_system_without_flock_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(doctor_storage.fcntl, "flock", refuse)
+    found = doctor_storage.check_locks(LocalNodes(tmp_path), str(tmp_path))
+    assert found.state == "warning" and "no flock here" in found.found and "-o flock" in found.remedy
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_clocks_are_compared_over_the_answers_way(tmp_path: Path) -> None:
