@@ -40,10 +40,10 @@ def decoded_object(model: str, data: str) -> tuple[Field, int]:
 
     from g3pt.data import datasets, reading
     from g3pt.models import decoding
+    from g3pt.models.encoding import encode, encoded_columns
     from g3pt.models.tokenizer import CVQ
     from g3pt.training.exports import find_export
     from pipelines.cluster.session import torch_device
-    from pipelines.derive.tokens import encode, encoded_columns
 
     torch.set_num_threads(1)
     tokenizer = CVQ.from_pretrained(find_export(model)).to(torch_device())

@@ -26,10 +26,10 @@ from g3pt.geometry.surface import sample_surface
 from g3pt.metrics import pairwise
 from g3pt.models.car import G3PT
 from g3pt.models.decoding import decode_meshes
+from g3pt.models.encoding import encode, encoded_columns
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.exports import find_export
 from g3pt.training.fit import fit
-from pipelines.derive.tokens import encode, encoded_columns
 from pipelines.evaluate.cvq import cloud_mesh
 from pipelines.evaluate.job import draw_pictures
 from pipelines.train.car_batches import ConditionedCodes

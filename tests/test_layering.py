@@ -39,7 +39,7 @@ PIPELINES = {
     "derive": "cli cluster runs tracking",
     "train": "cli cluster runs tracking derive",
     "study": "cli cluster runs tracking preprocess derive train",
-    "generate": "cli cluster runs tracking",
+    "generate": "cli cluster runs tracking preprocess",
     "evaluate": "cli cluster runs tracking preprocess derive generate",
     "status": "cli cluster runs tracking preprocess derive train study generate evaluate",
     "report": "cli cluster runs tracking preprocess derive train study generate evaluate status",

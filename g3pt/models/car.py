@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,9 @@ from g3pt.data.batches import rand_rows
 from g3pt.data.pictures import prepare_image
 from g3pt.models.decoding import decode_mesh
 from g3pt.models.encoders import EXPORTED, NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, StoredEncoder, TextEncoder
+from g3pt.models.encoding import encode_mesh
 from g3pt.models.guidance import needed_passes
-from g3pt.models.sampling import SampleConfig, row_settings, row_weights, sample_codes
+from g3pt.models.sampling import SampleConfig, check_keep_scales, row_settings, row_weights, sample_codes
 from g3pt.models.tokenizer import CVQ
 from g3pt.models.transformer import CAR
 from g3pt.training.exports import Pretrained
@@ -254,13 +256,16 @@ class G3PT(nn.Module, Pretrained):
         seeds: Sequence[int],
         settings: SampleConfig | Sequence[SampleConfig] | None = None,
         batch: int = 8,
+        known: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Codes int64 (B, S) of one prompt and one seed per row, with settings for all rows or one per row.
 
-        Rows that need the same passes of guidance are sampled in batches of exactly `batch` (the last is padded), so
-        that a row's floating-point operations, and with them its codes, don't depend on the other rows.
+        `known`: codes of each row's coarsest scales, which are kept (possibly of none); only finer ones are drawn. Rows
+        that need the same passes of guidance and keep as many scales are sampled in batches of exactly `batch` (the
+        last is padded), so that a row's floating-point operations, and with them its codes, don't depend on the other
+        rows.
         """
-        return self.sample_encoded(*self.encode_prompts(texts, images), seeds, settings, batch)
+        return self.sample_encoded(*self.encode_prompts(texts, images), seeds, settings, batch, known)
 
     def sample_encoded(
         self,
@@ -269,17 +274,31 @@ class G3PT(nn.Module, Pretrained):
         seeds: Sequence[int],
         settings: SampleConfig | Sequence[SampleConfig] | None = None,
         batch: int = 8,
+        known: Sequence[Tensor] | None = None,
+        watch: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """`sample_codes` for conditions from `encode_prompts`."""
+        """`sample_codes` for conditions from `encode_prompts`.
+
+        `watch` is called after each drawn scale, for each row, with the row's number and its codes so far.
+        """
         rows = row_settings(settings or SampleConfig(), len(seeds))
         passes = [needed_passes(weights_KW) for weights_KW in row_weights(self, text_BC, image_BMC, rows)]
+        kept = [0] * len(seeds) if known is None else [len(codes_S) for codes_S in known]
+        kinds = list(zip(passes, kept, strict=True))
         found: dict[int, Tensor] = {}
-        for wanted in sorted(set(passes)):
-            alike = [row for row in range(len(seeds)) if passes[row] == wanted]
+        for kind in sorted(set(kinds)):
+            alike = [row for row in range(len(seeds)) if kinds[row] == kind]
             for start in range(0, len(alike), batch):
                 index = [alike[min(start + i, len(alike) - 1)] for i in range(batch)]
-                part = None if image_BMC is None else image_BMC[index]
-                codes_BS = sample_codes(self, text_BC[index], part, [seeds[i] for i in index], [rows[i] for i in index])
+                codes_BS = sample_codes(
+                    self,
+                    text_BC[index],
+                    None if image_BMC is None else image_BMC[index],
+                    [seeds[i] for i in index],
+                    [rows[i] for i in index],
+                    known_BS=None if known is None else torch.stack([known[i] for i in index]),
+                    watch=watch and partial(_each_row, watch, index),
+                )
                 found |= dict(zip(index, codes_BS, strict=True))
         return torch.stack([found[row] for row in range(len(seeds))])
 
@@ -304,6 +323,37 @@ class G3PT(nn.Module, Pretrained):
         codes_BS = self.sample_codes([text] * num, [image] * num, range(seed, seed + num), settings)
         return [trimesh.Trimesh(*self.decode_mesh(codes_S, resolution), process=False) for codes_S in codes_BS]
 
+    def vary(
+        self,
+        mesh: Any,
+        *,
+        keep_scales: int,
+        text: str | None = None,
+        image: Any = None,
+        num: int = 1,
+        seed: int = 0,
+        settings: SampleConfig | None = None,
+        resolution: int = 128,
+    ) -> list[Any]:
+        """`num` variations (trimesh.Trimesh) of a mesh, which share its codes of the `keep_scales` coarsest scales.
+
+        `mesh`: a file's path, a trimesh.Trimesh, or (vertices, faces). It is converted and encoded like an object of a
+        dataset; the other scales are drawn as in `generate`, whose meshes `keep_scales=0` gives. With all scales kept
+        the result is the tokenizer's reconstruction. Results are in the model's box, like all generated meshes.
+        """
+        import trimesh
+
+        known_S = self.kept_codes(encode_mesh(self.tokenizer, mesh), keep_scales)
+        codes_BS = self.sample_codes(
+            [text] * num, [image] * num, range(seed, seed + num), settings, known=[known_S] * num
+        )
+        return [trimesh.Trimesh(*self.decode_mesh(codes_S, resolution), process=False) for codes_S in codes_BS]
+
+    def kept_codes(self, codes_S: Tensor, keep_scales: int) -> Tensor:
+        """The codes of the `keep_scales` coarsest scales of an object. ValueError if the model has fewer."""
+        check_keep_scales(keep_scales, len(self.scales))
+        return codes_S[: sum(self.scales[:keep_scales])]
+
     def export_config(self) -> dict[str, Any]:
         """Configurations of CAR, of the tokenizer and of the encoders trained here."""
         return {
@@ -317,3 +367,9 @@ class G3PT(nn.Module, Pretrained):
         """The untrained model that `export_config` describes."""
         tokenizer = CVQ(from_dict(CVQConfig, values["tokenizer"]))
         return cls(from_dict(CARConfig, values["model"]), tokenizer, values["small_encoders"])
+
+
+def _each_row(watch: Callable[[int, Tensor], None], index: Sequence[int], codes_BT: Tensor) -> None:
+    """Call `watch` for the rows of a batch; rows that only pad it repeat the last."""
+    for row, codes_T in dict(zip(index, codes_BT, strict=True)).items():
+        watch(row, codes_T)

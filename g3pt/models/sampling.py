@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -102,6 +102,12 @@ class SampleConfig:
     def as_dict(self) -> dict[str, Any]:
         """The settings for JSON; strengths that follow `cfg` are left out."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+def check_keep_scales(keep_scales: int, num_scales: int) -> None:
+    """ValueError unless `keep_scales` is a number of scales of a model with `num_scales`."""
+    if isinstance(keep_scales, bool) or not isinstance(keep_scales, int) or not 0 <= keep_scales <= num_scales:
+        raise ValueError(f"keep_scales must be 0 to {num_scales}, the model's number of scales, got {keep_scales!r}")
 
 
 class NextScaleModel(Protocol):
@@ -224,11 +230,13 @@ def sample_codes(
     settings: SampleConfig | Sequence[SampleConfig],
     *,
     known_BS: Tensor | None = None,
+    watch: Callable[[Tensor], None] | None = None,
     cached: bool = True,
 ) -> Tensor:
     """Codes int64 (B, S) for encoded conditions, with a seed per row and settings for all or per row.
 
     `known_BS`: codes of the coarsest scales, which are kept; only finer ones are drawn (completion of a coarse shape).
+    `watch` is called after each drawn scale with the codes (B, T) of all scales so far.
     `cached=False` recomputes all scales (for tests). Every row takes part in each pass that any row needs;
     `G3PT.sample_encoded` groups rows by the passes they need.
     """
@@ -262,6 +270,8 @@ def sample_codes(
             continue
         uniform_BTF = uniforms_BSF[:, start : start + num_tokens]
         codes.append(choose_codes(model, hidden_BTD, uniform_BTF, weights_BKW[:, scale], rows, scale))
+        if watch is not None:
+            watch(torch.cat(codes, dim=1))
     return torch.cat(codes, dim=1)
 
 

@@ -4,9 +4,8 @@ hash>/shard-*.parquet`.
 Each shard is one item of a pool of workers that hold the tokenizer (`pipelines.derive.tables`). The work itself,
 `encode_shard`, is a plain function.
 
-Ours: objects are encoded in batches of one fixed size (the last one padded), from their first stored points, so that
-codes depend neither on the number of workers nor on other objects.
-Shapes: B batch, P surface points, S tokens of all scales.
+Ours: codes depend neither on the number of workers nor on other objects (`g3pt.models.encoding`).
+Shapes: S tokens of all scales.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from g3pt.data import datasets, derived, reading, records
 from g3pt.data.datasets import DatasetInfo
 from g3pt.data.variants import COLUMNS as VARIED_BY
 from g3pt.data.variants import varied
+from g3pt.models.encoding import encode, encoded_columns
 from g3pt.training.exports import export_hash, read_export_config
 from pipelines.cli.errors import bad_input
 from pipelines.cli.failures import doing, remedied
@@ -31,7 +31,6 @@ from pipelines.cluster.pool import Pool
 from pipelines.derive.tables import WITHOUT_GPU, derive, is_done, made
 from pipelines.runs.settings import flag
 
-ENCODE_BATCH = 16
 READS = ("num_encode_points", "num_sharp_points")  # how many points of an object are encoded
 TRAINS_ON = ("num_points", *READS, "num_volume_queries", "num_near_queries")  # how many are read in training, too
 COLUMN_OF = {  # and where they are stored: the column and the flag of jobs/preprocess.py
@@ -126,39 +125,6 @@ def encode_shard(model: Any, info: DatasetInfo, index: int, variant: int = 0) ->
     columns = [*VARIED_BY, *encoded_columns(model.config)]
     rows = [varied(row, variant) for row in reading.read_rows(info, columns, shards=[index])]
     return [row["id"] for row in rows], encode(model, rows).astype(np.uint16)
-
-
-def encoded_columns(config: CVQConfig) -> list[str]:
-    """The columns from which codes are computed."""
-    return ["surface"] + ["sharp"] * bool(config.num_sharp_points)
-
-
-def encode(model: Any, rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Codes int64 (N, S) of rows with `encoded_columns`, in batches of ENCODE_BATCH, the last one padded."""
-    parts = [np.zeros((0, model.config.num_tokens), np.int64)]
-    for start in range(0, len(rows), ENCODE_BATCH):
-        part = list(rows[start : start + ENCODE_BATCH])
-        parts.append(_encode_batch(model, part + part[-1:] * (ENCODE_BATCH - len(part)))[: len(part)])
-    return np.concatenate(parts)
-
-
-def _encode_batch(model: Any, rows: list[dict[str, Any]]) -> np.ndarray:
-    return model.encode(*encoder_inputs(model, rows)).cpu().numpy()
-
-
-def encoder_inputs(model: Any, rows: Sequence[dict[str, Any]]) -> tuple[Any, Any]:
-    """(surface_BP6, sharp_BP6 or None): the encoder's inputs for rows with `encoded_columns`."""
-    import torch
-
-    config, device = model.config, next(model.parameters()).device
-
-    def points(name: str, count: int) -> torch.Tensor:
-        stacked = np.stack([row[name][:count] for row in rows]).astype(np.float32)
-        return torch.from_numpy(stacked).to(device)
-
-    return points("surface", config.num_encode_points), points(
-        "sharp", config.num_sharp_points
-    ) if config.num_sharp_points else None
 
 
 def codes_table(ids: list[str], codes_NS: np.ndarray) -> pa.Table:

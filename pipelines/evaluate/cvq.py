@@ -16,8 +16,9 @@ import numpy as np
 from g3pt.data import reading
 from g3pt.data.datasets import DatasetInfo
 from g3pt.metrics.bits import coded_bits, plain_bits
+from g3pt.models.encoding import encode, encoded_columns
 from pipelines.cli.errors import bad_input
-from pipelines.derive.tokens import check_points, encode, encoded_columns
+from pipelines.derive.tokens import check_points
 from pipelines.evaluate.near_duplicates import mark_near_duplicates
 from pipelines.evaluate.reconstruct import Reconstructor
 from pipelines.evaluate.reconstruction_figures import protocol, summarise, table

@@ -59,7 +59,7 @@ class Sampler:
     def _encoded(self, rows: list[dict[str, Any]]) -> Any:
         import torch
 
-        from pipelines.derive.tokens import encode
+        from g3pt.models.encoding import encode
 
         return torch.from_numpy(encode(self.model.tokenizer, rows).astype(np.int64))
 

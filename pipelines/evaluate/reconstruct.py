@@ -17,8 +17,8 @@ import numpy as np
 from g3pt.data import records
 from g3pt.metrics import pairwise
 from g3pt.metrics.bits import plain_bits
+from g3pt.models.encoding import encoder_inputs
 from pipelines.cli.failures import doing, remedied
-from pipelines.derive.tokens import encoder_inputs
 from pipelines.generate.config import coarser
 
 SURFACE_NAMES = (

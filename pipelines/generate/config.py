@@ -23,19 +23,23 @@ RELEASED = REPOSITORY / "weights" / "g3pt-nano-car"  # part of the repository
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(DryRun, OnRay, Replace):
-    """Generate meshes from a text, an image, or a file of prompts; what exists is not made again."""
+    """Generate meshes from a text, an image, a mesh, or a file of prompts; what exists is not made again."""
 
     output: str
     """folder for meshes and manifest.parquet"""
     model: str | None = None
     """run or export of a generator; default weights/g3pt-nano-car"""
     text: str | None = None
-    """description of the object; default none; can be combined with --image"""
+    """description of the object; can be combined with --image; default none"""
     image: str | None = None
-    """picture of the object (transparency or a plain border is the background); default none"""
+    """picture of it (transparency or plain border: background); default none"""
     prompts: str | None = None
-    """file of prompts, .jsonl or .parquet, with id, text, image (a path in its folder, or bytes), seed, n, cfg,
-    cfg_text, cfg_image; default none"""
+    """file of prompts, .jsonl or .parquet, with id, text, image, mesh, keep_scales, seed, n, cfg, cfg_text,
+    cfg_image; default none"""
+    from_mesh: str | None = None
+    """mesh to vary; can be combined with --text and --image; default none"""
+    keep_scales: int | None = None
+    """coarsest scales kept of a mesh; the others are drawn"""
     num: int = 1
     """samples per prompt, with consecutive seeds"""
     seed: int = 0
@@ -58,10 +62,9 @@ class GenerateConfig(DryRun, OnRay, Replace):
     resolution: int = 128
     """cells per side of the surface's grid: 32, 64, 128, 256, ..."""
     max_faces: int = 0
-    """simplify each mesh to at most this many faces, if it stays closed; 0 keeps all"""
+    """simplify a mesh to this many faces if it stays closed; 0 keeps all"""
     format: Literal["glb", "obj", "ply", "stl"] = "glb"
-    """mesh file format; all have the same axes, y up as in glTF (unless the model was trained on files with other
-    axes)"""
+    """mesh file format; y is up in all, unless the model's data had other axes"""
     num_workers: int | None = None
     """workers, each with one GPU, or one CPU if the cluster has no GPU; default all"""
 
@@ -72,8 +75,16 @@ class GenerateConfig(DryRun, OnRay, Replace):
             object.__setattr__(self, "model", str(RELEASED))
         if self.prompts is not None and (self.text is not None or self.image is not None):
             raise ValueError("--prompts cannot be combined with --text or --image")
-        if self.prompts is None and self.text is None and self.image is None:
-            raise ValueError("one of --text, --image, --prompts is required")
+        if self.prompts is not None and self.from_mesh is not None:
+            raise ValueError("--prompts cannot be combined with --from-mesh: its rows can have a mesh")
+        if self.prompts is None and self.text is None and self.image is None and self.from_mesh is None:
+            raise ValueError("one of --text, --image, --from-mesh, --prompts is required")
+        if self.from_mesh is not None and self.keep_scales is None:
+            raise ValueError("--from-mesh needs --keep-scales, the number of scales that are kept")
+        if self.keep_scales is not None and self.from_mesh is None and self.prompts is None:
+            raise ValueError("--keep-scales needs --from-mesh, or --prompts with meshes")
+        if self.keep_scales is not None and self.keep_scales < 0:
+            raise ValueError(f"--keep-scales must not be negative, got {self.keep_scales}")
         if self.prompts is not None and Path(self.prompts).suffix not in (".jsonl", ".parquet"):
             raise ValueError(f"--prompts must be a .jsonl or .parquet file, got {self.prompts!r}")
         if self.text is not None and is_blank(self.text):

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from g3pt.config import CVQConfig, from_dict
 from g3pt.data.datasets import parquet_bytes
 from g3pt.data.storage import write_atomic
 from g3pt.models.encoders import NONE
@@ -31,6 +32,7 @@ from pipelines.generate.config import GenerateConfig, naming_flags
 from pipelines.generate.prompts import Sample, keep_pictures, output_folder, plan, reasons
 from pipelines.generate.sample_maker import BATCH, SampleMaker, batches
 from pipelines.generate.sample_records import SampleFolder, identity, job_settings
+from pipelines.generate.source import Sources
 from pipelines.runs.locks import alone_in
 from pipelines.runs.notes import working_in
 from pipelines.runs.settings import changes, check_unchanged
@@ -68,6 +70,7 @@ MANIFEST = pa.schema(
         for name in ("seconds", "seconds_sampling", "seconds_decoding", "seconds_writing", "tokens_per_s")
     ]
     + [("status", pa.string()), ("error", pa.string())]
+    + [("mesh", pa.string()), ("keep_scales", pa.int64())]  # of a variation
     + [("note", pa.string())]  # why a mesh has more faces than requested, or its picture was not cut out
 )
 
@@ -116,6 +119,8 @@ def _generate(
         done = sum(folder.read_of(sample, wanted) is not None for sample, wanted in good.items())
         return f"{done} of {len(good)} samples are made ({output})"
 
+    if config.from_mesh is not None and todo:
+        _convert_source(config, folder, todo[0])
     if use_ray and todo:
         join(config.ray_address, writes=[output], reads=[find_export(config.model) / "config.json"])
     folder = SampleFolder.begin(output, len(samples))
@@ -127,6 +132,18 @@ def _generate(
         write_atomic(output / "manifest.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST)))
         _finish(output, rows, len(todo), time.perf_counter() - started, outcome)
     return str(output)
+
+
+def _convert_source(config: GenerateConfig, folder: SampleFolder, sample: Sample) -> None:
+    """Convert the mesh of --from-mesh before any worker starts. UsageError if it has no solid."""
+    values = read_export_config(config.model)["tokenizer"]
+    sources = Sources(folder=folder.output, tokenizer=from_dict(CVQConfig, values))
+    try:
+        sources.points(sample.mesh_path, sample.mesh_sha256)
+    except ValueError as error:
+        raise UsageError(f"--from-mesh {config.from_mesh}: {error}") from error
+    finally:
+        sources.close()
 
 
 def check_settings(config: GenerateConfig, folder: SampleFolder, good: dict[Sample, str]) -> None:
@@ -206,6 +223,8 @@ def manifest_rows(
             "text": sample.text or "",
             "image": sample.image or "",
             "seed": sample.seed,
+            "mesh": sample.mesh or "",
+            "keep_scales": sample.keep_scales if sample.mesh else None,
         }
         found = {"status": "failed", "error": sample.error}
         if sample.error is None:
@@ -229,9 +248,10 @@ def _settings_columns(settings: SampleConfig) -> dict[str, Any]:
 def card(config: GenerateConfig, output: Path, model_hash: str) -> Card:
     """What MLflow shows of the job."""
     names = ("num", "seed", "cfg", "cfg_text", "cfg_image", "cfg_schedule", "top_k", "top_p", "temperature")
-    names += ("resolution", "max_faces", "format")
+    names += ("resolution", "max_faces", "format", "keep_scales")
     model, dataset = cards.model_name(config.model), None
-    prompts = " + ".join(filter(None, (config.text, config.image and Path(config.image).name)))
+    files = (Path(file).name for file in (config.image, config.from_mesh) if file)
+    prompts = " + ".join(filter(None, (config.text, *files)))
     if config.prompts:
         path = Path(config.prompts).resolve()
         dataset = DatasetInput(name=path.name, fingerprint=cards.file_hash(path), path=str(path), context="prompts")
@@ -277,6 +297,8 @@ def _picture(output: Path, ok: list[dict[str, Any]]) -> Path | None:
 
     shown = []
     for row in ok[:16]:
-        shown.append((*read_mesh(output / row["file"]), f"{row['text'] or row['image']} s{row['seed']}"[:40]))
+        shown.append(
+            (*read_mesh(output / row["file"]), f"{row['text'] or row['image'] or row['mesh']} s{row['seed']}"[:40])
+        )
     contact_sheet(shown, output / "samples.png", columns=4)
     return output / "samples.png"

@@ -24,15 +24,17 @@ import pyarrow.parquet as pq
 
 from g3pt.data.pictures import check_header, cut_out
 from g3pt.data.storage import write_atomic
-from g3pt.models.sampling import SampleConfig
+from g3pt.geometry.reading import MESH_ENDINGS
+from g3pt.models.sampling import SampleConfig, check_keep_scales
 from pipelines.cli.errors import UsageError, bad_input, one_line
-from pipelines.generate.config import MAX_NUM, MAX_SEED, GenerateConfig, is_blank, per_scale
+from pipelines.generate.config import MAX_NUM, MAX_SEED, GenerateConfig, is_blank, naming_flags, per_scale
+from pipelines.preprocess.sources.content import read_content
 
 BAD_PROMPT = "bad-prompt: "  # the start of the error of an invalid prompt
 MARK = "\ufeff"  # the byte order mark that editors on Windows write before UTF-8 text
 SHOWN = 10  # invalid prompts whose reason is printed
 LINE_END = re.compile(r"\r\n|\r|\n")  # JSON strings may contain the other line ends of splitlines
-COLUMNS = ("id", "text", "image", "seed", "n", "cfg", "cfg_text", "cfg_image")
+COLUMNS = ("id", "text", "image", "seed", "n", "cfg", "cfg_text", "cfg_image", "mesh", "keep_scales")
 PICTURES = {
     b"\x89PNG": "png",
     b"\xff\xd8": "jpg",
@@ -57,6 +59,10 @@ class Sample:
     cfg: Any = 0.0  # a number, or one per scale
     cfg_text: Any = None
     cfg_image: Any = None
+    mesh: str | None = None  # the mesh to vary, as in the prompt
+    mesh_path: str | None = None  # absolute
+    mesh_sha256: str | None = None  # with the buffers that it names
+    keep_scales: int = 0
     error: str | None = None
     has_twin: bool = False  # another id of the job differs from this one in upper and lower case only
 
@@ -87,7 +93,12 @@ def plan(config: GenerateConfig, num_scales: int | None = None) -> list[Sample]:
             _check_utf8(text=config.text, image=config.image)
             if path is not None:
                 _check_picture(path, config.image)
-            return _repeat(_sample(config, "sample", config.text, config.image, path), config.num)
+            sample = _sample(config, "sample", config.text, config.image, path)
+            if config.from_mesh is not None:
+                mesh = Path(config.from_mesh).expanduser().resolve(strict=True)
+                with naming_flags():
+                    sample = _varying(sample, config.from_mesh, mesh, config.keep_scales, num_scales)
+            return _repeat(sample, config.num)
     samples = [
         s
         for number, row in enumerate(read_prompts(config.prompts))
@@ -162,6 +173,7 @@ def _utf8(file: Path) -> str:
 def _row_samples(config: GenerateConfig, number: int, row: dict[str, Any], num_scales: int | None) -> list[Sample]:
     """The samples of one row, or one failed sample with the reason if the row is invalid."""
     object_id, seed, text, image = f"prompt-{number:05d}", config.seed, row.get("text"), _image(row)
+    folder = Path(config.prompts or "").expanduser().parent
     try:
         if row.get("_error"):
             raise ValueError(row["_error"])
@@ -173,18 +185,19 @@ def _row_samples(config: GenerateConfig, number: int, row: dict[str, Any], num_s
         seed = _integer(row, "seed", config.seed, 0, MAX_SEED)
         count = _integer(row, "n", config.num, 1, MAX_NUM)
         text = None if is_blank(text or "") else text.lstrip(MARK)
-        if not text and not image:
-            raise ValueError("text is blank" if row.get("text") else "neither text nor image")
-        source = (
-            image
-            if isinstance(image, bytes)
-            else inside_folder(Path(config.prompts or "").expanduser().parent, image)
-            if image
-            else None
-        )
+        mesh = row.get("mesh") or None
+        if not isinstance(mesh or "", str):
+            raise ValueError("mesh must be a string")
+        if not text and not image and not mesh:
+            raise ValueError("text is blank" if row.get("text") else "neither text nor image nor mesh")
+        source = image if isinstance(image, bytes) else inside_folder(folder, image) if image else None
         sample = dataclasses.replace(
             _sample(config, object_id, text, image or None, source), seed=seed, **_guidance(row)
         )
+        if mesh:
+            _check_utf8(mesh=mesh)
+            keep = _integer(row, "keep_scales", config.keep_scales, 0, MAX_SEED)
+            sample = _varying(sample, mesh, inside_folder(folder, mesh, "mesh"), keep, num_scales)
         settings = sample.settings(config)
         if num_scales is not None:
             settings.check_scales(num_scales)
@@ -242,17 +255,31 @@ def _integer(row: dict[str, Any], name: str, default: int, low: int, high: int) 
     return value
 
 
-def inside_folder(folder: Path, image: str) -> Path:
-    """The file `image` relative to `folder`. ValueError if it is missing or outside the folder, links followed."""
+def inside_folder(folder: Path, name: str, kind: str = "image") -> Path:
+    """The file `name` relative to `folder`. ValueError if it is missing or outside the folder, links followed."""
     folder = folder.resolve()
-    path = (folder / image).resolve()
+    path = (folder / name).resolve()
     if not path.is_relative_to(folder):
-        raise ValueError(f"image {image!r} leaves the folder of the prompts")
+        raise ValueError(f"{kind} {name!r} leaves the folder of the prompts")
     if not path.exists():
-        raise ValueError(f"image {image!r} is missing")
+        raise ValueError(f"{kind} {name!r} is missing")
     if not path.is_file():
-        raise ValueError(f"image {image!r} is not a file")
+        raise ValueError(f"{kind} {name!r} is not a file")
     return path
+
+
+def _varying(sample: Sample, mesh: str, path: Path, keep_scales: int | None, num_scales: int | None) -> Sample:
+    """The sample as a variation of a mesh file. ValueError for a number of scales that the model lacks, if known."""
+    if keep_scales is None:
+        raise ValueError("keep_scales is missing: how many scales of the mesh are kept")
+    if num_scales is not None:
+        check_keep_scales(keep_scales, num_scales)
+    if path.suffix.lower() not in MESH_ENDINGS:
+        raise ValueError(f"mesh {mesh!r} is none of {', '.join(MESH_ENDINGS)}")
+    sha256 = read_content(path.parent, path.name).sha256
+    if not sha256:
+        raise ValueError(f"mesh {mesh!r} is not a readable file")
+    return dataclasses.replace(sample, mesh=mesh, mesh_path=str(path), mesh_sha256=sha256, keep_scales=keep_scales)
 
 
 def _check_picture(path: Path, image: str) -> None:

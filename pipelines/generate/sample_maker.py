@@ -20,6 +20,8 @@ from pipelines.cluster.storage import sizes_of
 from pipelines.generate.config import GenerateConfig, coarser
 from pipelines.generate.prompts import BAD_PROMPT, Sample, naming_picture
 from pipelines.generate.sample_records import SampleFolder, identity, job_settings
+from pipelines.generate.source import Sources
+from pipelines.preprocess.sources.content import read_content
 
 BATCH = 8  # samples per batch
 
@@ -41,6 +43,7 @@ class SampleMaker:
         self.config, self.model_hash = GenerateConfig(**config), model_hash
         self.folder = SampleFolder.of(Path(self.config.output))
         self.model = G3PT.from_pretrained(self.config.model).to(torch_device())
+        self.sources = Sources(folder=self.folder.output, tokenizer=self.model.tokenizer.config)
 
     def run(self, samples: list[Sample]) -> dict[str, Any]:
         """Make one batch; return how many samples have a record now (made), how many of them failed, this node, and the
@@ -62,23 +65,42 @@ class SampleMaker:
     def _make(self, samples: list[Sample]) -> None:
         import torch
 
-        started, encoded, kept = time.perf_counter(), [], []
+        started, encoded, kept, known = time.perf_counter(), [], [], []
         for sample in samples:
             try:
                 pixels, note = self._picture(sample)
+                codes_T = self._known(sample)
                 encoded.append(self.model.encode_prompts([sample.text], [pixels]))
+                known.append(codes_T)
                 kept.append((sample, note))
             except (ValueError, OSError) as error:  # OSError: the disk's
                 self._record(sample, status="failed", error=f"{BAD_PROMPT}{one_line(error)}")
+        self.sources.close()
         if not kept:
             return
         text_BC = torch.cat([text for text, _ in encoded])
         image_BMC = torch.cat([image for _, image in encoded]) if encoded[0][1] is not None else None
         settings = [sample.settings(self.config) for sample, _ in kept]
-        codes_BS = self.model.sample_encoded(text_BC, image_BMC, [sample.seed for sample, _ in kept], settings, BATCH)
+        seeds = [sample.seed for sample, _ in kept]
+        codes_BS = self.model.sample_encoded(text_BC, image_BMC, seeds, settings, BATCH, known)
         seconds = (time.perf_counter() - started) / len(kept)
         for (sample, note), codes_S in zip(kept, codes_BS, strict=True):
             self._decode(sample, codes_S, note, seconds)
+
+    def _known(self, sample: Sample) -> Any:
+        """The codes that the sample keeps of the mesh it varies; none without a mesh."""
+        import torch
+
+        if sample.mesh_path is None:
+            return torch.zeros(0, dtype=torch.int64)
+        path = Path(sample.mesh_path)
+        if read_content(path.parent, path.name).sha256 != sample.mesh_sha256:
+            raise ValueError(f"mesh {sample.mesh!r} changed while the job ran")
+        try:
+            codes_S = self.sources.codes(self.model, sample.mesh_path, sample.mesh_sha256)
+        except ValueError as error:
+            raise ValueError(f"mesh {sample.mesh!r}: {error}") from error
+        return self.model.kept_codes(codes_S, sample.keep_scales)
 
     def _picture(self, sample: Sample) -> tuple[Any, str]:
         """(input of the image encoder or None without a picture, a note for the record)."""

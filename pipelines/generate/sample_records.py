@@ -31,6 +31,8 @@ def identity(config: GenerateConfig, sample: Sample, model_hash: str) -> str:
               "format": config.format, "sampling": sample.settings(config).as_dict()}  # fmt: skip
     if config.max_faces:  # otherwise the identity is as before this flag existed
         values["max_faces"] = config.max_faces
+    if sample.mesh_sha256:
+        values["variation"] = [sample.mesh_sha256, sample.keep_scales]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

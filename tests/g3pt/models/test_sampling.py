@@ -314,3 +314,43 @@ def test_known_coarse_codes_are_kept_and_the_rest_is_what_they_lead_to() -> None
     assert torch.equal(again[:, :first], other) and not torch.equal(again[:, first:], whole[:, first:])
     with pytest.raises(ValueError, match="do not end at the end of one"):
         sample_codes(model, text_BC, image_BMC, [0, 1], SampleConfig(), known_BS=whole[:, : first - 1])
+
+
+def lively_g3pt() -> G3PT:
+    """A tiny generator whose draws depend on what came before; untrained, all digits are about as likely."""
+    model = tiny_g3pt().eval()
+    with torch.no_grad():
+        for out in model.car.head.outs:
+            out.weight *= 20
+    return model
+
+
+def test_rows_may_keep_different_numbers_of_scales() -> None:
+    model = lively_g3pt()
+    source = model.sample_codes(["a boat"], [None], [9])[0]
+    known = [model.kept_codes(source, keep) for keep in range(len(model.scales) + 1)]
+    seeds, texts = list(range(len(known))), ["a chair"] * len(known)
+    together = model.sample_codes(texts, [None] * len(known), seeds, known=known)
+    plain = model.sample_codes(texts, [None] * len(known), seeds)
+    for keep, kept in enumerate(known):
+        assert torch.equal(together[keep, : len(kept)], kept)
+        alone = model.sample_codes(["a chair"], [None], [keep], known=[kept])
+        assert torch.equal(alone[0], together[keep]), "a row depends on the others"
+    assert torch.equal(together[0], plain[0]) and torch.equal(together[-1], source)
+    assert not torch.equal(together[1], plain[1])
+
+
+@pytest.mark.parametrize("keep", [-1, 5, 1.0, True])
+def test_a_number_of_scales_that_the_model_lacks_is_refused(keep: Any) -> None:
+    model = tiny_g3pt()
+    with pytest.raises(ValueError, match="keep_scales must be 0 to 4, the model's number of scales"):
+        model.kept_codes(torch.zeros(18, dtype=torch.int64), keep)
+
+
+def test_scales_are_watched_as_they_are_drawn() -> None:
+    model = lively_g3pt()
+    seen: list[tuple[int, Tensor]] = []
+    conditions = model.encode_prompts(["a chair", "a table"], [None, None])
+    codes = model.sample_encoded(*conditions, [0, 1], watch=lambda row, codes_T: seen.append((row, codes_T.clone())))
+    assert [(row, len(codes_T)) for row, codes_T in seen] == [(r, n) for n in (1, 4, 10, 18) for r in (0, 1)]
+    assert all(torch.equal(codes[row, : len(codes_T)], codes_T) for row, codes_T in seen)

@@ -17,19 +17,29 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from g3pt.config import CVQConfig
+from g3pt.geometry.convert import ConvertConfig
+from g3pt.geometry.reading import MeshError
+from g3pt.models import encoding
 from g3pt.models.car import G3PT
+from g3pt.models.encoding import encode_mesh
 from pipelines.cli.errors import UsageError
 from pipelines.cluster import storage
-from pipelines.generate import job, sample_records
+from pipelines.generate import job, sample_records, source
 from pipelines.generate.config import GenerateConfig
 from pipelines.generate.job import generate
 from pipelines.generate.prompts import plan
 from pipelines.generate.sample_maker import SampleMaker
 from pipelines.generate.sample_records import identity
+from pipelines.generate.source import Sources
+from pipelines.preprocess import sandbox
 from pipelines.tracking import tracked
 from tests.pipelines.toy_generator import write_toy_generator
+
+SOURCE_CONVERSION = encoding.source_conversion
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +166,7 @@ def test_bad_rows_become_failed_rows(model: Path, tmp_path: Path) -> None:
     for name, reason in [("outside", "leaves the folder"), ("absolute", "leaves the folder"),
                          ("link", "leaves the folder"),
                          ("missing", "is missing"), ("broken", "image 'broken.png' is none of PNG, JPEG"),
-                         ("nothing", "neither text nor image"),
+                         ("nothing", "neither text nor image nor mesh"),
                          ("guidance", "cfg must be"), ("count", "n must be"), ("long", "does not fit"),
                          ("prompt-00011", "not JSON")]:  # fmt: skip
         assert reason in found[name, 0]["error"] and found[name, 0]["error"].startswith("bad-prompt: "), name
@@ -677,3 +687,157 @@ def test_weights_that_are_no_numbers_are_bad_input(model: Path, tmp_path: Path) 
     with pytest.raises(UsageError, match="broken/model.safetensors: tensor car.start has values that are not finite"):
         generate(settings(broken, tmp_path, text="a chair"), use_ray=False)
     assert not (tmp_path / "out" / "manifest.parquet").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- variations
+
+
+def write_mug(path: Path, shape_id: str = "shapes/mug-00007") -> Path:
+    from g3pt.geometry.files import write_mesh
+    from g3pt.shapes import make_shape
+
+    shape = make_shape(shape_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_mesh(path, shape.vertices, shape.faces)
+    return path
+
+
+def coarse(config: CVQConfig) -> ConvertConfig:
+    return dataclasses.replace(SOURCE_CONVERSION(config), resolution=32)
+
+
+@pytest.fixture
+def quick_conversion(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Conversion on a coarse grid in this process, without a child that must start; the paths that were converted."""
+    done: list[str] = []
+    for module in (encoding, source):
+        monkeypatch.setattr(module, "source_conversion", coarse)
+
+    def call(self: sandbox.Sandbox, function: str, arguments: dict[str, Any]) -> sandbox.Result:
+        done.append(arguments["path"])
+        try:
+            return sandbox.Result(status="ok", table=sandbox.resolve(function)(**arguments))
+        except MeshError as error:
+            status, text = sandbox.describe(error)
+            return sandbox.Result(status=status, error=text)
+
+    monkeypatch.setattr(sandbox.Sandbox, "call", call)
+    return done
+
+
+def test_variations_keep_the_scales_of_a_mesh(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_conversion: list[str]
+) -> None:
+    mug, drawn = write_mug(tmp_path / "mug.obj"), []
+    original = G3PT.decode_mesh
+    monkeypatch.setattr(
+        G3PT,
+        "decode_mesh",
+        lambda self, codes_S, resolution: drawn.append(codes_S) or original(self, codes_S, resolution),
+    )
+    for keep in range(5):
+        folder = tmp_path / f"keep{keep}"
+        generate(settings(model, folder, from_mesh=str(mug), keep_scales=keep, text="a mug", num=2), use_ray=False)
+        assert [(r["mesh"], r["keep_scales"], r["status"]) for r in manifest(folder)] == [(str(mug), keep, "ok")] * 2
+    generator = G3PT.from_pretrained(str(model))
+    whole = encode_mesh(generator.tokenizer, mug)
+    for keep, codes in enumerate(zip(drawn[::2], drawn[1::2], strict=True)):
+        length = sum(generator.scales[:keep])
+        assert all(torch.equal(codes_S[:length], whole[:length]) for codes_S in codes)
+    assert torch.equal(drawn[-1], whole), "all scales kept: the tokenizer's reconstruction"
+    generate(settings(model, tmp_path, text="a mug", num=2), use_ray=False)
+    assert [r["sha256"] for r in manifest(tmp_path)] == [r["sha256"] for r in manifest(tmp_path / "keep0")]
+
+
+def test_a_mesh_is_converted_once_and_a_changed_one_again(
+    model: Path, tmp_path: Path, quick_conversion: list[str]
+) -> None:
+    mug = write_mug(tmp_path / "mug.obj")
+    config = settings(model, tmp_path, from_mesh=str(mug), keep_scales=2, num=2)
+    generate(config, use_ray=False)
+    generate(config, use_ray=False)
+    generate(dataclasses.replace(config, num=3, keep_scales=4), use_ray=False)
+    assert quick_conversion == [str(mug)]
+    before = [row["sha256"] for row in manifest(tmp_path)]
+    write_mug(mug, "shapes/chair-00003")
+    generate(dataclasses.replace(config, num=3, keep_scales=4), use_ray=False)
+    assert len(quick_conversion) == 2 and [row["sha256"] for row in manifest(tmp_path)] != before
+
+
+def test_rows_with_a_mesh(model: Path, tmp_path: Path, quick_conversion: list[str]) -> None:
+    write_mug(tmp_path / "prompts" / "meshes" / "mug.obj")
+    write_mug(tmp_path / "outside.obj")
+    (tmp_path / "prompts" / "empty.obj").write_text("# nothing\n")
+    (tmp_path / "prompts" / "notes.txt").write_text("not a mesh")
+    rows = [
+        {"id": "default", "mesh": "meshes/mug.obj"},
+        {"id": "own", "mesh": "meshes/mug.obj", "keep_scales": 1, "text": "a mug", "n": 2},
+        {"id": "plain", "text": "a mug"},
+        {"id": "outside", "mesh": "../outside.obj"},
+        {"id": "missing", "mesh": "nowhere.obj"},
+        {"id": "ending", "mesh": "notes.txt"},
+        {"id": "empty", "mesh": "empty.obj"},
+        {"id": "too-many", "mesh": "meshes/mug.obj", "keep_scales": 5},
+        {"id": "fraction", "mesh": "meshes/mug.obj", "keep_scales": 1.5},
+    ]
+    prompts = write_prompts(tmp_path / "prompts", rows)
+    generate(settings(model, tmp_path, prompts=prompts, keep_scales=3), use_ray=False)
+    found = {(row["id"], row["seed"]): row for row in manifest(tmp_path)}
+    assert [found[key]["keep_scales"] for key in (("default", 0), ("own", 1), ("plain", 0))] == [3, 1, None]
+    assert {key for key, row in found.items() if row["status"] == "ok"} == {
+        ("default", 0), ("own", 0), ("own", 1), ("plain", 0)
+    }  # fmt: skip
+    reasons = {
+        "outside": "mesh '../outside.obj' leaves the folder",
+        "missing": "is missing",
+        "ending": "is none of .glb",
+        "empty": "mesh 'empty.obj': no-faces",
+        "too-many": "keep_scales must be 0 to 4",
+        "fraction": "keep_scales must be a whole",
+    }
+    for name, reason in reasons.items():
+        assert reason in found[name, 0]["error"] and found[name, 0]["error"].startswith("bad-prompt: "), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"keep_scales": 5}, "--keep-scales must be 0 to 4, the model's number of scales, got 5"),
+        ({"keep_scales": -1}, "--keep-scales must not be negative"),
+        ({"keep_scales": None}, "--from-mesh needs --keep-scales"),
+        ({"from_mesh": None, "text": "a mug"}, "--keep-scales needs --from-mesh"),
+        ({"prompts": "some.jsonl"}, "--prompts cannot be combined with --from-mesh"),
+        ({"from_mesh": "nowhere.obj"}, "nowhere.obj"),
+        ({"from_mesh": "flat.obj"}, "flat.obj: zero-extent"),
+        ({"from_mesh": "words.txt"}, "words.txt' is none of .glb"),
+        ({"from_mesh": "broken.glb"}, "broken.glb: "),
+    ],
+)
+def test_what_cannot_be_varied_is_refused_in_one_line(
+    model: Path, tmp_path: Path, changes: dict[str, Any], said: str, quick_conversion: list[str],
+    monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    write_mug(tmp_path / "mug.obj")
+    Path("flat.obj").write_text("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n")
+    Path("broken.glb").write_bytes(b"glTF" + bytes(20))
+    Path("words.txt").write_text("words")
+    with pytest.raises((UsageError, ValueError), match=re.escape(said)) as caught:
+        generate(settings(model, tmp_path, **({"from_mesh": "mug.obj", "keep_scales": 2} | changes)), use_ray=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_mesh_of_a_variation_is_converted_in_a_child(model: Path, tmp_path: Path) -> None:
+    mug = write_mug(tmp_path / "mug.obj")
+    box = Sources(folder=tmp_path, tokenizer=G3PT.from_pretrained(str(model)).tokenizer.config)
+    box.sandbox = sandbox.Sandbox(timeout_s=0.01)
+    with pytest.raises(ValueError, match="timeout: over 0.01 s"):
+        box.points(str(mug), "0" * 64)
+    box.sandbox = sandbox.Sandbox()
+    try:
+        surface = box.points(str(mug), "0" * 64)["surface"]
+    finally:
+        box.close()
+    assert surface.shape == (16384, 6) and box.sandbox.pid is None
+    assert [file.name for file in (tmp_path / "sources").iterdir()] == ["0" * 64 + "-16384-0.parquet"]
