@@ -27,6 +27,7 @@ GIVEN = {
     "prompts.jsonl": b'{"text": "a chair"}\n',
     "Cap3D.csv": b"0001,a chair\n",
     "chair.png": (REPOSITORY / "docs" / "images" / "samples.png").read_bytes(),
+    "mug.obj": b"v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n",
 }  # files of the reader's own that a command names
 ELSEWHERE = {
     "--working-dir", "--address", "--backend-store-uri", "--generate", "--head", "--constraint", "--editable",

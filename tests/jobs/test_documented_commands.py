@@ -177,6 +177,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     (copy / "docs" / "prompts.jsonl").write_text("".join(prompts[:2]))
     (copy / "prompts.jsonl").write_text('{"text": "a chair"}\n')
     PIL.Image.new("RGB", (32, 32), "white").save(copy / "chair.png")
+    trimesh.creation.box().export(copy / "mug.obj")
     (copy / "MESHES").mkdir()
     solids = (trimesh.creation.icosphere(), trimesh.creation.box(), trimesh.creation.cylinder(0.1, 1))
     for name, mesh in zip(MESHES, solids, strict=True):
