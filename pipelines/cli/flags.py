@@ -108,9 +108,15 @@ class DryRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Priced:
-    """A command whose plan has a price, on GPUs that need not be at hand."""
+    """A command whose plan has a price."""
+
+    price: float | None = None
+    """price of an hour of one CPU or GPU, for --dry-run; default unknown"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnGpus(Priced):
+    """A command whose plan may be for GPUs that are not at hand."""
 
     on: str | None = None
     """GPUs to plan for, with --dry-run, such as 64xH100; default this machine"""
-    price: float | None = None
-    """price of an hour of one CPU or GPU, for --dry-run; default unknown"""

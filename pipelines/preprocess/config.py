@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from g3pt.data import records
 from g3pt.geometry.convert import ConvertConfig
-from pipelines.cli.flags import DryRun, Numbers, OnRay, Replace, listed
+from pipelines.cli.flags import DryRun, Numbers, OnRay, Priced, Replace, listed
 from pipelines.runs.settings import flag
 
 RENDERER = 2  # increase it when a change draws the same meshes differently
@@ -19,7 +19,7 @@ OF_OLDER_COMMANDS = {"open_surfaces": "wall"}  # what recorded flags mean that l
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessConfig(DryRun, OnRay, Replace):
+class PreprocessConfig(DryRun, Priced, OnRay, Replace):
     """Turn meshes into a dataset: watertight solids, surface points, occupancy labels and views in sharded Parquet.
 
     Starting the same command again skips finished shards.
@@ -90,6 +90,8 @@ class PreprocessConfig(DryRun, OnRay, Replace):
     """also store each solid mesh (column solid, a binary PLY)"""
     num_workers: int | None = None
     """shards converted at a time; default one per CPU of the cluster"""
+    probe: int = 0
+    """with --dry-run: convert so many objects here to tell the hours and bytes of all"""
 
     def __post_init__(self) -> None:
         for name in (
@@ -104,6 +106,8 @@ class PreprocessConfig(DryRun, OnRay, Replace):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
+        if self.probe < 0 or (self.probe and not self.dry_run):
+            raise ValueError(f"--probe {self.probe}: give a number of objects, and --dry-run")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, got {self.seed}")
         if self.wanted_seeds and self.source != "shapes":

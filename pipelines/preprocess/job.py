@@ -22,6 +22,7 @@ from pipelines.cli.main import absolute
 from pipelines.cli.progress import Progress
 from pipelines.cluster.storage import check_arrived
 from pipelines.preprocess.config import PreprocessConfig, named
+from pipelines.preprocess.cost import cost_lines, probe
 from pipelines.preprocess.output import alone_in, check_output
 from pipelines.preprocess.plan import Plan, make_plan
 from pipelines.preprocess.shards import Runner, map_on_ray
@@ -77,6 +78,8 @@ def _preprocess(config: PreprocessConfig, run_shards: Runner, page: WritePage | 
         print(f"  {line}", flush=True)
     check_settings(config, plan)
     if config.dry_run:
+        for line in cost_lines(config, plan, probe(config) if config.probe and plan.tasks else None):
+            print(f"  {line}", flush=True)
         return None
     finished = run_shards(plan.tasks, config) if plan.tasks else []  # on Ray: joins it, and converts nothing yet
     started = time.monotonic()

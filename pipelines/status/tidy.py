@@ -1,8 +1,8 @@
 """`jobs/tidy.py DIR`: removes what no command reads again below a folder, and never what a command uses.
 
-What: checkpoints of finished runs from which nothing resumes or branches, derived shards made from another version of
-their dataset, Ray's own files of runs and studies that have ended, and temporary files of killed processes. With
---ray-sessions also Ray's session folders (logs, sockets, spilled objects) whose processes have ended.
+What: checkpoints of finished runs, derived shards made from another version of their dataset, Ray's own files of runs
+and studies that have ended, and temporary files of killed processes. With --ray-sessions also Ray's session folders
+(logs, sockets, spilled objects) whose processes have ended.
 
 How: the folder is walked like by `jobs/status.py`. Each output's locks are held while its leftovers are listed and
 removed. Outputs at work are skipped and named, and so are the runs of a study at work.
@@ -24,17 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from g3pt.config import TrainConfig, from_dict
 from g3pt.data.records import shard_name
 from pipelines.cli.errors import UsageError
 from pipelines.cli.plain_text import plain
-from pipelines.runs.identity import RunSpec
 from pipelines.runs.locks import LOCK_FILE, Held, is_held, locked, process_lives
 from pipelines.status.inventory import listing, walk
 from pipelines.status.items import Place, activity, note_of
-from pipelines.train.checkpoints import checkpoints, samples_of
+from pipelines.train.checkpoints import checkpoints
 from pipelines.train.plan import with_bytes
-from pipelines.train.trajectory import branch_samples, trajectory
 
 LOCKS = (LOCK_FILE, ".worker.lock")
 TEMPORARY = re.compile(r"\..+\.(\d+)(?:\.tmp)?")  # .NAME.PID or .NAME.PID.tmp
@@ -45,7 +42,7 @@ SESSION = re.compile(r"session_[\d_-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class TidyFlags:
-    """Remove what no command reads again below a folder: old checkpoints of finished runs, outdated derived shards,
+    """Remove what no command reads again below a folder: checkpoints of finished runs, outdated derived shards,
     Ray's own files, temporary files of killed processes. Outputs at work are skipped.
     """
 
@@ -146,19 +143,12 @@ def leftovers(place: Place) -> list[Leftover]:
 
 
 def old_checkpoints(place: Place) -> list[Path]:
-    """All checkpoints of a finished run but the newest, and but that from which a longer run branches. The runs of a
-    study keep theirs until `--finish`.
+    """Checkpoints of a finished run, from which nothing goes on; a driver that is killed at the end leaves them. The
+    runs of a study keep theirs until `--finish`.
     """
     if "_SUCCESS" not in place.names or (place.path.parents[1] / "study.json").exists():
         return []
-    there = checkpoints(place.path / "checkpoints")
-    try:
-        spec = RunSpec.from_dict(json.loads((place.path / "config.json").read_text(encoding="utf-8")))
-        branch = branch_samples(from_dict(TrainConfig, spec.config["train"])) if trajectory(spec) else -1
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    kept = {*there[:1], *[path for path in there if samples_of(path) <= branch][:1]}
-    return [path for path in there if path not in kept]
+    return checkpoints(place.path / "checkpoints")
 
 
 def outdated_shards(place: Place) -> list[Path]:
@@ -208,7 +198,7 @@ def _is_abandoned(path: Path) -> bool:
 
 
 LEFT: tuple[tuple[str, tuple[str, ...], Callable[[Place], list[Path]]], ...] = (
-    ("older checkpoints of a finished run", ("run",), old_checkpoints),
+    ("checkpoints of a finished run", ("run",), old_checkpoints),
     ("derived shards of another version of the dataset", ("derived",), outdated_shards),
     ("Ray's own files", ("run", "study"), ray_files),
     ("temporary files", ("run", "study", "dataset", "derived", "generation"), temporaries),

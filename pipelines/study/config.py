@@ -7,8 +7,8 @@ from pipelines.cli.flags import (
     DryRun,
     OnData,
     OnDevice,
+    OnGpus,
     OnRay,
-    Priced,
     Replace,
     WithFeatures,
     WithFeed,
@@ -22,7 +22,7 @@ DEFAULT_SIZES = "20k,80k,150k,nano"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepFlags(DryRun, Priced, OnRay, OnDevice, WithRetries, WithFeed, WithFeatures, WithTokenizer, OnData, Replace):
+class SweepFlags(DryRun, OnGpus, OnRay, OnDevice, WithRetries, WithFeed, WithFeatures, WithTokenizer, OnData, Replace):
     """Train CAR at several sizes on the same data and fit the scaling law of its test cross-entropy."""
 
     output: str

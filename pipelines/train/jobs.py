@@ -17,8 +17,8 @@ from pipelines.cli.flags import (
     DryRun,
     OnData,
     OnDevice,
+    OnGpus,
     OnRay,
-    Priced,
     Replace,
     WithFeatures,
     WithFeed,
@@ -41,7 +41,7 @@ from pipelines.train.memory import AUTO, gpu_bytes, with_plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainFlags(DryRun, Priced, OnRay, OnDevice, WithRetries, WithFeed, OnData, Replace):
+class TrainFlags(DryRun, OnGpus, OnRay, OnDevice, WithRetries, WithFeed, OnData, Replace):
     """Flags of both training commands."""
 
     output: str

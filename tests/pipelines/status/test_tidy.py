@@ -1,7 +1,6 @@
 """jobs/tidy.py: what it removes, what it keeps, and that nothing of an output at work is touched."""
 
 import fcntl
-import json
 import os
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from pipelines.status.tidy import TidyFlags, dead_sessions, tidy
 from tests.pipelines import toy_folders as toy
 from tests.pipelines.toy_data import write_toy_tokenizer
 
-CVQ, CAR = "runs/cvq-toy-s0-11111111", "runs/car-toy-s0-22222222"
+CVQ = "runs/cvq-toy-s0-11111111"
 STUDY_RUN = "study/runs/car-5k-s0-33333333"
 
 
@@ -61,8 +60,7 @@ def test_finished_outputs_have_no_leftovers(root: Path, capsys: pytest.CaptureFi
 
 def test_each_kind_of_leftover_goes_and_nothing_else(root: Path, dead: int, capsys: pytest.CaptureFixture[str]) -> None:
     before, states = files(root), {item.path: item.state for item in find(root)}
-    newest = checkpoint(root / CVQ, 200)
-    old = [checkpoint(root / CVQ, 40), checkpoint(root / CVQ, 120)]
+    old = [checkpoint(root / CVQ, 120), checkpoint(root / CVQ, 200)]
     torn = root / CVQ / "checkpoints" / ".samples-000000000160.pt.1"
     torn.write_bytes(b"y" * 50)
     scratch = root / "study" / "ray" / "a" / "tuner.pkl"
@@ -73,12 +71,12 @@ def test_each_kind_of_leftover_goes_and_nothing_else(root: Path, dead: int, caps
     left = [*old, torn, scratch, half]
     tidy(TidyFlags(dir=str(root), dry_run=True))
     printed = said(capsys)
-    assert f"older checkpoints of a finished run: {CVQ} (2)" in printed and "Ray's own files: study (1)" in printed
+    assert f"checkpoints of a finished run: {CVQ} (2)" in printed and "Ray's own files: study (1)" in printed
     assert printed.splitlines()[-1] == "would remove 5 files and folders, 2.5 KiB"
     assert all(path.exists() for path in left), "a dry run removes nothing"
     tidy(TidyFlags(dir=str(root)))
     assert said(capsys).splitlines()[-1] == "removed 5 files and folders, 2.5 KiB"
-    assert files(root) == before | {newest.relative_to(root).as_posix()}
+    assert files(root) == before
     assert {item.path: item.state for item in find(root)} == states
 
 
@@ -106,17 +104,6 @@ def test_runs_of_a_study_keep_their_branch_points(root: Path) -> None:
     assert all(path.exists() for path in kept)
 
 
-def test_a_run_keeps_the_checkpoint_from_which_a_longer_one_branches(root: Path) -> None:
-    """50 steps of 4, the last 20 percent falling: a longer run branches at 160 samples."""
-    config = json.loads((root / CAR / "config.json").read_text())
-    train = {"schedule": "wsd", "cooldown_share": 0.2, "warmup_samples": 16, "learning_rate": 0.01}
-    config["config"] |= {"train": config["config"]["train"] | train, "model": {}}
-    (root / CAR / "config.json").write_text(json.dumps(config))
-    there = {samples: checkpoint(root / CAR, samples) for samples in (80, 160, 180, 200)}
-    tidy(TidyFlags(dir=str(root)))
-    assert [samples for samples, path in there.items() if path.exists()] == [160, 200]
-
-
 def test_an_unfinished_run_keeps_its_checkpoints_and_loses_what_was_torn(root: Path) -> None:
     run = root / CVQ
     (run / "_SUCCESS").unlink()
@@ -136,7 +123,6 @@ def test_nothing_of_an_output_at_work_is_touched(
 ) -> None:
     left = [checkpoint(root / CVQ, 40), root / CVQ / f".config.json.{dead}.tmp"]
     left[1].touch()
-    checkpoint(root / CVQ, 200)
     with open(root / CVQ / lock, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         tidy(TidyFlags(dir=str(root)))
@@ -178,7 +164,6 @@ def test_a_link_is_removed_and_what_it_points_to_stays(root: Path, tmp_path: Pat
 
 def test_hard_links_free_nothing(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.link(checkpoint(root / CVQ, 40), tmp_path / "other")
-    checkpoint(root / CVQ, 200)
     tidy(TidyFlags(dir=str(root)))
     assert said(capsys).splitlines()[-1] == "removed 1 files and folders, 0 B"
 
