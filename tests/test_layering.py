@@ -43,6 +43,7 @@ PIPELINES = {
     "evaluate": "cli cluster runs tracking preprocess derive generate",
     "status": "cli cluster runs tracking preprocess derive train study generate evaluate",
     "report": "cli cluster runs tracking preprocess derive train study generate evaluate status",
+    "serve": "cli cluster runs tracking preprocess train generate report",
     "release": "cli cluster runs tracking preprocess derive train study generate evaluate status report",
     "demo": "cli cluster runs tracking preprocess derive train study generate evaluate status report release",
 }

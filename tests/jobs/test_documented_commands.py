@@ -263,6 +263,9 @@ def page_status(address: str, alive: Callable[[], bool], timeout_s: float = 60) 
 def test_the_pages_python_runs(shell: Shell) -> None:
     """Each block of Python runs on the dataset and weights that the pages name."""
     found = [block for page in pages.pages() for block in pages.blocks(page) if block.language == "python"]
+    found = [
+        block for block in found if "http://127.0.0.1" not in "".join(block.lines)
+    ]  # tests/pipelines/serve types it
     assert len(found) >= 5
     for block in found:
         code = re.sub(r"\bnum=\d", "num=1", "\n".join(block.lines))

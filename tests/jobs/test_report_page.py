@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,76 +9,19 @@ from typing import Any
 import pytest
 
 from pipelines.report.page import write_report
+from tests.jobs.browser import NO_GL, PICTURE, SOFTWARE_GL, Browser, started
 from tests.pipelines.report_folders import make_dataset, make_evaluation, make_generation, make_run, make_study
 from tests.pipelines.report_numbers import check_numbers
 
 pytestmark = pytest.mark.slow
 
 HOSTILE = "<script>alert(1)</script></script><img src=x onerror=alert(2)> \"' \u202eright to left " + "unbroken" * 60
-QUIET = [
-    "--no-sandbox",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SOFTWARE_GL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-NO_GL = ["--disable-gpu", "--disable-3d-apis"]
-# What a canvas shows, as one number, read off a small copy: 0 where nothing was drawn.
-PICTURE = """canvas => { const copy = new OffscreenCanvas(48, 48).getContext('2d', {willReadFrequently: true});
-  copy.drawImage(canvas, 0, 0, 48, 48);
-  const data = copy.getImageData(0, 0, 48, 48).data; let sum = 0, drawn = 0;
-  for (let i = 0; i < data.length; i += 4) if (data[i + 3]) { drawn++; sum = (sum * 31 + data[i] + i) % 1000003; }
-  return drawn > 40 ? sum + 1 : 0; }"""
-
-
-def chromium() -> str | None:
-    """Debian's or Ubuntu's Chromium."""
-    return shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-class Browser:
-    """Chromium with a list of its errors."""
-
-    def __init__(self, playwright: Any, flags: list[str]) -> None:
-        self.chromium = playwright.chromium.launch(executable_path=chromium(), args=[*QUIET, *flags])
-        self.wrong: list[str] = []
-
-    def open(self, file: Path, width: int = 1280, **options: Any) -> Any:
-        """A new page, offline, loaded from disk."""
-        context = self.chromium.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
-        page = context.new_page()
-        page.on(
-            "console",
-            lambda message: (
-                self.wrong.append(f"console {message.type}: {message.text}")
-                if message.type in ("error", "warning")
-                else None
-            ),
-        )
-        page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (self.wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith(("file:", "data:", "blob:"))
-                else self.wrong.append(f"request: {request.url}")
-            ),
-        )
-        page.goto(file.as_uri())
-        return page
 
 
 @pytest.fixture(scope="module")
 def playwright() -> Iterator[Any]:
-    if chromium() is None:
-        pytest.skip("no chromium on this machine (apt install chromium): the page is not looked at")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as started:
-        yield started
+    with started() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

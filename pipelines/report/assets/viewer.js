@@ -1,6 +1,6 @@
 // Meshes and point clouds to turn. One WebGL renderer draws into many 2D canvases (a browser allows about 16 WebGL contexts),
 // and only when something changed: a canvas came into view, was dragged, or got a key. Canvases of one group turn together.
-const OBJECTS = JSON.parse(document.getElementById("objects").textContent);
+const OBJECTS = JSON.parse(document.getElementById("objects")?.textContent ?? "[]");
 const COLOURS = { data: 0xc9c4bb, model: 0x8fb0dc };
 const START = { azimuth: 0.6, elevation: 0.32, zoom: 1 };
 const FIELD_OF_VIEW = 28;
@@ -53,6 +53,14 @@ class Artist {
   shape(object) {
     if (!this.shapes.has(object)) this.shapes.set(object, object.indices ? this.mesh(decode(object)) : this.discs(decode(object)));
     return this.shapes.get(object);
+  }
+
+  forget(object) {
+    const shape = this.shapes.get(object);
+    if (!shape) return;
+    shape.geometry.dispose();
+    shape.material.dispose();
+    this.shapes.delete(object);
   }
 
   material(object) {
@@ -153,19 +161,41 @@ function distance(group) {
 
 // --- views and hands -------------------------------------------------------------------------------------------------
 
-const groups = new Map();
-const views = [...document.querySelectorAll("canvas[data-object]")].map((canvas) => {
+const groups = new Map(), views = [];
+let artist = null, waiting = false;
+
+function addView(canvas, object, name) {
   canvas.width = canvas.height = PIXELS;
-  const object = OBJECTS[Number(canvas.dataset.object)], name = canvas.dataset.group;
   if (!groups.has(name)) groups.set(name, { ...START, radius: 0, centre: object.frame.centre, views: [] });
   const group = groups.get(name), view = { canvas, object, group, context: canvas.getContext("2d"), visible: false, stale: true };
   group.radius = Math.max(group.radius, object.frame.radius);
   group.views.push(view);
+  views.push(view);
   listen(view);
-  return view;
-});
+  if (artist) watcher.observe(canvas);
+}
 
-let artist = null, waiting = false;
+// For a page whose shapes arrive later: show `object` on a canvas, in place of what it showed before.
+globalThis.g3ptViewer = {
+  show(canvas, object, name) {
+    const view = views.find((each) => each.canvas === canvas);
+    if (!view) return addView(canvas, object, name);
+    artist?.forget?.(view.object);
+    view.object = object;
+    drawSoon(view.group);
+  },
+  remove(canvas) {
+    const place = views.findIndex((each) => each.canvas === canvas);
+    if (place < 0) return;
+    const [view] = views.splice(place, 1);
+    watcher.unobserve(canvas);
+    artist?.forget?.(view.object);
+    view.group.views = view.group.views.filter((each) => each !== view);
+    if (!view.group.views.length) for (const [name, group] of groups) if (group === view.group) groups.delete(name);
+  },
+};
+
+for (const canvas of document.querySelectorAll("canvas[data-object]")) addView(canvas, OBJECTS[Number(canvas.dataset.object)], canvas.dataset.group);
 
 function drawSoon(group) {
   for (const view of group ? group.views : []) view.stale = true;
@@ -222,7 +252,10 @@ function zoom(group, factor) {
 }
 
 const watcher = new IntersectionObserver((entries) => {
-  for (const entry of entries) views.find((view) => view.canvas === entry.target).visible = entry.isIntersecting;
+  for (const entry of entries) {
+    const view = views.find((each) => each.canvas === entry.target);
+    if (view) view.visible = entry.isIntersecting;
+  }
   drawSoon();
 }, { rootMargin: "300px" });
 openArtist().then((found) => {
