@@ -150,7 +150,9 @@ def main() -> None:
         return
     found = measure(model, shapes, flags.resolution)
     if flags.json:
-        flags.json.write_text(json.dumps({"shapes": len(shapes), "tables": found} | machine.about("torch"), indent=1))
+        flags.json.write_text(
+            json.dumps({"shapes": len(shapes), "tables": found} | machine.about("torch"), indent=1), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

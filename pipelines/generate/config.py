@@ -39,7 +39,7 @@ class GenerateConfig(DryRun, OnRay, Replace):
     from_mesh: str | None = None
     """mesh to vary; can be combined with --text and --image; default none"""
     keep_scales: int | None = None
-    """coarsest scales kept of a mesh; the others are drawn"""
+    """coarsest scales kept of a mesh, the others drawn; default none"""
     num: int = 1
     """samples per prompt, with consecutive seeds"""
     seed: int = 0
