@@ -1,23 +1,30 @@
-"""The pool of actors: runs a worker that holds a model on many items, on Ray Data or in this process.
+"""The pool of actors: runs a worker that holds a model on many items, on Ray or in this process.
 
 How: a worker is a plain class. `worker(*arguments)` loads a model once, and `run(item)` does the work of one item. On
-Ray each actor has one worker. Items and results travel pickled, one block each. An actor that dies is replaced, and its
-item is tried again at most MAX_RETRIES times.
+Ray each actor has one worker and one item at a time. All actors are asked for at once: those that fit the cluster
+work, the others are what an autoscaler sees, and begin when there is room. An actor without an item ends. What a
+failure costs is in `pipelines.cluster.pieces`.
+
+Ours: a loop of our own over Ray's actors. Ray Data's pool repeats a block whose actor died, or drops it; it cannot try
+its halves, and its tasks of a second stage wait for CPUs that its actors hold. `ray.util.ActorPool` replaces no actor.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.cli.failures import placed
+from pipelines.cli.failures import is_deterministic, placed
 from pipelines.cluster import session
+from pipelines.cluster.pieces import Died, NodeLost, Piece, Pieces, Split
 from pipelines.cluster.place import place
 from pipelines.cluster.waiting import Need, asked, begun
 
-MAX_RETRIES = 10  # of an item whose actor died
+MAX_LOADS = 3  # actors in a row that die while they load their model
+WORKING_BYTES = 2**30  # of a worker beside its weights
 
 
 class Worker(Protocol):
@@ -32,59 +39,63 @@ class Worker(Protocol):
 class Pool:
     """The workers. If `device` selects GPUs each actor has its own GPU, and there are no more actors than GPUs."""
 
-    num_workers: int | None = None  # actors; 0: this process; None: as many as the cluster has CPUs (or GPUs) for
+    num_workers: int | None = None  # actors at most; 0: this process; None: as many as the cluster can have
     all_gpus: bool = False  # use all GPUs; num_workers then counts CPU actors only
     ray_address: str | None = None
     device: str = "auto"
+    memory: float = 0.0  # bytes that an actor asks of its node, as far as a node has them
 
     def num_actors(self, num_items: int) -> int:
-        """How many actors so many items get on the cluster as it is now; connects to it. 0 if this process does the
-        work.
-        """
+        """How many actors so many items get at most; connects to the cluster. 0 if this process does the work."""
         if self.num_workers == 0 or num_items == 0:
             return 0
         session.connect(self.ray_address)
-        request, room = session.actor_resources(self.device)
+        request, room = session.actor_resources(self.device, self.memory)
         on_gpus = "num_gpus" in request
         wanted = room if self.num_workers is None or (on_gpus and self.all_gpus) else self.num_workers
         return min(wanted, num_items, room if on_gpus else num_items)
 
 
 def run_items(
-    worker: type[Worker], arguments: Sequence[Any], items: Sequence[Any], pool: Pool, stage: str = "work"
+    worker: type[Worker],
+    arguments: Sequence[Any],
+    items: Sequence[Any],
+    pool: Pool,
+    stage: str = "work",
+    split: Split | None = None,
+    name: Callable[[Any], str] = str,
 ) -> Iterator[tuple[int, Any]]:
     """(index, result) of each item, as they are done; in this process in their order.
 
-    `stage` names the work in lines about waiting. UsageError if the cluster can never run an actor.
+    `stage` names the work in lines about waiting. `split` returns the halves of an item: an item that fails is then
+    tried in halves, each with a result of its own, and what fails by itself has a `pieces.Lost` as its result. Without
+    `split` an error of `run` ends the work, and so does an item at which workers die, once all others are done; `name`
+    returns its name for the message. UsageError if the cluster can never run an actor.
     """
-    num_actors = pool.num_actors(len(items))
+    pieces, num_actors = Pieces(items, split), pool.num_actors(len(items))
     if num_actors:
-        yield from _on_ray(worker, arguments, items, num_actors, pool.device, stage)
+        yield from _on_ray(worker, arguments, pieces, num_actors, pool, stage)
     elif items:
         here = worker(*arguments)
-        yield from enumerate(map(here.run, items))
+        while piece := pieces.take():
+            try:
+                result = here.run(piece.item)
+            except Exception as error:
+                yield from pieces.failed(piece, error)
+            else:
+                yield pieces.done(piece, result)
+    pieces.check(name)
 
 
 def _on_ray(
-    worker: type[Worker], arguments: Sequence[Any], items: Sequence[Any], num_actors: int, device: str, stage: str
+    worker: type[Worker], arguments: Sequence[Any], pieces: Pieces, num_actors: int, pool: Pool, stage: str
 ) -> Iterator[tuple[int, Any]]:
     import ray
 
-    request, _ = session.actor_resources(device)
-    rows = [{"index": index, "item": pickle.dumps(item)} for index, item in enumerate(items)]
+    request, _ = session.actor_resources(pool.device, pool.memory)
     with asked(stage, one_actor(request)) as key:
-        # One block each from the start: tasks that split them would wait for ever for a CPU that an actor holds.
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _Actor,
-            # Put once: it may hold a library of point clouds.
-            fn_constructor_args=(worker, ray.put(tuple(arguments)), key),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=num_actors),
-            max_task_retries=MAX_RETRIES,
-            **request,
-        )
-        for row in results.iter_rows():
-            yield int(row["index"]), pickle.loads(row["result"])
+        # Put once: it may hold a library of point clouds.
+        yield from drive(pieces, num_actors, RayCrew(worker, ray.put(tuple(arguments)), key, request))
 
 
 def one_actor(request: dict[str, float]) -> Need:
@@ -94,18 +105,140 @@ def one_actor(request: dict[str, float]) -> Need:
     return Need(count=1, each={"CPU": request["num_cpus"]}, remedy="start a node that offers CPUs")
 
 
-class _Actor:
-    """Ray Data's interface around a worker."""
+def model_memory(export: Path) -> float:
+    """Bytes that a worker with this export asks of its node: the weights, as they are read and as the model holds them,
+    and WORKING_BYTES.
+    """
+    return 2.0 * sum(file.stat().st_size for file in export.glob("*.safetensors")) + WORKING_BYTES
 
-    def __init__(self, worker: type[Worker], arguments: Any, key: str) -> None:
+
+class Crew(Protocol):
+    """Actors somewhere. A ticket is a call that is under way."""
+
+    def hire(self) -> tuple[Any, Any]:
+        """A new actor, and the ticket of its loading."""
+
+    def start(self, actor: Any, item: Any) -> Any:
+        """The ticket of an item's work."""
+
+    def next_of(self, tickets: Sequence[Any]) -> Any:
+        """The first ticket that is done; waits for it."""
+
+    def result(self, ticket: Any, actor: Any) -> Any:
+        """What a call returned; raises its error, Died or NodeLost."""
+
+    def end(self, actor: Any) -> None:
+        """End an actor, at work or not."""
+
+
+def drive(pieces: Pieces, num_actors: int, crew: Crew) -> Iterator[tuple[int, Any]]:
+    """Give the pieces to at most `num_actors` actors; yield (index, result) of each. All actors end with it."""
+    loading: dict[Any, Any] = {}  # ticket -> actor
+    working: dict[Any, tuple[Any, Piece]] = {}
+    loads = 0
+    try:
+        while pieces or working:
+            while len(loading) + len(working) < min(num_actors, len(pieces) + len(working)):
+                actor, ticket = crew.hire()
+                loading[ticket] = actor
+            done = crew.next_of([*working, *loading])
+            is_fit = True
+            if done in loading:
+                try:
+                    crew.result(done, loading[done])
+                    loads = 0
+                except (Died, NodeLost):
+                    is_fit, loads = False, loads + 1
+                    if loads == MAX_LOADS:
+                        raise
+                actor = loading.pop(done)
+            else:
+                actor, piece = working[done]
+                try:
+                    result = crew.result(done, actor)
+                except Exception as error:
+                    is_fit = is_deterministic(error)  # an error of a GPU stays in its process
+                    yield from pieces.failed(piece, error)
+                else:
+                    yield pieces.done(piece, result)
+                del working[done]
+            if is_fit and (piece := pieces.take()):
+                working[crew.start(actor, piece.item)] = (actor, piece)
+            else:
+                crew.end(actor)
+            while loading and not pieces:
+                crew.end(loading.popitem()[1])
+    finally:
+        for actor in [*loading.values(), *(actor for actor, _ in working.values())]:
+            crew.end(actor)
+
+
+class RayCrew:
+    """Actors on Ray. Items and results travel pickled, so that arrays can be written to on the other side."""
+
+    def __init__(self, worker: type[Worker], arguments: Any, key: str, request: dict[str, float]) -> None:
+        self.arguments = (worker, [arguments], key)  # in a list Ray passes the reference, not what it refers to
+        self.options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, **request}
+        self.nodes: dict[Any, str] = {}
+
+    def hire(self) -> tuple[Any, Any]:
+        """A new actor, and the ticket of its loading."""
+        import ray
+
+        actor = ray.remote(_Actor).options(**self.options).remote()
+        return actor, actor.load.remote(*self.arguments)
+
+    def start(self, actor: Any, item: Any) -> Any:
+        """The ticket of an item's work."""
+        return actor.run.remote(pickle.dumps(item))
+
+    def next_of(self, tickets: Sequence[Any]) -> Any:
+        """The first ticket that is done; waits for it."""
+        import ray
+
+        return ray.wait(list(tickets), num_returns=1, fetch_local=False)[0][0]
+
+    def result(self, ticket: Any, actor: Any) -> Any:
+        """What a call returned; raises its error, Died or NodeLost."""
+        import ray
+
+        try:
+            node, result = ray.get(ticket)
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.OutOfMemoryError) as error:
+            self.end(actor)
+            raise self._why(error, self.nodes.get(actor)) from error
+        self.nodes[actor] = node
+        return pickle.loads(result)
+
+    def _why(self, error: BaseException, node: str | None) -> Exception:
+        import ray
+
+        alive = {each["NodeID"] for each in ray.nodes() if each["Alive"]}
+        said = " ".join(str(error).split())
+        is_lost = getattr(error, "preempted", False) or (node is not None and node not in alive)
+        return NodeLost(said) if is_lost else Died(said)
+
+    def end(self, actor: Any) -> None:
+        """End an actor, at work or not."""
+        import ray
+
+        ray.kill(actor)
+
+
+class _Actor:
+    """An actor around a worker. Each call returns this node and its pickled result."""
+
+    def load(self, worker: type[Worker], arguments: list[Any], key: str) -> tuple[str, bytes]:
+        """Make the worker; `arguments` is a list of one reference, which is read here."""
         import ray
 
         begun(key)
+        self.node = ray.get_runtime_context().get_node_id()
         with placed(place):
-            self.worker = worker(*ray.get(arguments))
+            self.worker = worker(*ray.get(arguments[0]))
+        return self.node, pickle.dumps(None)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """{'index': (1,), 'item': [bytes]} -> {'index', 'result'}."""
+    def run(self, item: bytes) -> tuple[str, bytes]:
+        """The worker's result of a pickled item."""
         with placed(place):
-            results = [pickle.dumps(self.worker.run(pickle.loads(item))) for item in batch["item"]]
-        return {"index": batch["index"], "result": results}
+            return self.node, pickle.dumps(self.worker.run(pickle.loads(item)))

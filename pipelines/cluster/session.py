@@ -20,7 +20,7 @@ from pipelines.cli.errors import UsageError
 from pipelines.cli.paths import REPOSITORY
 from pipelines.cli.progress import say
 from pipelines.cluster import start
-from pipelines.cluster.waiting import autoscaler_max
+from pipelines.cluster.waiting import autoscaler_max, fitting, node_resources
 
 OBJECT_STORE_BYTES = 512 * 2**20  # shared memory of a local cluster; datasets pass through it shard by shard
 PASSED_ON = (
@@ -129,15 +129,36 @@ def gpu_bytes() -> int | None:
     return size
 
 
-def actor_resources(device: str = "auto") -> tuple[dict[str, float], int]:
-    """The resources of an actor with a model (one GPU or one CPU), and how many such actors to start at most: as many
-    as fit the cluster now, or one GPU node if none runs yet.
+def actor_resources(device: str = "auto", memory: float = 0.0) -> tuple[dict[str, float], int]:
+    """The resources of an actor with a model (one GPU or one CPU, and `memory` bytes as far as a node has them), and
+    how many such actors the cluster has room for, with the nodes that its autoscaler may start.
     """
+    unit, name = ("GPU", "num_gpus") if wants_gpu(device) else ("CPU", "num_cpus")
+    request = {unit: 1.0}
+    if memory and (most := most_memory(unit)):
+        request["memory"] = float(int(min(memory, most)))
+    kinds = [kind for kind in autoscaler_max() or [] if kind.resources.get(unit)]
+    started = sum(fitting(request, kind.resources) * (1 if kind.most is None else kind.most) for kind in kinds)
+    asked = {name: 1.0} | {key: value for key, value in request.items() if key == "memory"}
+    return asked, max(1, int(max(room_now(request, unit), started)))
+
+
+def room_now(request: dict[str, float], unit: str) -> float:
+    """How many actors fit the connected cluster's nodes."""
     import ray
 
-    if wants_gpu(device):
-        return {"num_gpus": 1.0}, max(1, gpus())
-    return {"num_cpus": 1.0}, max(1, int(ray.cluster_resources().get("CPU", 1)))
+    if "memory" not in request:
+        return ray.cluster_resources().get(unit, 0.0)
+    return sum(fitting(request, node) for node in node_resources())
+
+
+def most_memory(unit: str) -> float:
+    """Bytes of the node with the most memory that offers `unit`; 0 if there is none or if the memory of one, or of a
+    kind that an autoscaler may start, is unknown.
+    """
+    nodes = [*node_resources(), *(kind.resources for kind in autoscaler_max() or [])]
+    found = [node.get("memory", 0.0) for node in nodes if node.get(unit)]
+    return max(found) if all(found) and found else 0.0
 
 
 def torch_device() -> str:

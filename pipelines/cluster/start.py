@@ -126,6 +126,11 @@ def address_and_source(ray_address: str | None) -> tuple[str, str]:
     return "local", "neither --ray-address nor RAY_ADDRESS"
 
 
+def is_given(ray_address: str | None) -> bool:
+    """Whether a cluster to join was named: work may then leave this process without a start of Ray."""
+    return address_and_source(ray_address)[0] != "local"
+
+
 def joined(start: Callable[[], Result], address: str, source: str) -> Result:
     """`start()`, which joins the cluster at `address`, after something answered there. NoRay otherwise."""
     shown = f"{without_login(address)} ({source})"

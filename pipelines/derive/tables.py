@@ -44,7 +44,7 @@ def derive(
             on_disk(lambda: _safe(info, kinds)),
             Progress(stage, sum(_num_ok(info, index) for index in todo), "objects") as progress,
         ):
-            for _, made in run_items(worker, arguments, todo, pool, stage):
+            for _, made in run_items(worker, arguments, todo, pool, stage, name=records.shard_name):
                 check_arrived(made["files"], made["node"])
                 progress.show(progress.done + made["objects"])
 

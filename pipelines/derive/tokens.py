@@ -23,11 +23,11 @@ from g3pt.data.datasets import DatasetInfo
 from g3pt.data.variants import COLUMNS as VARIED_BY
 from g3pt.data.variants import varied
 from g3pt.models.encoding import encode, encoded_columns
-from g3pt.training.exports import export_hash, read_export_config
+from g3pt.training.exports import export_hash, find_export, read_export_config
 from pipelines.cli.errors import bad_input
 from pipelines.cli.failures import doing, remedied
 from pipelines.cluster import session
-from pipelines.cluster.pool import Pool
+from pipelines.cluster.pool import Pool, model_memory
 from pipelines.derive.tables import WITHOUT_GPU, derive, is_done, made
 from pipelines.runs.settings import flag
 
@@ -74,7 +74,13 @@ def encode_dataset(
             raise ValueError(f"{tokenizer}: not a tokenizer")
         kind = tokens_kind(tokenizer)
         check_points(info, from_dict(CVQConfig, read_export_config(tokenizer)["model"]))
-    pool = Pool(num_workers=num_workers if use_ray else 0, all_gpus=True, ray_address=ray_address, device=device)
+    pool = Pool(
+        num_workers=num_workers if use_ray else 0,
+        all_gpus=True,
+        ray_address=ray_address,
+        device=device,
+        memory=model_memory(find_export(tokenizer)),
+    )
     kinds = [variant_kind(kind, variant) for variant in range(variants)]
     derive(info, kinds, ShardEncoder, (str(info.path), str(Path(tokenizer).resolve()), variants), "tokens", pool)
     return kind
@@ -118,6 +124,19 @@ class ShardEncoder:
                     tables.append(derived.write_derived(self.info, kind, index, codes_table(ids, codes_NS)))
                     count = len(ids)
         return made(count, tables)
+
+
+class RowEncoder:
+    """A worker with a tokenizer, for rows in memory."""
+
+    def __init__(self, tokenizer: str) -> None:
+        from g3pt.models.tokenizer import CVQ
+
+        self.model = CVQ.from_pretrained(tokenizer).to(session.torch_device())
+
+    def run(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+        """Codes int64 (N, S)."""
+        return encode(self.model, rows)
 
 
 def encode_shard(model: Any, info: DatasetInfo, index: int, variant: int = 0) -> tuple[list[str], np.ndarray]:

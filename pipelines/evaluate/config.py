@@ -48,8 +48,8 @@ class EvaluateFlags(DryRun, OnRay, OnData, Replace):
     """generator: below 1 sharpens, above 1 flattens; default the sampler's"""
     num_pictures: int = 12
     """objects in contact sheet and STEM.meshes, and as many worst; 0: none"""
-    num_workers: int = 0
-    """Ray actors; 0: work in this process"""
+    num_workers: int | None = None
+    """Ray actors; 0: this process, the default if no cluster is named, else all"""
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "val", "test"):
@@ -66,8 +66,9 @@ class EvaluateFlags(DryRun, OnRay, OnData, Replace):
             ("num_pictures", 0),
             ("num_workers", 0),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
         for name, least in (("resolution", 16), ("coarse", 8)):
             value = getattr(self, name)
             if value < least or value & (value - 1):

@@ -16,9 +16,9 @@ import numpy as np
 from g3pt.data import reading
 from g3pt.data.datasets import DatasetInfo
 from g3pt.metrics.bits import coded_bits, plain_bits
-from g3pt.models.encoding import encode, encoded_columns
+from g3pt.models.encoding import ENCODE_BATCH, encoded_columns
 from pipelines.cli.errors import bad_input
-from pipelines.derive.tokens import check_points
+from pipelines.derive.tokens import RowEncoder, check_points
 from pipelines.evaluate.near_duplicates import mark_near_duplicates
 from pipelines.evaluate.reconstruct import Reconstructor
 from pipelines.evaluate.reconstruction_figures import protocol, summarise, table
@@ -54,9 +54,7 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
             )
     columns = tuple(dict.fromkeys((*COLUMNS, *encoded_columns(model.config))))
     arrays = reading.load_arrays(info, flags.split, columns, limit=flags.limit or None)
-    codes_NS = encode(
-        model, [{name: arrays[name][k] for name in encoded_columns(model.config)} for k in range(len(arrays["id"]))]
-    )
+    codes_NS = encoded(arrays, export, encoded_columns(model.config), flags)
     items = work_items(arrays, codes_NS, flags)
     arguments = (str(export), flags.resolution, flags.coarse, flags.num_queries, flags.seed)
     results = map_work(Reconstructor, arguments, items, flags, "reconstruct", "objects")
@@ -86,6 +84,15 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
         "columns": 4,
         "table": table(summary),
     }
+
+
+def encoded(arrays: dict[str, Any], export: Path, columns: Sequence[str], flags: Any) -> np.ndarray:
+    """Codes int64 (N, S) of all objects, by the evaluation's workers."""
+    rows = [{name: arrays[name][k] for name in columns} for k in range(len(arrays["id"]))]
+    batches = [rows[start : start + ENCODE_BATCH] for start in range(0, len(rows), ENCODE_BATCH)]
+    return np.concatenate(
+        map_work(RowEncoder, (str(export),), batches, flags, "encode", "objects", [len(part) for part in batches])
+    )
 
 
 def work_items(arrays: dict[str, Any], codes_NS: np.ndarray, flags: Any) -> list[dict[str, Any]]:

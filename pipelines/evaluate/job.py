@@ -22,6 +22,7 @@ from pipelines.cli.failures import on_disk
 from pipelines.cli.main import absolute
 from pipelines.cluster.storage import join
 from pipelines.evaluate.config import EvaluateFlags
+from pipelines.evaluate.work import is_on_ray
 from pipelines.runs.identity import stable_hash
 from pipelines.runs.locks import alone_in
 from pipelines.runs.settings import changes, check_unchanged, flag
@@ -73,7 +74,7 @@ def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
         return str(output)
     check_settings(output, identity, replace=flags.replace)
     with alone_in(output, is_file=True):
-        if flags.num_workers:
+        if is_on_ray(flags):
             join(flags.ray_address, reads=[export / "config.json", info.path / "dataset.json"])
         _evaluate(flags, output, export, info, identity, page)
     return str(output)

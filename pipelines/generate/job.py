@@ -26,11 +26,12 @@ from g3pt.training.exports import check_weights, export_hash, find_export, read_
 from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cli.failures import on_disk
 from pipelines.cli.progress import Progress
-from pipelines.cluster.pool import Pool, run_items
+from pipelines.cluster.pieces import Lost, halves
+from pipelines.cluster.pool import Pool, model_memory, run_items
 from pipelines.cluster.storage import check_arrived, join
 from pipelines.generate.config import GenerateConfig, naming_flags
 from pipelines.generate.prompts import Sample, keep_pictures, output_folder, plan, reasons
-from pipelines.generate.sample_maker import BATCH, SampleMaker, batches
+from pipelines.generate.sample_maker import BATCH, SampleMaker, batches, record_failed
 from pipelines.generate.sample_records import SampleFolder, identity, job_settings
 from pipelines.generate.source import Sources
 from pipelines.runs.locks import alone_in
@@ -192,15 +193,24 @@ def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: 
     if not todo:
         return
     model = str(Path(config.model).resolve())
-    arguments = (dataclasses.asdict(config) | {"output": str(output), "model": model}, model_hash)
+    config = dataclasses.replace(config, output=str(output), model=model)
+    arguments = (dataclasses.asdict(config), model_hash)
     tokens = sum(read_export_config(model)["tokenizer"]["scales"])
-    pool = Pool(num_workers=config.num_workers if use_ray else 0, ray_address=config.ray_address)
+    pool = Pool(
+        num_workers=config.num_workers if use_ray else 0,
+        ray_address=config.ray_address,
+        memory=model_memory(find_export(model)),
+    )
     with Progress("generate", len(todo), "samples", tokens_per_unit=tokens) as progress:
         size = max(1, min(BATCH, -(-len(todo) // max(1, pool.num_actors(len(todo))))))
         done = failed = 0
-        for _, counts in run_items(SampleMaker, arguments, list(batches(todo, size)), pool, "generate"):
-            check_arrived(counts["files"], counts["node"])
-            done, failed = done + counts["made"], failed + counts["failed"]
+        for _, made in run_items(SampleMaker, arguments, list(batches(todo, size)), pool, "generate", split=halves):
+            if isinstance(made, Lost):
+                record_failed(config, model_hash, made.item, made.reason)
+                done, failed = done + len(made.item), failed + len(made.item)
+            else:
+                check_arrived(made["files"], made["node"])
+                done, failed = done + made["made"], failed + made["failed"]
             progress.show(done, failed=failed)
 
 

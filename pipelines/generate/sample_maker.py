@@ -1,7 +1,7 @@
 """SampleMaker, the worker that makes meshes from samples with a generator.
 
-Batches are consecutive samples; a sample's codes do not depend on its batch (`G3PT.sample_codes`). Finished samples are
-not made again, because the whole batch of a worker that died goes to the next one.
+Batches are consecutive samples; a sample's codes do not depend on its batch (`G3PT.sample_codes`), so that a batch at
+which a worker fails is made again in halves. Finished samples of it are not made again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipelines.cluster.session import torch_device
 from pipelines.cluster.storage import sizes_of
 from pipelines.generate.config import GenerateConfig, coarser
 from pipelines.generate.prompts import BAD_PROMPT, Sample, naming_picture
-from pipelines.generate.sample_records import SampleFolder, identity, job_settings
+from pipelines.generate.sample_records import NOT_MADE, SampleFolder, identity, job_settings
 from pipelines.generate.source import Sources
 from pipelines.preprocess.sources.content import read_content
 
@@ -29,6 +29,20 @@ BATCH = 8  # samples per batch
 def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
     """The samples in consecutive batches of `size`."""
     yield from (list(samples[start : start + size]) for start in range(0, len(samples), size))
+
+
+def record_failed(config: GenerateConfig, model_hash: str, samples: Sequence[Sample], reason: str) -> None:
+    """Write records of samples at which a worker failed; the next start tries them again."""
+    folder = SampleFolder.of(Path(config.output))
+    for sample in samples:
+        folder.write(
+            sample,
+            identity(config, sample, model_hash),
+            settings=job_settings(config),
+            status="failed",
+            error=f"{NOT_MADE}{reason}",
+            seconds=0.0,
+        )
 
 
 class SampleMaker:

@@ -20,6 +20,8 @@ from pipelines.generate.config import GenerateConfig
 from pipelines.generate.prompts import BAD_PROMPT, Sample
 from pipelines.runs.settings import flag
 
+NOT_MADE = "not-made: "  # how the error of a sample begins that another start tries again: its worker failed
+
 FLAT = 1000  # samples up to which no subfolders are made: folders with tens of thousands of files are slow to list
 SUBFOLDERS = [f"{number:02x}" for number in range(256)]
 
@@ -106,7 +108,7 @@ class SampleFolder:
         """Whether the sample with this identity is done."""
         record = self.read_of(sample, wanted)
         if record is None or record["status"] != "ok":
-            return record is not None and not record["error"].startswith(BAD_PROMPT)
+            return record is not None and not record["error"].startswith((BAD_PROMPT, NOT_MADE))
         try:
             return hashlib.sha256((self.output / record["file"]).read_bytes()).hexdigest() == record["sha256"]
         except FileNotFoundError:

@@ -1,16 +1,22 @@
 """A pool returns the results of a plain loop, even if actors die."""
 
+import itertools
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import Failure, root_cause
-from pipelines.cluster import pool as pools
-from pipelines.cluster.pool import Pool, run_items
+from pipelines.cluster import pieces as pieces_module
+from pipelines.cluster.pieces import GIVE_UP, MAX_DEATHS, MAX_NODES, Died, Lost, NodeLost, Pieces, halves
+from pipelines.cluster.pool import MAX_LOADS, Pool, drive, run_items
 from tests.pipelines.cluster.test_session import pretend
+
+HERE = Pool(num_workers=0)
 
 
 class Squarer:
@@ -57,8 +63,140 @@ def test_without_workers_it_is_a_loop_in_this_process(tmp_path: Path) -> None:
     assert list(run_items(Squarer, (), [], Pool(num_workers=0))) == []
 
 
+class Model:
+    """Sums batches of numbers; a number in `faults` is an error each time."""
+
+    def __init__(self, faults: dict[int, Exception]) -> None:
+        self.faults = faults
+
+    def run(self, batch: list[int]) -> int:
+        for number in batch:
+            if number in self.faults:
+                raise self.faults[number]
+        return sum(batch)
+
+
+def test_a_batch_with_a_bad_item_is_halved_until_it_is_alone() -> None:
+    batches = [list(range(8)), [8, 9]]
+    found = list(run_items(Model, ({5: RuntimeError("no")},), batches, HERE, split=halves))
+    lost = [result for _, result in found if isinstance(result, Lost)]
+    assert [(one.item, one.reason) for one in lost] == [([5], "RuntimeError: no")]
+    assert [(index, result) for index, result in found if not isinstance(result, Lost)] == [
+        (0, 0 + 1 + 2 + 3),
+        (0, 4),
+        (0, 6 + 7),
+        (1, 17),
+    ]
+
+
+def test_work_that_never_succeeds_ends_and_a_lack_of_gpu_memory_at_once() -> None:
+    tried = []
+
+    class Counted(Model):
+        def run(self, batch: list[int]) -> int:
+            tried.append(list(batch))
+            return super().run(batch)
+
+    faults = {number: RuntimeError(f"no {number}") for number in range(100)}
+    batches = [list(range(start, start + 4)) for start in range(0, 100, 4)]
+    with pytest.raises(RuntimeError, match=f"no {GIVE_UP - 1}"):
+        list(run_items(Counted, (faults,), batches, HERE, split=halves))
+    assert len(tried) == 2 * (1 + 2 + 4)
+    tried.clear()
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        list(run_items(Counted, ({1: RuntimeError("CUDA out of memory")},), [[0, 1]], HERE, split=halves))
+    assert tried == [[0, 1]]
+    tried.clear()
+    with pytest.raises(RuntimeError, match="no 1"):
+        list(run_items(Counted, (faults,), [[1, 2]], HERE))
+    assert tried == [[1, 2]], "an item that cannot be split is no batch"
+
+
+class PretendedCrew:
+    """Actors of a clock that only calls move: loading takes 5 s, an item its own `seconds`. `fate` says what becomes of
+    an item: Died or NodeLost to raise. Only `room` actors fit; the others wait.
+    """
+
+    def __init__(self, room: int, fate: dict[str, list[Exception]] | None = None) -> None:
+        self.room, self.fate, self.now, self.counted = room, fate or {}, 0.0, itertools.count()
+        self.alive: list[int] = []
+        self.calls: dict[int, tuple[int, Any]] = {}
+        self.due: dict[int, float] = {}
+        self.idle: dict[int, float] = {}
+        self.waited = 0.0  # seconds of loaded actors without an item
+
+    def hire(self) -> tuple[int, int]:
+        actor = next(self.counted)
+        self.alive.append(actor)
+        return actor, self._call(actor, None)
+
+    def start(self, actor: int, item: Any) -> int:
+        self.waited += self.now - self.idle.pop(actor)
+        return self._call(actor, item)
+
+    def _call(self, actor: int, item: Any) -> int:
+        ticket = next(self.counted)
+        self.calls[ticket] = (actor, item)
+        return ticket
+
+    def next_of(self, tickets: Sequence[int]) -> int:
+        for ticket in tickets:
+            actor, item = self.calls[ticket]
+            if actor in self.alive[: self.room]:
+                self.due.setdefault(ticket, self.now + (5.0 if item is None else item[1]))
+        done = min((ticket for ticket in tickets if ticket in self.due), key=lambda ticket: (self.due[ticket], ticket))
+        self.now = max(self.now, self.due[done])
+        return done
+
+    def result(self, ticket: int, actor: int) -> Any:
+        _, item = self.calls.pop(ticket)
+        if fates := self.fate.get(item[0] if item else "load"):
+            raise fates.pop(0)
+        self.idle[actor] = self.now
+        return item and item[0].upper()
+
+    def end(self, actor: int) -> None:
+        if actor in self.alive:
+            self.alive.remove(actor)
+
+
+def test_actors_begin_as_there_is_room_and_none_is_left() -> None:
+    crew, pieces = PretendedCrew(room=2), Pieces([(name, 10.0) for name in "abcdef"])
+    found = []
+    for index, result in drive(pieces, 4, crew):
+        found.append((index, result))
+        crew.room = 3 if len(found) == 2 else crew.room  # a node joins
+        assert len(crew.alive) <= min(4, 1 + len(pieces) + 2)
+    assert sorted(found) == list(enumerate("ABCDEF")) and not crew.alive
+    assert crew.waited == 0.0 and crew.now < 5.0 + 3 * 10.0 + 1e-9
+
+
+def test_a_death_costs_its_item_another_try_and_a_lost_node_none() -> None:
+    fate: dict[str, list[Exception]] = {
+        "a": [Died("oom")],
+        "b": [NodeLost("spot")] * MAX_NODES,
+        "load": [Died("slow disk")] * (MAX_LOADS - 1),
+    }
+    crew = PretendedCrew(2, fate)
+    assert sorted(drive(Pieces([(name, 1.0) for name in "abc"]), 2, crew)) == list(enumerate("ABC"))
+    assert not crew.alive and not any(fate.values())
+
+
+def test_an_item_that_kills_its_actors_fails_after_all_others_are_done() -> None:
+    pieces = Pieces([(name, 1.0) for name in "abc"])
+    crew = PretendedCrew(2, {"a": [Died("killed")] * MAX_DEATHS})
+    assert sorted(drive(pieces, 2, crew)) == [(1, "B"), (2, "C")] and not crew.alive
+    with pytest.raises(Died, match="killed"):
+        pieces.check()
+    crew = PretendedCrew(2, {"load": [Died("no space")] * MAX_LOADS})
+    with pytest.raises(Died, match="no space"):
+        list(drive(Pieces([("a", 1.0)]), 1, crew))
+    assert not crew.alive
+
+
 @pytest.mark.slow
 def test_a_dead_actor_costs_nothing(ray_cluster: None, tmp_path: Path) -> None:
+    """One that dies once is replaced; the item at which each dies is named at the end, or is one row of its batch."""
     items = [(number, "die once" if number == 2 else "") for number in range(6)]
     found = dict(run_items(Squarer, (str(tmp_path / "mark"), 0), items, Pool(num_workers=2)))
     assert (tmp_path / "mark").exists()
@@ -69,9 +207,11 @@ def test_a_dead_actor_costs_nothing(ray_cluster: None, tmp_path: Path) -> None:
 def test_an_item_that_kills_every_actor_ends_the_work(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "MAX_RETRIES", 1)
-    with pytest.raises(Exception, match="(?i)actor"):
-        list(run_items(Squarer, (str(tmp_path / "mark"), 0), [(1, "die"), (2, "")], Pool(num_workers=1)))
+    monkeypatch.setattr(pieces_module, "MAX_DEATHS", 1)
+    found = run_items(Squarer, (str(tmp_path / "mark"), 0), [(1, "die"), (2, "")], Pool(num_workers=1))
+    assert next(found) == (1, {"square": 4}), "all else is kept"
+    with pytest.raises(Died, match="(?i)actor died unexpectedly"):
+        next(found)
 
 
 @pytest.mark.slow

@@ -39,13 +39,25 @@ def test_without_gpus_it_is_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gpu_nodes_that_are_not_up_yet_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU node has to run all the time; one node is enough to begin with."""
+    """No GPU node has to run all the time: actors that wait are what starts them."""
     kinds = [NodeType(resources={"CPU": 32.0}, most=16), NodeType(resources={"CPU": 16.0, "GPU": 8.0}, most=4)]
     pretend(monkeypatch, [], kinds, CPU=0.0)
     assert session.wants_gpu() and not session.wants_gpu("cpu")
-    assert session.actor_resources() == ({"num_gpus": 1.0}, 8)
+    assert session.actor_resources() == ({"num_gpus": 1.0}, 32)
+    assert session.actor_resources("cpu") == ({"num_cpus": 1.0}, 16 * 32 + 4 * 16)
     pretend(monkeypatch, [], [NodeType(resources={"GPU": 8.0}, most=0)], CPU=2.0)
     assert not session.wants_gpu()
+
+
+def test_a_model_asks_for_its_memory_as_far_as_nodes_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"CPU": 8.0, "memory": 16e9}, {"CPU": 8.0, "memory": 32e9}, {"memory": 64e9}]
+    pretend(monkeypatch, [], CPU=16.0)
+    monkeypatch.setattr(session, "node_resources", lambda: nodes)
+    assert session.actor_resources(memory=8e9) == ({"num_cpus": 1.0, "memory": 8e9}, 2 + 4)
+    assert session.actor_resources(memory=1e9) == ({"num_cpus": 1.0, "memory": 1e9}, 16)
+    assert session.actor_resources(memory=90e9) == ({"num_cpus": 1.0, "memory": 32e9}, 1), "one, and not none for ever"
+    pretend(monkeypatch, [], [NodeType(resources={"CPU": 32.0}, most=16)], CPU=16.0)
+    assert session.actor_resources(memory=8e9)[0] == {"num_cpus": 1.0}, "nodes that do not say their memory"
 
 
 def test_an_autoscaler_of_unknown_size_promises_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,25 +101,24 @@ def test_where_there_are_gpus_each_actor_has_one(
     info, tokenizer = made
     asked = {}
 
-    class Items:
-        def map_batches(self, *_: Any, **options: Any) -> Any:
-            asked.update(options)
-            return self
+    def drive(pieces: Any, num_actors: int, crew: Any, backlog: int) -> Iterator[Any]:
+        asked.update(crew.options, size=num_actors)
+        pieces.left.clear()
+        yield from ()
+        return 0
 
-        def iter_rows(self) -> Iterator[Any]:
-            return iter([])
-
-    monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: Items())
+    monkeypatch.setattr("pipelines.cluster.pool.drive", drive)
     monkeypatch.setattr("pipelines.cluster.session.connect", lambda *_: None)
     monkeypatch.setattr("pipelines.derive.tables.join", lambda *_, **__: None)
     monkeypatch.setattr("pipelines.cluster.pool.asked", lambda *_: contextlib.nullcontext("key"))
     monkeypatch.setattr(ray, "put", lambda value: value)  # it would start Ray
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {})
     for request, room, size in (({"num_gpus": 1.0}, 2, 2), ({"num_gpus": 1.0}, 8, 3), ({"num_cpus": 1.0}, 32, 1)):
-        monkeypatch.setattr("pipelines.cluster.session.actor_resources", lambda _, found=(request, room): found)
+        monkeypatch.setattr("pipelines.cluster.session.actor_resources", lambda *_, found=(request, room): found)
         asked.clear()
         tokens.encode_dataset(info.path, tokenizer, num_workers=1)
         assert asked.items() >= request.items()
-        assert len(asked.keys() & {"num_cpus", "num_gpus"}) == 1 and asked["compute"].min_size == size
+        assert asked["size"] == size and asked["num_cpus"] == ("num_gpus" not in request)
 
 
 @pytest.mark.slow

@@ -386,27 +386,52 @@ def test_actors_ask_for_the_gpus_that_the_cluster_has(
 
     asked = {}
 
-    class Data:
-        def map_batches(self, maker: Any, compute: Any, **options: Any) -> Any:
-            asked.update(options, size=compute.max_size)
-            return self
-
-        def iter_rows(self) -> Iterator[Any]:
-            return iter(())
+    def drive(pieces: Any, num_actors: int, crew: Any) -> Iterator[Any]:
+        asked.update(crew.options, size=num_actors)
+        return iter(())
 
     monkeypatch.setattr(session, "connect", lambda address: None)
     monkeypatch.setattr(session, "autoscaler_max", lambda: [])
+    monkeypatch.setattr(session, "node_resources", lambda: [{"CPU": 16.0, "GPU": 2.0, "memory": 64e9}])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
-    monkeypatch.setattr(ray.data, "from_items", lambda items, **options: Data())
+    monkeypatch.setattr(pools, "drive", drive)
     monkeypatch.setattr(pools, "asked", lambda stage, need: contextlib.nullcontext("key"))
     monkeypatch.setattr(ray, "put", lambda value: value)  # it would start Ray
     todo = plan(settings(model, tmp_path, text="a chair", num=40))
     job._make(settings(model, tmp_path, text="a chair"), tmp_path, todo, "0", use_ray=True)
-    assert asked["num_gpus"] == 1 and "num_cpus" not in asked and asked["size"] == 2
+    weights = (model / "model.safetensors").stat().st_size
+    assert asked["num_gpus"] == 1 and asked["num_cpus"] == 0 and asked["size"] == 2
+    assert asked["memory"] == 2 * weights + 2**30
+    monkeypatch.setattr(session, "node_resources", lambda: [{"CPU": 3.0, "memory": 64e9}])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
     asked.clear()
     job._make(settings(model, tmp_path, text="a chair"), tmp_path, todo, "0", use_ray=True)
     assert asked["num_cpus"] == 1 and "num_gpus" not in asked and asked["size"] == 3
+
+
+def test_a_sample_at_which_the_worker_fails_is_a_failed_row_and_tried_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample_encoded = G3PT.sample_encoded
+
+    def fails(self: G3PT, text: Any, image: Any, seeds: list[int], *rest: Any) -> Any:
+        if 5 in seeds:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return sample_encoded(self, text, image, seeds, *rest)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(G3PT, "sample_encoded", fails)
+        generate(settings(model, tmp_path, text="a chair", num=9), use_ray=False)
+    rows = manifest(tmp_path)
+    assert [row["status"] for row in rows] == ["ok"] * 5 + ["failed"] + ["ok"] * 3
+    assert rows[5]["error"] == "not-made: RuntimeError: CUDA error: device-side assert triggered"
+    made = {row["sample"]: (tmp_path / "out" / row["file"]).stat().st_mtime_ns for row in rows if row["file"]}
+    generate(settings(model, tmp_path, text="a chair", num=9), use_ray=False)
+    rows = manifest(tmp_path)
+    assert {row["status"] for row in rows} == {"ok"}
+    assert made == {
+        row["sample"]: (tmp_path / "out" / row["file"]).stat().st_mtime_ns for row in rows if row["sample"] in made
+    }
 
 
 def test_prompts_from_parquet(model: Path, tmp_path: Path) -> None:
