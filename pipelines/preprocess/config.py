@@ -73,6 +73,9 @@ class PreprocessConfig(DryRun, Priced, OnRay, Replace):
     """seconds after which an object is given up; default 60, with mesh2sdf 900"""
     download_timeout_s: float = 600.0
     """seconds for one download of --source objaverse, retries included"""
+    download_rate: float = 10.0
+    """objaverse: downloads begun per second by all workers together; the hub allows 3,000 in 5 minutes without a login
+    """
     drop_downloads: bool = False
     """delete downloaded meshes once their shard is written"""
     memory_limit_gb: float = 8.0
@@ -102,6 +105,7 @@ class PreprocessConfig(DryRun, Priced, OnRay, Replace):
             "timeout_s",
             "memory_limit_gb",
             "download_timeout_s",
+            "download_rate",
         ):
             value = getattr(self, name)
             if value is not None and value <= 0:

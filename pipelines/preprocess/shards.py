@@ -30,12 +30,14 @@ from pipelines.cli.failures import doing, placed
 from pipelines.cluster.nodes import node_name
 from pipelines.cluster.place import place
 from pipelines.cluster.storage import join
+from pipelines.cluster.turns import Turn, Turns, turns_on_ray
 from pipelines.cluster.waiting import Need, asked, begun, node_resources, refuse_impossible
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.plan import ShardTask
 from pipelines.preprocess.sandbox import Result, Sandbox
 from pipelines.preprocess.sources import SourceObject, inputs_hash
 from pipelines.preprocess.sources.fetch import drop_downloads, fetched
+from pipelines.preprocess.sources.hub import at_once
 from pipelines.preprocess.views import VIEW_SECONDS, rendered, view_seconds_of
 
 ONE_TASK = Need(count=1, each={"CPU": 1.0}, remedy="start a node that offers CPUs")
@@ -150,16 +152,16 @@ def close_sandboxes() -> None:
     _sandboxes.clear()
 
 
-def process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
+def process_shard(task: ShardTask, config: PreprocessConfig, turn: Turn = at_once) -> dict[str, Any]:
     """Convert a shard's objects and write the shard. Returns its index, its sidecar, and the name of this node."""
     with doing(f"converting {records.shard_name(task.index)} of {config.output}"):
-        return _process_shard(task, config)
+        return _process_shard(task, config, turn)
 
 
-def _process_shard(task: ShardTask, config: PreprocessConfig) -> dict[str, Any]:
+def _process_shard(task: ShardTask, config: PreprocessConfig, turn: Turn) -> dict[str, Any]:
     box, arguments = _sandbox(config), asdict(config)
     rows, seconds, inputs, view_seconds = [], {}, [], 0.0
-    for found in fetched(task.objects, config):
+    for found in fetched(task.objects, config, turn):
         item = found.item
         if found.problem:
             result = Result(status="failed", error=found.problem)
@@ -200,9 +202,10 @@ Runner = Callable[[Sequence[ShardTask], PreprocessConfig], Iterable[dict[str, An
 
 def map_here(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterator[dict[str, Any]]:
     """Convert shards one after another in this process, without Ray."""
+    turns = Turns(config.download_rate)
     try:
         for task in tasks:
-            yield process_shard(task, config)
+            yield process_shard(task, config, turns.take)
     finally:
         close_sandboxes()
 
@@ -223,6 +226,7 @@ def _on_ray_data(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterat
     import ray
 
     settings, rest = json.dumps(asdict(config)), iter(tasks)
+    turn = turns_on_ray(config.download_rate) if config.source == "objaverse" else at_once
     memory = memory_request(config.memory_limit_gb, node_resources())
     with asked("preprocess", ONE_TASK) as key:
         while window := list(itertools.islice(rest, WINDOW)):
@@ -230,7 +234,7 @@ def _on_ray_data(tasks: Sequence[ShardTask], config: PreprocessConfig) -> Iterat
             # One block per shard: a shard that is done is told at once, and a lost worker repeats no other.
             done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 _convert,
-                fn_kwargs={"config": settings, "key": key},
+                fn_kwargs={"config": settings, "key": key, "turn": turn},
                 batch_size=1,
                 num_cpus=ONE_TASK.each["CPU"],
                 memory=memory,
@@ -260,14 +264,14 @@ def _bytes(task: ShardTask) -> int:
     return sum(item.size or 0 for item in task.objects)
 
 
-def _convert(batch: dict[str, Any], config: str, key: str) -> dict[str, Any]:
+def _convert(batch: dict[str, Any], config: str, key: str, turn: Turn) -> dict[str, Any]:
     """Ray Data's interface around `_process_text`: {'task': (1,)} -> {'sidecar': [text]}."""
-    return {"sidecar": [_process_text(task, config, key) for task in batch["task"]]}
+    return {"sidecar": [_process_text(task, config, key, turn) for task in batch["task"]]}
 
 
-def _process_text(task: str, config: str, key: str = "") -> str:
+def _process_text(task: str, config: str, key: str = "", turn: Turn = at_once) -> str:
     """`process_shard` with JSON text as argument and result; `key` is for `begun`."""
     if key:
         begun(key)
     with placed(place):
-        return json.dumps(process_shard(ShardTask.from_json(task), PreprocessConfig(**json.loads(config))))
+        return json.dumps(process_shard(ShardTask.from_json(task), PreprocessConfig(**json.loads(config)), turn))

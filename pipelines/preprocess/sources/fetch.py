@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cli.plain_text import plain
+from pipelines.cluster.turns import Turn
 from pipelines.preprocess.sources.content import Content, Stamp, is_unchanged, read_content, stamped_size
-from pipelines.preprocess.sources.hub import Download, DownloadError, ahead
+from pipelines.preprocess.sources.hub import Download, DownloadError, ahead, at_once
 from pipelines.preprocess.sources.objects import SourceObject
 
 if TYPE_CHECKING:
@@ -37,10 +38,10 @@ class Fetched:
     is_new: bool = False
 
 
-def fetched(objects: Iterable[SourceObject], config: PreprocessConfig) -> Iterator[Fetched]:
+def fetched(objects: Iterable[SourceObject], config: PreprocessConfig, turn: Turn = at_once) -> Iterator[Fetched]:
     """Read or download the objects' files, in order. Runs in the worker that converts them."""
     if config.source == "objaverse":
-        yield from _downloaded(objects, Path(config.input), config.download_timeout_s)
+        yield from _downloaded(objects, Path(config.input), config.download_timeout_s, turn)
         return
     for item in objects:
         if item.content_sha256:  # a shape
@@ -50,8 +51,8 @@ def fetched(objects: Iterable[SourceObject], config: PreprocessConfig) -> Iterat
             yield Fetched(item=_with(item, found), stamps=found.stamps)
 
 
-def _downloaded(objects: Iterable[SourceObject], root: Path, limit_s: float) -> Iterator[Fetched]:
-    for item, download in ahead(objects, lambda item: Download(root, item.path, limit_s)):
+def _downloaded(objects: Iterable[SourceObject], root: Path, limit_s: float, turn: Turn) -> Iterator[Fetched]:
+    for item, download in ahead(objects, lambda item: Download(root, item.path, limit_s, turn)):
         try:
             download.result()
         except DownloadError as error:

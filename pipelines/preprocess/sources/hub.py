@@ -25,6 +25,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipelines.cluster.turns import Turn
+
 REPOSITORY = "allenai/objaverse"
 PARTS = ".incoming"  # below the folder: incomplete files
 STALL_S = 15.0  # longest wait for a byte or an answer
@@ -54,23 +56,33 @@ class DownloadError(Exception):
         self.again, self.wait_s = again, wait_s
 
 
-class Download:
-    """The download of a file of the hub to `folder / name`. A file that exists already is used as it is."""
+def at_once() -> float:
+    """The turn of a download that nothing limits."""
+    return 0.0
 
-    def __init__(self, folder: Path, name: str, limit_s: float) -> None:
-        self.file, self.limit_s = folder / name, limit_s
-        self.deadline = time.monotonic() + limit_s
+
+class Download:
+    """The download of a file of the hub to `folder / name`. A file that exists already is used as it is.
+
+    `turn` returns the seconds to wait before the download begins; they do not count against the limit.
+    """
+
+    def __init__(self, folder: Path, name: str, limit_s: float, turn: Turn = at_once) -> None:
+        self.file, self.limit_s, self.turn = folder / name, limit_s, turn
+        self.deadline = float("inf")
         self.is_new = not self.file.is_file()
-        self._done: Future[None] = Future()
+        self._begun, self._done = threading.Event(), Future[None]()
         if self.is_new:
             threading.Thread(
                 target=self._work, args=(folder, name), daemon=True
             ).start()  # a stalled download must not delay the exit
         else:
+            self._begun.set()
             self._done.set_result(None)
 
     def result(self) -> Path:
         """Wait for the file and return its path. DownloadError if it does not arrive within the limit."""
+        self._begun.wait()
         try:
             self._done.result(timeout=max(0.0, self.deadline - time.monotonic()) + GRACE_S)
         except TimeoutError:
@@ -79,6 +91,11 @@ class Download:
 
     def _work(self, folder: Path, name: str) -> None:
         try:
+            try:
+                time.sleep(self.turn())
+            finally:
+                self.deadline = time.monotonic() + self.limit_s
+                self._begun.set()
             self._done.set_result(fetch(folder, name, self.limit_s))
         except BaseException as error:  # raised in the waiting thread
             self._done.set_exception(error)

@@ -20,6 +20,7 @@ from g3pt import shapes
 from g3pt.data import datasets, reading, records
 from g3pt.data.inspection import Inspection
 from pipelines.cli.errors import UsageError
+from pipelines.cluster.turns import Turn
 from pipelines.evaluate.car import solid_of
 from pipelines.preprocess import config as preprocess_config
 from pipelines.preprocess import shards as stage
@@ -289,12 +290,12 @@ def test_four_workers_and_files_in_another_order_give_the_bytes_of_one(
     marks, convert, listed = tmp_path / "marks", stage._convert, [item.id for item in list_folder(meshes)]
     marks.mkdir()
 
-    def together(batch: dict[str, Any], config: str, key: str) -> dict[str, Any]:
+    def together(batch: dict[str, Any], config: str, key: str, turn: Turn) -> dict[str, Any]:
         (marks / str(os.getpid())).touch()
         deadline = time.monotonic() + 100
         while len(os.listdir(marks)) < 4 and time.monotonic() < deadline:
             time.sleep(0.02)
-        return convert(batch, config, key)
+        return convert(batch, config, key, turn)
 
     walk = os.walk
     monkeypatch.setattr(stage, "_convert", together)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cluster.turns import Turns
 from pipelines.preprocess.sources import hub as client
 from pipelines.preprocess.sources.hub import Download, DownloadError, ahead
 from tests.hub_server import HubServer, hub_server, use
@@ -79,6 +80,21 @@ def test_waiting_as_told_ends_with_the_limit(hub: HubServer, tmp_path: Path, mon
     hub.faults[NAME] = ["429"]
     with pytest.raises(DownloadError, match="download-timeout"):
         Download(tmp_path, NAME, 0.3).result()
+
+
+def test_two_workers_begin_downloads_at_the_rate_of_the_job(hub: HubServer, tmp_path: Path) -> None:
+    """Waiting for a turn takes nothing from the time of a download."""
+    turns, limit_s, rate = Turns(20.0), 60.0, 20.0
+    names = [f"glbs/000-000/{number}.glb" for number in range(10)]
+    hub.files |= dict.fromkeys(names, CONTENT)
+    begun = time.monotonic()
+    workers = [
+        ahead(names[k::2], lambda name, k=k: Download(tmp_path / str(k), name, limit_s, turns.take)) for k in (0, 1)
+    ]
+    found = [download for pair in zip(*workers, strict=True) for _, download in pair]
+    assert all(download.result().is_file() for download in found) and len(hub.asked("HEAD")) == 10
+    assert time.monotonic() - begun >= (len(names) - 1) / rate
+    assert max(download.deadline for download in found) - begun >= limit_s + (len(names) - 1) / rate
 
 
 def test_a_broken_connection_goes_on_where_it_broke(hub: HubServer, tmp_path: Path) -> None:
