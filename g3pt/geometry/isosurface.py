@@ -8,11 +8,11 @@ there, one block of marching cubes (132^3 * 5 B = 12 MB) and the mesh.
 Shapes: N points or cells, V vertices, F faces.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from g3pt.geometry.cleanup import unique_rows
+from g3pt.geometry.cleanup import clean, unique_rows
 from g3pt.geometry.search import CORNERS, Crossed, EmptyField, FullField, NoSurface, TooComplexField, search
 
 __all__ = [
@@ -20,10 +20,12 @@ __all__ = [
     "FullField",
     "NoSurface",
     "TooComplexField",
+    "cleaned_mesh",
     "default_coarse",
     "extract",
     "extract_many",
     "marching_cubes",
+    "search_many",
 ]
 
 MIN_COARSE = 32  # a separate part thinner than 2 / 32 can be missed between the first grid's points
@@ -68,9 +70,23 @@ def extract_many(
     answer: {index of the field: points (N, 3)} -> {index: values (N,)}, once per round for all unfinished searches. A
     field with few cells near its surface takes no more rounds than one with many. Memory: the sum of what each needs.
     """
+    found = {
+        number: field if isinstance(field, NoSurface) else marching_cubes(field)
+        for number, field in search_many(answer, count, resolution, coarse, level)
+    }
+    return [found[number] for number in range(count)]
+
+
+def search_many(
+    answer: Callable[[dict[int, np.ndarray]], dict[int, np.ndarray]],
+    count: int,
+    resolution: int = 128,
+    coarse: int | None = None,
+    level: float = 0.0,
+) -> Iterator[tuple[int, Crossed | NoSurface]]:
+    """(index, the crossed cells or why there are none) of each field, as its search ends: all that needs the field."""
     coarse = default_coarse(resolution) if coarse is None else coarse
     searches = {number: search(resolution, coarse, level) for number in range(count)}
-    found: dict[int, tuple[np.ndarray, np.ndarray] | NoSurface] = {}
     replies: dict[int, np.ndarray | None] = dict.fromkeys(searches)  # None starts a generator
     while replies:
         requests: dict[int, np.ndarray] = {}
@@ -78,11 +94,17 @@ def extract_many(
             try:
                 requests[number] = searches[number].send(values)
             except StopIteration as end:
-                found[number] = marching_cubes(end.value)
+                yield number, end.value
             except NoSurface as reason:
-                found[number] = reason
+                yield number, reason
         replies = dict(answer(requests)) if requests else {}
-    return [found[number] for number in range(count)]
+
+
+def cleaned_mesh(field: Crossed | NoSurface) -> tuple[np.ndarray, np.ndarray]:
+    """The cleaned surface in the crossed cells: vertices (V, 3), faces (F, 3). Raises a NoSurface."""
+    if isinstance(field, NoSurface):
+        raise field
+    return clean(*marching_cubes(field))
 
 
 def default_coarse(resolution: int) -> int:

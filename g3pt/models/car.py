@@ -17,7 +17,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from g3pt.config import CARConfig, CVQConfig, from_dict
 from g3pt.data.batches import rand_rows
 from g3pt.data.pictures import prepare_image
-from g3pt.models.decoding import decode_mesh
+from g3pt.models.decoding import decode_field, decode_mesh
 from g3pt.models.encoders import EXPORTED, NONE, SMALL_IMAGE, SMALL_TEXT, ImageEncoder, StoredEncoder, TextEncoder
 from g3pt.models.encoding import encode_mesh
 from g3pt.models.guidance import needed_passes
@@ -34,6 +34,9 @@ from g3pt.models.sampling import SampleConfig, check_keep_scales, row_settings, 
 from g3pt.models.tokenizer import CVQ
 from g3pt.models.transformer import CAR
 from g3pt.training.exports import Pretrained
+
+if TYPE_CHECKING:
+    from g3pt.geometry.search import Crossed, NoSurface
 
 
 class G3PT(nn.Module, Pretrained):
@@ -303,6 +306,10 @@ class G3PT(nn.Module, Pretrained):
         return torch.stack([found[row] for row in range(len(seeds))])
 
     @torch.inference_mode()
+    def decode_field(self, codes_S: Tensor, resolution: int = 128) -> Crossed | NoSurface:
+        """The part of `decode_mesh` that needs the model (`g3pt.models.decoding.decode_field`)."""
+        return decode_field(self.tokenizer, self.tokenizer.decode_latents(codes_S[None]), resolution)
+
     def decode_mesh(self, codes_S: Tensor, resolution: int = 128) -> tuple[np.ndarray, np.ndarray]:
         """Codes of one object -> (vertices float32 (V, 3), faces int64 (F, 3)), without floating fragments."""
         return decode_mesh(self.tokenizer, self.tokenizer.decode_latents(codes_S[None]), resolution)

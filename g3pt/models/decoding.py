@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from g3pt.geometry.search import NoSurface
+    from g3pt.geometry.search import Crossed, NoSurface
     from g3pt.models.tokenizer import CVQ
 
 CHUNK_GPU = 65536
@@ -99,6 +99,21 @@ def decode_mesh(
     if found.reason is not None:
         raise found.reason
     return found.vertices, found.faces
+
+
+def decode_field(
+    tokenizer: CVQ, latents_1LD: Tensor, resolution: int = 128, coarse: int | None = None
+) -> Crossed | NoSurface:
+    """The part of `decode_mesh` that needs the model: the cells that one object's surface crosses, or why none.
+
+    `geometry.isosurface.cleaned_mesh` makes the mesh of them.
+    """
+    from g3pt.geometry.isosurface import search_many
+
+    ((_, field),) = search_many(
+        lambda wanted: packed_logits(tokenizer, latents_1LD, wanted), len(latents_1LD), resolution, coarse
+    )
+    return field
 
 
 def group_size(resolution: int) -> int:

@@ -6,7 +6,8 @@ and after MAX_DEATHS deaths of its worker, which may have had another cause; all
 split is tried again after a death and ends the work with an error of its own, once everything else is done; its errors
 end the work at once. A lost node is no fault of the item: it is tried again up to MAX_NODES times.
 
-If GIVE_UP parts are lost before any has succeeded, the work itself is at fault and ends with the last error.
+A full disk and a lack of GPU memory end the work at once: all other items would meet them too. So does the GIVE_UPth
+lost part, and any later one, while more are lost than done: then the work itself is at fault.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.cli.errors import one_line
-from pipelines.cli.failures import doing, is_out_of_memory, root_cause
+from pipelines.cli.failures import PLAIN, doing, is_out_of_memory, root_cause
 
 MAX_DEATHS = 3  # of workers at one part that cannot be split
 MAX_NODES = 10  # nodes lost under one item
@@ -47,6 +48,12 @@ class Lost:
         cause = root_cause(self.error)
         name = "worker-died" if isinstance(cause, (Died, NodeLost)) else type(cause).__name__
         return f"{name}: {cause.__dict__.get('first_said') or one_line(cause)}"
+
+
+def is_of_the_machine(error: Exception) -> bool:
+    """Whether other items would fail in the same way: too little GPU memory, a full disk, no permission."""
+    cause = root_cause(error)
+    return is_out_of_memory(error) or (isinstance(cause, OSError) and cause.errno in PLAIN)
 
 
 @dataclass
@@ -81,9 +88,9 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.left)
 
-    def take(self) -> Piece | None:
-        """The next piece; None if there is none now."""
-        return self.left.popleft() if self.left else None
+    def take(self) -> Piece:
+        """The next piece; there must be one."""
+        return self.left.popleft()
 
     def done(self, piece: Piece, result: Any) -> tuple[int, Any]:
         """(index, result) of a piece that succeeded."""
@@ -93,7 +100,7 @@ class Pieces:
     def failed(self, piece: Piece, error: Exception) -> Iterator[tuple[int, Lost]]:
         """Put a failed piece back, whole or in halves, or yield (index, Lost). Raises what ends the work."""
         died = isinstance(error, (Died, NodeLost))
-        if is_out_of_memory(error) or (not died and self.split is None):
+        if is_of_the_machine(error) or (not died and self.split is None):
             raise error
         if isinstance(error, NodeLost) and piece.nodes < MAX_NODES:
             piece.nodes += 1
@@ -114,7 +121,7 @@ class Pieces:
         if self.split is None:
             self.unsplit.append(lost)
             return
-        if not self.num_done and self.num_lost >= GIVE_UP:
+        if self.num_lost >= max(GIVE_UP, self.num_done + 1):
             raise error
         yield piece.index, lost
 

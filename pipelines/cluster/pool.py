@@ -5,6 +5,10 @@ Ray each actor has one worker and one item at a time. All actors are asked for a
 work, the others are what an autoscaler sees, and begin when there is room. An actor without an item ends. What a
 failure costs is in `pipelines.cluster.pieces`.
 
+Two stages: a worker's `run` may return parts, and a function `finish` what becomes of each. Actors with a GPU pass
+their parts on to tasks on CPUs, and take the next item at once; an actor waits only if `backlog` items are unfinished.
+Actors on CPUs finish their parts themselves, since they hold the CPUs that tasks would need.
+
 Ours: a loop of our own over Ray's actors. Ray Data's pool repeats a block whose actor died, or drops it; it cannot try
 its halves, and its tasks of a second stage wait for CPUs that its actors hold. `ray.util.ActorPool` replaces no actor.
 """
@@ -12,17 +16,19 @@ its halves, and its tasks of a second stage wait for CPUs that its actors hold. 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.cli.failures import is_deterministic, placed
+from pipelines.cli.progress import say
 from pipelines.cluster import session
 from pipelines.cluster.pieces import Died, NodeLost, Piece, Pieces, Split
 from pipelines.cluster.place import place
 from pipelines.cluster.waiting import Need, asked, begun
 
+LEAST_BACKLOG = 8  # items in the second stage, or two per CPU: their parts wait in Ray's object store
 MAX_LOADS = 3  # actors in a row that die while they load their model
 WORKING_BYTES = 2**30  # of a worker beside its weights
 
@@ -64,8 +70,11 @@ def run_items(
     stage: str = "work",
     split: Split | None = None,
     name: Callable[[Any], str] = str,
+    finish: Callable[[Any], Any] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """(index, result) of each item, as they are done; in this process in their order.
+
+    With `finish` the result is the list of `finish(part)` of the parts that `run` returns or yields.
 
     `stage` names the work in lines about waiting. `split` returns the halves of an item: an item that fails is then
     tried in halves, each with a result of its own, and what fails by itself has a `pieces.Lost` as its result. Without
@@ -74,10 +83,11 @@ def run_items(
     """
     pieces, num_actors = Pieces(items, split), pool.num_actors(len(items))
     if num_actors:
-        yield from _on_ray(worker, arguments, pieces, num_actors, pool, stage)
+        yield from _on_ray(worker, arguments, pieces, num_actors, pool, stage, finish)
     elif items:
-        here = worker(*arguments)
-        while piece := pieces.take():
+        here = worker(*arguments) if finish is None else BothStages(worker, arguments, finish)
+        while pieces:
+            piece = pieces.take()
             try:
                 result = here.run(piece.item)
             except Exception as error:
@@ -88,14 +98,26 @@ def run_items(
 
 
 def _on_ray(
-    worker: type[Worker], arguments: Sequence[Any], pieces: Pieces, num_actors: int, pool: Pool, stage: str
+    worker: type[Worker],
+    arguments: Sequence[Any],
+    pieces: Pieces,
+    num_actors: int,
+    pool: Pool,
+    stage: str,
+    finish: Callable[[Any], Any] | None,
 ) -> Iterator[tuple[int, Any]]:
     import ray
 
     request, _ = session.actor_resources(pool.device, pool.memory)
+    if finish and "num_gpus" not in request:
+        worker, arguments, finish = BothStages, (worker, arguments, finish), None
+    backlog = max(LEAST_BACKLOG, 2 * int(ray.cluster_resources().get("CPU", 0)))
     with asked(stage, one_actor(request)) as key:
         # Put once: it may hold a library of point clouds.
-        yield from drive(pieces, num_actors, RayCrew(worker, ray.put(tuple(arguments)), key, request))
+        crew = RayCrew(worker, ray.put(tuple(arguments)), key, request, finish)
+        waits = yield from drive(pieces, num_actors, crew, backlog if finish else 0)
+    if waits:
+        say(f"{stage}: GPUs waited {waits} times for CPUs to finish what they had made; more CPUs would help")
 
 
 def one_actor(request: dict[str, float]) -> Need:
@@ -112,6 +134,17 @@ def model_memory(export: Path) -> float:
     return 2.0 * sum(file.stat().st_size for file in export.glob("*.safetensors")) + WORKING_BYTES
 
 
+class BothStages:
+    """A worker that finishes its own parts."""
+
+    def __init__(self, worker: type[Worker], arguments: Sequence[Any], finish: Callable[[Any], Any]) -> None:
+        self.worker, self.finish = worker(*arguments), finish
+
+    def run(self, item: Any) -> list[Any]:
+        """What `finish` returns of each part, one after another."""
+        return [self.finish(part) for part in self.worker.run(item)]
+
+
 class Crew(Protocol):
     """Actors somewhere. A ticket is a call that is under way."""
 
@@ -124,73 +157,124 @@ class Crew(Protocol):
     def next_of(self, tickets: Sequence[Any]) -> Any:
         """The first ticket that is done; waits for it."""
 
-    def result(self, ticket: Any, actor: Any) -> Any:
+    def result(self, ticket: Any) -> Any:
         """What a call returned; raises its error, Died or NodeLost."""
+
+    def finish(self, ticket: Any) -> Any:
+        """The ticket of the second stage of an item whose work is done, somewhere else than in its actor."""
 
     def end(self, actor: Any) -> None:
         """End an actor, at work or not."""
 
 
-def drive(pieces: Pieces, num_actors: int, crew: Crew) -> Iterator[tuple[int, Any]]:
-    """Give the pieces to at most `num_actors` actors; yield (index, result) of each. All actors end with it."""
+def drive(pieces: Pieces, num_actors: int, crew: Crew, backlog: int = 0) -> Generator[tuple[int, Any], None, int]:
+    """Give the pieces to at most `num_actors` actors; yield (index, result) of each. All actors end with it.
+
+    If there is a second stage, at most `backlog` pieces are in it. Returns how often an actor waited for that.
+    """
     loading: dict[Any, Any] = {}  # ticket -> actor
     working: dict[Any, tuple[Any, Piece]] = {}
-    loads = 0
+    finishing: dict[Any, Piece] = {}
+    idle: list[Any] = []
+    loads = waits = 0
     try:
-        while pieces or working:
-            while len(loading) + len(working) < min(num_actors, len(pieces) + len(working)):
+        while pieces or working or finishing:
+            while len(loading) + len(working) + len(idle) < min(num_actors, len(pieces) + len(working)):
                 actor, ticket = crew.hire()
                 loading[ticket] = actor
-            done = crew.next_of([*working, *loading])
-            is_fit = True
+            done = crew.next_of([*working, *finishing, *loading])
+            has_worked = done in working
             if done in loading:
                 try:
-                    crew.result(done, loading[done])
+                    crew.result(done)
                     loads = 0
+                    idle.append(loading.pop(done))
                 except (Died, NodeLost):
-                    is_fit, loads = False, loads + 1
+                    loads += 1
                     if loads == MAX_LOADS:
                         raise
-                actor = loading.pop(done)
-            else:
-                actor, piece = working[done]
+                    crew.end(loading.pop(done))
+            elif done in finishing:
+                piece = finishing.pop(done)
                 try:
-                    result = crew.result(done, actor)
+                    result = crew.result(done)
                 except Exception as error:
-                    is_fit = is_deterministic(error)  # an error of a GPU stays in its process
                     yield from pieces.failed(piece, error)
                 else:
                     yield pieces.done(piece, result)
-                del working[done]
-            if is_fit and (piece := pieces.take()):
-                working[crew.start(actor, piece.item)] = (actor, piece)
             else:
-                crew.end(actor)
-            while loading and not pieces:
-                crew.end(loading.popitem()[1])
+                actor, piece = working[done]
+                try:
+                    result = crew.result(done)
+                except Exception as error:
+                    del working[done]
+                    # An error of a GPU stays in its process.
+                    idle.append(actor) if is_deterministic(error) else crew.end(actor)
+                    yield from pieces.failed(piece, error)
+                else:
+                    if backlog:
+                        finishing[crew.finish(done)] = piece
+                    del working[done]
+                    idle.append(actor)
+                    if not backlog:
+                        yield pieces.done(piece, result)
+            while idle and pieces and (not backlog or len(finishing) < backlog):
+                actor, piece = idle.pop(), pieces.take()
+                working[crew.start(actor, piece.item)] = (actor, piece)
+            waits += bool(has_worked and idle and pieces)
+            if not pieces:
+                for actor in [*idle, *loading.values()]:
+                    crew.end(actor)
+                idle, loading = [], {}
     finally:
-        for actor in [*loading.values(), *(actor for actor, _ in working.values())]:
+        for actor in [*idle, *loading.values(), *(actor for actor, _ in working.values())]:
             crew.end(actor)
+    return waits
 
 
 class RayCrew:
     """Actors on Ray. Items and results travel pickled, so that arrays can be written to on the other side."""
 
-    def __init__(self, worker: type[Worker], arguments: Any, key: str, request: dict[str, float]) -> None:
+    def __init__(
+        self,
+        worker: type[Worker],
+        arguments: Any,
+        key: str,
+        request: dict[str, float],
+        finish: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.second = finish and pickle.dumps(finish)
+        self.parts: dict[Any, Any] = {}  # of the items whose first stage is under way or done
+        self.actors: dict[Any, Any] = {}  # ticket -> actor
+        self.nodes: dict[Any, str] = {}  # actor -> the node that it runs on, once it is known
         self.arguments = (worker, [arguments], key)  # in a list Ray passes the reference, not what it refers to
         self.options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, **request}
-        self.nodes: dict[Any, str] = {}
 
     def hire(self) -> tuple[Any, Any]:
         """A new actor, and the ticket of its loading."""
         import ray
 
         actor = ray.remote(_Actor).options(**self.options).remote()
-        return actor, actor.load.remote(*self.arguments)
+        ticket = actor.load.remote(*self.arguments)
+        self.actors[ticket] = actor
+        return actor, ticket
 
     def start(self, actor: Any, item: Any) -> Any:
         """The ticket of an item's work."""
-        return actor.run.remote(pickle.dumps(item))
+        if self.second is None:
+            ticket = actor.run.remote(pickle.dumps(item))
+        else:
+            ticket, parts = actor.run_first.options(num_returns=2).remote(pickle.dumps(item))
+            self.parts[ticket] = parts
+        self.actors[ticket] = actor
+        return ticket
+
+    def finish(self, ticket: Any) -> Any:
+        """The ticket of the second stage of an item whose work is done: a task on a CPU."""
+        import ray
+
+        task = ray.remote(_finish_parts).options(num_cpus=1, max_retries=0)
+        return task.remote(self.second, self.parts.pop(ticket))
 
     def next_of(self, tickets: Sequence[Any]) -> Any:
         """The first ticket that is done; waits for it."""
@@ -198,16 +282,18 @@ class RayCrew:
 
         return ray.wait(list(tickets), num_returns=1, fetch_local=False)[0][0]
 
-    def result(self, ticket: Any, actor: Any) -> Any:
+    def result(self, ticket: Any) -> Any:
         """What a call returned; raises its error, Died or NodeLost."""
         import ray
 
+        actor = self.actors.pop(ticket, None)
         try:
             node, result = ray.get(ticket)
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.OutOfMemoryError) as error:
-            self.end(actor)
+        except _deaths() as error:
+            self.parts.pop(ticket, None)
             raise self._why(error, self.nodes.get(actor)) from error
-        self.nodes[actor] = node
+        if actor is not None:
+            self.nodes[actor] = node
         return pickle.loads(result)
 
     def _why(self, error: BaseException, node: str | None) -> Exception:
@@ -215,8 +301,8 @@ class RayCrew:
 
         alive = {each["NodeID"] for each in ray.nodes() if each["Alive"]}
         said = " ".join(str(error).split())
-        is_lost = getattr(error, "preempted", False) or (node is not None and node not in alive)
-        return NodeLost(said) if is_lost else Died(said)
+        is_lost = getattr(error, "preempted", False) or isinstance(error, ray.exceptions.ObjectLostError)
+        return NodeLost(said) if is_lost or (node is not None and node not in alive) else Died(said)
 
     def end(self, actor: Any) -> None:
         """End an actor, at work or not."""
@@ -242,3 +328,30 @@ class _Actor:
         """The worker's result of a pickled item."""
         with placed(place):
             return self.node, pickle.dumps(self.worker.run(pickle.loads(item)))
+
+    def run_first(self, item: bytes) -> tuple[tuple[str, bytes], bytes]:
+        """The first stage of a pickled item: what `run` returns without a result, and the pickled parts."""
+        with placed(place):
+            parts = list(self.worker.run(pickle.loads(item)))
+            return (self.node, pickle.dumps(None)), pickle.dumps(parts)
+
+
+def _finish_parts(finish: bytes, parts: bytes) -> tuple[str, bytes]:
+    """The second stage: this node, and the pickled results of the parts."""
+    import ray
+
+    with placed(place):
+        function = pickle.loads(finish)
+        return ray.get_runtime_context().get_node_id(), pickle.dumps([function(part) for part in pickle.loads(parts)])
+
+
+def _deaths() -> tuple[type[Exception], ...]:
+    """Errors of Ray that say nothing about the work itself."""
+    from ray import exceptions
+
+    return (
+        exceptions.RayActorError,
+        exceptions.WorkerCrashedError,
+        exceptions.OutOfMemoryError,
+        exceptions.ObjectLostError,
+    )

@@ -65,8 +65,10 @@ class GenerateConfig(DryRun, OnRay, Replace):
     """simplify a mesh to this many faces if it stays closed; 0 keeps all"""
     format: Literal["glb", "obj", "ply", "stl"] = "glb"
     """mesh file format; y is up in all, unless the model's data had other axes"""
+    verify: bool = False
+    """find finished meshes by sha256, not by size and time"""
     num_workers: int | None = None
-    """workers, each with one GPU, or one CPU if the cluster has no GPU; default all"""
+    """workers, each with a GPU, or a CPU if there is none; default all"""
 
     def __post_init__(self) -> None:
         if self.model is None:

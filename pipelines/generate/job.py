@@ -1,17 +1,20 @@
 """Generation, prompts to meshes: a batch job that writes one mesh and one small record per sample, and a manifest at
 the end.
 
-Batches of samples go to a pool of actors that hold the model. A job that is started again skips finished samples. An
+Batches of samples go to a pool of actors that hold the model; if these have GPUs, meshes are made of what they decode
+by tasks on CPUs (`pipelines.generate.sample_maker`). A job that is started again skips finished samples. An
 invalid prompt is recorded as failed in `manifest.parquet`, and the job continues.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ from pipelines.cluster.pool import Pool, model_memory, run_items
 from pipelines.cluster.storage import check_arrived, join
 from pipelines.generate.config import GenerateConfig, naming_flags
 from pipelines.generate.prompts import Sample, keep_pictures, output_folder, plan, reasons
-from pipelines.generate.sample_maker import BATCH, SampleMaker, batches, record_failed
+from pipelines.generate.sample_maker import SampleMaker, batch_size, batches, record_failed, write_sample
 from pipelines.generate.sample_records import SampleFolder, identity, job_settings
 from pipelines.generate.source import Sources
 from pipelines.runs.locks import alone_in
@@ -41,6 +44,9 @@ from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, DatasetInput, code
 from pipelines.tracking.tracked import Outcome, WritePage, logged
 
+READERS = (
+    8  # threads that look at finished samples: they wait for the file system, and hashing releases the interpreter
+)
 MANIFEST = pa.schema(
     [("sample", pa.string()), ("id", pa.string()), ("text", pa.string()), ("image", pa.string()), ("seed", pa.int64())]
     + [
@@ -107,7 +113,7 @@ def _generate(
     """The body of `generate`; `good` are the samples with valid prompts, with their identities."""
     folder = SampleFolder.of(output)
     check_settings(config, folder, good)
-    todo = [sample for sample, wanted in good.items() if not folder.is_done(sample, wanted)]
+    todo = not_done(folder, good, verify=config.verify)
     print(
         f"generate: {len(good)} samples, {len(good) - len(todo)} made before, {len(samples) - len(good)} bad rows",
         *reasons(samples),
@@ -145,6 +151,13 @@ def _convert_source(config: GenerateConfig, folder: SampleFolder, sample: Sample
         raise UsageError(f"--from-mesh {config.from_mesh}: {error}") from error
     finally:
         sources.close()
+
+
+def not_done(folder: SampleFolder, good: dict[Sample, str], *, verify: bool) -> list[Sample]:
+    """The samples to make, in order; files are looked at READERS at a time."""
+    with ThreadPoolExecutor(READERS) as readers:
+        done = readers.map(lambda known: folder.is_done(*known, verify=verify), good.items())
+        return [sample for sample, is_done in zip(good, done, strict=True) if not is_done]
 
 
 def check_settings(config: GenerateConfig, folder: SampleFolder, good: dict[Sample, str]) -> None:
@@ -202,15 +215,18 @@ def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: 
         memory=model_memory(find_export(model)),
     )
     with Progress("generate", len(todo), "samples", tokens_per_unit=tokens) as progress:
-        size = max(1, min(BATCH, -(-len(todo) // max(1, pool.num_actors(len(todo))))))
+        size = batch_size(len(todo), pool.num_actors(len(todo)))
         done = failed = 0
-        for _, made in run_items(SampleMaker, arguments, list(batches(todo, size)), pool, "generate", split=halves):
+        write = functools.partial(write_sample, config, model_hash)
+        work = list(batches(todo, size))
+        for _, made in run_items(SampleMaker, arguments, work, pool, "generate", split=halves, finish=write):
             if isinstance(made, Lost):
                 record_failed(config, model_hash, made.item, made.reason)
                 done, failed = done + len(made.item), failed + len(made.item)
             else:
-                check_arrived(made["files"], made["node"])
-                done, failed = done + made["made"], failed + made["failed"]
+                for one in made:
+                    check_arrived(one["files"], one["node"])
+                done, failed = done + len(made), failed + sum(one["failed"] for one in made)
             progress.show(done, failed=failed)
 
 

@@ -1,4 +1,5 @@
-"""SampleMaker, the worker that makes meshes from samples with a generator.
+"""Samples to meshes in two stages: SampleMaker, the worker with the generator, draws codes and decodes them as far as
+the model is needed; `write_sample` makes the mesh and writes it with its record, on any CPU.
 
 Batches are consecutive samples; a sample's codes do not depend on its batch (`G3PT.sample_codes`), so that a batch at
 which a worker fails is made again in halves. Finished samples of it are not made again.
@@ -9,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.cli.errors import one_line
 from pipelines.cli.failures import doing, remedied
@@ -19,11 +21,32 @@ from pipelines.cluster.session import torch_device
 from pipelines.cluster.storage import sizes_of
 from pipelines.generate.config import GenerateConfig, coarser
 from pipelines.generate.prompts import BAD_PROMPT, Sample, naming_picture
-from pipelines.generate.sample_records import NOT_MADE, SampleFolder, identity, job_settings
+from pipelines.generate.sample_records import NOT_MADE, SampleFolder, identity, job_settings, stamp
 from pipelines.generate.source import Sources
 from pipelines.preprocess.sources.content import read_content
 
+if TYPE_CHECKING:
+    from g3pt.geometry.search import Crossed, NoSurface
+
 BATCH = 8  # samples per batch
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the first stage leaves of a sample: the cells that its surface crosses, or why there are none."""
+
+    sample: Sample
+    field: Crossed | NoSurface | None = None  # None: made before, or failed
+    error: str = ""
+    note: str = ""
+    num_tokens: int = 0
+    seconds_sampling: float = 0.0
+    seconds_searching: float = 0.0
+
+
+def batch_size(num_samples: int, num_actors: int) -> int:
+    """Samples per batch: BATCH, or fewer if each actor then has work."""
+    return max(1, min(BATCH, -(-num_samples // max(1, num_actors))))
 
 
 def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
@@ -46,7 +69,7 @@ def record_failed(config: GenerateConfig, model_hash: str, samples: Sequence[Sam
 
 
 class SampleMaker:
-    """A worker with a generator. Makes batches of samples and writes their meshes and records."""
+    """A worker with a generator: the first stage of a batch of samples."""
 
     def __init__(self, config: dict[str, Any], model_hash: str) -> None:
         import torch
@@ -59,24 +82,19 @@ class SampleMaker:
         self.model = G3PT.from_pretrained(self.config.model).to(torch_device())
         self.sources = Sources(folder=self.folder.output, tokenizer=self.model.tokenizer.config)
 
-    def run(self, samples: list[Sample]) -> dict[str, Any]:
-        """Make one batch; return how many samples have a record now (made), how many of them failed, this node, and the
-        files (path -> bytes) of the batch.
-        """
+    def run(self, samples: list[Sample]) -> Iterator[Drawn]:
+        """Yield what each sample of a batch becomes; those that are done already first."""
         what = f"making {samples[0].name}" + (f" to {samples[-1].name}" if len(samples) > 1 else "")
         with doing(what), remedied(lambda: coarser(self.config.resolution)):
-            self._make([s for s in samples if not self.folder.is_done(s, self._identity(s))])
-            records = {sample: self.folder.read(sample) or {} for sample in samples}
-        ok = [record for record in records.values() if record.get("status") == "ok"]
-        files = [self.folder.record_file(s) for s in samples] + [self.folder.output / each["file"] for each in ok]
-        return {
-            "made": len(samples),
-            "failed": len(samples) - len(ok),
-            "node": node_name(),
-            "files": sizes_of(files),
-        }
+            done = [
+                s
+                for s in samples
+                if self.folder.is_done(s, identity(self.config, s, self.model_hash), verify=self.config.verify)
+            ]
+            yield from map(Drawn, done)
+            yield from self._draw([s for s in samples if s not in done])
 
-    def _make(self, samples: list[Sample]) -> None:
+    def _draw(self, samples: list[Sample]) -> Iterator[Drawn]:
         import torch
 
         started, encoded, kept, known = time.perf_counter(), [], [], []
@@ -88,7 +106,7 @@ class SampleMaker:
                 known.append(codes_T)
                 kept.append((sample, note))
             except (ValueError, OSError) as error:  # OSError: the disk's
-                self._record(sample, status="failed", error=f"{BAD_PROMPT}{one_line(error)}")
+                yield Drawn(sample, error=f"{BAD_PROMPT}{one_line(error)}")
         self.sources.close()
         if not kept:
             return
@@ -99,7 +117,9 @@ class SampleMaker:
         codes_BS = self.model.sample_encoded(text_BC, image_BMC, seeds, settings, BATCH, known)
         seconds = (time.perf_counter() - started) / len(kept)
         for (sample, note), codes_S in zip(kept, codes_BS, strict=True):
-            self._decode(sample, codes_S, note, seconds)
+            begun = time.perf_counter()
+            field = self.model.decode_field(codes_S, self.config.resolution)
+            yield Drawn(sample, field, "", note, len(codes_S), seconds, time.perf_counter() - begun)
 
     def _known(self, sample: Sample) -> Any:
         """The codes that the sample keeps of the mesh it varies; none without a mesh."""
@@ -128,38 +148,52 @@ class SampleMaker:
         with naming_picture(sample.image):
             return cut_out(content, self.model.config.image_size)
 
-    def _decode(self, sample: Sample, codes_S: Any, note: str, sampling_seconds: float) -> None:
-        """Decode codes to the sample's mesh file and write its record."""
-        from g3pt.geometry.cleanup import simplify
-        from g3pt.geometry.files import write_mesh
-        from g3pt.geometry.isosurface import NoSurface
-        from g3pt.geometry.quality import is_watertight
 
-        begun = time.perf_counter()
-        seconds = {"seconds_sampling": sampling_seconds, "tokens_per_s": len(codes_S) / sampling_seconds}
-        try:
-            vertices, faces = self.model.decode_mesh(codes_S, self.config.resolution)
-        except NoSurface as error:
-            seconds |= {"seconds_decoding": time.perf_counter() - begun}
-            self._record(sample, status="failed", error=f"{error.status}: {one_line(error)}", note=note, **seconds)
-            return
-        if self.config.max_faces:
-            vertices, faces, kept = simplify(vertices, faces, self.config.max_faces)
-            note = "; ".join(filter(None, (note, kept)))
-        watertight = is_watertight(vertices, faces)
-        decoded = time.perf_counter()
-        file = self.folder.mesh_file(sample, self.config.format)
-        write_mesh(self.folder.output / file, vertices, faces)
-        digest = hashlib.sha256((self.folder.output / file).read_bytes()).hexdigest()
-        seconds |= {"seconds_decoding": decoded - begun, "seconds_writing": time.perf_counter() - decoded}
-        self._record(sample, status="ok", error="", note=note, file=file, sha256=digest, vertices=len(vertices),
-                     faces=len(faces),
-                     watertight=watertight, **seconds)  # fmt: skip
+def write_sample(config: GenerateConfig, model_hash: str, drawn: Drawn) -> dict[str, Any]:
+    """The second stage: write the sample's mesh and record; return whether it `failed`, this node, and its files (path
+    -> bytes).
+    """
+    folder, sample = SampleFolder.of(Path(config.output)), drawn.sample
+    with doing(f"writing {sample.name}"):
+        if drawn.field is not None or drawn.error:
+            found = {"status": "failed", "error": drawn.error} if drawn.error else _made(config, folder, drawn)
+            seconds = sum(value for name, value in found.items() if name.startswith("seconds_"))
+            settings = job_settings(config)
+            folder.write(sample, identity(config, sample, model_hash), settings=settings, seconds=seconds, **found)
+        record = folder.read(sample) or {}
+    is_ok = record.get("status") == "ok"
+    files = [folder.record_file(sample), *([folder.output / record["file"]] if is_ok else [])]
+    return {"failed": not is_ok, "node": node_name(), "files": sizes_of(files)}
 
-    def _identity(self, sample: Sample) -> str:
-        return identity(self.config, sample, self.model_hash)
 
-    def _record(self, sample: Sample, **found: Any) -> None:
-        seconds = {"seconds": sum(value for name, value in found.items() if name.startswith("seconds_"))}
-        settings = job_settings(self.config)
-        self.folder.write(sample, self._identity(sample), settings=settings, **seconds, **found)
+def _made(config: GenerateConfig, folder: SampleFolder, drawn: Drawn) -> dict[str, Any]:
+    """Make and write a sample's mesh; return the record's entries."""
+    from g3pt.geometry.cleanup import simplify
+    from g3pt.geometry.files import write_mesh
+    from g3pt.geometry.isosurface import cleaned_mesh
+    from g3pt.geometry.quality import is_watertight
+    from g3pt.geometry.search import NoSurface
+
+    begun, note, sampling = time.perf_counter(), drawn.note, drawn.seconds_sampling
+    seconds = {"seconds_sampling": sampling, "tokens_per_s": drawn.num_tokens / sampling}
+    try:
+        vertices, faces = cleaned_mesh(drawn.field)
+    except NoSurface as error:
+        decoding = drawn.seconds_searching + time.perf_counter() - begun
+        reason = f"{error.status}: {one_line(error)}"
+        return {"status": "failed", "error": reason, "note": note, **seconds, "seconds_decoding": decoding}
+    if config.max_faces:
+        vertices, faces, kept = simplify(vertices, faces, config.max_faces)
+        note = "; ".join(filter(None, (note, kept)))
+    watertight = is_watertight(vertices, faces)
+    decoded = time.perf_counter()
+    file = folder.mesh_file(drawn.sample, config.format)
+    write_mesh(folder.output / file, vertices, faces)
+    digest = hashlib.sha256((folder.output / file).read_bytes()).hexdigest()
+    seconds |= {
+        "seconds_decoding": drawn.seconds_searching + decoded - begun,
+        "seconds_writing": time.perf_counter() - decoded,
+    }
+    counts = {"vertices": len(vertices), "faces": len(faces), "watertight": watertight}
+    written = {"file": file, "sha256": digest, "stamp": stamp(folder.output / file)}
+    return {"status": "ok", "error": "", "note": note, **written, **counts, **seconds}

@@ -2,7 +2,8 @@
 
 A sample's identity is the hash of its prompt, seed, settings and model. Its mesh is renamed into place, then its
 record, which also has the job's settings in words. A sample is done if its record has its identity and its mesh the
-recorded sha256. A sample without a surface is also done: another try would give none either. Up to FLAT samples are
+recorded size and time of change, or else the recorded sha256; `verify` compares the sha256 of each. A sample without a
+surface is also done: another try would give none either. Up to FLAT samples are
 kept flat, meshes in the output folder and records in samples/. A folder begun for more samples keeps both in 256
 subfolders, chosen by a hash of the sample's name, whatever later jobs add to it.
 """
@@ -104,15 +105,24 @@ class SampleFolder:
         if before and before != found.get("file"):
             (self.output / before).unlink(missing_ok=True)
 
-    def is_done(self, sample: Sample, wanted: str) -> bool:
+    def is_done(self, sample: Sample, wanted: str, *, verify: bool = False) -> bool:
         """Whether the sample with this identity is done."""
         record = self.read_of(sample, wanted)
         if record is None or record["status"] != "ok":
             return record is not None and not record["error"].startswith((BAD_PROMPT, NOT_MADE))
+        mesh = self.output / record["file"]
         try:
-            return hashlib.sha256((self.output / record["file"]).read_bytes()).hexdigest() == record["sha256"]
+            if not verify and stamp(mesh) == record.get("stamp"):
+                return True
+            return hashlib.sha256(mesh.read_bytes()).hexdigest() == record["sha256"]
         except FileNotFoundError:
             return False
+
+
+def stamp(file: Path) -> list[int]:
+    """Size in bytes and time of change in ns, which change when the file does."""
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _subfolder(name: str) -> str:

@@ -2,6 +2,7 @@
 names for what has no mesh.
 """
 
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import trimesh
 from torch import Tensor
 
-from g3pt.geometry.isosurface import EmptyField
+from g3pt.geometry.isosurface import EmptyField, cleaned_mesh
 from g3pt.models import decoding
 from g3pt.models.decoding import Decoded, decode_mesh, decode_meshes, logits, packed_pieces
 from g3pt.models.tokenizer import CVQ
@@ -36,6 +37,10 @@ def test_the_generator_and_the_evaluation_decode_in_one_place(monkeypatch: pytes
     assert len(faces) and max(sizes) == decoding.CHUNK_CPU and sum(sizes) == 33**3
     again = decode_mesh(model.tokenizer, latents_BLD, resolution=32, coarse=32)
     assert np.array_equal(again[0], vertices) and np.array_equal(again[1], faces)
+    parts = cleaned_mesh(pickle.loads(pickle.dumps(model.decode_field(codes_S, resolution=32))))
+    assert np.array_equal(parts[0], vertices) and np.array_equal(parts[1], faces), "the same on another machine"
+    with pytest.raises(EmptyField, match="nothing"):
+        cleaned_mesh(pickle.loads(pickle.dumps(EmptyField("nothing"))))
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from g3pt.config import CVQConfig
+from g3pt.geometry import isosurface
 from g3pt.geometry.convert import ConvertConfig
 from g3pt.geometry.reading import MeshError
 from g3pt.models import encoding
@@ -32,7 +33,7 @@ from pipelines.generate import job, sample_records, source
 from pipelines.generate.config import GenerateConfig
 from pipelines.generate.job import generate
 from pipelines.generate.prompts import plan
-from pipelines.generate.sample_maker import SampleMaker
+from pipelines.generate.sample_maker import SampleMaker, write_sample
 from pipelines.generate.sample_records import identity
 from pipelines.generate.source import Sources
 from pipelines.preprocess import sandbox
@@ -134,6 +135,31 @@ def test_a_run_started_again_makes_only_what_is_missing(
     made.clear()
     generate(dataclasses.replace(config, temperature=0.5, replace=True), use_ray=False)
     assert len(made) == 3
+
+
+def test_a_start_reads_no_finished_mesh_unless_its_stamp_changed_or_it_is_asked_to(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, read = settings(model, tmp_path, text="a chair", num=3), []
+    generate(config, use_ray=False)
+    before = [tmp_path / "out" / row["file"] for row in manifest(tmp_path)]
+    contents = [file.read_bytes() for file in before]
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda file: read.append(file) or read_bytes(file))
+    meshes = lambda: [file.name for file in read if file.suffix == ".glb"]  # noqa: E731
+    generate(config, use_ray=False)
+    assert meshes() == []
+    os.utime(before[0])  # copied by a program that keeps no times
+    generate(config, use_ray=False)
+    assert meshes() == [before[0].name]
+    times = before[1].stat().st_atime_ns, before[1].stat().st_mtime_ns
+    before[1].write_bytes(bytes([contents[1][0] ^ 1]) + contents[1][1:])
+    os.utime(before[1], ns=times)
+    read.clear()
+    generate(config, use_ray=False)
+    assert meshes() == [before[0].name] and read_bytes(before[1]) != contents[1]
+    generate(dataclasses.replace(config, verify=True), use_ray=False)
+    assert [read_bytes(file) for file in before] == contents
 
 
 def test_bad_rows_become_failed_rows(model: Path, tmp_path: Path) -> None:
@@ -272,7 +298,10 @@ def test_a_picture_that_changed_meanwhile_is_not_used(model: Path, tmp_path: Pat
     (sample,) = plan(config)
     other = dataclasses.replace(sample, image_sha256="0")
     maker = SampleMaker(dataclasses.asdict(config), "0")
-    assert maker.run([other])["failed"] == 1 and "changed while the job ran" in maker.folder.read(other)["error"]
+    (drawn,) = maker.run([other])
+    assert (
+        write_sample(config, "0", drawn)["failed"] and "changed while the job ran" in maker.folder.read(other)["error"]
+    )
 
 
 def test_a_picture_used_whole_is_said(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -317,14 +346,13 @@ def test_a_sample_that_does_not_arrive_ends_the_job(
 ) -> None:
     """A worker on another machine wrote it into a folder of its own."""
     monkeypatch.setattr(storage, "SEEN_WITHIN_S", 0.1)
-    run = SampleMaker.run
 
-    def elsewhere(self: SampleMaker, samples: list) -> dict:
-        made = run(self, samples)
+    def elsewhere(*arguments: Any) -> dict:
+        made = write_sample(*arguments)
         (tmp_path / "out" / "sample-s0.glb").unlink()
         return made | {"node": "10.0.0.2"}
 
-    monkeypatch.setattr(SampleMaker, "run", elsewhere)
+    monkeypatch.setattr(job, "write_sample", elsewhere)
     with pytest.raises(
         storage.NotShared, match="sample-s0.glb: worker 10.0.0.2 wrote it, this machine does not see it"
     ):
@@ -386,9 +414,10 @@ def test_actors_ask_for_the_gpus_that_the_cluster_has(
 
     asked = {}
 
-    def drive(pieces: Any, num_actors: int, crew: Any) -> Iterator[Any]:
-        asked.update(crew.options, size=num_actors)
-        return iter(())
+    def drive(pieces: Any, num_actors: int, crew: Any, backlog: int) -> Iterator[Any]:
+        asked.update(crew.options, size=num_actors, backlog=backlog, second=crew.second)
+        yield from ()
+        return 0
 
     monkeypatch.setattr(session, "connect", lambda address: None)
     monkeypatch.setattr(session, "autoscaler_max", lambda: [])
@@ -402,11 +431,13 @@ def test_actors_ask_for_the_gpus_that_the_cluster_has(
     weights = (model / "model.safetensors").stat().st_size
     assert asked["num_gpus"] == 1 and asked["num_cpus"] == 0 and asked["size"] == 2
     assert asked["memory"] == 2 * weights + 2**30
+    assert asked["second"] and asked["backlog"] == 2 * 16, "meshes are made on CPUs"
     monkeypatch.setattr(session, "node_resources", lambda: [{"CPU": 3.0, "memory": 64e9}])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
     asked.clear()
     job._make(settings(model, tmp_path, text="a chair"), tmp_path, todo, "0", use_ray=True)
     assert asked["num_cpus"] == 1 and "num_gpus" not in asked and asked["size"] == 3
+    assert not asked["second"] and not asked["backlog"], "the actors hold the CPUs"
 
 
 def test_a_sample_at_which_the_worker_fails_is_a_failed_row_and_tried_again(
@@ -445,15 +476,15 @@ def test_prompts_from_parquet(model: Path, tmp_path: Path) -> None:
 def test_an_empty_solid_is_a_failed_row(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from g3pt.geometry.isosurface import EmptyField
 
-    original, calls = G3PT.decode_mesh, []
+    original, calls = G3PT.decode_field, []
 
     def decode(self, *arguments: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 1:
-            raise EmptyField("nothing inside")
+            return EmptyField("nothing inside")
         return original(self, *arguments)
 
-    monkeypatch.setattr(G3PT, "decode_mesh", decode)
+    monkeypatch.setattr(G3PT, "decode_field", decode)
     for _ in range(2):  # the second time nothing is made: it would be empty again
         generate(settings(model, tmp_path, text="a chair", num=2), use_ray=False)
         assert [r["error"] for r in manifest(tmp_path)] == ["empty-field: nothing inside", ""] and len(calls) == 2
@@ -465,7 +496,7 @@ def test_fewer_faces_are_another_sample_and_no_flag_is_the_old_one(
     import trimesh
 
     ring = trimesh.creation.torus(0.6, 0.2)
-    monkeypatch.setattr(G3PT, "decode_mesh", lambda self, codes_S, resolution: (ring.vertices.astype("f4"), ring.faces))
+    monkeypatch.setattr(isosurface, "cleaned_mesh", lambda field: (ring.vertices.astype("f4"), ring.faces))
     generate(settings(model, tmp_path, text="a chair"), use_ray=False)
     (whole,) = manifest(tmp_path)
     assert whole["faces"] == len(ring.faces) and whole["max_faces"] == 0
@@ -754,10 +785,10 @@ def test_variations_keep_the_scales_of_a_mesh(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_conversion: list[str]
 ) -> None:
     mug, drawn = write_mug(tmp_path / "mug.obj"), []
-    original = G3PT.decode_mesh
+    original = G3PT.decode_field
     monkeypatch.setattr(
         G3PT,
-        "decode_mesh",
+        "decode_field",
         lambda self, codes_S, resolution: drawn.append(codes_S) or original(self, codes_S, resolution),
     )
     for keep in range(5):
