@@ -16,16 +16,35 @@ import torch
 
 from g3pt.config import TrainConfig
 from g3pt.data import datasets, derived, reading, records, streaming
-from g3pt.data.storage import Location, RemotePath, listing, location, read_many, remove_temporaries, write_atomic
+from g3pt.data import fetched as copied
+from g3pt.data.fetched import fetched
+from g3pt.data.storage import (
+    Location,
+    RemotePath,
+    listing,
+    location,
+    open_parquet,
+    read_many,
+    remove_temporaries,
+    write_atomic,
+)
+from g3pt.models.tokenizer import CVQ
+from g3pt.training import exports
 from pipelines.cli.errors import UsageError
 from pipelines.cli.failures import safe_on_disk
 from pipelines.cluster.nodes import Nodes
 from pipelines.derive import tokens
+from pipelines.generate import job as generate_job
+from pipelines.generate.config import GenerateConfig
+from pipelines.generate.job import generate
+from pipelines.generate.sample_sheet import SampleSheetFlags, sample_sheet
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.job import preprocess
 from pipelines.preprocess.plan import ShardTask
 from pipelines.preprocess.sources import inputs_hash
+from pipelines.preprocess.sources.folder import input_folder
 from pipelines.status import doctor_storage
+from pipelines.status.job import StatusFlags, status
 from pipelines.tracking import tracked
 from pipelines.tracking.client import Tracking
 from pipelines.train import jobs
@@ -36,6 +55,7 @@ from tests.g3pt.data.test_records import write as write_rows
 from tests.g3pt.tiny import tiny_tokenizer
 from tests.jobs import kills
 from tests.pipelines.toy_data import write_toy_dataset, write_toy_tokenizer
+from tests.pipelines.toy_generator import write_toy_generator
 from tests.s3_server import S3Server, s3_server
 
 SMALL = {"resolution": 32, "num_surface": 64, "num_sharp": 32, "num_queries": 256}
@@ -412,3 +432,102 @@ def test_the_doctor_names_what_a_login_may_not_do(store: S3Server, bucket: str) 
         store.demand_logins(False)
     assert refused.state == "failed" and "put: " in refused.found and "access denied" in refused.found
     assert "list and delete" in refused.remedy
+
+
+# ------------------------------------------------------------------------------------------------- models and meshes
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (lambda: status(StatusFlags(dir="s3://b/data")), "python -m g3pt.data.inspection reads a dataset"),
+        (lambda: sample_sheet(SampleSheetFlags(folder="s3://b/m", output="a.png")), "copy the folder to this machine"),
+        (lambda: input_folder("s3://b/meshes"), "use a local folder"),
+    ],
+)
+def test_what_cannot_be_in_a_bucket_yet_says_what_to_do(act: Callable[[], object], says: str) -> None:
+    with pytest.raises(UsageError, match=f"^(--input )?s3://b.*: object stores are not supported yet, .*{says}"):
+        act()
+
+
+def upload(folder: Path, place: Location) -> None:
+    """Copy the files of a local folder to a bucket."""
+    for file in folder.iterdir():
+        write_atomic(place / file.name, file.read_bytes())
+
+
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of fetched copies; nothing is remembered of earlier tests."""
+    monkeypatch.setattr(copied, "COPIES", tmp_path / "cache")
+    forget()
+    return tmp_path / "cache"
+
+
+def forget() -> None:
+    """As another process would begin."""
+    fetched.cache_clear()
+    exports._remote_export.cache_clear()
+
+
+def test_an_export_in_a_bucket_is_fetched_once_and_again_when_it_is_replaced(
+    bucket: str, store: S3Server, tmp_path: Path, copies: Path
+) -> None:
+    place = location(f"{bucket}/runs/cvq-toy")
+    upload(write_toy_tokenizer(tmp_path / "export"), place / "export")
+    with pytest.raises(ValueError, match=f"^{bucket}/nowhere: neither a finished run nor an exported model"):
+        exports.find_export(f"{bucket}/nowhere")
+    model = CVQ.from_pretrained(str(place))
+    local = CVQ.from_pretrained(tmp_path / "export")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), local.parameters(), strict=True))
+    assert exports.export_hash(str(place)) == exports.export_hash(tmp_path / "export")
+    forget()
+    before = len(store.requests())
+    exports.find_export(str(place))
+    assert not any("model.safetensors" in line for line in store.requests()[before:] if line.startswith("GET"))
+    with torch.no_grad():
+        next(local.parameters()).add_(1.0)
+    upload(local.save_pretrained(tmp_path / "export"), place / "export")
+    forget()
+    again = CVQ.from_pretrained(str(place))
+    assert torch.equal(next(again.parameters()), next(local.parameters())) and len(list(copies.iterdir())) == 2
+
+
+def test_codes_of_a_tokenizer_in_a_bucket_are_the_local_ones(bucket: str, tmp_path: Path, copies: Path) -> None:
+    tokenizer, info = write_toy_tokenizer(tmp_path / "export"), write_toy_dataset(tmp_path / "data", count=4)
+    upload(tokenizer, location(f"{bucket}/tokenizer"))
+    kind = tokens.encode_dataset(str(info.path), f"{bucket}/tokenizer", use_ray=False)
+    assert kind == tokens.tokens_kind(tokenizer) and len(tokens.load_codes(info, kind)) > 0
+
+
+def test_meshes_in_a_bucket_are_the_local_ones_and_made_once(
+    bucket: str, store: S3Server, tmp_path: Path, copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate_job, "_picture", lambda output, ok: None)
+    monkeypatch.setattr(tracked, "tell", lambda *arguments: None)
+    model = write_toy_generator(tmp_path / "export")
+    upload(model, location(f"{bucket}/model"))
+    shared = {"text": "a chair", "num": 3, "resolution": 32, "cfg": "1"}
+    generate(GenerateConfig(model=str(model), output=str(tmp_path / "out"), **shared), use_ray=False)
+    config = GenerateConfig(model=f"{bucket}/model", output=f"{bucket}/meshes", **shared)
+    assert generate(config, use_ray=False) == f"{bucket}/meshes"
+    place = location(f"{bucket}/meshes")
+    names = [f"sample-s{seed}.glb" for seed in range(3)]
+    meshes = [(place / name).read_bytes() for name in names]
+    assert meshes == [(tmp_path / "out" / name).read_bytes() for name in names]
+    before = len(store.requests())
+    generate(config, use_ray=False)
+    asked = store.requests()[before:]
+    assert not any(line.startswith("GET") and ".glb" in line for line in asked)
+    assert [sum("/samples/" in line for line in asked), sum(".glb" in line for line in asked)] == [6, 3], (
+        "a finished sample costs a HEAD and a GET of its record and a HEAD of its mesh"
+    )
+    (place / names[1]).write_bytes(b"torn")
+    (place / "samples" / "sample-s2.json").unlink()
+    generate(config, use_ray=False)
+    assert [(place / name).read_bytes() for name in names] == meshes
+    with open_parquet(place / "manifest.parquet") as file:
+        rows = file.read().to_pylist()
+    assert [row["status"] for row in rows] == ["ok"] * 3 and not list((tmp_path / "out").glob("s3*"))
+    with pytest.raises(UsageError, match="no-such-bucket"):
+        generate(dataclasses.replace(config, output="s3://no-such-bucket/meshes"), use_ray=False)

@@ -209,6 +209,18 @@ def listing(folder: Location) -> dict[str, int]:
     return found
 
 
+def stamp(path: Location) -> list[int]:
+    """A file's size in bytes and time of change in ns, which change when the file does."""
+    if isinstance(path, Path):
+        found = path.stat()
+        return [found.st_size, found.st_mtime_ns]
+    with path.opened() as (files, name):
+        info = files.get_file_info(name)
+    if info.type is not pafs.FileType.File:
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
+    return [info.size, info.mtime_ns]
+
+
 def read_many(paths: Sequence[Location], ahead: int = READ_AHEAD) -> Iterator[bytes]:
     """Contents of files, in order. Files of a bucket are read in parallel, at most `ahead` of them in memory."""
     if not paths or isinstance(paths[0], Path):

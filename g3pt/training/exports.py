@@ -12,6 +12,7 @@ hub names.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -23,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from g3pt.config import FORMAT_VERSION, MODEL_CONFIGS, check_format, from_dict, without_defaults
-from g3pt.data.storage import Location, location, write_atomic
+from g3pt.data.fetched import fetched
+from g3pt.data.storage import Location, RemotePath, is_remote, listing, location, write_atomic
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 
@@ -61,10 +63,10 @@ class Pretrained:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> Self:
-        """Load an export folder, a finished run's folder, or a repository of the Hugging Face hub,
-        in evaluation mode.
+        """Load an export folder or a finished run's folder, also of a bucket, or a repository of the Hugging Face
+        hub, in evaluation mode.
         """
-        folder = find_export(name) if Path(name).exists() else _download(str(name), revision)
+        folder = find_export(name) if is_remote(name) or Path(name).exists() else _download(str(name), revision)
         values = read_export_config(folder)
         if values["kind"] != cls.kind:
             raise ValueError(f"{folder}: contains a {values['kind']!r} model, not a {cls.kind!r} one")
@@ -119,16 +121,31 @@ def _finite_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def find_export(path: str | Path) -> Path:
-    """The export folder at `path`: itself, or `export/` of a finished run.
+    """The export folder at `path`: itself, or `export/` of a finished run; of a bucket, a local copy.
 
     ValueError, with what is wrong, for anything else.
     """
+    if is_remote(path):
+        return fetched(_remote_export(location(path)))
     path = Path(path)
     if (path / CONFIG_NAME).exists() and (path / WEIGHTS_NAME).exists():
         return path
     if (path / "metrics.jsonl").exists() and not (path / "_SUCCESS").exists():
         raise ValueError(f"{path}: this run is not finished (no _SUCCESS); start its command again to resume it")
     if (path / "export" / CONFIG_NAME).exists():
+        return path / "export"
+    raise ValueError(f"{path}: neither a finished run nor an exported model (no export/{CONFIG_NAME})")
+
+
+@functools.cache
+def _remote_export(path: RemotePath) -> RemotePath:
+    """`find_export` in a bucket."""
+    names = listing(path)
+    if {CONFIG_NAME, WEIGHTS_NAME} <= names.keys():
+        return path
+    if "metrics.jsonl" in names and "_SUCCESS" not in names:
+        raise ValueError(f"{path}: this run is not finished (no _SUCCESS)")
+    if CONFIG_NAME in listing(path / "export"):
         return path / "export"
     raise ValueError(f"{path}: neither a finished run nor an exported model (no export/{CONFIG_NAME})")
 

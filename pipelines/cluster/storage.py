@@ -17,12 +17,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.cli.errors import UsageError, one_line
 from pipelines.cli.progress import say
 from pipelines.cluster import session
 from pipelines.cluster.nodes import Node, Nodes, node_id
+
+if TYPE_CHECKING:
+    from g3pt.data.storage import Location
 
 SEEN_WITHIN_S = 10.0  # time in which a network file system must show another machine's file
 NOT_SEEN = "it does not see the driver's file: not shared"
@@ -133,9 +136,9 @@ def check_arrived(files: Mapping[str, int], node: str) -> None:
             )
 
 
-def sizes_of(files: Iterable[Path]) -> dict[str, int]:
-    """Path -> bytes of files that this worker wrote."""
-    return {str(file): file.stat().st_size for file in files}
+def sizes_of(files: Iterable[Location]) -> dict[str, int]:
+    """Path -> bytes of the local ones of the files that this worker wrote: every machine sees the same bucket."""
+    return {str(file): file.stat().st_size for file in files if isinstance(file, Path)}
 
 
 def size_of(file: str) -> int | None:

@@ -51,8 +51,7 @@ def derive(
 
 def made(num_objects: int, tables: Sequence[Location]) -> dict[str, Any]:
     """What a worker returns of one shard: its number of objects, this node, and the local tables (path -> bytes)."""
-    files = sizes_of(table for table in tables if isinstance(table, Path))
-    return {"objects": num_objects, "node": node_name(), "files": files}
+    return {"objects": num_objects, "node": node_name(), "files": sizes_of(tables)}
 
 
 def to_do(info: DatasetInfo, kinds: Sequence[str]) -> list[int]:

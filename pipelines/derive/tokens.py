@@ -26,6 +26,7 @@ from g3pt.models.encoding import encode, encoded_columns
 from g3pt.training.exports import export_hash, find_export, read_export_config
 from pipelines.cli.errors import bad_input
 from pipelines.cli.failures import doing, remedied
+from pipelines.cli.main import absolute
 from pipelines.cluster import session
 from pipelines.cluster.pool import Pool, model_memory
 from pipelines.derive.tables import WITHOUT_GPU, derive, is_done, made
@@ -82,7 +83,7 @@ def encode_dataset(
         memory=model_memory(find_export(tokenizer)),
     )
     kinds = [variant_kind(kind, variant) for variant in range(variants)]
-    derive(info, kinds, ShardEncoder, (str(info.path), str(Path(tokenizer).resolve()), variants), "tokens", pool)
+    derive(info, kinds, ShardEncoder, (str(info.path), absolute(str(tokenizer)), variants), "tokens", pool)
     return kind
 
 

@@ -14,7 +14,6 @@ Ours: the protocol, stated in every report. Legend: N objects or samples.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,7 @@ TOLD = (
 Samples = list[dict[str, Any]]
 
 
-def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str, Any]:
+def evaluate_generator(flags: Any, export: str, info: DatasetInfo) -> dict[str, Any]:
     """Metrics, protocol, table, rows and pictures."""
     with bad_input():
         tokenizer = from_dict(CVQConfig, read_export_config(export)["tokenizer"])
@@ -128,9 +127,9 @@ def evaluate_generator(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
     }
 
 
-def make_samples(flags: Any, export: Path, info: DatasetInfo, work: Sequence[list[dict[str, Any]]]) -> list[Samples]:
+def make_samples(flags: Any, export: str, info: DatasetInfo, work: Sequence[list[dict[str, Any]]]) -> list[Samples]:
     """Make the samples of each part of the work with one pool of workers; return one list per part."""
-    arguments = (str(export), settings(flags), flags.resolution, flags.coarse, info.config.num_surface)
+    arguments = (export, settings(flags), flags.resolution, flags.coarse, info.config.num_surface)
     items = [batch for part in work for batch in part]
     results = iter(
         map_work(Sampler, arguments, items, flags, "sample", "samples", [len(batch["prompts"]) for batch in items])

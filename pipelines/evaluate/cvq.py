@@ -8,7 +8,6 @@ Shapes: N objects, S tokens of all scales, C digits of a code.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ COLUMNS = (
 )
 
 
-def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str, Any]:
+def evaluate_tokenizer(flags: Any, export: str, info: DatasetInfo) -> dict[str, Any]:
     """Metrics, protocol, table, rows and pictures of one split."""
     from g3pt.models.tokenizer import CVQ
 
@@ -56,7 +55,7 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
     arrays = reading.load_arrays(info, flags.split, columns, limit=flags.limit or None)
     codes_NS = encoded(arrays, export, encoded_columns(model.config), flags)
     items = work_items(arrays, codes_NS, flags)
-    arguments = (str(export), flags.resolution, flags.coarse, flags.num_queries, flags.seed)
+    arguments = (export, flags.resolution, flags.coarse, flags.num_queries, flags.seed)
     results = map_work(Reconstructor, arguments, items, flags, "reconstruct", "objects")
     objects = [result["scores"] for result in results]
     add_bits(objects, codes_NS, model)
@@ -86,12 +85,12 @@ def evaluate_tokenizer(flags: Any, export: Path, info: DatasetInfo) -> dict[str,
     }
 
 
-def encoded(arrays: dict[str, Any], export: Path, columns: Sequence[str], flags: Any) -> np.ndarray:
+def encoded(arrays: dict[str, Any], export: str, columns: Sequence[str], flags: Any) -> np.ndarray:
     """Codes int64 (N, S) of all objects, by the evaluation's workers."""
     rows = [{name: arrays[name][k] for name in columns} for k in range(len(arrays["id"]))]
     batches = [rows[start : start + ENCODE_BATCH] for start in range(0, len(rows), ENCODE_BATCH)]
     return np.concatenate(
-        map_work(RowEncoder, (str(export),), batches, flags, "encode", "objects", [len(part) for part in batches])
+        map_work(RowEncoder, (export,), batches, flags, "encode", "objects", [len(part) for part in batches])
     )
 
 

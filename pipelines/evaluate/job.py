@@ -40,13 +40,15 @@ def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
         print(f"would evaluate {flags.model} on split {flags.split} of {flags.data} and write {flags.output}")
         return None
     from g3pt.data.datasets import open_dataset
+    from g3pt.data.storage import is_remote
     from g3pt.training.exports import check_weights, export_hash, find_export, read_export_config
 
     output = Path(absolute(flags.output))
     if "://" in flags.output:
         raise UsageError(f"{flags.output}: object stores are not supported yet, evaluations write local files")
     with bad_input():
-        export = find_export(flags.model).resolve()
+        folder = find_export(flags.model).resolve()
+        export = flags.model if is_remote(flags.model) else str(folder)
         kind = read_export_config(export)["kind"]
         check_weights(export)
         info = open_dataset(flags.data)
@@ -75,7 +77,8 @@ def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
     check_settings(output, identity, replace=flags.replace)
     with alone_in(output, is_file=True):
         if is_on_ray(flags):
-            join(flags.ray_address, reads=[export / "config.json", info.path / "dataset.json"])
+            local = [] if is_remote(export) else [folder / "config.json"]
+            join(flags.ray_address, reads=[*local, str(info.path / "dataset.json")])
         _evaluate(flags, output, export, info, identity, page)
     return str(output)
 
@@ -83,7 +86,7 @@ def evaluate(flags: EvaluateFlags, page: WritePage | None = None) -> str | None:
 def _evaluate(
     flags: EvaluateFlags,
     output: Path,
-    export: Path,
+    export: str,
     info: DatasetInfo,
     identity: dict[str, Any],
     page: WritePage | None,
@@ -133,7 +136,7 @@ def card(flags: EvaluateFlags, output: Path, kind: str, dataset: DatasetInput, m
         name=f"{output.stem}-{model}-{flags.split}",
         folder=output,
         dataset=dataset,
-        models={"model": Path(flags.model)},
+        models=cards.models(model=flags.model),
         params={"kind": kind, "model": model, "dataset": cards.label(dataset), **cards.given(flags, names)},
         tags={"g3pt.model_hash": model_hash},
         title=f"**{what}**: {code(model)} on split {code(flags.split)} of {code(dataset.name)}.",

@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ import pyarrow as pa
 
 from g3pt.config import CVQConfig, from_dict
 from g3pt.data.datasets import parquet_bytes
-from g3pt.data.storage import write_atomic
+from g3pt.data.storage import PARALLEL_READS, Location, RemotePath, is_remote, location, write_atomic
 from g3pt.models.encoders import NONE
 from g3pt.models.sampling import SampleConfig
 from g3pt.training.exports import check_weights, export_hash, find_export, read_export_config
 from pipelines.cli.errors import UsageError, bad_input
 from pipelines.cli.failures import on_disk
+from pipelines.cli.main import absolute
 from pipelines.cli.progress import Progress
 from pipelines.cluster.pieces import Lost, halves
 from pipelines.cluster.pool import Pool, model_memory, run_items
@@ -44,9 +46,8 @@ from pipelines.tracking import cards
 from pipelines.tracking.cards import Card, DatasetInput, code
 from pipelines.tracking.tracked import Outcome, WritePage, logged
 
-READERS = (
-    8  # threads that look at finished samples: they wait for the file system, and hashing releases the interpreter
-)
+Records = dict[Sample, dict[str, Any] | None]
+READERS = 8  # threads on a local folder: they wait for the file system, and hashing releases the interpreter
 MANIFEST = pa.schema(
     [("sample", pa.string()), ("id", pa.string()), ("text", pa.string()), ("image", pa.string()), ("seed", pa.int64())]
     + [
@@ -87,8 +88,10 @@ def generate(config: GenerateConfig, *, use_ray: bool = True, page: WritePage | 
 
     Without Ray the batches are made in this process, in turn.
     """
-    if "://" in config.output:
-        raise UsageError(f"{config.output}: object stores are not supported yet, give a local path")
+    with bad_input("--output "):
+        place = location(config.output)
+        if isinstance(place, RemotePath) and not config.dry_run:
+            place.check_store()
     if config.dry_run:
         _say_plan(config, plan(config))
         return None
@@ -103,7 +106,7 @@ def generate(config: GenerateConfig, *, use_ray: bool = True, page: WritePage | 
 
 def _generate(
     config: GenerateConfig,
-    output: Path,
+    output: Location,
     samples: list[Sample],
     good: dict[Sample, str],
     model_hash: str,
@@ -112,8 +115,9 @@ def _generate(
 ) -> str:
     """The body of `generate`; `good` are the samples with valid prompts, with their identities."""
     folder = SampleFolder.of(output)
-    check_settings(config, folder, good)
-    todo = not_done(folder, good, verify=config.verify)
+    known = in_threads(output, folder.read, good)
+    check_settings(config, folder, good, known)
+    todo = not_done(folder, good, known, verify=config.verify)
     print(
         f"generate: {len(good)} samples, {len(good) - len(todo)} made before, {len(samples) - len(good)} bad rows",
         *reasons(samples),
@@ -129,13 +133,15 @@ def _generate(
     if config.from_mesh is not None and todo:
         _convert_source(config, folder, todo[0])
     if use_ray and todo:
-        join(config.ray_address, writes=[output], reads=[find_export(config.model) / "config.json"])
+        model = [] if is_remote(config.model) else [find_export(config.model) / "config.json"]
+        join(config.ray_address, writes=[str(output)], reads=model)
     folder = SampleFolder.begin(output, len(samples))
     note = working_in(output, total=len(samples), unit="samples", flags=dataclasses.asdict(config))
     with note, on_disk(made), logged(card(config, output, model_hash), output, page) as outcome:
         keep_pictures(config, todo)
         _make(config, output, todo, model_hash, use_ray)
-        rows = manifest_rows(config, folder, samples, model_hash)
+        known |= in_threads(output, folder.read, todo)
+        rows = manifest_rows(config, samples, model_hash, known)
         write_atomic(output / "manifest.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST)))
         _finish(output, rows, len(todo), time.perf_counter() - started, outcome)
     return str(output)
@@ -153,22 +159,28 @@ def _convert_source(config: GenerateConfig, folder: SampleFolder, sample: Sample
         sources.close()
 
 
-def not_done(folder: SampleFolder, good: dict[Sample, str], *, verify: bool) -> list[Sample]:
-    """The samples to make, in order; files are looked at READERS at a time."""
-    with ThreadPoolExecutor(READERS) as readers:
-        done = readers.map(lambda known: folder.is_done(*known, verify=verify), good.items())
-        return [sample for sample, is_done in zip(good, done, strict=True) if not is_done]
+def not_done(folder: SampleFolder, good: dict[Sample, str], known: Records, *, verify: bool) -> list[Sample]:
+    """The samples to make, in order; `known` are their records."""
+    done = in_threads(folder.output, lambda sample: folder.holds(known[sample], good[sample], verify=verify), good)
+    return [sample for sample in good if not done[sample]]
 
 
-def check_settings(config: GenerateConfig, folder: SampleFolder, good: dict[Sample, str]) -> None:
+def in_threads(output: Location, function: Callable[[Sample], Any], samples: Iterable[Sample]) -> dict[Sample, Any]:
+    """`function` of each sample, several at a time."""
+    samples = list(samples)
+    with ThreadPoolExecutor(PARALLEL_READS if isinstance(output, RemotePath) else READERS) as readers:
+        return dict(zip(samples, readers.map(function, samples), strict=True))
+
+
+def check_settings(config: GenerateConfig, folder: SampleFolder, good: dict[Sample, str], known: Records) -> None:
     """UsageError if samples were made with other settings, unless --replace is given.
 
     A sample whose prompt alone has changed is made again, as is one of a job that did not record its settings.
     """
     wanted = job_settings(config)
     for sample, identity_ in good.items():
-        found = folder.read(sample) or {}
-        if found.get("identity") != identity_ and folder.is_done(sample, found.get("identity", "")):
+        found = known[sample] or {}
+        if found.get("identity") != identity_ and folder.holds(found, found.get("identity", "")):
             check_unchanged(
                 f"--output {folder.output}: {sample.name}",
                 changes(found.get("settings", {}), wanted),
@@ -202,10 +214,10 @@ def _known_model(config: GenerateConfig) -> tuple[str, int]:
         return export_hash(config.model), num_scales
 
 
-def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: str, use_ray: bool) -> None:
+def _make(config: GenerateConfig, output: Location, todo: list[Sample], model_hash: str, use_ray: bool) -> None:
     if not todo:
         return
-    model = str(Path(config.model).resolve())
+    model = absolute(str(config.model))
     config = dataclasses.replace(config, output=str(output), model=model)
     arguments = (dataclasses.asdict(config), model_hash)
     tokens = sum(read_export_config(model)["tokenizer"]["scales"])
@@ -231,9 +243,9 @@ def _make(config: GenerateConfig, output: Path, todo: list[Sample], model_hash: 
 
 
 def manifest_rows(
-    config: GenerateConfig, folder: SampleFolder, samples: list[Sample], model_hash: str
+    config: GenerateConfig, samples: list[Sample], model_hash: str, known: Records
 ) -> list[dict[str, Any]]:
-    """The manifest's rows, one per sample, from the records."""
+    """The manifest's rows, one per sample, from the records of those with a valid prompt."""
     shared = {
         "resolution": config.resolution,
         "max_faces": config.max_faces,
@@ -243,6 +255,11 @@ def manifest_rows(
     empty = {"file": "", "sha256": "", "vertices": 0, "faces": 0, "seconds": 0.0, "tokens_per_s": 0.0, "note": ""}
     rows = []
     for sample in samples:
+        found = {"status": "failed", "error": sample.error}
+        if sample.error is None:
+            record = known[sample]
+            is_its = record is not None and record.get("identity") == identity(config, sample, model_hash)
+            found = record if is_its else {"status": "failed", "error": "lost: its worker left no record"}
         prompt = {
             "sample": sample.name,
             "id": sample.id,
@@ -252,10 +269,6 @@ def manifest_rows(
             "mesh": sample.mesh or "",
             "keep_scales": sample.keep_scales if sample.mesh else None,
         }
-        found = {"status": "failed", "error": sample.error}
-        if sample.error is None:
-            record = folder.read_of(sample, identity(config, sample, model_hash))
-            found = record or {"status": "failed", "error": "lost: its worker left no record"}
         rows.append(prompt | _settings_columns(sample.settings(config)) | shared | empty | found)
     return rows
 
@@ -271,7 +284,7 @@ def _settings_columns(settings: SampleConfig) -> dict[str, Any]:
     }
 
 
-def card(config: GenerateConfig, output: Path, model_hash: str) -> Card:
+def card(config: GenerateConfig, output: Location, model_hash: str) -> Card:
     """What MLflow shows of the job."""
     names = ("num", "seed", "cfg", "cfg_text", "cfg_image", "cfg_schedule", "top_k", "top_p", "temperature")
     names += ("resolution", "max_faces", "format", "keep_scales")
@@ -287,14 +300,14 @@ def card(config: GenerateConfig, output: Path, model_hash: str) -> Card:
         name=f"{output.name}-{model}",
         folder=output,
         dataset=dataset,
-        models={"model": Path(config.model)},
+        models=cards.models(model=config.model),
         params={"model": model, "prompts": prompts, **cards.given(config, names)},
         tags={"g3pt.model_hash": model_hash},
         title=f"**Meshes** made by {code(model)} from {code(prompts)}.",
     )
 
 
-def _finish(output: Path, rows: list[dict[str, Any]], made: int, seconds: float, outcome: Outcome) -> None:
+def _finish(output: Location, rows: list[dict[str, Any]], made: int, seconds: float, outcome: Outcome) -> None:
     """Print a summary on stderr and fill in what MLflow shows. RuntimeError if no sample was successful."""
     ok = [row for row in rows if row["status"] == "ok"]
     reasons = Counter(row["error"].split(":")[0] for row in rows if row["status"] != "ok")
@@ -314,9 +327,9 @@ def _finish(output: Path, rows: list[dict[str, Any]], made: int, seconds: float,
         raise RuntimeError(f"all samples failed, the first with {rows[0]['error']}")
 
 
-def _picture(output: Path, ok: list[dict[str, Any]]) -> Path | None:
-    """Draw a contact sheet of the first meshes; None if there are none."""
-    if not ok:
+def _picture(output: Location, ok: list[dict[str, Any]]) -> Path | None:
+    """Draw a contact sheet of the first meshes; None if there are none, and for a bucket."""
+    if not ok or isinstance(output, RemotePath):
         return None
     from g3pt.geometry.files import read_mesh
     from g3pt.geometry.render import contact_sheet

@@ -23,10 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from g3pt.data.pictures import check_header, cut_out
-from g3pt.data.storage import write_atomic
+from g3pt.data.storage import Location, location, write_atomic
 from g3pt.geometry.reading import MESH_ENDINGS
 from g3pt.models.sampling import SampleConfig, check_keep_scales
 from pipelines.cli.errors import UsageError, bad_input, one_line
+from pipelines.cli.main import absolute
 from pipelines.generate.config import MAX_NUM, MAX_SEED, GenerateConfig, is_blank, naming_flags, per_scale
 from pipelines.preprocess.sources.content import read_content
 
@@ -119,7 +120,7 @@ def keep_pictures(config: GenerateConfig, samples: Iterable[Sample]) -> None:
     wanted = {
         sample.image_path
         for sample in samples
-        if sample.image_path is not None and not Path(sample.image_path).is_file()
+        if sample.image_path is not None and not location(sample.image_path).is_file()
     }
     for row in read_prompts(config.prompts) if config.prompts is not None and wanted else ():
         picture = _image(row)
@@ -318,22 +319,22 @@ def _sample(
         path, digest = source, hashlib.sha256(content).hexdigest()
         if isinstance(source, bytes):
             path = _picture_file(config, source)
-            image = path.relative_to(output_folder(config)).as_posix()
+            image = f"images/{digest[:2]}/{path.name}"
     return Sample(id=object_id, text=text, image=image, image_path=path and str(path), image_sha256=digest,
                   seed=config.seed,
                   cfg=asked.cfg, cfg_text=asked.cfg_text, cfg_image=asked.cfg_image)  # fmt: skip
 
 
-def _picture_file(config: GenerateConfig, content: bytes) -> Path:
+def _picture_file(config: GenerateConfig, content: bytes) -> Location:
     """The path in the output folder for a picture stored in the prompts file."""
     digest = hashlib.sha256(content).hexdigest()
     suffix = next((kind for start, kind in PICTURES.items() if content.startswith(start)), "img")
     return output_folder(config) / "images" / digest[:2] / f"{digest}.{suffix}"
 
 
-def output_folder(config: GenerateConfig) -> Path:
+def output_folder(config: GenerateConfig) -> Location:
     """The job's output folder, absolute because workers have another working directory."""
-    return Path(config.output).expanduser().resolve()
+    return location(absolute(config.output))
 
 
 def _repeat(sample: Sample, count: int) -> list[Sample]:

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from g3pt.data.storage import Location, RemotePath, location, stamp, written_whole
 from pipelines.cli.errors import one_line
 from pipelines.cli.failures import doing, remedied
 from pipelines.cluster.nodes import node_name
 from pipelines.cluster.session import torch_device
 from pipelines.cluster.storage import sizes_of
 from pipelines.generate.config import GenerateConfig, coarser
-from pipelines.generate.prompts import BAD_PROMPT, Sample, naming_picture
-from pipelines.generate.sample_records import NOT_MADE, SampleFolder, identity, job_settings, stamp
+from pipelines.generate.prompts import BAD_PROMPT, Sample, naming_picture, output_folder
+from pipelines.generate.sample_records import NOT_MADE, SampleFolder, identity, job_settings
 from pipelines.generate.source import Sources
 from pipelines.preprocess.sources.content import read_content
 
@@ -56,7 +57,7 @@ def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
 
 def record_failed(config: GenerateConfig, model_hash: str, samples: Sequence[Sample], reason: str) -> None:
     """Write records of samples at which a worker failed; the next start tries them again."""
-    folder = SampleFolder.of(Path(config.output))
+    folder = SampleFolder.of(output_folder(config))
     for sample in samples:
         folder.write(
             sample,
@@ -78,7 +79,7 @@ class SampleMaker:
 
         torch.set_num_threads(1)
         self.config, self.model_hash = GenerateConfig(**config), model_hash
-        self.folder = SampleFolder.of(Path(self.config.output))
+        self.folder = SampleFolder.of(output_folder(self.config))
         self.model = G3PT.from_pretrained(self.config.model).to(torch_device())
         self.sources = Sources(folder=self.folder.output, tokenizer=self.model.tokenizer.config)
 
@@ -142,7 +143,7 @@ class SampleMaker:
 
         if sample.image_path is None:
             return None, ""
-        content = Path(sample.image_path).read_bytes()
+        content = location(sample.image_path).read_bytes()
         if hashlib.sha256(content).hexdigest() != sample.image_sha256:
             raise ValueError(f"image {sample.image!r} changed while the job ran")
         with naming_picture(sample.image):
@@ -153,7 +154,7 @@ def write_sample(config: GenerateConfig, model_hash: str, drawn: Drawn) -> dict[
     """The second stage: write the sample's mesh and record; return whether it `failed`, this node, and its files (path
     -> bytes).
     """
-    folder, sample = SampleFolder.of(Path(config.output)), drawn.sample
+    folder, sample = SampleFolder.of(output_folder(config)), drawn.sample
     with doing(f"writing {sample.name}"):
         if drawn.field is not None or drawn.error:
             found = {"status": "failed", "error": drawn.error} if drawn.error else _made(config, folder, drawn)
@@ -169,7 +170,6 @@ def write_sample(config: GenerateConfig, model_hash: str, drawn: Drawn) -> dict[
 def _made(config: GenerateConfig, folder: SampleFolder, drawn: Drawn) -> dict[str, Any]:
     """Make and write a sample's mesh; return the record's entries."""
     from g3pt.geometry.cleanup import simplify
-    from g3pt.geometry.files import write_mesh
     from g3pt.geometry.isosurface import cleaned_mesh
     from g3pt.geometry.quality import is_watertight
     from g3pt.geometry.search import NoSurface
@@ -188,8 +188,7 @@ def _made(config: GenerateConfig, folder: SampleFolder, drawn: Drawn) -> dict[st
     watertight = is_watertight(vertices, faces)
     decoded = time.perf_counter()
     file = folder.mesh_file(drawn.sample, config.format)
-    write_mesh(folder.output / file, vertices, faces)
-    digest = hashlib.sha256((folder.output / file).read_bytes()).hexdigest()
+    digest = put_mesh(folder.output / file, vertices, faces)
     seconds |= {
         "seconds_decoding": drawn.seconds_searching + decoded - begun,
         "seconds_writing": time.perf_counter() - decoded,
@@ -197,3 +196,15 @@ def _made(config: GenerateConfig, folder: SampleFolder, drawn: Drawn) -> dict[st
     counts = {"vertices": len(vertices), "faces": len(faces), "watertight": watertight}
     written = {"file": file, "sha256": digest, "stamp": stamp(folder.output / file)}
     return {"status": "ok", "error": "", "note": note, **written, **counts, **seconds}
+
+
+def put_mesh(place: Location, vertices: Any, faces: Any) -> str:
+    """Write a mesh file, whole or not at all, and return its sha256."""
+    from g3pt.geometry.files import write_mesh
+
+    if isinstance(place, RemotePath):
+        with written_whole(place) as file:
+            write_mesh(file, vertices, faces)
+            return hashlib.sha256(file.read_bytes()).hexdigest()
+    write_mesh(place, vertices, faces)
+    return hashlib.sha256(place.read_bytes()).hexdigest()

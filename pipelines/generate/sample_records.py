@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from g3pt.data.storage import Location, is_remote, stamp
 from g3pt.training.exports import find_export, write_json
 from pipelines.generate.config import GenerateConfig
 from pipelines.generate.prompts import BAD_PROMPT, Sample
@@ -45,7 +46,7 @@ def job_settings(config: GenerateConfig) -> dict[str, Any]:
     """
     sampling = {flag(name): value for name, value in asdict(config.sampling).items()}
     return sampling | {
-        "--model": str(find_export(config.model).resolve()),
+        "--model": config.model if is_remote(config.model) else str(find_export(config.model).resolve()),
         "--resolution": config.resolution,
         "--format": config.format,
         "--max-faces": config.max_faces,
@@ -56,31 +57,31 @@ def job_settings(config: GenerateConfig) -> dict[str, Any]:
 class SampleFolder:
     """The samples in a job's output folder."""
 
-    output: Path
+    output: Location
     is_sharded: bool
 
     @classmethod
-    def begin(cls, output: Path, num_samples: int) -> SampleFolder:
+    def begin(cls, output: Location, num_samples: int) -> SampleFolder:
         """Make the folder for a job of `num_samples` samples, if missing, and return it."""
         records = output / "samples"
         records.mkdir(parents=True, exist_ok=True)
-        if num_samples > FLAT and next(records.glob("*.json"), None) is None:
+        if isinstance(records, Path) and num_samples > FLAT and next(records.glob("*.json"), None) is None:
             for name in SUBFOLDERS:
                 (output / "meshes" / name).mkdir(parents=True, exist_ok=True)
                 (records / name).mkdir(exist_ok=True)
         return cls.of(output)
 
     @classmethod
-    def of(cls, output: Path) -> SampleFolder:
-        """A folder made by `begin`."""
-        return cls(output, (output / "samples" / SUBFOLDERS[-1]).is_dir())
+    def of(cls, output: Location) -> SampleFolder:
+        """A folder made by `begin`; a bucket has no subfolders."""
+        return cls(output, isinstance(output, Path) and (output / "samples" / SUBFOLDERS[-1]).is_dir())
 
     def mesh_file(self, sample: Sample, suffix: str) -> str:
         """The path of the sample's mesh, relative to the output folder."""
         place = f"meshes/{_subfolder(sample.name)}/" if self.is_sharded else ""
         return f"{place}{sample.name}.{suffix}"
 
-    def record_file(self, sample: Sample) -> Path:
+    def record_file(self, sample: Sample) -> Location:
         """The path of the sample's record."""
         place = self.output / "samples"
         return (place / _subfolder(sample.name) if self.is_sharded else place) / f"{sample.name}.json"
@@ -107,9 +108,14 @@ class SampleFolder:
 
     def is_done(self, sample: Sample, wanted: str, *, verify: bool = False) -> bool:
         """Whether the sample with this identity is done."""
-        record = self.read_of(sample, wanted)
-        if record is None or record["status"] != "ok":
-            return record is not None and not record["error"].startswith((BAD_PROMPT, NOT_MADE))
+        return self.holds(self.read(sample), wanted, verify=verify)
+
+    def holds(self, record: dict[str, Any] | None, wanted: str, *, verify: bool = False) -> bool:
+        """Whether a sample is done that has this record, by the identity `wanted`."""
+        if record is None or record.get("identity") != wanted:
+            return False
+        if record["status"] != "ok":
+            return not record["error"].startswith((BAD_PROMPT, NOT_MADE))
         mesh = self.output / record["file"]
         try:
             if not verify and stamp(mesh) == record.get("stamp"):
@@ -117,12 +123,6 @@ class SampleFolder:
             return hashlib.sha256(mesh.read_bytes()).hexdigest() == record["sha256"]
         except FileNotFoundError:
             return False
-
-
-def stamp(file: Path) -> list[int]:
-    """Size in bytes and time of change in ns, which change when the file does."""
-    found = file.stat()
-    return [found.st_size, found.st_mtime_ns]
 
 
 def _subfolder(name: str) -> str:

@@ -52,6 +52,8 @@ def sample_sheet(flags: SampleSheetFlags) -> str:
     """Draw the picture and return its path. UsageError if the folder has no manifest or a listed mesh is missing."""
     from g3pt.geometry.render import contact_sheet
 
+    if "://" in flags.folder:
+        raise UsageError(f"{flags.folder}: object stores are not supported yet, copy the folder to this machine")
     folder, output = Path(flags.folder), Path(flags.output)
     manifest = folder / "manifest.parquet"
     if not manifest.is_file():

@@ -9,16 +9,14 @@ Shapes: P surface points, Ps sharp points, S tokens of all scales.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from g3pt.config import CVQConfig
 from g3pt.data.datasets import parquet_bytes
-from g3pt.data.storage import write_atomic
+from g3pt.data.storage import Location, open_parquet, write_atomic
 from g3pt.models.encoding import encode, encoded_columns, source_conversion
 from pipelines.preprocess.sandbox import Sandbox
 
@@ -44,7 +42,7 @@ def converted(path: str, config: dict[str, Any]) -> pa.Table:
 class Sources:
     """Converts the meshes of a job. `close` ends the child process that converts, if there is one."""
 
-    folder: Path
+    folder: Location
     tokenizer: CVQConfig
     sandbox: Sandbox = field(default_factory=lambda: Sandbox(warm_up=WARM_UP))
     _last: tuple[str, Any] | None = None
@@ -59,7 +57,8 @@ class Sources:
                 raise ValueError(result.error)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(file, parquet_bytes(result.table))
-        table = pq.read_table(file)
+        with open_parquet(file) as stored:
+            table = stored.read()
         return {name: np.asarray(table[name][0].values).reshape(-1, 6) for name in encoded_columns(self.tokenizer)}
 
     def codes(self, model: Any, path: str, sha256: str) -> Any:

@@ -10,7 +10,7 @@ Ours: buckets have no locks. Two runs with the same flags are safe there (both w
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from g3pt.data import datasets
@@ -67,5 +67,4 @@ def _schema_version(sidecar: Location) -> object:
 
 def alone_in(output: str) -> AbstractContextManager[None]:
     """The lock of a local folder (`pipelines.runs.locks`); a bucket has none."""
-    folder = location(output)
-    return nullcontext() if isinstance(folder, RemotePath) else locks.alone_in(folder)
+    return locks.alone_in(location(output))

@@ -25,9 +25,12 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from pipelines.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from g3pt.data.storage import Location
 
 LOCK_FILE = ".lock"  # in the folder that is locked
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -91,15 +94,21 @@ def locked(file: Path, *, wait_s: float | None = 0.0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone_in(output: Path, *, is_file: bool = False) -> Iterator[None]:
+def alone_in(output: Location, *, is_file: bool = False) -> Iterator[None]:
     """Hold the lock of a command's output inside the block: for its driver, before it does anything else.
 
-    `output` is a local folder, which is made if missing, or with `is_file` a file, whose lock is beside it.
+    `output` is a folder, which is made if missing, or with `is_file` a file, whose lock is beside it. Buckets have no
+    locks.
 
     UsageError if another command works there, with its process, and if the output cannot be written.
 
     Folders made here that stay empty, because the input was bad, are removed.
     """
+    from g3pt.data.storage import RemotePath
+
+    if isinstance(output, RemotePath):
+        yield
+        return
     folder, lock = (output.parent, f".{output.name}{LOCK_FILE}") if is_file else (output, LOCK_FILE)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     with contextlib.ExitStack() as stack:

@@ -45,6 +45,11 @@ class StatusFlags:
 
 def status(flags: StatusFlags) -> None:
     """Print the table. NotWell unless everything is done; an empty folder counts as done."""
+    if "://" in flags.dir:
+        raise UsageError(
+            f"{plain(flags.dir)}: object stores are not supported yet, status reads local folders; "
+            "python -m g3pt.data.inspection reads a dataset in a bucket"
+        )
     root = Path(flags.dir).expanduser()
     if not root.is_dir():
         raise UsageError(f"{plain(flags.dir)}: no such folder")

@@ -30,7 +30,7 @@ def card(flags: SweepFlags, specs: Sequence[RunSpec], folder: Path) -> Card:
         folder=folder,
         dataset=dataset,
         params=params,
-        models={"tokenizer": Path(flags.tokenizer)},
+        models=cards.models(tokenizer=flags.tokenizer),
         tags={
             "g3pt.sizes": ",".join(sizes),
             "g3pt.seeds": flags.seeds,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from g3pt.data.storage import Location, location
+from g3pt.data.storage import Location, is_remote, location
 
 SHORT = 8  # digits of a hash that is shown to people
 DIAGNOSTICS = (
@@ -138,6 +138,11 @@ def dataset_input(path: str | None, fingerprint: str | None) -> DatasetInput | N
 def label(dataset: DatasetInput) -> str:
     """Name and shortened fingerprint, for a column."""
     return f"{dataset.name}-{dataset.fingerprint[:SHORT]}"
+
+
+def models(**paths: str | Path) -> dict[str, Path]:
+    """`Card.models`: the local ones of these models, by role. A run in a bucket has no MLflow run beside it."""
+    return {role: Path(path) for role, path in paths.items() if not is_remote(path)}
 
 
 def model_name(model: str | Path) -> str:

@@ -129,7 +129,7 @@ def card(spec: RunSpec, run_dir: Path, experiment: str = "") -> Card:
     params |= {"dataset": cards.label(dataset)} if dataset else {}
     models, tags = {}, {"g3pt.preset": spec.preset, "g3pt.config_hash": spec.hash8}
     if spec.stage == "car" and "tokenizer" in spec.paths:
-        models["tokenizer"] = Path(spec.paths["tokenizer"])
+        models |= cards.models(tokenizer=spec.paths["tokenizer"])
         params["tokenizer"] = cards.model_name(spec.paths["tokenizer"])
         tags["g3pt.tokenizer_hash"] = spec.config["tokenizer"]
     if "init_from" in spec.paths:
