@@ -183,41 +183,38 @@ def drive(pieces: Pieces, num_actors: int, crew: Crew, backlog: int = 0) -> Gene
                 actor, ticket = crew.hire()
                 loading[ticket] = actor
             done = crew.next_of([*working, *finishing, *loading])
-            has_worked = done in working
+            has_worked, results = done in working, []
             if done in loading:
                 try:
                     crew.result(done)
                     loads = 0
                     idle.append(loading.pop(done))
                 except (Died, NodeLost):
+                    crew.end(loading.pop(done))
                     loads += 1
                     if loads == MAX_LOADS:
-                        raise
-                    crew.end(loading.pop(done))
+                        if not working and not idle:
+                            raise
+                        num_actors, loads = len(working) + len(idle), 0  # go on with those that could load
             elif done in finishing:
                 piece = finishing.pop(done)
                 try:
-                    result = crew.result(done)
+                    results.append(pieces.done(piece, crew.result(done)))
                 except Exception as error:
-                    yield from pieces.failed(piece, error)
-                else:
-                    yield pieces.done(piece, result)
+                    results.extend(pieces.failed(piece, error))
             else:
-                actor, piece = working[done]
+                actor, piece = working.pop(done)
+                idle.append(actor)
                 try:
                     result = crew.result(done)
-                except Exception as error:
-                    del working[done]
-                    # An error of a GPU stays in its process.
-                    idle.append(actor) if is_deterministic(error) else crew.end(actor)
-                    yield from pieces.failed(piece, error)
-                else:
                     if backlog:
                         finishing[crew.finish(done)] = piece
-                    del working[done]
-                    idle.append(actor)
-                    if not backlog:
-                        yield pieces.done(piece, result)
+                    else:
+                        results.append(pieces.done(piece, result))
+                except Exception as error:
+                    if not is_deterministic(error):  # an error of a GPU stays in its process
+                        crew.end(idle.pop())
+                    results.extend(pieces.failed(piece, error))
             while idle and pieces and (not backlog or len(finishing) < backlog):
                 actor, piece = idle.pop(), pieces.take()
                 working[crew.start(actor, piece.item)] = (actor, piece)
@@ -226,6 +223,7 @@ def drive(pieces: Pieces, num_actors: int, crew: Crew, backlog: int = 0) -> Gene
                 for actor in [*idle, *loading.values()]:
                     crew.end(actor)
                 idle, loading = [], {}
+            yield from results  # last: whoever takes them keeps no actor waiting
     finally:
         for actor in [*idle, *loading.values(), *(actor for actor, _ in working.values())]:
             crew.end(actor)

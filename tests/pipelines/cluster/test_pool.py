@@ -160,7 +160,8 @@ class PretendedCrew:
     def result(self, ticket: int) -> Any:
         actor, item = self.calls.pop(ticket)
         self.made[ticket] = item
-        if fates := self.fate.get(item[0] if item else "load"):
+        others = "load 1" if item is None and actor != 0 else ""
+        if fates := self.fate.get(item[0] if item else "load") or self.fate.get(others):
             raise fates.pop(0)
         self.idle[actor] = self.now
         return item and item[0].upper()
@@ -198,6 +199,9 @@ def test_an_item_that_kills_its_actors_fails_after_all_others_are_done() -> None
     assert sorted(drive(pieces, 2, crew)) == [(1, "B"), (2, "C")] and not crew.alive
     with pytest.raises(Died, match="killed"):
         pieces.check()
+    crew = PretendedCrew(2, {"load 1": [Died("a lean node")] * MAX_LOADS})
+    assert sorted(drive(Pieces([(name, 10.0) for name in "abc"]), 2, crew)) == list(enumerate("ABC"))
+    assert not any(crew.fate.values()), "it goes on with the actor that could load"
     crew = PretendedCrew(2, {"load": [Died("no space")] * MAX_LOADS})
     with pytest.raises(Died, match="no space"):
         list(drive(Pieces([("a", 1.0)]), 1, crew))
