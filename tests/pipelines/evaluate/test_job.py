@@ -17,6 +17,7 @@ from g3pt import shapes
 from g3pt.data import datasets, reading, records
 from g3pt.metrics import pairwise
 from g3pt.models import decoding
+from g3pt.models.encoding import encoder_inputs
 from pipelines.cli.errors import UsageError
 from pipelines.derive import tokens
 from pipelines.evaluate import car, cvq, job, near_duplicates, reconstruction_figures
@@ -154,7 +155,7 @@ def test_an_untrained_tokenizer_is_scored_by_its_own_logits(
     for row, surface in zip(
         report["objects"], reading.load_arrays(dataset, "test", ("surface",))["surface"], strict=True
     ):
-        continuous = model.decoder.latents(model.encoder(*tokens.encoder_inputs(model, [{"surface": surface}])))
+        continuous = model.decoder.latents(model.encoder(*encoder_inputs(model, [{"surface": surface}])))
         points, packed = (
             reading.load_arrays(dataset, "test", (name,))[name] for name in ("volume_points", "volume_occupancy")
         )
