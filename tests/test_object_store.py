@@ -26,6 +26,7 @@ from g3pt.data.storage import (
     open_parquet,
     read_many,
     remove_temporaries,
+    stamp,
     write_atomic,
 )
 from g3pt.models.tokenizer import CVQ
@@ -491,6 +492,35 @@ def test_an_export_in_a_bucket_is_fetched_once_and_again_when_it_is_replaced(
     forget()
     again = CVQ.from_pretrained(str(place))
     assert torch.equal(next(again.parameters()), next(local.parameters())) and len(list(copies.iterdir())) == 2
+
+
+def test_an_export_that_is_replaced_while_it_is_fetched_is_not_kept(
+    bucket: str, tmp_path: Path, copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = location(f"{bucket}/export")
+    upload(write_toy_tokenizer(tmp_path / "export"), place)
+
+    def slow(paths: list[Location]) -> Iterator[bytes]:
+        for content in read_many(paths):
+            (place / "config.json").write_bytes(b"{}")  # another upload begins
+            yield content
+
+    monkeypatch.setattr(copied, "read_many", slow)
+    with pytest.raises(ValueError, match="its files were replaced while they were fetched"):
+        exports.find_export(str(place))
+    assert list(copies.iterdir()) == []
+
+
+def test_a_stamp_changes_with_the_content_within_a_second(bucket: str) -> None:
+    """A bucket's times are whole seconds: a copy of an export that was replaced at once would stay."""
+    place = location(f"{bucket}/weights")
+    seen = []
+    for content in (b"abc", b"abd", b"abc"):
+        place.write_bytes(content)
+        seen.append(stamp(place))
+    assert seen[0] != seen[1] and seen[0] == seen[2] and seen[0][0] == 3
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        stamp(location(f"{bucket}/missing"))
 
 
 def test_codes_of_a_tokenizer_in_a_bucket_are_the_local_ones(bucket: str, tmp_path: Path, copies: Path) -> None:

@@ -209,16 +209,17 @@ def listing(folder: Location) -> dict[str, int]:
     return found
 
 
-def stamp(path: Location) -> list[int]:
-    """A file's size in bytes and time of change in ns, which change when the file does."""
+def stamp(path: Location) -> list[int | str]:
+    """What changes when a file does: its size in bytes, and its time of change in ns; of a bucket its entity tag, since
+    times there are whole seconds.
+    """
     if isinstance(path, Path):
         found = path.stat()
         return [found.st_size, found.st_mtime_ns]
-    with path.opened() as (files, name):
-        info = files.get_file_info(name)
-    if info.type is not pafs.FileType.File:
-        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
-    return [info.size, info.mtime_ns]
+    with path.opened() as (files, name), files.open_input_file(name) as file:
+        about = {key.lower(): value for key, value in file.metadata().items()}
+        tag = about["etag"].decode() if "etag" in about else str(files.get_file_info(name).mtime_ns)
+        return [file.size(), tag]
 
 
 def read_many(paths: Sequence[Location], ahead: int = READ_AHEAD) -> Iterator[bytes]:
