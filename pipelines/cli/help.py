@@ -26,6 +26,7 @@ PATHS = {
     "captions",
     "data",
     "dir",
+    "from_mesh",
     "ids",
     "image",
     "input",

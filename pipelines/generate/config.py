@@ -131,12 +131,13 @@ def coarser(resolution: int) -> str:
 
 @contextlib.contextmanager
 def naming_flags() -> Iterator[None]:
-    """Inside the block, ValueErrors of SampleConfig name the flag instead of the field."""
+    """Inside the block, ValueErrors of SampleConfig and of a prompt's columns name the flag instead."""
     try:
         yield
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
-        raise ValueError(f"--{name.replace('_', '-')} {rest}") from None
+        flag = "from-mesh" if name == "mesh" else name.replace("_", "-")
+        raise ValueError(f"--{flag} {rest}") from None
 
 
 def per_scale(name: str, value: Any, kind: type[Any] = float) -> Any:

@@ -90,13 +90,13 @@ def plan(config: GenerateConfig, num_scales: int | None = None) -> list[Sample]:
     """
     if config.prompts is None:
         with bad_input():
-            path = None if config.image is None else Path(config.image).expanduser().resolve(strict=True)
+            path = None if config.image is None else _existing("--image", config.image)
             _check_utf8(text=config.text, image=config.image)
             if path is not None:
                 _check_picture(path, config.image)
             sample = _sample(config, "sample", config.text, config.image, path)
             if config.from_mesh is not None:
-                mesh = Path(config.from_mesh).expanduser().resolve(strict=True)
+                mesh = _existing("--from-mesh", config.from_mesh)
                 with naming_flags():
                     sample = _varying(sample, config.from_mesh, mesh, config.keep_scales, num_scales)
             return _repeat(sample, config.num)
@@ -111,6 +111,14 @@ def plan(config: GenerateConfig, num_scales: int | None = None) -> list[Sample]:
     if repeated:
         raise UsageError(f"{config.prompts}: {repeated[0]!r} occurs more than once (same id and seed)")
     return samples
+
+
+def _existing(flag: str, file: str) -> Path:
+    """The absolute path of a flag's file, links resolved. ValueError if there is none."""
+    path = Path(file).expanduser()
+    if not path.exists():
+        raise ValueError(f"{flag} {file}: no such file")
+    return path.resolve()
 
 
 def keep_pictures(config: GenerateConfig, samples: Iterable[Sample]) -> None:

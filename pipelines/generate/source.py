@@ -1,7 +1,7 @@
 """The meshes that variations start from: converted in the sandbox like any mesh, then encoded.
 
-A converted mesh's points are kept in the output folder (`sources/`) under the hash of its files, so that a mesh is
-converted once per job, whichever process needs it first.
+A converted mesh's points are kept in the output folder (`sources/`) under the hashes of its files and of the
+conversion, so that a mesh is converted once per job, whichever process needs it first.
 
 Shapes: P surface points, Ps sharp points, S tokens of all scales.
 """
@@ -18,7 +18,9 @@ from g3pt.config import CVQConfig
 from g3pt.data.datasets import parquet_bytes
 from g3pt.data.storage import Location, open_parquet, write_atomic
 from g3pt.models.encoding import encode, encoded_columns, source_conversion
+from pipelines.preprocess.config import CODE_VERSION, FILL_VERSION
 from pipelines.preprocess.sandbox import Sandbox
+from pipelines.runs.identity import stable_hash
 
 WARM_UP = "pipelines.preprocess.shards:warm_up"
 
@@ -50,7 +52,8 @@ class Sources:
     def points(self, path: str, sha256: str) -> dict[str, np.ndarray]:
         """The points (P, 6) and (Ps, 6) of a mesh file. ValueError, with the reason, if it has no solid."""
         wanted = source_conversion(self.tokenizer)
-        file = self.folder / "sources" / f"{sha256}-{wanted.num_surface}-{wanted.num_sharp}.parquet"
+        how = stable_hash({"code_version": CODE_VERSION, "filling": FILL_VERSION, **asdict(wanted)})[:8]
+        file = self.folder / "sources" / f"{sha256}-{how}.parquet"
         if not file.is_file():
             result = self.sandbox.call(f"{__name__}:converted", {"path": path, "config": asdict(wanted)})
             if result.table is None:

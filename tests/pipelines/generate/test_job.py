@@ -20,11 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from g3pt.config import CVQConfig
 from g3pt.geometry import isosurface
-from g3pt.geometry.convert import ConvertConfig
-from g3pt.geometry.reading import MeshError
-from g3pt.models import encoding
 from g3pt.models.car import G3PT
 from g3pt.models.encoding import encode_mesh
 from pipelines.cli.errors import UsageError
@@ -38,9 +34,8 @@ from pipelines.generate.sample_records import identity
 from pipelines.generate.source import Sources
 from pipelines.preprocess import sandbox
 from pipelines.tracking import tracked
+from tests.pipelines.quick_conversion import convert_here
 from tests.pipelines.toy_generator import write_toy_generator
-
-SOURCE_CONVERSION = encoding.source_conversion
 
 
 @pytest.fixture(scope="module")
@@ -758,27 +753,9 @@ def write_mug(path: Path, shape_id: str = "shapes/mug-00007") -> Path:
     return path
 
 
-def coarse(config: CVQConfig) -> ConvertConfig:
-    return dataclasses.replace(SOURCE_CONVERSION(config), resolution=32)
-
-
 @pytest.fixture
 def quick_conversion(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Conversion on a coarse grid in this process, without a child that must start; the paths that were converted."""
-    done: list[str] = []
-    for module in (encoding, source):
-        monkeypatch.setattr(module, "source_conversion", coarse)
-
-    def call(self: sandbox.Sandbox, function: str, arguments: dict[str, Any]) -> sandbox.Result:
-        done.append(arguments["path"])
-        try:
-            return sandbox.Result(status="ok", table=sandbox.resolve(function)(**arguments))
-        except MeshError as error:
-            status, text = sandbox.describe(error)
-            return sandbox.Result(status=status, error=text)
-
-    monkeypatch.setattr(sandbox.Sandbox, "call", call)
-    return done
+    return convert_here(monkeypatch)
 
 
 def test_variations_keep_the_scales_of_a_mesh(
@@ -863,7 +840,9 @@ def test_rows_with_a_mesh(model: Path, tmp_path: Path, quick_conversion: list[st
         ({"keep_scales": None}, "--from-mesh needs --keep-scales"),
         ({"from_mesh": None, "text": "a mug"}, "--keep-scales needs --from-mesh"),
         ({"prompts": "some.jsonl"}, "--prompts cannot be combined with --from-mesh"),
-        ({"from_mesh": "nowhere.obj"}, "nowhere.obj"),
+        ({"from_mesh": "nowhere.obj"}, "--from-mesh nowhere.obj: no such file"),
+        ({"from_mesh": "words.txt"}, "--from-mesh 'words.txt' is none of .glb"),
+        ({"image": "nowhere.png"}, "--image nowhere.png: no such file"),
         ({"from_mesh": "flat.obj"}, "flat.obj: zero-extent"),
         ({"from_mesh": "words.txt"}, "words.txt' is none of .glb"),
         ({"from_mesh": "broken.glb"}, "broken.glb: "),
@@ -884,7 +863,9 @@ def test_what_cannot_be_varied_is_refused_in_one_line(
 
 
 @pytest.mark.slow
-def test_the_mesh_of_a_variation_is_converted_in_a_child(model: Path, tmp_path: Path) -> None:
+def test_the_mesh_of_a_variation_is_converted_in_a_child(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mug = write_mug(tmp_path / "mug.obj")
     box = Sources(folder=tmp_path, tokenizer=G3PT.from_pretrained(str(model)).tokenizer.config)
     box.sandbox = sandbox.Sandbox(timeout_s=0.01)
@@ -896,4 +877,9 @@ def test_the_mesh_of_a_variation_is_converted_in_a_child(model: Path, tmp_path: 
     finally:
         box.close()
     assert surface.shape == (16384, 6) and box.sandbox.pid is None
-    assert [file.name for file in (tmp_path / "sources").iterdir()] == ["0" * 64 + "-16384-0.parquet"]
+    (kept,) = (tmp_path / "sources").iterdir()
+    assert re.fullmatch("0{64}-[0-9a-f]{8}[.]parquet", kept.name)
+    monkeypatch.setattr(source, "CODE_VERSION", -1)
+    box.sandbox = sandbox.Sandbox(timeout_s=0.01)
+    with pytest.raises(ValueError, match="timeout"):  # points of another conversion are not taken for these
+        box.points(str(mug), "0" * 64)

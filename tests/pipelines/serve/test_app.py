@@ -17,18 +17,15 @@ import torch
 import trimesh
 
 from g3pt.geometry.files import write_mesh
-from g3pt.geometry.reading import MeshError
 from g3pt.models.car import G3PT
-from g3pt.models.encoding import source_conversion
 from g3pt.models.sampling import SampleConfig
 from g3pt.shapes import make_shape
 from pipelines.cli.errors import UsageError
-from pipelines.generate import source
-from pipelines.preprocess import sandbox
 from pipelines.serve.config import ServeConfig, is_loopback
 from pipelines.serve.engine import BATCH, Busy, Engine, Request
 from pipelines.serve.job import bound, serve
 from tests import pages
+from tests.pipelines.quick_conversion import convert_here
 from tests.pipelines.serve.server import Client, serving
 from tests.pipelines.toy_generator import write_toy_generator
 
@@ -46,20 +43,7 @@ def client(model: G3PT) -> Iterator[Client]:
 
 @pytest.fixture
 def quick_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Conversion on a coarse grid in this process, without a child that must start."""
-    import dataclasses
-
-    def call(self: sandbox.Sandbox, function: str, arguments: dict[str, Any]) -> sandbox.Result:
-        try:
-            return sandbox.Result(status="ok", table=sandbox.resolve(function)(**arguments))
-        except MeshError as error:
-            status, text = sandbox.describe(error)
-            return sandbox.Result(status=status, error=text)
-
-    monkeypatch.setattr(sandbox.Sandbox, "call", call)
-    monkeypatch.setattr(
-        source, "source_conversion", lambda config: dataclasses.replace(source_conversion(config), resolution=32)
-    )
+    convert_here(monkeypatch)
 
 
 def png() -> str:
