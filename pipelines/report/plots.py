@@ -16,7 +16,10 @@ from markupsafe import Markup
 
 from pipelines.report.html import join
 
-COLOURS = ("#2f6db5", "#d55e00", "#3a9d6e", "#b0609c", "#8c6d1f", "#56b4e9", "#444b57")
+COLOURS = (
+    "#2f6db5", "#d55e00", "#3a9d6e", "#b0609c", "#8c6d1f", "#56b4e9", "#444b57",  # Okabe and Ito's
+    "#c23b4e", "#6a51a3", "#7a9a01", "#00808a", "#a08080",  # for more series, harder to tell apart
+)  # fmt: skip
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 440, 270, 54, 10, 10, 38
 MAX_POINTS = 300
 

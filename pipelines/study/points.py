@@ -212,11 +212,14 @@ def known_fit(study: Path) -> dict[str, Any]:
 
 
 def write_forecast(study: Path, rows: Sequence[dict[str, Any]], ceiling: float | None = None) -> None:
-    """Write forecast.json for held-out runs (size, params, samples) from points.csv. An existing one is kept."""
+    """Write forecast.json for held-out runs (size, params, samples) from points.csv, and its rungs to fit.json, where
+    pages show them before the runs exist. An existing one is kept.
+    """
     from g3pt.scaling import forecast as forecasts
     from g3pt.scaling.intervals import errors
     from g3pt.scaling.points import read_points
     from g3pt.scaling.study import law_of
+    from g3pt.training.exports import write_json
 
     target = study / "forecast.json"
     if target.exists():
@@ -224,7 +227,9 @@ def write_forecast(study: Path, rows: Sequence[dict[str, Any]], ceiling: float |
         return
     points, known = read_points(study / "points.csv"), known_surface(study)
     law = law_of(points, known["law"]["form"] if known else "", usable(ceiling, points.loss.tolist()))
-    forecasts.write_forecast(forecasts.forecast(errors(law, points.size, points.seed), points, rows), target)
+    body = forecasts.forecast(errors(law, points.size, points.seed), points, rows)
+    forecasts.write_forecast(body, target)
+    write_json(study / "fit.json", known_fit(study) | {"forecast": forecasts.compared(body, {})})
 
 
 def draw(points: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) -> None:

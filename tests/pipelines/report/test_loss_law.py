@@ -42,6 +42,9 @@ def test_law_rivals_and_forecast_are_on_the_page(tmp_path: Path) -> None:
     write_rows(rows, tmp_path / "points.csv")
     fit_and_draw(rows, tmp_path)
     write_forecast(tmp_path, [{"run": "r", "size": "larger", "params": 400_000, "samples": 128_000}])
+    (expected,) = json.loads((tmp_path / "fit.json").read_text())["forecast"]
+    page = Path(write_report(tmp_path)).read_text()
+    assert "measured" not in expected and f"{expected['loss']:.4g}" in page and "not yet" in page
     ahead = {
         "size": "larger",
         "params_no_embed": 400_000,

@@ -10,6 +10,7 @@ import pytest
 from g3pt.scaling.learning_rate import Sweep, report
 from g3pt.scaling.points import write_rows
 from pipelines.report.html import Page
+from pipelines.report.plots import COLOURS
 from pipelines.report.study_comparison import comparison
 from pipelines.report.study_figures import cooldowns, costs, rates, residuals
 from pipelines.report.values import read_csv
@@ -121,3 +122,7 @@ def test_cost_is_shown_as_planned_and_as_it_was(folder: Path) -> None:
     shown = words_of(costs(folder, page))
     assert "all 50 50 2.0 3.0 1.50" in shown and "Cost of 2 runs" in shown
     assert "1x8, seed 0 400 50 50 2.0 3.0 1.50 1x16, seed 0 400 50" in shown
+
+
+def test_sizes_of_a_study_have_colours_of_their_own() -> None:
+    assert len(set(COLOURS)) == len(COLOURS) >= 12, "the presets from nano to 1.5B"
