@@ -28,7 +28,8 @@ from g3pt.data.batches import unpack_rows
 from g3pt.metrics.entropy import expected_distinct, sample_entropy
 from g3pt.metrics.thickness import band_means
 from g3pt.models.tokenizer import CVQ
-from g3pt.training.parallel import Shared, joined, sum_over_workers
+from g3pt.training.parallel import sum_over_workers
+from g3pt.training.sharing import Shared, joined
 
 EVAL_QUERIES = 2048  # volume points per object that the running validation reads
 EVAL_BATCH = 32

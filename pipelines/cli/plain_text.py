@@ -57,6 +57,24 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
+def with_flop(count: float) -> str:
+    """1070000000 as 1.07 GFLOP."""
+    return with_unit(count, 1000, ["FLOP", *(f"{letter}FLOP" for letter in "kMGTPEZ")])
+
+
+def with_bytes(count: float) -> str:
+    """1073741824 as 1 GiB."""
+    return with_unit(count, 1024, ["B", *(f"{letter}iB" for letter in "KMGTP")])
+
+
+def with_unit(count: float, step: int, units: list[str]) -> str:
+    """The count with three digits and the largest unit that keeps it at least 1."""
+    power = 0
+    while count >= step and power < len(units) - 1:
+        count, power = count / step, power + 1
+    return f"{count:.3g} {units[power]}" if count < 1000 else f"{count:.0f} {units[power]}"
+
+
 def console(widest: int, narrowest: int = 60, file: TextIO | None = None) -> Console:
     """A console for tables: as wide as the terminal within these limits, without escape sequences under NO_COLOR."""
     from rich.console import Console

@@ -17,14 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from g3pt.data.records import RecordConfig
-from pipelines.cli.plain_text import duration
+from pipelines.cli.plain_text import duration, with_bytes
 from pipelines.cluster.session import available_cpus
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.plan import Plan, make_plan
 from pipelines.preprocess.shards import map_here
 from pipelines.preprocess.sources import Listing
-
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +81,3 @@ def cost_lines(config: PreprocessConfig, plan: Plan, measured: Probe | None) -> 
         f"{with_bytes(stored * count)}; {duration(hours * 3600 / workers)} with {workers} such CPUs, downloads aside"
     )
     return lines
-
-
-def with_bytes(count: float) -> str:
-    """1073741824 as 1 GiB."""
-    power = min(int(math.log(count, 1024)), len(UNITS) - 1) if count >= 1 else 0
-    return f"{count / 1024**power:.3g} {UNITS[power]}"

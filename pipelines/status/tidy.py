@@ -5,7 +5,7 @@ and studies that have ended, and temporary files of killed processes. With --ray
 (logs, sockets, spilled objects) whose processes have ended.
 
 How: the folder is walked like by `jobs/status.py`. Each output's locks are held while its leftovers are listed and
-removed. Outputs at work are skipped and named, and so are the runs of a study at work.
+removed. Outputs at work are skipped and named; the runs of a study at work are skipped with it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import tyro
 
 from g3pt.data.records import shard_name
 from pipelines.cli.errors import UsageError
-from pipelines.cli.plain_text import plain
+from pipelines.cli.plain_text import plain, with_bytes
 from pipelines.runs.locks import LOCK_FILE, Held, is_held, locked, process_lives
 from pipelines.status.inventory import listing, walk
 from pipelines.status.items import Place, activity, note_of
-from pipelines.train.checkpoints import checkpoints
-from pipelines.train.plan import with_bytes
+from pipelines.train.checkpoints import checkpoints, remove
+from pipelines.train.worker import WORKER_LOCK
 
-LOCKS = (LOCK_FILE, ".worker.lock")
+LOCKS = (LOCK_FILE, WORKER_LOCK)
 TEMPORARY = re.compile(r"\..+\.(\d+)(?:\.tmp)?")  # .NAME.PID or .NAME.PID.tmp
 UNFINISHED = re.compile(r"\.(samples|gone)-.+")  # a checkpoint that was being written or removed
 OLD_S = 86400.0  # after which a temporary file belongs to no process, on whatever machine
@@ -110,7 +110,7 @@ def _each(place: Place, root: Path, dry_run: bool) -> Iterator[tuple[int, int]]:
             yield len(found.paths), size
             if not dry_run:
                 for path in found.paths:
-                    _remove(path)
+                    remove(path)
 
 
 @contextlib.contextmanager
@@ -259,18 +259,6 @@ def _stat(path: Path) -> os.stat_result | None:
         return path.lstat()
     except OSError:
         return None
-
-
-def _remove(path: Path) -> None:
-    """Delete a file, a link or a folder. A folder of a checkpoint gets a name first under which nobody reads it."""
-    if not path.is_dir() or path.is_symlink():
-        path.unlink(missing_ok=True)
-        return
-    gone = path.with_name(f".gone-{path.name.removeprefix('.gone-')}")
-    if gone != path:
-        shutil.rmtree(gone, ignore_errors=True)
-        path.rename(gone)
-    shutil.rmtree(gone)
 
 
 def _shown(path: Path, root: Path) -> str:

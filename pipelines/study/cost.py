@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.cli.errors import UsageError, bad_input
+from pipelines.cli.plain_text import with_bytes, with_flop
 from pipelines.cluster.session import available_cpus
 from pipelines.study.config import SweepFlags
 from pipelines.study.placement import Placement, makespan, placements
@@ -23,7 +24,7 @@ from pipelines.train.costs import short
 from pipelines.train.counts import car_operations, count_car
 from pipelines.train.devices import LAUNCH_S, Devices, devices_named
 from pipelines.train.memory import AUTO, GIB, gpu_bytes, tokenizer_parameters, trained_parameters
-from pipelines.train.plan import STATE_BYTES, with_bytes, with_flop
+from pipelines.train.plan import STATE_BYTES
 from pipelines.train.worker import Speed as RunSpeed
 
 SIZE_HEADS = (

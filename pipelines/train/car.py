@@ -26,7 +26,7 @@ from g3pt.models.encoders import EXPORTED, NONE, SMALL, SMALL_IMAGE, SMALL_TEXT,
 from g3pt.models.features import StoredFeatures
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.exports import export_hash
-from g3pt.training.parallel import Shared, joined
+from g3pt.training.sharing import Shared, joined
 from g3pt.training.step_records import read_scalars
 from pipelines.derive import tokens
 from pipelines.train import car_batches, trained_on

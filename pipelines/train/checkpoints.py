@@ -56,7 +56,7 @@ def save_checkpoint(
         write_whole(temporary, state)
     if rank == 0:
         _sync_folder(temporary)
-        _remove(target)  # an unreadable one that was skipped
+        remove(target)  # an unreadable one that was skipped
         temporary.rename(target)
         _sync_folder(folder)
         keep_newest(folder, num_to_keep, kept)
@@ -67,7 +67,7 @@ def keep_newest(folder: Path, num_to_keep: int, kept: Container[int] = ()) -> No
     """Delete older checkpoints, without those at the samples `kept`."""
     for old in checkpoints(folder)[num_to_keep:]:
         if samples_of(old) not in kept:
-            _remove(old)
+            remove(old)
 
 
 def remove_finished(run_dir: Path, kept: Container[int] = ()) -> None:
@@ -81,7 +81,7 @@ def remove_finished(run_dir: Path, kept: Container[int] = ()) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Delete what a killed worker left unfinished. Only for the holder of the run's lock."""
     for left in [*folder.glob(".samples-*"), *folder.glob(".gone-*")]:
-        _remove(left)
+        remove(left)
 
 
 def agreed_checkpoint(folder: Path, rank: int, world_size: int, device: Any = "cpu") -> dict[str, Any] | None:
@@ -177,12 +177,12 @@ def samples_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
-def _remove(path: Path) -> None:
-    """Delete a file or folder.
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder.
 
     A folder is renamed first, so that a partly deleted one is not taken for a checkpoint.
     """
-    if not path.is_dir():
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
     gone = path.with_name(f".gone-{path.name.removeprefix('.gone-')}")

@@ -17,7 +17,7 @@ from g3pt.data.selection import Selection
 from g3pt.data.streaming import Reading, training_objects
 from g3pt.models.diagnostics import EVAL_BATCH, diagnose, validation_loss
 from g3pt.models.tokenizer import CVQ
-from g3pt.training.parallel import Shared
+from g3pt.training.sharing import Shared
 from pipelines.train import trained_on
 from pipelines.train.feed import FEED, Feed, fed
 from pipelines.train.node_cache import node_cache

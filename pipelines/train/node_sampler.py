@@ -21,7 +21,8 @@ from pipelines.tracking.client import best_effort
 
 SAMPLE_S = 10.0
 SAMPLES = 3  # readings per record
-MEGABYTE, WHAT = 1e6, "sampling this node"
+MEGABYTE = 1e6
+WHAT = "sampling this node"  # in a warning
 
 
 class NodeSampler(Periodic):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from g3pt.training import flops
+from pipelines.cli.plain_text import with_bytes, with_flop
 from pipelines.train.costs import cost_line, planned_for
 from pipelines.train.counts import car_operations, count_car, count_cvq, meta_car
 from pipelines.train.memory import GIB, MARGIN, gpu_bytes, needs, plan_step, trained_parameters, workers_of
@@ -212,21 +213,3 @@ def _memory_line(model: Any, train: Any, flags: Any, codec: Any, encoders: bool 
         f"memory of a worker: {with_bytes(memory.total)} ({parts} of {flags.micro_batch} objects at once; "
         f"{flags.parallel})"
     )
-
-
-def with_flop(count: float) -> str:
-    """1070000000 as 1.07 GFLOP."""
-    return with_unit(count, 1000, ["FLOP", *(f"{letter}FLOP" for letter in "kMGTPEZ")])
-
-
-def with_bytes(count: float) -> str:
-    """1073741824 as 1 GiB."""
-    return with_unit(count, 1024, ["B", *(f"{letter}iB" for letter in "KMGT")])
-
-
-def with_unit(count: float, step: int, units: list[str]) -> str:
-    """The count with three digits and the largest unit that keeps it at least 1."""
-    power = 0
-    while count >= step and power < len(units) - 1:
-        count, power = count / step, power + 1
-    return f"{count:.3g} {units[power]}" if count < 1000 else f"{count:.0f} {units[power]}"

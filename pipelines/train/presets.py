@@ -57,9 +57,9 @@ def row(name: str, codec: Any) -> tuple[str, ...]:
     """One preset's cells."""
     from g3pt.training import flops
     from g3pt.training.memory import training_memory
+    from pipelines.cli.plain_text import with_bytes, with_flop, with_unit
     from pipelines.train.counts import meta_car
     from pipelines.train.memory import frozen_parameters
-    from pipelines.train.plan import with_bytes, with_flop, with_unit
 
     model, _ = CAR_PRESETS[name]
     car = meta_car(model, codec)
@@ -79,8 +79,8 @@ def row(name: str, codec: Any) -> tuple[str, ...]:
 
 def step(name: str, codec: Any) -> tuple[str, ...]:
     """What a training step of one preset adds to its fixed memory, without and with recomputed layers."""
+    from pipelines.cli.plain_text import with_bytes
     from pipelines.train.memory import needs
-    from pipelines.train.plan import with_bytes
 
     model, train = CAR_PRESETS[name]
     both = (dataclasses.replace(model, checkpoint_layers=recompute) for recompute in (False, True))

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from g3pt.data import records
+from pipelines.cli.plain_text import with_bytes
 from pipelines.preprocess import shards
 from pipelines.preprocess.config import PreprocessConfig
-from pipelines.preprocess.cost import Probe, cost_lines, row_bytes, with_bytes
+from pipelines.preprocess.cost import Probe, cost_lines, row_bytes
 from pipelines.preprocess.job import preprocess
 from pipelines.preprocess.plan import make_plan
 from pipelines.preprocess.sources import Listing

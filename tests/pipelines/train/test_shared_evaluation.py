@@ -16,7 +16,7 @@ from g3pt.models import diagnostics
 from g3pt.models.diagnostics import diagnose, validation_loss
 from g3pt.models.tokenizer import CVQ
 from g3pt.training.fit import evaluates_in_bf16
-from g3pt.training.parallel import Shared, joined
+from g3pt.training.sharing import Shared, joined
 from pipelines.runs.identity import RunSpec
 from pipelines.train import car
 from pipelines.train.object_losses import read_object_losses, write_object_losses
@@ -90,8 +90,8 @@ def test_a_tokenizer_s_diagnostics_are_those_of_one_process(
 
 
 def test_objects_are_divided_so_that_each_worker_has_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("g3pt.training.parallel.num_workers", lambda: 64)
-    monkeypatch.setattr("g3pt.training.parallel.dist.get_rank", lambda: 3)
+    monkeypatch.setattr("g3pt.training.sharing.num_workers", lambda: 64)
+    monkeypatch.setattr("g3pt.training.sharing.dist.get_rank", lambda: 3)
     assert [Shared.everywhere(count, 32).size for count in (256, 4096, 0)] == [4, 32, 1]
     share = Shared.between_workers(4096, 32)
     assert share.held == (3, 67) and share.objects() == [*range(96, 128), *range(2144, 2176)]
@@ -99,7 +99,7 @@ def test_objects_are_divided_so_that_each_worker_has_a_part(monkeypatch: pytest.
     last = Shared.between_workers(70, 32)  # parts of 2: worker 3 has one
     assert last.objects() == [6, 7] and Shared.between_workers(3, 32).objects() == [2], "a part that it forgets"
     assert Shared.between_workers(3, 32).in_turn(lambda part: part) == {} == Shared.between_workers(0, 32).in_turn(int)
-    monkeypatch.setattr("g3pt.training.parallel.num_workers", lambda: 1)
+    monkeypatch.setattr("g3pt.training.sharing.num_workers", lambda: 1)
     whole = Shared.between_workers(70, 32)
     assert whole.size == 32 and joined(whole.in_turn(lambda part: len(whole.rows(part)))) == [32, 32, 6]
 
