@@ -43,6 +43,9 @@ def publish(flags: PublishFlags) -> str:
     names a path of this machine.
     """
     study, output = Path(flags.study), Path(flags.output)
+    for file in (study / "study.json", output / PLAN):
+        if not file.is_file():
+            raise UsageError(f"{file} is missing: give the folder of a study, and as --output one with its {PLAN}")
     check_plan(study, output)
     command = f"python jobs/scaling_sweep.py --plan {output.parent.name}/{output.name}/{PLAN}"
     tables = {name: study / name for name in POINTS if (study / name).is_file()}

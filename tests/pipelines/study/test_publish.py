@@ -147,6 +147,14 @@ def test_a_path_of_this_machine_is_not_published(sealed: Path, folder: Path, tmp
     assert [path.name for path in folder.iterdir()] == ["study.toml"]
 
 
+@pytest.mark.parametrize("missing", ["study.json", "study.toml"])
+def test_a_missing_plan_is_named(sealed: Path, folder: Path, tmp_path: Path, missing: str) -> None:
+    study = shutil.copytree(sealed, tmp_path / "law")
+    next(file for file in (study / missing, folder / missing) if file.exists()).unlink()
+    with pytest.raises(UsageError, match=f"{missing} is missing: give the folder of a study"):
+        publish(PublishFlags(study=str(study), output=str(folder)))
+
+
 def test_a_study_without_points_has_nothing_to_publish(sealed: Path, folder: Path, tmp_path: Path) -> None:
     study = shutil.copytree(sealed, tmp_path / "law")
     (study / "points.csv").unlink()
