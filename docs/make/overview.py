@@ -163,8 +163,8 @@ def system() -> Iterator[str]:
     )
     stages = (
         ("preprocess", "meshes to Parquet shards", "Ray Data"), ("train", "CVQ, then CAR", "Ray Train"),
-        ("scaling sweep", "sizes, and a power law", "Ray Tune"), ("generate", "prompts to .glb files", "Ray Data"),
-        ("evaluate", "metrics with intervals", "Ray Data"),
+        ("scaling sweep", "sizes, and a power law", "Ray Tune"), ("generate", "prompts to .glb files", "Ray actors"),
+        ("evaluate", "metrics with intervals", "Ray actors"),
     )  # fmt: skip
     width = 176
     for number, (name, what, library) in enumerate(stages):

@@ -280,13 +280,13 @@ def sweep_sizes(demo: Demo) -> str | None:
 
 
 STAGES: tuple[tuple[str, Callable[[Demo], str | None]], ...] = (
-    ("generate meshes with the released weights (Ray Data)", generate_released),
+    ("generate meshes with the released weights (Ray actors)", generate_released),
     ("shapes to Parquet (Ray Data)", make_shapes),
     ("train the tokenizer CVQ (Ray Train)", train_tokenizer),
     ("evaluate the tokenizer", evaluate_tokenizer),
-    ("encode tokens (Ray Data)", encode_tokens),
+    ("encode tokens (Ray actors)", encode_tokens),
     ("train the generator CAR (Ray Train)", train_generator),
-    ("generate meshes (Ray Data)", generate_meshes),
+    ("generate meshes (Ray actors)", generate_meshes),
     ("evaluate the generator", evaluate_generator),
     ("sweep sizes and fit (Ray Tune)", sweep_sizes),
 )
